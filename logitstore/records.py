@@ -1,0 +1,117 @@
+"""What a store holds of one sequence: the arrays of its supervised tokens, and its text.
+
+A record describes the distribution that predicted its token: record t holds token t, its place in
+the text, and the teacher's distribution given everything before t. No reader ever shifts by one.
+
+Shape legend: n = records (supervised tokens) of the sequence, m = entries of all its records,
+T = extra temperatures, d = draws of all its records.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+#: The id in a padding slot of :meth:`TokenRecords.padded`; no vocabulary reaches it.
+PADDING_ID = 0xFFFF_FFFF
+
+
+class Segment(NamedTuple):
+    """A stretch of a row's text, either context or trained on."""
+
+    text: str
+    supervised: bool
+    role: str | None = None
+
+
+class SequenceText(NamedTuple):
+    """The text of one sequence, and where it comes from.
+
+    Attributes:
+        row: Index of the dataset row.
+        part: 0, or the number of the window when a long row was split.
+        status: ``ok``, or why the row has fewer records than text (``empty``, ``truncated``, …).
+        segments: The text, in order. Together the supervised ones are what the records cover.
+        supervised_start: Bytes of the row's supervised text that lie before this part's.
+        messages: The original conversation as JSON, where the row was one.
+    """
+
+    row: int
+    part: int
+    status: str
+    segments: tuple[Segment, ...]
+    supervised_start: int = 0
+    messages: str | None = None
+
+    @property
+    def supervised_bytes(self) -> bytes:
+        """The UTF-8 bytes that `byte_starts` counts in (less `supervised_start`)."""
+        return "".join(s.text for s in self.segments if s.supervised).encode()
+
+
+class PaddedEntries(NamedTuple):
+    """Entries as rectangles. A slot beyond a record's count is masked, never a valid id."""
+
+    ids: npt.NDArray[np.uint32] | None  # (n, K), PADDING_ID where masked; None: captured without
+    logprobs: npt.NDArray[np.float32]  # (n, K), most probable first, -inf where masked
+    mask: npt.NDArray[np.bool_]  # (n, K), True where there is an entry
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecords:
+    """The records of one sequence, decoded: float32 log-probabilities in nats, head + tail = 1.
+
+    Attributes:
+        token_ids: (n,) uint32, the teacher's tokens.
+        byte_starts: (n,) int64, bytes of the row's supervised UTF-8 text before the token.
+        byte_lengths: (n,) int64; 0 for EOS-like tokens.
+        token_logprob: (n,) float32, log p of the token itself; -inf where the teacher excluded it.
+        entry_count: (n,) int64, entries kept of each record.
+        entry_ids: (m,) uint32 flat, or None in a store captured without ids.
+        entry_logprobs: (m,) float32 flat, over the full vocabulary, at temperature 1.
+        tail_logmass: (n,) float32, log of the probability outside the entries; -inf for none.
+        entropy: (n,) float32 of the full distribution, nats.
+        lognorm: (n, T) float32, log sum_v p_v^(1/temperature), or None.
+        logit_std: (n,) float32, standard deviation of the full logit row, or None.
+        lognorm_std: (n,) float32, `lognorm` at temperature logit_std + 1e-4, or None.
+        sample_ids: (d,) uint32 flat, distinct draws from the tail, or None.
+        sample_counts: (d,) uint8, how often each was drawn, or None.
+        sample_count: (n,) int64, distinct draws of each record, or None.
+    """
+
+    token_ids: npt.NDArray[np.uint32]
+    byte_starts: npt.NDArray[np.int64]
+    byte_lengths: npt.NDArray[np.int64]
+    token_logprob: npt.NDArray[np.float32]
+    entry_count: npt.NDArray[np.int64]
+    entry_ids: npt.NDArray[np.uint32] | None
+    entry_logprobs: npt.NDArray[np.float32]
+    tail_logmass: npt.NDArray[np.float32]
+    entropy: npt.NDArray[np.float32]
+    lognorm: npt.NDArray[np.float32] | None = None
+    logit_std: npt.NDArray[np.float32] | None = None
+    lognorm_std: npt.NDArray[np.float32] | None = None
+    sample_ids: npt.NDArray[np.uint32] | None = None
+    sample_counts: npt.NDArray[np.uint8] | None = None
+    sample_count: npt.NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    def padded(self, k: int | None = None) -> PaddedEntries:
+        """Entries as (n, K) arrays; K is `k`, or the largest count of this sequence.
+
+        A `k` below a record's count drops its least probable entries: the caller owns their mass.
+        """
+        width = int(self.entry_count.max(initial=0)) if k is None else k
+        mask = np.arange(width) < self.entry_count[:, None]
+        starts = np.cumsum(self.entry_count) - self.entry_count
+        source = (starts[:, None] + np.arange(width))[mask]
+        logprobs = np.full(mask.shape, -np.inf, np.float32)
+        logprobs[mask] = self.entry_logprobs[source]
+        ids = None
+        if self.entry_ids is not None:
+            ids = np.full(mask.shape, PADDING_ID, np.uint32)
+            ids[mask] = self.entry_ids[source]
+        return PaddedEntries(ids, logprobs, mask)
