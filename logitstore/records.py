@@ -77,7 +77,7 @@ class TokenRecords:
         lognorm_std: (n,) float32, `lognorm` at temperature logit_std + 1e-4, or None.
         sample_ids: (d,) uint32 flat, distinct draws from the tail, or None.
         sample_counts: (d,) uint8, how often each was drawn, or None.
-        sample_count: (n,) int64, distinct draws of each record, or None.
+        draw_count: (n,) int64, distinct draws of each record, or None.
     """
 
     token_ids: npt.NDArray[np.uint32]
@@ -94,7 +94,7 @@ class TokenRecords:
     lognorm_std: npt.NDArray[np.float32] | None = None
     sample_ids: npt.NDArray[np.uint32] | None = None
     sample_counts: npt.NDArray[np.uint8] | None = None
-    sample_count: npt.NDArray[np.int64] | None = None
+    draw_count: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
