@@ -1,0 +1,323 @@
+"""Tiny tokenizers, models and texts, trained here in milliseconds: what every test stands on.
+
+The same arguments give the same bytes in every process, whatever the hash seed or the number of
+threads. The trainers of `tokenizers` do not hold that by themselves: they keep words and characters
+in hash maps with a fresh random state in each process.
+
+* Unigram sums float expectations in that order (other last bits, other ties) and hands characters
+  that EM has dropped their scores in it. Neither sorted input nor one thread helps, so
+  :func:`unigram_pieces` finds the pieces itself, from integer counts that no order can change.
+* BPE is exact but for `limit_alphabet`, which cuts ties between equally rare characters at random:
+  rare characters are taken out of the text instead.
+* WordPiece numbers its `##x` characters in that order, and breaks ties by number: they are handed
+  to it as special tokens, sorted, and lose that role again after training.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM, PreTrainedModel
+
+_SUBJECTS = (
+    "the teacher", "a small student", "the old river", "my sister", "every token", "a quiet store",
+)  # fmt: skip
+_VERBS = ("reads", "writes", "counts", "remembers", "forgets", "measures")
+_OBJECTS = (
+    "the long page twice.", "what it has seen before", "12 of 345 bytes, then stops!", "nothing",
+    "a letter to the sea\nand another one", "the sum of the parts",
+)  # fmt: skip
+_WORLD = (
+    "Größe und Maß: über den Flüssen wird es kühl, sagt der Bär.",
+    "L'été dernier, où étiez-vous ? À Montréal, peut-être.",
+    "Привет, мир! Учитель читает, ученик пишет.",
+    "学生は先生の本を読みます。東京は今日も雨です。",
+    "今天天气很好，我们去看书。老师写，学生读。",  # noqa: RUF001
+    "안녕하세요, 선생님. 학생이 책을 읽습니다.",
+    "مرحبا بالعالم، المعلم يقرأ والطالب يكتب.",
+    "नमस्ते दुनिया, शिक्षक पढ़ता है।",
+    "emoji: 🙂🙃 👍🏽 👩‍👩‍👧‍👦 🏳️‍🌈 🇫🇷, then text 🙂",
+    "combining: e\u0301 a\u0308 o\u0302\u0323 against é ä ộ",
+    "x = [i ** 2 for i in range(10)]\n\tif x:\n\t\treturn  x\n",
+    "  two  spaces, a tab\there, and a line\r\nbreak  ",
+)
+
+
+def corpus() -> list[str]:
+    """48 short documents: English, other scripts, emoji, combining marks, code, white space."""
+    english = [
+        f"{subject} {verb} {thing}".capitalize()
+        for i, subject in enumerate(_SUBJECTS)
+        for verb, thing in zip(_VERBS, _OBJECTS[i:] + _OBJECTS[:i], strict=True)
+    ]
+    return [*english, *_WORLD]
+
+
+def byte_bpe(vocab_size: int = 300, bos: bool = False) -> PreTrainedTokenizerFast:
+    """Byte-level BPE, as GPT-2 and Llama 3 have it; `vocab_size` counts everything.
+
+    Args:
+        vocab_size: At least 258: the bytes, `<|endoftext|>` and `<|begin|>`.
+        bos: Whether every sequence begins with `<|begin|>`.
+    """
+    return _fresh(_byte_bpe_json(vocab_size, bos), bos="<|begin|>" if bos else None)
+
+
+def unigram(vocab_size: int = 200, bos: bool = True) -> PreTrainedTokenizerFast:
+    """Unigram behind a Metaspace, as SentencePiece makes it, with byte fallback.
+
+    Args:
+        vocab_size: Learned pieces. `<unk>`, `<s>`, `</s>` and 256 bytes come on top.
+        bos: Whether every sequence begins with `<s>`.
+    """
+    return _fresh(_unigram_json(vocab_size, bos), bos="<s>", eos="</s>", unk="<unk>")
+
+
+def sp_bpe(vocab_size: int = 600, bos: bool = True) -> PreTrainedTokenizerFast:
+    """BPE with byte fallback whose normaliser writes spaces as `▁`, as in Llama 2 and Gemma.
+
+    Args:
+        vocab_size: Everything: the bytes and three special tokens take 259.
+        bos: Whether every sequence begins with `<s>`.
+    """
+    return _fresh(_sp_bpe_json(vocab_size, bos), bos="<s>", eos="</s>", unk="<unk>")
+
+
+def wordpiece(vocab_size: int = 400, lowercase: bool = True) -> PreTrainedTokenizerFast:
+    """WordPiece as BERT has it, `[CLS] … [SEP]` around the text; drops white space.
+
+    Args:
+        vocab_size: Everything, with the five special tokens.
+        lowercase: Whether the normaliser lower-cases and strips accents.
+    """
+    return _fresh(
+        _wordpiece_json(vocab_size, lowercase), eos="[SEP]", unk="[UNK]", pad="[PAD]", cls="[CLS]"
+    )
+
+
+def unigram_pieces(words: Mapping[str, int], size: int) -> list[tuple[str, float]]:
+    """`size` pieces and their log-probabilities, the same for the same counts of words.
+
+    Viterbi training with integer counts: start from frequent substrings, count how often each is
+    used in the best segmentations, drop the fifth whose loss costs the corpus least, repeat.
+
+    Args:
+        words: Word (as the pre-tokenizer cuts them) -> how often it occurs.
+        size: Pieces to keep. Characters that occur twice or more are always among them, even
+            unused: without them, text that has them could not be written.
+    """
+    counts = _frequent_substrings(words, 20 * size)
+    while True:
+        counts, scores = _recount(words, counts)
+        if len(counts) <= size:
+            return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+        learned = [piece for piece in counts if len(piece) > 1]
+        learned.sort(key=lambda p: (-counts[p] * (scores[p] - _best_split(p, scores)), p))
+        room = max(size - (len(counts) - len(learned)), 0)
+        kept = set(learned[: max(room, len(learned) * 4 // 5)])
+        counts = {piece: n for piece, n in counts.items() if len(piece) == 1 or piece in kept}
+
+
+def llama(vocab_size: int, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+    """A Llama of width 32 with 2 layers, in float32 and evaluation mode.
+
+    The weights are ten times as large as usual, so that its distributions are far from uniform and
+    differ from position to position: an untrained model hides errors of place.
+
+    Args:
+        vocab_size: Rows of the embeddings.
+        seed: Of the weights. The global generator is left as it was.
+        **overrides: Any other field of `LlamaConfig`.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(settings | overrides)))
+    return model.eval()
+
+
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Writes what `AutoModelForCausalLM` and `AutoTokenizer` load; returns `folder`."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _fresh(serialised: str, **roles: str | None) -> PreTrainedTokenizerFast:
+    """A new object every time (tokenizers are mutable), from what was trained once."""
+    names = {f"{role}_token": token for role, token in roles.items() if token is not None}
+    names.setdefault("eos_token", "<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(serialised), **names)
+
+
+@cache
+def _byte_bpe_json(vocab_size: int, bos: bool) -> str:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>", "<|begin|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.post_processor = _prefix("<|begin|>", 1) if bos else processors.ByteLevel()
+    return tokenizer.to_str()
+
+
+@cache
+def _unigram_json(vocab_size: int, bos: bool) -> str:
+    metaspace = pre_tokenizers.Metaspace()
+    words = Counter(word for text in corpus() for word, _ in metaspace.pre_tokenize_str(text))
+    special = [(token, 0.0) for token in ("<unk>", "<s>", "</s>")]
+    pieces = [*special, *_byte_pieces(), *unigram_pieces(words, vocab_size)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    tokenizer.pre_tokenizer = metaspace
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.ByteFallback(), decoders.Metaspace(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens([token for token, _ in special])
+    if bos:
+        tokenizer.post_processor = _prefix("<s>", 1)
+    return tokenizer.to_str()
+
+
+@cache
+def _sp_bpe_json(vocab_size: int, bos: bool) -> str:
+    special = ["<unk>", "<s>", "</s>"]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # while it learns: no piece spans words
+    tokenizer.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special + [token for token, _ in _byte_pieces()],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_without_rare_characters(corpus()), trainer)
+    tokenizer.pre_tokenizer = None
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    if bos:
+        tokenizer.post_processor = _prefix("<s>", 1)
+    return _with_special_only(tokenizer, special)
+
+
+@cache
+def _wordpiece_json(vocab_size: int, lowercase: bool) -> str:
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    characters = sorted({c for text in corpus() for c in tokenizer.normalizer.normalize_str(text)})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special + [f"##{c}" for c in characters if not c.isspace()],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return _with_special_only(tokenizer, special)
+
+
+def _prefix(token: str, token_id: int) -> processors.TemplateProcessing:
+    return processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, token_id)])
+
+
+def _byte_pieces() -> list[tuple[str, float]]:
+    """`<0x00>` … `<0xFF>`; a fallback is never part of a segmentation, so its score is idle."""
+    return [(f"<0x{byte:02X}>", -100.0) for byte in range(256)]
+
+
+def _with_special_only(tokenizer: Tokenizer, special: list[str]) -> str:
+    """Serialised with only `special` as added tokens: others are pieces, not matched in text."""
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in special]
+    return json.dumps(content)
+
+
+def _without_rare_characters(texts: list[str]) -> list[str]:
+    """The texts without characters that occur once: those are left to byte fallback."""
+    counts = Counter(c for text in texts for c in text)
+    return ["".join(c for c in text if counts[c] > 1) for text in texts]
+
+
+def _frequent_substrings(words: Mapping[str, int], limit: int) -> dict[str, int]:
+    """Characters that occur twice or more, and substrings (2 to 8) that cover the most text."""
+    counts: Counter[str] = Counter()
+    for word, n in words.items():
+        for start in range(len(word)):
+            for stop in range(start + 1, min(start + 8, len(word)) + 1):
+                counts[word[start:stop]] += n
+    often = {piece: n for piece, n in counts.items() if n > 1}
+    ranked = sorted(often, key=lambda p: (len(p) > 1, -often[p] * len(p), p))
+    return {piece: often[piece] for piece in ranked[:limit]}
+
+
+def _recount(
+    words: Mapping[str, int], counts: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, float]]:
+    """How often the best segmentation of `words` uses each piece, and log-probabilities of that."""
+    total = sum(counts.values())
+    scores = {piece: math.log(n / total) for piece, n in counts.items()}
+    model = models.Unigram([("<unk>", 0.0), *sorted(scores.items())], unk_id=0)
+    used: Counter[str] = Counter()
+    for word, n in words.items():
+        for token in model.tokenize(word):
+            used[token.value] += n
+    kept = {piece: max(used[piece], 1) for piece in counts}
+    total = sum(kept.values())
+    return kept, {piece: math.log(n / total) for piece, n in kept.items()}
+
+
+def _best_split(piece: str, scores: Mapping[str, float]) -> float:
+    """Log-probability of the best way to write `piece` with shorter ones."""
+    best = [0.0, *[-math.inf] * len(piece)]
+    for stop in range(1, len(piece) + 1):
+        for start in range(stop):
+            if (start, stop) != (0, len(piece)) and piece[start:stop] in scores:
+                best[stop] = max(best[stop], best[start] + scores[piece[start:stop]])
+    return best[-1]
