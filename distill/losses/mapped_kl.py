@@ -1,0 +1,58 @@
+"""Forward KL to a teacher whose entries were sent to student tokens.
+
+A map of the vocabularies sends each of the teacher's stored tokens v to the student token f(v) that
+begins its bytes; t(x) is the sum of q(v) over f(v) = x. All else, the tail and whatever the map has
+no place for, is one bucket, here `rest`. The student's rest is its mass outside the same ids:
+
+    loss = sum_{x: t(x) > 0} t(x) (log t(x) - log p(x))  +  t_rest (log t_rest - log p_rest)
+
+Both sides sum to one over these buckets and nothing is renormalised, so the loss is a KL divergence
+over them: never negative, zero exactly when they agree, and never above the KL of finer buckets.
+The student's rest must come as a logsumexp over the other tokens: 1 - sum(p) cancels to noise
+exactly where the student is good.
+
+Refs: arXiv:2512.14954, arXiv:2605.21699, arXiv:2610.08448 (byte-prefix maps and strict positions).
+Shape legend: N = positions, K = largest count of mapped ids.
+"""
+
+import torch
+from torch import Tensor
+
+
+def mapped_kl(
+    student_logprobs_NK: Tensor,
+    student_rest_N: Tensor,
+    target_logmass_NK: Tensor,
+    target_rest_N: Tensor,
+) -> Tensor:
+    """Loss per position in nats. Arithmetic is float32, or float64 if anything given is.
+
+    A student whose every token is among the ids has no rest (-inf): what the teacher put there can
+    be answered by no student, so that term is dropped. What is left has its minimum where p is
+    proportional to t, and its value can then be below zero, by at most 1/e.
+
+    Args:
+        student_logprobs_NK: The student's log-probabilities at the mapped ids; anything in padding.
+        student_rest_N: Log of the student's mass outside the ids; -inf for none.
+        target_logmass_NK: Log of the teacher's mass sent to each id; -inf marks a padding slot.
+        target_rest_N: Log of the teacher's mass sent to none; -inf for none.
+
+    Returns:
+        (N,) loss. A row without any target mass is 0, with zero gradient.
+    """
+    dtype = torch.promote_types(student_logprobs_NK.dtype, target_logmass_NK.dtype)
+    dtype = torch.promote_types(dtype, torch.float32)
+    student_NK, target_NK = student_logprobs_NK.to(dtype), target_logmass_NK.to(dtype)
+    rest_N, target_rest_N = student_rest_N.to(dtype), target_rest_N.to(dtype)
+
+    is_target_NK = target_NK > -torch.inf
+    is_rest_N = (target_rest_N > -torch.inf) & (rest_N > -torch.inf)
+    return _term(target_NK, student_NK, is_target_NK).sum(-1) + _term(
+        target_rest_N, rest_N, is_rest_N
+    )
+
+
+def _term(target: Tensor, student: Tensor, is_real: Tensor) -> Tensor:
+    # Masked before the arithmetic: 0 * (-inf - -inf) is NaN, in value and in gradient.
+    target, student = (x.masked_fill(~is_real, 0) for x in (target, student))
+    return torch.where(is_real, target.exp() * (target - student), 0)
