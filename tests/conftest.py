@@ -1,0 +1,24 @@
+"""What every test stands on: no network, one thread, the user's own caches untouched.
+
+Hypothesis has two profiles. `ci` repeats the same cases; `HYPOTHESIS_PROFILE=nightly` looks for
+new ones.
+"""
+
+import os
+import tempfile
+
+from hypothesis import settings
+
+# Read when torch, tokenizers and the hub's client are imported, so set before any test is.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ |= {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": _HF_HOME.name,
+}
+
+settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)
+settings.register_profile("nightly", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

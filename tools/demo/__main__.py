@@ -1,0 +1,150 @@
+"""The demo, top to bottom. `bash tools/demo.sh` runs it, after its own set-up."""
+
+import json
+import platform
+import shutil
+import signal
+import sys
+import time
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tools.demo.commands import CommandError, Commands
+from tools.demo.corpus import Corpus, load_corpus, write_jsonl
+from tools.demo.settings import FULL, QUICK, Settings, cores
+from tools.demo.students import evaluate_command, put_back, teacher_away, train_all
+from tools.demo.table import table
+
+QuickOpt = Annotated[
+    bool, typer.Option("--quick", help="Tiny sizes: shows that every step works, learns nothing.")
+]
+OutOpt = Annotated[Path, typer.Option(help="Folder for everything it makes.")]
+
+
+def main(quick: QuickOpt = False, out: OutOpt = Path("build/demo")) -> None:
+    """Teacher pass, store, students trained four ways, on real text; one table in the end."""
+    # As Ctrl-C does: a demo that is told to end puts the teacher back first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        results = run_demo(out, QUICK if quick else FULL)
+    except CommandError as error:
+        typer.echo(f"error: {error}\nRun the demo again to go on from here.", err=True)
+        raise typer.Exit(1) from None
+    typer.echo(f"\n{table(results)}\n\nAll of it is in {out / 'results.json'}.")
+
+
+def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
+    """Everything, in order; returns what `results.json` holds.
+
+    An interrupted run is taken up where it stopped; a finished one is made anew.
+    """
+    started = time.monotonic()
+    prepare(out, settings)
+    commands = Commands(cache=out.resolve() / "cache")
+    data, teacher, store = out / "data", out / "teacher", out / "store"
+
+    # 1. Real text, split by document.
+    corpus = load_corpus(
+        teacher_bytes=settings.teacher_bytes,
+        student_bytes=settings.student_bytes,
+        heldout_bytes=settings.heldout_bytes,
+    )
+    write_jsonl(data / "student.jsonl", corpus.student)
+    write_jsonl(data / "heldout.jsonl", corpus.heldout)
+
+    # 2. What a user has already: a teacher, and a student with another kind of tokenizer.
+    make_models(out, settings, corpus)
+
+    # 3. The teacher pass: once, whatever the number of students.
+    commands.run(capture_command(out, settings), threads=cores())
+    commands.run(["logitstore", "verify", str(store)], threads=cores())
+    stored = commands.json(["logitstore", "info", str(store), "--json"], threads=1)
+    measured = commands.json(evaluate_command(teacher, out), threads=cores())
+
+    # 4. The students. The teacher is gone: all they have of it is the store.
+    with teacher_away(teacher):
+        runs = train_all(out, settings, commands)
+
+    # 5. What was measured.
+    results = {
+        "runs": runs,
+        "store": stored,
+        "teacher": measured,
+        "settings": describe(settings),
+        "time_s": time.monotonic() - started,
+    }
+    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def prepare(out: Path, settings: Settings) -> None:
+    """Leaves `out` as an interrupted run of the same settings left it, or empty."""
+    mark = out / "settings.json"
+    if out.exists() and any(out.iterdir()) and not mark.exists():
+        raise typer.BadParameter(f"{out} holds something else. Name an empty folder with --out.")
+    put_back(out / "teacher")
+    wanted = describe(settings)
+    if (out / "results.json").exists() or not mark.exists() or _read(mark) != wanted:
+        shutil.rmtree(out, ignore_errors=True)
+        (out / "data").mkdir(parents=True)
+        mark.write_text(json.dumps(wanted, indent=2) + "\n")
+    else:
+        print(f"{out}: taking up the demo that was interrupted here", file=sys.stderr)
+
+
+def make_models(out: Path, settings: Settings, corpus: Corpus) -> None:
+    """Trains the teacher and both tokenizers, unless an interrupted run has done so."""
+    if (out / "init").exists():
+        return
+    from tools.demo import models  # torch and transformers: seconds that a rerun need not spend
+
+    text = _first_bytes(corpus.student + corpus.teacher[::-1], settings.tokenizer_bytes)
+    print("tokenizers: byte-level BPE for the teacher, Unigram for the students", file=sys.stderr)
+    ours = models.byte_bpe(text, settings.teacher.vocabulary)
+    theirs = models.unigram(text, settings.student.vocabulary)
+    model = models.train_teacher(
+        corpus.teacher, ours, settings.teacher, steps=settings.teacher_steps, threads=cores()
+    )
+    models.save(out / "teacher", model, ours)
+    for seed in settings.seeds:
+        student = models.new_model(settings.student, theirs, seed)
+        models.save(out / "init.tmp" / str(seed), student, theirs)
+    (out / "init.tmp").rename(out / "init")  # last, and at once: what `return` above trusts in
+
+
+def capture_command(out: Path, settings: Settings) -> list[str]:
+    """What a user would type to run the teacher over the student's text."""
+    return [
+        *("logitstore", "capture", str(out / "teacher"), str(out / "data" / "student.jsonl")),
+        *("--out", str(out / "store"), "--top-k", str(settings.top_k)),
+    ]
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """Everything that decides what a run makes, as JSON gives it back."""
+    versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
+    versions["python"] = platform.python_version()
+    described: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"versions": versions}))
+    return described
+
+
+def _first_bytes(rows: list[str], wanted_bytes: int) -> list[str]:
+    total, taken = 0, []
+    for row in rows:
+        if total >= wanted_bytes:
+            break
+        taken.append(row)
+        total += len(row.encode())
+    return taken
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,98 @@
+"""Real text that comes with every CPython: the language reference, and the library's own sources.
+
+Three sets, split by document, so that no set holds a part of another's documents:
+
+    teacher    what the teacher is trained on, and both tokenizers
+    student    what is captured, and what the students are trained on
+    heldout    what the students are measured on
+
+The last two are half prose (`pydoc_data.topics`) and half sources. Documents are dealt out in the
+order of a hash of their names: the same for the same CPython, without regard to size or subject.
+"""
+
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from pydoc_data import topics
+from typing import NamedTuple
+
+#: No document gives more than this, so that a set of some 100 kB still has dozens of them.
+DOCUMENT_CHARS = 12_000
+#: Of one dataset row.
+ROW_CHARS = 512
+#: Not texts that anybody wrote as such: tables, tests, and what other people installed.
+LEFT_OUT = {"encodings", "pydoc_data", "lib2to3", "test", "tests", "idle_test"} | {
+    "site-packages",
+    "dist-packages",
+}
+
+
+class Corpus(NamedTuple):
+    """The rows of the three sets; each row is a piece of at most `ROW_CHARS` characters."""
+
+    teacher: list[str]
+    student: list[str]
+    heldout: list[str]
+
+
+def load_corpus(*, teacher_bytes: int, student_bytes: int, heldout_bytes: int) -> Corpus:
+    """The three sets, each of at least so many bytes while there are documents to fill it."""
+    prose, sources = iter(_by_hash(_prose())), iter(_by_hash(_sources()))
+    heldout = [*_take(prose, heldout_bytes // 2), *_take(sources, heldout_bytes // 2)]
+    student = [*_take(prose, student_bytes // 2), *_take(sources, student_bytes // 2)]
+    teacher = [*prose]
+    teacher += _take(sources, teacher_bytes - sum(_size(text) for text in teacher))
+    return Corpus(
+        *([row for text in texts for row in _rows(text)] for texts in (teacher, student, heldout))
+    )
+
+
+def write_jsonl(path: Path, rows: Iterable[str]) -> None:
+    """One `{"text": …}` a line: a dataset as users have it."""
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
+
+
+def _prose() -> Iterator[tuple[str, str]]:
+    for name, text in topics.topics.items():
+        yield f"topics/{name}", text
+
+
+def _sources() -> Iterator[tuple[str, str]]:
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in library.rglob("*.py"):
+        name = path.relative_to(library)
+        if LEFT_OUT.isdisjoint(name.parts):
+            try:
+                yield name.as_posix(), path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue  # a few old modules are written in another encoding
+
+
+def _by_hash(documents: Iterable[tuple[str, str]]) -> list[str]:
+    ordered = sorted(documents, key=lambda document: hashlib.sha256(document[0].encode()).digest())
+    return [text[:DOCUMENT_CHARS] for _, text in ordered if text.strip()]
+
+
+def _take(documents: Iterator[str], wanted_bytes: int) -> list[str]:
+    """The next documents, until they hold `wanted_bytes`."""
+    taken: list[str] = []
+    held_bytes = 0
+    while held_bytes < wanted_bytes and (text := next(documents, None)) is not None:
+        taken.append(text)
+        held_bytes += _size(text)
+    return taken
+
+
+def _size(text: str) -> int:
+    return len(text.encode())
+
+
+def _rows(text: str) -> Iterator[str]:
+    """Pieces of at most `ROW_CHARS` characters that end with a line wherever a line ends."""
+    while text:
+        end = text.rfind("\n", 0, ROW_CHARS) + 1 if len(text) > ROW_CHARS else len(text)
+        piece, text = text[: end or ROW_CHARS], text[end or ROW_CHARS :]
+        if piece.strip():
+            yield piece

@@ -1,0 +1,85 @@
+"""How large the demo is, and who competes in it."""
+
+import os
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """Size of a Llama; its heads are 32 wide."""
+
+    width: int
+    layers: int
+    vocabulary: int
+
+
+class Contender(NamedTuple):
+    """One way to train the student: what `distill train` is told beside what all are told."""
+
+    name: str
+    label: str
+    flags: tuple[str, ...]
+
+
+#: The weights are the papers': 1.5 for ULD (arXiv:2402.12030), and 1 for the mapped KL.
+CONTENDERS = (
+    Contender("ce", "cross-entropy only", ("--loss", "ce")),
+    Contender(
+        "uld_position",
+        "+ 1.5 ULD by position",
+        ("--loss", "uld:1.5", "--pairing", "position"),
+    ),
+    Contender("uld_bytes", "+ 1.5 ULD by bytes", ("--loss", "uld:1.5", "--pairing", "bytes")),
+    Contender("mapped_kl", "+ 1 mapped KL", ("--loss", "mapped_kl:1")),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of everything; equal settings on the same CPython and versions make the same run."""
+
+    teacher: Shape
+    student: Shape
+    teacher_bytes: int
+    tokenizer_bytes: int
+    student_bytes: int
+    heldout_bytes: int
+    teacher_steps: int
+    student_steps: int
+    seeds: tuple[int, ...]
+    top_k: int
+
+
+#: The teacher reads forty times the student's text once: that is what makes it worth asking.
+FULL = Settings(
+    teacher=Shape(width=192, layers=3, vocabulary=4096),
+    student=Shape(width=96, layers=2, vocabulary=2048),
+    teacher_bytes=4_000_000,
+    tokenizer_bytes=600_000,
+    student_bytes=100_000,
+    heldout_bytes=100_000,
+    teacher_steps=400,
+    student_steps=250,
+    seeds=(0, 1),
+    top_k=64,
+)
+
+#: Nothing is learnt here; it shows that every step works.
+QUICK = Settings(
+    teacher=Shape(width=64, layers=1, vocabulary=600),
+    student=Shape(width=32, layers=1, vocabulary=500),
+    teacher_bytes=100_000,
+    tokenizer_bytes=50_000,
+    student_bytes=10_000,
+    heldout_bytes=5_000,
+    teacher_steps=20,
+    student_steps=5,
+    seeds=(0, 1),
+    top_k=16,
+)
+
+
+def cores() -> int:
+    """Cores to use: what this process may have, but models this small gain nothing past 8."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(allowed or 1, 8)

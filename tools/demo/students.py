@@ -1,0 +1,108 @@
+"""Every contender and seed: trained and measured, as many at a time as there are cores.
+
+All get one thread each, so that all are timed under equal conditions.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tools.demo.commands import Commands
+from tools.demo.progress import progress
+from tools.demo.settings import CONTENDERS, Contender, Settings, cores
+
+Run = dict[str, Any]
+
+
+@contextmanager
+def teacher_away(teacher: Path) -> Iterator[None]:
+    """While inside, there is no teacher: what trains now has the store and nothing else."""
+    teacher.rename(_away(teacher))
+    print(f"{teacher} is now {_away(teacher)}: no student can ask it", file=sys.stderr)
+    try:
+        yield
+    finally:
+        put_back(teacher)
+
+
+def put_back(teacher: Path) -> None:
+    """Undoes :func:`teacher_away`, also for a run that was killed inside it."""
+    if _away(teacher).exists():
+        _away(teacher).rename(teacher)
+
+
+def _away(teacher: Path) -> Path:
+    return teacher.with_name(f"{teacher.name}.away")
+
+
+def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
+    """The run objects of all students, in the order of `CONTENDERS`, then seeds.
+
+    A student that an interrupted demo finished is not trained again.
+    """
+    jobs = [(contender, seed) for contender in CONTENDERS for seed in settings.seeds]
+    with ThreadPoolExecutor(max_workers=min(cores(), len(jobs))) as pool:
+        futures = [pool.submit(_student, out, c, seed, settings, commands) for c, seed in jobs]
+        try:
+            _watch(futures)
+            return [future.result() for future in futures]
+        except BaseException:  # Ctrl-C and SIGTERM too: nothing of ours may go on training
+            pool.shutdown(wait=False, cancel_futures=True)
+            commands.close()
+            raise
+
+
+def _watch(futures: "list[Future[Run]]") -> None:
+    """Shows progress until all are done, or raises what the first to fail raised."""
+    waiting = set(futures)
+    with progress("students", total=len(futures), unit="student") as bar:
+        while waiting:
+            done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            for future in done:
+                run = future.result()
+                bar.set_postfix_str(f"{run['name']}-{run['seed']}: {run['bits_per_byte']:.3f}")
+            bar.update(len(done))
+
+
+def _student(
+    out: Path, contender: Contender, seed: int, settings: Settings, commands: Commands
+) -> Run:
+    name = f"{contender.name}-{seed}"
+    folder, log = out / "students" / name, out / "logs" / f"{name}.log"
+    results = folder / "results.json"
+    if results.exists() and "bits_per_byte" in (run := json.loads(results.read_text())):
+        return dict(run)
+    shutil.rmtree(folder, ignore_errors=True)
+    commands.run(train_command(out, contender, seed, settings), threads=1, log=log)
+    run = json.loads(results.read_text()) | {"name": contender.name, "seed": seed}
+    measured = commands.json(evaluate_command(folder, out), threads=1, log=log)
+    run["bits_per_byte"] = measured["bits_per_byte"]
+    results.write_text(json.dumps(run, indent=2) + "\n")
+    return dict(run)
+
+
+def train_command(out: Path, contender: Contender, seed: int, settings: Settings) -> list[str]:
+    """What a user would type to train this student."""
+    return [
+        *("distill", "train"),
+        *("--model_name_or_path", str(out / "init" / str(seed))),
+        *("--store", str(out / "store")),
+        *contender.flags,
+        *("--output_dir", str(out / "students" / f"{contender.name}-{seed}")),
+        *("--max_steps", str(settings.student_steps)),
+        *("--per_device_train_batch_size", "16"),
+        *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
+        *("--seed", str(seed)),
+        *("--save_strategy", "no"),
+    ]
+
+
+def evaluate_command(model: Path, out: Path) -> list[str]:
+    """What a user would type to measure it."""
+    heldout = str(out / "data" / "heldout.jsonl")
+    return ["distill", "evaluate", str(model), heldout, "--metrics", "bits_per_byte", "--json"]

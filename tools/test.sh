@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# The tests, after their own set-up:  bash tools/test.sh [--slow] [any pytest arguments]
+#
+#   bash tools/test.sh                      the suite, the demo at its smallest size included
+#   bash tools/test.sh --slow               also what takes longer than a suite may
+#   bash tools/test.sh tests/test_align.py -k emoji
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash tools/setup.sh
+
+arguments=()
+for argument in "$@"; do
+    # pyproject.toml deselects the slow tests; an empty marker expression selects everything.
+    if [ "$argument" = --slow ]; then arguments+=(-m ""); else arguments+=("$argument"); fi
+done
+exec .venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"}
