@@ -1,0 +1,42 @@
+"""Stores of a teacher's sorted next-token probabilities: write once, train any student from it.
+
+    store = logitstore.open_store("my-store")
+    records = store[0]              # TokenRecords: numpy arrays of one sequence
+    text = store.text(0)            # SequenceText
+
+Importing this package imports neither torch nor transformers; `capture` does, when it is called.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
+from logitstore.spec import Plan, StoreSpec
+from logitstore.store import Fidelity, LogitStore, open_store
+from logitstore.writer import StoreWriter
+
+if TYPE_CHECKING:
+    from logitstore.capture.job import capture
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Fidelity",
+    "LogitStore",
+    "PaddedEntries",
+    "Plan",
+    "Segment",
+    "SequenceText",
+    "StoreSpec",
+    "StoreWriter",
+    "TokenRecords",
+    "__version__",
+    "capture",
+    "open_store",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name == "capture":  # a subpackage that can be called; imported when first asked for
+        return importlib.import_module("logitstore.capture")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

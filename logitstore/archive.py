@@ -1,0 +1,162 @@
+"""The one zip profile a shard uses: written by us, and anything else is refused.
+
+Stored members only, names sorted, 1980 timestamps, no flags, extra fields, descriptors or gaps,
+below 4 GiB; the archive comment is the SHA-256, in hex, of all bytes before the end record. So
+the same members are always the same bytes, and a reader can rebuild every header it expects and
+compare: overlapping, hidden, lying or compressed entries have nowhere to be.
+
+Any zip tool opens the result. Ours reads it through a memory map.
+"""
+
+import hashlib
+import mmap
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from logitstore.errors import CorruptStoreError, InputError
+
+_DOS_1980 = 0x0021 << 16  # date 1980-01-01 in the high half, time 00:00 in the low
+_LOCAL = struct.Struct("<4s3H4s3I2H")
+_CENTRAL = struct.Struct("<4s4H4s3I5H2I")
+_END = struct.Struct("<4s4H2IH")
+_DIGEST_CHARS = 64
+_LIMIT_BYTES = 0xFFFF_FFFF
+_STAMP = struct.pack("<I", _DOS_1980)
+
+Buffer = bytes | bytearray | memoryview
+
+
+def _local_header(name: bytes, crc: int, size: int) -> bytes:
+    return _LOCAL.pack(b"PK\3\4", 10, 0, 0, _STAMP, crc, size, size, len(name), 0) + name
+
+
+def _central_header(name: bytes, crc: int, size: int, offset: int) -> bytes:
+    head = (b"PK\1\2", 10, 10, 0, 0, _STAMP, crc, size, size, len(name), 0, 0, 0, 0, 0, offset)
+    return _CENTRAL.pack(*head) + name
+
+
+def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
+    """The archive's bytes, in pieces; the last piece is the end record with the digest.
+
+    Raises:
+        InputError: The archive would reach 4 GiB.
+    """
+    digest, offset, directory = hashlib.sha256(), 0, b""
+    for name in sorted(members):
+        data, encoded = members[name], name.encode("ascii")
+        crc = zlib.crc32(data)
+        directory += _central_header(encoded, crc, len(data), offset)
+        header = _local_header(encoded, crc, len(data))
+        for piece in (header, data):
+            digest.update(piece)
+            yield piece
+        offset += len(header) + len(data)
+        if offset + len(directory) + _END.size + _DIGEST_CHARS > _LIMIT_BYTES:
+            raise InputError(
+                "a shard would exceed 4 GiB, the limit of its file format. Capture with a smaller "
+                "--shard-text-bytes (a single row of that size cannot be stored; split it)."
+            )
+    digest.update(directory)
+    yield directory
+    count = len(members)
+    end = (b"PK\5\6", 0, 0, count, count, len(directory), offset, _DIGEST_CHARS)
+    yield _END.pack(*end) + digest.hexdigest().encode()
+
+
+class Archive:
+    """A mapped archive: member bytes by name, without copying.
+
+    Attributes:
+        digest: The SHA-256 the archive claims, in hex; `check_digest` holds it to it.
+        size_bytes: The file's size.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and hold every header to the profile.
+
+        Raises:
+            CorruptStoreError: The file is missing, cut short, or not exactly of this profile.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as f:
+                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise self._corrupt("the file is missing") from None
+        except ValueError:
+            raise self._corrupt("the file is empty") from None
+        self._view = memoryview(self._map)
+        self.size_bytes = len(self._view)
+        self._end = self.size_bytes - _END.size - _DIGEST_CHARS
+        self._places = self._read_directory()
+        self.digest = bytes(self._view[self._end + _END.size :]).decode("ascii", "replace")
+
+    @property
+    def names(self) -> list[str]:
+        """The members, in order."""
+        return list(self._places)
+
+    def __getitem__(self, name: str) -> memoryview:
+        start, size, _ = self._places[name]
+        return self._view[start : start + size]
+
+    def check_member(self, name: str) -> memoryview:
+        """The member's bytes, held to their CRC-32: for what has no checksum of its own."""
+        if zlib.crc32(self[name]) != self._places[name][2]:
+            raise self._corrupt(f"the bytes of {name} do not match their checksum")
+        return self[name]
+
+    def check_digest(self) -> None:
+        """Hash the whole file.
+
+        Raises:
+            CorruptStoreError: The bytes are not those that were committed.
+        """
+        found = hashlib.sha256(self._view[: self._end]).hexdigest()
+        if found != self.digest:
+            raise self._corrupt(
+                f"SHA-256 is {found[:12]}…, but {self.digest[:12]}… was committed: the file "
+                "changed after it was written"
+            )
+
+    def _read_directory(self) -> dict[str, tuple[int, int, int]]:
+        if self._end < 0:
+            raise self._corrupt(f"{self.size_bytes} bytes is too short for a shard: cut off?")
+        end = _END.unpack_from(self._view, self._end)
+        _, _, _, count, _, directory_size, directory_start, _ = end
+        wanted = (b"PK\5\6", 0, 0, count, count, directory_size, directory_start, _DIGEST_CHARS)
+        if end != wanted or directory_start + directory_size != self._end:
+            raise self._corrupt("the end record is not where and what it must be: cut off?")
+        places: dict[str, tuple[int, int, int]] = {}
+        cursor, data_start, previous = directory_start, 0, b""
+        for _ in range(count):
+            name, crc, size, cursor = self._read_entry(cursor, data_start)
+            if name <= previous:
+                raise self._corrupt("members are not in sorted order")
+            start = data_start + _LOCAL.size + len(name)
+            places[name.decode("ascii", "replace")] = (start, size, crc)
+            data_start, previous = start + size, name
+        if cursor != self._end or data_start != directory_start:
+            raise self._corrupt("bytes lie between or behind the members")
+        return places
+
+    def _read_entry(self, cursor: int, data_start: int) -> tuple[bytes, int, int, int]:
+        """One directory entry, both of its headers equal to the only ones allowed."""
+        if cursor + _CENTRAL.size > self._end:
+            raise self._corrupt("the directory is cut off")
+        fields = _CENTRAL.unpack_from(self._view, cursor)
+        crc, size, name_length = fields[6], fields[7], fields[9]
+        stop = cursor + _CENTRAL.size + name_length
+        name = bytes(self._view[cursor + _CENTRAL.size : stop])
+        local = _local_header(name, crc, size)
+        if (
+            self._view[cursor:stop] != _central_header(name, crc, size, data_start)
+            or self._view[data_start : data_start + len(local)] != local
+        ):
+            raise self._corrupt("a member's header is not of the profile that shards use")
+        return name, crc, size, stop
+
+    def _corrupt(self, why: str) -> CorruptStoreError:
+        return CorruptStoreError(f"{self.path}: {why}.", path=self.path)

@@ -1,0 +1,141 @@
+"""How a file appears in a store: whole, durable, and once. This file is the crash-safety argument.
+
+    1. write a temporary name beside the target
+    2. fsync it
+    3. os.link it to the final name       <- the commit point; fails if the name exists
+    4. unlink the temporary name, fsync the folder
+
+A crash before 3 leaves a temporary file that no reader looks at; after 3 the file is complete, for
+its bytes were durable before anything named them. Linking, unlike renaming, never replaces: of two
+workers with the same shard one wins whole, and the other's copy is dropped. Renaming is used only
+for what is derived from the shards and may be written again (index and `DONE`).
+"""
+
+import errno
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from logitstore.archive import Buffer
+from logitstore.errors import StorageError
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+class Fs(Protocol):
+    """The operations a commit is made of; tests substitute one that fails or forgets."""
+
+    def write_durably(self, path: Path, pieces: Iterable[Buffer]) -> None: ...
+    def link(self, source: Path, target: Path) -> None: ...
+    def replace(self, source: Path, target: Path) -> None: ...
+    def unlink(self, path: Path) -> None: ...
+    def sync_folder(self, path: Path) -> None: ...
+
+
+class OsFs:
+    """The real file system."""
+
+    def write_durably(self, path: Path, pieces: Iterable[Buffer]) -> None:
+        with path.open("xb") as f:
+            for piece in pieces:
+                f.write(piece)
+            f.flush()
+            os.fsync(f.fileno())
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
+
+    def replace(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+OS_FS = OsFs()
+
+
+def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
+    """Commit a file that must not be there yet.
+
+    Returns:
+        True if these bytes were committed, False if the name was taken: then nothing changed.
+
+    Raises:
+        StorageError: The file system refused; nothing appeared under the name.
+    """
+    temporary = _temporary(path)
+    try:
+        fs.write_durably(temporary, pieces)
+        try:
+            fs.link(temporary, path)
+            won = True
+        except FileExistsError:
+            won = False
+        fs.unlink(temporary)
+        fs.sync_folder(path.parent)
+    except OSError as e:
+        _clean_up(temporary, fs)
+        raise explain(e, path) from e
+    return won
+
+
+def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
+    """Write a derived file, replacing what was there.
+
+    Raises:
+        StorageError: The file system refused; what was there before is still there.
+    """
+    temporary = _temporary(path)
+    try:
+        fs.write_durably(temporary, [data])
+        fs.replace(temporary, path)
+        fs.sync_folder(path.parent)
+    except OSError as e:
+        _clean_up(temporary, fs)
+        raise explain(e, path) from e
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what crashed writers left behind. Only when no other writer can be at work."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        leftover.unlink(missing_ok=True)
+
+
+def explain(error: OSError, path: Path) -> StorageError:
+    """The same failure, with what to do about it."""
+    if isinstance(error, StorageError):
+        return error
+    what, step = {
+        errno.ENOSPC: ("the disk is full", "Make room"),
+        errno.EDQUOT: ("your disk quota is used up", "Make room"),
+        errno.EACCES: ("no permission to write here", "Mend the folder's permissions"),
+        errno.EROFS: ("the file system is read-only", "Choose another --out"),
+    }.get(error.errno or 0, (f"the file system refused ({error})", "Mend that"))
+    if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+        what = f"this file system cannot hard-link ({error}), which a safe commit needs"
+        step = "Write to a local disk with --out and copy the finished store"
+    return StorageError(
+        f"{path}: {what}. Nothing half-written is visible, and every shard committed before is "
+        f"good. {step}, then run the same command again: it resumes."
+    )
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def _clean_up(temporary: Path, fs: Fs) -> None:
+    try:
+        fs.unlink(temporary)
+    except OSError:
+        return  # the first failure is the one to report

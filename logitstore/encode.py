@@ -1,0 +1,236 @@
+"""From what a teacher pass computed to the arrays a shard stores.
+
+Shape legend: n = records, K = entries asked for, T = extra temperatures, D = distinct draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.codec import (
+    TAIL_STEP,
+    TOKEN_STEP,
+    dequantise,
+    encode_entries,
+    quantise,
+    quantise_entropy,
+)
+from logitstore.errors import InputError
+from logitstore.spec import StoreSpec
+
+Array = npt.NDArray[Any]
+
+#: What `measure` returns for a shard without records.
+NOTHING_MEASURED: dict[str, float | int] = {
+    "tail_mean": 0.0,
+    "tail_p99": 0.0,
+    "at_cap_fraction": 0.0,
+    "entries_mean": 0.0,
+    "kl_mean": 0.0,
+    "l1_mean": 0.0,
+    "l1_max": 0.0,
+    "dropped_entries": 0,
+}
+
+_MAX_U16 = 0xFFFF
+_MAX_U32 = 0xFFFF_FFFF
+
+
+@dataclass(frozen=True)
+class RawRecords:
+    """Records as the teacher pass has them: exact float32 log-probabilities in nats.
+
+    Attributes:
+        token_ids: (n,)
+        byte_starts: (n,) bytes of the row's supervised text before the token.
+        byte_lengths: (n,)
+        token_logprob: (n,)
+        entry_logprobs: (n, K) most probable first; slots from `entry_count` on are ignored.
+        entry_ids: (n, K), or None.
+        entry_count: (n,)
+        tail_logmass: (n,)
+        entropy: (n,)
+        lognorm: (n, T), or None.
+        logit_std: (n,), or None.
+        lognorm_std: (n,), or None.
+        sample_ids: (n, D) distinct draws, ascending, or None.
+        sample_counts: (n, D), or None.
+        draw_count: (n,) distinct draws of each record, or None.
+    """
+
+    token_ids: Array
+    byte_starts: Array
+    byte_lengths: Array
+    token_logprob: Array
+    entry_logprobs: Array
+    entry_ids: Array | None
+    entry_count: Array
+    tail_logmass: Array
+    entropy: Array
+    lognorm: Array | None = None
+    logit_std: Array | None = None
+    lognorm_std: Array | None = None
+    sample_ids: Array | None = None
+    sample_counts: Array | None = None
+    draw_count: Array | None = None
+
+
+@dataclass(frozen=True)
+class EncodedRecords:
+    """Records in stored form.
+
+    Attributes:
+        per_record: Arrays of length n. `byte_starts` is still absolute here: its stored form, the
+            distance from the record before, exists only within a sequence.
+        per_entry: Arrays of length m, the entries of all records.
+        per_draw: Arrays with the distinct draws of all records.
+        kl, l1, dropped: (n,) what coding changed (see `codec.EncodedEntries`).
+    """
+
+    per_record: dict[str, Array]
+    per_entry: dict[str, Array]
+    per_draw: dict[str, Array]
+    kl: Array
+    l1: Array
+    dropped: Array
+    _entry_offsets: Array = field(init=False, repr=False)
+    _draw_offsets: Array = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        draws = self.per_record.get("draw_count", np.zeros(len(self), np.int64))
+        object.__setattr__(self, "_entry_offsets", _offsets(self.per_record["entry_count"]))
+        object.__setattr__(self, "_draw_offsets", _offsets(draws))
+
+    def __len__(self) -> int:
+        return len(self.kl)
+
+    @property
+    def entry_total(self) -> int:
+        return int(self._entry_offsets[-1])
+
+    @property
+    def draw_total(self) -> int:
+        return int(self._draw_offsets[-1])
+
+    def split(self, lengths: Sequence[int]) -> "list[EncodedRecords]":
+        """Consecutive parts of so many records each."""
+        stops = np.cumsum(lengths)
+        return [
+            self._part(int(stop) - n, int(stop)) for stop, n in zip(stops, lengths, strict=True)
+        ]
+
+    def _part(self, a: int, b: int) -> "EncodedRecords":
+        e = slice(int(self._entry_offsets[a]), int(self._entry_offsets[b]))
+        d = slice(int(self._draw_offsets[a]), int(self._draw_offsets[b]))
+        return EncodedRecords(
+            {k: v[a:b] for k, v in self.per_record.items()},
+            {k: v[e] for k, v in self.per_entry.items()},
+            {k: v[d] for k, v in self.per_draw.items()},
+            self.kl[a:b],
+            self.l1[a:b],
+            self.dropped[a:b],
+        )
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[EncodedRecords]") -> "EncodedRecords":
+        """One after the other; needs at least one part."""
+
+        def join(name: str) -> dict[str, Array]:
+            dicts = [getattr(p, name) for p in parts]
+            return {k: np.concatenate([d[k] for d in dicts]) for k in dicts[0]}
+
+        kl, l1, dropped = (
+            np.concatenate([getattr(p, name) for p in parts]) for name in ("kl", "l1", "dropped")
+        )
+        return cls(join("per_record"), join("per_entry"), join("per_draw"), kl, l1, dropped)
+
+
+def _offsets(counts: Array) -> Array:
+    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+
+def encode_records(raw: RawRecords, spec: StoreSpec) -> EncodedRecords:
+    """Quantise and flatten.
+
+    Raises:
+        InputError: An id, position or length that the format cannot hold, or a token that the
+            teacher gives a log-probability that is not a number.
+    """
+    _check(raw, spec)
+    entries = encode_entries(
+        np.asarray(raw.entry_logprobs, np.float32),
+        None if raw.entry_ids is None else np.asarray(raw.entry_ids).astype(np.uint32),
+        np.asarray(raw.entry_count, np.int64),
+        np.asarray(raw.tail_logmass, np.float32),
+    )
+    per_record: dict[str, Array] = {
+        "token_ids": np.asarray(raw.token_ids).astype(np.uint32),
+        "byte_starts": np.asarray(raw.byte_starts, np.int64),
+        "byte_lengths": np.asarray(raw.byte_lengths).astype(np.uint16),
+        "token_logprob": quantise(raw.token_logprob, TOKEN_STEP),
+        "entry_count": entries.count,
+        "tail_logmass": entries.tail_codes,
+        "entropy": quantise_entropy(raw.entropy),
+    }
+    for name in ("lognorm", "logit_std", "lognorm_std"):
+        value = getattr(raw, name)
+        if value is not None:
+            per_record[name] = np.asarray(value, np.float32)
+    per_entry: dict[str, Array] = {"entry_logprobs": entries.deltas}
+    if entries.ids is not None:
+        per_entry["entry_ids"] = entries.ids
+    per_draw: dict[str, Array] = {}
+    if raw.draw_count is not None and raw.sample_ids is not None and raw.sample_counts is not None:
+        drawn = np.arange(raw.sample_ids.shape[1]) < raw.draw_count[:, None]
+        per_record["draw_count"] = raw.draw_count.astype(np.uint16)
+        per_draw["sample_ids"] = raw.sample_ids[drawn].astype(np.uint32)
+        per_draw["sample_counts"] = raw.sample_counts[drawn].astype(np.uint8)
+    return EncodedRecords(per_record, per_entry, per_draw, entries.kl, entries.l1, entries.dropped)
+
+
+def _check(raw: RawRecords, spec: StoreSpec) -> None:
+    limits = (
+        ("byte_starts", raw.byte_starts, _MAX_U32),
+        ("byte_lengths", raw.byte_lengths, _MAX_U16),
+        ("token_ids", raw.token_ids, spec.vocab_size - 1),
+    )
+    for name, values, limit in limits:
+        if len(values) and not 0 <= int(np.min(values)) <= int(np.max(values)) <= limit:
+            raise InputError(
+                f"{name} reaches from {np.min(values)} to {np.max(values)}, but the store holds "
+                f"0 to {limit}. Check that the tokenizer belongs to this teacher, and split rows "
+                "of more than 4 GiB of text."
+            )
+    for name in ("token_logprob", "tail_logmass", "entropy"):
+        if np.isnan(getattr(raw, name)).any():
+            raise InputError(f"{name} holds a value that is not a number. Check the teacher.")
+
+
+def measure(encoded: EncodedRecords, spec: StoreSpec) -> dict[str, float | int]:
+    """What this shard's coding and cutting cost, as numbers that travel with it.
+
+    Returns:
+        ``tail_mean``, ``tail_p99``: probability outside the entries. ``at_cap_fraction``: records
+        that kept top_k entries and still have more tail than asked for. ``entries_mean`` a record.
+        ``kl_mean`` (nats), ``l1_mean``, ``l1_max``: decoded against exact, over entries and tail.
+        ``dropped_entries``: too improbable for the code, moved into the tail.
+    """
+    if len(encoded) == 0:
+        return dict(NOTHING_MEASURED)
+    tail = np.exp(dequantise(encoded.per_record["tail_logmass"], TAIL_STEP).astype(np.float64))
+    at_cap = encoded.per_record["entry_count"] >= spec.top_k
+    if spec.max_tail is not None:
+        at_cap &= tail > spec.max_tail
+    return {
+        "tail_mean": float(tail.mean()),
+        "tail_p99": float(np.quantile(tail, 0.99)),
+        "at_cap_fraction": float(at_cap.mean()),
+        "entries_mean": encoded.entry_total / len(encoded),
+        "kl_mean": float(encoded.kl.mean(dtype=np.float64)),
+        "l1_mean": float(encoded.l1.mean(dtype=np.float64)),
+        "l1_max": float(encoded.l1.max()),
+        "dropped_entries": int(encoded.dropped.sum()),
+    }

@@ -1,0 +1,366 @@
+"""One immutable shard: built whole from its sequences, read through a memory map.
+
+00000.zarr.zip      (see archive.py for the bytes around the members)
+  zarr.json                 group; its attributes say what the shard is and how much it holds
+  <array>/zarr.json, <array>/c/0
+  rows.parquet              the text, one line a sequence
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.archive import Archive, Buffer
+from logitstore.arrays import (
+    ArrayReader,
+    ArraySpec,
+    array_metadata,
+    canonical_json,
+    encode_array,
+)
+from logitstore.codec import (
+    TOKEN_STEP,
+    decode_entries,
+    dequantise,
+    dequantise_entropy,
+)
+from logitstore.encode import NOTHING_MEASURED, EncodedRecords, measure
+from logitstore.errors import CorruptStoreError
+from logitstore.lines import MEMBER as LINES_MEMBER
+from logitstore.lines import LinesReader, encode_lines
+from logitstore.records import SequenceText, TokenRecords
+from logitstore.spec import FORMAT_VERSION, Plan, StoreSpec
+
+GROUP_MEMBER = "zarr.json"
+_MAX_GROUP_BYTES = 64 * 1024
+_SEQUENCES_PER_CHUNK = 1024
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """How much a shard holds."""
+
+    sequences: int
+    records: int
+    entries: int
+    draws: int
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard, below ``shards/``."""
+    return f"{index:05d}.zarr.zip"
+
+
+def array_specs(spec: StoreSpec, size: ShardSize) -> list[ArraySpec]:
+    """Every array of a shard of this store, optional blocks as the spec says."""
+    per_record = int(spec.codec["records_per_chunk"])
+    per_entry = int(spec.codec["entries_per_chunk"])
+
+    def record(name: str, dtype: str, *columns: int) -> ArraySpec:
+        return ArraySpec(name, np.dtype(dtype), (size.records, *columns), per_record)
+
+    def flat(name: str, dtype: str, length: int, chunk: int) -> ArraySpec:
+        return ArraySpec(name, np.dtype(dtype), (length,), chunk)
+
+    specs = [
+        record("token_ids", "<u4"),
+        record("byte_starts", "<u4"),
+        record("byte_lengths", "<u2"),
+        record("token_logprob", "<u2"),
+        record("entry_count", "<u2"),
+        record("tail_logmass", "<u2"),
+        record("entropy", "<u2"),
+        flat("entry_logprobs", "<u2", size.entries, per_entry),
+        flat("sequence_records", "<u8", size.sequences + 1, _SEQUENCES_PER_CHUNK),
+        flat("sequence_entries", "<u8", size.sequences + 1, _SEQUENCES_PER_CHUNK),
+    ]
+    if spec.has_ids:
+        specs.append(flat("entry_ids", "<u4", size.entries, per_entry))
+    if spec.temperatures:
+        specs.append(record("lognorm", "<f4", len(spec.temperatures)))
+    if spec.has_logit_std:
+        specs += [record("logit_std", "<f4"), record("lognorm_std", "<f4")]
+    if spec.draws:
+        specs += [
+            record("draw_count", "<u2"),
+            flat("sample_ids", "<u4", size.draws, per_entry),
+            flat("sample_counts", "|u1", size.draws, per_entry),
+            flat("sequence_draws", "<u8", size.sequences + 1, _SEQUENCES_PER_CHUNK),
+        ]
+    return specs
+
+
+def build_shard(
+    spec: StoreSpec,
+    plan: Plan,
+    index: int,
+    sequences: Sequence[tuple[SequenceText, EncodedRecords | None]],
+) -> dict[str, Buffer]:
+    """The members of a shard, ready for `archive.pack`.
+
+    Args:
+        spec: The store's.
+        plan: The store's.
+        index: Which shard.
+        sequences: All of the shard's rows in order, each with its records or None.
+    """
+    lengths = [0 if encoded is None else len(encoded) for _, encoded in sequences]
+    entries = [0 if encoded is None else encoded.entry_total for _, encoded in sequences]
+    draws = [0 if encoded is None else encoded.draw_total for _, encoded in sequences]
+    offsets = {
+        "sequence_records": _offsets(lengths),
+        "sequence_entries": _offsets(entries),
+        "sequence_draws": _offsets(draws),
+    }
+    size = ShardSize(len(sequences), sum(lengths), sum(entries), sum(draws))
+    specs = array_specs(spec, size)
+    parts = [encoded for _, encoded in sequences if encoded is not None]
+    arrays: dict[str, Array] = {s.name: np.zeros(s.shape, s.dtype) for s in specs}
+    fidelity = NOTHING_MEASURED
+    if parts:
+        whole = EncodedRecords.concatenate(parts)
+        fidelity = measure(whole, spec)
+        arrays = {**whole.per_record, **whole.per_entry, **whole.per_draw}
+        arrays["byte_starts"] = _gaps(arrays, offsets["sequence_records"])
+    arrays.update(offsets)
+
+    lines = [line for line, _ in sequences]
+    members: dict[str, Buffer] = {LINES_MEMBER: memoryview(encode_lines(lines))}
+    for s in specs:
+        members[s.metadata_member] = array_metadata(s)
+        if s.chunk_count:
+            members[s.data_member] = encode_array(s, arrays[s.name])
+    members[GROUP_MEMBER] = _group(spec, plan, index, size, fidelity, lines)
+    return members
+
+
+def _offsets(lengths: Sequence[int]) -> Array:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
+
+
+def _gaps(arrays: dict[str, Array], record_offsets: Array) -> Array:
+    """Distance of each record's start from the end before it in its sequence; mostly zeros."""
+    starts, lengths = arrays["byte_starts"], arrays["byte_lengths"]
+    ends = np.concatenate([[0], (starts + lengths)[:-1]])
+    firsts = record_offsets[:-1][np.diff(record_offsets) > 0].astype(np.int64)
+    ends[firsts] = 0
+    if (starts < ends).any():
+        raise ValueError("the byte spans of a sequence overlap or run backwards")
+    gaps: npt.NDArray[np.uint32] = (starts - ends).astype(np.uint32)
+    return gaps
+
+
+def _group(
+    spec: StoreSpec,
+    plan: Plan,
+    index: int,
+    size: ShardSize,
+    fidelity: dict[str, float | int],
+    lines: Sequence[SequenceText],
+) -> bytes:
+    statuses: dict[str, int] = {}
+    for line in lines:
+        statuses[line.status] = statuses.get(line.status, 0) + 1
+    about = {
+        "version": FORMAT_VERSION,
+        "content_sha256": spec.digest,
+        "plan_sha256": plan.digest,
+        "shard": index,
+        "rows": list(plan.shard_rows(index)),
+        "size": vars(size),
+        "fidelity": fidelity,
+        "statuses": statuses,
+        "supervised_bytes": sum(len(line.supervised_bytes) for line in lines),
+    }
+    return canonical_json(
+        {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
+    )
+
+
+class Shard:
+    """A committed shard, read lazily: opening checks headers, reading checks what it touches.
+
+    Attributes:
+        size: How much it holds.
+        about: The group's attributes: rows, fidelity, statuses.
+    """
+
+    def __init__(self, path: Path, spec: StoreSpec, plan: Plan, index: int) -> None:
+        """Map the file and check that it is the shard it should be.
+
+        Raises:
+            CorruptStoreError: It is missing, damaged, or another store's.
+        """
+        self.path, self.spec, self._rows = path, spec, plan.shard_rows(index)
+        try:
+            self.archive = Archive(path)
+            self.about = self._read_group(plan, index)
+            self.size = ShardSize(**self.about["size"])
+            self._arrays = self._open_arrays()
+            self._lines = LinesReader(self.archive[LINES_MEMBER], self.size.sequences)
+            self.record_offsets = self._read_offsets("sequence_records", self.size.records)
+            self._entry_offsets = self._read_offsets("sequence_entries", self.size.entries)
+            if spec.draws:
+                self._draw_offsets = self._read_offsets("sequence_draws", self.size.draws)
+        except CorruptStoreError as e:
+            self._raise(str(e).removeprefix(f"{path}: "), self._row_range())
+        except (ValueError, KeyError, TypeError) as e:
+            self._raise(str(e), self._row_range())
+
+    def __len__(self) -> int:
+        return self.size.sequences
+
+    def records(self, i: int) -> TokenRecords:
+        """Sequence i of this shard, decoded.
+
+        Raises:
+            CorruptStoreError: Bytes it needs are damaged; other sequences may still be whole.
+        """
+        try:
+            return self._decode(i)
+        except ValueError as e:
+            self._raise(str(e), self._row_of(i))
+
+    def text(self, i: int) -> SequenceText:
+        """The text of sequence i.
+
+        Raises:
+            CorruptStoreError: Its bytes are damaged.
+        """
+        try:
+            return self._lines[i]
+        except ValueError as e:
+            self._raise(f"{LINES_MEMBER}: {e}", self._row_range())
+
+    def sequence_rows(self) -> npt.NDArray[np.int64]:
+        """The dataset row of each sequence."""
+        try:
+            return np.array(self._lines.column("row"), np.int64)
+        except ValueError as e:
+            self._raise(f"{LINES_MEMBER}: {e}", self._row_range())
+
+    def member_bytes(self) -> dict[str, int]:
+        """Compressed bytes of each array, and of the text."""
+        found = {
+            name: len(reader_bytes)
+            for name, reader_bytes in (
+                (s.name, self.archive[s.data_member])
+                for s in array_specs(self.spec, self.size)
+                if s.chunk_count
+            )
+        }
+        return found | {LINES_MEMBER: len(self.archive[LINES_MEMBER])}
+
+    def _read_group(self, plan: Plan, index: int) -> dict[str, Any]:
+        if GROUP_MEMBER not in self.archive.names:
+            raise ValueError(f"there is no {GROUP_MEMBER}")
+        raw = self.archive.check_member(GROUP_MEMBER)
+        if len(raw) > _MAX_GROUP_BYTES:
+            raise ValueError(f"{GROUP_MEMBER} has {len(raw)} bytes, more than it can need")
+        try:
+            about = dict(json.loads(bytes(raw))["attributes"]["logitstore"])
+        except RecursionError:
+            raise ValueError(f"{GROUP_MEMBER} is not JSON") from None
+        here = (self.spec.digest, plan.digest, index, list(plan.shard_rows(index)))
+        found = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
+        if about["version"] != FORMAT_VERSION or here != found:
+            raise ValueError(
+                f"it says it is shard {about['shard']} with rows {about['rows']} of content "
+                f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
+                f"{list(plan.shard_rows(index))} of {self.spec.digest[:12]}…"
+            )
+        return about
+
+    def _open_arrays(self) -> dict[str, ArrayReader]:
+        counts = vars(self.size).values()
+        if not all(type(c) is int and 0 <= c < 2**48 for c in counts):
+            raise ValueError(f"absurd sizes {vars(self.size)}")
+        specs = array_specs(self.spec, self.size)
+        expected = {GROUP_MEMBER, LINES_MEMBER, *(s.metadata_member for s in specs)}
+        expected |= {s.data_member for s in specs if s.chunk_count}
+        if set(self.archive.names) != expected:
+            odd = sorted(set(self.archive.names) ^ expected)
+            raise ValueError(f"its members are not those of this store: {', '.join(odd[:5])}")
+        for s in specs:
+            if self.archive[s.metadata_member] != array_metadata(s):
+                raise ValueError(f"{s.metadata_member} does not describe the array it must")
+        return {s.name: ArrayReader(s, self.archive[s.data_member]) for s in specs if s.chunk_count}
+
+    def _read_offsets(self, name: str, total: int) -> npt.NDArray[np.int64]:
+        raw = self._arrays[name][slice(0, self.size.sequences + 1)]
+        offsets = raw.astype(np.int64)
+        if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{name} does not divide {total} items among the sequences")
+        return offsets
+
+    def _slice(self, name: str, a: int, b: int) -> Array:
+        reader = self._arrays.get(name)
+        if reader is None:  # an array without elements has no member
+            spec = next(s for s in array_specs(self.spec, self.size) if s.name == name)
+            return np.zeros((0, *spec.shape[1:]), spec.dtype)
+        return reader[slice(a, b)]
+
+    def _decode(self, i: int) -> TokenRecords:
+        a, b = int(self.record_offsets[i]), int(self.record_offsets[i + 1])
+        first, stop = int(self._entry_offsets[i]), int(self._entry_offsets[i + 1])
+        count = self._slice("entry_count", a, b).astype(np.int64)
+        if count.sum() != stop - first:
+            raise ValueError(f"sequence {i} has {stop - first} entries, its records {count.sum()}")
+        logprobs, tail = decode_entries(
+            self._slice("entry_logprobs", first, stop), count, self._slice("tail_logmass", a, b)
+        )
+        lengths = self._slice("byte_lengths", a, b).astype(np.int64)
+        ends = np.cumsum(self._slice("byte_starts", a, b).astype(np.int64) + lengths)
+        return TokenRecords(
+            token_ids=self._slice("token_ids", a, b),
+            byte_starts=ends - lengths,
+            byte_lengths=lengths,
+            token_logprob=dequantise(self._slice("token_logprob", a, b), TOKEN_STEP),
+            entry_count=count,
+            entry_ids=self._slice("entry_ids", first, stop) if self.spec.has_ids else None,
+            entry_logprobs=logprobs,
+            tail_logmass=tail,
+            entropy=dequantise_entropy(self._slice("entropy", a, b)),
+            **self._decode_optional(i, a, b),
+        )
+
+    def _decode_optional(self, i: int, a: int, b: int) -> dict[str, Array]:
+        found: dict[str, Array] = {}
+        if self.spec.temperatures:
+            found["lognorm"] = self._slice("lognorm", a, b)
+        if self.spec.has_logit_std:
+            found["logit_std"] = self._slice("logit_std", a, b)
+            found["lognorm_std"] = self._slice("lognorm_std", a, b)
+        if self.spec.draws:
+            first, stop = int(self._draw_offsets[i]), int(self._draw_offsets[i + 1])
+            found["draw_count"] = self._slice("draw_count", a, b).astype(np.int64)
+            found["sample_ids"] = self._slice("sample_ids", first, stop)
+            found["sample_counts"] = self._slice("sample_counts", first, stop)
+        return found
+
+    def _row_range(self) -> tuple[int, int]:
+        return self._rows[0], self._rows[1] - 1
+
+    def _row_of(self, i: int) -> tuple[int, int]:
+        try:
+            row = int(self._lines.column("row")[i])
+        except (ValueError, IndexError):
+            return self._row_range()
+        return row, row
+
+    def _raise(self, why: str, rows: tuple[int, int]) -> NoReturn:
+        where = f"row {rows[0]:,}" if rows[0] == rows[1] else f"rows {rows[0]:,} to {rows[1]:,}"
+        raise CorruptStoreError(
+            f"{self.path}: {where}: {why.rstrip('.')}. Nothing was returned in its place. See "
+            f"`logitstore verify {self.path.parent.parent}`; then restore the file from a copy, or "
+            "delete it and run the same `logitstore capture …` again to redo just this shard.",
+            path=self.path,
+            rows=rows,
+        ) from None

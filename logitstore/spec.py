@@ -1,0 +1,227 @@
+"""What a store holds and how it was made: `store.json`.
+
+Two digested parts. *Content* decides what a record means: the teacher, its tokenizer, how rows
+were rendered, what was kept, how it is coded. *Plan* decides which rows are in which shard. A third
+part, *provenance*, is for people: names and paths, the software, the token budget. It is in no
+digest, so a store can be resumed from a moved folder.
+
+    {"format": "logitstore", "version": 1,
+     "content": {…}, "content_sha256": …, "plan": {…}, "plan_sha256": …, "provenance": {…}}
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from logitstore.arrays import canonical_json
+from logitstore.errors import CorruptStoreError, FormatError, NotAStoreError
+
+FORMAT_NAME = "logitstore"
+FORMAT_VERSION = 1
+SPEC_FILE = "store.json"
+DONE_FILE = "DONE"
+INDEX_FILE = "index.parquet"
+SHARDS_FOLDER = "shards"
+TOKENIZER_FOLDER = "tokenizer"
+_MAX_SPEC_BYTES = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """The content part of a store.
+
+    Attributes:
+        teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
+            width of its logits).
+        tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
+            SHA-256 of each file under ``tokenizer/``.
+        rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
+        capture: ``top_k``, ``max_tail`` (None: every record keeps top_k entries), ``ids``,
+            ``temperatures``, ``logit_std``, ``draws``.
+        codec: ``name`` and how many records and entries an inner chunk holds.
+    """
+
+    teacher: dict[str, Any]
+    tokenizer: dict[str, Any]
+    rendering: dict[str, Any]
+    capture: dict[str, Any]
+    codec: dict[str, Any] = field(
+        default_factory=lambda: {
+            "name": "portable",
+            "records_per_chunk": 2048,
+            "entries_per_chunk": 32768,
+        }
+    )
+
+    @property
+    def top_k(self) -> int:
+        return int(self.capture["top_k"])
+
+    @property
+    def max_tail(self) -> float | None:
+        value = self.capture["max_tail"]
+        return None if value is None else float(value)
+
+    @property
+    def has_ids(self) -> bool:
+        return bool(self.capture["ids"])
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        return tuple(float(t) for t in self.capture["temperatures"])
+
+    @property
+    def has_logit_std(self) -> bool:
+        return bool(self.capture["logit_std"])
+
+    @property
+    def draws(self) -> int:
+        return int(self.capture["draws"])
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.teacher["vocab_size"])
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        return tuple(int(i) for i in self.tokenizer["eos_ids"])
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        return str(self.tokenizer["fingerprint"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the content as canonical JSON, in hex."""
+        return _sha256(asdict(self))
+
+    def differences(self, other: "StoreSpec") -> list[tuple[str, Any, Any]]:
+        """(setting, here, there) for every setting that is not the same."""
+        mine, theirs = asdict(self), asdict(other)
+        return [
+            (f"{part}.{key}", mine[part].get(key), theirs[part].get(key))
+            for part in mine
+            for key in sorted(mine[part].keys() | theirs[part].keys())
+            if mine[part].get(key) != theirs[part].get(key)
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which rows are in which shard, fixed before capture began.
+
+    Attributes:
+        dataset_sha256: What the dataset is.
+        boundaries: Shard i holds rows boundaries[i] to boundaries[i + 1] - 1.
+    """
+
+    dataset_sha256: str
+    boundaries: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.boundaries[-1]
+
+    @property
+    def shard_count(self) -> int:
+        return len(self.boundaries) - 1
+
+    def shard_rows(self, index: int) -> tuple[int, int]:
+        """First row of a shard, and the first row after it."""
+        return self.boundaries[index], self.boundaries[index + 1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the plan as canonical JSON, in hex."""
+        return _sha256(asdict(self))
+
+
+@dataclass(frozen=True)
+class StoreHeader:
+    """`store.json`, whole."""
+
+    spec: StoreSpec
+    plan: Plan
+    provenance: dict[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """The file's bytes."""
+        return canonical_json(
+            {
+                "format": FORMAT_NAME,
+                "version": FORMAT_VERSION,
+                "content": asdict(self.spec),
+                "content_sha256": self.spec.digest,
+                "plan": asdict(self.plan),
+                "plan_sha256": self.plan.digest,
+                "provenance": self.provenance,
+            }
+        )
+
+    @classmethod
+    def read(cls, store: Path) -> Self:
+        """Read and check `store.json`.
+
+        Raises:
+            NotAStoreError: There is none, or it is of something else.
+            FormatError: A version that this reader does not know.
+            CorruptStoreError: It is not what was written.
+        """
+        path = store / SPEC_FILE
+        body = _read_json(path)
+        version = body.get("version")
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"{store}: the store is of format version {version}, this reader knows version "
+                f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade logitstore`."
+            )
+        try:
+            spec = StoreSpec(**_only(StoreSpec, body["content"]))
+            plan_fields = _only(Plan, body["plan"])
+            boundaries = tuple(plan_fields["boundaries"])
+            plan = Plan(plan_fields["dataset_sha256"], boundaries)
+            digests = (body["content_sha256"], body["plan_sha256"])
+            header = cls(spec, plan, dict(body["provenance"]))
+        except (KeyError, TypeError, ValueError) as e:
+            raise _damaged(path, f"its fields are not those of format version 1 ({e!r})") from None
+        if digests != (spec.digest, plan.digest):
+            raise _damaged(path, "content or plan does not match its digest")
+        return header
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    not_a_store = (
+        f"{path.parent}: no {SPEC_FILE} of a logit store here, so this is not a store. Make one "
+        "with `logitstore capture TEACHER DATASET --out STORE`, or check the path."
+    )
+    try:
+        if path.stat().st_size > _MAX_SPEC_BYTES:
+            raise _damaged(path, "it is larger than a store's description can be")
+        body = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotAStoreError(not_a_store) from None
+    except (ValueError, RecursionError) as e:
+        raise _damaged(path, f"it is not JSON ({e})") from None
+    if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
+        raise NotAStoreError(not_a_store)
+    return body
+
+
+def _only(cls: type, value: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    if set(value) != names:
+        raise ValueError(f"expected {sorted(names)}, found {sorted(value)}")
+    return value
+
+
+def _damaged(path: Path, why: str) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{path}: {why}. Restore the file from a copy; the shards beside it are still good.",
+        path=path,
+    )
+
+
+def _sha256(value: object) -> str:
+    return hashlib.sha256(canonical_json(value)).hexdigest()

@@ -1,0 +1,393 @@
+"""Tokenizers as programs that write bytes: which bytes each token stands for, and where they lie.
+
+Teacher and student are compared by bytes, so everything here counts in the UTF-8 bytes of a row's
+supervised text. A token finds its place in one of two ways:
+
+1. The bytes of all tokens, one after the other, are the text (less one space that some tokenizers
+   put in front). Then lengths add up to places; nothing else is asked.
+2. Otherwise a normaliser has changed the text, and the tokenizer's own offsets decide, which count
+   in characters of the original. Where several tokens share a character, the run of them is laid
+   out by its bytes if these are the text's, else the character is divided among them, so that the
+   run still begins and ends where it should and no boundary inside it is one of the text's own.
+
+Spans are monotone and never overlap. Text that no token writes is a hole between two spans.
+
+Shape legend: T = tokens of a sequence, V = ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.errors import InputError
+from logitstore.records import Segment
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+#: Special tokens that end a turn or a text. All of a tokenizer's are one event: "nothing follows".
+END_TOKENS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|return|>", "<|endoftext|>", "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<turn|>",
+)  # fmt: skip  # noqa: RUF001
+
+_SPACE = 0x20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenizedText:
+    """A text as one tokenizer sees it.
+
+    Attributes:
+        token_ids: (T,) the whole sequence, with the prefix (BOS) that the tokenizer itself adds.
+        has_record: (T,) supervised, and predicted by something before it.
+        byte_starts: (T,) supervised UTF-8 bytes before the token; 0 where `has_record` is false.
+        byte_lengths: (T,) supervised bytes of the token; 0 where `has_record` is false.
+        is_eos: (T,) the end of the text: no bytes, behind the last of them.
+        status: `ok`; `truncated`, cut at `max_length`, so without an end; `empty`, no text at all;
+            `no_supervised_text`, no supervised token (left) that something predicts;
+            `spans_unknown`, the tokenizer's offsets do not describe this text, so no records.
+    """
+
+    token_ids: Int64s
+    has_record: Bools
+    byte_starts: Int64s
+    byte_lengths: Int64s
+    is_eos: Bools
+    status: str
+
+
+class ByteTokenizer:
+    """A fast `transformers` tokenizer that knows the bytes of its tokens. Can be pickled.
+
+    It works on a copy: later changes to the tokenizer (truncation, padding, added tokens) do not
+    reach it.
+
+    Attributes:
+        fingerprint: SHA-256 of what decides how text becomes tokens; see :func:`fingerprint`.
+        size: Every id is below it.
+        eos_ids: The tokenizer's EOS, then the other special tokens that end a turn or a text.
+        eos_token_id: The id that :meth:`encode` appends, or None.
+        pad_id: The padding token, else EOS, else 0. Padding is masked anyway.
+        token_bytes: V entries: the bytes that a token writes; None for special tokens and for ids
+            that stand for nothing.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Reads everything from `tokenizer` once (a second for 150,000 tokens).
+
+        Raises:
+            InputError: It is not a fast tokenizer.
+        """
+        from tokenizers import Tokenizer
+
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise InputError(_not_fast(tokenizer))
+        content = json.loads(backend.to_str())
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        special = {t["id"] for t in content["added_tokens"] if t["special"]}
+        special.update(i for i in tokenizer.all_special_ids if i is not None)
+
+        self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+        self.fingerprint = fingerprint(tokenizer)
+        self.size = max(vocabulary.values(), default=-1) + 1
+        self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.eos_ids = _eos_ids(self.eos_token_id, vocabulary, special)
+        self.pad_id = _first_known(tokenizer.pad_token_id, self.eos_token_id, 0)
+
+        written = _written_bytes(content, vocabulary, self.size)
+        self.token_bytes = [None if i in special else text for i, text in enumerate(written)]
+        self._written = [text or b"" for text in written]
+        self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
+        # No BOS, no truncation, no padding in the copy; and no post-processor that trims offsets.
+        self._prefix = _prefix_ids(backend)
+        self._backend = Tokenizer.from_str(_bare(content))
+        self._backend.encode_special_tokens = backend.encode_special_tokens
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> Self:
+        """The tokenizer in a folder on this machine; no hub is asked, no code from it is run.
+
+        Raises:
+            InputError: There is no such folder, or no tokenizer that can be read in it.
+        """
+        from transformers import AutoTokenizer
+
+        if not Path(path).is_dir():
+            raise InputError(f"{path}: no such folder. Give a folder with a tokenizer.json in it.")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(path), trust_remote_code=False, local_files_only=True
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            raise InputError(
+                f"{path}: no tokenizer could be read there ({_one_line(error)}). Save one with "
+                "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)."
+            ) from error
+        return cls(tokenizer)
+
+    def encode(
+        self, segments: Sequence[Segment], *, max_length: int | None = None, add_eos: bool = True
+    ) -> TokenizedText:
+        """Tokenises the segments as one text, and says where its tokens lie.
+
+        A token that crosses from context into supervised text is supervised, with only its
+        supervised bytes as its span.
+
+        Args:
+            segments: The text, in order.
+            max_length: Most tokens of the result, with BOS and EOS; the rest is cut.
+            add_eos: Whether EOS follows the text, if the tokenizer has one.
+
+        Raises:
+            InputError: The text cannot be written as UTF-8, or `max_length` is below 1.
+        """
+        if max_length is not None and max_length < 1:
+            raise InputError(f"max_length {max_length}: no token fits. Give 1 or more.")
+        segments = [segment for segment in segments if segment.text]
+        if not segments:
+            return _nothing("empty")
+        data = utf8("".join(segment.text for segment in segments), "text")
+        encoding = self._backend.encode(data.decode(), add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int64)
+        spans = self._spans(data, ids, encoding)
+        supervised = _Supervised(segments)
+        has_eos = add_eos and self.eos_token_id is not None
+        wanted = len(self._prefix) + len(ids) + has_eos
+        cut = max_length is not None and wanted > max_length
+        if spans is None:
+            whole = np.concatenate([self._prefix, ids])[:max_length]
+            return _without_records(whole, "spans_unknown")
+        return self._assemble(ids, spans, supervised, has_eos, max_length if cut else None)
+
+    def _assemble(
+        self,
+        ids: Int64s,
+        spans: tuple[Int64s, Int64s],
+        supervised: _Supervised,
+        has_eos: bool,
+        cut_at: int | None,
+    ) -> TokenizedText:
+        """Prefix, text and EOS as one sequence; has_record and spans in supervised bytes."""
+        starts, lengths, is_supervised = supervised.project(*spans)
+        p, eos = len(self._prefix), int(has_eos)
+        token_ids = np.concatenate([self._prefix, ids, [self.eos_token_id] * eos]).astype(np.int64)
+        has_record = np.pad(is_supervised, (p, eos), constant_values=(False, supervised.at_end))
+        has_record[:1] = False  # nothing predicts it
+        has_record &= supervised.total_bytes > 0
+        byte_starts = np.pad(starts, (p, eos), constant_values=(0, supervised.total_bytes))
+        byte_lengths = np.pad(lengths, (p, eos))
+        is_eos = np.zeros(len(token_ids), np.bool_)
+        is_eos[p + len(ids) :] = True
+
+        keep = slice(cut_at)
+        has_record = has_record[keep]
+        status = "ok" if cut_at is None else "truncated"
+        return TokenizedText(
+            token_ids=token_ids[keep],
+            has_record=has_record,
+            byte_starts=np.where(has_record, byte_starts[keep], 0),
+            byte_lengths=np.where(has_record, byte_lengths[keep], 0),
+            is_eos=is_eos[keep],
+            status=status if has_record.any() else "no_supervised_text",
+        )
+
+    def _spans(self, data: bytes, ids: Int64s, encoding: Any) -> tuple[Int64s, Int64s] | None:
+        """(T,) first byte and byte after the last in `data` of each token; None: unknown."""
+        pieces = [self._written[i] for i in encoding.ids]
+        written = b"".join(pieces)
+        extra = len(written) - len(data)
+        if (extra == 0 and written == data) or (extra == 1 and written == b" " + data):
+            ends = np.cumsum(self._lengths[ids]) - extra
+            return np.maximum(ends - self._lengths[ids], 0), ends
+        flat = itertools.chain.from_iterable(encoding.offsets)
+        offsets = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2)
+        return spans_from_offsets(data, offsets, written, self._lengths[ids])
+
+
+def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of all that decides how a fast tokenizer turns text into tokens.
+
+    That is its `tokenizer.json` (vocabulary, merges, normaliser, pre-tokenizer, post-processor,
+    decoder, added tokens) written canonically, the roles of BOS, EOS and UNK, and whether special
+    tokens in a text are recognised. Truncation and padding are settings of the moment, and the
+    padding token never meets a text, so they do not count; nor does the folder it came from.
+    """
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
+    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token")}
+    split_special = bool(tokenizer.backend_tokenizer.encode_special_tokens)
+    whole = [content, {k: None if v is None else str(v) for k, v in roles.items()}, split_special]
+    canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def utf8(text: str, where: str) -> bytes:
+    """The UTF-8 bytes of `text`.
+
+    Raises:
+        InputError: It holds half of a surrogate pair, which no UTF-8 can say; names `where`.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: character {error.start:,} is U+{ord(text[error.start]):04X}, half of a "
+            "surrogate pair, which UTF-8 cannot hold. Repair the text with "
+            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'), or drop the row."
+        ) from error
+
+
+def spans_from_offsets(
+    data: bytes, offsets: Int64s, written: bytes, lengths: Int64s
+) -> tuple[Int64s, Int64s] | None:
+    """Where tokens lie in `data`, from a tokenizer's offsets.
+
+    Args:
+        data: The text.
+        offsets: (T, 2) first character and character after the last, in the original text.
+        written: The bytes of all tokens, one after the other.
+        lengths: (T,) how many of them each token has.
+
+    Returns:
+        (T,) first byte, (T,) byte after the last; or None where the offsets run backwards.
+    """
+    if len(offsets) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    places = _character_places(data)
+    if offsets.min() < 0 or offsets.max() >= len(places):
+        return None
+    low, high = places[offsets[:, 0]], places[offsets[:, 1]]
+    # A token of no width may report any place: it stands where the text before it ended.
+    empty = low == high
+    low[empty] = high[empty] = np.maximum.accumulate(np.where(empty, 0, high))[empty]
+    if (high < low).any() or (np.diff(low) < 0).any() or (np.diff(high) < 0).any():
+        return None
+    origin = np.cumsum(lengths) - lengths
+    origin, lengths, high = _without_added_spaces(data, written, origin, lengths, low, high)
+    starts, ends = _divided(low, high)
+    return _laid_out(data, written, origin, lengths, (low, high), (starts, ends))
+
+
+def _without_added_spaces(
+    data: bytes, written: bytes, origin: Int64s, lengths: Int64s, low: Int64s, high: Int64s
+) -> tuple[Int64s, Int64s, Int64s]:
+    """Takes the space off tokens that begin with one where the text has none.
+
+    Left with nothing, a token that shares its character with the next one has no width: it is the
+    mark alone (`▁`), put in front of a word.
+    """
+    text = np.frombuffer(data + b"\0", np.uint8)
+    output = np.frombuffer(written + b"\0", np.uint8)
+    added = (lengths > 0) & (output[origin] == _SPACE) & (text[low] != _SPACE)
+    origin, lengths = origin + added, lengths - added
+    shared = np.append(low[1:] == low[:-1], False)
+    return origin, lengths, np.where(added & shared & (lengths == 0), low, high)
+
+
+def _divided(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+    """Cuts where neighbours overlap: n tokens over one character get about 1/n of its bytes.
+
+    Of two or more bytes the first token has at least one and so has the last; of one byte, the
+    last token has it: then every token of the run lies between the run's two ends.
+    """
+    starts, ends = low.copy(), high.copy()
+    late = np.flatnonzero(low[1:] < high[:-1]) + 1  # tokens that begin inside the one before
+    if len(late) == 0:
+        return starts, ends
+    first, last = low[late], high[late - 1]
+    same = (np.diff(first) == 0) & (np.diff(last) == 0) & (np.diff(late) == 1)
+    heads = np.flatnonzero(np.append(True, ~same))
+    sizes = np.diff(np.append(heads, len(late)))
+    rank = np.arange(len(late)) - np.repeat(heads, sizes) + 1
+    width, parts = last - first, np.repeat(sizes, sizes) + 1
+    inside = np.minimum(np.maximum(-(-rank * width // parts), 1), width - 1)
+    cuts = np.maximum.accumulate(first + inside)
+    starts[late], ends[late - 1] = cuts, cuts
+    return starts, ends
+
+
+def _laid_out(
+    data: bytes,
+    written: bytes,
+    origin: Int64s,
+    lengths: Int64s,
+    reported: tuple[Int64s, Int64s],
+    spans: tuple[Int64s, Int64s],
+) -> tuple[Int64s, Int64s]:
+    """Exact spans for every run of overlapping tokens that writes just the bytes it covers."""
+    low, high = reported
+    starts, ends = spans
+    heads = np.flatnonzero(np.append(True, low[1:] >= high[:-1]))
+    sizes = np.diff(np.append(heads, len(low)))
+    run = np.repeat(np.arange(len(heads)), sizes)
+    covered = high[heads + sizes - 1] - low[heads]
+    exact = (sizes > 1) & (np.add.reduceat(lengths, heads) == covered)
+    before = np.cumsum(lengths) - lengths
+    place = low[heads][run] + before - before[heads][run]
+
+    chosen = np.flatnonzero(exact[run])
+    count = lengths[chosen]
+    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    text = np.frombuffer(data, np.uint8)[np.repeat(place[chosen], count) + within]
+    output = np.frombuffer(written, np.uint8)[np.repeat(origin[chosen], count) + within]
+    exact[np.repeat(run[chosen], count)[text != output]] = False
+
+    sure = exact[run]
+    return np.where(sure, place, starts), np.where(sure, place + lengths, ends)
+
+
+class _Supervised:
+    """Places in a text -> places in its supervised bytes."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        sizes = np.array([len(segment.text.encode()) for segment in segments], np.int64)
+        self.is_supervised = np.array([segment.supervised for segment in segments], np.bool_)
+        self.bounds = np.cumsum(sizes) - sizes
+        counted = np.where(self.is_supervised, sizes, 0)
+        self.before = np.cumsum(counted) - counted
+        self.total_bytes = int(counted.sum())
+        self.at_end = bool(self.is_supervised[-1])
+
+    def project(self, starts: Int64s, ends: Int64s) -> tuple[Int64s, Int64s, Bools]:
+        """(T,) supervised bytes before, (T,) within, and whether the token is supervised.
+
+        A token without width belongs to the segment of the byte that follows it.
+        """
+        first, is_inside = self._place(starts)
+        lengths = self._place(ends)[0] - first
+        return first, lengths, (lengths > 0) | ((starts == ends) & is_inside)
+
+    def _place(self, places: Int64s) -> tuple[Int64s, Bools]:
+        segment = np.searchsorted(self.bounds, places, side="right") - 1
+        inside = self.is_supervised[segment]
+        return self.before[segment] + np.where(inside, places - self.bounds[segment], 0), inside
+
+
+def _character_places(data: bytes) -> Int64s:
+    """First byte of every character of UTF-8 text, and the end of it."""
+    units = np.frombuffer(data, np.uint8)
+    return np.append(np.flatnonzero((units & 0xC0) != 0x80), len(data)).astype(np.int64)
+
+
+def _without_records(token_ids: Int64s, status: str) -> TokenizedText:
+    zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
+    return TokenizedText(token_ids.astype(np.int64), no, zeros, zeros, no, status)
+
+
+def _nothing(status: str) -> TokenizedText:
+    return _without_records(np.zeros(0, np.int64), status)

@@ -1,0 +1,262 @@
+"""Writing a store: make or resume the folder, commit shards in any order, seal it.
+
+    my-store/
+      tokenizer/        before store.json, so that a store never lacks it
+      store.json        its appearance makes the folder a store
+      shards/           one link each (see commit.py)
+      index.parquet     at the seal
+      DONE              last of all
+
+The journal (who wrote what, when) lies beside the folder, not in it: nothing in a store names a
+host, a time or a worker, so the same capture is the same bytes anywhere.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from logitstore import commit
+from logitstore.archive import pack
+from logitstore.arrays import canonical_json
+from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
+from logitstore.encode import EncodedRecords
+from logitstore.errors import InputError, MismatchError
+from logitstore.records import SequenceText
+from logitstore.shard import Shard, build_shard, shard_name
+from logitstore.spec import (
+    DONE_FILE,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    INDEX_FILE,
+    SHARDS_FOLDER,
+    SPEC_FILE,
+    TOKENIZER_FOLDER,
+    Plan,
+    StoreHeader,
+    StoreSpec,
+)
+
+_OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
+
+
+class StoreWriter:
+    """A store being written. Safe to kill at any moment and to make again with the same arguments.
+
+    Attributes:
+        path: The store's folder.
+        spec: What it holds.
+        plan: Which rows are in which shard.
+        provenance: As recorded when the store was begun.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        spec: StoreSpec,
+        plan: Plan,
+        tokenizer_files: Mapping[str, bytes],
+        provenance: Mapping[str, Any] | None = None,
+        *,
+        fs: Fs = OS_FS,
+    ) -> None:
+        """Begin a store, or resume one made with the same spec and plan.
+
+        Raises:
+            MismatchError: The folder holds a store made with other settings, or something else.
+            StorageError: The file system refused.
+        """
+        self.path, self.spec, self.plan, self._fs = Path(path), spec, plan, fs
+        header = StoreHeader(spec, plan, dict(provenance or {}))
+        if not (self.path / SPEC_FILE).exists():
+            self._begin(header, tokenizer_files)
+        found = StoreHeader.read(self.path)
+        self._check_same(found)
+        self.provenance = found.provenance
+
+    def missing(self) -> list[int]:
+        """Shards not committed yet, in order."""
+        there = set(os.listdir(self.path / SHARDS_FOLDER))
+        return [i for i in range(self.plan.shard_count) if shard_name(i) not in there]
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the store is finished: nothing more will be written."""
+        return (self.path / DONE_FILE).exists() and not self.missing()
+
+    def write_shard(
+        self, index: int, sequences: Sequence[tuple[SequenceText, EncodedRecords | None]]
+    ) -> bool:
+        """Commit one shard.
+
+        Args:
+            index: Which of the plan's shards.
+            sequences: All of its rows in order, each with its records, or None for none.
+
+        Returns:
+            False if another worker had committed it already; then nothing changed.
+        """
+        began, ended = self.plan.shard_rows(index)
+        rows = [line.row for line, _ in sequences]
+        if sorted(set(rows)) != list(range(began, ended)) or rows != sorted(rows):
+            raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
+        members = build_shard(self.spec, self.plan, index, sequences)
+        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pack(members), self._fs)
+        self.note("shard", shard=index, committed=won)
+        return won
+
+    def seal(self) -> None:
+        """Write index and `DONE` once every shard is there.
+
+        Raises:
+            CorruptStoreError: A shard is not what was committed.
+        """
+        if self.missing():
+            raise ValueError(f"{len(self.missing())} shards are missing: write them first")
+        commit.remove_temporaries(self.path / SHARDS_FOLDER)
+        commit.remove_temporaries(self.path)
+        commit.overwrite(self.path / INDEX_FILE, self._index(), self._fs)
+        names = [SPEC_FILE, INDEX_FILE, *(f"{TOKENIZER_FOLDER}/{f}" for f in self._tokenizer())]
+        digests = {name: _sha256(self.path / name) for name in names}
+        done = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "sha256": digests}
+        commit.overwrite(self.path / DONE_FILE, canonical_json(done), self._fs)
+        self.note("sealed")
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Append a line to the journal beside the store."""
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "event": event,
+        } | facts
+        journal = self.path.with_name(f"{self.path.name}.journal.jsonl")
+        try:
+            with journal.open("a") as f:
+                f.write(json.dumps(line) + "\n")
+        except OSError as e:
+            raise commit.explain(e, journal) from e
+
+    def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            found = sorted(set(os.listdir(self.path)))
+        except OSError as e:
+            raise _folder_error(e, self.path) from e
+        strange = [n for n in found if n not in _OURS and not n.startswith(TEMPORARY_PREFIX)]
+        if strange or set(found) & {INDEX_FILE, DONE_FILE}:
+            raise MismatchError(
+                f"{self.path}: the folder holds something else ({', '.join(strange or found)}) and "
+                "no store. Choose another --out, or empty the folder."
+            )
+        try:
+            (self.path / SHARDS_FOLDER).mkdir(exist_ok=True)
+            self._write_tokenizer(tokenizer_files)
+        except OSError as e:
+            raise commit.explain(e, self.path) from e
+        commit.create(self.path / SPEC_FILE, [header.to_bytes()], self._fs)
+
+    def _write_tokenizer(self, files: Mapping[str, bytes]) -> None:
+        """A half-written folder from a crash is replaced; a twin's finished one is kept."""
+        folder = self.path / TOKENIZER_FOLDER
+        wanted = self.spec.tokenizer["files"]
+        if folder.exists():
+            found = {p.name: _sha256(p) for p in folder.iterdir()}
+            if found == wanted:
+                return
+            shutil.rmtree(folder)
+        temporary = self.path / f"{TEMPORARY_PREFIX}{TOKENIZER_FOLDER}-{os.getpid()}"
+        temporary.mkdir()
+        for name, data in files.items():
+            self._fs.write_durably(temporary / name, [data])
+        self._fs.sync_folder(temporary)
+        self._fs.replace(temporary, folder)
+        self._fs.sync_folder(self.path)
+
+    def _check_same(self, found: StoreHeader) -> None:
+        different = [
+            f"{name} is {_short(there)} in the store, {_short(here)} now"
+            for name, here, there in self.spec.differences(found.spec)
+        ]
+        for name in ("dataset_sha256", "boundaries"):
+            here, there = asdict(self.plan)[name], asdict(found.plan)[name]
+            if here != there:
+                different.append(f"plan.{name} is {_short(there)} in the store, {_short(here)} now")
+        if different:
+            raise MismatchError(
+                f"{self.path}: the store was begun with other settings: {'; '.join(different)}. "
+                "Run with the store's settings to resume it, or choose another --out."
+            )
+
+    def _tokenizer(self) -> list[str]:
+        return sorted(self.spec.tokenizer["files"])
+
+    def _index(self) -> bytes:
+        lines = []
+        for i in range(self.plan.shard_count):
+            shard = Shard(self.path / SHARDS_FOLDER / shard_name(i), self.spec, self.plan, i)
+            lines.append(index_line(shard, i))
+        sink = pa.BufferOutputStream()
+        pq.write_table(
+            pa.Table.from_pylist(lines),
+            sink,
+            compression="zstd",
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        return bytes(memoryview(sink.getvalue()))
+
+
+def index_line(shard: Shard, index: int) -> dict[str, Any]:
+    """What the index says of a shard; all of it can be read from the shard again."""
+    about = shard.about
+    return {
+        "shard": index,
+        "first_row": about["rows"][0],
+        "stop_row": about["rows"][1],
+        "sequences": shard.size.sequences,
+        "records": shard.size.records,
+        "entries": shard.size.entries,
+        "draws": shard.size.draws,
+        "supervised_bytes": about["supervised_bytes"],
+        "file_bytes": shard.archive.size_bytes,
+        "sha256": shard.archive.digest,
+        "statuses": json.dumps(about["statuses"], sort_keys=True),
+        **{name: about["fidelity"][name] for name in sorted(about["fidelity"])},
+    }
+
+
+def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
+    """SHA-256 of each file, as the spec records them.
+
+    Raises:
+        InputError: There are none.
+    """
+    if not files:
+        raise InputError("the teacher's tokenizer saved no files. Use a fast tokenizer.")
+    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _folder_error(error: OSError, path: Path) -> Exception:
+    if isinstance(error, (NotADirectoryError, FileExistsError)):
+        return MismatchError(f"{path}: is a file, not a folder. Choose another --out.")
+    return commit.explain(error, path)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 48 else f"{text[:45]}…"
