@@ -6,9 +6,7 @@ supervised text. A token finds its place in one of two ways:
 1. The bytes of all tokens, one after the other, are the text (less one space that some tokenizers
    put in front). Then lengths add up to places; nothing else is asked.
 2. Otherwise a normaliser has changed the text, and the tokenizer's own offsets decide, which count
-   in characters of the original. Where several tokens share a character, the run of them is laid
-   out by its bytes if these are the text's, else the character is divided among them, so that the
-   run still begins and ends where it should and no boundary inside it is one of the text's own.
+   in characters of the original: :mod:`logitstore.token_spans`.
 
 Spans are monotone and never overlap. Text that no token writes is a hole between two spans.
 
@@ -20,31 +18,31 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.token_bytes import written_bytes
+from logitstore.token_spans import Bools, Int64s, spans_from_offsets
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
-
-Int64s = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
 
 #: Special tokens that end a turn or a text. All of a tokenizer's are one event: "nothing follows".
 END_TOKENS = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end_of_turn|>",
     "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|return|>", "<|endoftext|>", "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<turn|>",
-)  # fmt: skip  # noqa: RUF001
+    "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<turn|>",  # noqa: RUF001
+)  # fmt: skip
 
-_SPACE = 0x20
+#: What the copy does without. Post-processors add BOS, and trim the spaces off some offsets.
+_NOT_COPIED = ("truncation", "padding", "post_processor")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,7 +98,7 @@ class ByteTokenizer:
         content = json.loads(backend.to_str())
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         special = {t["id"] for t in content["added_tokens"] if t["special"]}
-        special.update(i for i in tokenizer.all_special_ids if i is not None)
+        special.update(tokenizer.all_special_ids)
 
         self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
         self.fingerprint = fingerprint(tokenizer)
@@ -109,14 +107,13 @@ class ByteTokenizer:
         self.eos_ids = _eos_ids(self.eos_token_id, vocabulary, special)
         self.pad_id = _first_known(tokenizer.pad_token_id, self.eos_token_id, 0)
 
-        written = _written_bytes(content, vocabulary, self.size)
+        written = written_bytes(content, vocabulary, self.size)
         self.token_bytes = [None if i in special else text for i, text in enumerate(written)]
         self._written = [text or b"" for text in written]
         self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
-        # No BOS, no truncation, no padding in the copy; and no post-processor that trims offsets.
-        self._prefix = _prefix_ids(backend)
-        self._backend = Tokenizer.from_str(_bare(content))
+        self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
         self._backend.encode_special_tokens = backend.encode_special_tokens
+        self._prefix = _prefix_ids(self._backend, backend.post_processor)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Self:
@@ -133,7 +130,7 @@ class ByteTokenizer:
             tokenizer = AutoTokenizer.from_pretrained(
                 str(path), trust_remote_code=False, local_files_only=True
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except Exception as error:  # a broken file gives any class, a bare Exception too
             raise InputError(
                 f"{path}: no tokenizer could be read there ({_one_line(error)}). Save one with "
                 "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)."
@@ -252,105 +249,6 @@ def utf8(text: str, where: str) -> bytes:
         ) from error
 
 
-def spans_from_offsets(
-    data: bytes, offsets: Int64s, written: bytes, lengths: Int64s
-) -> tuple[Int64s, Int64s] | None:
-    """Where tokens lie in `data`, from a tokenizer's offsets.
-
-    Args:
-        data: The text.
-        offsets: (T, 2) first character and character after the last, in the original text.
-        written: The bytes of all tokens, one after the other.
-        lengths: (T,) how many of them each token has.
-
-    Returns:
-        (T,) first byte, (T,) byte after the last; or None where the offsets run backwards.
-    """
-    if len(offsets) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    places = _character_places(data)
-    if offsets.min() < 0 or offsets.max() >= len(places):
-        return None
-    low, high = places[offsets[:, 0]], places[offsets[:, 1]]
-    # A token of no width may report any place: it stands where the text before it ended.
-    empty = low == high
-    low[empty] = high[empty] = np.maximum.accumulate(np.where(empty, 0, high))[empty]
-    if (high < low).any() or (np.diff(low) < 0).any() or (np.diff(high) < 0).any():
-        return None
-    origin = np.cumsum(lengths) - lengths
-    origin, lengths, high = _without_added_spaces(data, written, origin, lengths, low, high)
-    starts, ends = _divided(low, high)
-    return _laid_out(data, written, origin, lengths, (low, high), (starts, ends))
-
-
-def _without_added_spaces(
-    data: bytes, written: bytes, origin: Int64s, lengths: Int64s, low: Int64s, high: Int64s
-) -> tuple[Int64s, Int64s, Int64s]:
-    """Takes the space off tokens that begin with one where the text has none.
-
-    Left with nothing, a token that shares its character with the next one has no width: it is the
-    mark alone (`▁`), put in front of a word.
-    """
-    text = np.frombuffer(data + b"\0", np.uint8)
-    output = np.frombuffer(written + b"\0", np.uint8)
-    added = (lengths > 0) & (output[origin] == _SPACE) & (text[low] != _SPACE)
-    origin, lengths = origin + added, lengths - added
-    shared = np.append(low[1:] == low[:-1], False)
-    return origin, lengths, np.where(added & shared & (lengths == 0), low, high)
-
-
-def _divided(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
-    """Cuts where neighbours overlap: n tokens over one character get about 1/n of its bytes.
-
-    Of two or more bytes the first token has at least one and so has the last; of one byte, the
-    last token has it: then every token of the run lies between the run's two ends.
-    """
-    starts, ends = low.copy(), high.copy()
-    late = np.flatnonzero(low[1:] < high[:-1]) + 1  # tokens that begin inside the one before
-    if len(late) == 0:
-        return starts, ends
-    first, last = low[late], high[late - 1]
-    same = (np.diff(first) == 0) & (np.diff(last) == 0) & (np.diff(late) == 1)
-    heads = np.flatnonzero(np.append(True, ~same))
-    sizes = np.diff(np.append(heads, len(late)))
-    rank = np.arange(len(late)) - np.repeat(heads, sizes) + 1
-    width, parts = last - first, np.repeat(sizes, sizes) + 1
-    inside = np.minimum(np.maximum(-(-rank * width // parts), 1), width - 1)
-    cuts = np.maximum.accumulate(first + inside)
-    starts[late], ends[late - 1] = cuts, cuts
-    return starts, ends
-
-
-def _laid_out(
-    data: bytes,
-    written: bytes,
-    origin: Int64s,
-    lengths: Int64s,
-    reported: tuple[Int64s, Int64s],
-    spans: tuple[Int64s, Int64s],
-) -> tuple[Int64s, Int64s]:
-    """Exact spans for every run of overlapping tokens that writes just the bytes it covers."""
-    low, high = reported
-    starts, ends = spans
-    heads = np.flatnonzero(np.append(True, low[1:] >= high[:-1]))
-    sizes = np.diff(np.append(heads, len(low)))
-    run = np.repeat(np.arange(len(heads)), sizes)
-    covered = high[heads + sizes - 1] - low[heads]
-    exact = (sizes > 1) & (np.add.reduceat(lengths, heads) == covered)
-    before = np.cumsum(lengths) - lengths
-    place = low[heads][run] + before - before[heads][run]
-
-    chosen = np.flatnonzero(exact[run])
-    count = lengths[chosen]
-    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    text = np.frombuffer(data, np.uint8)[np.repeat(place[chosen], count) + within]
-    output = np.frombuffer(written, np.uint8)[np.repeat(origin[chosen], count) + within]
-    exact[np.repeat(run[chosen], count)[text != output]] = False
-
-    sure = exact[run]
-    return np.where(sure, place, starts), np.where(sure, place + lengths, ends)
-
-
 class _Supervised:
     """Places in a text -> places in its supervised bytes."""
 
@@ -378,12 +276,6 @@ class _Supervised:
         return self.before[segment] + np.where(inside, places - self.bounds[segment], 0), inside
 
 
-def _character_places(data: bytes) -> Int64s:
-    """First byte of every character of UTF-8 text, and the end of it."""
-    units = np.frombuffer(data, np.uint8)
-    return np.append(np.flatnonzero((units & 0xC0) != 0x80), len(data)).astype(np.int64)
-
-
 def _without_records(token_ids: Int64s, status: str) -> TokenizedText:
     zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
     return TokenizedText(token_ids.astype(np.int64), no, zeros, zeros, no, status)
@@ -391,3 +283,39 @@ def _without_records(token_ids: Int64s, status: str) -> TokenizedText:
 
 def _nothing(status: str) -> TokenizedText:
     return _without_records(np.zeros(0, np.int64), status)
+
+
+def _eos_ids(
+    eos_token_id: int | None, vocabulary: Mapping[str, int], special: Collection[int]
+) -> tuple[int, ...]:
+    """EOS first, then the ends of turns; a word of the language that looks like one is none."""
+    ends = (vocabulary[token] for token in END_TOKENS if token in vocabulary)
+    found = [] if eos_token_id is None else [eos_token_id]
+    return tuple(dict.fromkeys([*found, *(i for i in ends if i in special)]))
+
+
+def _prefix_ids(backend: Tokenizer, post_processor: Any) -> Int64s:
+    """What the tokenizer puts in front of every text: BOS or nothing, rarely more."""
+    if post_processor is None:
+        return np.zeros(0, np.int64)
+    # The post-processor alone, on a probe: padding on the left would look like a prefix.
+    probe = post_processor.process(backend.encode("a", add_special_tokens=False), None, True)
+    sequence = [i is not None for i in probe.sequence_ids]
+    return np.array(probe.ids[: sequence.index(True)] if any(sequence) else [], np.int64)
+
+
+def _first_known(*ids: int | None) -> int:
+    return next(i for i in ids if i is not None)
+
+
+def _not_fast(tokenizer: object) -> str:
+    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    return (
+        f"{name}: {type(tokenizer).__name__} is not a fast tokenizer, and only those know where "
+        "their tokens lie in a text. Give what AutoTokenizer.from_pretrained(MODEL) loads from a "
+        "folder with a tokenizer.json."
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

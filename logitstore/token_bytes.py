@@ -1,0 +1,106 @@
+"""The bytes that each token of a vocabulary writes.
+
+A vocabulary spells them in one of these ways, told apart by the parts that its `tokenizer.json`
+names (only the normaliser, pre-tokenizer, model and decoder; a post-processor changes no text):
+
+    ByteLevel      `Ġthe`       each character is one byte, in GPT-2's printable alphabet
+    Metaspace      `▁the`       UTF-8, with a mark (also by Replace, as Gemma has it) for the space
+    byte fallback  `<0xE2>`     one byte, beside any of the others
+    WordPiece      `##ing`      UTF-8, with a prefix on what continues a word
+    BPE of words   `the</w>`    UTF-8, with a suffix on what ends a word
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def written_bytes(
+    content: Mapping[str, Any], vocabulary: Mapping[str, int], size: int
+) -> list[bytes | None]:
+    """Per id the bytes that it writes (a special token: its name); None for an id without token.
+
+    Args:
+        content: A parsed `tokenizer.json`.
+        vocabulary: Token -> id, with the added tokens.
+        size: Ids are below it.
+    """
+    write = _writer(content)
+    model: Any = content["model"]["vocab"]  # a list of (token, score) in Unigram, else a mapping
+    known = set(model) if isinstance(model, dict) else {token for token, _ in model}
+    special = {t["content"] for t in content["added_tokens"] if t["special"]}
+    written: list[bytes | None] = [None] * size
+    for token, i in vocabulary.items():
+        # An added token that the model does not have is found in the text as it is spelt.
+        spelt = token in special or token not in known
+        written[i] = token.encode() if spelt else write(token)
+    return written
+
+
+def _writer(content: Mapping[str, Any]) -> Callable[[str], bytes]:
+    """Token of the model's vocabulary -> bytes."""
+    kinds = {part["type"] for part in _parts(content)}
+    if "ByteLevel" in kinds:
+        return _from_byte_alphabet
+    marks = _space_marks(content)
+    has_bytes = content["model"].get("byte_fallback") or "ByteFallback" in kinds
+    prefix = content["model"].get("continuing_subword_prefix") or ""
+    suffix = content["model"].get("end_of_word_suffix") or ""
+
+    def write(token: str) -> bytes:
+        if has_bytes and (byte := _BYTE_PIECE.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        text = token.removeprefix(prefix).removesuffix(suffix) or token
+        for mark in marks:
+            text = text.replace(mark, " ")
+        return text.encode()
+
+    return write
+
+
+def _parts(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for name in ("normalizer", "pre_tokenizer", "decoder"):
+        yield from _components(content.get(name))
+
+
+def _components(part: Any) -> Iterator[Mapping[str, Any]]:
+    """The parts of a pipeline, those inside a Sequence too."""
+    if not isinstance(part, dict):
+        return
+    yield part
+    for inner in ("normalizers", "pretokenizers", "decoders"):
+        for component in part.get(inner, ()):
+            yield from _components(component)
+
+
+def _space_marks(content: Mapping[str, Any]) -> list[str]:
+    """What the vocabulary writes for a space: `▁`, or nothing but the space itself."""
+    marks = {part["replacement"] for part in _parts(content) if part["type"] == "Metaspace"}
+    for part in _components(content.get("normalizer")):
+        if part["type"] == "Replace" and part["pattern"].get("String") == " ":
+            marks.add(part["content"])
+    for part in _components(content.get("decoder")):
+        if part["type"] == "Replace" and part["content"] == " ":
+            marks.add(part["pattern"].get("String"))
+    return sorted(mark for mark in marks if mark and mark != " ")
+
+
+def _byte_alphabet() -> dict[int, int]:
+    """Character of GPT-2's alphabet -> byte; other characters below U+0100 -> one above."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    table = dict.fromkeys(others, 0xFFFF)
+    table.update((0x100 + n, byte) for n, byte in enumerate(others))
+    return table
+
+
+_BYTE_OF = _byte_alphabet()
+
+
+def _from_byte_alphabet(token: str) -> bytes:
+    try:
+        return token.translate(_BYTE_OF).encode("latin-1")
+    except UnicodeEncodeError:  # not of this alphabet: an added token that the model lists too
+        return token.encode()
