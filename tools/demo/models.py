@@ -22,8 +22,9 @@ from tokenizers import (
 )
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
-from tools.demo.progress import progress
+from logitstore.progress import progress
 from tools.demo.settings import Shape
 from tools.demo.unigram import unigram_pieces
 
@@ -106,7 +107,7 @@ def train_teacher(
         ),
     )
     batches = _batches(rows, tokenizer)
-    with progress("teacher", total=steps, unit="step") as bar:
+    with progress(steps, "teacher", "steps") as shown:
         for _ in range(steps):
             input_ids, attention_mask, labels = next(batches)
             loss = model(input_ids=input_ids, attention_mask=attention_mask, labels=labels).loss
@@ -115,8 +116,7 @@ def train_teacher(
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             schedule.step()
-            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-            bar.update()
+            shown.update(1, loss=f"{loss.item():.3f}")
     return model
 
 
@@ -140,5 +140,6 @@ def _batches(
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Writes what `AutoModelForCausalLM` and `AutoTokenizer` load."""
+    logging.disable_progress_bar()  # for milliseconds of writing
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from logitstore.progress import progress
 from tools.demo.commands import Commands
-from tools.demo.progress import progress
 from tools.demo.settings import CONTENDERS, Contender, Settings, cores
 
 Run = dict[str, Any]
@@ -60,13 +60,14 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
 def _watch(futures: "list[Future[Run]]") -> None:
     """Shows progress until all are done, or raises what the first to fail raised."""
     waiting = set(futures)
-    with progress("students", total=len(futures), unit="student") as bar:
+    facts: dict[str, str] = {}
+    with progress(len(futures), "students", "students") as shown:
         while waiting:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             for future in done:
                 run = future.result()
-                bar.set_postfix_str(f"{run['name']}-{run['seed']}: {run['bits_per_byte']:.3f}")
-            bar.update(len(done))
+                facts = {f"{run['name']}-{run['seed']}": f"{run['bits_per_byte']:.3f} bits/byte"}
+            shown.update(len(done), **facts)
 
 
 def _student(
