@@ -140,6 +140,6 @@ def _batches(
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     """Writes what `AutoModelForCausalLM` and `AutoTokenizer` load."""
-    logging.disable_progress_bar()  # for milliseconds of writing
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # for milliseconds of writing
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

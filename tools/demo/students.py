@@ -74,17 +74,16 @@ def _student(
     out: Path, contender: Contender, seed: int, settings: Settings, commands: Commands
 ) -> Run:
     name = f"{contender.name}-{seed}"
-    folder, log = out / "students" / name, out / "logs" / f"{name}.log"
+    folder, logs = out / "students" / name, out / "logs"
     results = folder / "results.json"
     if results.exists() and "bits_per_byte" in (run := json.loads(results.read_text())):
         return dict(run)
     shutil.rmtree(folder, ignore_errors=True)
-    commands.run(train_command(out, contender, seed, settings), threads=1, log=log)
-    run = json.loads(results.read_text()) | {"name": contender.name, "seed": seed}
-    measured = commands.json(evaluate_command(folder, out), threads=1, log=log)
-    run["bits_per_byte"] = measured["bits_per_byte"]
-    results.write_text(json.dumps(run, indent=2) + "\n")
-    return dict(run)
+    training = train_command(out, contender, seed, settings)
+    commands.run(training, threads=1, log=logs / f"{name}-train.log")
+    return dict(
+        commands.json(evaluate_command(folder, out), threads=1, log=logs / f"{name}-evaluate.log")
+    )
 
 
 def train_command(out: Path, contender: Contender, seed: int, settings: Settings) -> list[str]:
@@ -95,6 +94,7 @@ def train_command(out: Path, contender: Contender, seed: int, settings: Settings
         *("--store", str(out / "store")),
         *contender.flags,
         *("--output_dir", str(out / "students" / f"{contender.name}-{seed}")),
+        *("--run_name", contender.name),
         *("--max_steps", str(settings.student_steps)),
         *("--per_device_train_batch_size", "16"),
         *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
