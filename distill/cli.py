@@ -1,0 +1,120 @@
+"""`distill`: train a student from a store, and measure it.
+
+torch and transformers are imported by the command that needs them, so `distill --help` is quick.
+Facts go to stdout, talk to stderr; exit status 2 means that the request was at fault.
+"""
+
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from logitstore.errors import InputError, LogitStoreError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train students from a logit store, and measure them.",
+)
+
+METRICS = ("bits_per_byte",)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,  # the flags are TrainingArguments', and so is their help
+)
+def train(context: typer.Context) -> None:
+    """Train a student: --model_name_or_path S --store STORE --loss uld:1.5 --output_dir OUT.
+
+    Takes every flag of transformers' TrainingArguments, or --config run.yaml, where flags win.
+    `distill train --help` lists them.
+    """
+    from distill.config import parse
+
+    config, student = parse(context.args)
+    from distill.run import train as run_training
+
+    run = run_training(config, student)
+    if config.process_index == 0:
+        print(json.dumps(run, indent=1))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
+    data: Annotated[str, typer.Argument(help="A dataset, as `logitstore capture` takes it.")],
+    metrics: Annotated[str, typer.Option(help="Known: " + ", ".join(METRICS))] = METRICS[0],
+    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
+    config_name: Annotated[
+        str | None, typer.Option("--config-name", "--config_name", help="Of a hub dataset.")
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option("--text-column", "--text_column", help="Column to read as text.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", "--max_length", help="Tokens of a window.")
+    ] = None,
+    tokens_per_batch: Annotated[
+        int, typer.Option("--tokens-per-batch", "--tokens_per_batch", help="Padded tokens at once.")
+    ] = 8192,
+    as_json: Annotated[bool, typer.Option("--json", help="The run object as JSON.")] = False,
+) -> None:
+    """Bits per byte of a model on a dataset: lower is better, whatever the tokenizer."""
+    _check_choices(metrics, dtype, max_length, tokens_per_batch)
+    from distill.evaluate import evaluate as run_evaluation
+
+    run = run_evaluation(
+        model,
+        data,
+        split=split,
+        config_name=config_name,
+        text_column=text_column,
+        revision=revision,
+        dtype=dtype,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+    )
+    print(json.dumps(run, indent=1) if as_json else _table(run))
+
+
+def _check_choices(metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int) -> None:
+    for name in metrics.split(","):
+        if name.strip() not in METRICS:
+            raise InputError(f"--metrics {name}: not known. Known: {', '.join(METRICS)}.")
+    types = ("float32", "bfloat16", "float16", "auto")
+    if dtype not in types:
+        raise InputError(f"--dtype {dtype}: expected one of {', '.join(types)}.")
+    if max_length is not None and max_length < 2:
+        raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
+    if tokens_per_batch < 1:
+        raise InputError(f"--tokens-per-batch {tokens_per_batch}: expected at least 1.")
+
+
+def _table(run: dict[str, Any]) -> str:
+    facts = run["evaluation"]
+    lines = {
+        "model": run["name"],
+        "data": facts["data"],
+        "bits per byte": f"{run['bits_per_byte']:.4f}",
+        "bytes": f"{facts['bytes']:,} predicted, {facts['bytes_left_out']:,} left out",
+        "tokens": f"{facts['tokens']:,}",
+        "rows": f"{facts['rows']:,}, of which {facts['rows_skipped']:,} without a predicted byte",
+        "time": f"{facts['time_s']:.1f} s",
+    }
+    return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+
+def main() -> None:
+    """The console script."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after tokenising
+    try:
+        app()
+    except LogitStoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,304 @@
+"""The student run, as flags, as YAML, or as Python. One dataclass over TrainingArguments.
+
+    distill train --model_name_or_path S --store my-store --loss uld:1.5 --output_dir out
+    distill train --config run.yaml --learning_rate 1e-4      # flags win over the file
+
+The keys of the file are the flags without their dashes. A key or flag that does not exist is an
+error that names the nearest one, and so is a TrainingArguments flag that this trainer could not
+honour: a setting that silently does nothing is worse than none.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from argparse import ArgumentParser
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+import yaml  # type: ignore[import-untyped]
+from transformers import HfArgumentParser, TrainingArguments
+
+from logitstore.errors import InputError
+
+#: What --loss may name besides `ce`, and the weight each takes when none is given.
+LOSS_WEIGHTS = {"uld": 1.5, "mapped_kl": 1.0}
+
+_NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no predictions"
+_COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
+_LIGER = "it replaces the forward pass whose hidden states the losses read"
+
+#: TrainingArguments that would silently not work here, each with the reason.
+REFUSED = {
+    "average_tokens_across_devices": "every term is divided by its count over all devices, always",
+    "batch_eval_metrics": _NO_PREDICTIONS,
+    "do_predict": "there is no test set; run `distill evaluate` on the finished student",
+    "eval_accumulation_steps": _NO_PREDICTIONS,
+    "eval_do_concat_batches": _NO_PREDICTIONS,
+    "eval_use_gather_object": _NO_PREDICTIONS,
+    "include_for_metrics": _NO_PREDICTIONS,
+    "label_names": "labels are the student's tokens of the store's supervised text",
+    "label_smoothing_factor": "the cross-entropy is not Trainer's; a soft target is what --loss is",
+    "length_column_name": "a store has no columns",
+    "liger_kernel_config": _LIGER,
+    "prediction_loss_only": _NO_PREDICTIONS,
+    "remove_unused_columns": "a store has no columns",
+    "torch_compile": _COMPILED,
+    "torch_compile_backend": _COMPILED,
+    "torch_compile_mode": _COMPILED,
+    "use_liger_kernel": _LIGER,
+}
+
+
+@dataclass
+class StudentArguments:
+    """The student before training: a hub id or a folder, and how to load it."""
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "The student: a hub id, or a transformers folder."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a hub id."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="float32",
+        metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.model_name_or_path:
+            raise InputError("--model_name_or_path is required: the student, a hub id or a folder.")
+
+
+@dataclass
+class CachedTeacherConfig(TrainingArguments):
+    """Everything TrainingArguments has, plus where the teacher's store is and what to do with it.
+
+    Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False.
+
+    Raises:
+        InputError: For a missing or impossible value, and for every flag in `REFUSED`.
+    """
+
+    store: str = field(
+        default="", metadata={"help": "The store to train from, as `logitstore capture` wrote it."}
+    )
+    eval_store: str | None = field(
+        default=None, metadata={"help": "A store of held-out text, for --eval_strategy."}
+    )
+    allow_partial: bool = field(
+        default=False, metadata={"help": "Train on what an unfinished store holds so far."}
+    )
+    loss: str = field(
+        default="mapped_kl",
+        metadata={
+            "help": "`ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: " + ", ".join(LOSS_WEIGHTS)
+        },
+    )
+    ce_weight: float = field(
+        default=1.0, metadata={"help": "Weight of cross-entropy on the store's text."}
+    )
+    pairing: Literal["bytes", "position"] = field(
+        default="bytes",
+        metadata={"help": "How uld pairs the two tokenisations; `position` is the paper's."},
+    )
+    mapped_strict: bool = field(
+        default=False,
+        metadata={"help": "mapped_kl: only tokens of equal bytes, where both sides end together."},
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "Cut rows at so many student tokens. Default: what the student can read."
+        },
+    )
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Log every so many steps, or a fraction of all steps."}
+    )
+    remove_unused_columns: bool = field(
+        default=False, metadata={"help": "Not used: a store has no columns."}
+    )
+
+    def __post_init__(self) -> None:
+        if not self.output_dir:
+            raise InputError("--output_dir is required: an empty folder for the student.")
+        if not self.store:
+            raise InputError("--store is required: the store written by `logitstore capture`.")
+        self._check_own()
+        self._refuse_what_would_not_work()
+        super().__post_init__()  # type: ignore[no-untyped-call]
+        self._refuse_accelerate_options()
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weight of each distillation loss by name; empty for `ce`."""
+        return parse_losses(self.loss)
+
+    def _check_own(self) -> None:
+        if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
+            raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")
+        if self.ce_weight == 0 and not self.loss_weights:
+            raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
+
+    def _refuse_what_would_not_work(self) -> None:
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if each.name in REFUSED and value != _default(each):
+                raise InputError(
+                    f"--{each.name} {value} would have no effect: {REFUSED[each.name]}. "
+                    f"Leave --{each.name} out."
+                )
+        if self.train_sampling_strategy not in ("random", "sequential"):
+            raise InputError(
+                f"--train_sampling_strategy {self.train_sampling_strategy} would have no effect: "
+                "lengths are known only after tokenising. Use `random` or `sequential`."
+            )
+
+    def _refuse_accelerate_options(self) -> None:
+        """After TrainingArguments has made objects of them."""
+        accelerate: Any = self.accelerator_config
+        if accelerate.dispatch_batches:
+            raise InputError(
+                "--accelerator_config dispatch_batches: one process would slice the batch by rows, "
+                "but teacher arrays have one line a position. Leave dispatch_batches out."
+            )
+        if not accelerate.even_batches:
+            raise InputError(
+                "--accelerator_config even_batches false: ranks with fewer batches would wait "
+                "forever in the count of the others. Leave even_batches out."
+            )
+        for name in ("tp_size", "cp_size", "sp_size"):
+            if getattr(self.parallelism_config, name, 1) > 1:
+                raise InputError(
+                    f"--parallelism_config {name}: positions are counted per data-parallel rank, "
+                    "each with whole rows. Use --fsdp, --deepspeed or plain data parallelism."
+                )
+
+
+def parse_losses(text: str) -> dict[str, float]:
+    """`"uld:1.5,mapped_kl"` -> `{"uld": 1.5, "mapped_kl": 1.0}`; `"ce"` -> `{}`.
+
+    Raises:
+        InputError: For an unknown or repeated name, or a weight that is not a number above 0.
+    """
+    if text.strip() == "ce":
+        return {}
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, colon, number = (piece.strip() for piece in part.partition(":"))
+        if name not in LOSS_WEIGHTS:
+            known = ", ".join(["ce", *LOSS_WEIGHTS])
+            raise InputError(
+                f"--loss {text}: no loss is called {name!r}. Known: {known}. "
+                "Cross-entropy is added to the others by --ce_weight."
+            )
+        if name in weights:
+            raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
+        weights[name] = _weight(text, number) if colon else LOSS_WEIGHTS[name]
+    return weights
+
+
+def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
+    """The configuration that flags, and the file after `--config`, ask for.
+
+    Raises:
+        InputError: For an unknown flag or key (names the nearest) and for a bad value.
+    """
+    files = ArgumentParser(add_help=False, allow_abbrev=False)
+    files.add_argument("--config")
+    chosen, flags = files.parse_known_args(list(argv))
+    parser = _Parser()
+    from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
+    try:
+        # The last of two flags wins, so the file comes first.
+        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
+            [*from_file, *flags], return_remaining_strings=True, look_for_args_file=False
+        )
+    except InputError:
+        raise
+    except (ValueError, ImportError, OSError) as error:  # from TrainingArguments: already clear
+        raise InputError(str(error)) from error
+    config, student, *_, unknown = parsed
+    if unknown:
+        raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"))
+    return config, student
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            (CachedTeacherConfig, StudentArguments),  # type: ignore[arg-type]  # upstream NewType
+            prog="distill train",
+            allow_abbrev=False,
+        )
+        self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. See `distill train --help`.")
+
+    def known_keys(self) -> list[str]:
+        return [action.dest for action in self._actions]
+
+    def flags_of(self, path: Path) -> list[str]:
+        """The file's keys as flags, so that both go through the same types and checks."""
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"--config {path}: cannot be read as YAML: {error}") from error
+        if not isinstance(loaded, dict):
+            found = "nothing" if loaded is None else type(loaded).__name__
+            raise InputError(f"--config {path}: expected `key: value` lines, found {found}.")
+        known = self.known_keys()
+        flags: list[str] = []
+        for key, value in loaded.items():
+            name = str(key).replace("-", "_")
+            if name not in known or name in ("config", "help"):
+                raise InputError(f"--config {path}: " + _unknown(str(key), known, "key"))
+            flags += _as_flags(name, value)
+        return flags
+
+
+def _as_flags(name: str, value: object) -> list[str]:
+    """`--name=value`, in the form that survives values which look like flags themselves."""
+    if value is None:  # YAML's null: the default
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
+    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
+
+
+def _unknown(given: str, known: Iterable[str], what: str) -> str:
+    name = given.lstrip("-").split("=")[0].replace("-", "_")
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    if not given.startswith("-") and what == "flag":
+        return f"{given!r} is neither a flag nor the value of one. See `distill train --help`."
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"no {what} is called {given}.{hint} See `distill train --help`."
+
+
+def _weight(text: str, number: str) -> float:
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise InputError(f"--loss {text}: the weight {number!r} is not a number above 0.")
+    return weight
+
+
+_Any = TypeVar("_Any")
+
+
+def _default(each: "dataclasses.Field[_Any]") -> object:
+    if each.default_factory is not dataclasses.MISSING:
+        return each.default_factory()
+    return each.default

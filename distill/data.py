@@ -1,0 +1,359 @@
+"""From a store to batches: the student's tokens beside what the teacher said about the same bytes.
+
+The student tokenises the store's own text. Its supervised tokens that something predicts are the
+*labels*; everything of the teacher is placed on them here, on the CPU, in DataLoader workers, so
+that the trainer sees only rectangles. Nothing is ever shifted later: label j of a batch is the
+token whose prediction row j describes, and `rows` holds the logit row that predicted it.
+
+A batch:
+
+    input_ids, attention_mask, labels  (B, T)   right-padded; labels -100 where not supervised
+    rows                               (N,)     flat logit rows b * T + t - 1, one a label
+    example                            (N,)     the b of each label
+    aligned, skipped                   (B,)     labels that a teacher pair covers; unusable rows
+    teacher[name]                               one dict a loss:
+      uld        index (P,), entry_logprobs (P, K), tail_logmass (P,), log_scale (P,),
+                 codec_bound (P,), earlier_index (E,), earlier_pair (E,)
+      mapped_kl  index (P,), ids (P, K), logmass (P, K), rest_logmass (P,)
+
+`index` is the label that a pair lies on. The probability of `earlier_index`'s labels scales the
+student's side of pair `earlier_pair` (uld by bytes: the chain rule over a group).
+
+Shape legend: B = rows, T = padded length, N = labels, P = pairs of a loss, K = entries or mapped
+ids, E = labels before the last one of their group; n = records of a sequence.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from distill.align import Spans, align
+from distill.vocab_map import VocabMap, prefix_map
+from logitstore.errors import InputError, MismatchError
+from logitstore.records import SequenceText, TokenRecords
+from logitstore.tokens import ByteTokenizer
+
+#: A token's own log-probability is stored in steps of 1/512 nats, so it is off by half of one.
+TOKEN_LOGPROB_ERROR_NATS = 1 / 1024
+
+#: Values that pad the second axis of an array, and the label that is none.
+PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf}
+NO_LABEL = -100
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Store(Protocol):
+    """What training reads of a :class:`logitstore.LogitStore`."""
+
+    def __len__(self) -> int: ...
+    def read_many(self, indices: Iterable[int]) -> list[TokenRecords]: ...
+    def text(self, i: int) -> SequenceText: ...
+    @property
+    def token_counts(self) -> Ints: ...
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def fidelity(self) -> Any: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def tokenizer_path(self) -> Path: ...
+
+
+class Example(NamedTuple):
+    """One sequence, tokenised by the student, with the teacher's arrays of each loss."""
+
+    token_ids: Ints  # (t,)
+    is_label: npt.NDArray[np.bool_]  # (t,), never at t = 0
+    teacher: dict[str, Arrays]
+    aligned: int  # labels that a teacher pair covers
+    skipped: bool  # this student can make nothing of the row
+
+
+class StoreDataset(Dataset[Example]):
+    """The sequences of a store that have records, as examples for one student.
+
+    Sequences without records are left out here, so no sampler ever meets them; `without_records`
+    says how many. A row that only this student's tokenizer cannot place (no bytes are known, or
+    nothing is left of it within `max_length`) becomes an example without labels, marked `skipped`.
+
+    Args:
+        store: An open store; workers reopen its files by themselves.
+        student: The student's tokenizer.
+        losses: Names of the losses to prepare for, of `uld` and `mapped_kl`.
+        pairing: `bytes` or `position`, for uld.
+        mapped_strict: For mapped_kl: only equal tokens, only where both sides end together.
+        max_length: Student tokens a row may have.
+
+    Raises:
+        MismatchError: When a loss needs what the store was captured without.
+        InputError: When no sequence has a record.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        student: ByteTokenizer,
+        losses: Sequence[str] = (),
+        *,
+        pairing: str = "bytes",
+        mapped_strict: bool = False,
+        max_length: int | None = None,
+    ) -> None:
+        check_store(store, losses)
+        self.store, self.student, self.losses = store, student, tuple(losses)
+        self.pairing, self.mapped_strict, self.max_length = pairing, mapped_strict, max_length
+        self.sequences = np.flatnonzero(np.asarray(store.token_counts) > 0)
+        self.without_records = len(store) - len(self.sequences)
+        if not len(self.sequences):
+            raise InputError(
+                f"{store.path}: none of its {len(store):,} sequences has a record to train on. "
+                f"`logitstore info {store.path}` says why."
+            )
+        self.mapping = _mapping(store, student, mapped_strict) if "mapped_kl" in losses else None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Example]:
+        """A batch at once, as DataLoader asks for it: one read of the store."""
+        chosen = [int(self.sequences[i]) for i in indices]
+        read = zip(self.store.read_many(chosen), map(self.store.text, chosen), strict=True)
+        return [self._example(records, text) for records, text in read]
+
+    def _example(self, records: TokenRecords, text: SequenceText) -> Example:
+        tokens = self.student.encode(text.segments, max_length=self.max_length)
+        if text.status not in ("ok", "truncated") or tokens.status not in ("ok", "truncated"):
+            nothing = np.zeros(0, np.int64)
+            return Example(nothing, nothing.astype(bool), {}, aligned=0, skipped=True)
+        is_label = tokens.has_record
+        teacher = teacher_spans(records, text, self.store.spec.eos_ids)
+        student = Spans(
+            tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
+        )
+        covered = np.zeros(len(student.starts), bool)
+        arrays = {}
+        for name in self.losses:
+            if name == "uld":
+                groups = self._groups(teacher, student, text)
+                arrays[name] = uld_arrays(records, groups, float(self.store.fidelity.l1_max))
+                covered[_runs(groups[:, 2], groups[:, 3])[1]] = True
+            else:
+                assert self.mapping is not None
+                alignment = align(teacher, student)
+                pairs = alignment.strict if self.mapped_strict else alignment.shared_starts
+                arrays[name] = mapped_arrays(records, pairs, self.mapping)
+                covered[pairs[:, 1]] = True
+        return Example(tokens.token_ids, is_label, arrays, int(covered.sum()), skipped=False)
+
+    def _groups(self, teacher: Spans, student: Spans, text: SequenceText) -> Ints:
+        if self.pairing == "bytes":
+            return align(teacher, student).groups
+        # Without BOS the first token of a text has no record, but it is the first all the same.
+        has_context = any(s.text and not s.supervised for s in text.segments)
+        teacher_first, student_first = (
+            int(not has_context and bool(np.any(spans.starts[:1] > 0)))
+            for spans in (teacher, student)
+        )
+        return position_groups(teacher, student, teacher_first, student_first)
+
+
+def check_store(store: Store, losses: Sequence[str]) -> None:
+    """Refuse a loss that needs what the store was captured without, before anything is trained."""
+    if "mapped_kl" in losses and not store.spec.has_ids:
+        raise MismatchError(
+            f"{store.path}: captured with --no-ids, but mapped_kl must know which tokens the "
+            "probabilities belong to. Use --loss uld, or capture again without --no-ids."
+        )
+
+
+def teacher_spans(records: TokenRecords, text: SequenceText, eos_ids: Sequence[int]) -> Spans:
+    """Where the records lie in this sequence's own supervised bytes."""
+    is_eos = (records.byte_lengths == 0) & np.isin(records.token_ids, np.asarray(eos_ids, np.int64))
+    starts = records.byte_starts.astype(np.int64) - text.supervised_start
+    return Spans(starts, records.byte_lengths.astype(np.int64), is_eos)
+
+
+def position_groups(teacher: Spans, student: Spans, teacher_first: int, student_first: int) -> Ints:
+    """The k-th supervised token with the k-th, the longer side's rest dropped (arXiv:2402.12030).
+
+    The student's EOS is skipped, as in the paper. `…_first` is the k of each side's first record.
+
+    Returns:
+        (P, 4) groups of one token a side: teacher first, stop, student first, stop.
+    """
+    student_count = int((~student.is_eos).sum())
+    start = max(teacher_first, student_first)
+    stop = min(teacher_first + len(teacher.starts), student_first + student_count)
+    k = np.arange(start, max(start, stop), dtype=np.int64)
+    t, s = k - teacher_first, k - student_first
+    return np.stack([t, t + 1, s, s + 1], 1)
+
+
+def uld_arrays(records: TokenRecords, groups: Ints, l1_max: float) -> Arrays:
+    """The teacher's side of each group: its last record, times the probability of what precedes.
+
+    `codec_bound` is how far the L1 distance to the *live* teacher's group can differ for what the
+    store rounds: c · (l1_max + e^(E h) - 1), with c the scale, E the earlier tokens and h the error
+    of one stored token log-probability, since |c q - c' q'|_1 <= c |q - q'|_1 + |c - c'|.
+    """
+    entries = records.padded()
+    last = groups[:, 1] - 1
+    pair, record = _runs(groups[:, 0], last)
+    # Not a difference of running sums: one token that the teacher excluded (-inf) would spoil all
+    # later groups.
+    log_scale = np.bincount(pair, records.token_logprob[record], len(groups))
+    bound = np.exp(log_scale) * (
+        l1_max + np.expm1((last - groups[:, 0]) * TOKEN_LOGPROB_ERROR_NATS)
+    )
+    earlier_pair, earlier_index = _runs(groups[:, 2], groups[:, 3] - 1)
+    return {
+        "index": groups[:, 3] - 1,
+        "entry_logprobs": entries.logprobs[last],
+        "tail_logmass": records.tail_logmass[last],
+        "log_scale": log_scale.astype(np.float32),
+        "codec_bound": bound.astype(np.float32),
+        "earlier_index": earlier_index,
+        "earlier_pair": earlier_pair,
+    }
+
+
+def mapped_arrays(records: TokenRecords, pairs: Ints, mapping: npt.NDArray[np.int32]) -> Arrays:
+    """The teacher's entries sent through `mapping`, masses of one student token added up.
+
+    What is not mapped joins the tail in `rest_logmass`: it is summed, never got as 1 - sum, which
+    would cancel exactly where the head holds nearly everything.
+    """
+    entries = records.padded()
+    assert entries.ids is not None
+    logprobs, mask = entries.logprobs[pairs[:, 0]], entries.mask[pairs[:, 0]]
+    target = np.full(mask.shape, -1, np.int64)
+    target[mask] = mapping[entries.ids[pairs[:, 0]][mask]]
+    mass = np.exp(logprobs, dtype=np.float64)
+    rest = np.exp(records.tail_logmass[pairs[:, 0]], dtype=np.float64)
+    rest += np.where(target < 0, mass, 0).sum(1)
+
+    pair, slot = np.nonzero(target >= 0)
+    width = np.int64(target.max(initial=0) + 1)
+    keys, source = np.unique(pair * width + target[pair, slot], return_inverse=True)
+    summed = np.bincount(source, mass[pair, slot], len(keys))
+    row, ids = keys // width, keys % width
+    count = np.bincount(row, minlength=len(pairs))
+    column = _runs(np.zeros_like(count), count)[1]
+    shape = (len(pairs), int(count.max(initial=0)))
+    arrays: Arrays = {"index": pairs[:, 1], "ids": np.full(shape, -1, np.int64)}
+    arrays["logmass"] = np.full(shape, -np.inf, np.float32)
+    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
+        arrays["ids"][row, column], arrays["logmass"][row, column] = ids, np.log(summed)
+        arrays["rest_logmass"] = np.log(rest).astype(np.float32)
+    return arrays
+
+
+def _runs(first: Ints, stop: Ints) -> tuple[Ints, Ints]:
+    """All of first..stop-1 of every run in one line: (number of the run, member)."""
+    count = stop - first
+    run = np.repeat(np.arange(len(first)), count)
+    within = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
+    return run, first[run] + within
+
+
+class Collator:
+    """Pads examples into one batch; the layout is at the head of this file."""
+
+    def __init__(self, pad_id: int, losses: Sequence[str] = ()) -> None:
+        self.pad_id, self.losses = pad_id, tuple(losses)
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        # A batch of skipped rows still needs one column for the model to run on.
+        width = max(1, *(len(e.token_ids) for e in examples))
+        ids = np.full((len(examples), width), self.pad_id, np.int64)
+        is_label, mask = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.int64)
+        for row, each in enumerate(examples):
+            length = len(each.token_ids)
+            ids[row, :length], is_label[row, :length] = each.token_ids, each.is_label
+            mask[row, : max(length, 1)] = 1  # a row without any token still attends to something
+        example, position = np.nonzero(is_label)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": np.where(is_label, ids, NO_LABEL),
+            "rows": example * width + position - 1,
+            "example": example,
+            "aligned": np.array([e.aligned for e in examples]),
+            "skipped": np.array([e.skipped for e in examples]),
+        }
+        teacher = {name: _tensors(_joined(name, examples)) for name in self.losses}
+        return {**_tensors(batch), "teacher": teacher}
+
+
+def _joined(name: str, examples: Sequence[Example]) -> Arrays:
+    """One loss's arrays of all examples, its label and pair numbers moved to the batch's."""
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
+    labels = pairs = 0
+    for each in examples:
+        arrays = each.teacher.get(name)
+        if arrays is not None:
+            shift = {"index": labels, "earlier_index": labels, "earlier_pair": pairs}
+            for key, array in arrays.items():
+                parts.setdefault(key, []).append(array + shift.get(key, 0))
+            pairs += len(arrays["index"])
+        labels += int(each.is_label.sum())
+    if not parts:
+        return _no_pairs(name)
+    return {key: _stacked(arrays, PADDING.get(key)) for key, arrays in parts.items()}
+
+
+def _stacked(arrays: list[npt.NDArray[Any]], padding: float | None) -> npt.NDArray[Any]:
+    if padding is None:
+        return np.concatenate(arrays)
+    width = max(a.shape[1] for a in arrays)
+    fill = [((0, 0), (0, width - a.shape[1])) for a in arrays]
+    return np.concatenate(
+        [np.pad(a, f, constant_values=padding) for a, f in zip(arrays, fill, strict=True)]
+    )
+
+
+def _no_pairs(name: str) -> Arrays:
+    """What a batch holds when none of its rows could be used."""
+    nothing = TokenRecords(
+        token_ids=np.zeros(0, np.uint32),
+        byte_starts=np.zeros(0, np.int64),
+        byte_lengths=np.zeros(0, np.int64),
+        token_logprob=np.zeros(0, np.float32),
+        entry_count=np.zeros(0, np.int64),
+        entry_ids=np.zeros(0, np.uint32),
+        entry_logprobs=np.zeros(0, np.float32),
+        tail_logmass=np.zeros(0, np.float32),
+        entropy=np.zeros(0, np.float32),
+    )
+    if name == "uld":
+        return uld_arrays(nothing, np.zeros((0, 4), np.int64), 0.0)
+    return mapped_arrays(nothing, np.zeros((0, 2), np.int64), np.zeros(0, np.int32))
+
+
+def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
+    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
+
+
+def _mapping(store: Store, student: ByteTokenizer, strict: bool) -> npt.NDArray[np.int32]:
+    """Teacher id -> student id or -1, for every id that the teacher's head can name."""
+    made: VocabMap = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)
+    known = made.exact if strict else made.prefix
+    # Heads are often padded past the tokenizer; those ids stand for no bytes at all.
+    mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)
+    mapping[: len(known)] = known
+    return mapping

@@ -1,0 +1,213 @@
+"""Bits per byte: how well a model predicts a text, comparable across tokenizers.
+
+    bits_per_byte = sum over predicted tokens of -log2 p(token | before)  /  their UTF-8 bytes
+
+Nobody is charged for what nobody could predict: a first token with nothing before it (no BOS) is
+left out of both bits and bytes, and so is text that a tokenizer drops. End-of-sequence tokens are
+not added: they have no bytes, so they would charge many short rows more than one long one.
+
+A row longer than the model reads is cut into windows that overlap by half: every token but those of
+the first window has at least half a window before it, and each is counted once.
+
+Shape legend: B = windows of a batch, T = their padded length, N = predicted tokens in them.
+"""
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from distill.head import HeadQuery, StudentHead
+from distill.run import RunObject, load_student, peak_rss_bytes, read_results, write_results
+from logitstore.capture.rows import Rows, load_rows
+from logitstore.errors import InputError
+from logitstore.tokens import ByteTokenizer, TokenizedText
+
+#: Padded tokens of a batch: enough to keep two cores busy, few enough for any machine.
+TOKENS_PER_BATCH = 8192
+#: Longest window: models claim to read far more than attention over it is worth here.
+LONGEST_WINDOW = 4096
+
+
+class Window(NamedTuple):
+    """Part of a row: what the model reads, and which of it is counted."""
+
+    token_ids: np.ndarray[Any, np.dtype[np.int64]]  # (t,)
+    is_counted: np.ndarray[Any, np.dtype[np.bool_]]  # (t,), never at t = 0
+
+
+class Score(NamedTuple):
+    """Bits and bytes of a text, over all of it that was predicted."""
+
+    bits: float
+    bytes: int
+    tokens: int
+    rows: int
+    bytes_left_out: int  # supervised bytes that no predicted token covers
+    rows_skipped: int  # without any predicted token
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.bits / self.bytes
+
+
+def evaluate(
+    model_name: str,
+    data: str,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    text_column: str | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    max_length: int | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> RunObject:
+    """Bits per byte of a model folder or hub id on a dataset, as a run object.
+
+    Where `distill train` made the folder, its run object is taken over, and its file completed.
+
+    Raises:
+        InputError: When model or data cannot be loaded, or nothing in the data can be predicted.
+    """
+    started = time.perf_counter()
+    rows = load_rows(data, split=split, config_name=config_name, text_column=text_column)
+    model, tokenizer = load_student(model_name, revision=revision, dtype=dtype)
+    nn.Module.to(model, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    score = bits_per_byte(
+        model,
+        tokenizer,
+        rows,
+        max_length=max_length,
+        tokens_per_batch=tokens_per_batch,
+    )
+    figures = {
+        "bits_per_byte": score.bits_per_byte,
+        "evaluation": {
+            "data": data,
+            "split": split,
+            **score._asdict(),
+            "time_s": round(time.perf_counter() - started, 3),
+            "peak_rss_bytes": peak_rss_bytes(),
+        },
+    }
+    trained = read_results(Path(model_name))
+    if trained is not None:
+        run = {**trained, **figures}
+        write_results(Path(model_name), run)
+        return run
+    return {"name": Path(model_name).name, "seed": None, **figures}
+
+
+def bits_per_byte(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    *,
+    max_length: int | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> Score:
+    """Scores the supervised text of every row.
+
+    Args:
+        model: A causal model, on its device.
+        tokenizer: Its tokenizer.
+        rows: What `logitstore.capture.rows.load_rows` returns.
+        max_length: Tokens of a window; by default what the model reads, at most LONGEST_WINDOW.
+        tokens_per_batch: Padded tokens of a batch; changes speed and memory only.
+
+    Raises:
+        InputError: When nothing in the rows can be predicted.
+    """
+    reader = ByteTokenizer(tokenizer)
+    width = _window_width(model, max_length)
+    windows: list[Window] = []
+    counted = left_out = skipped = 0
+    for i in _progress(range(len(rows)), "tokenise"):
+        segments = rows.segments(i)
+        tokens = reader.encode(segments, add_eos=False)
+        covered = int(tokens.byte_lengths[tokens.has_record].sum())
+        counted += covered
+        left_out += sum(len(s.text.encode()) for s in segments if s.supervised) - covered
+        skipped += not covered
+        windows += cut(tokens, width)
+    if not counted:
+        raise InputError(
+            f"none of the {len(rows):,} rows has a byte that this model can predict. Check "
+            "--split and --text-column."
+        )
+    bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch))
+    total = sum(int(w.is_counted.sum()) for w in windows)
+    return Score(bits, counted, total, len(rows), left_out, skipped)
+
+
+def cut(tokens: TokenizedText, width: int) -> list[Window]:
+    """A row as windows of at most `width` tokens; every predicted token counts in exactly one."""
+    ids, is_counted = tokens.token_ids, tokens.has_record
+    windows, done, start = [], 0, 0
+    while done < len(ids):
+        stop = min(start + width, len(ids))
+        fresh = is_counted[start:stop] & (np.arange(start, stop) >= done)
+        if fresh.any():
+            windows.append(Window(ids[start:stop], fresh))
+        done, start = stop, start + max(1, width // 2)
+    return windows
+
+
+def _bits(
+    model: nn.Module, windows: Sequence[Window], pad_id: int, tokens_per_batch: int
+) -> Iterator[float]:
+    """Bits of each batch."""
+    head = StudentHead(model)
+    model.eval()
+    order = sorted(range(len(windows)), key=lambda i: len(windows[i].token_ids), reverse=True)
+    batches = list(_batches([windows[i] for i in order], tokens_per_batch))
+    for batch in _progress(batches, "evaluate"):
+        yield _batch_bits(model, head, batch, pad_id)
+
+
+@torch.no_grad()
+def _batch_bits(model: nn.Module, head: StudentHead, batch: Sequence[Window], pad_id: int) -> float:
+    shape = (len(batch), max(len(w.token_ids) for w in batch))
+    ids, is_counted, mask = np.full(shape, pad_id), np.zeros(shape, bool), np.zeros(shape, np.int64)
+    for b, window in enumerate(batch):
+        length = len(window.token_ids)
+        ids[b, :length], is_counted[b, :length], mask[b, :length] = *window, 1
+    flat = torch.from_numpy(np.flatnonzero(is_counted))
+    device = next(model.parameters()).device
+    input_ids = torch.from_numpy(ids).to(device)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.from_numpy(mask).to(device)}
+    flat = flat.to(device)
+    answer = head(model, inputs, flat - 1, HeadQuery(input_ids.flatten()[flat]))
+    return -float(answer.label_logprob_N.cpu().double().sum()) / math.log(2)
+
+
+def _batches(windows: Sequence[Window], tokens_per_batch: int) -> Iterator[Sequence[Window]]:
+    """Longest first: neighbours are of like length, and memory is known from the first batch."""
+    start = 0
+    while start < len(windows):
+        size = max(1, tokens_per_batch // len(windows[start].token_ids))
+        yield windows[start : start + size]
+        start += size
+
+
+def _window_width(model: Any, max_length: int | None) -> int:
+    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    width = min(n for n in (max_length, readable, LONGEST_WINDOW) if n)
+    if width < 2:
+        raise InputError(f"--max-length is {max_length}, expected at least 2 tokens.")
+    return width
+
+
+def _progress(items: Any, what: str) -> Iterable[Any]:
+    # No bar that redraws itself in a log file: there, a plain line now and then.
+    every_s = 0.1 if sys.stderr.isatty() else 30.0
+    return tqdm(items, desc=what, mininterval=every_s, delay=2, file=sys.stderr)

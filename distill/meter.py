@@ -1,0 +1,99 @@
+"""What a training run logs: means over the steps since the last log, and the time they took."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.terms import named
+
+
+class Meter:
+    """Adds up micro-batches. Sums stay on the device until asked for: nothing here waits for it.
+
+    A step runs from :meth:`start` to :meth:`stop`; evaluation and checkpoints lie outside.
+
+    Args:
+        terms: Names of the terms of the loss, in order.
+    """
+
+    def __init__(self, terms: Sequence[str]) -> None:
+        self.terms = tuple(terms)
+        self.reset()
+
+    def reset(self) -> None:
+        """As new: a training begins."""
+        self._total_tokens = self._total_s = self._total_skipped = 0.0
+        self._started: float | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._sums: Tensor | None = None
+        self._steps, self._wait_s, self._busy_s = 0, 0.0, 0.0
+
+    def start(self) -> None:
+        """A step begins, by asking the store for its data."""
+        self._started = time.perf_counter()
+
+    def received(self) -> None:
+        """The data of the step is here."""
+        assert self._started is not None
+        self._wait_s += time.perf_counter() - self._started
+        self._steps += 1
+
+    def stop(self) -> None:
+        """The weights have been updated (or there was no step to update them in)."""
+        if self._started is not None:
+            self._busy_s += time.perf_counter() - self._started
+        self._started = None
+
+    def add(
+        self, batch: Mapping[str, Any], means: Sequence[Tensor], bounds: Sequence[Tensor]
+    ) -> None:
+        """A micro-batch's share of the means of its step, on this process."""
+        facts = [
+            batch["aligned"].sum(),
+            (batch["labels"] != -100).sum(),
+            batch["attention_mask"].sum(),
+            batch["skipped"].sum(),
+        ]
+        sums = torch.stack([x.detach().float() for x in (*means, *bounds, *facts)])
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def report(self, accelerator: Any, weights: Mapping[str, float]) -> dict[str, float]:
+        """Means over steps and processes since the last report; empty if there was no step.
+
+        Every process must call it: it gathers.
+        """
+        if self._sums is None:
+            return {}
+        times = torch.tensor([self._wait_s, self._busy_s], device=self._sums.device)
+        summed = accelerator.reduce(torch.cat([self._sums, times]), reduction="sum").tolist()
+        count = len(self.terms)
+        means = dict(zip(self.terms, (x / self._steps for x in summed[:count]), strict=True))
+        bounds = (x / self._steps for x in summed[count : 2 * count])
+        report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
+
+        aligned, labels, tokens, skipped, wait_s, busy_s = summed[2 * count :]
+        busy_here_s = busy_s / accelerator.num_processes
+        if weights:
+            report["aligned_fraction"] = aligned / max(labels, 1)
+        report["store_wait_fraction"] = wait_s / busy_s
+        report["tokens_per_second"] = tokens / busy_here_s
+        self._total_tokens += tokens
+        self._total_s += busy_here_s
+        self._total_skipped += skipped
+        if self._total_skipped:
+            report["skipped_sequences"] = self._total_skipped
+        self._clear()
+        return report
+
+    def totals(self) -> dict[str, float]:
+        """Of everything reported since the training began."""
+        return {
+            "train_tokens": self._total_tokens,
+            "train_tokens_per_second": self._total_tokens / max(self._total_s, 1e-9),
+            "train_skipped_sequences": self._total_skipped,
+        }

@@ -1,0 +1,159 @@
+"""One training run from flags to a finished student folder.
+
+The folder is an ordinary transformers one (weights, tokenizer) with `results.json` beside them: the
+run as one JSON object, which `distill evaluate` adds its figures to.
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from distill.config import CachedTeacherConfig, StudentArguments
+from distill.data import Store
+from distill.trainer import CachedTeacherTrainer
+from logitstore import open_store
+from logitstore.errors import InputError
+
+RESULTS_FILE = "results.json"
+
+RunObject = dict[str, Any]
+
+
+def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
+    """Trains the student, saves it to `config.output_dir`, and returns the run object.
+
+    Raises:
+        LogitStoreError: Before anything is written, for whatever could not be trained on.
+    """
+    started = time.perf_counter()
+    folder = Path(str(config.output_dir))
+    if config.should_save:
+        _check_output(folder, resuming=bool(config.resume_from_checkpoint))
+    store: Store = open_store(config.store, allow_partial=config.allow_partial)
+    model, tokenizer = load_student(
+        student.model_name_or_path, revision=student.model_revision, dtype=student.dtype
+    )
+    trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
+    trained = trainer.train(_checkpoint(config.resume_from_checkpoint))
+    # Before evaluation, which --bf16_full_eval does in other weights.
+    trainer.save_model()
+    trainer.save_state()
+    evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
+
+    metrics = {**last_logged(trainer.state.log_history), **trained.metrics, **evaluated}
+    speed = metrics.pop("train_tokens_per_second")
+    run: RunObject = {
+        "name": config.run_name or folder.resolve().name,
+        "seed": config.seed,
+        "steps": trainer.state.global_step,
+        "time_s": round(time.perf_counter() - started, 3),
+        "train_s": round(metrics["train_runtime"], 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "tokens_per_second": round(speed, 1),
+        "loss": config.loss,
+        "ce_weight": config.ce_weight,
+        "pairing": config.pairing,
+        "mapped_strict": config.mapped_strict,
+        "model_name_or_path": student.model_name_or_path,
+        "store": config.store,
+        "store_digest": store.digest,
+        "sequences": len(trainer.data),
+        "sequences_without_records": trainer.data.without_records,
+        "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
+        "metrics": metrics,
+    }
+    if config.should_save:
+        write_results(folder, run)
+    if config.world_size > 1:
+        trainer.end()  # type: ignore[no-untyped-call]
+    return run
+
+
+def load_student(
+    name: str, *, revision: str | None = None, dtype: str = "float32"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal model and its tokenizer, of a folder or a hub id; no code from there is run.
+
+    Raises:
+        InputError: When either cannot be loaded.
+    """
+    kept = {"revision": revision, "trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **kept)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **kept
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{name}: AutoModelForCausalLM and AutoTokenizer cannot load it: {first} "
+            "Give the folder of a causal model with its tokenizer, or a hub id."
+        ) from error
+    return model, tokenizer
+
+
+def last_logged(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Training values of the last log: loss, ce_loss, kd_loss, …"""
+    logged = [entry for entry in history if "loss" in entry]
+    left_out = ("step", "epoch", "tokens_per_second", "skipped_sequences")
+    return {k: v for k, v in (logged[-1] if logged else {}).items() if k not in left_out}
+
+
+def write_results(folder: Path, run: RunObject) -> None:
+    """Whole or not at all: a reader never meets half a file."""
+    path = folder / RESULTS_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_results(folder: Path) -> RunObject | None:
+    """The run object of a student folder; None where `distill train` wrote none."""
+    try:
+        run = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return run if isinstance(run, dict) and "name" in run else None
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this process ever held."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+
+
+def _checkpoint(flag: str | None) -> str | bool | None:
+    """`--resume_from_checkpoint true` means the last one of the output folder."""
+    if flag is None or flag.lower() in ("", "false", "no"):
+        return None
+    return True if flag.lower() in ("true", "yes", "latest") else flag
+
+
+def _check_output(folder: Path, *, resuming: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--output_dir {folder}: is a file. Name a folder, new or empty.")
+    found = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if not found or resuming:
+        return
+    if any(name.startswith("checkpoint-") for name in found):
+        raise InputError(
+            f"--output_dir {folder}: holds checkpoints of an earlier run. Go on from the last one "
+            "with --resume_from_checkpoint true, or name another folder."
+        )
+    raise InputError(
+        f"--output_dir {folder}: expected a new or empty folder, found {len(found)} entries "
+        f"({', '.join(found[:3])}{', …' if len(found) > 3 else ''}). Name another folder, or "
+        "delete it."
+    )

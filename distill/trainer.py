@@ -1,0 +1,384 @@
+"""Train a student from a cached teacher. An ordinary HF Trainer: only the loss is new.
+
+    loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(loss) / pairs
+
+Every term is divided once, by its own count over the whole accumulated, distributed batch. So the
+gradient does not depend on how a batch was cut, and a row without a single aligned position adds
+nothing to a numerator or a denominator. Trainer counts labels only; `_get_num_items_in_batch` is
+where it asks, and where this class answers with one count a term.
+
+Logged beside Trainer's own values, each a mean over the steps since the last log:
+
+    ce_loss, uld_loss, mapped_kl_loss   each term, unweighted
+    kd_loss                what the distillation terms add to `loss`: their weighted sum
+    kd_gap                 certified: the uld part of kd_loss, had it come from the live teacher's
+                           full vocabulary, differs from this one by at most so much
+    aligned_fraction       labels that a teacher pair covers
+    store_wait_fraction    of the time of steps, spent waiting for data
+    tokens_per_second      input tokens without padding, over all processes
+    skipped_sequences      so far, rows that this student's tokenizer cannot place (when not 0)
+
+Shape legend: N = labels, P = pairs of a loss.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import (
+    EvalLoopOutput,
+    IntervalStrategy,
+    TrainOutput,
+    get_last_checkpoint,
+)
+
+from distill.config import CachedTeacherConfig
+from distill.data import Collator, Store, StoreDataset
+from distill.head import StudentHead
+from distill.meter import Meter
+from distill.terms import Term, named, query_of, row_sums, terms_of
+from logitstore import open_store
+from logitstore.errors import InputError, MismatchError
+from logitstore.tokens import ByteTokenizer
+
+#: In every checkpoint: what it was trained on.
+ORIGIN_FILE = "distill.json"
+
+
+class CachedTeacherTrainer(Trainer):
+    """`transformers.Trainer` whose loss comes from a store instead of a teacher.
+
+    Args:
+        model: A causal language model, unwrapped.
+        args: The run. `args.store` and `args.eval_store` are opened when none is given here.
+        store: What to train from, already open.
+        eval_store: What to evaluate on, already open.
+        processing_class: The student's tokenizer; saved with the student.
+        **trainer_options: Of `Trainer`: callbacks, optimizers, …
+
+    Raises:
+        LogitStoreError: Before anything is trained or written, when store, student and settings
+            do not fit together.
+    """
+
+    # The loss below is already divided by the counts of the whole accumulated batch.
+    # Read by transformers >= 5.19; the floor in pyproject.toml says so.
+    loss_is_scaled_for_ga = True
+    args: CachedTeacherConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: CachedTeacherConfig,
+        store: Store | None = None,
+        eval_store: Store | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        **trainer_options: Any,
+    ) -> None:
+        if processing_class is None:
+            raise InputError(
+                "CachedTeacherTrainer: processing_class is missing, the student's tokenizer that "
+                "reads the store's text. AutoTokenizer.from_pretrained(…) makes one."
+            )
+        student = ByteTokenizer(processing_class)
+        _check_student(model, args, student)
+        self.weights = args.loss_weights
+        self.store: Store = _opened(store, args.store, args)
+        self.data = _dataset(self.store, student, model, args)
+        held_out: StoreDataset | None = None
+        if eval_store is not None or args.eval_store:
+            held_out = _dataset(_opened(eval_store, args.eval_store, args), student, model, args)
+        else:
+            _check_nothing_to_evaluate(args)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=Collator(student.pad_id, tuple(self.weights)),
+            train_dataset=self.data,
+            eval_dataset=held_out,
+            processing_class=processing_class,
+            **trainer_options,
+        )
+        self.head = StudentHead(model)
+        self._meter = Meter(["ce", *self.weights])
+        self._eval_sums: Tensor | None = None
+
+    # ---- the loss ----
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """A micro-batch's share of the loss of its whole accumulated, distributed batch.
+
+        Args:
+            model: The model, or what a wrapper made of it.
+            inputs: A batch as :mod:`distill.data` lays it out, on the device.
+            return_outputs: Whether to return `(loss, terms)`.
+            num_items_in_batch: Counts of the whole batch, one a term; None: this is all of it.
+        """
+        terms = self._terms(model, inputs)
+        counts = self._counts([inputs]) if num_items_in_batch is None else num_items_in_batch
+        assert isinstance(counts, Tensor)
+        counts = counts.to(inputs["rows"].device).clamp(min=1)
+        means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
+        loss = self._total(terms, means)
+        if model.training:
+            self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)))
+            bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
+            self._meter.add(inputs, means, bounds)
+            # DDP and FSDP average gradients over ranks, which the factor undoes.
+            loss = loss * self.accelerator.num_processes
+        return (loss, terms) if return_outputs else loss
+
+    def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
+        seen = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        return terms_of(inputs, self.head(model, seen, inputs["rows"], query_of(inputs)))
+
+    def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
+        """The weighted sum, which depends on the student even if nothing is left to learn."""
+        loss = terms["ce"].values_P[:0].sum()
+        for weight, mean in zip((self.args.ce_weight, *self.weights.values()), means, strict=True):
+            if weight:  # 0 times an infinite loss is NaN
+                loss = loss + weight * mean
+        return loss
+
+    def _counts(self, batches: list[dict[str, Any]]) -> Tensor:
+        """Labels, then pairs of each loss, in these batches of this process."""
+        counts = [
+            [len(batch["rows"]), *(len(batch["teacher"][name]["index"]) for name in self.weights)]
+            for batch in batches
+        ]
+        return torch.tensor(counts, dtype=torch.long).reshape(-1, 1 + len(self.weights)).sum(0)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        """Trainer's hook: counts over all micro-batches and processes, here one a term."""
+        counts: Tensor = self.accelerator.reduce(self._counts(batch_samples).to(device), "sum")
+        return counts
+
+    def _stop_if_not_finite(self, loss: Tensor, means: Mapping[str, Tensor]) -> None:
+        if not bool(torch.isfinite(loss)):
+            parts = ", ".join(f"{name} {float(mean):g}" for name, mean in means.items())
+            raise InputError(
+                f"step {self.state.global_step + 1}: the loss is {float(loss):g} ({parts}); "
+                "training stopped before this step touched the weights. Lower --learning_rate or "
+                "raise --warmup_steps; with --fp16, try --bf16."
+            )
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
+        # With fp16, infinite gradients are how the loss scaler finds its scale.
+        if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
+            raise InputError(
+                f"step {self.state.global_step + 1}: the gradient norm is {float(norm):g} though "
+                "the loss is finite; training stopped before this step touched the weights. Lower "
+                "--learning_rate; with --bf16, try without."
+            )
+        return norm
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """To the device. DeepSpeed would also round the teacher's float32 to the model's dtype."""
+        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k != "teacher"})
+        teacher = {
+            name: {key: array.to(self.args.device) for key, array in arrays.items()}
+            for name, arrays in inputs["teacher"].items()
+        }
+        return {**prepared, "teacher": teacher}
+
+    # ---- what is logged ----
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The micro-batches of one step, timing how long the store kept the student waiting."""
+        self._meter.start()
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._meter.received()
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        self._meter.stop()  # what follows is not part of a step
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
+        self._meter.reset()  # also when --auto_find_batch_size begins again
+        return super()._init_training_state(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs:
+            logs |= self._meter.report(self.accelerator, self.weights)
+        elif "train_runtime" in logs:  # once, at the end: also of steps after the last log
+            self._meter.report(self.accelerator, self.weights)
+            logs |= self._meter.totals()
+        super().log(logs, start_time)
+
+    # ---- evaluation ----
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, None, None]:
+        """Adds a batch to the sums of :meth:`evaluation_loop`, row by row."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            sums = row_sums(inputs, self._terms(model, inputs))
+        # This gather drops the rows that were repeated to give every process as many.
+        total = self.accelerator.gather_for_metrics(sums).cpu().double().sum(0)
+        self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
+        return None, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Trainer's loop, with sums divided once; its mean of batch means depends on batch size."""
+        self._eval_sums = None
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        *flat, aligned = self._evaluated_sums().tolist()
+        triples = torch.tensor(flat, dtype=torch.float64).reshape(-1, 3)
+        values, bounds = (triples[:, :2] / triples[:, 2:].clamp(min=1)).T.tolist()
+        names = ["ce", *self.weights]
+        report = named(
+            dict(zip(names, values, strict=True)),
+            dict(zip(names, bounds, strict=True)),
+            self.weights,
+        )
+        report["loss"] = self.args.ce_weight * report["ce_loss"] + report.get("kd_loss", 0.0)
+        if self.weights:
+            report["aligned_fraction"] = aligned / max(float(triples[0, 2]), 1)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in report.items()}
+        return output._replace(metrics={**(output.metrics or {}), **metrics})
+
+    def _evaluated_sums(self) -> Tensor:
+        assert self._eval_sums is not None  # a dataset without rows is refused when it is made
+        return self._eval_sums
+
+    # ---- checkpoints ----
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> TrainOutput:
+        """Trainer's, once a checkpoint to resume from is known to be of the same store."""
+        if resume_from_checkpoint:
+            self._check_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and folder.is_dir():  # --save_total_limit may have removed it
+            (folder / ORIGIN_FILE).write_text(json.dumps(self._origin(), indent=1) + "\n")
+
+    def _origin(self) -> dict[str, Any]:
+        return {"store_digest": self.store.digest, "sequences": len(self.data)}
+
+    def _check_checkpoint(self, checkpoint: str | bool) -> None:
+        output_dir = str(self.args.output_dir)
+        found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
+        if found is None or not Path(found).is_dir():
+            raise InputError(
+                f"{found or output_dir}: holds no checkpoint to resume from. Leave "
+                "--resume_from_checkpoint out to start anew, or name a checkpoint-N folder."
+            )
+        path = Path(found) / ORIGIN_FILE
+        if not path.is_file():
+            raise MismatchError(
+                f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
+                f"anew from its weights: --model_name_or_path {found}."
+            )
+        before, now = json.loads(path.read_text()), self._origin()
+        if before != now:
+            raise MismatchError(
+                f"{found}: trained on store {before['store_digest']} with "
+                f"{before['sequences']:,} sequences, but {self.store.path} is "
+                f"{now['store_digest']} with {now['sequences']:,}: the rest of the epoch would be "
+                "other data. Give the same --store, or start anew from its weights: "
+                f"--model_name_or_path {found}."
+            )
+
+
+def _last_checkpoint(folder: str) -> str | None:
+    if not Path(folder).is_dir():
+        return None
+    last: str | None = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+    return last
+
+
+def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:
+    if store is not None:
+        return store
+    assert path is not None
+    return open_store(path, allow_partial=args.allow_partial)
+
+
+def _dataset(
+    store: Store, student: ByteTokenizer, model: PreTrainedModel, args: CachedTeacherConfig
+) -> StoreDataset:
+    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return StoreDataset(
+        store,
+        student,
+        tuple(args.loss_weights),
+        pairing=args.pairing,
+        mapped_strict=args.mapped_strict,
+        max_length=min([n for n in (args.max_length, readable) if n], default=None),
+    )
+
+
+def _check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
+    for flag, is_asked in (
+        # An enum that is also a string, though its annotation says only the latter.
+        (
+            f"--eval_strategy {IntervalStrategy(args.eval_strategy).value}",
+            args.eval_strategy != "no",
+        ),
+        ("--eval_on_start", args.eval_on_start),
+        ("--do_eval", args.do_eval),
+    ):
+        if is_asked:
+            raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
+
+
+def _check_student(
+    model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
+) -> None:
+    """What would otherwise end as an index error, or as wrong numbers, in the first step."""
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"{model.name_or_path}: an encoder-decoder model, and the trainer reads causal ones. "
+            "Choose a student that AutoModelForCausalLM loads as a decoder."
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs but one process: torch.nn.DataParallel would copy the model for "
+            f"every batch. Start `torchrun --nproc-per-node {args.n_gpu} -m distill train …`, or "
+            "set CUDA_VISIBLE_DEVICES to one device."
+        )
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    if student.size > rows:
+        raise InputError(
+            f"{model.name_or_path}: its tokenizer has ids up to {student.size - 1:,}, but the "
+            f"model only {rows:,} embeddings. Save it once with "
+            f"model.resize_token_embeddings({student.size})."
+        )
