@@ -112,7 +112,9 @@ def encode_entries(
     offered = np.arange(width) < count_n[:, None]
     kept = offered & (codes < NEG_INF_CODE)
     count = kept.sum(1)
-    # What the code cannot hold joins the tail, and is counted: never clipped.
+    # What the code cannot hold joins the tail, and is counted: never clipped. (A token that the
+    # teacher excludes, at -inf, has nothing to lose.)
+    dropped = (offered & ~kept & np.isfinite(logprobs_nK)).sum(1)
     lost = np.where(offered & ~kept, np.exp(logprobs_nK.astype(np.float64)), 0.0).sum(1)
     with np.errstate(divide="ignore"):
         tail = np.log(np.exp(tail_n.astype(np.float64)) + lost)
@@ -132,7 +134,7 @@ def encode_entries(
         raise ValueError("entries are not sorted, most probable first")
     deltas = deltas.astype(np.uint16)
     return EncodedEntries(
-        deltas, ids, count.astype(np.uint16), tail_codes, kl, l1, (offered & ~kept).sum(1)
+        deltas, ids, count.astype(np.uint16), tail_codes, kl, l1, dropped
     )
 
 

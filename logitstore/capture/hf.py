@@ -1,0 +1,159 @@
+"""A teacher from `transformers`: what it is, first without its weights, then with them."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from logitstore.errors import InputError
+from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
+from logitstore.tokens import ByteTokenizer
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_UNLIMITED_TOKENS = 1_000_000_000  # tokenizers without a limit report a number beyond this
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher known by everything but its weights.
+
+    Attributes:
+        name: Hub id or folder, as given.
+        revision: Of the hub model, as given.
+        config: The transformers configuration.
+        tokenizer: With byte positions.
+        tokenizer_files: What `save_pretrained` writes of it, by name.
+        tokenizer_limit: Tokens the tokenizer says the model reads, if it says.
+        fingerprint: What the weights are.
+        dtype: The precision it runs in, by name.
+        trust_remote_code: Whether the user allowed the model's own code.
+    """
+
+    name: str
+    revision: str | None
+    config: Any
+    tokenizer: ByteTokenizer
+    tokenizer_files: dict[str, bytes]
+    tokenizer_limit: int | None
+    fingerprint: str
+    dtype: str
+    trust_remote_code: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of its logits."""
+        return int(self.config.get_text_config().vocab_size)
+
+    @property
+    def architecture(self) -> str:
+        return str((self.config.architectures or [type(self.config).__name__])[0])
+
+    @property
+    def context_length(self) -> int | None:
+        """Tokens it can read at once, if it says."""
+        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return int(positions) if positions else None
+
+    def load(self, device: torch.device) -> PreTrainedModel:
+        """The model, in eval mode, on a device."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.name,
+            revision=self.revision,
+            dtype=_DTYPES[self.dtype],
+            trust_remote_code=self.trust_remote_code,
+        )
+        model.to(device)  # type: ignore[arg-type]  # upstream's wrapper loses the signature
+        return model.eval()
+
+
+def find_teacher(
+    name: str, *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> Teacher:
+    """Everything about a teacher that needs no weights in memory.
+
+    Raises:
+        InputError: There is no such model, or it cannot be used.
+    """
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(name, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InputError(
+            f"{name}: cannot load a teacher from here ({reason}). Give a folder with config.json, "
+            "weights and a fast tokenizer, or a hub id that this machine can reach or has cached."
+        ) from e
+    limit = int(min(tokenizer.model_max_length, _UNLIMITED_TOKENS))
+    return Teacher(
+        name=name,
+        revision=revision,
+        config=config,
+        tokenizer=ByteTokenizer(tokenizer),
+        tokenizer_files=_saved_files(tokenizer),
+        tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
+        fingerprint=_fingerprint(name, config),
+        dtype=_resolve_dtype(dtype, config),
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def default_device() -> torch.device:
+    """The accelerator if there is one."""
+    if torch.accelerator.is_available():
+        found = torch.accelerator.current_accelerator()
+        if found is not None:
+            return found
+    return torch.device("cpu")
+
+
+def _fingerprint(name: str, config: Any) -> str:
+    if Path(name).is_dir():
+        return fingerprint_folder(Path(name))
+    commit = getattr(config, "_commit_hash", None)
+    if not commit:
+        raise InputError(
+            f"{name}: the hub did not say which commit this is, so the store could not say which "
+            "teacher made it. Download the model to a folder and give that."
+        )
+    return fingerprint_commit(str(commit))
+
+
+def _resolve_dtype(dtype: str, config: Any) -> str:
+    if dtype == "auto":
+        own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        return own if own in _DTYPES else "float32"
+    if dtype not in _DTYPES:
+        raise InputError(f"--dtype is {dtype}, expected auto, {', '.join(_DTYPES)}.")
+    return dtype
+
+
+def _saved_files(tokenizer: Any) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+
+
+def context_limit(teacher: Teacher, max_length: int | None) -> int | None:
+    """Tokens of a sequence at most: what was asked for, or what the teacher can read.
+
+    Raises:
+        InputError: More was asked for than the teacher can read, or less than two.
+    """
+    context = teacher.context_length
+    if max_length is None:
+        known = [n for n in (context, teacher.tokenizer_limit) if n is not None]
+        return min(known, default=None)
+    if max_length < 2:
+        raise InputError(
+            f"--max-length is {max_length}; a record needs a token before it: 2 or more."
+        )
+    if context is not None and max_length > context:
+        raise InputError(
+            f"--max-length is {max_length}, but {teacher.name} reads {context} tokens at most. "
+            f"Use --max-length {context} or less."
+        )
+    return max_length

@@ -1,0 +1,181 @@
+"""The `logitstore` command: make stores, look at them, check them.
+
+Data goes to stdout, talk to stderr. Exit status: 0 fine, 1 damage was found, 2 bad usage or input.
+"""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitstore.errors import CorruptStoreError, LogitStoreError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Stores of a teacher's sorted next-token probabilities.",
+)
+
+StoreArg = Annotated[Path, typer.Argument(help="Store folder.", show_default=False)]
+JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+PartialOpt = Annotated[
+    bool, typer.Option("--allow-partial", help="Also read a store that is not finished.")
+]
+
+
+@app.callback()
+def _callback() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "datasets", "fsspec", "huggingface_hub"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+@app.command()
+def capture(
+    teacher: Annotated[str, typer.Argument(help="Hub id or model folder.", show_default=False)],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            help="Hub id, folder, save_to_disk folder, .jsonl, .parquet or .txt.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Store folder to make or resume.", show_default=False)],
+    top_k: Annotated[int, typer.Option(help="Entries of a record at most.")] = 64,
+    max_tail: Annotated[
+        float | None,
+        typer.Option(help="Keep the fewest entries that leave this probability outside."),
+    ] = None,
+    no_ids: Annotated[
+        bool, typer.Option("--no-ids", help="Values only: enough for ULD, a fifth of the size.")
+    ] = False,
+    temperature: Annotated[
+        list[float] | None,
+        typer.Option(help="Also keep the log-normaliser at this temperature. Repeatable."),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
+    config_name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
+    text_column: Annotated[str | None, typer.Option(help="Read this column as text.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Tokens of a row at most. Default: what the teacher reads.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    dtype: Annotated[
+        str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")
+    ] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="Default: the accelerator if there is one.")
+    ] = None,
+    tokens_per_batch: Annotated[
+        int | None,
+        typer.Option(help="Padded tokens of a forward pass. Default: 8192, or as recorded."),
+    ] = None,
+    shard_text_bytes: Annotated[
+        int, typer.Option(help="Text of a shard: the most that a crash can cost.")
+    ] = 4 * 1024 * 1024,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Run the teacher once over a dataset and write a store. Run it again to resume."""
+    from logitstore.capture.job import capture as run
+
+    store = run(
+        teacher,
+        dataset,
+        out,
+        top_k=top_k,
+        max_tail=max_tail,
+        ids=not no_ids,
+        temperatures=tuple(temperature or ()),
+        split=split,
+        config_name=config_name,
+        text_column=text_column,
+        max_length=max_length,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        tokens_per_batch=tokens_per_batch,
+        shard_text_bytes=shard_text_bytes,
+        trust_remote_code=trust_remote_code,
+    )
+    from logitstore.report import facts, info_text
+
+    _print(facts(store), info_text, as_json)
+
+
+@app.command()
+def info(store: StoreArg, as_json: JsonOpt = False, allow_partial: PartialOpt = False) -> None:
+    """What a store holds, how big it is, and how exact."""
+    from logitstore.report import facts, info_text
+    from logitstore.store import open_store
+
+    _print(facts(open_store(store, allow_partial=allow_partial)), info_text, as_json)
+
+
+@app.command()
+def show(
+    store: StoreArg,
+    sequence: Annotated[int, typer.Argument(help="Number of the sequence.", show_default=False)],
+    as_json: JsonOpt = False,
+    allow_partial: PartialOpt = False,
+) -> None:
+    """One sequence: its text, and for each record the teacher's most probable tokens."""
+    from logitstore.report import sequence_facts, sequence_text
+    from logitstore.store import open_store
+
+    opened = open_store(store, allow_partial=allow_partial)
+    if not 0 <= sequence < len(opened):
+        raise LogitStoreError(
+            f"{store}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}."
+        )
+    _print(sequence_facts(opened, sequence), sequence_text, as_json)
+
+
+@app.command()
+def verify(
+    store: StoreArg,
+    deep: Annotated[bool, typer.Option("--deep", help="Decode everything, too.")] = False,
+    as_json: JsonOpt = False,
+    allow_partial: PartialOpt = False,
+) -> None:
+    """Check every byte of a store. Exit 0 whole, 1 damaged, 2 not a store."""
+    from logitstore.verify import verify_store
+
+    report = verify_store(store, deep=deep, allow_partial=allow_partial)
+    if as_json:
+        typer.echo(json.dumps(report.to_json()))
+    else:
+        for d in report.damaged:
+            rows = f" rows {d.rows[0]:,} to {d.rows[1]:,}" if d.rows else ""
+            typer.echo(f"damaged: {d.file}{rows}: {d.reason}", err=True)
+        damaged = len({d.file for d in report.damaged})
+        state = f"{damaged} files damaged" if damaged else "whole"
+        typer.echo(f"{report.shards:,} shards, {report.rows:,} rows: {state}")
+    raise typer.Exit(1 if report.damaged else 0)
+
+
+def _print(found: dict[str, Any], as_text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
+    typer.echo(json.dumps(found) if as_json else as_text(found))
+
+
+def main() -> None:
+    """Console entry: errors raised on purpose become one message and an exit status."""
+    try:
+        app()
+    except CorruptStoreError as e:
+        typer.echo(f"error: {e}", err=True)
+        sys.exit(1)
+    except LogitStoreError as e:
+        typer.echo(f"error: {e}", err=True)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

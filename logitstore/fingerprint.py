@@ -1,0 +1,55 @@
+"""What a model *is*, wherever it lies: a name can be reused, a path can be rewritten.
+
+A hub model is its commit. A folder is its configuration and its weights: whole files up to 64 MiB,
+beyond that the size and 1,024 evenly spaced blocks, so that a 140 GB teacher is told apart from its
+fine-tune in a second, on every resume. (A tokenizer's fingerprint is in `tokens.py`, a dataset's in
+`capture/rows.py`, beside the code that knows their structure.)
+"""
+
+import hashlib
+from pathlib import Path
+
+from logitstore.errors import InputError
+
+_WHOLE_BYTES = 64 * 1024 * 1024
+_BLOCKS = 1024
+_BLOCK_BYTES = _WHOLE_BYTES // _BLOCKS
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+_CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
+
+
+def fingerprint_commit(commit: str) -> str:
+    """The fingerprint of a hub model at one commit."""
+    return hashlib.sha256(f"commit:{commit}".encode()).hexdigest()
+
+
+def fingerprint_folder(folder: Path) -> str:
+    """The fingerprint of a model folder: names, sizes and bytes of configuration and weights.
+
+    Raises:
+        InputError: The folder holds no weights.
+    """
+    weights = sorted({p for pattern in _WEIGHTS for p in folder.glob(pattern)})
+    if not weights:
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        raise InputError(
+            f"{folder}: no model weights here (*.safetensors or *.bin), found {found}. Give the "
+            "folder that `save_pretrained` wrote, or a hub id."
+        )
+    digest = hashlib.sha256()
+    configs = [folder / name for name in _CONFIGS if (folder / name).exists()]
+    for path in configs + weights:
+        digest.update(f"{path.name}:{path.stat().st_size}:".encode())
+        _update_sampled(digest, path)
+    return digest.hexdigest()
+
+
+def _update_sampled(digest: "hashlib._Hash", path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as f:
+        if size <= _WHOLE_BYTES:
+            digest.update(f.read())
+            return
+        for i in range(_BLOCKS):
+            f.seek(i * (size - _BLOCK_BYTES) // (_BLOCKS - 1))
+            digest.update(f.read(_BLOCK_BYTES))

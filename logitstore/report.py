@@ -1,0 +1,197 @@
+"""What a store is, in numbers and in aligned text, for the person deciding whether to trust it."""
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitstore.records import TokenRecords
+from logitstore.shard import Shard, shard_name
+from logitstore.spec import SHARDS_FOLDER
+from logitstore.store import LogitStore
+
+_SHOWN_ENTRIES = 3
+
+
+def facts(store: LogitStore) -> dict[str, Any]:
+    """Everything `logitstore info` says."""
+    shards = store.shard_facts
+    records = sum(f["records"] for f in shards)
+    file_bytes = sum(f["file_bytes"] for f in shards)
+    statuses: dict[str, int] = {}
+    for f in shards:
+        for status, count in json.loads(f["statuses"]).items():
+            statuses[status] = statuses.get(status, 0) + count
+    spec = store.spec
+    return {
+        "path": str(store.path),
+        "complete": store.is_complete,
+        "teacher": dict(spec.teacher) | {"name": store.provenance.get("teacher")},
+        "tokenizer": {k: v for k, v in spec.tokenizer.items() if k != "files"},
+        "rendering": dict(spec.rendering),
+        "capture": dict(spec.capture),
+        "dataset": {
+            "name": store.provenance.get("dataset"),
+            "sha256": store.plan.dataset_sha256,
+            "rows": store.plan.rows,
+        },
+        "shards": len(store.shards),
+        "shards_planned": store.plan.shard_count,
+        "rows": store.rows_held,
+        "sequences": len(store),
+        "statuses": statuses,
+        "records": records,
+        "entries": sum(f["entries"] for f in shards),
+        "supervised_bytes": sum(f["supervised_bytes"] for f in shards),
+        "file_bytes": file_bytes,
+        "bytes_per_token": file_bytes / max(records, 1),
+        "bytes_per_token_by_field": _bytes_by_field(store, records),
+        "fidelity": vars(store.fidelity),
+        "digest": store.digest,
+    }
+
+
+def info_text(found: dict[str, Any]) -> str:
+    """The facts as aligned lines."""
+    teacher, capture, fidelity = found["teacher"], found["capture"], found["fidelity"]
+    state = "complete" if found["complete"] else "unfinished: run the same capture again"
+    kept = f"top {capture['top_k']}"
+    if capture["max_tail"] is not None:
+        kept += f", fewest that leave at most {capture['max_tail']:g} outside"
+    kept += "" if capture["ids"] else ", values only (no ids)"
+    if capture["temperatures"]:
+        kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
+    lines = {
+        "store": f"{found['path']} ({state})",
+        "teacher": f"{teacher['name']} · {teacher['architecture']} · {teacher['dtype']} · "
+        f"vocabulary {teacher['vocab_size']:,} · {teacher['fingerprint'][:12]}…",
+        "tokenizer": f"{found['tokenizer']['size']:,} ids · "
+        f"{found['tokenizer']['fingerprint'][:12]}…",
+        "dataset": f"{found['dataset']['name']} · {found['rows']:,} of "
+        f"{found['dataset']['rows']:,} rows · {found['dataset']['sha256'][:12]}…",
+        "rows": " · ".join(f"{n:,} {status}" for status, n in sorted(found["statuses"].items())),
+        "kept": kept,
+        "records": f"{found['records']:,} tokens, {fidelity['entries_mean']:.1f} entries each, "
+        f"{found['supervised_bytes'] / max(found['records'], 1):.2f} bytes of text each",
+        "size": f"{found['file_bytes']:,} bytes in {found['shards']} shards, "
+        f"{found['bytes_per_token']:.1f} bytes a token",
+        "": " · ".join(
+            f"{name} {value:.2f}"
+            for name, value in sorted(
+                found["bytes_per_token_by_field"].items(), key=lambda item: -item[1]
+            )
+            if value >= 0.005
+        ),
+        "tail": f"{fidelity['tail_mean']:.4f} of the probability on average, p99 "
+        f"{fidelity['tail_p99']:.4f}; {fidelity['at_cap_fraction']:.1%} of tokens at the cap",
+        "coding": f"KL {fidelity['kl_mean']:.2e} nats, L1 {fidelity['l1_mean']:.2e} on average, "
+        f"{fidelity['l1_max']:.2e} at most; {fidelity['dropped_entries']} entries out of range",
+        "digest": found["digest"],
+    }
+    return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+
+
+def sequence_facts(store: LogitStore, i: int) -> dict[str, Any]:
+    """Everything `logitstore show` says of sequence i."""
+    line, records = store.text(i), store[i]
+    text = line.supervised_bytes
+    names = _id_names(store.tokenizer_path)
+    tokens = []
+    for t in range(len(records)):
+        start = int(records.byte_starts[t]) - line.supervised_start
+        tokens.append(
+            {
+                "token_id": int(records.token_ids[t]),
+                "text": text[start : start + int(records.byte_lengths[t])].decode(
+                    errors="backslashreplace"
+                ),
+                "byte_start": int(records.byte_starts[t]),
+                "byte_length": int(records.byte_lengths[t]),
+                "logprob": float(records.token_logprob[t]),
+                "entropy": float(records.entropy[t]),
+                "tail": float(np.exp(records.tail_logmass[t])),
+                "entries": _entries(records, t, names),
+            }
+        )
+    return {
+        "sequence": i,
+        "row": line.row,
+        "part": line.part,
+        "status": line.status,
+        "segments": [s._asdict() for s in line.segments],
+        "tokens": tokens,
+    }
+
+
+def sequence_text(found: dict[str, Any]) -> str:
+    """A sequence as a table, one line a record, safe to print whatever the text holds."""
+    head = f"sequence {found['sequence']} · row {found['row']} part {found['part']}"
+    lines = [f"{head} · {found['status']} · {len(found['tokens'])} records"]
+    for segment in found["segments"]:
+        kind = "supervised" if segment["supervised"] else "context"
+        lines.append(f"  {kind}: {printable(segment['text'])}")
+    lines.append(f"{'byte':>8} {'p':>7} {'entropy':>8} {'tail':>7}  token")
+    for token in found["tokens"]:
+        best = "  ".join(
+            f"{printable(e['token']) if e['token'] is not None else e['id']} {e['p']:.3f}"
+            for e in token["entries"][:_SHOWN_ENTRIES]
+        )
+        lines.append(
+            f"{token['byte_start']:>8} {np.exp(token['logprob']):>7.4f} {token['entropy']:>8.3f} "
+            f"{token['tail']:>7.4f}  {printable(token['text']) or '(end)'}   <- {best}"
+        )
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """Text without anything a terminal would obey: control, format and surrogate characters."""
+    return "".join(
+        c if unicodedata.category(c)[0] not in "CZ" or c == " " else _escaped(c) for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode() if character != "\N{NO-BREAK SPACE}" else "␣"
+
+
+def _entries(records: TokenRecords, t: int, names: list[str] | None) -> list[dict[str, Any]]:
+    stop = int(records.entry_count[: t + 1].sum())
+    start = stop - int(records.entry_count[t])
+    found = []
+    for j in range(start, stop):
+        token_id = None if records.entry_ids is None else int(records.entry_ids[j])
+        known = names is not None and token_id is not None and token_id < len(names)
+        found.append(
+            {
+                "id": token_id,
+                "token": names[token_id] if known and names and token_id is not None else None,
+                "p": float(np.exp(records.entry_logprobs[j])),
+            }
+        )
+    return found
+
+
+def _id_names(folder: Path) -> list[str] | None:
+    """Token strings by id, if the tokenizers library is installed."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    vocabulary = tokenizer.get_vocab()
+    names = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, i in vocabulary.items():
+        names[i] = token
+    return names
+
+
+def _bytes_by_field(store: LogitStore, records: int) -> dict[str, float]:
+    """Bytes a token of each array, from the shards' directories."""
+    totals: dict[str, int] = {}
+    for index in store.shards:
+        path = store.path / SHARDS_FOLDER / shard_name(index)
+        for name, size in Shard(path, store.spec, store.plan, index).member_bytes().items():
+            totals[name] = totals.get(name, 0) + size
+    return {name: size / max(records, 1) for name, size in totals.items()}

@@ -1,0 +1,187 @@
+"""Is every byte of a store what was committed?
+
+Fast: the seal, the digest of every file, the size of every shard. Deep: every chunk and page is
+decoded as well, and what it says is checked for sense: ids in the vocabulary, entries sorted, head
+and tail one, byte spans inside the text.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitstore.errors import CorruptStoreError, IncompleteStoreError
+from logitstore.progress import progress
+from logitstore.records import TokenRecords
+from logitstore.shard import Shard, shard_name
+from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE, StoreHeader, StoreSpec
+from logitstore.store import LogitStore
+
+_SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file that is not what was committed.
+
+    Attributes:
+        file: Relative to the store.
+        rows: First and last dataset row that cannot be trusted, where that is known.
+        reason: What is wrong.
+    """
+
+    file: str
+    rows: tuple[int, int] | None
+    reason: str
+
+
+@dataclass
+class VerifyReport:
+    """What was found.
+
+    Attributes:
+        shards: Shards that were looked at.
+        rows: Dataset rows in them.
+        is_complete: Whether the capture has finished.
+        damaged: Everything that is wrong.
+    """
+
+    shards: int = 0
+    rows: int = 0
+    is_complete: bool = True
+    damaged: list[Damage] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `logitstore verify --json` prints it."""
+        return {
+            "shards": self.shards,
+            "rows": self.rows,
+            "complete": self.is_complete,
+            "damaged": [
+                {"file": d.file, "rows": list(d.rows) if d.rows else None, "reason": d.reason}
+                for d in self.damaged
+            ],
+        }
+
+
+def verify_store(path: Path, *, deep: bool = False, allow_partial: bool = False) -> VerifyReport:
+    """Check a store.
+
+    Args:
+        path: The store's folder.
+        deep: Decode everything, too.
+        allow_partial: Check what an unfinished capture has committed.
+
+    Raises:
+        NotAStoreError: There is no store here.
+        FormatError: A newer format version.
+        IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
+    """
+    report = VerifyReport()
+    try:
+        header = StoreHeader.read(path)
+    except CorruptStoreError as e:
+        report.damaged.append(Damage(SPEC_FILE, None, str(e)))
+        return report
+    report.is_complete = (path / DONE_FILE).exists()
+    if not report.is_complete and not allow_partial:
+        held = LogitStore(path, allow_partial=True)
+        raise IncompleteStoreError(
+            f"{path}: holds {held.rows_held:,} of {held.plan.rows:,} rows; the capture has not "
+            "finished. Run the same `logitstore capture …` again to resume it, or check what is "
+            "there with --allow-partial."
+        )
+    if report.is_complete:
+        report.damaged += _check_seal(path)
+    _check_shards(path, header, report, deep)
+    return report
+
+
+def _check_seal(path: Path) -> Iterator[Damage]:
+    try:
+        sealed = dict(json.loads((path / DONE_FILE).read_bytes())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        yield Damage(DONE_FILE, None, f"the seal cannot be read ({e!r})")
+        return
+    for name, digest in sealed.items():
+        try:
+            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
+        except OSError as e:
+            yield Damage(name, None, f"cannot be read ({e.strerror})")
+            continue
+        if found != digest:
+            yield Damage(name, None, f"SHA-256 is {found[:12]}…, sealed as {str(digest)[:12]}…")
+
+
+def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: bool) -> None:
+    plan = header.plan
+    indexed = _indexed_digests(path) if report.is_complete else {}
+    with progress(plan.shard_count, "verify", "shards") as shown:
+        for index in range(plan.shard_count):
+            name = f"{SHARDS_FOLDER}/{shard_name(index)}"
+            first, stop = plan.shard_rows(index)
+            if report.is_complete or (path / name).exists():
+                report.shards += 1
+                report.rows += stop - first
+                try:
+                    shard = Shard(path / name, header.spec, plan, index)
+                    shard.archive.check_digest()
+                    if indexed.get(index, shard.archive.digest) != shard.archive.digest:
+                        reason = "is not the shard this store was sealed with"
+                        report.damaged.append(Damage(name, (first, stop - 1), reason))
+                except CorruptStoreError as e:
+                    report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e)))
+                else:
+                    if deep:
+                        report.damaged += (Damage(name, *d) for d in _read_all(shard))
+            shown.update(1)
+
+
+def _indexed_digests(path: Path) -> dict[int, str]:
+    try:
+        return {f["shard"]: f["sha256"] for f in LogitStore(path).shard_facts}
+    except CorruptStoreError:
+        return {}  # the seal's check has said so; shards still have their own digests
+
+
+def _read_all(shard: Shard) -> Iterator[tuple[tuple[int, int], str]]:
+    """(rows, reason) for every sequence that does not read or makes no sense."""
+    for i in range(len(shard)):
+        try:
+            line, records = shard.text(i), shard.records(i)
+        except CorruptStoreError as e:
+            yield e.rows or (0, 0), str(e)
+            continue
+        begin = line.supervised_start
+        for reason in nonsense(records, shard.spec, begin, begin + len(line.supervised_bytes)):
+            yield (line.row, line.row), reason
+
+
+def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> Iterator[str]:
+    """Reasons why decoded records cannot be right.
+
+    Args:
+        records: Of one sequence.
+        spec: The store's.
+        begin: First byte of its supervised text.
+        end: Byte after the last.
+    """
+    stops = records.byte_starts + records.byte_lengths
+    if len(records) and (records.byte_starts.min() < begin or stops.max() > end):
+        yield f"byte spans reach outside the text ({begin} to {end})"
+    for name, ids in (("token_ids", records.token_ids), ("entry_ids", records.entry_ids)):
+        if ids is not None and len(ids) and ids.max() >= spec.vocab_size:
+            yield f"{name} holds {ids.max()}, the vocabulary has {spec.vocab_size}"
+    padded = records.padded()
+    logprobs = np.where(padded.mask, padded.logprobs.astype(np.float64), -np.inf)
+    with np.errstate(invalid="ignore"):
+        sorted_down = (np.diff(logprobs, axis=1) <= 0) | ~padded.mask[:, 1:]
+    if not sorted_down.all() or (logprobs > 0).any():
+        yield "entries are not sorted log-probabilities"
+    total = np.exp(logprobs).sum(1) + np.exp(records.tail_logmass.astype(np.float64))
+    if np.abs(total - 1).max(initial=0) > _SUM_TOLERANCE:
+        yield "a record's head and tail are not one"
