@@ -1,0 +1,215 @@
+"""Alignment of two tokenisations: what it must be, against a plain two-pointer loop."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from distill.align import Alignment, Spans, align
+
+Token = tuple[int, int, bool]  # start, length, is_eos
+
+
+def spans(tokens: Sequence[Token]) -> Spans:
+    starts, lengths, is_eos = zip(*tokens, strict=True) if tokens else ((), (), ())
+    return Spans(
+        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(is_eos, np.bool_)
+    )
+
+
+def words(*lengths: int, eos: bool = False) -> Spans:
+    """Back to back from byte 0, then perhaps the end-of-sequence event."""
+    starts = np.cumsum((0, *lengths))
+    tokens = [(int(s), n, False) for s, n in zip(starts, lengths, strict=False)]
+    return spans([*tokens, (int(starts[-1]), 0, True)] if eos else tokens)
+
+
+def as_lists(found: Alignment) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
+    return found.shared_starts.tolist(), found.strict.tolist(), found.groups.tolist()
+
+
+# The definition, one token at a time.
+
+
+def on_the_ruler(tokens: list[Token], others: list[Token]) -> list[tuple[int, int]]:
+    """(start, end) with one more unit for every end-of-sequence event that the others have too."""
+    theirs = Counter(start for start, length, is_eos in others if is_eos and length == 0)
+    mine: Counter[int] = Counter()
+    extra, places = 0, []
+    for start, length, is_eos in tokens:
+        width = length
+        if is_eos and length == 0:
+            mine[start] += 1
+            width = 1 if mine[start] <= theirs[start] else 0
+        places.append((start + extra, start + extra + width))
+        extra += width - length
+    return places
+
+
+def loop(teacher: list[Token], student: list[Token]) -> tuple[list[list[int]], ...]:
+    t, s = on_the_ruler(teacher, student), on_the_ruler(student, teacher)
+    return shared_in(t, s), strict_in(t, s), groups_in(t, s)
+
+
+def shared_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
+    found = {}
+    for i, (start, _) in enumerate(t):
+        for j, (other, _) in enumerate(s):
+            if start == other:
+                found[start] = [i, j]  # the last of each side stays
+    return list(found.values())
+
+
+def strict_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
+    return [[i, j] for i, j in shared_in(t, s) if t[i][1] == s[j][1]]
+
+
+def groups_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
+    found, i, j = [], 0, 0
+    while i < len(t) and j < len(s):
+        if t[i][0] != s[j][0]:
+            i, j = (i + 1, j) if t[i][0] < s[j][0] else (i, j + 1)
+            continue
+        first, start, end_t, end_s = (i, j), t[i][0], t[i][1], s[j][1]
+        i, j = i + 1, j + 1
+        while end_t != end_s or end_t == start:
+            # The side that lags takes its next token, if no byte lies between.
+            if end_t <= end_s and (end_t < end_s or end_t == start):
+                if i == len(t) or t[i][0] != end_t:
+                    break
+                end_t, i = t[i][1], i + 1
+            else:
+                if j == len(s) or s[j][0] != end_s:
+                    break
+                end_s, j = s[j][1], j + 1
+        else:
+            found.append([first[0], i, first[1], j])
+            # Tokens without width just before the end stay; those at the end start what follows.
+    return found
+
+
+@st.composite
+def tokenisations(draw: st.DrawFn, size: int, events: Sequence[int]) -> list[Token]:
+    """Tokens over `size` bytes, with holes, tokens without bytes, and events at given bytes."""
+    cuts = sorted(draw(st.sets(st.integers(1, size - 1)))) if size > 1 else []
+    edges = [0, *cuts, size]
+    tokens: list[Token] = []
+    for start, stop in pairwise(edges):
+        zero_width = draw(st.sampled_from([0, 0, 0, 1, 2]))
+        tokens += [(start, 0, False)] * zero_width
+        if start in events:
+            tokens += [(start, 0, True)] * draw(st.integers(0, 2))
+            tokens += [(start, 0, False)] * draw(st.sampled_from([0, 0, 1]))
+        if draw(st.integers(0, 5)):  # else a hole
+            tokens.append((start, stop - start, False))
+    for is_eos in (False, True, False):
+        tokens += [(size, 0, is_eos)] * draw(st.sampled_from([0, 1, 2] if is_eos else [0, 0, 1]))
+    return tokens
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[list[Token], list[Token]]:
+    size = draw(st.integers(1, 9))
+    events = draw(st.lists(st.integers(0, size), max_size=3))
+    return draw(tokenisations(size, events)), draw(tokenisations(size, events))
+
+
+@given(pairs())
+def test_agrees_with_a_plain_loop(pair: tuple[list[Token], list[Token]]) -> None:
+    teacher, student = pair
+    assert as_lists(align(spans(teacher), spans(student))) == loop(teacher, student)
+
+
+@given(pairs())
+def test_swapping_the_sides_swaps_the_columns(pair: tuple[list[Token], list[Token]]) -> None:
+    there, back = (align(spans(a), spans(b)) for a, b in (pair, pair[::-1]))
+    assert (there.shared_starts == back.shared_starts[:, ::-1]).all()
+    assert (there.strict == back.strict[:, ::-1]).all()
+    assert (there.groups == back.groups[:, [2, 3, 0, 1]]).all()
+
+
+@given(pairs())
+def test_groups_cover_the_same_bytes_on_both_sides_and_never_overlap(
+    pair: tuple[list[Token], list[Token]],
+) -> None:
+    t, s = on_the_ruler(*pair), on_the_ruler(*pair[::-1])
+    groups = align(spans(pair[0]), spans(pair[1])).groups.tolist()
+    for a, b, c, d in groups:
+        assert (t[a][0], t[b - 1][1]) == (s[c][0], s[d - 1][1])
+        assert sum(end - start for start, end in t[a:b]) == t[b - 1][1] - t[a][0] > 0
+    for left, right in pairwise(groups):
+        assert left[1] <= right[0]
+        assert left[3] <= right[2]
+
+
+@given(pairs())
+def test_a_tokenisation_agrees_with_itself_token_by_token(
+    pair: tuple[list[Token], list[Token]],
+) -> None:
+    tokens = [token for token in pair[0] if token[1] or token[2]]
+    every = [[i, i] for i in range(len(tokens))]
+    shared, strict, groups = as_lists(align(spans(tokens), spans(tokens)))
+    assert shared == strict == every
+    assert groups == [[i, i + 1, i, i + 1] for i in range(len(tokens))]
+
+
+@given(st.data())
+def test_without_holes_the_groups_are_a_partition_of_both_sides(data: st.DataObject) -> None:
+    sides = []
+    for _ in range(2):
+        cuts = data.draw(st.sets(st.integers(1, 11)))
+        sides.append(words(*np.diff([0, *sorted(cuts), 12]).tolist(), eos=True))
+    groups = align(*sides).groups
+    assert groups[0].tolist()[::2] == [0, 0]
+    assert (groups[1:, [0, 2]] == groups[:-1, [1, 3]]).all()
+    assert groups[-1, [1, 3]].tolist() == [len(side.starts) for side in sides]
+
+
+def test_the_example_of_the_module() -> None:
+    shared, strict, groups = as_lists(align(words(1, 2, 1), words(2, 1, 1)))
+    assert (shared, strict, groups) == ([[0, 0], [2, 2]], [[2, 2]], [[0, 2, 0, 2], [2, 3, 2, 3]])
+
+
+def test_end_of_sequence_is_one_event_wherever_both_have_it() -> None:
+    """Two turns: each ends with an event; the second turn starts where the first one's lies."""
+    teacher = spans([(0, 3, False), (3, 0, True), (3, 2, False), (5, 0, True)])
+    student = spans([(0, 1, False), (1, 2, False), (3, 0, True), (3, 2, False), (5, 0, True)])
+    found = align(teacher, student)
+    assert found.strict.tolist() == [[1, 2], [2, 3], [3, 4]]
+    assert found.groups.tolist() == [[0, 1, 0, 2], [1, 2, 2, 3], [2, 3, 3, 4], [3, 4, 4, 5]]
+
+
+def test_an_event_of_one_side_only_is_not_an_event() -> None:
+    """A teacher that closes with two end-of-sequence tokens, a student with one, or with none."""
+    teacher = spans([(0, 2, False), (2, 0, True), (2, 0, True)])
+    assert align(teacher, words(2, eos=True)).groups.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2]]
+    assert align(teacher, words(2)).shared_starts.tolist() == [[0, 0]]
+
+
+def test_a_lone_prefix_belongs_to_its_group_but_does_not_stand_for_it() -> None:
+    teacher = spans([(0, 0, False), (0, 3, False)])  # "▁" + "学", as SentencePiece may have it
+    found = align(teacher, words(3))
+    assert found.shared_starts.tolist() == found.strict.tolist() == [[1, 0]]
+    assert found.groups.tolist() == [[0, 2, 0, 1]]
+
+
+@pytest.mark.parametrize("hole", [0, 1, 2])
+def test_a_hole_on_either_side_breaks_only_its_group(hole: int) -> None:
+    whole = [(0, 2, False), (2, 1, False), (3, 2, False)]
+    torn = whole[:hole] + whole[hole + 1 :]
+    kept = [i for i in range(3) if i != hole]
+    there, back = align(spans(whole), spans(torn)), align(spans(torn), spans(whole))
+    assert there.groups[:, 0].tolist() == kept
+    assert back.groups[:, 2].tolist() == kept
+
+
+def test_the_callers_arrays_stay_as_they_are() -> None:
+    teacher, student = words(2, 1, eos=True), words(1, 2, eos=True)
+    before = [array.copy() for side in (teacher, student) for array in side]
+    align(teacher, student)
+    after = [array for side in (teacher, student) for array in side]
+    assert all((a == b).all() for a, b in zip(before, after, strict=True))

@@ -1,0 +1,474 @@
+"""StudentHead: what the model's own logits say, in chunks, in any wrapper, in little memory."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import PretrainedConfig, PreTrainedModel
+
+from distill.head import HeadAnswer, HeadQuery, StudentHead
+from logitstore.errors import InputError
+from tests import tiny
+
+V, B, T = 97, 3, 11
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.5,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+#: What each family does after its output embedding, with values that matter at this size.
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", SHAPE),
+    "llama tied": ("Llama", SHAPE | {"tie_word_embeddings": True}),
+    "gpt2": (
+        "GPT2",
+        {"vocab_size": V, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.5},
+    ),
+    "gemma2 soft cap": (
+        "Gemma2",
+        SHAPE | {"head_dim": 8, "final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
+    ),
+    "cohere scale": ("Cohere", SHAPE | {"logit_scale": 0.25}),
+    "granite divisor": ("Granite", SHAPE | {"logits_scaling": 3.0}),
+    "opt": (
+        "OPT",
+        {
+            "vocab_size": V,
+            "hidden_size": 16,
+            "word_embed_proj_dim": 8,
+            "ffn_dim": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "init_std": 0.5,
+        },
+    ),
+    "bart bias": (
+        "Bart",
+        {
+            "vocab_size": V,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 32,
+            "decoder_ffn_dim": 32,
+            "init_std": 0.5,
+        },
+    ),
+}
+
+
+def build(family: str) -> PreTrainedModel:
+    name, settings = FAMILIES[family]
+    config: PretrainedConfig = getattr(transformers, f"{name}Config")(**settings)
+    head = "ForConditionalGeneration" if name == "Bart" else "ForCausalLM"
+    head = "LMHeadModel" if name == "GPT2" else head
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = getattr(transformers, name + head)(config).eval()
+        if name == "Bart":
+            bias: Tensor = model.final_logits_bias  # type: ignore[assignment]
+            bias.normal_()
+    return model
+
+
+class Question(NamedTuple):
+    inputs: dict[str, Tensor]
+    rows_N: Tensor
+    query: HeadQuery
+
+
+def question(top_k: int = 5, width: int = V) -> Question:
+    """A right-padded batch; supervised rows in no simple order; ids ragged, one row of padding."""
+    gen = torch.Generator().manual_seed(1)
+    ids = torch.randint(1, width, (B, T), generator=gen)
+    lengths = torch.tensor([T, T - 3, 4])
+    mask = torch.arange(T) < lengths[:, None]
+    rows = mask.flatten().nonzero().squeeze(1)[torch.randperm(int(mask.sum()), generator=gen)][:17]
+    lookup = torch.stack([torch.randperm(width, generator=gen)[:6] for _ in rows])
+    lookup[torch.rand(lookup.shape, generator=gen) < 0.3] = -1
+    lookup[4] = -1
+    query = HeadQuery(
+        labels_N=torch.randint(0, width, (len(rows),), generator=gen),
+        top_k=top_k,
+        top_k_mask_N=torch.rand(len(rows), generator=gen) < 0.7,
+        ids_NK=lookup,
+    )
+    inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
+    return Question(inputs, rows, query)
+
+
+def definition(logits_MV: Tensor, rows_N: Tensor, query: HeadQuery) -> HeadAnswer:
+    """Row by row in float64, from logits; the mass outside the ids summed token by token."""
+    assert query.ids_NK is not None
+    labels, tops, at_ids, rests = [], [], [], []
+    for n, row in enumerate(rows_N.tolist()):
+        logprobs_V = logits_MV[row].double().log_softmax(-1)
+        minus_inf = logprobs_V.new_tensor(-torch.inf)
+        labels.append(logprobs_V[query.labels_N[n]])
+        wanted = query.top_k_mask_N is None or bool(query.top_k_mask_N[n])
+        best = list(logprobs_V.sort(descending=True).values[: query.top_k]) if wanted else []
+        tops.append(torch.stack(best + [minus_inf] * (query.top_k - len(best))))
+        ids = query.ids_NK[n].tolist()
+        at_ids.append(torch.stack([logprobs_V[i] if i >= 0 else minus_inf for i in ids]))
+        others = [v for v in range(len(logprobs_V)) if v not in ids]
+        rests.append(logprobs_V[others].logsumexp(-1) if others else minus_inf)
+    return HeadAnswer(*(torch.stack(x) for x in (labels, tops, at_ids, rests)))
+
+
+def fields(answer: HeadAnswer) -> dict[str, Tensor]:
+    return {name: value for name, value in vars(answer).items() if value is not None}
+
+
+def some_loss(answer: HeadAnswer) -> Tensor:
+    """Feels every number of an answer, each with a weight of its own; -inf counts nothing."""
+    parts = []
+    for value in fields(answer).values():
+        weights = torch.arange(1, value.numel() + 1, dtype=value.dtype).reshape(value.shape).cos()
+        parts.append((weights * value.masked_fill(value == -torch.inf, 0)).sum())
+    return torch.stack(parts).sum()
+
+
+def gradients(model: nn.Module, answer: HeadAnswer) -> dict[str, Tensor]:
+    model.zero_grad()
+    some_loss(answer).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_close(got: Any, want: Any, *, rtol: float, atol: float) -> None:
+    torch.testing.assert_close(got, want, check_dtype=False, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 4, 17, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_chunks_give_value_and_gradient_of_the_models_own_logits(
+    family: str, chunk_tokens: int | None
+) -> None:
+    model, (inputs, rows, query) = build(family).double(), question()
+    want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    want_grads = gradients(model, want)
+    got = StudentHead(model, chunk_tokens=chunk_tokens)(model, inputs, rows, query)
+    assert_close(fields(got), fields(want), rtol=1e-10, atol=1e-10)
+    assert_close(gradients(model, got), want_grads, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_dense_path_gives_the_same_numbers(family: str) -> None:
+    model, (inputs, rows, query) = build(family), question()
+    want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    want_grads = gradients(model, want)
+    for head in (StudentHead(model, dense=True), StudentHead(model, chunk_tokens=4)):
+        got = head(model, inputs, rows, query)
+        assert got.label_logprob_N.dtype == torch.float32
+        assert_close(fields(got), fields(want), rtol=1e-5, atol=2e-5)
+        assert_close(gradients(model, got), want_grads, rtol=1e-3, atol=2e-4)
+
+
+def test_later_calls_are_like_the_first_and_leave_the_model_as_it_was() -> None:
+    """The first call sends some logits through the model's own code; the others send none."""
+    model, (inputs, rows, query) = build("gemma2 soft cap"), question()
+    own = model(**inputs).logits
+    head = StudentHead(model, chunk_tokens=4)
+    first, second, third = (head(model, inputs, rows, query) for _ in range(3))
+    assert_close(fields(second), fields(first), rtol=0, atol=0)
+    assert_close(fields(third), fields(first), rtol=0, atol=0)
+    assert_close(model(**inputs).logits, own, rtol=0, atol=0)
+    assert "forward" not in model.get_output_embeddings().__dict__
+    assert not model._forward_hooks
+
+
+def test_a_failing_forward_leaves_the_model_as_it_was() -> None:
+    model, (inputs, _, query) = build("llama"), question()
+    with pytest.raises((IndexError, RuntimeError)):
+        StudentHead(model)(model, inputs, torch.full_like(query.labels_N, B * T), query)
+    assert "forward" not in model.get_output_embeddings().__dict__
+    assert not model._forward_hooks
+
+
+def test_what_was_not_asked_for_is_not_answered() -> None:
+    model, (inputs, rows, query) = build("llama"), question()
+    for chunk_tokens in (4, 100):
+        head = StudentHead(model, chunk_tokens=chunk_tokens)
+        answer = head(model, inputs, rows, HeadQuery(query.labels_N))
+        assert list(fields(answer)) == ["label_logprob_N"]
+        everywhere = head(model, inputs, rows, HeadQuery(query.labels_N, top_k=5)).top_logprobs_NK
+        assert everywhere is not None
+        assert torch.isfinite(everywhere).all()
+
+
+def test_batch_mates_and_padding_change_nothing() -> None:
+    model, (inputs, rows, query) = build("llama").double(), question()
+    whole = fields(StudentHead(model, chunk_tokens=4)(model, inputs, rows, query))
+    for b in range(B):
+        length = int(inputs["attention_mask"][b].sum())
+        mine = rows // T == b
+        alone = {name: x[b : b + 1, :length] for name, x in inputs.items()}
+        assert query.top_k_mask_N is not None
+        assert query.ids_NK is not None
+        part = HeadQuery(
+            query.labels_N[mine], query.top_k, query.top_k_mask_N[mine], query.ids_NK[mine]
+        )
+        got = StudentHead(model)(model, alone, rows[mine] - b * T, part)
+        assert_close(fields(got), {n: x[mine] for n, x in whole.items()}, rtol=1e-9, atol=1e-9)
+
+
+def test_only_the_rows_asked_for_have_a_gradient() -> None:
+    """A bump of one position's hidden state is felt in its own row, and in no other."""
+    model, (inputs, rows, query) = build("llama").double(), question()
+    seen: list[Tensor] = []
+    norm: Any = model.model.norm
+    handle = norm.register_forward_hook(lambda _m, _a, hidden: seen.append(hidden))
+    answer = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    handle.remove()
+    (grad,) = torch.autograd.grad(answer.label_logprob_N[3], seen[0])
+    felt = grad.flatten(0, 1).abs().amax(-1).nonzero().squeeze(1)
+    assert felt.tolist() == [int(rows[3])]
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_no_position_still_gives_every_weight_a_gradient(dense: bool) -> None:
+    """Other ranks wait for it: a batch whose rows are all prompt must not hang the run."""
+    model, (inputs, rows, query) = build("llama"), question()
+    assert query.ids_NK is not None
+    none = HeadQuery(query.labels_N[:0], 5, None, query.ids_NK[:0])
+    answer = StudentHead(model, chunk_tokens=4, dense=dense)(model, inputs, rows[:0], none)
+    assert {name: tuple(x.shape) for name, x in fields(answer).items()} == {
+        "label_logprob_N": (0,),
+        "top_logprobs_NK": (0, 5),
+        "id_logprobs_NK": (0, 6),
+        "rest_logmass_N": (0,),
+    }
+    sum(value.sum() for value in fields(answer).values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.abs().max() == 0 for p in model.parameters())
+
+
+def test_a_vocabulary_smaller_than_k_and_ids_that_cover_it() -> None:
+    """-inf where there is nothing, and no NaN from it in the gradient."""
+    model, (inputs, rows, query) = build("llama"), question(top_k=V + 3)
+    every = torch.arange(V).repeat(len(rows), 1)
+    for chunk_tokens in (4, 100):
+        answer = StudentHead(model, chunk_tokens=chunk_tokens)(
+            model, inputs, rows, HeadQuery(query.labels_N, V + 3, None, every)
+        )
+        assert answer.top_logprobs_NK is not None
+        assert answer.rest_logmass_N is not None
+        assert (answer.top_logprobs_NK[:, V:] == -torch.inf).all()
+        assert torch.isfinite(answer.top_logprobs_NK[:, :V]).all()
+        assert (answer.rest_logmass_N == -torch.inf).all()
+        model.zero_grad()
+        (some_loss(answer) + answer.rest_logmass_N.exp().sum()).backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_rest_is_right_where_subtraction_would_see_nothing() -> None:
+    """A student so sure of its two best tokens that all others together have e^-20 and less."""
+    model, (inputs, rows, query) = build("llama"), question()
+    with torch.no_grad():
+        weight: Tensor = model.get_output_embeddings().weight
+        weight *= 20
+        logits_MV = model(**inputs).logits.flatten(0, -2)
+    query = HeadQuery(query.labels_N, 1, ids_NK=logits_MV[rows].topk(2).indices)
+    want = definition(logits_MV, rows, query).rest_logmass_N
+    got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    assert want is not None
+    assert (want < -20).sum() > 3
+    assert_close(got.rest_logmass_N, want, rtol=1e-5, atol=1e-5)
+    assert got.id_logprobs_NK is not None
+    subtracted = 1 - got.id_logprobs_NK.exp().sum(-1)
+    assert ((subtracted / want.exp())[want < -20] - 1).abs().min() > 0.5
+
+
+@contextmanager
+def largest_tensor() -> Iterator[list[int]]:
+    """The element count of the largest tensor that any operation makes, backward included."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, _types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            made = func(*args, **(kwargs or {}))
+            for x in torch.utils._pytree.tree_leaves(made):
+                if isinstance(x, Tensor):
+                    seen[0] = max(seen[0], x.numel())
+            return made
+
+    seen = [0]
+    with Watch():
+        yield seen
+
+
+def test_no_tensor_of_all_tokens_times_vocabulary_is_ever_made() -> None:
+    """Forward, backward and the first call's check; the dense path shows that it would be seen."""
+    width, chunk = 2048, 4
+    model, (inputs, rows, query) = tiny.llama(width), question(width=width)
+    weight = width * 32
+    assert B * T * width > weight > chunk * (width + 1)
+    for dense, expected in ((False, weight), (True, B * T * width)):
+        head = StudentHead(model, chunk_tokens=chunk, dense=dense)
+        with largest_tensor() as seen:
+            some_loss(head(model, inputs, rows, query)).backward()
+        assert seen[0] == expected
+
+
+def saved_bytes(model: nn.Module, head: StudentHead, asked: Question) -> int:
+    """Of the tensors kept for the backward pass, each storage once, weights not counted."""
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        if not isinstance(x, nn.Parameter) and x._base is None:
+            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        some_loss(head(model, *asked))
+    return sum(kept.values())
+
+
+def test_what_is_kept_for_the_backward_pass_has_no_vocabulary_in_it() -> None:
+    """Twice the vocabulary costs the dense path twice, and the chunks nothing."""
+    costs = {
+        (width, dense): saved_bytes(
+            model := tiny.llama(width),
+            StudentHead(model, chunk_tokens=4, dense=dense),
+            question(width=1024),
+        )
+        for width in (1024, 4096)
+        for dense in (False, True)
+    }
+    assert costs[4096, False] == costs[1024, False]
+    assert costs[4096, True] > 2 * costs[1024, True]
+    assert costs[4096, True] > 5 * costs[4096, False]
+
+
+def test_half_precision_logits_are_summed_in_float32() -> None:
+    """The logits are the model's own, rounded to bfloat16; nothing after them is."""
+    model, (inputs, rows, query) = build("llama").bfloat16(), question()
+    want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    want_grads = gradients(model, want)
+    got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    assert got.label_logprob_N.dtype == torch.float32
+    assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+    for name, grad in gradients(model, got).items():  # the sums over chunks are bfloat16
+        assert (grad - want_grads[name]).norm() <= 0.02 * want_grads[name].norm()
+
+
+def test_autocast_reaches_the_chunks_and_their_recomputation() -> None:
+    model, (inputs, rows, query) = build("llama"), question()
+    grads = []
+    for head in (StudentHead(model, dense=True), StudentHead(model, chunk_tokens=4)):
+        with torch.autocast("cpu", torch.bfloat16):
+            answer = head(model, inputs, rows, query)
+        assert answer.label_logprob_N.dtype == torch.float32
+        grads.append(gradients(model, answer))
+    assert grads[0].keys() == grads[1].keys()
+    for name, want in grads[0].items():
+        assert (grads[1][name] - want).norm() <= 0.03 * want.norm(), name
+
+
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing_enable. is deprecated")
+def test_works_with_gradient_checkpointing_of_the_model() -> None:
+    model, (inputs, rows, query) = build("llama").double().train(), question()
+    head = StudentHead(model, chunk_tokens=4)
+    want = gradients(model, head(model, inputs, rows, query))
+    model.gradient_checkpointing_enable()
+    assert_close(gradients(model, head(model, inputs, rows, query)), want, rtol=1e-9, atol=1e-10)
+
+
+def test_without_gradient_nothing_is_kept() -> None:
+    model, (inputs, rows, query) = build("llama"), question()
+    with torch.no_grad():
+        answer = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    assert not any(value.requires_grad for value in fields(answer).values())
+
+
+@pytest.fixture
+def one_process_group(tmp_path: Path) -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("settings", [{}, {"find_unused_parameters": True}])
+@pytest.mark.parametrize("chunk_tokens", [4, 100])
+def test_works_inside_distributed_data_parallel(
+    settings: dict[str, bool], chunk_tokens: int
+) -> None:
+    """With unused parameters looked for: only what is in the output counts as used."""
+    model, (inputs, rows, query) = build("llama tied"), question()
+    want = StudentHead(model, dense=True)(model, inputs, rows, query)
+    want_grads = gradients(model, want)
+    wrapped = nn.parallel.DistributedDataParallel(model, **settings)  # type: ignore[arg-type]
+    head = StudentHead(model, chunk_tokens=chunk_tokens)
+    for _ in range(2):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"find_unused_parameters=True was specified")
+            got = head(wrapped, inputs, rows, query)
+        assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+        assert_close(gradients(model, got), want_grads, rtol=1e-3, atol=1e-4)
+
+
+class Doubling(transformers.LlamaForCausalLM):
+    """A model that does with its logits what nobody here has heard of."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * 2
+        return output
+
+
+def test_an_unknown_head_falls_back_to_the_models_own_logits_and_says_so_once() -> None:
+    model = Doubling(transformers.LlamaConfig(**SHAPE)).eval()
+    inputs, rows, query = question()
+    want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    want_grads = gradients(model, want)
+    head = StudentHead(model, chunk_tokens=4)
+    with pytest.warns(UserWarning, match=r"Doubling .*own logits are used.*dense=True"):
+        first = head(model, inputs, rows, query)
+    assert head.dense
+    for got in (first, head(model, inputs, rows, query)):
+        assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+        assert_close(gradients(model, got), want_grads, rtol=1e-3, atol=1e-4)
+
+
+def test_a_missing_correction_is_noticed() -> None:
+    """The claim behind the check: without the config's scale, no first call passes."""
+    model, (inputs, rows, query) = build("cohere scale"), question()
+    model.config.logit_scale = None  # the model keeps its own copy
+    with pytest.warns(UserWarning, match=r"CohereForCausalLM .*own logits are used"):
+        got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+
+
+def test_data_parallel_is_refused_with_a_way_out() -> None:
+    model, (inputs, rows, query) = build("llama"), question()
+    with pytest.raises(InputError, match=r"DataParallel.*torchrun.*CUDA_VISIBLE_DEVICES"):
+        StudentHead(model)(nn.DataParallel(model), inputs, rows, query)
+
+
+def test_a_query_can_be_cut_anywhere() -> None:
+    _, rows, query = question()
+    for start, stop in ((0, 5), (5, 17), (3, 3)):
+        part = asdict(query.part(start, stop))
+        assert part.pop("top_k") == query.top_k
+        assert all(len(x) == min(stop, len(rows)) - start for x in part.values())
