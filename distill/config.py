@@ -140,7 +140,8 @@ class CachedTeacherConfig(TrainingArguments):
     def _check_own(self) -> None:
         if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
             raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")
-        if self.ce_weight == 0 and not self.loss_weights:
+        weights = self.loss_weights  # also when ce_weight is not 0: a wrong name must not wait
+        if self.ce_weight == 0 and not weights:
             raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")

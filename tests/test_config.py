@@ -1,0 +1,207 @@
+"""A run as flags, as YAML, as Python: the same checks on every way in, and no setting that lies."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import TrainingArguments
+
+from distill.config import (
+    LOSS_WEIGHTS,
+    REFUSED,
+    CachedTeacherConfig,
+    StudentArguments,
+    parse,
+    parse_losses,
+)
+from logitstore.errors import InputError
+
+NEEDED = ("--store", "s", "--output_dir", "o", "--model_name_or_path", "m", "--use_cpu")
+
+#: Flags of TrainingArguments that work here as they do in Trainer, decided one by one.
+WORKING = set(
+    """
+accelerator_config activation_checkpointing activation_checkpointing_kwargs adam_beta1 adam_beta2
+adam_epsilon auto_find_batch_size bf16 bf16_full_eval data_seed dataloader_drop_last
+dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
+dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend
+ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
+debug deepspeed disable_tqdm do_eval do_train enable_jit_checkpoint eval_delay eval_on_start
+eval_steps eval_strategy fp16 fp16_full_eval fsdp fsdp_config full_determinism
+gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better
+hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token ignore_data_skip
+include_num_input_tokens_seen learning_rate load_best_model_at_end local_rank log_level
+log_level_replica log_on_each_node logging_first_step logging_nan_inf_filter logging_steps
+logging_strategy lr_scheduler_kwargs lr_scheduler_type max_grad_norm max_steps
+metric_for_best_model neftune_noise_alpha num_train_epochs optim optim_args optim_target_modules
+output_dir parallelism_config per_device_eval_batch_size per_device_train_batch_size project
+push_to_hub report_to restore_callback_states_from_checkpoint resume_from_checkpoint run_name
+save_on_each_node save_only_model save_steps save_strategy save_total_limit seed
+skip_memory_metrics tf32 torch_empty_cache_steps trackio_bucket_id trackio_space_id
+trackio_static_space_id train_sampling_strategy use_cache use_cpu warmup_steps weight_decay
+""".split()  # noqa: SIM905
+)
+
+
+def config(**settings: Any) -> CachedTeacherConfig:
+    return CachedTeacherConfig(**{"output_dir": "o", "store": "s", "use_cpu": True} | settings)
+
+
+def test_flags_are_the_ones_trainer_users_know() -> None:
+    run, student = parse(
+        [*NEEDED, "--learning_rate", "1e-4", "--loss", "uld:2", "--report_to", "none"]
+    )
+    assert (run.store, run.learning_rate, run.loss_weights) == ("s", 1e-4, {"uld": 2.0})
+    assert (student.model_name_or_path, student.dtype) == ("m", "float32")
+
+
+def test_hyphens_are_as_good_as_underscores() -> None:
+    run, student = parse(
+        ["--store=s", "--output-dir=o", "--model-name-or-path=m", "--use-cpu", "--ce-weight", "0.5"]
+    )
+    assert (run.output_dir, run.ce_weight, student.model_name_or_path) == ("o", 0.5, "m")
+
+
+def test_the_file_says_what_flags_say_and_flags_win(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "store: s\noutput-dir: o\nmodel_name_or_path: m\nuse_cpu: true\nlearning_rate: 1e-4\n"
+        "max_steps: -1\nseed: 3\nrun_name: null\nreport_to: [none]\nmapped_strict: yes\n"
+        "lr_scheduler_kwargs: {num_cycles: 2}\n"
+    )
+    run, _ = parse(["--seed", "4", "--config", str(path)])
+    assert (run.seed, run.learning_rate, run.max_steps, run.mapped_strict) == (4, 1e-4, -1, True)
+    assert run.lr_scheduler_kwargs == {"num_cycles": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("learning_rte: 1", "no key is called learning_rte. Did you mean learning_rate?"),
+        ("config: x", "no key is called config"),
+        ("- a\n- b", "expected `key: value` lines, found list"),
+        ("", "found nothing"),
+        ("a: [", "cannot be read as YAML"),
+        ("seed: many", "argument --seed: invalid int value: 'many'"),
+        ("pairing: chance", "argument --pairing: invalid choice: 'chance'"),
+    ],
+)
+def test_a_bad_file_says_where_and_what(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as caught:
+        parse([*NEEDED, "--config", str(path)])
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--learning_rte", "1"), "no flag is called --learning_rte. Did you mean learning_rate?"),
+        (("--learning", "1"), "no flag is called --learning"),  # no abbreviations
+        (("stray",), "'stray' is neither a flag nor the value of one"),
+        (("--seed", "x"), "invalid int value"),
+        (("--config", "/nowhere.yaml"), "cannot be read"),
+        (("--ce_weight", "-1"), "--ce_weight is -1.0, expected a number >= 0"),
+        (("--ce_weight", "nan"), "--ce_weight is nan"),
+        (("--loss", "ce", "--ce_weight", "0"), "leaves nothing to train on"),
+        (("--max_length", "1"), "--max_length is 1, expected at least 2"),
+        (("--eval_strategy", "sometimes"), "sometimes"),
+    ],
+)
+def test_bad_flags_say_what_to_do(flags: tuple[str, ...], says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse([*flags, *NEEDED])
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["--store", "--output_dir", "--model_name_or_path"])
+def test_what_is_required_is_asked_for(missing: str) -> None:
+    given = list(NEEDED)
+    del given[given.index(missing) : given.index(missing) + 2]
+    with pytest.raises(InputError, match=f"{missing} is required"):
+        parse(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "weights"),
+    [
+        ("ce", {}),
+        ("uld", {"uld": LOSS_WEIGHTS["uld"]}),
+        ("uld:0.5, mapped_kl:2", {"uld": 0.5, "mapped_kl": 2.0}),
+    ],
+)
+def test_losses_are_names_with_weights(text: str, weights: dict[str, float]) -> None:
+    assert parse_losses(text) == weights
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("kl", "no loss is called 'kl'. Known: ce, uld, mapped_kl"),
+        ("", "no loss is called ''"),
+        ("uld,ce", "Cross-entropy is added to the others by --ce_weight"),
+        ("uld,uld:2", "uld is named twice"),
+        ("uld:", "the weight '' is not a number above 0"),
+        ("uld:0", "the weight '0' is not"),
+        ("uld:inf", "the weight 'inf' is not"),
+    ],
+)
+def test_a_bad_loss_is_named(text: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        config(loss=text)
+
+
+def test_every_flag_of_trainer_has_been_decided() -> None:
+    """A new version's new flag fails here until somebody has looked whether it works."""
+    known = {each.name for each in dataclasses.fields(TrainingArguments)}
+    assert known - WORKING - set(REFUSED) == set()
+    assert not WORKING & set(REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("average_tokens_across_devices", False),
+        ("batch_eval_metrics", True),
+        ("do_predict", True),
+        ("eval_accumulation_steps", 2),
+        ("eval_do_concat_batches", False),
+        ("eval_use_gather_object", True),
+        ("include_for_metrics", ["inputs"]),
+        ("label_names", ["labels"]),
+        ("label_smoothing_factor", 0.1),
+        ("length_column_name", "n"),
+        ("liger_kernel_config", {"rope": True}),
+        ("prediction_loss_only", True),
+        ("remove_unused_columns", True),
+        ("torch_compile", True),
+        ("torch_compile_backend", "inductor"),
+        ("torch_compile_mode", "default"),
+        ("use_liger_kernel", True),
+        ("train_sampling_strategy", "group_by_length"),
+        ("train_sampling_strategy", "batch_rebalance"),
+    ],
+)
+def test_a_flag_that_would_silently_not_work_is_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"--{name} .* would have no effect: "):
+        config(**{name: value})
+
+
+@pytest.mark.parametrize(("option", "value"), [("dispatch_batches", True), ("even_batches", False)])
+def test_an_accelerate_option_that_would_cut_or_hang_is_refused(option: str, value: bool) -> None:
+    with pytest.raises(InputError, match=f"--accelerator_config {option}"):
+        config(accelerator_config={option: value})
+
+
+def test_a_config_survives_being_copied() -> None:
+    first = config(eval_strategy="steps", gradient_accumulation_steps=4)
+    again = dataclasses.replace(first)
+    assert again.gradient_accumulation_steps == 4
+    assert again.loss_weights == first.loss_weights
+
+
+def test_the_student_is_required() -> None:
+    with pytest.raises(InputError, match="--model_name_or_path is required"):
+        StudentArguments()
