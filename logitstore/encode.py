@@ -35,6 +35,7 @@ NOTHING_MEASURED: dict[str, float | int] = {
     "dropped_entries": 0,
 }
 
+_ONE_TOLERANCE = 1e-3  # what float32 sums over 262,144 tokens stay well within
 _MAX_U16 = 0xFFFF
 _MAX_U32 = 0xFFFF_FFFF
 
@@ -207,6 +208,15 @@ def _check(raw: RawRecords, spec: StoreSpec) -> None:
     for name in ("token_logprob", "tail_logmass", "entropy"):
         if np.isnan(getattr(raw, name)).any():
             raise InputError(f"{name} holds a value that is not a number. Check the teacher.")
+    kept = np.arange(raw.entry_logprobs.shape[1]) < np.asarray(raw.entry_count)[:, None]
+    head = np.where(kept, np.exp(raw.entry_logprobs, dtype=np.float64), 0.0).sum(1)
+    total = head + np.exp(np.asarray(raw.tail_logmass, np.float64))
+    if not (np.abs(total - 1) <= _ONE_TOLERANCE).all():
+        worst = int(np.argmax(np.abs(total - 1)))
+        raise InputError(
+            f"record {worst}: its entries and tail add up to {total[worst]:.6f}, expected 1: "
+            "probabilities over the full vocabulary, never renormalised, and the tail outside them."
+        )
 
 
 def measure(encoded: EncodedRecords, spec: StoreSpec) -> dict[str, float | int]:

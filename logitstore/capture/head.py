@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from logitstore.errors import InputError
 
@@ -96,7 +95,7 @@ class TeacherHead:
         settings: What to keep.
     """
 
-    def __init__(self, model: PreTrainedModel, settings: HeadSettings) -> None:
+    def __init__(self, model: Any, settings: HeadSettings) -> None:
         self.model, self.settings = model, settings
         self._embedding: nn.Module | None = model.get_output_embeddings()
         self._checked = False
@@ -187,7 +186,7 @@ class TeacherHead:
         self._embedding = None
 
 
-def check_vocabulary(model: PreTrainedModel, tokenizer_size: int, vocab_size: int) -> None:
+def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
     """The teacher must be able to predict every id its tokenizer makes.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from logitstore.errors import InputError
 from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
@@ -57,16 +57,15 @@ class Teacher:
         positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(positions) if positions else None
 
-    def load(self, device: torch.device) -> PreTrainedModel:
+    def load(self, device: torch.device) -> Any:
         """The model, in eval mode, on a device."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             self.name,
             revision=self.revision,
             dtype=_DTYPES[self.dtype],
             trust_remote_code=self.trust_remote_code,
         )
-        model.to(device)  # type: ignore[arg-type]  # upstream's wrapper loses the signature
-        return model.eval()
+        return model.to(device).eval()
 
 
 def find_teacher(
