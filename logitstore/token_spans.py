@@ -9,6 +9,9 @@ of the text's own: a group of aligned tokens still closes around it.
 Shape legend: T = tokens of a text.
 """
 
+import itertools
+import unicodedata
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,8 +41,9 @@ def spans_from_offsets(
     if offsets.min() < 0 or offsets.max() >= len(places):
         return None
     low, high = places[offsets[:, 0]], places[offsets[:, 1]]
-    # A token of no width may report any place: it stands where the text before it ended.
     empty = low == high
+    high = _over_marks(data, low, high)
+    # A token of no width may report any place: it stands where the text before it ended.
     low[empty] = high[empty] = np.maximum.accumulate(np.where(empty, 0, high))[empty]
     if (high < low).any() or (np.diff(low) < 0).any() or (np.diff(high) < 0).any():
         return None
@@ -47,6 +51,32 @@ def spans_from_offsets(
     origin, lengths, high = _without_added_spaces(data, written, origin, lengths, low, high)
     starts, ends = _divided(low, high)
     return _laid_out(data, written, origin, lengths, (low, high), (starts, ends))
+
+
+def _over_marks(data: bytes, low: Int64s, high: Int64s) -> Int64s:
+    """Ends moved behind marks that a normaliser has joined to, or stripped off, their letter.
+
+    The offsets of a composed letter stop before the marks it was composed from, which would leave
+    a hole in the middle of what a reader takes for one letter.
+    """
+    wide = np.flatnonzero(low < high)
+    ends = high[wide]
+    after = np.append(low[wide][1:], len(data))
+    units = np.frombuffer(data + b"\0", np.uint8)
+    moved = ends.copy()
+    for i in np.flatnonzero((after > ends) & (units[ends] >= 0x80)):
+        gap = data[ends[i] : after[i]].decode()
+        marks = "".join(itertools.takewhile(_continues_a_letter, gap))
+        moved[ends == ends[i]] += len(marks.encode())
+    high = high.copy()
+    high[wide] = moved
+    return high
+
+
+def _continues_a_letter(character: str) -> bool:
+    """A combining mark, or a vowel or final consonant of a Korean syllable."""
+    is_jamo = "\u1160" <= character <= "\u11ff"
+    return is_jamo or unicodedata.category(character).startswith("M")
 
 
 def _without_added_spaces(
