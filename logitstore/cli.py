@@ -1,6 +1,7 @@
 """The `logitstore` command: make stores, look at them, check them.
 
-Data goes to stdout, talk to stderr. Exit status: 0 fine, 1 damage was found, 2 bad usage or input.
+Data goes to stdout, talk to stderr. Exit status: 0 fine, 1 `verify` found damage, 2 bad usage or
+input (a damaged store included, where it had to be read).
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore.errors import CorruptStoreError, LogitStoreError
+from logitstore.errors import InputError, LogitStoreError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -133,7 +134,7 @@ def show(
 
     opened = open_store(store, allow_partial=allow_partial)
     if not 0 <= sequence < len(opened):
-        raise LogitStoreError(
+        raise InputError(
             f"{store}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}."
         )
     _print(sequence_facts(opened, sequence), sequence_text, as_json)
@@ -170,9 +171,6 @@ def main() -> None:
     """Console entry: errors raised on purpose become one message and an exit status."""
     try:
         app()
-    except CorruptStoreError as e:
-        typer.echo(f"error: {e}", err=True)
-        sys.exit(1)
     except LogitStoreError as e:
         typer.echo(f"error: {e}", err=True)
         sys.exit(2)

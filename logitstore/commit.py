@@ -14,6 +14,7 @@ for what is derived from the shards and may be written again (index and `DONE`).
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -73,18 +74,18 @@ def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
     Raises:
         StorageError: The file system refused; nothing appeared under the name.
     """
-    temporary = _temporary(path)
+    unnamed = temporary(path)
     try:
-        fs.write_durably(temporary, pieces)
+        fs.write_durably(unnamed, pieces)
         try:
-            fs.link(temporary, path)
+            fs.link(unnamed, path)
             won = True
         except FileExistsError:
             won = False
-        fs.unlink(temporary)
+        fs.unlink(unnamed)
         fs.sync_folder(path.parent)
     except OSError as e:
-        _clean_up(temporary, fs)
+        _clean_up(unnamed, fs)
         raise explain(e, path) from e
     return won
 
@@ -95,20 +96,23 @@ def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
     Raises:
         StorageError: The file system refused; what was there before is still there.
     """
-    temporary = _temporary(path)
+    unnamed = temporary(path)
     try:
-        fs.write_durably(temporary, [data])
-        fs.replace(temporary, path)
+        fs.write_durably(unnamed, [data])
+        fs.replace(unnamed, path)
         fs.sync_folder(path.parent)
     except OSError as e:
-        _clean_up(temporary, fs)
+        _clean_up(unnamed, fs)
         raise explain(e, path) from e
 
 
 def remove_temporaries(folder: Path) -> None:
     """Delete what crashed writers left behind. Only when no other writer can be at work."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def explain(error: OSError, path: Path) -> StorageError:
@@ -130,12 +134,13 @@ def explain(error: OSError, path: Path) -> StorageError:
     )
 
 
-def _temporary(path: Path) -> Path:
+def temporary(path: Path) -> Path:
+    """A name beside `path` that no reader looks at and no other writer uses."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
-def _clean_up(temporary: Path, fs: Fs) -> None:
+def _clean_up(unnamed: Path, fs: Fs) -> None:
     try:
-        fs.unlink(temporary)
+        fs.unlink(unnamed)
     except OSError:
         return  # the first failure is the one to report

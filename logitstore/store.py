@@ -10,7 +10,6 @@ forked into, data loader workers. Every byte that is returned has passed a check
 """
 
 import hashlib
-import json
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, NotAStoreError
 from logitstore.records import SequenceText, TokenRecords
+from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
 from logitstore.spec import (
     DONE_FILE,
@@ -293,10 +293,10 @@ class LogitStore:
         path = self.path / INDEX_FILE
         try:
             data = path.read_bytes()
-            sealed = json.loads((self.path / DONE_FILE).read_bytes())["sha256"][INDEX_FILE]
+            sealed = read_seal(self.path, self.spec)[INDEX_FILE]
             found = hashlib.sha256(data).hexdigest()
             table = pq.read_table(pa.BufferReader(data)) if found == sealed else None
-        except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as e:
+        except (OSError, ValueError, pa.ArrowException) as e:
             raise CorruptStoreError(
                 f"{path}: {e}. Every shard may still be good: {_REBUILD}", path=path
             ) from None

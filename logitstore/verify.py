@@ -5,8 +5,6 @@ decoded as well, and what it says is checked for sense: ids in the vocabulary, e
 and tail one, byte spans inside the text.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.progress import progress
 from logitstore.records import TokenRecords
+from logitstore.seal import file_sha256, read_seal
 from logitstore.shard import Shard, shard_name
 from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE, StoreHeader, StoreSpec
 from logitstore.store import LogitStore
@@ -96,25 +95,25 @@ def verify_store(path: Path, *, deep: bool = False, allow_partial: bool = False)
             "there with --allow-partial."
         )
     if report.is_complete:
-        report.damaged += _check_seal(path)
+        report.damaged += _check_seal(path, header.spec)
     _check_shards(path, header, report, deep)
     return report
 
 
-def _check_seal(path: Path) -> Iterator[Damage]:
+def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
     try:
-        sealed = dict(json.loads((path / DONE_FILE).read_bytes())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        yield Damage(DONE_FILE, None, f"the seal cannot be read ({e!r})")
+        sealed = read_seal(path, spec)
+    except (OSError, ValueError) as e:
+        yield Damage(DONE_FILE, None, f"the seal cannot be used: {e}")
         return
     for name, digest in sealed.items():
         try:
-            found = hashlib.sha256((path / name).read_bytes()).hexdigest()
+            found = file_sha256(path / name)
         except OSError as e:
             yield Damage(name, None, f"cannot be read ({e.strerror})")
             continue
         if found != digest:
-            yield Damage(name, None, f"SHA-256 is {found[:12]}…, sealed as {str(digest)[:12]}…")
+            yield Damage(name, None, f"SHA-256 is {found[:12]}…, sealed as {digest[:12]}…")
 
 
 def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: bool) -> None:

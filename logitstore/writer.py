@@ -27,16 +27,14 @@ import pyarrow.parquet as pq
 
 from logitstore import commit
 from logitstore.archive import pack
-from logitstore.arrays import canonical_json
 from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import SequenceText
+from logitstore.seal import file_sha256, seal_bytes, sealed_names
 from logitstore.shard import Shard, build_shard, shard_name
 from logitstore.spec import (
     DONE_FILE,
-    FORMAT_NAME,
-    FORMAT_VERSION,
     INDEX_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
@@ -125,10 +123,8 @@ class StoreWriter:
         commit.remove_temporaries(self.path / SHARDS_FOLDER)
         commit.remove_temporaries(self.path)
         commit.overwrite(self.path / INDEX_FILE, self._index(), self._fs)
-        names = [SPEC_FILE, INDEX_FILE, *(f"{TOKENIZER_FOLDER}/{f}" for f in self._tokenizer())]
-        digests = {name: _sha256(self.path / name) for name in names}
-        done = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "sha256": digests}
-        commit.overwrite(self.path / DONE_FILE, canonical_json(done), self._fs)
+        digests = {name: file_sha256(self.path / name) for name in sealed_names(self.spec)}
+        commit.overwrite(self.path / DONE_FILE, seal_bytes(digests), self._fs)
         self.note("sealed")
 
     def note(self, event: str, **facts: Any) -> None:
@@ -170,11 +166,11 @@ class StoreWriter:
         folder = self.path / TOKENIZER_FOLDER
         wanted = self.spec.tokenizer["files"]
         if folder.exists():
-            found = {p.name: _sha256(p) for p in folder.iterdir()}
+            found = {p.name: file_sha256(p) for p in folder.iterdir()}
             if found == wanted:
                 return
             shutil.rmtree(folder)
-        temporary = self.path / f"{TEMPORARY_PREFIX}{TOKENIZER_FOLDER}-{os.getpid()}"
+        temporary = commit.temporary(folder)
         temporary.mkdir()
         for name, data in files.items():
             self._fs.write_durably(temporary / name, [data])
@@ -196,9 +192,6 @@ class StoreWriter:
                 f"{self.path}: the store was begun with other settings: {'; '.join(different)}. "
                 "Run with the store's settings to resume it, or choose another --out."
             )
-
-    def _tokenizer(self) -> list[str]:
-        return sorted(self.spec.tokenizer["files"])
 
     def _index(self) -> bytes:
         lines = []
@@ -244,11 +237,6 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
     if not files:
         raise InputError("the teacher's tokenizer saved no files. Use a fast tokenizer.")
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _folder_error(error: OSError, path: Path) -> Exception:

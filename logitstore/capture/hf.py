@@ -1,5 +1,6 @@
 """A teacher from `transformers`: what it is, first without its weights, then with them."""
 
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from logitstore.arrays import canonical_json
 from logitstore.errors import InputError
 from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.tokens import ByteTokenizer
@@ -131,9 +133,14 @@ def _resolve_dtype(dtype: str, config: Any) -> str:
 
 
 def _saved_files(tokenizer: Any) -> dict[str, bytes]:
+    """The same bytes wherever the tokenizer was loaded from: they are part of what a store is."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+        files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    for where_it_came_from in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(where_it_came_from, None)
+    return files | {"tokenizer_config.json": canonical_json(config)}
 
 
 def context_limit(teacher: Teacher, max_length: int | None) -> int | None:

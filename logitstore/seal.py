@@ -1,0 +1,65 @@
+"""`DONE`: the last file of a store, with the digest of every file that is not a shard.
+
+    {"format": "logitstore", "sha256": {"index.parquet": …, "store.json": …, "tokenizer/…": …},
+     "sha256_of_this": digest of the same JSON without this field, "version": 1}
+
+The index in turn has the digest of every shard, so this one small file pins every byte of a store.
+Its own digest tells a damaged seal from a damaged file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from logitstore.arrays import canonical_json
+from logitstore.spec import (
+    DONE_FILE,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    INDEX_FILE,
+    SPEC_FILE,
+    TOKENIZER_FOLDER,
+    StoreSpec,
+)
+
+_MAX_BYTES = 16 * 1024 * 1024
+
+
+def sealed_names(spec: StoreSpec) -> list[str]:
+    """The files a seal covers."""
+    tokenizer = [f"{TOKENIZER_FOLDER}/{name}" for name in spec.tokenizer["files"]]
+    return sorted([SPEC_FILE, INDEX_FILE, *tokenizer])
+
+
+def seal_bytes(digests: Mapping[str, str]) -> bytes:
+    """The file's bytes."""
+    body = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "sha256": dict(digests)}
+    own = hashlib.sha256(canonical_json(body)).hexdigest()
+    return canonical_json(body | {"sha256_of_this": own})
+
+
+def read_seal(store: Path, spec: StoreSpec) -> dict[str, str]:
+    """The digests, by file name.
+
+    Raises:
+        ValueError: The file is not a seal of this store, to the byte.
+        OSError: It cannot be read.
+    """
+    path = store / DONE_FILE
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError("it is larger than a seal can be")
+    raw = path.read_bytes()
+    try:
+        digests = dict(json.loads(raw)["sha256"])
+    except (KeyError, TypeError, RecursionError) as e:
+        raise ValueError(f"it is not a seal ({e!r})") from None
+    if sorted(digests) != sealed_names(spec) or raw != seal_bytes(digests):
+        raise ValueError("it is not the seal that was written")
+    return digests
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()

@@ -1,0 +1,170 @@
+"""No byte of a store can change unseen."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from logitstore import open_store
+from logitstore.archive import pack
+from logitstore.cli import app
+from logitstore.errors import CorruptStoreError, LogitStoreError
+from logitstore.records import TokenRecords
+from logitstore.verify import nonsense, verify_store
+from tests import stores
+
+FLIPS = 300
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "s"
+    stores.write(path, stores.spec(temperatures=(2.0,), logit_std=True, draws=3))
+    return path
+
+
+def test_a_whole_store_is_said_to_be_whole(whole: Path) -> None:
+    for deep in (False, True):
+        report = verify_store(whole, deep=deep)
+        assert (report.shards, report.rows, report.damaged) == (3, 12, [])
+
+
+def test_every_flipped_byte_is_found_and_its_file_named(whole: Path, tmp_path: Path) -> None:
+    """Positions are drawn over all files, so that small ones are hit too."""
+    rng = np.random.default_rng(0)
+    files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    for _ in range(FLIPS):
+        name = files[rng.integers(len(files))]
+        data = bytearray((whole / name).read_bytes())
+        at = int(rng.integers(len(data)))
+        data[at] ^= 1 << int(rng.integers(8))
+        (copy / name).write_bytes(data)
+        found = damaged_files(copy)
+        assert str(name) in found, f"{name} byte {at} unseen"
+        assert found[str(name)] is not None or not str(name).startswith("shards/")
+        (copy / name).write_bytes((whole / name).read_bytes())
+
+
+def damaged_files(path: Path) -> dict[str, tuple[int, int] | None]:
+    try:
+        return {d.file: d.rows for d in verify_store(path, deep=True).damaged}
+    except LogitStoreError as e:  # store.json may stop being a description of a store at all
+        assert "store.json" in str(e) or "format version" in str(e)  # noqa: PT017
+        return {"store.json": None}
+
+
+def test_a_flipped_byte_never_changes_what_is_read(whole: Path, tmp_path: Path) -> None:
+    """Without `verify`: reading either raises or returns exactly what was written."""
+    rng = np.random.default_rng(1)
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    shard = copy / "shards" / "00001.zarr.zip"
+    good = shard.read_bytes()
+    rows = range(3, 7)
+    clean = open_store(whole)
+    wanted = {i: (clean[i], clean.text(i)) for i in rows}
+    raised = 0
+    for _ in range(150):
+        data = bytearray(good)
+        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+        shard.unlink()  # a new file, not the one that earlier maps still show
+        shard.write_bytes(data)
+        store = open_store(copy)
+        for i in rows:
+            try:
+                records, text = store[i], store.text(i)
+            except CorruptStoreError:
+                raised += 1
+                continue
+            assert same(records, wanted[i][0])
+            assert text == wanted[i][1]
+        assert len(store[0]) > 0
+    assert raised > 300
+
+
+def same(a: TokenRecords, b: TokenRecords) -> bool:
+    return all(
+        np.array_equal(getattr(a, name), getattr(b, name)) for name in TokenRecords.__slots__
+    )
+
+
+def test_files_that_are_gone_are_named(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    (copy / "shards" / "00002.zarr.zip").unlink()
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    found = {d.file: d.rows for d in verify_store(copy).damaged}
+    assert found == {"shards/00002.zarr.zip": (7, 11), "tokenizer/tokenizer.json": None}
+
+
+def test_two_shards_that_changed_places_are_found(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    a, b = copy / "shards" / "00000.zarr.zip", copy / "shards" / "00001.zarr.zip"
+    a_bytes = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(a_bytes)
+    assert len(verify_store(copy).damaged) == 2
+
+
+def test_an_older_shard_of_the_same_rows_is_not_the_one_that_was_sealed(
+    whole: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    shard = open_store(copy)._shard(1)
+    members = {name: bytes(shard.archive[name]) for name in shard.archive.names}
+    group = json.loads(members["zarr.json"])
+    group["attributes"]["logitstore"]["fidelity"]["l1_max"] = 0.0
+    members["zarr.json"] = json.dumps(group).encode()
+    (copy / "shards" / "00001.zarr.zip").write_bytes(b"".join(bytes(p) for p in pack(members)))
+    assert [d.reason for d in verify_store(copy).damaged] == [
+        "is not the shard this store was sealed with"
+    ]
+    with pytest.raises(CorruptStoreError, match="not the one this store was sealed with"):
+        open_store(copy)[3]
+
+
+def test_records_that_make_no_sense_are_found(whole: Path) -> None:
+    store = open_store(whole)
+    good = store[0]
+    fields = {name: getattr(good, name) for name in TokenRecords.__slots__}
+    end = len(store.text(0).supervised_bytes)
+
+    def reasons(**changed: np.ndarray) -> list[str]:
+        return list(nonsense(TokenRecords(**fields | changed), store.spec, 0, end))
+
+    assert reasons() == []
+    assert "outside the text" in reasons(byte_starts=good.byte_starts + end)[0]
+    assert "vocabulary" in reasons(token_ids=good.token_ids + 500)[0]
+    assert "not sorted" in reasons(entry_logprobs=good.entry_logprobs[::-1].copy())[0]
+    assert "not one" in reasons(tail_logmass=good.tail_logmass + 1)[0]
+
+
+def run(*args: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, list(args))
+    if isinstance(result.exception, LogitStoreError):
+        return 2, result.stdout, str(result.exception)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_command_exits_0_whole_1_damaged_2_not_a_store(whole: Path, tmp_path: Path) -> None:
+    assert run("verify", str(whole))[:2] == (0, "3 shards, 12 rows: whole\n")
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    shard = copy / "shards" / "00000.zarr.zip"
+    shard.write_bytes(shard.read_bytes()[:-7])
+    code, out, _ = run("verify", str(copy), "--json")
+    report = json.loads(out)
+    assert code == 1
+    assert (report["shards"], report["rows"]) == (3, 12)
+    assert [(d["file"], d["rows"]) for d in report["damaged"]] == [
+        ("shards/00000.zarr.zip", [0, 2])
+    ]
+    assert run("verify", str(tmp_path / "nowhere"))[0] == 2
+
+
+def test_an_unfinished_store_is_not_whole(tmp_path: Path) -> None:
+    stores.write(tmp_path / "s", shards=(1,), seal=False)
+    code, _, err = run("verify", str(tmp_path / "s"))
+    assert (code, "holds 4 of 12 rows" in err) == (2, True)
+    assert run("verify", str(tmp_path / "s"), "--allow-partial", "--deep")[0] == 0
