@@ -7,6 +7,7 @@ Facts go to stdout, talk to stderr; exit status 2 means that the request was at 
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -38,7 +39,8 @@ def train(context: typer.Context) -> None:
     config, student = parse(context.args)
     from distill.run import train as run_training
 
-    run = run_training(config, student)
+    with redirect_stdout(sys.stderr):  # where Trainer's logs go: stdout is for the run object
+        run = run_training(config, student)
     if config.process_index == 0:
         print(json.dumps(run, indent=1))
 
@@ -118,3 +120,5 @@ def main() -> None:
     except LogitStoreError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # the reader of our output went away
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,22 +13,21 @@ Shape legend: B = windows of a batch, T = their padded length, N = predicted tok
 """
 
 import math
-import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from distill.head import HeadQuery, StudentHead
 from distill.run import RunObject, load_student, peak_rss_bytes, read_results, write_results
 from logitstore.capture.rows import Rows, load_rows
 from logitstore.errors import InputError
+from logitstore.progress import progress
 from logitstore.tokens import ByteTokenizer, TokenizedText
 
 #: Padded tokens of a batch: enough to keep two cores busy, few enough for any machine.
@@ -131,14 +130,16 @@ def bits_per_byte(
     width = _window_width(model, max_length)
     windows: list[Window] = []
     counted = left_out = skipped = 0
-    for i in _progress(range(len(rows)), "tokenise"):
-        segments = rows.segments(i)
-        tokens = reader.encode(segments, add_eos=False)
-        covered = int(tokens.byte_lengths[tokens.has_record].sum())
-        counted += covered
-        left_out += sum(len(s.text.encode()) for s in segments if s.supervised) - covered
-        skipped += not covered
-        windows += cut(tokens, width)
+    with progress(len(rows), "tokenise", "rows") as shown:
+        for i in range(len(rows)):
+            segments = rows.segments(i)
+            tokens = reader.encode(segments, add_eos=False)
+            covered = int(tokens.byte_lengths[tokens.has_record].sum())
+            counted += covered
+            left_out += sum(len(s.text.encode()) for s in segments if s.supervised) - covered
+            skipped += not covered
+            windows += cut(tokens, width)
+            shown.update(1)
     if not counted:
         raise InputError(
             f"none of the {len(rows):,} rows has a byte that this model can predict. Check "
@@ -169,9 +170,10 @@ def _bits(
     head = StudentHead(model)
     model.eval()
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].token_ids), reverse=True)
-    batches = list(_batches([windows[i] for i in order], tokens_per_batch))
-    for batch in _progress(batches, "evaluate"):
-        yield _batch_bits(model, head, batch, pad_id)
+    with progress(len(windows), "evaluate", "windows") as shown:
+        for batch in _batches([windows[i] for i in order], tokens_per_batch):
+            yield _batch_bits(model, head, batch, pad_id)
+            shown.update(len(batch))
 
 
 @torch.no_grad()
@@ -205,9 +207,3 @@ def _window_width(model: Any, max_length: int | None) -> int:
     if width < 2:
         raise InputError(f"--max-length is {max_length}, expected at least 2 tokens.")
     return width
-
-
-def _progress(items: Any, what: str) -> Iterable[Any]:
-    # No bar that redraws itself in a log file: there, a plain line now and then.
-    every_s = 0.1 if sys.stderr.isatty() else 30.0
-    return tqdm(items, desc=what, mininterval=every_s, delay=2, file=sys.stderr)

@@ -77,7 +77,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if config.should_save:
         write_results(folder, run)
     if config.world_size > 1:
-        trainer.end()  # type: ignore[no-untyped-call]
+        trainer.end()
     return run
 
 

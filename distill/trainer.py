@@ -166,9 +166,9 @@ class CachedTeacherTrainer(Trainer):
 
     def _stop_if_not_finite(self, loss: Tensor, means: Mapping[str, Tensor]) -> None:
         if not bool(torch.isfinite(loss)):
-            parts = ", ".join(f"{name} {float(mean):g}" for name, mean in means.items())
+            parts = ", ".join(f"{name} {mean.item():g}" for name, mean in means.items())
             raise InputError(
-                f"step {self.state.global_step + 1}: the loss is {float(loss):g} ({parts}); "
+                f"step {self.state.global_step + 1}: the loss is {loss.item():g} ({parts}); "
                 "training stopped before this step touched the weights. Lower --learning_rate or "
                 "raise --warmup_steps; with --fp16, try --bf16."
             )
@@ -178,7 +178,7 @@ class CachedTeacherTrainer(Trainer):
         # With fp16, infinite gradients are how the loss scaler finds its scale.
         if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise InputError(
-                f"step {self.state.global_step + 1}: the gradient norm is {float(norm):g} though "
+                f"step {self.state.global_step + 1}: the gradient norm is {torch.as_tensor(norm).item():g} though "
                 "the loss is finite; training stopped before this step touched the weights. Lower "
                 "--learning_rate; with --bf16, try without."
             )
@@ -282,6 +282,11 @@ class CachedTeacherTrainer(Trainer):
         if resume_from_checkpoint:
             self._check_checkpoint(resume_from_checkpoint)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def end(self) -> None:
+        """Trainer's, after everybody has arrived: gloo aborts one that leaves while another talks."""
+        self.accelerator.wait_for_everyone()
+        super().end()  # type: ignore[no-untyped-call]
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

@@ -1,0 +1,619 @@
+"""The student run: aligned with the teacher, and the same run however its batch is cut."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, TrainerCallback
+
+from distill.config import CachedTeacherConfig
+from distill.data import Collator, StoreDataset
+from distill.trainer import CachedTeacherTrainer
+from logitstore.errors import InputError, MismatchError
+from logitstore.records import Segment
+from logitstore.tokens import ByteTokenizer
+from tests import tiny
+from tests.fake_store import FakeStore, Row, dense, taught
+
+LOSSES = "uld:1.5,mapped_kl:2"
+
+
+def ragged_rows() -> list[Row]:
+    """Eight rows, from 1 to 70 tokens, some with a prompt."""
+    texts = tiny.corpus()
+    rows: list[Row] = [
+        (Segment(text[: 5 + 9 * i], supervised=True),) for i, text in enumerate(texts[38:44])
+    ]
+    rows.append((Segment("A prompt: ", supervised=False), Segment("yes", supervised=True)))
+    rows.append((Segment("Another? ", supervised=False), Segment("no, 🙂 no", supervised=True)))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
+    """A Unigram teacher; row 3 has records that no byte BPE student can be aligned with."""
+    tokenizer = tiny.unigram()
+    made = taught(
+        tiny.llama(len(tokenizer), seed=7),
+        tokenizer,
+        ragged_rows(),
+        tmp_path_factory.mktemp("teacher"),
+        rounded=True,
+    )
+    # As if the teacher had seen only what lies far behind the student's text.
+    odd = made.records[3]
+    made.records[3] = replace(odd, byte_starts=odd.byte_starts + 10_000)
+    return made
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    return tiny.llama(len(tiny.byte_bpe()))
+
+
+def settings(out: Path, **more: Any) -> CachedTeacherConfig:
+    return CachedTeacherConfig(
+        **{
+            "output_dir": str(out),
+            "store": "fake-store",
+            "loss": LOSSES,
+            "per_device_train_batch_size": 8,
+            "max_steps": 3,
+            "logging_steps": 1,
+            "learning_rate": 1e-2,
+            "optim": "sgd",
+            "lr_scheduler_type": "constant",
+            "train_sampling_strategy": "sequential",
+            "max_grad_norm": 0.0,
+            "use_cpu": True,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+        }
+        | more
+    )
+
+
+def trainer_of(
+    model: PreTrainedModel,
+    store: FakeStore,
+    out: Path,
+    cls: type[CachedTeacherTrainer] = CachedTeacherTrainer,
+    **more: Any,
+) -> CachedTeacherTrainer:
+    callbacks = more.pop("callbacks", None)
+    eval_store = more.pop("eval_store", None)
+    return cls(
+        model,
+        settings(out, **more),
+        store,
+        eval_store,
+        processing_class=tiny.byte_bpe(),
+        callbacks=callbacks,
+    )
+
+
+def logged(trainer: CachedTeacherTrainer) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+# ---- the loss does not feel how a batch is cut ----
+
+
+class MeanPerMicrobatch(CachedTeacherTrainer):
+    """The common mistake: each micro-batch divided by its own counts, then averaged."""
+
+    loss_is_scaled_for_ga = False
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        return super().compute_loss(model, inputs, return_outputs, None)
+
+
+class LabelsForEveryTerm(CachedTeacherTrainer):
+    """The other one: every term divided by the number of labels of the micro-batches."""
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        counts = super()._get_num_items_in_batch(batch_samples, device)
+        return counts[:1].expand_as(counts)
+
+
+def trajectory(
+    cls: type[CachedTeacherTrainer], store: FakeStore, out: Path, batch: int, **more: Any
+) -> Tensor:
+    trainer = trainer_of(
+        tiny.llama(len(tiny.byte_bpe())),
+        store,
+        out,
+        cls,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=8 // batch,
+        **more,
+    )
+    trainer.train()
+    keys = [
+        k for k in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap") if k in logged(trainer)[0]
+    ]
+    return torch.tensor([[entry[key] for key in keys] for entry in logged(trainer)])
+
+
+@pytest.mark.parametrize("pairing", ["bytes", "position"])
+def test_gradient_accumulation_does_not_change_the_run(
+    store: FakeStore, tmp_path: Path, pairing: str
+) -> None:
+    whole = trajectory(CachedTeacherTrainer, store, tmp_path, 8, pairing=pairing)
+    for batch in (2, 1):
+        cut = trajectory(CachedTeacherTrainer, store, tmp_path, batch, pairing=pairing)
+        torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_one_row_of_these_has_no_aligned_position(store: FakeStore) -> None:
+    data = StoreDataset(store, ByteTokenizer(tiny.byte_bpe()), ["uld", "mapped_kl"])
+    aligned = [data[i].aligned for i in range(8)]
+    assert aligned[3] == 0
+    assert data[3].is_label.any()
+    assert min(aligned[:3] + aligned[4:]) > 0
+
+
+def test_the_common_mistake_would_be_seen(store: FakeStore, tmp_path: Path) -> None:
+    whole = trajectory(MeanPerMicrobatch, store, tmp_path, 8)
+    cut = trajectory(MeanPerMicrobatch, store, tmp_path, 1)
+    assert (cut[:, 0] - whole[:, 0]).abs().min() > 0.02
+
+
+def test_one_count_for_all_terms_would_be_seen(store: FakeStore, tmp_path: Path) -> None:
+    right = trajectory(CachedTeacherTrainer, store, tmp_path, 8)
+    wrong = trajectory(LabelsForEveryTerm, store, tmp_path, 8)
+    assert (right[:, 0] - wrong[:, 0]).abs().min() > 0.02
+
+
+TWO_RANKS = """
+    import json, sys, pickle, torch
+    from pathlib import Path
+    from transformers.utils import logging
+    from tests.test_trainer import trainer_of, logged
+    from tests import tiny
+
+    store = pickle.loads(Path(sys.argv[1]).read_bytes())
+    trainer = trainer_of(
+        tiny.llama(len(tiny.byte_bpe())), store, Path(sys.argv[2]), eval_store=store,
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
+    )
+    trainer.train()
+    metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        Path(sys.argv[3]).write_text(json.dumps({"logged": logged(trainer), "eval": metrics}))
+    trainer.end()
+"""
+
+
+def test_two_processes_make_the_run_of_one(store: FakeStore, tmp_path: Path) -> None:
+    (tmp_path / "store").write_bytes(pickle.dumps(store))
+    (tmp_path / "ranks.py").write_text(textwrap.dedent(TWO_RANKS))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    given = [str(tmp_path / name) for name in ("ranks.py", "store", "out", "results")]
+    root = str(Path(__file__).parents[1])
+    done = subprocess.run(
+        [*launch, *given],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "results").read_text())
+
+    one = trainer_of(tiny.llama(len(tiny.byte_bpe())), store, tmp_path / "one", eval_store=store)
+    one.train()
+    for entry, other in zip(logged(one), two["logged"], strict=True):
+        for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
+            assert other[key] == pytest.approx(entry[key], rel=1e-4)
+    for key, value in one.evaluate().items():
+        if key.endswith(("loss", "gap", "fraction")):
+            assert two["eval"][key] == pytest.approx(value, rel=1e-4)
+
+
+# ---- what the loss is ----
+
+
+def itself(tmp_path: Path, **how: Any) -> tuple[PreTrainedModel, FakeStore]:
+    """A model, and a store of what it thinks itself."""
+    tokenizer = tiny.byte_bpe()
+    model = tiny.llama(len(tokenizer))
+    return model, taught(model, tokenizer, ragged_rows(), tmp_path / "tokenizer", **how)
+
+
+@pytest.mark.parametrize("pairing", ["bytes", "position"])
+@pytest.mark.parametrize("top_k", [1, 8, 300])
+def test_a_student_that_is_its_own_teacher_has_no_loss(
+    tmp_path: Path, top_k: int, pairing: str
+) -> None:
+    """The alignment test: off by one position, wrong mask, wrong vocabulary slice all show here."""
+    model, store = itself(tmp_path, top_k=top_k)
+    trainer = trainer_of(model, store, tmp_path, eval_store=store, pairing=pairing)
+    metrics = trainer.evaluate()
+    assert abs(metrics["eval_uld_loss"]) < 1e-5
+    assert abs(metrics["eval_mapped_kl_loss"]) < 1e-5
+    assert metrics["eval_aligned_fraction"] == 1 or pairing == "position"
+
+
+def test_a_student_that_is_its_own_teacher_stays_within_the_codecs_bound(tmp_path: Path) -> None:
+    model, store = itself(tmp_path, rounded=True)
+    metrics = trainer_of(model, store, tmp_path, eval_store=store, loss="uld:1").evaluate()
+    assert 0 < metrics["eval_uld_loss"] < store.fidelity.l1_max
+
+
+@pytest.mark.parametrize("pairing", ["bytes", "position"])
+def test_records_shifted_by_one_are_seen(tmp_path: Path, pairing: str) -> None:
+    model, store = itself(tmp_path, shifted=True)
+    metrics = trainer_of(model, store, tmp_path, eval_store=store, pairing=pairing).evaluate()
+    assert metrics["eval_uld_loss"] > 0.05  # unshifted: less than a thousandth of it
+    assert metrics["eval_mapped_kl_loss"] > 0.05
+
+
+def live_uld_by_bytes(
+    student: PreTrainedModel, teacher: PreTrainedModel, rows: list[Row]
+) -> list[float]:
+    """ULD over groups from two live models, full vocabularies, in plain loops."""
+    values = []
+    sides = [(student, ByteTokenizer(tiny.byte_bpe())), (teacher, ByteTokenizer(tiny.unigram()))]
+    for segments in rows:
+        runs = []
+        for model, reader in sides:
+            tokens = reader.encode(segments)
+            logprobs = dense(model, tokens.token_ids)
+            places = np.flatnonzero(tokens.has_record)
+            width = np.where(tokens.is_eos, 1, tokens.byte_lengths)[places]
+            start = tokens.byte_starts[places]
+            runs.append((logprobs, tokens.token_ids, places, start, start + width))
+        edges = [set(start) | set(end) for *_, start, end in runs]
+        cuts = sorted(edges[0] & edges[1])
+        for left, right in pairwise(cuts):
+            merged = []
+            for logprobs, ids, places, start, end in runs:
+                inside = [j for j in range(len(places)) if left <= start[j] and end[j] <= right]
+                if sum(end[j] - start[j] for j in inside) != right - left:
+                    break
+                scale = sum(float(logprobs[places[j] - 1, ids[places[j]]]) for j in inside[:-1])
+                merged.append(
+                    (logprobs[places[inside[-1]] - 1] + scale).exp().sort(descending=True)[0]
+                )
+            if len(merged) == 2:
+                size = max(map(len, merged))
+                p, q = (torch.nn.functional.pad(m, (0, size - len(m))) for m in merged)
+                values.append(float((p - q).abs().sum()))
+    return values
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("top_k", [1, 4, 600])
+def test_the_cached_loss_is_the_live_one_within_the_certified_gap(
+    tmp_path: Path, model: PreTrainedModel, top_k: int, rounded: bool
+) -> None:
+    tokenizer = tiny.unigram()
+    teacher = tiny.llama(len(tokenizer), seed=7)
+    cached = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=top_k, rounded=rounded)
+    trainer = trainer_of(model, cached, tmp_path, eval_store=cached, loss="uld:2")
+    metrics = trainer.evaluate()
+    live = live_uld_by_bytes(model, teacher, ragged_rows())
+    difference = abs(2 * float(np.mean(live)) - metrics["eval_kd_loss"])
+    assert difference <= metrics["eval_kd_gap"] + 1e-5
+    if top_k == 600 and not rounded:
+        assert difference < 1e-5
+        assert metrics["eval_kd_gap"] < 0.02  # only the half step of the groups' scales
+    # And position by position, which is what the gap promises.
+    batch = Collator(0, ["uld"])([trainer.data[i] for i in range(len(trainer.data))])
+    with torch.no_grad():
+        term = trainer.compute_loss(model, batch, return_outputs=True)[1]["uld"]
+    assert len(live) == len(term.values_P)
+    assert (torch.tensor(live) - term.values_P).abs().le(term.bound_P + 1e-5).all()
+
+
+def test_the_cached_mapped_loss_is_the_live_one(tmp_path: Path) -> None:
+    """Same tokenizer and all of the vocabulary: mapped KL is the KL of the two models."""
+    tokenizer = tiny.byte_bpe()
+    teacher, student = tiny.llama(len(tokenizer), seed=7), tiny.llama(len(tokenizer))
+    cached = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=len(tokenizer))
+    metrics = trainer_of(
+        student, cached, tmp_path, eval_store=cached, loss="mapped_kl:1"
+    ).evaluate()
+    total, count = 0.0, 0
+    for segments in ragged_rows():
+        tokens = ByteTokenizer(tokenizer).encode(segments)
+        rows = np.flatnonzero(tokens.has_record) - 1
+        p, q = dense(student, tokens.token_ids)[rows], dense(teacher, tokens.token_ids)[rows]
+        total, count = total + float((q.exp() * (q - p)).sum()), count + len(rows)
+    assert metrics["eval_mapped_kl_loss"] == pytest.approx(total / count, rel=1e-3)
+
+
+def test_cross_entropy_is_the_models_own(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    trainer = trainer_of(model, store, tmp_path, eval_store=store, loss="ce", ce_weight=0.5)
+    batch = Collator(0)([trainer.data[i] for i in range(8)])
+    with torch.no_grad():
+        own = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
+    metrics = trainer.evaluate()
+    assert metrics["eval_ce_loss"] == pytest.approx(float(own), rel=1e-5)
+    assert metrics["eval_loss"] == pytest.approx(float(own) / 2, rel=1e-5)
+    assert "eval_kd_loss" not in metrics
+
+
+# ---- what is logged ----
+
+
+def test_the_logged_loss_is_the_sum_of_its_logged_terms(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    trainer = trainer_of(
+        model,
+        store,
+        tmp_path,
+        ce_weight=0.7,
+        logging_steps=2,
+        max_steps=4,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+    )
+    trainer.train()
+    assert len(logged(trainer)) == 2
+    for entry in logged(trainer):
+        kd = 1.5 * entry["uld_loss"] + 2 * entry["mapped_kl_loss"]
+        assert entry["kd_loss"] == pytest.approx(kd, rel=1e-5)
+        assert entry["loss"] == pytest.approx(0.7 * entry["ce_loss"] + kd, rel=1e-4)
+        assert 0 < entry["aligned_fraction"] < 1
+        assert 0 < entry["store_wait_fraction"] < 1
+        assert entry["tokens_per_second"] > 0
+        assert entry["kd_gap"] > 0
+        assert "skipped_sequences" not in entry
+
+
+def test_skipped_rows_are_logged_and_change_no_other_value(
+    store: FakeStore, tmp_path: Path
+) -> None:
+    odd = store.texts[0]._replace(status="template_changed_text")
+    more = replace(store, records=[*store.records, store.records[0]], texts=[*store.texts, odd])
+    models = [tiny.llama(len(tiny.byte_bpe())) for _ in range(2)]
+    runs = [
+        trainer_of(m, s, tmp_path, per_device_train_batch_size=9, max_steps=1)
+        for m, s in zip(models, (store, more), strict=True)
+    ]
+    for run in runs:
+        run.train()
+    without, with_it = logged(runs[0])[0], logged(runs[1])[0]
+    assert with_it.pop("skipped_sequences") == 1
+    for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
+        assert with_it[key] == pytest.approx(without[key], rel=1e-5)
+
+
+def test_a_step_without_anything_to_learn_leaves_the_student_alone(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    texts = [t._replace(status="template_changed_text") for t in store.texts]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = trainer_of(model, replace(store, texts=texts), tmp_path, max_steps=1)
+    trainer.train()
+    assert logged(trainer)[0]["loss"] == 0
+    torch.testing.assert_close(model.state_dict(), before)
+
+
+# ---- evaluation ----
+
+
+def test_evaluation_does_not_depend_on_its_batch_size(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    results = [
+        trainer_of(
+            model, store, tmp_path, eval_store=store, per_device_eval_batch_size=size
+        ).evaluate()
+        for size in (8, 3, 1)
+    ]
+    for other in results[1:]:
+        for key in results[0]:
+            if key.endswith(("loss", "gap", "fraction")):
+                assert other[key] == pytest.approx(results[0][key], rel=1e-5)
+
+
+def test_evaluation_during_training_leaves_the_training_log_alone(
+    store: FakeStore, tmp_path: Path
+) -> None:
+    runs = []
+    for more in ({}, {"eval_strategy": "steps", "eval_steps": 1, "eval_store": store}):
+        trainer = trainer_of(tiny.llama(len(tiny.byte_bpe())), store, tmp_path, **more)
+        trainer.train()
+        runs.append([(e["loss"], e["ce_loss"], e["kd_loss"]) for e in logged(trainer)])
+    assert runs[0] == runs[1]
+    evaluated = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert len(evaluated) == 3
+    assert evaluated[-1] < evaluated[0]
+
+
+def test_evaluation_needs_something_to_evaluate_on(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    for more in ({"eval_strategy": "steps"}, {"eval_on_start": True}, {"do_eval": True}):
+        with pytest.raises(InputError, match=r"no text to evaluate on\. Add --eval_store"):
+            trainer_of(model, store, tmp_path / "out", **more)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- seeds, checkpoints ----
+
+
+class Order(TrainerCallback):
+    """Notes which rows were trained on, in order."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int]] = []
+
+
+class Noting(CachedTeacherTrainer):
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        order = next(c for c in self.callback_handler.callbacks if isinstance(c, Order))
+        order.rows.append(inputs["attention_mask"].sum(1).tolist())
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+
+def order_of(store: FakeStore, out: Path, **more: Any) -> list[list[int]]:
+    order = Order()
+    trainer = trainer_of(
+        tiny.llama(len(tiny.byte_bpe())),
+        store,
+        out,
+        Noting,
+        callbacks=[order],
+        per_device_train_batch_size=2,
+        train_sampling_strategy="random",
+        max_steps=8,
+        **more,
+    )
+    trainer.train()
+    return order.rows
+
+
+def test_a_seed_fixes_the_order_of_the_data(store: FakeStore, tmp_path: Path) -> None:
+    first = order_of(store, tmp_path, seed=1)
+    assert order_of(store, tmp_path, seed=1) == first
+    assert order_of(store, tmp_path, seed=2) != first
+    assert order_of(store, tmp_path, seed=1, loss="ce") == first  # contenders see the same data
+    assert order_of(store, tmp_path, seed=1, dataloader_num_workers=2) == first
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
+    store: FakeStore, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {
+        "per_device_train_batch_size": 2,
+        "train_sampling_strategy": "random",
+        "save_steps": 3,
+        "save_strategy": "steps",
+        "optim": "adamw_torch",
+        "max_steps": 6,
+    }
+    whole = trainer_of(tiny.llama(len(tiny.byte_bpe())), store, tmp_path, **how)
+    whole.train()
+    again = trainer_of(tiny.llama(len(tiny.byte_bpe()), seed=5), store, tmp_path, **how)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    for name, weight in whole.model.state_dict().items():
+        torch.testing.assert_close(again.model.state_dict()[name], weight, rtol=0, atol=0)
+    assert (tmp_path / "checkpoint-6" / "tokenizer.json").exists()
+
+
+def test_a_checkpoint_of_another_store_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    trainer_of(model, store, tmp_path, save_strategy="steps", save_steps=3).train()
+    checkpoint = str(tmp_path / "checkpoint-3")
+    other = trainer_of(model, replace(store, digest="other"), tmp_path)
+    with pytest.raises(MismatchError, match=r"trained on store fake-digest .* is other"):
+        other.train(resume_from_checkpoint=checkpoint)
+    grown = replace(store, records=store.records * 2, texts=store.texts * 2)
+    with pytest.raises(MismatchError, match=r"with 8 sequences, but .* with 16"):
+        trainer_of(model, grown, tmp_path).train(resume_from_checkpoint=True)
+    (Path(checkpoint) / "distill.json").unlink()
+    with pytest.raises(MismatchError, match="not a checkpoint of `distill train`"):
+        trainer_of(model, store, tmp_path).train(resume_from_checkpoint=checkpoint)
+    with pytest.raises(InputError, match="holds no checkpoint to resume from"):
+        trainer_of(model, store, tmp_path / "new").train(resume_from_checkpoint=True)
+
+
+# ---- what stops a run ----
+
+
+class Poison(TrainerCallback):
+    """Breaks the student after its first step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        with torch.no_grad():
+            model.lm_head.weight[0, 0] = torch.nan
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_step(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    trainer = trainer_of(model, store, tmp_path, callbacks=[Poison()])
+    with pytest.raises(InputError, match=r"step 2: the loss is nan \(ce nan, .*--learning_rate"):
+        trainer.train()
+    assert trainer.state.global_step == 1
+    assert int(torch.isnan(model.lm_head.weight).sum()) == 1  # a step would have spread it
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    def explode(gradient: Tensor) -> Tensor:
+        return gradient * torch.inf
+
+    model.model.norm.weight.register_hook(explode)
+    trainer = trainer_of(model, store, tmp_path)
+    with pytest.raises(InputError, match=r"step 1: the gradient norm is (nan|inf) though"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+@pytest.fixture
+def too_small() -> PreTrainedModel:
+    return tiny.llama(100)
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused(
+    store: FakeStore, too_small: PreTrainedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"only 100 embeddings.*resize_token_embeddings\(300\)"):
+        trainer_of(too_small, store, tmp_path)
+
+
+def test_a_student_without_tokenizer_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="processing_class is missing"):
+        CachedTeacherTrainer(model, settings(tmp_path), store)
+
+
+def test_an_encoder_decoder_student_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    model.config.is_encoder_decoder = True
+    with pytest.raises(InputError, match="an encoder-decoder model"):
+        trainer_of(model, store, tmp_path)
+
+
+def test_one_process_with_several_gpus_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    args = settings(tmp_path)
+    args._n_gpu = 4
+    with pytest.raises(InputError, match=r"4 GPUs but one process.*torchrun --nproc-per-node 4"):
+        CachedTeacherTrainer(model, args, store, processing_class=tiny.byte_bpe())
+
+
+def test_a_store_without_ids_stops_mapped_kl_before_anything_is_written(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    spec = SimpleNamespace(**vars(store.spec) | {"has_ids": False})
+    with pytest.raises(MismatchError, match="captured with --no-ids"):
+        trainer_of(model, replace(store, spec=spec), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_cut_at_what_the_student_reads(store: FakeStore, tmp_path: Path) -> None:
+    short = tiny.llama(len(tiny.byte_bpe()), max_position_embeddings=12)
+    assert trainer_of(short, store, tmp_path).data.max_length == 12
+    assert trainer_of(short, store, tmp_path, max_length=7).data.max_length == 7
+    assert trainer_of(short, store, tmp_path, max_length=70).data.max_length == 12
