@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
 from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,8 @@ class StudentArguments:
 class CachedTeacherConfig(TrainingArguments):
     """Everything TrainingArguments has, plus where the teacher's store is and what to do with it.
 
-    Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False.
+    Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False, and no
+    progress bar where stderr is no terminal.
 
     Raises:
         InputError: For a missing or impossible value, and for every flag in `REFUSED`.
@@ -129,6 +131,8 @@ class CachedTeacherConfig(TrainingArguments):
             raise InputError("--store is required: the store written by `logitstore capture`.")
         self._check_own()
         self._refuse_what_would_not_work()
+        if self.disable_tqdm is None and not sys.stderr.isatty():
+            self.disable_tqdm = True  # a log file gets a plain line every --logging_steps
         super().__post_init__()  # type: ignore[no-untyped-call]
         self._refuse_accelerate_options()
 

@@ -52,8 +52,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     trainer.save_state()
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
 
-    metrics = {**last_logged(trainer.state.log_history), **trained.metrics, **evaluated}
-    speed = metrics.pop("train_tokens_per_second")
+    metrics = {**trainer.last_report, **trained.metrics, **evaluated}
     run: RunObject = {
         "name": config.run_name or folder.resolve().name,
         "seed": config.seed,
@@ -61,7 +60,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "time_s": round(time.perf_counter() - started, 3),
         "train_s": round(metrics["train_runtime"], 3),
         "peak_rss_bytes": peak_rss_bytes(),
-        "tokens_per_second": round(speed, 1),
+        "tokens_per_second": round(metrics.pop("train_tokens_per_second"), 1),
         "loss": config.loss,
         "ce_weight": config.ce_weight,
         "pairing": config.pairing,
@@ -102,13 +101,6 @@ def load_student(
             "Give the folder of a causal model with its tokenizer, or a hub id."
         ) from error
     return model, tokenizer
-
-
-def last_logged(history: list[dict[str, Any]]) -> dict[str, float]:
-    """Training values of the last log: loss, ce_loss, kd_loss, …"""
-    logged = [entry for entry in history if "loss" in entry]
-    left_out = ("step", "epoch", "tokens_per_second", "skipped_sequences")
-    return {k: v for k, v in (logged[-1] if logged else {}).items() if k not in left_out}
 
 
 def write_results(folder: Path, run: RunObject) -> None:

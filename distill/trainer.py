@@ -106,6 +106,8 @@ class CachedTeacherTrainer(Trainer):
         )
         self.head = StudentHead(model)
         self._meter = Meter(["ce", *self.weights])
+        #: What was measured last in training, of the steps after the last log too.
+        self.last_report: dict[str, float] = {}
         self._eval_sums: Tensor | None = None
 
     # ---- the loss ----
@@ -178,9 +180,10 @@ class CachedTeacherTrainer(Trainer):
         # With fp16, infinite gradients are how the loss scaler finds its scale.
         if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise InputError(
-                f"step {self.state.global_step + 1}: the gradient norm is {torch.as_tensor(norm).item():g} though "
-                "the loss is finite; training stopped before this step touched the weights. Lower "
-                "--learning_rate; with --bf16, try without."
+                f"step {self.state.global_step + 1}: the gradient norm is "
+                f"{torch.as_tensor(norm).item():g} though the loss is finite; training stopped "
+                "before this step touched the weights. Lower --learning_rate; with --bf16, try "
+                "without."
             )
         return norm
 
@@ -213,11 +216,10 @@ class CachedTeacherTrainer(Trainer):
         return super()._init_training_state(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs:
-            logs |= self._meter.report(self.accelerator, self.weights)
-        elif "train_runtime" in logs:  # once, at the end: also of steps after the last log
-            self._meter.report(self.accelerator, self.weights)
-            logs |= self._meter.totals()
+        if "loss" in logs or "train_runtime" in logs:  # the latter once, at the end
+            report = self._meter.report(self.accelerator, self.weights)
+            self.last_report = report or self.last_report
+            logs |= report if "loss" in logs else self._meter.totals()
         super().log(logs, start_time)
 
     # ---- evaluation ----
@@ -284,7 +286,7 @@ class CachedTeacherTrainer(Trainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def end(self) -> None:
-        """Trainer's, after everybody has arrived: gloo aborts one that leaves while another talks."""
+        """Trainer's, once all are here: gloo aborts a process that leaves while another talks."""
         self.accelerator.wait_for_everyone()
         super().end()  # type: ignore[no-untyped-call]
 
