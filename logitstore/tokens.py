@@ -185,7 +185,6 @@ class ByteTokenizer:
         token_ids = np.concatenate([self._prefix, ids, [self.eos_token_id] * eos]).astype(np.int64)
         has_record = np.pad(is_supervised, (p, eos), constant_values=(False, supervised.at_end))
         has_record[:1] = False  # nothing predicts it
-        has_record &= supervised.total_bytes > 0
         byte_starts = np.pad(starts, (p, eos), constant_values=(0, supervised.total_bytes))
         byte_lengths = np.pad(lengths, (p, eos))
         is_eos = np.zeros(len(token_ids), np.bool_)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from logitstore.errors import InputError
@@ -185,6 +185,25 @@ def test_offsets_that_run_forward_give_spans_between_their_ends(steps, text):
     assert ends[-1] == len(text[: wide[-1][1]].encode())
 
 
+def laid_out(text: str, offsets: list[tuple[int, int]], *written: bytes) -> list[tuple[int, int]]:
+    lengths = np.array([len(token) for token in written], np.int64)
+    found = spans_from_offsets(text.encode(), np.array(offsets), b"".join(written), lengths)
+    assert found is not None
+    return list(zip(found[0].tolist(), found[1].tolist(), strict=True))
+
+
+def test_tokens_that_share_characters_lie_where_their_bytes_are():
+    assert laid_out("🙂", [(0, 1), (0, 1)], b"\xf0", b"\x9f\x99\x82") == [(0, 1), (1, 4)]
+    assert laid_out("a🙂b", [(0, 2), (1, 3)], b"a\xf0\x9f\x99", b"\x82b") == [(0, 4), (4, 6)]
+
+
+def test_tokens_that_wrote_something_else_divide_the_characters_they_share():
+    assert laid_out("½", [(0, 1)] * 3, b"1", b"/", b"2") == [(0, 1), (1, 1), (1, 2)]
+    assert laid_out('"', [(0, 1)] * 2, b"`", b"`") == [(0, 0), (0, 1)]
+    # as many bytes as the text, by accident: é is still where the two tokens meet
+    assert laid_out("aéñ", [(0, 2), (1, 3)], b"xy\xc3", b"\xa9n") == [(0, 2), (2, 5)]
+
+
 # Multi-byte text, exactly
 
 
@@ -227,6 +246,22 @@ def test_space_that_the_tokenizer_adds_has_no_bytes():
         assert spans(found)[-2] == (2, 6)
         text = whole(TOKENIZERS[kind], "a<s>Ω")  # another is added behind a special token
         assert b"".join("a<s>Ω".encode()[a:b] for a, b in spans(text)) == "a<s>Ω".encode()
+
+
+def test_added_space_is_supervised_only_where_its_text_is():
+    tokenizer = TOKENIZERS["unigram"]
+    assert tokenizer.token_bytes[whole(tokenizer, "Ωa").token_ids[1]] == b" "
+    assert whole(tokenizer, "Ωa").has_record.tolist() == [False, True, True, True, True, True]
+    behind = tokenizer.encode([Segment("Ω", False), Segment("a", True)])
+    assert behind.has_record.tolist() == [False, False, False, False, True, True]
+
+
+def test_space_of_another_kind_keeps_its_bytes():
+    text = "a\u00a0Ω"
+    found = whole(TOKENIZERS["unigram_nfkc"], text)
+    pieces = [text.encode()[a:b] for a, b in spans(found)]
+    assert "\u00a0".encode() in pieces
+    assert b"".join(pieces) == text.encode()
 
 
 def test_special_tokens_in_a_text_cover_what_they_are_spelt_with():
@@ -302,16 +337,28 @@ def test_offsets_that_run_backwards_give_no_records():
     assert spans_from_offsets(b"abc", np.array([[1, 2], [0, 1]]), b"xy", np.ones(2, int)) is None
     assert spans_from_offsets(b"abc", np.array([[0, 9]]), b"x", np.ones(1, int)) is None
 
-    class Backwards:
-        def encode(self, text: str, add_special_tokens: bool) -> Any:
-            return type("E", (), {"ids": [65, 66], "offsets": [(1, 2), (0, 1)]})
-
-    tokenizer = ByteTokenizer(tiny.byte_bpe())
-    tokenizer._backend = Backwards()  # type: ignore[assignment]
-    found = whole(tokenizer, "éa")
+    found = whole(with_offsets("byte_bpe", [65, 66], [(1, 2), (0, 1)]), "éa")
     assert found.status == "spans_unknown"
     assert found.token_ids.tolist() == [65, 66]
     assert not found.has_record.any()
+
+
+def test_text_that_its_tokens_write_needs_no_offsets():
+    ids = whole(TOKENIZERS["unigram"], "Ω the", add_eos=False).token_ids[1:].tolist()
+    found = whole(with_offsets("unigram", ids, [(0, 0)] * len(ids)), "Ω the")
+    assert spans(found) == spans(whole(TOKENIZERS["unigram"], "Ω the"))
+
+
+def with_offsets(kind: str, ids: list[int], offsets: list[tuple[int, int]]) -> ByteTokenizer:
+    """A tokenizer whose Rust half answers just this."""
+
+    class Backend:
+        def encode(self, text: str, add_special_tokens: bool) -> Any:
+            return type("Encoding", (), {"ids": ids, "offsets": offsets})
+
+    tokenizer = ByteTokenizer(build(kind))
+    tokenizer._backend = Backend()  # type: ignore[assignment]
+    return tokenizer
 
 
 # Vocabularies
@@ -330,6 +377,19 @@ def test_every_kind_of_vocabulary_gives_the_bytes_it_writes():
     assert written("unigram", "<s>") is written("unigram", "<unk>") is None
     assert written("wordpiece", "##ea") == b"ea"
     assert written("wordpiece", "the") == b"the"
+
+
+@pytest.mark.parametrize("part", ["normalizer", "pre_tokenizer", "decoder"])
+def test_mark_for_a_space_is_known_from_any_part(part):
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0)], unk_id=0))
+    parts = {
+        "normalizer": normalizers.Replace(" ", "▁"),
+        "pre_tokenizer": pre_tokenizers.Metaspace(),
+        "decoder": decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse()]),
+    }
+    setattr(tokenizer, part, parts[part])
+    found = ByteTokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    assert found.token_bytes[1] == b" a"
 
 
 def test_byte_level_vocabulary_writes_every_byte_once():
