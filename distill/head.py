@@ -152,7 +152,7 @@ class StudentHead:
         head = self._embedding.forward
         finish = _after_the_embedding(self._model)
         answer: dict[str, Tensor] = {}
-        probe: Tensor = torch.empty(0)
+        probe: Tensor = torch.empty(0, 1)
 
         def stand_in(hidden: Tensor) -> Tensor:
             nonlocal probe
@@ -166,7 +166,7 @@ class StudentHead:
             return probe.reshape(*[1] * (hidden.dim() - 2), *probe.shape)
 
         def hand_over(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            if not answer or not _same(_logits(output), finish(probe)):
+            if not _same(_logits(output), finish(probe)):
                 return {}
             self._is_checked = True
             return answer
@@ -211,31 +211,31 @@ class StudentHead:
 def _answer(logits_cV: Tensor, query: HeadQuery) -> dict[str, Tensor]:
     """The fields of a HeadAnswer for some rows of logits, by name, without those not asked for."""
     logits_cV = logits_cV.to(torch.promote_types(logits_cV.dtype, torch.float32))
-    log_z_c1 = logits_cV.logsumexp(-1, keepdim=True)
-    label_c1 = logits_cV.gather(1, query.labels_N[:, None]) - log_z_c1
-    answer = {"label_logprob_N": label_c1.squeeze(1)}
+    log_z_c = logits_cV.logsumexp(-1)
+    # Differences, not views of something: an in-place change must not reach past a wrapper's hooks.
+    label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
+    answer = {"label_logprob_N": label_c}
     if query.top_k:
-        answer["top_logprobs_NK"] = _top(logits_cV, log_z_c1, query.top_k, query.top_k_mask_N)
+        answer["top_logprobs_NK"] = _top(logits_cV, log_z_c, query.top_k, query.top_k_mask_N)
     if query.ids_NK is not None:
-        is_id_cK = query.ids_NK >= 0
-        at_ids_cK = logits_cV.gather(1, query.ids_NK.clamp(min=0)) - log_z_c1
-        answer["id_logprobs_NK"] = at_ids_cK.masked_fill(~is_id_cK, -torch.inf)
-        answer["rest_logmass_N"] = _rest(logits_cV, log_z_c1, query.ids_NK)
+        at_ids_cK = logits_cV.gather(1, query.ids_NK.clamp(min=0)) - log_z_c[:, None]
+        answer["id_logprobs_NK"] = at_ids_cK.masked_fill(query.ids_NK < 0, -torch.inf)
+        answer["rest_logmass_N"] = _rest(logits_cV, log_z_c, query.ids_NK)
     return answer
 
 
-def _top(logits_cV: Tensor, log_z_c1: Tensor, k: int, mask_c: Tensor | None) -> Tensor:
+def _top(logits_cV: Tensor, log_z_c: Tensor, k: int, mask_c: Tensor | None) -> Tensor:
     """The k largest log-probabilities of each row; -inf beyond V, and in rows outside the mask."""
     rows, width = logits_cV.shape
     if mask_c is None:
-        top = logits_cV.topk(min(k, width)).values - log_z_c1
+        top = logits_cV.topk(min(k, width)).values - log_z_c[:, None]
         return nn.functional.pad(top, (0, k - top.shape[1]), value=-torch.inf)
     wanted = mask_c.nonzero().squeeze(1)
-    top = _top(logits_cV[wanted], log_z_c1[wanted], k, None)
+    top = _top(logits_cV[wanted], log_z_c[wanted], k, None)
     return top.new_full((rows, k), -torch.inf).index_copy(0, wanted, top)
 
 
-def _rest(logits_cV: Tensor, log_z_c1: Tensor, ids_cK: Tensor) -> Tensor:
+def _rest(logits_cV: Tensor, log_z_c: Tensor, ids_cK: Tensor) -> Tensor:
     """Log of the mass outside the ids, summed over the other tokens themselves.
 
     1 - sum(p) cancels to noise exactly where the student is good.
@@ -245,9 +245,9 @@ def _rest(logits_cV: Tensor, log_z_c1: Tensor, ids_cK: Tensor) -> Tensor:
     is_id_cV = torch.zeros(rows, width + 1, dtype=torch.bool, device=logits_cV.device)
     is_id_cV.scatter_(1, torch.where(ids_cK >= 0, ids_cK, width), True)
     rest_cV = logits_cV.masked_fill(is_id_cV[:, :width], -torch.inf)
-    # A row of all -inf has a NaN gradient, even times zero.
+    # A row of all -inf has a NaN gradient, even times zero. (Models mask tokens with -inf, too.)
     has_rest_c = rest_cV.detach().amax(-1) > -torch.inf
-    log_rest_c = rest_cV.masked_fill(~has_rest_c[:, None], 0).logsumexp(-1) - log_z_c1.squeeze(1)
+    log_rest_c = rest_cV.masked_fill(~has_rest_c[:, None], 0).logsumexp(-1) - log_z_c
     return log_rest_c.masked_fill(~has_rest_c, -torch.inf)
 
 

@@ -105,7 +105,8 @@ def tokenisations(draw: st.DrawFn, size: int, events: Sequence[int]) -> list[Tok
             tokens += [(start, 0, True)] * draw(st.integers(0, 2))
             tokens += [(start, 0, False)] * draw(st.sampled_from([0, 0, 1]))
         if draw(st.integers(0, 5)):  # else a hole
-            tokens.append((start, stop - start, False))
+            written_out = draw(st.integers(0, 9)) == 0  # text that spells an end-of-sequence token
+            tokens.append((start, stop - start, written_out))
     for is_eos in (False, True, False):
         tokens += [(size, 0, is_eos)] * draw(st.sampled_from([0, 1, 2] if is_eos else [0, 0, 1]))
     return tokens

@@ -198,6 +198,16 @@ def test_no_position_gives_no_value_and_no_nan() -> None:
     assert grad.shape == (0, 3)
 
 
+def test_half_precision_is_summed_in_float32() -> None:
+    gen = torch.Generator().manual_seed(0)
+    half = [torch.randn(3, 301, generator=gen).log_softmax(-1).bfloat16() for _ in range(2)]
+    student, target = ((x[:, :-1], x[:, -1]) for x in half)
+    got = mapped_kl(*student, *target)
+    want = mapped_kl(*(x.double() for x in student), *(x.double() for x in target))
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_finite_on_a_saturated_student(dtype: torch.dtype) -> None:
     logits = torch.full((1, 32), -1e4, dtype=dtype)

@@ -5,16 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
-from distill.head import HeadAnswer, HeadQuery, StudentHead
+from distill.head import PROBE_ROWS, HeadAnswer, HeadQuery, StudentHead
 from logitstore.errors import InputError
 from tests import tiny
 
@@ -194,6 +196,26 @@ def test_later_calls_are_like_the_first_and_leave_the_model_as_it_was() -> None:
     assert not model._forward_hooks
 
 
+def test_the_check_happens_once_and_another_stand_in_stays_in_place() -> None:
+    """Something else stands in for the embedding's forward, as offloading hooks do: it counts."""
+    model, (inputs, rows, query) = build("llama"), question()
+    embedding = model.get_output_embeddings()
+    original, count = embedding.forward, [0]
+
+    def counting(hidden: Tensor) -> Tensor:
+        count[0] += len(hidden)
+        return original(hidden)
+
+    embedding.forward = counting
+    head = StudentHead(model, chunk_tokens=4)
+    for seen in (len(rows) + PROBE_ROWS, len(rows), len(rows)):
+        count[0] = 0
+        with torch.no_grad():
+            head(model, inputs, rows, query)
+        assert count[0] == seen
+        assert embedding.forward is counting
+
+
 def test_a_failing_forward_leaves_the_model_as_it_was() -> None:
     model, (inputs, _, query) = build("llama"), question()
     with pytest.raises((IndexError, RuntimeError)):
@@ -275,6 +297,35 @@ def test_a_vocabulary_smaller_than_k_and_ids_that_cover_it() -> None:
         model.zero_grad()
         (some_loss(answer) + answer.rest_logmass_N.exp().sum()).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_tokens_that_the_model_rules_out_make_no_nan() -> None:
+    """All tokens but the ids have a logit of -inf: nothing is outside, and no gradient is NaN."""
+    model, (inputs, rows, query) = build("bart bias"), question()
+    bias: Tensor = model.final_logits_bias
+    bias[:, 10:] = -torch.inf
+    ids = torch.arange(10).repeat(len(rows), 1)
+    query = HeadQuery(query.labels_N % 10, 12, None, ids)
+    answer = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    assert answer.rest_logmass_N is not None
+    assert (answer.rest_logmass_N == -torch.inf).all()
+    assert all(torch.isfinite(grad).all() for grad in gradients(model, answer).values())
+
+
+def test_positions_that_nobody_asks_for_may_be_nan() -> None:
+    """What masked padding becomes in some attention kernels; the first call's check meets it."""
+    model, (inputs, rows, query) = build("llama"), question()
+    rows[rows == 0] = 1
+    want = StudentHead(model, dense=True)(model, inputs, rows, query)
+
+    def poison(_module: nn.Module, _args: Any, hidden: Tensor) -> Tensor:
+        is_first = torch.arange(B * T).reshape(B, T, 1) == 0
+        return hidden.masked_fill(is_first, torch.nan)
+
+    norm: Any = model.model.norm
+    norm.register_forward_hook(poison)
+    got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
+    assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
 
 
 def test_the_rest_is_right_where_subtraction_would_see_nothing() -> None:
@@ -427,6 +478,22 @@ def test_works_inside_distributed_data_parallel(
         assert_close(gradients(model, got), want_grads, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("one_process_group")
+@pytest.mark.parametrize("family", ["llama", "llama tied"])
+def test_works_where_weights_are_there_only_when_hooks_ask_for_them(family: str) -> None:
+    """FSDP, even if it frees the head's weights between forward and backward."""
+    model, (inputs, rows, query) = build(family), question()
+    want = StudentHead(model, dense=True)(model, inputs, rows, query)
+    want_grads = gradients(model, want)
+    head = StudentHead(model, chunk_tokens=4)
+    fully_shard(model, reshard_after_forward=True)
+    for _ in range(2):
+        got = head(model, inputs, rows, query)
+        grads = {name: grad.full_tensor() for name, grad in gradients(model, got).items()}
+        assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+        assert_close(grads, want_grads, rtol=1e-3, atol=1e-4)
+
+
 class Doubling(transformers.LlamaForCausalLM):
     """A model that does with its logits what nobody here has heard of."""
 
@@ -436,13 +503,24 @@ class Doubling(transformers.LlamaForCausalLM):
         return output
 
 
-def test_an_unknown_head_falls_back_to_the_models_own_logits_and_says_so_once() -> None:
-    model = Doubling(transformers.LlamaConfig(**SHAPE)).eval()
+class ByHand(transformers.LlamaForCausalLM):
+    """A model that never calls its output embedding."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = self.model(*args, **kwargs).last_hidden_state
+        return CausalLMOutput(logits=hidden @ self.lm_head.weight.T)
+
+
+@pytest.mark.parametrize("unknown", [Doubling, ByHand])
+def test_an_unknown_head_falls_back_to_the_models_own_logits_and_says_so_once(
+    unknown: type[transformers.LlamaForCausalLM],
+) -> None:
+    model = unknown(transformers.LlamaConfig(**SHAPE)).eval()
     inputs, rows, query = question()
     want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
     want_grads = gradients(model, want)
     head = StudentHead(model, chunk_tokens=4)
-    with pytest.warns(UserWarning, match=r"Doubling .*own logits are used.*dense=True"):
+    with pytest.warns(UserWarning, match=rf"{unknown.__name__} .*own logits are used.*dense=True"):
         first = head(model, inputs, rows, query)
     assert head.dense
     for got in (first, head(model, inputs, rows, query)):
@@ -457,6 +535,34 @@ def test_a_missing_correction_is_noticed() -> None:
     with pytest.warns(UserWarning, match=r"CohereForCausalLM .*own logits are used"):
         got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
     want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_without_an_output_embedding_is_taken_as_it_is() -> None:
+    model, (inputs, rows, query) = build("llama"), question()
+    want = StudentHead(model)(model, inputs, rows, query)
+    model.get_output_embeddings = lambda: None
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM has no output embedding"):
+        head = StudentHead(model)
+    got = head(model, inputs, rows, query)
+    assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+
+
+class Composite(PretrainedConfig):
+    """As of models that also see or hear: the text model's settings lie one level down."""
+
+    sub_configs: ClassVar = {"text_config": transformers.CohereConfig}
+
+    def __init__(self, text_config: PretrainedConfig | None = None, **kwargs: Any) -> None:
+        self.text_config = text_config or transformers.CohereConfig()
+        super().__init__(**kwargs)
+
+
+def test_settings_of_the_text_model_inside_a_larger_one_are_found() -> None:
+    model, (inputs, rows, query) = build("cohere scale"), question()
+    model.config = Composite(model.config, attn_implementation="eager")
+    want = StudentHead(model, dense=True)(model, inputs, rows, query)
+    got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
     assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
 
 

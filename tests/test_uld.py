@@ -132,6 +132,7 @@ def test_the_exact_loss_is_never_further_away_than_the_gap(case: Case) -> None:
             p_V = case.student_NV[i].double().softmax(-1) * case.student_scale_N[i].double().exp()
             q_V = case.teacher_NV[i].double().softmax(-1) * case.teacher_scale_N[i].double().exp()
             exact = exact_uld(p_V, q_V)
+            assert gap[i] >= 0
             assert loss[i] - slack <= exact <= loss[i] + gap[i] + slack
 
 
@@ -219,6 +220,18 @@ def test_offsets_vocabulary_order_padding_and_batch_mates_change_nothing(
     for i in range(len(case.counts)):
         one = row(case, i)
         torch.testing.assert_close(torch.stack(run(one)), base[:, i : i + 1], rtol=0, atol=0)
+
+
+@given(cases(scaled=False))
+def test_one_scale_on_both_sides_scales_the_loss(case: Case) -> None:
+    """Also far below rounding: a long group's probability may be e^-30."""
+    tiny = torch.full_like(case.student_scale_N, -30.0)
+    base = torch.stack(run(case, case.student_NV.double()))
+    scaled = run(
+        case._replace(student_scale_N=tiny, teacher_scale_N=tiny), case.student_NV.double()
+    )
+    scale = tiny.double().exp()
+    torch.testing.assert_close(torch.stack(scaled) / scale, base, rtol=1e-9, atol=1e-13)
 
 
 def test_a_single_bumped_logit_is_felt_at_its_own_position_only() -> None:

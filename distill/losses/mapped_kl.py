@@ -33,7 +33,8 @@ def mapped_kl(
 
     Args:
         student_logprobs_NK: The student's log-probabilities at the mapped ids; anything in padding.
-        student_rest_N: Log of the student's mass outside the ids; -inf for none.
+        student_rest_N: Log of the student's mass outside the ids that have target mass (so an id
+            without any must not be asked of the head); -inf for none.
         target_logmass_NK: Log of the teacher's mass sent to each id; -inf marks a padding slot.
         target_rest_N: Log of the teacher's mass sent to none; -inf for none.
 
@@ -42,17 +43,11 @@ def mapped_kl(
     """
     dtype = torch.promote_types(student_logprobs_NK.dtype, target_logmass_NK.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
-    student_NK, target_NK = student_logprobs_NK.to(dtype), target_logmass_NK.to(dtype)
+    at_ids_NK = _term(target_logmass_NK.to(dtype), student_logprobs_NK.to(dtype))
     rest_N, target_rest_N = student_rest_N.to(dtype), target_rest_N.to(dtype)
-
-    is_target_NK = target_NK > -torch.inf
-    is_rest_N = (target_rest_N > -torch.inf) & (rest_N > -torch.inf)
-    return _term(target_NK, student_NK, is_target_NK).sum(-1) + _term(
-        target_rest_N, rest_N, is_rest_N
-    )
+    return at_ids_NK.sum(-1) + _term(target_rest_N.where(rest_N > -torch.inf, -torch.inf), rest_N)
 
 
-def _term(target: Tensor, student: Tensor, is_real: Tensor) -> Tensor:
-    # Masked before the arithmetic: 0 * (-inf - -inf) is NaN, in value and in gradient.
-    target, student = (x.masked_fill(~is_real, 0) for x in (target, student))
-    return torch.where(is_real, target.exp() * (target - student), 0)
+def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
+    """t (log t - log p), and 0 without t. The gradient of p is then 0 too, also where p is 0."""
+    return torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_p), 0)
