@@ -40,7 +40,10 @@ from logitstore.spec import (
 from logitstore.writer import index_line
 
 _OPEN_SHARDS = 64
-_REBUILD = f"delete {DONE_FILE} and run the same `logitstore capture …` again to rebuild the index."
+_REBUILD = (
+    f"Every shard may still be good: delete {DONE_FILE} and run the same `logitstore capture …` "
+    "again, which rebuilds index and seal."
+)
 
 
 @dataclass(frozen=True)
@@ -290,20 +293,19 @@ class LogitStore:
             )
 
     def _read_index(self) -> list[dict[str, Any]]:
-        path = self.path / INDEX_FILE
+        path = self.path / DONE_FILE
         try:
-            data = path.read_bytes()
             sealed = read_seal(self.path, self.spec)[INDEX_FILE]
+            path = self.path / INDEX_FILE
+            data = path.read_bytes()
             found = hashlib.sha256(data).hexdigest()
             table = pq.read_table(pa.BufferReader(data)) if found == sealed else None
         except (OSError, ValueError, pa.ArrowException) as e:
-            raise CorruptStoreError(
-                f"{path}: {e}. Every shard may still be good: {_REBUILD}", path=path
-            ) from None
+            raise CorruptStoreError(f"{path}: {e}. {_REBUILD}", path=path) from None
         if table is None:
             raise CorruptStoreError(
                 f"{path}: it is not the file that was sealed (SHA-256 {found[:12]}…, {DONE_FILE} "
-                f"says {sealed[:12]}…). Every shard may still be good: {_REBUILD}",
+                f"says {sealed[:12]}…). {_REBUILD}",
                 path=path,
             )
         return list(table.to_pylist())
