@@ -141,6 +141,14 @@ class CachedTeacherConfig(TrainingArguments):
         """Weight of each distillation loss by name; empty for `ce`."""
         return parse_losses(self.loss)
 
+    @property
+    def checkpoint(self) -> str | bool | None:
+        """What to resume from: a folder, True for the last one of the output folder, or None."""
+        flag = self.resume_from_checkpoint
+        if not flag or str(flag).lower() in ("false", "no"):
+            return None
+        return True if str(flag).lower() in ("true", "yes", "last") else flag
+
     def _check_own(self) -> None:
         if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
             raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")

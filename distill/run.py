@@ -40,13 +40,13 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     started = time.perf_counter()
     folder = Path(str(config.output_dir))
     if config.should_save:
-        _check_output(folder, resuming=bool(config.resume_from_checkpoint))
+        _check_output(folder, resuming=bool(config.checkpoint))
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
     model, tokenizer = load_student(
         student.model_name_or_path, revision=student.model_revision, dtype=student.dtype
     )
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
-    trained = trainer.train(_checkpoint(config.resume_from_checkpoint))
+    trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.
     trainer.save_model()
     trainer.save_state()
@@ -124,13 +124,6 @@ def peak_rss_bytes() -> int:
     """The most memory this process ever held."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
-
-
-def _checkpoint(flag: str | None) -> str | bool | None:
-    """`--resume_from_checkpoint true` means the last one of the output folder."""
-    if flag is None or flag.lower() in ("", "false", "no"):
-        return None
-    return True if flag.lower() in ("true", "yes", "latest") else flag
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:

@@ -95,6 +95,8 @@ class CachedTeacherTrainer(Trainer):
             held_out = _dataset(_opened(eval_store, args.eval_store, args), student, model, args)
         else:
             _check_nothing_to_evaluate(args)
+        if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
+            _check_checkpoint(args.checkpoint, str(args.output_dir), self._origin(), self.store)
         super().__init__(
             model=model,
             args=args,
@@ -282,7 +284,8 @@ class CachedTeacherTrainer(Trainer):
     ) -> TrainOutput:
         """Trainer's, once a checkpoint to resume from is known to be of the same store."""
         if resume_from_checkpoint:
-            self._check_checkpoint(resume_from_checkpoint)
+            output_dir = str(self.args.output_dir)
+            _check_checkpoint(resume_from_checkpoint, output_dir, self._origin(), self.store)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def end(self) -> None:
@@ -299,29 +302,31 @@ class CachedTeacherTrainer(Trainer):
     def _origin(self) -> dict[str, Any]:
         return {"store_digest": self.store.digest, "sequences": len(self.data)}
 
-    def _check_checkpoint(self, checkpoint: str | bool) -> None:
-        output_dir = str(self.args.output_dir)
-        found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
-        if found is None or not Path(found).is_dir():
-            raise InputError(
-                f"{found or output_dir}: holds no checkpoint to resume from. Leave "
-                "--resume_from_checkpoint out to start anew, or name a checkpoint-N folder."
-            )
-        path = Path(found) / ORIGIN_FILE
-        if not path.is_file():
-            raise MismatchError(
-                f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
-                f"anew from its weights: --model_name_or_path {found}."
-            )
-        before, now = json.loads(path.read_text()), self._origin()
-        if before != now:
-            raise MismatchError(
-                f"{found}: trained on store {before['store_digest']} with "
-                f"{before['sequences']:,} sequences, but {self.store.path} is "
-                f"{now['store_digest']} with {now['sequences']:,}: the rest of the epoch would be "
-                "other data. Give the same --store, or start anew from its weights: "
-                f"--model_name_or_path {found}."
-            )
+
+def _check_checkpoint(
+    checkpoint: str | bool, output_dir: str, origin: dict[str, Any], store: Store
+) -> None:
+    """Going on from it must mean going on with the same data."""
+    found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
+    if found is None or not Path(found).is_dir():
+        raise InputError(
+            f"{found or output_dir}: holds no checkpoint to resume from. Leave "
+            "--resume_from_checkpoint out to start anew, or name a checkpoint-N folder."
+        )
+    path = Path(found) / ORIGIN_FILE
+    if not path.is_file():
+        raise MismatchError(
+            f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
+            f"anew from its weights: --model_name_or_path {found}."
+        )
+    before = json.loads(path.read_text())
+    if before != origin:
+        raise MismatchError(
+            f"{found}: trained on store {before['store_digest']} with {before['sequences']:,} "
+            f"sequences, but {store.path} is {origin['store_digest']} with "
+            f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
+            f"--store, or start anew from its weights: --model_name_or_path {found}."
+        )
 
 
 def _last_checkpoint(folder: str) -> str | None:
