@@ -85,7 +85,7 @@ class ByteTokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Reads everything from `tokenizer` once (a second for 150,000 tokens).
+        """Reads everything from `tokenizer` once (a second or two for 150,000 tokens).
 
         Raises:
             InputError: It is not a fast tokenizer.
@@ -101,7 +101,7 @@ class ByteTokenizer:
         special.update(tokenizer.all_special_ids)
 
         self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
-        self.fingerprint = fingerprint(tokenizer)
+        self.fingerprint = _fingerprint(content, tokenizer)
         self.size = max(vocabulary.values(), default=-1) + 1
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.eos_ids = _eos_ids(self.eos_token_id, vocabulary, special)
@@ -223,11 +223,14 @@ def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     tokens in a text are recognised. Truncation and padding are settings of the moment, and the
     padding token never meets a text, so they do not count; nor does the folder it came from.
     """
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
+    return _fingerprint(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer)
+
+
+def _fingerprint(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
+    lasting = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
     roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token")}
     split_special = bool(tokenizer.backend_tokenizer.encode_special_tokens)
-    whole = [content, {k: None if v is None else str(v) for k, v in roles.items()}, split_special]
+    whole = [lasting, {k: None if v is None else str(v) for k, v in roles.items()}, split_special]
     canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
