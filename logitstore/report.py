@@ -179,8 +179,10 @@ def _id_names(folder: Path) -> list[str] | None:
         from tokenizers import Tokenizer
     except ImportError:
         return None
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    vocabulary = tokenizer.get_vocab()
+    try:
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    except Exception:  # the library raises the bare class; ids are shown instead of names
+        return None
     names = [""] * (max(vocabulary.values(), default=-1) + 1)
     for token, i in vocabulary.items():
         names[i] = token
