@@ -32,22 +32,23 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import (
     EvalLoopOutput,
-    IntervalStrategy,
     TrainOutput,
-    get_last_checkpoint,
 )
 
 from distill.config import CachedTeacherConfig
 from distill.data import Collator, Store, StoreDataset
 from distill.head import StudentHead
 from distill.meter import Meter
+from distill.preflight import (
+    ORIGIN_FILE,
+    check_checkpoint,
+    check_nothing_to_evaluate,
+    check_student,
+)
 from distill.terms import Term, named, query_of, row_sums, terms_of
 from logitstore import open_store
-from logitstore.errors import InputError, MismatchError
+from logitstore.errors import InputError
 from logitstore.tokens import ByteTokenizer
-
-#: In every checkpoint: what it was trained on.
-ORIGIN_FILE = "distill.json"
 
 
 class CachedTeacherTrainer(Trainer):
@@ -86,7 +87,7 @@ class CachedTeacherTrainer(Trainer):
                 "reads the store's text. AutoTokenizer.from_pretrained(…) makes one."
             )
         student = ByteTokenizer(processing_class)
-        _check_student(model, args, student)
+        check_student(model, args, student)
         self.weights = args.loss_weights
         self.store: Store = _opened(store, args.store, args)
         self.data = _dataset(self.store, student, model, args)
@@ -94,9 +95,9 @@ class CachedTeacherTrainer(Trainer):
         if eval_store is not None or args.eval_store:
             held_out = _dataset(_opened(eval_store, args.eval_store, args), student, model, args)
         else:
-            _check_nothing_to_evaluate(args)
+            check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
-            _check_checkpoint(args.checkpoint, str(args.output_dir), self._origin(), self.store)
+            check_checkpoint(args.checkpoint, str(args.output_dir), self._origin(), self.store.path)
         super().__init__(
             model=model,
             args=args,
@@ -285,7 +286,7 @@ class CachedTeacherTrainer(Trainer):
         """Trainer's, once a checkpoint to resume from is known to be of the same store."""
         if resume_from_checkpoint:
             output_dir = str(self.args.output_dir)
-            _check_checkpoint(resume_from_checkpoint, output_dir, self._origin(), self.store)
+            check_checkpoint(resume_from_checkpoint, output_dir, self._origin(), self.store.path)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def end(self) -> None:
@@ -301,39 +302,6 @@ class CachedTeacherTrainer(Trainer):
 
     def _origin(self) -> dict[str, Any]:
         return {"store_digest": self.store.digest, "sequences": len(self.data)}
-
-
-def _check_checkpoint(
-    checkpoint: str | bool, output_dir: str, origin: dict[str, Any], store: Store
-) -> None:
-    """Going on from it must mean going on with the same data."""
-    found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
-    if found is None or not Path(found).is_dir():
-        raise InputError(
-            f"{found or output_dir}: holds no checkpoint to resume from. Leave "
-            "--resume_from_checkpoint out to start anew, or name a checkpoint-N folder."
-        )
-    path = Path(found) / ORIGIN_FILE
-    if not path.is_file():
-        raise MismatchError(
-            f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
-            f"anew from its weights: --model_name_or_path {found}."
-        )
-    before = json.loads(path.read_text())
-    if before != origin:
-        raise MismatchError(
-            f"{found}: trained on store {before['store_digest']} with {before['sequences']:,} "
-            f"sequences, but {store.path} is {origin['store_digest']} with "
-            f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
-            f"--store, or start anew from its weights: --model_name_or_path {found}."
-        )
-
-
-def _last_checkpoint(folder: str) -> str | None:
-    if not Path(folder).is_dir():
-        return None
-    last: str | None = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
-    return last
 
 
 def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:
@@ -355,42 +323,3 @@ def _dataset(
         mapped_strict=args.mapped_strict,
         max_length=min([n for n in (args.max_length, readable) if n], default=None),
     )
-
-
-def _check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
-    for flag, is_asked in (
-        # An enum that is also a string, though its annotation says only the latter.
-        (
-            f"--eval_strategy {IntervalStrategy(args.eval_strategy).value}",
-            args.eval_strategy != "no",
-        ),
-        ("--eval_on_start", args.eval_on_start),
-        ("--do_eval", args.do_eval),
-    ):
-        if is_asked:
-            raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
-
-
-def _check_student(
-    model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
-) -> None:
-    """What would otherwise end as an index error, or as wrong numbers, in the first step."""
-    if model.config.is_encoder_decoder:
-        raise InputError(
-            f"{model.name_or_path}: an encoder-decoder model, and the trainer reads causal ones. "
-            "Choose a student that AutoModelForCausalLM loads as a decoder."
-        )
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs but one process: torch.nn.DataParallel would copy the model for "
-            f"every batch. Start `torchrun --nproc-per-node {args.n_gpu} -m distill train …`, or "
-            "set CUDA_VISIBLE_DEVICES to one device."
-        )
-    embeddings: Any = model.get_input_embeddings()
-    rows = int(embeddings.weight.shape[0])
-    if student.size > rows:
-        raise InputError(
-            f"{model.name_or_path}: its tokenizer has ids up to {student.size - 1:,}, but the "
-            f"model only {rows:,} embeddings. Save it once with "
-            f"model.resize_token_embeddings({student.size})."
-        )

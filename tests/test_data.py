@@ -10,14 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.align import Spans
-from distill.data import (
-    TOKEN_LOGPROB_ERROR_NATS,
-    Collator,
-    StoreDataset,
-    mapped_arrays,
-    position_groups,
-    uld_arrays,
-)
+from distill.data import Collator, StoreDataset
+from distill.targets import TOKEN_LOGPROB_ERROR_NATS, mapped_arrays, position_groups, uld_arrays
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
 from logitstore.tokens import ByteTokenizer

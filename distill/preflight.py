@@ -1,0 +1,88 @@
+"""What is checked before a run begins, so that a bad request costs nothing and leaves nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+
+from distill.config import CachedTeacherConfig
+from logitstore.errors import InputError, MismatchError
+from logitstore.tokens import ByteTokenizer
+
+#: In every checkpoint: what it was trained on.
+ORIGIN_FILE = "distill.json"
+
+
+def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
+    """Flags that ask for an evaluation, when there is no store for it."""
+    for flag, is_asked in (
+        # An enum that is also a string, though its annotation says only the latter.
+        (
+            f"--eval_strategy {IntervalStrategy(args.eval_strategy).value}",
+            args.eval_strategy != "no",
+        ),
+        ("--eval_on_start", args.eval_on_start),
+        ("--do_eval", args.do_eval),
+    ):
+        if is_asked:
+            raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
+
+
+def check_student(
+    model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
+) -> None:
+    """What would otherwise end as an index error, or as wrong numbers, in the first step."""
+    if model.config.is_encoder_decoder:
+        raise InputError(
+            f"{model.name_or_path}: an encoder-decoder model, and the trainer reads causal ones. "
+            "Choose a student that AutoModelForCausalLM loads as a decoder."
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs but one process: torch.nn.DataParallel would copy the model for "
+            f"every batch. Start `torchrun --nproc-per-node {args.n_gpu} -m distill train …`, or "
+            "set CUDA_VISIBLE_DEVICES to one device."
+        )
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    if student.size > rows:
+        raise InputError(
+            f"{model.name_or_path}: its tokenizer has ids up to {student.size - 1:,}, but the "
+            f"model only {rows:,} embeddings. Save it once with "
+            f"model.resize_token_embeddings({student.size})."
+        )
+
+
+def check_checkpoint(
+    checkpoint: str | bool, output_dir: str, origin: dict[str, Any], store: Path
+) -> None:
+    """Going on from it must mean going on with the same data."""
+    found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
+    if found is None or not Path(found).is_dir():
+        raise InputError(
+            f"{found or output_dir}: holds no checkpoint to resume from. Leave "
+            "--resume_from_checkpoint out to start anew, or name a checkpoint-N folder."
+        )
+    path = Path(found) / ORIGIN_FILE
+    if not path.is_file():
+        raise MismatchError(
+            f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
+            f"anew from its weights: --model_name_or_path {found}."
+        )
+    before = json.loads(path.read_text())
+    if before != origin:
+        raise MismatchError(
+            f"{found}: trained on store {before['store_digest']} with {before['sequences']:,} "
+            f"sequences, but {store} is {origin['store_digest']} with "
+            f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
+            f"--store, or start anew from its weights: --model_name_or_path {found}."
+        )
+
+
+def _last_checkpoint(folder: str) -> str | None:
+    if not Path(folder).is_dir():
+        return None
+    last: str | None = get_last_checkpoint(folder)  # type: ignore[no-untyped-call]
+    return last
