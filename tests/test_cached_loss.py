@@ -13,7 +13,7 @@ from distill.data import Collator
 from logitstore.tokens import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, Row, dense, taught
-from tests.test_trainer import ragged_rows, trainer_of
+from tests.students import ragged_rows, trainer_of
 
 
 @pytest.fixture
@@ -131,9 +131,8 @@ def test_the_cached_mapped_loss_is_the_live_one(tmp_path: Path) -> None:
     assert metrics["eval_mapped_kl_loss"] == pytest.approx(total / count, rel=1e-3)
 
 
-def test_cross_entropy_is_the_models_own(
-    store: FakeStore, model: PreTrainedModel, tmp_path: Path
-) -> None:
+def test_cross_entropy_is_the_models_own(tmp_path: Path) -> None:
+    model, store = itself(tmp_path)
     trainer = trainer_of(model, store, tmp_path, eval_store=store, loss="ce", ce_weight=0.5)
     batch = Collator(0)([trainer.data[i] for i in range(8)])
     with torch.no_grad():

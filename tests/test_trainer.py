@@ -16,27 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from distill.config import CachedTeacherConfig
 from distill.data import StoreDataset
 from distill.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
-from logitstore.records import Segment
 from logitstore.tokens import ByteTokenizer
 from tests import tiny
-from tests.fake_store import FakeStore, Row, taught
-
-LOSSES = "uld:1.5,mapped_kl:2"
-
-
-def ragged_rows() -> list[Row]:
-    """Eight rows, from 1 to 70 tokens, some with a prompt."""
-    texts = tiny.corpus()
-    rows: list[Row] = [
-        (Segment(text[: 5 + 9 * i], supervised=True),) for i, text in enumerate(texts[38:44])
-    ]
-    rows.append((Segment("A prompt: ", supervised=False), Segment("yes", supervised=True)))
-    rows.append((Segment("Another? ", supervised=False), Segment("no, 🙂 no", supervised=True)))
-    return rows
+from tests.fake_store import FakeStore, taught
+from tests.students import logged, ragged_rows, settings, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -59,51 +45,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
 @pytest.fixture
 def model() -> PreTrainedModel:
     return tiny.llama(len(tiny.byte_bpe()))
-
-
-def settings(out: Path, **more: Any) -> CachedTeacherConfig:
-    return CachedTeacherConfig(
-        **{
-            "output_dir": str(out),
-            "store": "fake-store",
-            "loss": LOSSES,
-            "per_device_train_batch_size": 8,
-            "max_steps": 3,
-            "logging_steps": 1,
-            "learning_rate": 1e-2,
-            "optim": "sgd",
-            "lr_scheduler_type": "constant",
-            "train_sampling_strategy": "sequential",
-            "max_grad_norm": 0.0,
-            "use_cpu": True,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-        }
-        | more
-    )
-
-
-def trainer_of(
-    model: PreTrainedModel,
-    store: FakeStore,
-    out: Path,
-    cls: type[CachedTeacherTrainer] = CachedTeacherTrainer,
-    **more: Any,
-) -> CachedTeacherTrainer:
-    callbacks = more.pop("callbacks", None)
-    eval_store = more.pop("eval_store", None)
-    return cls(
-        model,
-        settings(out, **more),
-        store,
-        eval_store,
-        processing_class=tiny.byte_bpe(),
-        callbacks=callbacks,
-    )
-
-
-def logged(trainer: CachedTeacherTrainer) -> list[dict[str, float]]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
 
 
 # ---- the loss does not feel how a batch is cut ----
@@ -181,7 +122,7 @@ TWO_RANKS = """
     import json, sys, pickle, torch
     from pathlib import Path
     from transformers.utils import logging
-    from tests.test_trainer import trainer_of, logged
+    from tests.students import trainer_of, logged
     from tests import tiny
 
     store = pickle.loads(Path(sys.argv[1]).read_bytes())
