@@ -1,31 +1,34 @@
 """What is kept of a teacher's distribution, computed chunk by chunk from hidden states.
 
-The [tokens, vocabulary] tensor of a batch never exists: a stand-in for the output embedding's
-forward catches the hidden states, picks the supervised positions, and a chunk at a time goes
-through the head. Architectures that change logits after the embedding (Cohere multiplies by
-`logit_scale`, Granite divides by `logits_scaling`, Gemma 2 soft-caps) are followed by their
-configuration. The first batch is checked against `model(...).logits`; where they differ, the
-model's own logits are used from then on, loudly.
+The [tokens, vocabulary] tensor of a batch never exists: hidden states are caught at the output
+embedding (see output_embedding.py), the supervised positions picked, and a chunk at a time goes
+through the head. On the first batch some rows are compared with the model's own logits; where they
+differ, those are used from then on, loudly.
 
 Shape legend: B = rows, L = padded length, D = hidden width, V = vocabulary, n = positions asked
 for, K = entries, T = extra temperatures.
 """
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from logitstore.capture.output_embedding import (
+    PROBE_ROWS,
+    after_the_embedding,
+    logits_of,
+    same_logits,
+    standing_in,
+)
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits at a time
-_AGREE = 2e-3  # largest difference in logits that another order of bf16 rounding explains, relative
 
 
 @dataclass(frozen=True)
@@ -97,17 +100,16 @@ class TeacherHead:
 
     def __init__(self, model: Any, settings: HeadSettings) -> None:
         self.model, self.settings = model, settings
-        self._embedding: nn.Module | None = model.get_output_embeddings()
-        self._checked = False
-        config = model.config.get_text_config()
-        self._multiply = float(getattr(config, "logit_scale", None) or 1.0) / float(
-            getattr(config, "logits_scaling", None) or 1.0
-        )
-        self._cap = getattr(config, "final_logit_softcapping", None)
+        self._embedding: Any = model.get_output_embeddings()
+        self._is_checked = False
+        width = int(model.config.get_text_config(decoder=True).vocab_size)
+        self._chunk = max(1, _CHUNK_BYTES // (4 * width))
+        if self._embedding is None:
+            self._fall_back("it has no output embedding")
 
     @torch.inference_mode()
     def __call__(
-        self, inputs: dict[str, Tensor], positions_n: Tensor, targets_n: Tensor
+        self, inputs: Mapping[str, Tensor], positions_n: Tensor, targets_n: Tensor
     ) -> HeadResult:
         """Summaries of the logit rows at `positions_n`.
 
@@ -116,74 +118,54 @@ class TeacherHead:
             positions_n: Flat indices into B x L of the rows that predict the targets.
             targets_n: The tokens they predict.
         """
-        if not self._checked:
-            self._check(inputs, positions_n)
-        if self._embedding is None:
-            logits = self.model(**inputs).logits.flatten(0, 1)
-            return self._gather(lambda i: logits[positions_n[i]], targets_n)
-        with self._catching() as caught:
-            self.model(**inputs)
-        hidden_nD = caught[0].flatten(0, 1)[positions_n]
-        return self._gather(lambda i: self._logits(hidden_nD[i]), targets_n)
+        if self._embedding is not None:
+            result = self._from_hidden(inputs, positions_n, targets_n)
+            if result is not None:
+                return result
+            self._fall_back("its logits are not made from its output embedding as known here")
+        logits = logits_of(self.model(**inputs)).flatten(0, 1)
+        return self._summarise(lambda part: logits[positions_n[part]], targets_n)
 
-    def _logits(self, hidden_nD: Tensor) -> Tensor:
-        assert self._embedding is not None
-        logits: Tensor = self._embedding(hidden_nD) * self._multiply
-        return logits if self._cap is None else self._cap * torch.tanh(logits / self._cap)
+    def _from_hidden(
+        self, inputs: Mapping[str, Tensor], positions_n: Tensor, targets_n: Tensor
+    ) -> HeadResult | None:
+        """The summaries, or None if the model's own logits turn out to be others."""
+        head, finish = self._embedding.forward, after_the_embedding(self.model)
+        caught: list[Tensor] = []
+        probe = torch.empty(0)
 
-    def _gather(self, logits_of: Callable[[slice], Tensor], targets_n: Tensor) -> HeadResult:
-        width = int(self.model.config.get_text_config().vocab_size)
-        step = max(1, _CHUNK_BYTES // (4 * width))
-        chunks: list[list[Tensor]] = []
-        for start in range(0, len(targets_n), step):
-            part = slice(start, min(start + step, len(targets_n)))
-            chunks.append(summarise(logits_of(part), targets_n[part], self.settings))
+        def stand_in(hidden: Tensor) -> Tensor:
+            nonlocal probe
+            hidden_MD = hidden.flatten(0, -2)
+            caught.append(hidden_MD[positions_n])
+            # Taken where records are: a padded row may be anything.
+            probe = torch.as_tensor(head(caught[0][: 0 if self._is_checked else PROBE_ROWS]))
+            # One sequence of so few rows: whatever the model does to logits, it does to these.
+            return probe.reshape(*[1] * (hidden.dim() - 2), *probe.shape)
+
+        with standing_in(self._embedding, stand_in):
+            theirs = logits_of(self.model(**inputs))
+        if len(caught) != 1 or not same_logits(theirs, finish(probe)):
+            return None
+        self._is_checked = True
+        return self._summarise(lambda part: finish(head(caught[0][part])), targets_n)
+
+    def _summarise(self, rows_of: Callable[[slice], Tensor], targets_n: Tensor) -> HeadResult:
+        chunks = [
+            summarise(rows_of(part), targets_n[part], self.settings)
+            for start in range(0, len(targets_n), self._chunk)
+            for part in [slice(start, start + self._chunk)]
+        ]
         return HeadResult(*(torch.cat(field).cpu() for field in zip(*chunks, strict=True)))
 
-    @contextmanager
-    def _catching(self) -> Iterator[list[Tensor]]:
-        """Within, the output embedding hands its input here and returns next to nothing."""
-        caught: list[Tensor] = []
-        embedding: Any = self._embedding
-
-        def stand_in(hidden: Tensor, *_: Any, **__: Any) -> Tensor:
-            caught.append(hidden)
-            return hidden[..., :1]
-
-        embedding.forward = stand_in
-        try:
-            yield caught
-        finally:
-            del embedding.forward  # the class's own forward shows again
-
-    def _check(self, inputs: dict[str, Tensor], positions_n: Tensor) -> None:
-        """Once: does head(hidden) equal the model's own logits?"""
-        self._checked = True
-        few = positions_n[:64]
-        theirs = self.model(**inputs).logits.flatten(0, 1)[few].float()
-        if not torch.isfinite(theirs.logsumexp(-1)).all():
-            return  # reported by the job, which knows the row
-        if self._embedding is None:
-            log.warning("The teacher has no output embedding; its own logits are used whole.")
-            return
-        with self._catching() as caught:
-            self.model(**inputs)
-        reason = "its output embedding is not called in its forward"
-        if len(caught) == 1 and caught[0].shape[:2] == inputs["input_ids"].shape:
-            ours = self._logits(caught[0].flatten(0, 1)[few]).float()
-            if ours.shape == theirs.shape:
-                # Compared as distributions: a masked vocabulary (-inf) is equal where both are.
-                gap = (ours.log_softmax(-1) - theirs.log_softmax(-1)).nan_to_num(0.0).abs().max()
-                if gap <= _AGREE * max(1.0, float(theirs.abs().nan_to_num(0, 0, 0).max())):
-                    return
-                reason = f"log-probabilities differ by up to {float(gap):.3g}"
-        log.warning(
-            "The teacher's head cannot be computed from its hidden states (%s): its own logits are "
-            "used, which needs memory for batch x vocabulary. Lower --tokens-per-batch if it does "
-            "not fit.",
-            reason,
-        )
+    def _fall_back(self, why: str) -> None:
         self._embedding = None
+        log.warning(
+            "%s: %s. Its own logits are used whole: the same records, but memory for every token "
+            "of a batch times the vocabulary. Lower --tokens-per-batch if that does not fit.",
+            type(self.model).__name__,
+            why,
+        )
 
 
 def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:

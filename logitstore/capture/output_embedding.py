@@ -1,0 +1,77 @@
+"""Catching a model's hidden states where they meet the output embedding, whatever the architecture.
+
+A model's own forward hands its last hidden states to `get_output_embeddings()`. For the length of
+one call a stand-in takes the place of that module's forward. It sees the hidden states and hands
+the model a few rows of logits to go on with; what the model makes of those few, compared with what
+is made of them here, tells whether all that comes after the embedding is known: a scale (Cohere
+multiplies, Granite divides), soft-capping (Gemma 2), a bias (BART).
+
+Teacher pass and student trainer both stand on this.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Rows whose logits go through the model's own code when the head is checked.
+PROBE_ROWS = 8
+
+
+@contextmanager
+def standing_in(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Replace a module's forward, then put back what was there (also another stand-in)."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+def after_the_embedding(model: Any) -> Callable[[Tensor], Tensor]:
+    """What the model's own forward does to the output of its embedding, from its config.
+
+    In the order in which models do it, and in their dtype: so half-precision logits round alike.
+    """
+    config = model.config.get_text_config(decoder=True)
+    factor = getattr(config, "logit_scale", None)
+    divisor = getattr(config, "logits_scaling", None)
+    cap = getattr(config, "final_logit_softcapping", None)
+    bias = getattr(model, "final_logits_bias", None)
+
+    def finish(logits: Tensor) -> Tensor:
+        if factor is not None:
+            logits = logits * factor
+        if divisor is not None:
+            logits = logits / divisor
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits if bias is None else logits + bias.to(logits.device)
+
+    return finish
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returned."""
+    logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
+    return logits
+
+
+def same_logits(theirs: Tensor, ours: Tensor) -> bool:
+    """Whether logits agree but for rounding. A missing scale or cap is far beyond that."""
+    if theirs.numel() != ours.numel():
+        return False
+    tolerance = 64 * max(torch.finfo(theirs.dtype).eps, torch.finfo(ours.dtype).eps)
+    return torch.allclose(
+        theirs.detach().double().flatten(),
+        ours.double().flatten(),
+        rtol=tolerance,
+        atol=tolerance,
+        equal_nan=True,  # a fully masked row may be anything
+    )
