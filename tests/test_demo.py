@@ -116,8 +116,10 @@ def test_only_an_interrupted_run_of_the_same_settings_is_taken_up(tmp_path: Path
     out = tmp_path / "demo"
     prepare(out, QUICK)
     (out / "work").touch()
+    (out / "teacher.away").mkdir()
     prepare(out, QUICK)
     assert (out / "work").exists()
+    assert (out / "teacher").exists()
     prepare(out, FULL)
     assert not (out / "work").exists()
     (out / "work").touch()
@@ -180,7 +182,8 @@ def made_up(**bits_per_byte: tuple[float, float]) -> dict[str, Any]:
     ]
     return {
         "runs": runs,
-        "store": {"bytes_per_token": 80.04},
+        "store": {"bytes_per_token": 80.04, "supervised_bytes": 1234},
+        "settings": {"student_steps": 5, "seeds": [0, 1]},
         "teacher": {"bits_per_byte": 1.9},
     }
 

@@ -75,6 +75,7 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
         "store": stored,
         "teacher": measured,
         "settings": describe(settings),
+        "cores": cores(),
         "time_s": time.monotonic() - started,
     }
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")

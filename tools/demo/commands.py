@@ -47,7 +47,7 @@ class Commands:
         """
         line = shlex.join(arguments)
         if log is None:
-            print(f"$ {line}", file=sys.stderr, flush=True)
+            show(arguments)
         program, *rest = arguments
         with _stderr_of(log) as stderr:
             process = self._start([sys.executable, "-m", program, *rest], threads, stderr)
@@ -92,6 +92,11 @@ class Commands:
         if process.poll() is None:
             process.terminate()
             process.wait()
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Prints a command line as a user would type it."""
+    print(f"$ {shlex.join(arguments)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -50,21 +50,23 @@ class Settings:
     top_k: int
 
 
-#: The teacher reads forty times the student's text once: that is what makes it worth asking.
+#: The teacher has read thirty times the student's text, which is what makes it worth asking; the
+#: student reads its own little text fourteen times, so there is something to keep it from.
 FULL = Settings(
     teacher=Shape(width=192, layers=3, vocabulary=4096),
     student=Shape(width=96, layers=2, vocabulary=2048),
     teacher_bytes=4_000_000,
-    tokenizer_bytes=600_000,
+    tokenizer_bytes=400_000,
     student_bytes=100_000,
     heldout_bytes=100_000,
     teacher_steps=400,
-    student_steps=250,
+    student_steps=200,
     seeds=(0, 1),
     top_k=64,
 )
 
-#: Nothing is learnt here; it shows that every step works.
+#: Nothing is learnt here; it shows that every step works. Its minute goes into starting processes
+#: (5 s each), which is why there is one seed.
 QUICK = Settings(
     teacher=Shape(width=64, layers=1, vocabulary=600),
     student=Shape(width=32, layers=1, vocabulary=500),
@@ -74,7 +76,7 @@ QUICK = Settings(
     heldout_bytes=5_000,
     teacher_steps=20,
     student_steps=5,
-    seeds=(0, 1),
+    seeds=(0,),
     top_k=16,
 )
 

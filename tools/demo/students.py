@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.progress import progress
-from tools.demo.commands import Commands
+from tools.demo.commands import Commands, show
 from tools.demo.settings import CONTENDERS, Contender, Settings, cores
 
 Run = dict[str, Any]
@@ -45,6 +45,8 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
 
     A student that an interrupted demo finished is not trained again.
     """
+    for contender in CONTENDERS:
+        show(train_command(out, contender, settings.seeds[0], settings))
     jobs = [(contender, seed) for contender in CONTENDERS for seed in settings.seeds]
     with ThreadPoolExecutor(max_workers=min(cores(), len(jobs))) as pool:
         futures = [pool.submit(_student, out, c, seed, settings, commands) for c, seed in jobs]

@@ -23,12 +23,17 @@ def table(results: dict[str, Any]) -> str:
         for cells in (list(zip(line, widths, strict=True)) for line in lines)
     ]
     store, teacher = results["store"], results["teacher"]
+    said = results["settings"]
+    title = (
+        f"Held-out text; {said['student_steps']} steps on {store['supervised_bytes']:,} bytes, "
+        f"{len(said['seeds'])} seed(s), the same initial weights and data for each contender:"
+    )
     facts = [
         f"teacher: {teacher['bits_per_byte']:.3f} bits/byte on the same text",
         f"store:   {store['bytes_per_token']:.1f} bytes a token",
     ]
     verdicts = [_verdict(c.label, by_name[c.name], by_name["ce"]) for c in CONTENDERS[1:]]
-    return "\n".join([*body, "", *facts, "", *verdicts])
+    return "\n".join([title, "", *body, "", *facts, "", *verdicts])
 
 
 def _line(label: str, runs: Sequence[Run], baseline: Sequence[Run]) -> tuple[str, ...]:
