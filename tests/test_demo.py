@@ -25,9 +25,9 @@ ROOT = Path(__file__).parent.parent
 QUICK_CPU_S = 120
 
 
-def start_demo(out: Path) -> "subprocess.Popen[str]":
+def start_demo(out: Path, *flags: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tools.demo", "--quick", "--out", str(out)],
+        [sys.executable, "-m", "tools.demo", *flags, "--out", str(out)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -47,14 +47,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
     """A demo killed while its students train, then run again: (folder, its table, CPU seconds)."""
     out = tmp_path_factory.mktemp("demo") / "build"
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    first = start_demo(out)
+    first = start_demo(out, "--quick")
     wait_for(out / "teacher.away", first)
     assert not (out / "teacher").exists()
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     assert (out / "teacher.away").exists()
 
-    second = start_demo(out)
+    second = start_demo(out, "--quick")
     stdout, stderr = second.communicate()
     assert second.returncode == 0, stderr
     assert "taking up the demo that was interrupted" in stderr
@@ -94,6 +94,19 @@ def test_everything_lies_in_the_demo_folder(demo: tuple[Path, str, float]) -> No
     made = {path.name for path in demo[0].iterdir()}
     assert {"teacher", "store", "students", "results.json"} <= made
     assert {path.name for path in demo[0].parent.iterdir()} == {"build"}
+
+
+@pytest.mark.slow
+def test_a_student_of_another_tokenizer_learns_from_the_store(tmp_path: Path) -> None:
+    """The demo at full size: what the project is for, on text no model here was trained on."""
+    demo = start_demo(tmp_path / "build")
+    stdout, stderr = demo.communicate()
+    assert demo.returncode == 0, stderr
+    runs = json.loads((tmp_path / "build" / "results.json").read_text())["runs"]
+    bits = {(run["name"], run["seed"]): run["bits_per_byte"] for run in runs}
+    for seed in FULL.seeds:
+        assert bits["mapped_kl", seed] < bits["ce", seed], stdout
+        assert bits["uld_bytes", seed] < bits["ce", seed], stdout
 
 
 def test_the_teacher_is_away_inside_and_back_after_any_error(tmp_path: Path) -> None:

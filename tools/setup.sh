@@ -28,7 +28,8 @@ if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && is_new_enough .venv/bin/pyth
     exit 0
 fi
 
-if ! is_new_enough .venv/bin/python; then
+# Without pip it is what an interrupted or refused `python -m venv` left.
+if ! is_new_enough .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     say "making .venv with $("$python" --version)"
     "$python" -m venv --clear .venv
