@@ -35,6 +35,8 @@ _LIGER = "it replaces the forward pass whose hidden states the losses read"
 REFUSED = {
     "average_tokens_across_devices": "every term is divided by its count over all devices, always",
     "batch_eval_metrics": _NO_PREDICTIONS,
+    "debug": "it reads logits, and none are made here; a loss or gradient that is not finite stops "
+    "the run by itself",
     "do_predict": "there is no test set; run `distill evaluate` on the finished student",
     "eval_accumulation_steps": _NO_PREDICTIONS,
     "eval_do_concat_batches": _NO_PREDICTIONS,
@@ -161,7 +163,8 @@ class CachedTeacherConfig(TrainingArguments):
     def _refuse_what_would_not_work(self) -> None:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if each.name in REFUSED and value != _default(each):
+            # Empty is empty, whether None, "" or what TrainingArguments makes of it.
+            if each.name in REFUSED and (value or None) != (_default(each) or None):
                 raise InputError(
                     f"--{each.name} {value} would have no effect: {REFUSED[each.name]}. "
                     f"Leave --{each.name} out."

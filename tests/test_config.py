@@ -27,7 +27,7 @@ adam_epsilon auto_find_batch_size bf16 bf16_full_eval data_seed dataloader_drop_
 dataloader_in_order dataloader_multiprocessing_context dataloader_num_workers
 dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor ddp_backend
 ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
-debug deepspeed disable_tqdm do_eval do_train enable_jit_checkpoint eval_delay eval_on_start
+deepspeed disable_tqdm do_eval do_train enable_jit_checkpoint eval_delay eval_on_start
 eval_steps eval_strategy fp16 fp16_full_eval fsdp fsdp_config full_determinism
 gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs greater_is_better
 hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token ignore_data_skip
@@ -165,6 +165,7 @@ def test_every_flag_of_trainer_has_been_decided() -> None:
     [
         ("average_tokens_across_devices", False),
         ("batch_eval_metrics", True),
+        ("debug", "underflow_overflow"),
         ("do_predict", True),
         ("eval_accumulation_steps", 2),
         ("eval_do_concat_batches", False),

@@ -2,6 +2,7 @@
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -109,6 +110,21 @@ def test_position_counts_tokens_of_the_text_not_records(store: FakeStore) -> Non
     np.testing.assert_array_equal(
         arrays["entry_logprobs"][0], store.records[-1].padded().logprobs[0]
     )
+
+
+def test_after_a_prompt_a_dropped_space_is_no_missing_token(
+    student: ByteTokenizer, tmp_path: Path
+) -> None:
+    """WordPiece drops the space between prompt and answer: its first record starts behind it."""
+    tokenizer = tiny.wordpiece()
+    row = (Segment("A question?", supervised=False), Segment(" An answer", supervised=True))
+    store = taught(tiny.llama(len(tokenizer)), tokenizer, [row], tmp_path)
+    assert store.records[0].byte_starts[0] == 1
+    arrays = StoreDataset(store, student, ["uld"], pairing="position")[0].teacher["uld"]
+    np.testing.assert_array_equal(
+        arrays["entry_logprobs"][0], store.records[0].padded().logprobs[0]
+    )
+    assert arrays["index"][0] == 0
 
 
 # ---- a group's distribution ----
@@ -331,6 +347,20 @@ def test_strict_pairs_are_fewer_and_of_equal_bytes(
     strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True)[0]
     assert 0 < len(strict.teacher["mapped_kl"]["index"]) < len(loose.teacher["mapped_kl"]["index"])
     assert strict.aligned < loose.aligned
+
+
+def test_strict_maps_a_token_only_to_the_same_bytes(
+    store: FakeStore, student: ByteTokenizer
+) -> None:
+    teacher = ByteTokenizer.from_folder(store.tokenizer_path)
+    loose = StoreDataset(store, student, ["mapped_kl"]).mapping
+    strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True).mapping
+    assert loose is not None
+    assert strict is not None
+    assert 0 < (strict >= 0).sum() < (loose >= 0).sum()
+    for teacher_id in np.flatnonzero(strict >= 0):
+        same = student.token_bytes[strict[teacher_id]]
+        assert same == teacher.token_bytes[teacher_id]
 
 
 def test_a_store_without_ids_is_refused_where_ids_are_needed(

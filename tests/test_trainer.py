@@ -430,3 +430,36 @@ def test_rows_are_cut_at_what_the_student_reads(store: FakeStore, tmp_path: Path
     assert trainer_of(short, store, tmp_path).data.max_length == 12
     assert trainer_of(short, store, tmp_path, max_length=7).data.max_length == 7
     assert trainer_of(short, store, tmp_path, max_length=70).data.max_length == 12
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"bf16": True, "bf16_full_eval": True},
+        {"activation_checkpointing": True},
+        {"neftune_noise_alpha": 5.0},
+        {"auto_find_batch_size": True},
+        {"include_num_input_tokens_seen": "non_padding"},
+        {"torch_empty_cache_steps": 1},
+        {"dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        {"dataloader_drop_last": True, "per_device_train_batch_size": 3},
+        {"load_best_model_at_end": True, "save_strategy": "steps", "save_steps": 1},
+        {"lr_scheduler_type": "reduce_lr_on_plateau"},
+        {"optim": "adafactor"},
+        {"full_determinism": True},
+        {"skip_memory_metrics": False},
+        {"use_cache": True},
+        {"max_grad_norm": 0.5},
+        {"accelerator_config": {"split_batches": True}},
+        {"train_sampling_strategy": "random", "num_train_epochs": 2, "max_steps": -1},
+    ],
+)
+def test_flags_that_are_let_through_do_train(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path, flags: dict[str, Any]
+) -> None:
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "eval_store": store}
+    trainer = trainer_of(model, store, tmp_path, **(evaluating | flags))
+    trainer.train()
+    losses = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert len(losses) >= 2
+    assert losses[-1] < losses[0]
