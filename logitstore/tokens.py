@@ -55,6 +55,8 @@ class TokenizedText:
         byte_starts: (T,) supervised UTF-8 bytes before the token; 0 where `has_record` is false.
         byte_lengths: (T,) supervised bytes of the token; 0 where `has_record` is false.
         is_eos: (T,) the end of the text: no bytes, behind the last of them.
+        text_starts: (T,) bytes of the whole text, context too, before the token; 0 for the prefix.
+        text_ends: (T,) bytes of the whole text up to the token's end.
         status: `ok`; `truncated`, cut at `max_length`, so without an end; `empty`, no text at all;
             `no_supervised_text`, no supervised token (left) that something predicts;
             `spans_unknown`, the tokenizer's offsets do not describe this text, so no records.
@@ -65,6 +67,8 @@ class TokenizedText:
     byte_starts: Int64s
     byte_lengths: Int64s
     is_eos: Bools
+    text_starts: Int64s
+    text_ends: Int64s
     status: str
 
 
@@ -114,6 +118,11 @@ class ByteTokenizer:
         self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self._prefix = _prefix_ids(self._backend, backend.post_processor)
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens that it puts in front of every text: BOS or none, rarely more."""
+        return len(self._prefix)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Self:
@@ -189,6 +198,9 @@ class ByteTokenizer:
         byte_lengths = np.pad(lengths, (p, eos))
         is_eos = np.zeros(len(token_ids), np.bool_)
         is_eos[p + len(ids) :] = True
+        text_starts, text_ends = (
+            np.pad(place, (p, eos), constant_values=(0, supervised.text_bytes)) for place in spans
+        )
 
         keep = slice(cut_at)
         has_record = has_record[keep]
@@ -199,6 +211,8 @@ class ByteTokenizer:
             byte_starts=np.where(has_record, byte_starts[keep], 0),
             byte_lengths=np.where(has_record, byte_lengths[keep], 0),
             is_eos=is_eos[keep],
+            text_starts=text_starts[keep],
+            text_ends=text_ends[keep],
             status=status if has_record.any() else "no_supervised_text",
         )
 
@@ -261,6 +275,7 @@ class _Supervised:
         counted = np.where(self.is_supervised, sizes, 0)
         self.before = np.cumsum(counted) - counted
         self.total_bytes = int(counted.sum())
+        self.text_bytes = int(sizes.sum())
         self.at_end = bool(self.is_supervised[-1])
 
     def project(self, starts: Int64s, ends: Int64s) -> tuple[Int64s, Int64s, Bools]:
@@ -280,7 +295,7 @@ class _Supervised:
 
 def _without_records(token_ids: Int64s, status: str) -> TokenizedText:
     zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
-    return TokenizedText(token_ids.astype(np.int64), no, zeros, zeros, no, status)
+    return TokenizedText(token_ids.astype(np.int64), no, zeros, zeros, no, zeros, zeros, status)
 
 
 def _nothing(status: str) -> TokenizedText:
