@@ -51,7 +51,7 @@ class EncodedEntries:
         tail_codes: (n,).
         kl: (n,) KL(true || decoded) over the entries and the tail, nats.
         l1: (n,) L1 distance over the same buckets.
-        dropped: (n,) entries below the code's range, now part of the tail.
+        dropped: (n,) entries below the code's range, left out.
     """
 
     deltas: U16
@@ -112,12 +112,10 @@ def encode_entries(
     offered = np.arange(width) < count_n[:, None]
     kept = offered & (codes < NEG_INF_CODE)
     count = kept.sum(1)
-    # What the code cannot hold joins the tail, and is counted: never clipped. (A token that the
-    # teacher excludes, at -inf, has nothing to lose.)
+    # What the code cannot hold (below e^-682, less than any float32 sum can notice) is left out and
+    # counted. A token that the teacher excludes, at -inf, has nothing to lose.
     dropped = (offered & ~kept & np.isfinite(logprobs_nK)).sum(1)
-    lost = np.where(offered & ~kept, np.exp(logprobs_nK.astype(np.float64)), 0.0).sum(1)
-    with np.errstate(divide="ignore"):
-        tail = np.log(np.exp(tail_n.astype(np.float64)) + lost)
+    tail = tail_n.astype(np.float64)
     tail_codes = quantise(tail, TAIL_STEP)
 
     kl, l1 = _distance(logprobs_nK, tail, codes, kept, tail_codes)
@@ -133,9 +131,7 @@ def encode_entries(
     if (deltas < 0).any():
         raise ValueError("entries are not sorted, most probable first")
     deltas = deltas.astype(np.uint16)
-    return EncodedEntries(
-        deltas, ids, count.astype(np.uint16), tail_codes, kl, l1, dropped
-    )
+    return EncodedEntries(deltas, ids, count.astype(np.uint16), tail_codes, kl, l1, dropped)
 
 
 def _distance(

@@ -226,7 +226,7 @@ def measure(encoded: EncodedRecords, spec: StoreSpec) -> dict[str, float | int]:
         ``tail_mean``, ``tail_p99``: probability outside the entries. ``at_cap_fraction``: records
         that kept top_k entries and still have more tail than asked for. ``entries_mean`` a record.
         ``kl_mean`` (nats), ``l1_mean``, ``l1_max``: decoded against exact, over entries and tail.
-        ``dropped_entries``: too improbable for the code, moved into the tail.
+        ``dropped_entries``: too improbable for the code, left out.
     """
     if len(encoded) == 0:
         return dict(NOTHING_MEASURED)

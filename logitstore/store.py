@@ -58,7 +58,7 @@ class Fidelity:
         kl_mean: KL(exact || decoded) over entries and tail, nats.
         l1_mean: L1 distance of the same; what quantisation adds to a ULD, on average.
         l1_max: The largest L1 of any record: a bound for any loss that is 1-Lipschitz in L1.
-        dropped_entries: Too improbable for the code, moved into the tail.
+        dropped_entries: Too improbable for the code, left out.
     """
 
     tail_mean: float

@@ -108,7 +108,7 @@ def test_rounding_without_the_shift_would_bias_every_loss() -> None:
     assert np.abs(total - 1).max() < 1e-6
 
 
-def test_what_the_code_cannot_hold_joins_the_tail_and_is_counted() -> None:
+def test_what_the_code_cannot_hold_is_counted() -> None:
     logprobs = np.array([[-0.1, -700.0, -np.inf]], np.float32)
     stored = encode_entries(logprobs, None, np.array([3]), np.log1p(-np.exp([-0.1])).astype("f4"))
     assert (stored.count[0], stored.dropped[0]) == (1, 1)  # the excluded token loses nothing

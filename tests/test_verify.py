@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
-from logitstore.archive import pack
+from logitstore.archive import Archive, pack
 from logitstore.cli import app
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.records import TokenRecords
@@ -83,6 +83,37 @@ def test_a_flipped_byte_never_changes_what_is_read(whole: Path, tmp_path: Path) 
             assert text == wanted[i][1]
         assert len(store[0]) > 0
     assert raised > 300
+
+
+def test_every_chunk_of_every_array_has_a_checksum_that_reading_checks(
+    whole: Path, tmp_path: Path
+) -> None:
+    """One bit in the middle of each chunk's compressed bytes; blosc alone would not notice most."""
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    path = copy / "shards" / "00001.zarr.zip"
+    good = path.read_bytes()
+    members = Archive(path)
+    names = [name for name in members.names if "/c/" in name]
+    assert len(names) == 18
+    for name in names:
+        start = good.index(members[name])
+        data = bytearray(good)
+        data[start + 20] ^= 16  # behind the 16 bytes of blosc's header
+        path.unlink()
+        path.write_bytes(data)
+        store = open_store(copy)
+        with pytest.raises(CorruptStoreError, match="does not match its checksum"):
+            [store[i] for i in range(3, 7)]
+
+
+def test_a_line_whose_page_is_whole_but_whose_words_are_not_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("logitstore.lines.line_digest", lambda _: b"another digest..")
+        stores.write(tmp_path / "s")
+    with pytest.raises(CorruptStoreError, match="text of row 3 does not match its digest"):
+        open_store(tmp_path / "s").text(3)
 
 
 def same(a: TokenRecords, b: TokenRecords) -> bool:
