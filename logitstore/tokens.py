@@ -19,7 +19,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -54,7 +54,7 @@ class TokenizedText:
         has_record: (T,) supervised, and predicted by something before it.
         byte_starts: (T,) supervised UTF-8 bytes before the token; 0 where `has_record` is false.
         byte_lengths: (T,) supervised bytes of the token; 0 where `has_record` is false.
-        is_eos: (T,) the end of the text: no bytes, behind the last of them.
+        is_eos: (T,) the end of the text, or of a turn: no bytes, behind the last of them.
         text_starts: (T,) bytes of the whole text, context too, before the token; 0 for the prefix.
         text_ends: (T,) bytes of the whole text up to the token's end.
         status: `ok`; `truncated`, cut at `max_length`, so without an end; `empty`, no text at all;
@@ -71,6 +71,17 @@ class TokenizedText:
     text_ends: Int64s
     status: str
 
+    def cut(self, max_length: int | None) -> Self:
+        """The first `max_length` tokens; the same object where there are no more than that."""
+        if max_length is None or len(self.token_ids) <= max_length:
+            return self
+        arrays = [f.name for f in fields(self) if f.name != "status"]
+        kept = {name: getattr(self, name)[:max_length] for name in arrays}
+        if self.status not in ("ok", "truncated"):
+            return replace(self, **kept)
+        status = "truncated" if kept["has_record"].any() else "no_supervised_text"
+        return replace(self, **kept, status=status)
+
 
 class ByteTokenizer:
     """A fast `transformers` tokenizer that knows the bytes of its tokens. Can be pickled.
@@ -83,6 +94,7 @@ class ByteTokenizer:
         size: Every id is below it.
         eos_ids: The tokenizer's EOS, then the other special tokens that end a turn or a text.
         eos_token_id: The id that :meth:`encode` appends, or None.
+        prefix: The ids that it puts in front of every text: BOS, or nothing.
         pad_id: The padding token, else EOS, else 0. Padding is masked anyway.
         token_bytes: V entries: the bytes that a token writes; None for special tokens and for ids
             that stand for nothing.
@@ -117,12 +129,12 @@ class ByteTokenizer:
         self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
         self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
         self._backend.encode_special_tokens = backend.encode_special_tokens
-        self._prefix = _prefix_ids(self._backend, backend.post_processor)
+        self.prefix = _prefix_ids(self._backend, backend.post_processor)
 
     @property
     def prefix_length(self) -> int:
         """Tokens that it puts in front of every text: BOS or none, rarely more."""
-        return len(self._prefix)
+        return len(self.prefix)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Self:
@@ -147,73 +159,83 @@ class ByteTokenizer:
         return cls(tokenizer)
 
     def encode(
-        self, segments: Sequence[Segment], *, max_length: int | None = None, add_eos: bool = True
+        self,
+        segments: Sequence[Segment],
+        *,
+        max_length: int | None = None,
+        add_eos: bool = True,
+        add_prefix: bool = True,
     ) -> TokenizedText:
         """Tokenises the segments as one text, and says where its tokens lie.
 
         A token that crosses from context into supervised text is supervised, with only its
-        supervised bytes as its span.
+        supervised bytes as its span. An EOS-like token that begins exactly where supervised text
+        ends, as a chat template writes it, is supervised too: an event without bytes, one a turn.
 
         Args:
-            segments: The text, in order.
+            segments: The text, in order. An empty supervised one is a turn that says nothing.
             max_length: Most tokens of the result, with BOS and EOS; the rest is cut.
             add_eos: Whether EOS follows the text, if the tokenizer has one.
+            add_prefix: Whether the tokenizer's own prefix (BOS) comes first. A chat template
+                writes its own.
 
         Raises:
             InputError: The text cannot be written as UTF-8, or `max_length` is below 1.
         """
         if max_length is not None and max_length < 1:
             raise InputError(f"max_length {max_length}: no token fits. Give 1 or more.")
-        segments = [segment for segment in segments if segment.text]
-        if not segments:
-            return _nothing("empty")
         data = utf8("".join(segment.text for segment in segments), "text")
+        if not data:
+            return _nothing("empty")
         encoding = self._backend.encode(data.decode(), add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
         spans = self._spans(data, ids, encoding)
-        supervised = _Supervised(segments)
-        has_eos = add_eos and self.eos_token_id is not None
-        wanted = len(self._prefix) + len(ids) + has_eos
-        cut = max_length is not None and wanted > max_length
+        prefix = self.prefix if add_prefix else self.prefix[:0]
         if spans is None:
-            whole = np.concatenate([self._prefix, ids])[:max_length]
-            return _without_records(whole, "spans_unknown")
-        return self._assemble(ids, spans, supervised, has_eos, max_length if cut else None)
-
-    def _assemble(
-        self,
-        ids: Int64s,
-        spans: tuple[Int64s, Int64s],
-        supervised: _Supervised,
-        has_eos: bool,
-        cut_at: int | None,
-    ) -> TokenizedText:
-        """Prefix, text and EOS as one sequence; has_record and spans in supervised bytes."""
+            whole = np.concatenate([prefix, ids])
+            return _without_records(whole, "spans_unknown").cut(max_length)
+        supervised = _Supervised([segment for segment in segments if segment.text])
         starts, lengths, is_supervised = supervised.project(*spans)
-        p, eos = len(self._prefix), int(has_eos)
-        token_ids = np.concatenate([self._prefix, ids, [self.eos_token_id] * eos]).astype(np.int64)
-        has_record = np.pad(is_supervised, (p, eos), constant_values=(False, supervised.at_end))
-        has_record[:1] = False  # nothing predicts it
-        byte_starts = np.pad(starts, (p, eos), constant_values=(0, supervised.total_bytes))
-        byte_lengths = np.pad(lengths, (p, eos))
-        is_eos = np.zeros(len(token_ids), np.bool_)
-        is_eos[p + len(ids) :] = True
-        text_starts, text_ends = (
-            np.pad(place, (p, eos), constant_values=(0, supervised.text_bytes)) for place in spans
-        )
+        events, at = self._turn_events(ids, spans, _turn_ends(segments))
+        starts[events], lengths[events] = supervised.before_place(at), 0
+        is_supervised[events] = True
+        is_eos = np.zeros(len(ids), np.bool_)
+        is_eos[events] = True
+        text = TokenizedText(ids, is_supervised, starts, lengths, is_eos, *spans, "ok")
+        has_eos = add_eos and self.eos_token_id is not None
+        return self._wrapped(text, prefix, supervised, has_eos).cut(max_length)
 
-        keep = slice(cut_at)
-        has_record = has_record[keep]
-        status = "ok" if cut_at is None else "truncated"
+    def _turn_events(
+        self, ids: Int64s, spans: tuple[Int64s, Int64s], turn_ends: Int64s
+    ) -> tuple[Int64s, Int64s]:
+        """The tokens that end a turn, and the place in the text where each turn ends."""
+        after = np.searchsorted(spans[1], turn_ends, side="right")  # the first to end behind it
+        turn_ends, after = turn_ends[after < len(ids)], after[after < len(ids)]
+        is_event = np.isin(ids[after], np.array(self.eos_ids, np.int64))
+        # One that strips white space on its left begins before the place.
+        is_event &= spans[0][after] <= turn_ends
+        return after[is_event], turn_ends[is_event]
+
+    def _wrapped(
+        self, text: TokenizedText, prefix: Int64s, supervised: _Supervised, has_eos: bool
+    ) -> TokenizedText:
+        """With the prefix before it and EOS after it; without what nothing predicts."""
+        p, eos = len(prefix), int(has_eos)
+        last = np.full(eos, self.eos_token_id if eos else 0, np.int64)
+        has_record = np.pad(text.has_record, (p, eos), constant_values=(False, supervised.at_end))
+        has_record[:1] = False  # nothing predicts it
+        starts = np.pad(text.byte_starts, (p, eos), constant_values=(0, supervised.total_bytes))
+        lengths = np.pad(text.byte_lengths, (p, eos))
+        ends = (0, supervised.text_bytes)
         return TokenizedText(
-            token_ids=token_ids[keep],
+            token_ids=np.concatenate([prefix, text.token_ids, last]).astype(np.int64),
             has_record=has_record,
-            byte_starts=np.where(has_record, byte_starts[keep], 0),
-            byte_lengths=np.where(has_record, byte_lengths[keep], 0),
-            is_eos=is_eos[keep],
-            text_starts=text_starts[keep],
-            text_ends=text_ends[keep],
-            status=status if has_record.any() else "no_supervised_text",
+            byte_starts=np.where(has_record, starts, 0),
+            byte_lengths=np.where(has_record, lengths, 0),
+            is_eos=np.pad(text.is_eos, (p, eos), constant_values=(False, True)),
+            text_starts=np.pad(text.text_starts, (p, eos), constant_values=ends),
+            text_ends=np.pad(text.text_ends, (p, eos), constant_values=ends),
+            status="ok" if has_record.any() else "no_supervised_text",
         )
 
     def _spans(self, data: bytes, ids: Int64s, encoding: Any) -> tuple[Int64s, Int64s] | None:
@@ -287,10 +309,25 @@ class _Supervised:
         lengths = self._place(ends)[0] - first
         return first, lengths, (lengths > 0) | ((starts == ends) & is_inside)
 
+    def before_place(self, places: Int64s) -> Int64s:
+        """Supervised bytes before each place of the text."""
+        return self._place(places)[0]
+
     def _place(self, places: Int64s) -> tuple[Int64s, Bools]:
         segment = np.searchsorted(self.bounds, places, side="right") - 1
         inside = self.is_supervised[segment]
         return self.before[segment] + np.where(inside, places - self.bounds[segment], 0), inside
+
+
+def _turn_ends(segments: Sequence[Segment]) -> Int64s:
+    """Where in the text a supervised segment ends and context follows."""
+    place, ends, is_open = 0, [], False
+    for segment in segments:
+        if segment.text and not segment.supervised and is_open:
+            ends.append(place)
+        is_open = segment.supervised or (is_open and not segment.text)
+        place += len(segment.text.encode())
+    return np.array(ends, np.int64)
 
 
 def _without_records(token_ids: Int64s, status: str) -> TokenizedText:
