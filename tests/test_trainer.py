@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from distill.data import StoreDataset
+from distill.terms import Term
 from distill.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.tokens import ByteTokenizer
@@ -221,6 +222,16 @@ def test_a_step_without_anything_to_learn_leaves_the_student_alone(
     trainer.train()
     assert logged(trainer)[0]["loss"] == 0
     torch.testing.assert_close(model.state_dict(), before)
+
+
+def test_a_term_of_weight_0_cannot_spoil_the_loss(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    """0 times infinity is NaN: a label that the student excludes is none of its business then."""
+    trainer = trainer_of(model, store, tmp_path, ce_weight=0.0, loss="uld:1")
+    infinite, index = torch.tensor([torch.inf]), torch.tensor([0])
+    terms = {"ce": Term(infinite, index, 0 * index)}
+    assert trainer._total(terms, [infinite.sum(), torch.tensor(0.25)]) == 0.25
 
 
 # ---- evaluation ----
