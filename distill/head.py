@@ -31,13 +31,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from logitstore.capture.output_embedding import (
+    PROBE_ROWS,
+    after_the_embedding,
+    logits_of,
+    same_logits,
+    standing_in,
+)
 from logitstore.errors import InputError
 
 #: Logits of a chunk, 128 MiB in float32: 1,024 positions of a vocabulary of 32k, 256 of 128k. Also
 #: enough rows for a matrix product to run at full speed.
 CHUNK_LOGITS = 2**25
-#: Rows whose logits go through the model's own code on the first call.
-PROBE_ROWS = 8
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ class StudentHead:
             self._fall_back("does not make its logits from its output embedding as known here")
 
         def own_logits(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            return _answer(_logits(output).flatten(0, -2).index_select(0, rows_N), query)
+            return _answer(logits_of(output).flatten(0, -2).index_select(0, rows_N), query)
 
         with _taking_over(self._model, own_logits):
             return HeadAnswer(**model_or_wrapped(**inputs))
@@ -150,7 +155,7 @@ class StudentHead:
     ) -> dict[str, Tensor] | None:
         """The answer in chunks, or None if the model's own logits turn out to be others."""
         head = self._embedding.forward
-        finish = _after_the_embedding(self._model)
+        finish = after_the_embedding(self._model)
         answer: dict[str, Tensor] = {}
         probe: Tensor = torch.empty(0, 1)
 
@@ -166,24 +171,24 @@ class StudentHead:
             return probe.reshape(*[1] * (hidden.dim() - 2), *probe.shape)
 
         def hand_over(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            if not _same(_logits(output), finish(probe)):
+            if not same_logits(logits_of(output), finish(probe)):
                 return {}
             self._is_checked = True
             return answer
 
-        with _standing_in(self._embedding, stand_in), _taking_over(self._model, hand_over):
+        with standing_in(self._embedding, stand_in), _taking_over(self._model, hand_over):
             given: dict[str, Tensor] = wrapped(**inputs)
         return given or None
 
     def _answer_chunks(
-        self, logits_of: Callable[[Tensor], Tensor], hidden_ND: Tensor, query: HeadQuery
+        self, head_of: Callable[[Tensor], Tensor], hidden_ND: Tensor, query: HeadQuery
     ) -> dict[str, Tensor]:
         count, size = len(hidden_ND), self.chunk_tokens
         if count <= size:  # within the memory granted to a chunk, so nothing needs recomputing
-            return _answer(logits_of(hidden_ND), query)
+            return _answer(head_of(hidden_ND), query)
 
         def answer_chunk(hidden_cD: Tensor, part: HeadQuery) -> dict[str, Tensor]:
-            return _answer(logits_of(hidden_cD), part)
+            return _answer(head_of(hidden_cD), part)
 
         parts = [
             checkpoint(
@@ -249,63 +254,6 @@ def _rest(logits_cV: Tensor, log_z_c: Tensor, ids_cK: Tensor) -> Tensor:
     has_rest_c = rest_cV.detach().amax(-1) > -torch.inf
     log_rest_c = rest_cV.masked_fill(~has_rest_c[:, None], 0).logsumexp(-1) - log_z_c
     return log_rest_c.masked_fill(~has_rest_c, -torch.inf)
-
-
-def _after_the_embedding(model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """What the model's own forward does to the output of its embedding, from its config.
-
-    In the order in which models do it, and in their dtype: so half-precision logits round alike.
-    """
-    config: Any = model.config
-    config = config.get_text_config(decoder=True)
-    factor = getattr(config, "logit_scale", None)
-    divisor = getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    bias = getattr(model, "final_logits_bias", None)
-
-    def finish(logits: Tensor) -> Tensor:
-        if factor is not None:
-            logits = logits * factor
-        if divisor is not None:
-            logits = logits / divisor
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits if bias is None else logits + bias.to(logits.device)
-
-    return finish
-
-
-def _logits(output: Any) -> Tensor:
-    logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
-    return logits
-
-
-def _same(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether logits agree but for rounding. A missing scale or cap is far beyond that."""
-    if theirs.numel() != ours.numel():
-        return False
-    tolerance = 64 * max(torch.finfo(theirs.dtype).eps, torch.finfo(ours.dtype).eps)
-    return torch.allclose(
-        theirs.detach().double().flatten(),
-        ours.double().flatten(),
-        rtol=tolerance,
-        atol=tolerance,
-        equal_nan=True,  # a fully masked row may be anything
-    )
-
-
-@contextmanager
-def _standing_in(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replaces a module's forward, and puts back what was there (also another stand-in)."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 @contextmanager
