@@ -152,7 +152,8 @@ def bits_per_byte(
 
 def cut(tokens: TokenizedText, width: int) -> list[Window]:
     """A row as windows of at most `width` tokens; every predicted token counts in exactly one."""
-    ids, is_counted = tokens.token_ids, tokens.has_record
+    # Ends of turns within the text are events without bytes, and no more counted than its own end.
+    ids, is_counted = tokens.token_ids, tokens.has_record & ~tokens.is_eos
     windows, done, start = [], 0, 0
     while done < len(ids):
         stop = min(start + width, len(ids))

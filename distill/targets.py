@@ -38,7 +38,7 @@ def position_groups(teacher: Spans, student: Spans, teacher_first: int, student_
     Returns:
         (P, 4) groups of one token a side: teacher first, stop, student first, stop.
     """
-    student_count = int((~student.is_eos).sum())
+    student_count = len(student.starts) - int(student.is_eos[-1:].sum())
     start = max(teacher_first, student_first)
     stop = min(teacher_first + len(teacher.starts), student_first + student_count)
     k = np.arange(start, max(start, stop), dtype=np.int64)

@@ -110,6 +110,7 @@ def test_the_cached_loss_is_the_live_one_within_the_certified_gap(
     batch = Collator(0, ["uld"])([trainer.data[i] for i in range(len(trainer.data))])
     with torch.no_grad():
         term = trainer.compute_loss(model, batch, return_outputs=True)[1]["uld"]
+    assert metrics["eval_kd_gap"] == pytest.approx(2 * float(term.bound_P.mean()), rel=1e-5)
     assert len(live) == len(term.values_P)
     assert (torch.tensor(live) - term.values_P).abs().le(term.bound_P + 1e-5).all()
 
