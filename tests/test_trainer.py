@@ -195,6 +195,14 @@ def test_the_logged_loss_is_the_sum_of_its_logged_terms(
         assert "skipped_sequences" not in entry
 
 
+def test_training_again_counts_from_nothing(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    trainer = trainer_of(model, store, tmp_path)
+    first, second = (trainer.train().metrics["train_tokens"] for _ in range(2))
+    assert first == second > 0
+
+
 def test_skipped_rows_are_logged_and_change_no_other_value(
     store: FakeStore, tmp_path: Path
 ) -> None:
