@@ -94,8 +94,11 @@ class ByteTokenizer:
         size: Every id is below it.
         eos_ids: The tokenizer's EOS, then the other special tokens that end a turn or a text.
         eos_token_id: The id that :meth:`encode` appends, or None.
+        bos_token_id: The id that begins a text, or None; whether it is put there is `prefix`.
         prefix: The ids that it puts in front of every text: BOS, or nothing.
         pad_id: The padding token, else EOS, else 0. Padding is masked anyway.
+        adds_space: Whether it writes a space in front of a text that has none.
+        adds_space_after_special: Whether it does so behind a special token too.
         token_bytes: V entries: the bytes that a token writes; None for special tokens and for ids
             that stand for nothing.
     """
@@ -120,6 +123,7 @@ class ByteTokenizer:
         self.fingerprint = _fingerprint(content, tokenizer)
         self.size = max(vocabulary.values(), default=-1) + 1
         self.eos_token_id: int | None = tokenizer.eos_token_id
+        self.bos_token_id: int | None = tokenizer.bos_token_id
         self.eos_ids = _eos_ids(self.eos_token_id, vocabulary, special)
         self.pad_id = _first_known(tokenizer.pad_token_id, self.eos_token_id, 0)
 
@@ -130,6 +134,35 @@ class ByteTokenizer:
         self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self.prefix = _prefix_ids(self._backend, backend.post_processor)
+        self._special = {token: i for token, i in vocabulary.items() if i in special}
+        self.adds_space = self._writes("a") == b" a"
+        mark = min(self._special, key=len, default="")
+        self.adds_space_after_special = self._writes(f"{mark}a") == f"{mark} a".encode()
+
+    @property
+    def bos_token(self) -> str | None:
+        """How the token that begins a text is spelt."""
+        return self._spelt(self.bos_token_id)
+
+    @property
+    def eos_token(self) -> str | None:
+        """How the token that ends a text is spelt."""
+        return self._spelt(self.eos_token_id)
+
+    def is_special(self, text: str) -> bool:
+        """Whether `text` is the name of a special token."""
+        return text in self._special
+
+    def written(self, ids: Int64s) -> list[bytes]:
+        """The bytes that each token writes; a special token writes its name."""
+        return [self._written[i] for i in ids]
+
+    def _spelt(self, token_id: int | None) -> str | None:
+        return None if token_id is None else self._written[token_id].decode()
+
+    def _writes(self, text: str) -> bytes:
+        ids = self._backend.encode(text, add_special_tokens=False).ids
+        return b"".join(self._written[i] for i in ids)
 
     @property
     def prefix_length(self) -> int:

@@ -202,14 +202,6 @@ def test_unknown_columns_are_named_with_the_known_ones():
         load_rows(datasets.Dataset.from_dict({"id": [1], "body": ["a"]}), text_column="txt")
 
 
-def test_conversations_are_said_to_be_not_read_yet():
-    messages = [[{"role": "user", "content": "a"}]]
-    with refused("messages", "Conversations are not read in this version", "chat template"):
-        load_rows(datasets.Dataset.from_dict({"messages": messages}))
-    with refused("column 'prompt'", "Conversations are not read in this version"):
-        load_rows(datasets.Dataset.from_dict({"prompt": messages, "completion": messages}))
-
-
 def test_column_of_numbers_is_not_text():
     with refused("column 'text' holds int64", "expected text", "--text-column"):
         load_rows(datasets.Dataset.from_dict({"text": [1, 2]}))

@@ -1,38 +1,61 @@
-"""Rows of the user's dataset -> segments of text: what is context, what is trained on.
+"""Rows of the user's dataset: text, a prompt and its completion, a conversation, or tokens.
 
 A dataset is a hub id, a folder (of data files, or from `save_to_disk`), a `.jsonl`, `.json`,
-`.parquet` or `.txt` file (a row a line), or a `datasets.Dataset`. Its columns decide its kind:
+`.parquet` or `.txt` file (a row a line), or a `datasets.Dataset`. Its columns decide its kind, the
+first of these that it has:
 
+    tokens              `input_ids` of the teacher's tokenizer; all of them are supervised but for
+                        -100 in `labels` and zeros in `completion_mask` or `assistant_masks`
     prompt_completion   `prompt` is context, `completion` is supervised
+    conversation        the same as lists of messages, or `messages`: assistant turns are supervised
     text                `text`, or the column that the user names, is supervised
 
-Rows keep their order and number: an empty or missing text is still a row.
+A conversation may have `tools` and `chat_template_kwargs` beside it. Rows keep their order and
+number: an empty or missing text is still a row.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from logitstore.capture import columns as as_bytes
+from logitstore.capture.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
 from logitstore.capture.sources import load_split
+from logitstore.conversation import Message, parsed, read_messages, without_missing
 from logitstore.errors import InputError
 from logitstore.progress import progress
 from logitstore.records import Segment
+from logitstore.token_rows import TokenRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_PROMPT_COMPLETION = ("prompt", "completion")
-_CONVERSATIONS = ("messages", "conversations", "conversation")
+_NOT_TRAINED_ON = -100  # in `labels`
 _BATCH_ROWS = 10_000
+
+
+class Dialogue(NamedTuple):
+    """A conversational row as the dataset has it.
+
+    Attributes:
+        messages: Of the prompt, then of the completion; or all.
+        first: The number of the first message that may be supervised.
+        tools: Of the row, if it has any.
+        kwargs: Variables of the chat template, of this row alone.
+    """
+
+    messages: list[Message]
+    first: int
+    tools: list[Any] | None
+    kwargs: dict[str, Any]
 
 
 def load_rows(
@@ -56,7 +79,7 @@ def load_rows(
         InputError: It is not there, cannot be read, has no rows, or its columns are not known.
     """
     found, name = load_split(dataset, split, config_name, revision)
-    kind, columns = _choose_columns(found, name, text_column)
+    kind, columns = choose_columns(found, name, text_column)
     if len(found) == 0:
         raise InputError(
             f"{name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
@@ -65,30 +88,34 @@ def load_rows(
 
 
 class Rows:
-    """The text of a dataset, row by row.
+    """The rows of a dataset, one by one.
 
     Attributes:
         name: What the user called it, for messages.
-        kind: `text` or `prompt_completion`.
+        kind: `text`, `prompt_completion`, `conversation` or `tokens`.
         columns: The columns that are read, in the order of the segments.
     """
 
     def __init__(self, dataset: Dataset, name: str, kind: str, columns: tuple[str, ...]) -> None:
         self.name, self.kind, self.columns = name, kind, columns
         self._dataset = dataset.with_format("arrow")
+        self._decoded = dataset.with_format(None)  # nested values, JSON among them, as Python's
 
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def where(self, i: int) -> str:
+        """Names row `i` in messages."""
+        return f"{self.name}: row {i:,}"
+
     def segments(self, i: int) -> tuple[Segment, ...]:
-        """The text of row `i`, in order; a missing text is an empty one.
+        """The text of row `i` of `text` or `prompt_completion` rows; a missing text is empty.
 
         Raises:
             InputError: It is not UTF-8.
         """
-        table = self._dataset[i : i + 1]
-        if len(table) != 1:
-            raise IndexError(f"row {i} of {len(self)}")
+        assert self.kind in ("text", "prompt_completion"), self.kind
+        table = self._table(i)
         try:
             texts = [table.column(column)[0].as_py() or "" for column in self.columns]
         except UnicodeDecodeError:
@@ -96,17 +123,59 @@ class Rows:
         supervised = (True,) if self.kind == "text" else (False, True)
         return tuple(Segment(text, flag) for text, flag in zip(texts, supervised, strict=True))
 
+    def dialogue(self, i: int) -> Dialogue:
+        """Row `i` of `conversation` rows.
+
+        Raises:
+            InputError: Its messages, tools or variables are not of the form they must have.
+        """
+        assert self.kind == "conversation", self.kind
+        row, where = self._decoded[i], self.where(i)
+        parts = [read_messages(row[c], where) for c in self.columns if c in CONVERSATION]
+        first = len(parts[0]) if len(parts) == 2 else 0
+        tools = _beside(row, "tools", list, where)
+        kwargs = _beside(row, "chat_template_kwargs", dict, where)
+        return Dialogue([m for part in parts for m in part], first, tools or None, kwargs or {})
+
+    def tokens(self, i: int) -> TokenRow:
+        """Row `i` of `tokens` rows, without padding (zeros of `attention_mask`).
+
+        Raises:
+            InputError: Labels or masks that do not belong to its tokens.
+        """
+        assert self.kind == "tokens", self.kind
+        table, where = self._table(i), self.where(i)
+        row = {c: _integers(table.column(c)[0].as_py(), f"{where}: {c}") for c in self.columns}
+        ids = row["input_ids"]
+        for column, values in row.items():
+            if len(values) != len(ids):
+                raise InputError(
+                    f"{where}: {column} has {len(values):,} values, but there are {len(ids):,} "
+                    "input_ids. Give one a token, or leave the column out."
+                )
+        is_wanted = np.ones(len(ids), np.bool_)
+        if "labels" in row:
+            is_wanted &= row["labels"] != _NOT_TRAINED_ON
+            _check_labels(ids, row["labels"], is_wanted, where)
+        for mask in set(MASKS) & set(row):
+            is_wanted &= row[mask] != 0
+        is_there = row.get("attention_mask", np.ones_like(ids)) != 0
+        return TokenRow(ids[is_there], is_wanted[is_there])
+
     def text_bytes(self) -> npt.NDArray[np.int64]:
-        """(rows,) UTF-8 bytes of each row's text. Reads lengths only, not the text."""
+        """(rows,) bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""
         return np.concatenate(
-            [sum(_lengths(table.column(c)) for c in self.columns) for _, table in self._tables()]
+            [
+                sum(as_bytes.lengths_of(table.column(c)) for c in self.columns)
+                for _, table in self._tables()
+            ]
         )
 
     def digest(self) -> str:
         """SHA-256 of the kind, and of every used column's lengths and bytes.
 
-        The same rows give the same digest from any file format, chunking or column name. Every
-        text is checked on the way.
+        The same rows give the same digest from any file format or chunking, and from a text column
+        of any name. Every text is checked on the way.
 
         Raises:
             InputError: A text is not UTF-8; names the first such row.
@@ -115,23 +184,38 @@ class Rows:
         with progress(len(self), "read the dataset", "rows") as shown:
             for first, table in self._tables():
                 for column, (lengths, content) in zip(self.columns, parts, strict=True):
-                    texts = table.column(column)
-                    self._check_utf8(first, texts)
-                    lengths.update(_lengths(texts).astype("<i8").tobytes())
-                    for chunk in texts.chunks:
-                        content.update(_content(chunk))
+                    written = table.column(column)
+                    if self.kind in ("text", "prompt_completion"):
+                        self._check_utf8(first, written)
+                    lengths.update(as_bytes.lengths_of(written).astype("<i8").tobytes())
+                    for chunk in written.chunks:
+                        content.update(as_bytes.content_of(chunk))
                 shown.update(len(table))
         hashes = [[part.hexdigest() for part in pair] for pair in parts]
-        return hashlib.sha256(json.dumps([self.kind, len(self), hashes]).encode()).hexdigest()
+        whole = [self.kind, len(self), hashes]
+        if self.kind in BESIDE:
+            whole.append(list(self.columns))  # which of the possible columns these are
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+    def _table(self, i: int) -> pa.Table:
+        table = self._dataset[i : i + 1]
+        if len(table) != 1:
+            raise IndexError(f"row {i} of {len(self)}")
+        return table
 
     def _tables(self) -> Iterator[tuple[int, pa.Table]]:
-        """The used columns as strings without nulls, some rows at a time, with the first row."""
+        """The used columns as bytes without nulls, some rows at a time, with the first row."""
         for first in range(0, len(self), _BATCH_ROWS):
-            table = self._dataset[first : first + _BATCH_ROWS]
-            columns = [
-                pc.fill_null(table.column(c).cast(pa.large_binary()), b"") for c in self.columns
-            ]
+            stop = min(first + _BATCH_ROWS, len(self))
+            columns = [self._bytes_of(c, first, stop) for c in self.columns]
             yield first, pa.table(columns, names=list(self.columns))
+
+    def _bytes_of(self, column: str, first: int, stop: int) -> pa.ChunkedArray:
+        if self.kind == "conversation":
+            values = self._decoded[first:stop][column]
+            return as_bytes.of_values(values, [self.where(i) for i in range(first, stop)])
+        found = self._dataset[first:stop].column(column)
+        return as_bytes.of_integers(found) if self.kind == "tokens" else as_bytes.of_text(found)
 
     def _check_utf8(self, first: int, texts: pa.ChunkedArray) -> None:
         try:
@@ -149,76 +233,38 @@ class Rows:
         )
 
 
-def _choose_columns(
-    dataset: Dataset, name: str, text_column: str | None
-) -> tuple[str, tuple[str, ...]]:
-    """The kind of the dataset, and the columns to read."""
-    found = dataset.column_names
-    columns: tuple[str, ...]
-    if text_column is not None:
-        kind, columns = "text", (text_column,)
-    elif set(_PROMPT_COMPLETION) <= set(found):
-        kind, columns = "prompt_completion", _PROMPT_COMPLETION
-    else:
-        kind, columns = "text", ("text",)
-    if not set(columns) <= set(found):
-        raise InputError(_no_columns(name, found, text_column))
-    for column in columns:
-        _check_type(dataset, name, column)
-    return kind, columns
-
-
-def _check_type(dataset: Dataset, name: str, column: str) -> None:
-    dtype = dataset.features.arrow_schema.field(column).type
-    if _is_text(dtype):
-        return
-    hint = "Name a column of strings with --text-column."
-    if pa.types.is_nested(dtype):
-        hint = (
-            "Conversations are not read in this version: write them as strings, `prompt` and "
-            "`completion`, with the chat template of the teacher."
+def _beside(row: Mapping[str, Any], column: str, kind: type, where: str) -> Any:
+    """The value of an optional column, without keys that hold nothing; None where it has none."""
+    place = f"{where}: {column}"
+    value = without_missing(parsed(row.get(column) or None, place))
+    if value is not None and not isinstance(value, kind):
+        raise InputError(
+            f"{place}: expected a {kind.__name__} (or JSON of one), found {type(value).__name__}. "
+            "Change it, or leave the column out."
         )
-    raise InputError(f"{name}: column {column!r} holds {dtype}, expected text. {hint}")
+    return value
 
 
-def _is_text(dtype: pa.DataType) -> bool:
-    """Strings of any width; or a column that is missing in every row."""
-    tests: tuple[Callable[[Any], bool], ...] = (
-        pa.types.is_string,
-        pa.types.is_large_string,
-        pa.types.is_string_view,
-        pa.types.is_null,
-    )
-    return any(test(dtype) for test in tests)
+def _integers(values: list[Any] | None, where: str) -> npt.NDArray[np.int64]:
+    if values is not None and None in values:
+        raise InputError(f"{where}: value {values.index(None):,} is missing. Drop the row.")
+    return np.array(values or [], np.int64)
 
 
-def _no_columns(name: str, found: list[str], text_column: str | None) -> str:
-    listed = ", ".join(found) or "none"
-    if text_column is not None:
-        return f"{name}: no column {text_column!r}; found {listed}. Name one of these."
-    if any(column in found for column in _CONVERSATIONS):
-        return (
-            f"{name}: found columns {listed}. Conversations are not read in this version: write "
-            "them as strings, `prompt` and `completion`, with the chat template of the teacher."
+def _check_labels(
+    ids: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    is_wanted: npt.NDArray[np.bool_],
+    where: str,
+) -> None:
+    wrong = np.flatnonzero((labels != ids) & is_wanted)
+    if len(wrong):
+        t = int(wrong[0])
+        raise InputError(
+            f"{where}: label {t:,} is {labels[t]}, expected the token itself ({ids[t]}) or "
+            f"{_NOT_TRAINED_ON}. Labels lie on their own tokens here, as Trainer has them: do not "
+            "shift them."
         )
-    return (
-        f"{name}: no known columns; expected `text`, or `prompt` and `completion`, found {listed}. "
-        "Name the column to train on with --text-column."
-    )
-
-
-def _lengths(texts: pa.ChunkedArray) -> npt.NDArray[np.int64]:
-    """Bytes of each text."""
-    return np.asarray(pc.binary_length(texts), np.int64)
-
-
-def _content(texts: pa.Array) -> memoryview:
-    """The bytes of all texts of an array, one after the other, not copied."""
-    _, offsets, data = texts.buffers()
-    ends = np.frombuffer(offsets, np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    if data is None or len(ends) == 0:
-        return memoryview(b"")
-    return memoryview(data)[int(ends[0]) : int(ends[-1])]
 
 
 def _is_utf8(text: bytes) -> bool:

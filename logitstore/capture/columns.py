@@ -1,0 +1,94 @@
+"""Columns of a dataset as one string of bytes a row: what they are told apart and measured by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from logitstore.conversation import parsed, without_missing
+
+_INT_BYTES = 8
+
+
+def of_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Strings as their UTF-8 bytes; a missing one has none."""
+    return pc.fill_null(column.cast(pa.large_binary()), b"")
+
+
+def of_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Lists of integers as little-endian 64-bit numbers; a missing list is an empty one.
+
+    Raises:
+        pa.ArrowInvalid: A value that no 64-bit integer holds.
+    """
+    lists = column.cast(pa.large_list(pa.int64())).combine_chunks()
+    lists = pa.concat_arrays(lists.chunks) if isinstance(lists, pa.ChunkedArray) else lists
+    sizes = np.asarray(pc.fill_null(pc.list_value_length(lists), 0), np.int64)
+    values = np.asarray(pc.fill_null(lists.flatten(), 0), "<i8")
+    offsets = np.concatenate([[0], np.cumsum(sizes)]) * _INT_BYTES
+    buffers = [None, pa.py_buffer(offsets.tobytes()), pa.py_buffer(values.tobytes())]
+    return pa.chunked_array(
+        [pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(sizes), buffers)]
+    )
+
+
+def of_values(values: Sequence[Any], where: Sequence[str]) -> pa.ChunkedArray:
+    """Anything as canonical JSON, without keys that hold nothing.
+
+    Raises:
+        InputError: JSON in a string that is not JSON; `where` names the rows.
+    """
+    written = [
+        json.dumps(
+            without_missing(parsed(value, place)), sort_keys=True, separators=(",", ":")
+        ).encode()
+        for value, place in zip(values, where, strict=True)
+    ]
+    return pa.chunked_array([pa.array(written, pa.large_binary())])
+
+
+def lengths_of(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Bytes of each row."""
+    return np.asarray(pc.binary_length(column), np.int64)
+
+
+def content_of(chunk: pa.Array) -> memoryview:
+    """The bytes of all rows of an array, one after the other, not copied."""
+    _, offsets, data = chunk.buffers()
+    ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+    if data is None or len(ends) == 0:
+        return memoryview(b"")
+    return memoryview(data)[int(ends[0]) : int(ends[-1])]
+
+
+def is_text(dtype: pa.DataType) -> bool:
+    """Strings of any width; or a column that is missing in every row."""
+    return bool(
+        pa.types.is_string(dtype)
+        or pa.types.is_large_string(dtype)
+        or pa.types.is_string_view(dtype)
+        or pa.types.is_null(dtype)
+    )
+
+
+def is_list(dtype: pa.DataType) -> bool:
+    """Lists of anything, of any width."""
+    return bool(
+        pa.types.is_list(dtype)
+        or pa.types.is_large_list(dtype)
+        or pa.types.is_fixed_size_list(dtype)
+    )
+
+
+def is_integers(dtype: pa.DataType) -> bool:
+    """Lists of whole numbers or of truth values."""
+    if not is_list(dtype):
+        return False
+    value = dtype.value_type
+    return bool(pa.types.is_integer(value) or pa.types.is_boolean(value))

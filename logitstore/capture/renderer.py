@@ -1,0 +1,158 @@
+"""A row of any kind -> segments and tokens, as one tokenizer and its chat template write it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from logitstore.capture.rows import Rows
+from logitstore.conversation import Conversation, Supervise
+from logitstore.errors import InputError
+from logitstore.records import Segment
+from logitstore.render import ChatTemplate, parse_kwargs
+from logitstore.token_rows import check_spelling, read_tokens
+from logitstore.tokens import ByteTokenizer, TokenizedText
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SUPERVISE = ("all", "last")
+
+
+class Rendered(NamedTuple):
+    """A row, whole.
+
+    Attributes:
+        segments: Its text, in order.
+        tokens: Its tokens, never cut.
+        messages: The conversation as JSON, where the row is one.
+        prefix_length: Tokens at its head that any part of the row may begin with: BOS or none.
+    """
+
+    segments: tuple[Segment, ...]
+    tokens: TokenizedText
+    messages: str | None
+    prefix_length: int
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders the rows of a dataset for one model.
+
+    Attributes:
+        rows: The dataset.
+        tokenizer: The model's.
+        template: Its chat template; None where the rows are no conversations.
+        supervise: `all` assistant turns, or the `last`.
+        kwargs: Variables that the user gave the template.
+        add_eos: Whether EOS follows a text (of kinds `text` and `prompt_completion`).
+    """
+
+    rows: Rows
+    tokenizer: ByteTokenizer
+    template: ChatTemplate | None = None
+    supervise: Supervise = "all"
+    kwargs: Mapping[str, Any] | None = None
+    add_eos: bool = True
+
+    @classmethod
+    def make(
+        cls,
+        rows: Rows,
+        tokenizer: PreTrainedTokenizerBase,
+        reader: ByteTokenizer,
+        *,
+        supervise: str | None = None,
+        template_path: str | None = None,
+        template_kwargs: str | Mapping[str, Any] | None = None,
+        add_eos: bool = True,
+    ) -> Self:
+        """A renderer for these rows, with everything checked that needs no row.
+
+        Args:
+            rows: The dataset.
+            tokenizer: The model's, with its chat template.
+            reader: The same, by bytes.
+            supervise: `all` (the default) or `last`, of conversations.
+            template_path: Another template, a Jinja file or a tokenizer's folder.
+            template_kwargs: Variables of the template for every row, a dict or JSON.
+            add_eos: Whether EOS follows a text.
+
+        Raises:
+            InputError: A setting that has no effect on these rows or cannot be used; rows of
+                tokens that a tokenizer like this one cannot spell.
+        """
+        if supervise not in (None, *SUPERVISE):
+            raise InputError(f"--supervise is {supervise}, expected {' or '.join(SUPERVISE)}.")
+        if rows.kind != "conversation":
+            _refuse_idle(rows, supervise, template_path, template_kwargs)
+            if rows.kind == "tokens":
+                check_spelling(reader)
+            return cls(rows, reader, add_eos=add_eos and rows.kind != "tokens")
+        kwargs = parse_kwargs(template_kwargs, "--chat-template-kwargs")
+        template = ChatTemplate.of(tokenizer, reader, path=template_path, kwargs=kwargs)
+        chosen: Supervise = "last" if supervise == "last" else "all"
+        return cls(rows, reader, template, chosen, kwargs, add_eos=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of this decides a store's records, as its spec has it."""
+        found: dict[str, Any] = {"kind": self.rows.kind, "add_eos": self.add_eos}
+        if self.template is not None:
+            found["supervise"] = self.supervise
+            found["chat_template_sha256"] = self.template.digest
+            found["chat_template_kwargs"] = dict(self.kwargs or {})
+        return found
+
+    def __call__(self, i: int) -> Rendered:
+        """Row `i`.
+
+        Raises:
+            InputError: A row that cannot be read or rendered; names it.
+        """
+        if self.template is not None:
+            return self._conversation(i, self.template)
+        if self.rows.kind == "tokens":
+            segments, tokens = read_tokens(self.rows.tokens(i), self.tokenizer, self.rows.where(i))
+            return Rendered(segments, tokens, None, self._prefix_length(tokens))
+        segments = self.rows.segments(i)
+        tokens = self.tokenizer.encode(segments, add_eos=self.add_eos)
+        return Rendered(segments, tokens, None, self.tokenizer.prefix_length)
+
+    def _conversation(self, i: int, template: ChatTemplate) -> Rendered:
+        row = self.rows.dialogue(i)
+        conversation = Conversation.choose(
+            row.messages, self.supervise, first=row.first, tools=row.tools, kwargs=row.kwargs
+        )
+        segments = template.segments(conversation, self.rows.where(i))
+        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        return Rendered(segments, tokens, conversation.to_json(), self._prefix_length(tokens))
+
+    def _prefix_length(self, tokens: TokenizedText) -> int:
+        """Of a row that brings its own BOS, or none."""
+        own = self.tokenizer.prefix
+        if len(own) and tokens.token_ids[: len(own)].tolist() == own.tolist():
+            return len(own)
+        return int(
+            bool(len(tokens.token_ids)) and tokens.token_ids[0] == self.tokenizer.bos_token_id
+        )
+
+
+def _refuse_idle(
+    rows: Rows,
+    supervise: str | None,
+    template_path: str | None,
+    template_kwargs: str | Mapping[str, Any] | None,
+) -> None:
+    """A flag that would do nothing is an error, not a surprise later."""
+    for flag, value in (
+        ("--supervise", supervise),
+        ("--chat-template-path", template_path),
+        ("--chat-template-kwargs", template_kwargs),
+    ):
+        if value is not None:
+            raise InputError(
+                f"{rows.name}: its rows are no conversations (columns {', '.join(rows.columns)}), "
+                f"so {flag} {value} would have no effect. Leave it out."
+            )

@@ -1,0 +1,278 @@
+"""Conversations -> segments, through a chat template: which characters the assistant wrote.
+
+Supervised is what the template writes for the content of an assistant's turn: the characters inside
+its `{% generation %}` marks if it has them, else what a turn adds to the rendering of the messages
+before it. Either way without the end of the turn (`<|im_end|>` and kin), which is the first thing
+of the context that follows, and without white space that only the template puts around the content.
+So two templates that write a content as it is supervise the same bytes.
+
+Templates run in the sandbox of `transformers`. They see no clock: it is always 26 July
+2024 (the date in Llama 3's own template), since a store resumed tomorrow must render the same text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from logitstore.conversation import Conversation, Message
+from logitstore.errors import InputError
+from logitstore.records import Segment
+from logitstore.tokens import END_TOKENS, ByteTokenizer, utf8
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: In front of a template that asks for the date. A macro hides the global function of its name.
+#: The line break is the one that Jinja drops after a block; what follows still begins a line.
+_CLOCK = (
+    "{%- macro strftime_now(format) -%}{{ format"
+    ' | replace("%Y", "2024") | replace("%y", "24") | replace("%m", "07") | replace("%d", "26")'
+    ' | replace("%B", "July") | replace("%b", "Jul") | replace("%A", "Friday")'
+    ' | replace("%a", "Fri") | replace("%H", "00") | replace("%M", "00") | replace("%S", "00")'
+    " }}{%- endmacro %}\n"
+)
+_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+class _Span(NamedTuple):
+    """A stretch of the rendered text, in characters, and the message that it is of."""
+
+    start: int
+    stop: int
+    message: Message
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """One tokenizer's way to write a conversation. Can be pickled.
+
+    Attributes:
+        source: The Jinja template.
+        tool_source: The one for rows with tools; the same where the tokenizer has only one.
+        variables: Special tokens, by role, and what the user gave for every row.
+        ends: How this tokenizer spells the ends of turns.
+        flag: How the user would name another template, for messages.
+    """
+
+    source: str
+    tool_source: str
+    variables: Mapping[str, Any]
+    ends: tuple[str, ...]
+    flag: str = "--chat-template-path"
+
+    @classmethod
+    def of(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        reader: ByteTokenizer,
+        *,
+        path: str | Path | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        flag: str = "--chat-template-path",
+    ) -> Self:
+        """The tokenizer's own template, or that of the file or tokenizer folder at `path`.
+
+        Args:
+            tokenizer: Whose template and special tokens.
+            reader: The same tokenizer, by bytes.
+            path: Another template.
+            kwargs: Further variables, for every row.
+            flag: How the user names `path`.
+
+        Raises:
+            InputError: There is none, or it cannot be read.
+        """
+        own = tokenizer.chat_template if path is None else read_template(path, flag)
+        named: dict[str, Any] = own if isinstance(own, dict) else {"default": own}
+        source = named.get("default")
+        if not source:
+            name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+            raise InputError(
+                f"{name}: the rows are conversations, but its tokenizer has no chat template to "
+                f"write them with. Give one with {flag} FILE.jinja."
+            )
+        variables = {k: str(v) for k, v in tokenizer.special_tokens_map.items()} | dict(
+            kwargs or {}
+        )
+        spelt = tokenizer.convert_ids_to_tokens(list(reader.eos_ids))
+        ends = tuple(dict.fromkeys([*spelt, *END_TOKENS]))
+        return cls(source, named.get("tool_use", source), variables, ends, flag)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the template's text, in hex."""
+        both = [self.source, self.tool_source]
+        return hashlib.sha256(json.dumps(both).encode()).hexdigest()
+
+    def segments(self, conversation: Conversation, where: str) -> tuple[Segment, ...]:
+        """The rendered conversation, in order; roles are those of the messages.
+
+        Args:
+            conversation: The row.
+            where: Names it in messages, such as `rows.jsonl: row 3`.
+
+        Raises:
+            InputError: The template refuses it (with the template's own message), or has no marks
+                and writes earlier messages differently when others follow them.
+        """
+        if not conversation.messages:
+            return ()
+        text, marks = self._render(conversation, len(conversation.messages), where)
+        utf8(text, where)
+        spans = self._marked(conversation, marks, where) if marks else None
+        if spans is None:
+            spans = self._differences(conversation, text, where)
+        return _cut(text, [self._content(text, span) for span in spans])
+
+    def _marked(
+        self, conversation: Conversation, marks: Sequence[tuple[int, int]], where: str
+    ) -> list[_Span]:
+        """The marks of the supervised messages."""
+        messages = conversation.messages
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        if len(turns) == len(marks):  # one each
+            of_turn = dict(zip(turns, marks, strict=True))
+            return [_Span(*of_turn[i], messages[i]) for i in conversation.supervised]
+        spans = []
+        for i in conversation.supervised:
+            before, after = (len(self._render(conversation, n, where)[1]) for n in (i, i + 1))
+            spans += [_Span(*mark, messages[i]) for mark in marks[before:after]]
+        return spans
+
+    def _differences(self, conversation: Conversation, text: str, where: str) -> list[_Span]:
+        """What each supervised message adds to the rendering of those before it."""
+        spans = []
+        for i in conversation.supervised:
+            head, _ = self._render(conversation, i, where, prompt=True)
+            turn, _ = self._render(conversation, i + 1, where)
+            stop = len(head) + len(self._without_end(turn[len(head) :]))
+            if not (text.startswith(head) and turn.startswith(head) and text[:stop] == turn[:stop]):
+                raise InputError(
+                    f"{where}: the chat template has no {{% generation %}} marks, and writes "
+                    f"messages 0 to {i} differently when more follow, so it cannot be told which "
+                    "text is the assistant's. Supervise the last turn only with --supervise last, "
+                    f"or give a template that has marks with {self.flag}."
+                )
+            spans.append(_Span(len(head), stop, conversation.messages[i]))
+        return spans
+
+    def _without_end(self, written: str) -> str:
+        """A turn without the marks that end it, and what follows those."""
+        ends = "|".join(map(re.escape, self.ends))
+        found = re.search(rf"(?:(?:{ends})\s*)+\Z", written)
+        return written if found is None else written[: found.start()]
+
+    def _content(self, text: str, span: _Span) -> tuple[int, int, str]:
+        """(first character, character after the last, role) of a span's supervised text."""
+        written = self._without_end(text[span.start : span.stop])
+        start, stop = span.start, span.start + len(written)
+        content = span.message.get("content", "")
+        if isinstance(content, str) and written.strip() == content.strip():
+            # Templates trim none, one or both ends; what is left beside the content is theirs.
+            for wanted in (content, content.lstrip(), content.rstrip(), content.strip()):
+                place = written.rfind(wanted)
+                if place >= 0:
+                    start, stop = start + place, start + place + len(wanted)
+                    break
+        return start, stop, str(span.message["role"])
+
+    def _render(
+        self, conversation: Conversation, count: int, where: str, prompt: bool = False
+    ) -> tuple[str, list[tuple[int, int]]]:
+        """The first `count` messages as text, and the spans that the template marks."""
+        from jinja2 import TemplateError
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        source = self.source if conversation.tools is None else self.tool_source
+        has_marks = _MARK.search(source) is not None
+        variables = {**self.variables, **conversation.kwargs}
+        try:
+            rendered: Any = render_jinja_template(  # annotated as what it is not
+                [list(conversation.messages[:count])],
+                tools=None if conversation.tools is None else list(conversation.tools),
+                chat_template=(_CLOCK if "strftime_now" in source else "") + source,
+                return_assistant_tokens_mask=has_marks,
+                add_generation_prompt=prompt,
+                **variables,
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            # Variables of the user's, such as `chat_template`, may also clash with ours.
+            part = "" if count == len(conversation.messages) else f" (messages before {count})"
+            raise InputError(
+                f"{where}: the chat template refuses this conversation{part}: {error}. Change the "
+                f"row, or give another template with {self.flag}."
+            ) from error
+        texts, marks = rendered
+        return texts[0], list(marks[0]) if has_marks else []
+
+
+def read_template(path: str | Path, flag: str = "--chat-template-path") -> str | dict[str, str]:
+    """The template in a Jinja file, or of the tokenizer in a folder.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+    """
+    place = Path(path)
+    if place.is_dir():
+        from transformers import AutoTokenizer
+
+        try:
+            found = AutoTokenizer.from_pretrained(
+                str(place), trust_remote_code=False, local_files_only=True
+            ).chat_template
+        except Exception as error:  # a broken file gives any class
+            raise InputError(f"{flag} {path}: no tokenizer can be read there ({error}).") from error
+        if not found:
+            raise InputError(f"{flag} {path}: the tokenizer there has no chat template.")
+        return dict(found) if isinstance(found, dict) else str(found)
+    try:
+        return place.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{flag} {path}: cannot be read ({error}). Give a Jinja file, or the folder of a "
+            "tokenizer that has a chat template."
+        ) from error
+
+
+def parse_kwargs(text: str | Mapping[str, Any] | None, flag: str) -> dict[str, Any]:
+    """Variables of a template, from JSON.
+
+    Raises:
+        InputError: It is no JSON object.
+    """
+    if text is None:
+        return {}
+    found: Any = text
+    if isinstance(text, str):
+        try:
+            found = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{flag} {text}: is not JSON ({error.msg} at column {error.colno}). Give an object "
+                "such as '{\"enable_thinking\": false}'."
+            ) from error
+    if not isinstance(found, Mapping):
+        raise InputError(
+            f"{flag} {text}: expected a JSON object, found {type(found).__name__}. Give one such "
+            "as '{\"enable_thinking\": false}'."
+        )
+    return dict(found)
+
+
+def _cut(text: str, spans: Sequence[tuple[int, int, str]]) -> tuple[Segment, ...]:
+    """Context and supervised segments in turn; an empty supervised one stays, context does not."""
+    segments, done = [], 0
+    for start, stop, role in sorted(spans):
+        if start > done:
+            segments.append(Segment(text[done:start], False))
+        segments.append(Segment(text[start:stop], True, role))
+        done = stop
+    if done < len(text):
+        segments.append(Segment(text[done:], False))
+    return tuple(segments)

@@ -1,0 +1,229 @@
+"""Rows that come as token ids of the teacher: the text that they write, and where each token lies.
+
+The ids are taken as they are: no BOS, EOS or template is added. Their bytes, one after the other,
+are the text. What a student of another vocabulary could not read is kept apart by the roles of the
+segments, and :func:`for_student` puts that student's own tokens in its place:
+
+    BARE    the row lacks the BOS that this tokenizer would begin a text with (a later chunk of one)
+    BEGIN   the BOS token, where the tokenizer does not put it there by itself
+    END     an EOS-like token; behind supervised text it is an event, as in any other row
+    MARK    any other special token, kept as it is spelt
+
+Special tokens are context. A character is supervised if one of its bytes is. Bytes that make no
+character (a chunk may begin or end inside one) are left out of the text, and their tokens have no
+record.
+
+Shape legend: T = tokens, B = bytes that they write, C = characters.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.errors import InputError
+from logitstore.records import Segment
+from logitstore.token_spans import Bools, Int64s
+from logitstore.tokens import ByteTokenizer, TokenizedText
+
+BARE, BEGIN, END, MARK = "bare", "begin", "end", "mark"
+_ROLES = (None, BARE, BEGIN, END, MARK)
+
+
+class TokenRow(NamedTuple):
+    """A row of token ids.
+
+    Attributes:
+        token_ids: (T,)
+        is_wanted: (T,) True for tokens to train on.
+    """
+
+    token_ids: Int64s
+    is_wanted: Bools
+
+
+def read_tokens(
+    row: TokenRow, tokenizer: ByteTokenizer, where: str
+) -> tuple[tuple[Segment, ...], TokenizedText]:
+    """The text that the tokens write as segments, and the tokens with their places in it.
+
+    Raises:
+        InputError: An id that is none of the tokenizer's.
+    """
+    ids = row.token_ids
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.size:
+        raise InputError(
+            f"{where}: token ids reach from {ids.min()} to {ids.max()}, but the teacher's "
+            f"tokenizer has 0 to {tokenizer.size - 1}. Tokenise the dataset with it, or give text."
+        )
+    p = _prefix_length(ids, tokenizer)
+    written = tokenizer.written(ids)
+    written[:p] = [b""] * p
+    roles = _roles_of(ids, tokenizer, p)
+    is_special = np.isin(roles, [_ROLES.index(role) for role in (BEGIN, END, MARK)])
+    pieces = _Pieces(written, _own_space(written, is_special, tokenizer, p))
+    supervised_B = pieces.over_characters((row.is_wanted & ~is_special)[pieces.token_B])
+    text_starts, text_ends = pieces.spans(np.ones_like(supervised_B))
+    starts, ends = pieces.spans(supervised_B)
+    wants_event = row.is_wanted & (roles == _ROLES.index(END))
+    has_record = (row.is_wanted & ~is_special & ~pieces.is_broken) | wants_event
+    has_record[: max(p, 1)] = False
+    text = TokenizedText(
+        token_ids=ids,
+        has_record=has_record,
+        byte_starts=np.where(has_record, starts, 0),
+        byte_lengths=np.where(has_record & ~wants_event, ends - starts, 0),
+        is_eos=wants_event,
+        text_starts=text_starts,
+        text_ends=text_ends,
+        status=_status(len(ids), has_record),
+    )
+    events = np.flatnonzero(wants_event)
+    return _segments(pieces, supervised_B, roles, text_starts[events]), text
+
+
+def for_student(segments: Sequence[Segment], student: ByteTokenizer) -> tuple[Segment, ...]:
+    """The same text with the student's own BOS and EOS where the teacher's are spelt.
+
+    A student whose vocabulary has the teacher's token keeps it.
+    """
+    own = {BEGIN: student.bos_token, END: student.eos_token}
+    mended = []
+    for segment in segments:
+        text = segment.text
+        if segment.role in own and not student.is_special(text):
+            text = own[segment.role] or ""
+        mended.append(segment._replace(text=text))
+    return tuple(mended)
+
+
+def begins_bare(segments: Sequence[Segment]) -> bool:
+    """Whether the row lacks the BOS that its tokenizer would have begun a text with."""
+    return any(segment.role == BARE for segment in segments)
+
+
+def check_spelling(tokenizer: ByteTokenizer) -> None:
+    """Refuses tokenizers whose tokens do not spell a text.
+
+    Raises:
+        InputError: Such as WordPiece, whose tokens do not say where white space was.
+    """
+    probe = "a b, a"
+    ids = tokenizer.encode([Segment(probe, True)], add_eos=False, add_prefix=False).token_ids
+    if b"".join(tokenizer.written(ids)).removeprefix(b" ") != probe.encode():
+        raise InputError(
+            f"{tokenizer.name}: rows of input_ids need a tokenizer whose tokens spell the text, "
+            "and this one's leave out white space or change letters. Give the rows as text."
+        )
+
+
+def _prefix_length(ids: Int64s, tokenizer: ByteTokenizer) -> int:
+    """Tokens of the row that the tokenizer would have put there by itself."""
+    p = len(tokenizer.prefix)
+    return p if len(ids) >= p and bool((ids[:p] == tokenizer.prefix).all()) else 0
+
+
+def _roles_of(ids: Int64s, tokenizer: ByteTokenizer, p: int) -> Int64s:
+    """(T,) the role of each token's segment, as its number in `_ROLES`."""
+    is_bare = len(tokenizer.prefix) > p
+    of_id = np.full(tokenizer.size, _ROLES.index(BARE if is_bare else None), np.int64)
+    of_id[[i for i, text in enumerate(tokenizer.token_bytes) if text is None]] = _ROLES.index(MARK)
+    of_id[list(tokenizer.eos_ids)] = _ROLES.index(END)
+    roles = of_id[ids]
+    if tokenizer.bos_token_id is not None and p == 0:
+        roles[:1][ids[:1] == tokenizer.bos_token_id] = _ROLES.index(BEGIN)
+    return roles
+
+
+def _own_space(
+    written: Sequence[bytes], is_special: Bools, tokenizer: ByteTokenizer, p: int
+) -> Int64s:
+    """(T,) bytes at the head of each token that are the tokenizer's, not the text's: 0 or 1."""
+    leads = np.array([text[:1] == b" " for text in written], np.bool_)
+    follows_start = np.zeros(len(written), np.bool_)
+    follows_start[p : p + 1] = tokenizer.adds_space
+    if tokenizer.adds_space_after_special:
+        follows_start[1:] |= is_special[:-1]
+    return (leads & follows_start & ~is_special).astype(np.int64)
+
+
+class _Pieces:
+    """The bytes of tokens, one after the other, and which of them are text.
+
+    Attributes:
+        data: (B,) the bytes that are text.
+        token_B: (B,) the token that each is of.
+        is_broken: (T,) tokens with bytes that make no character.
+    """
+
+    def __init__(self, written: Sequence[bytes], skipped: Int64s) -> None:
+        pieces = [text[skip:] for text, skip in zip(written, skipped, strict=True)]
+        whole = b"".join(pieces)
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        token = np.repeat(np.arange(len(pieces)), lengths)
+        is_text = _decodable(whole)
+        self.is_broken = np.bincount(token[~is_text], minlength=len(pieces)) > 0
+        self.token_B: Int64s = token[is_text]
+        self.data = bytes(np.frombuffer(whole, np.uint8)[is_text])
+        self._count = len(pieces)
+        units = np.frombuffer(self.data, np.uint8)
+        self.character_B = np.cumsum((units & 0xC0) != 0x80) - 1
+
+    def over_characters(self, flags_B: Bools) -> Bools:
+        """(B,) true in every byte of a character if it is in one."""
+        count = int(self.character_B[-1]) + 1 if len(self.data) else 0
+        is_counted: Bools = np.bincount(self.character_B[flags_B], minlength=count) > 0
+        found: Bools = is_counted[self.character_B]
+        return found
+
+    def spans(self, counted_B: Bools) -> tuple[Int64s, Int64s]:
+        """(T,) counted bytes before each token, and up to its end."""
+        per_token = np.bincount(self.token_B[counted_B], minlength=self._count)
+        ends = np.cumsum(per_token)
+        return ends - per_token, ends
+
+
+def _decodable(data: bytes) -> Bools:
+    """(B,) False for bytes that are part of no character."""
+    is_text, done = np.ones(len(data), np.bool_), 0
+    while done < len(data):
+        try:
+            data[done:].decode()
+            break
+        except UnicodeDecodeError as error:
+            is_text[done + error.start : done + error.end] = False
+            done += error.end
+    return is_text
+
+
+def _segments(
+    pieces: _Pieces, supervised_B: Bools, roles: Int64s, events: Int64s
+) -> tuple[Segment, ...]:
+    """Runs of bytes of one kind; one segment a special token, so that each can be replaced.
+
+    An event that no supervised text precedes ends an empty turn: it gets one to end.
+    """
+    role_B = roles[pieces.token_B]
+    is_own = np.isin(role_B, [_ROLES.index(BARE), 0])
+    key = np.where(is_own, -1 - supervised_B.astype(np.int64), pieces.token_B)
+    if not len(key):
+        return ()
+    bounds = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(key)]
+    segments: list[Segment] = []
+    at_events = set(events.tolist())
+    for start, stop in itertools.pairwise(bounds):
+        if start in at_events and not (segments and segments[-1].supervised):
+            segments.append(Segment("", True))
+        text = pieces.data[start:stop].decode()
+        segments.append(Segment(text, bool(supervised_B[start]), _ROLES[role_B[start]]))
+    return tuple(segments)
+
+
+def _status(count: int, has_record: npt.NDArray[np.bool_]) -> str:
+    if count == 0:
+        return "empty"
+    return "ok" if has_record.any() else "no_supervised_text"
