@@ -64,7 +64,18 @@ def capture(
     config_name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Read this column as text.")] = None,
     max_length: Annotated[
-        int | None, typer.Option(help="Tokens of a row at most. Default: what the teacher reads.")
+        int | None,
+        typer.Option(help="Tokens of a sequence at most. Default: what the teacher reads."),
+    ] = None,
+    overflow: Annotated[
+        str,
+        typer.Option(help="Longer rows: split into windows, truncate, or skip."),
+    ] = "split",
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of context before the new ones of a window. Default: an eighth of it."
+        ),
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     dtype: Annotated[
@@ -83,15 +94,19 @@ def capture(
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show rows, counts, size and time; write nothing.")
+    ] = False,
+    log_json: Annotated[
+        Path | None, typer.Option(help="Append what happens to this file, one JSON object a line.")
+    ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Run the teacher once over a dataset and write a store. Run it again to resume."""
-    from logitstore.capture.job import capture as run
+    """Run the teacher once over a dataset and write a store. Run it again to resume.
 
-    store = run(
-        teacher,
-        dataset,
-        out,
+    Under torchrun, accelerate launch or srun every process takes whole shards.
+    """
+    settings = dict[str, Any](
         top_k=top_k,
         max_tail=max_tail,
         ids=not no_ids,
@@ -100,6 +115,8 @@ def capture(
         config_name=config_name,
         text_column=text_column,
         max_length=max_length,
+        overflow=overflow,
+        stride=stride,
         revision=revision,
         dtype=dtype,
         device=device,
@@ -107,9 +124,32 @@ def capture(
         shard_text_bytes=shard_text_bytes,
         trust_remote_code=trust_remote_code,
     )
+    if dry_run:
+        _dry_run(teacher, dataset, out, settings, as_json)
+        return
+    from logitstore.capture.job import capture as run
+    from logitstore.ranks import find_ranks
     from logitstore.report import facts, info_text
+    from logitstore.stopping import Stopped
 
-    _print(facts(store), info_text, as_json)
+    try:
+        store = run(teacher, dataset, out, **settings, log_json=log_json)
+    except Stopped as e:
+        typer.echo(str(e), err=True)
+        raise typer.Exit(e.exit_status) from None
+    if find_ranks().is_first:
+        _print(facts(store), info_text, as_json)
+
+
+def _dry_run(
+    teacher: str, dataset: str, out: Path, settings: dict[str, Any], as_json: bool
+) -> None:
+    from logitstore.capture.job import preview
+    from logitstore.ranks import find_ranks
+
+    if find_ranks().is_first:  # what one process would do; the others have nothing to add
+        found = preview(teacher, dataset, out, **settings)
+        typer.echo(json.dumps(found.facts()) if as_json else str(found))
 
 
 @app.command()

@@ -110,7 +110,7 @@ def test_every_byte_of_the_text_has_a_record(teacher: Path, data: Path, tmp_path
 def test_every_row_has_a_line_also_when_it_has_no_record(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
-    store = run(teacher, data, tmp_path / "s", max_length=6)
+    store = run(teacher, data, tmp_path / "s", max_length=6, overflow="truncate")
     assert len(store) == 51
     assert [store.text(i).status for i in (0, 48, 49, 50)] == ["truncated", "empty", "empty", "ok"]
     assert [len(store[i]) for i in (48, 49)] == [0, 0]

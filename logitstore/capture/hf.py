@@ -27,6 +27,7 @@ class Teacher:
         revision: Of the hub model, as given.
         config: The transformers configuration.
         tokenizer: With byte positions.
+        transformers_tokenizer: The same as transformers has it, with its chat template.
         tokenizer_files: What `save_pretrained` writes of it, by name.
         tokenizer_limit: Tokens the tokenizer says the model reads, if it says.
         fingerprint: What the weights are.
@@ -38,6 +39,7 @@ class Teacher:
     revision: str | None
     config: Any
     tokenizer: ByteTokenizer
+    transformers_tokenizer: Any
     tokenizer_files: dict[str, bytes]
     tokenizer_limit: int | None
     fingerprint: str
@@ -94,6 +96,7 @@ def find_teacher(
         revision=revision,
         config=config,
         tokenizer=ByteTokenizer(tokenizer),
+        transformers_tokenizer=tokenizer,
         tokenizer_files=_saved_files(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
         fingerprint=_fingerprint(name, config),
@@ -102,12 +105,13 @@ def find_teacher(
     )
 
 
-def default_device() -> torch.device:
-    """The accelerator if there is one."""
+def default_device(local_rank: int = 0) -> torch.device:
+    """The accelerator if there is one; of several on this machine, one for each process."""
     if torch.accelerator.is_available():
         found = torch.accelerator.current_accelerator()
+        count = torch.accelerator.device_count()
         if found is not None:
-            return found
+            return found if count <= 1 else torch.device(found.type, local_rank % count)
     return torch.device("cpu")
 
 

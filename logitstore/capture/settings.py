@@ -1,0 +1,64 @@
+"""What a capture is asked for, checked before anything is loaded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.errors import InputError
+
+_MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptureSettings:
+    """The arguments of `logitstore.capture` behind teacher, dataset and folder; described there."""
+
+    top_k: int = 64
+    max_tail: float | None = None
+    ids: bool = True
+    temperatures: Sequence[float] = ()
+    split: str | None = None
+    config_name: str | None = None
+    text_column: str | None = None
+    supervise: str | None = None
+    chat_template_path: str | None = None
+    chat_template_kwargs: str | Mapping[str, Any] | None = None
+    max_length: int | None = None
+    overflow: str = "split"
+    stride: int | None = None
+    revision: str | None = None
+    dtype: str = "auto"
+    device: str | None = None
+    tokens_per_batch: int | None = None
+    shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
+    trust_remote_code: bool = False
+
+    def check(self) -> None:
+        """Refuse what no teacher and no dataset could make sense of.
+
+        Raises:
+            InputError: Names the flag.
+        """
+        if not 1 <= self.top_k <= _MAX_TOP_K:
+            raise InputError(f"--top-k is {self.top_k}, expected 1 to {_MAX_TOP_K}.")
+        if self.max_tail is not None and not 0 < self.max_tail < 1:
+            raise InputError(
+                f"--max-tail is {self.max_tail}, expected a probability between 0 and 1, such as "
+                "0.01."
+            )
+        self._check_temperatures()
+        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
+            raise InputError(f"--tokens-per-batch is {self.tokens_per_batch}, expected 1 or more.")
+        if self.shard_text_bytes < 1:
+            raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
+
+    def _check_temperatures(self) -> None:
+        for t in self.temperatures:
+            if not (0 < t < float("inf")) or t == 1:
+                raise InputError(
+                    f"--temperature is {t}, expected a positive number other than 1 (1 is always "
+                    "kept)."
+                )
+        if len(set(self.temperatures)) != len(self.temperatures):
+            raise InputError(f"--temperature is given twice for one of {list(self.temperatures)}.")

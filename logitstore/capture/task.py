@@ -1,0 +1,144 @@
+"""All that a capture is to do, found out before anything is written or any weight is loaded."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from logitstore.capture.hf import Teacher, context_limit, default_device, find_teacher
+from logitstore.capture.plan import make_plan
+from logitstore.capture.reading import RowReader
+from logitstore.capture.renderer import Renderer
+from logitstore.capture.rows import Rows, load_rows
+from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.windows import limits_of, rendering_of
+from logitstore.errors import InputError
+from logitstore.ranks import Ranks
+from logitstore.spec import Plan, StoreSpec
+from logitstore.writer import StoreWriter, tokenizer_digests
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEFAULT_TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class Task:
+    """A capture, described.
+
+    Attributes:
+        teacher: Without its weights.
+        rows: The dataset.
+        reader: Makes sequences of its rows.
+        spec: What the store will hold.
+        plan: Which rows go into which shard.
+        text_bytes: Text of each row.
+        provenance: For people; see `StoreHeader`.
+        settings: As asked for.
+    """
+
+    teacher: Teacher
+    rows: Rows
+    reader: RowReader
+    spec: StoreSpec
+    plan: Plan
+    text_bytes: npt.NDArray[np.int64]
+    provenance: dict[str, Any]
+    settings: CaptureSettings
+
+    def budget(self, writer: StoreWriter) -> int:
+        """Padded tokens of a batch: as asked for, else as the store recorded."""
+        return int(self.settings.tokens_per_batch or writer.provenance["tokens_per_batch"])
+
+    def device(self, ranks: Ranks) -> torch.device:
+        """Where this rank's teacher runs."""
+        if self.settings.device is not None:
+            return torch.device(self.settings.device)
+        return default_device(ranks.local_rank)
+
+    def text_of(self, shards: Sequence[int]) -> int:
+        """Bytes of text in some of the shards."""
+        return sum(int(self.text_bytes[slice(*self.plan.shard_rows(i))].sum()) for i in shards)
+
+
+def prepare(
+    teacher: str, dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
+) -> Task:
+    """Find teacher and dataset, and make spec and plan.
+
+    Raises:
+        InputError: A model, dataset or setting that cannot be used.
+    """
+    settings.check()
+    found = find_teacher(
+        teacher,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    if settings.top_k > found.vocab_size:
+        raise InputError(
+            f"--top-k is {settings.top_k}, but {teacher} has a vocabulary of {found.vocab_size}. "
+            f"Use --top-k {found.vocab_size} or less."
+        )
+    max_length = context_limit(found, settings.max_length)
+    prefix = found.tokenizer.prefix_length
+    limits = limits_of(max_length, settings.overflow, settings.stride, prefix)
+    rows = load_rows(
+        dataset,
+        split=settings.split,
+        config_name=settings.config_name,
+        text_column=settings.text_column,
+    )
+    render = Renderer.make(
+        rows,
+        found.transformers_tokenizer,
+        found.tokenizer,
+        supervise=settings.supervise,
+        template_path=settings.chat_template_path,
+        template_kwargs=settings.chat_template_kwargs,
+    )
+    spec = StoreSpec(
+        teacher={
+            "fingerprint": found.fingerprint,
+            "architecture": found.architecture,
+            "dtype": found.dtype,
+            "vocab_size": found.vocab_size,
+        },
+        tokenizer={
+            "fingerprint": found.tokenizer.fingerprint,
+            "size": found.tokenizer.size,
+            "eos_ids": list(found.tokenizer.eos_ids),
+            "files": tokenizer_digests(found.tokenizer_files),
+        },
+        rendering={
+            **render.settings,
+            "max_length": max_length,
+            **rendering_of(limits),
+        },
+        capture={
+            "top_k": settings.top_k,
+            "max_tail": settings.max_tail,
+            "ids": settings.ids,
+            "temperatures": [float(t) for t in settings.temperatures],
+            "logit_std": False,
+            "draws": 0,
+        },
+    )
+    text_bytes = rows.text_bytes()
+    plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
+    provenance = {
+        "teacher": teacher,
+        "revision": settings.revision,
+        "dataset": dataset if isinstance(dataset, str) else type(dataset).__name__,
+        "tokens_per_batch": settings.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH,
+        "versions": {p: version(p) for p in ("logitstore", "torch", "transformers")},
+    }
+    reader = RowReader(render, limits)
+    return Task(found, rows, reader, spec, plan, text_bytes, provenance, settings)

@@ -1,0 +1,262 @@
+"""Rows longer than the teacher reads: cut into windows, cut off, or left out.
+
+A row is tokenised once, whole. A window is a slice of those tokens behind the tokenizer's own
+prefix (BOS), so every token is the one it would be in the whole row:
+
+    row      t0 t1 t2 t3 t4 t5 t6 t7 t8 EOS
+    part 0   BOS t0 t1 t2 t3 t4                       records of t0 … t4
+    part 1       BOS (t3 t4) t5 t6 t7                 records of t5 … t7, two tokens of context
+    part 2               BOS (t6 t7) t8 EOS           records of t8 and EOS
+
+Every supervised token has its record in exactly one window, and the supervised text of the parts,
+put together, is the row's. A window begins and ends between characters, never inside one, and never
+parts an end-of-turn event from the text it ends. The first window of a long prompt keeps as much of
+the prompt as leaves half of itself for new tokens.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.errors import InputError
+from logitstore.records import Segment, SequenceText
+from logitstore.tokens import TokenizedText
+
+OVERFLOWS = ("split", "truncate", "skip")
+#: Of the tokens of a window, one in so many is context by default: 14 % more work for the teacher.
+_STRIDE_PART = 8
+
+Int64s = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TeacherSequence:
+    """A row or a window of one, rendered and tokenised.
+
+    Attributes:
+        line: Its text.
+        text: Its tokens.
+        prefix_length: Tokens at the head of a whole row that every window of it begins with.
+    """
+
+    line: SequenceText
+    text: TokenizedText
+    prefix_length: int = 0
+
+    @property
+    def records(self) -> int:
+        return int(self.text.has_record.sum())
+
+    @property
+    def length(self) -> int:
+        return len(self.text.token_ids)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much a sequence may hold, and what becomes of a longer row.
+
+    Attributes:
+        max_length: Tokens of a sequence at most, with BOS and EOS; None: no limit.
+        overflow: One of `OVERFLOWS`.
+        stride: Tokens of context before the new ones of a window.
+        prefix_length: Tokens that the tokenizer puts in front of every text.
+    """
+
+    max_length: int | None
+    overflow: str
+    stride: int
+    prefix_length: int
+
+
+def limits_of(
+    max_length: int | None, overflow: str, stride: int | None, prefix_length: int
+) -> Limits:
+    """Limits as asked for, with defaults filled in.
+
+    Raises:
+        InputError: An overflow that is not known, or a stride that leaves a window too little.
+    """
+    if overflow not in OVERFLOWS:
+        raise InputError(f"--overflow is {overflow}, expected {', '.join(OVERFLOWS)}.")
+    if stride is not None and overflow != "split":
+        raise InputError(
+            f"--stride is {stride}, but with --overflow {overflow} no row is cut into windows. "
+            "Leave one of the two out."
+        )
+    if max_length is None:
+        return Limits(None, overflow, stride or 0, prefix_length)
+    most = max(max_length - prefix_length, 0) // 2
+    if stride is not None and not 0 <= stride <= most:
+        raise InputError(
+            f"--stride is {stride}, expected 0 to {most}: at most half of a window of {max_length} "
+            "tokens may be context."
+        )
+    default = min(max_length // _STRIDE_PART, most)
+    return Limits(max_length, overflow, default if stride is None else stride, prefix_length)
+
+
+def rendering_of(limits: Limits) -> dict[str, object]:
+    """What of the limits decides a store's records, as its spec has it.
+
+    Nothing for `truncate`, which is what stores did before there were windows: they stay the same
+    bytes, and can be resumed.
+    """
+    if limits.max_length is None or limits.overflow == "truncate":
+        return {}
+    strides = {"stride": limits.stride} if limits.overflow == "split" else {}
+    return {"overflow": limits.overflow, **strides}
+
+
+def sequences_of_row(whole: TeacherSequence, limits: Limits) -> list[TeacherSequence]:
+    """The sequences that a row becomes: itself if it fits, else what `limits.overflow` says."""
+    if limits.max_length is None or whole.length <= limits.max_length or not whole.records:
+        return [whole]
+    if limits.overflow == "truncate":
+        return [_truncated(whole, limits.max_length)]
+    if limits.overflow == "skip":
+        return [_too_long(whole)]
+    return _split(whole, limits) or [_too_long(whole)]
+
+
+def _truncated(whole: TeacherSequence, length: int) -> TeacherSequence:
+    kept = _taken(whole.text, np.arange(length), 0)
+    status = "truncated" if kept.has_record.any() else "no_supervised_text"
+    return TeacherSequence(whole.line._replace(status=status), replace(kept, status=status))
+
+
+def _too_long(whole: TeacherSequence) -> TeacherSequence:
+    none = _taken(whole.text, np.zeros(0, np.int64), 0)
+    return TeacherSequence(whole.line._replace(status="too_long"), replace(none, status="too_long"))
+
+
+def _split(whole: TeacherSequence, limits: Limits) -> list[TeacherSequence]:
+    """The windows; none where a single character has more tokens than fit beside the context."""
+    text, row = whole.text, _RowText(whole.line.segments)
+    planned = _plan(text, row.data, limits)
+    prefix, count = limits.prefix_length, len(text.token_ids)
+    parts = []
+    for part, (context, first, stop) in enumerate(planned):
+        began, own, ended = (
+            0 if i == prefix else len(row.data) if i == count else int(text.text_starts[i])
+            for i in (context, first, stop)
+        )
+        context_segments = row.cut(began, own, is_context=True)
+        line = whole.line._replace(
+            part=part,
+            status="split",
+            segments=(*context_segments, *row.cut(own, ended)),
+            supervised_start=row.supervised_before(own),
+        )
+        tokens = np.concatenate([np.arange(prefix), np.arange(context, stop)])
+        kept = replace(_taken(text, tokens, first), status="split")
+        parts.append(TeacherSequence(line, kept))
+    return parts
+
+
+def _plan(text: TokenizedText, data: bytes, limits: Limits) -> list[tuple[int, int, int]]:
+    """(first token of the context, first own token, token after the last) of every window.
+
+    Own tokens with a record get it in this window. They begin where the window before stopped, or
+    later, where there is only context in between.
+    """
+    assert limits.max_length is not None
+    room, prefix, count = (
+        limits.max_length - limits.prefix_length,
+        limits.prefix_length,
+        len(text.token_ids),
+    )
+    wanted = np.flatnonzero(text.has_record)
+    cuts = _places_to_cut(text, data, prefix)
+    windows: list[tuple[int, int, int]] = []
+    stopped = prefix
+    while len(left := wanted[np.searchsorted(wanted, stopped) :]):
+        new = int(left[0])
+        context_tokens = limits.stride
+        if not windows:
+            context_tokens = max(limits.stride, room - min(count - new, (room + 1) // 2))
+        begin = _begin(cuts, new, context_tokens, prefix)
+        stop = int(cuts[np.searchsorted(cuts, begin + room, side="right") - 1])
+        if stop <= new:
+            return []
+        windows.append((begin, max(begin, stopped) if windows else begin, stop))
+        stopped = stop
+    return windows
+
+
+def _begin(cuts: Int64s, new: int, context_tokens: int, prefix: int) -> int:
+    """The first token of a window: at most so many before `new`, or the next place before that.
+
+    Without BOS nothing would predict the first token of a window, so one of context is needed.
+    """
+    latest = new if prefix else max(new - 1, 0)
+    earliest = max(min(new - context_tokens, latest), prefix)
+    place = int(np.searchsorted(cuts, earliest))
+    return int(cuts[place] if cuts[place] <= latest else cuts[max(place - 1, 0)])
+
+
+def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> Int64s:
+    """Tokens before which the row may be cut: the first, those that begin a character, the end.
+
+    Not a token without bytes, nor an event (EOS, end of a turn): it belongs to what it ends.
+    """
+    units = np.frombuffer(data + b".", np.uint8)
+    at_character = (units[text.text_starts] & 0xC0) != 0x80
+    is_event = text.has_record & (text.byte_lengths == 0)
+    inside = at_character & (text.text_ends > text.text_starts) & ~is_event
+    inside[: prefix + 1] = False
+    return np.concatenate([[prefix], np.flatnonzero(inside), [len(text.token_ids)]])
+
+
+def _taken(text: TokenizedText, tokens: Int64s, first_own: int) -> TokenizedText:
+    """Some of the tokens; of those before `first_own`, and of the very first, no records."""
+    has_record = text.has_record[tokens] & (tokens >= first_own)
+    has_record[:1] = False
+    return TokenizedText(
+        token_ids=text.token_ids[tokens],
+        has_record=has_record,
+        byte_starts=np.where(has_record, text.byte_starts[tokens], 0),
+        byte_lengths=np.where(has_record, text.byte_lengths[tokens], 0),
+        is_eos=text.is_eos[tokens],
+        text_starts=text.text_starts[tokens],
+        text_ends=text.text_ends[tokens],
+        status=text.status,
+    )
+
+
+class _RowText:
+    """The UTF-8 bytes of a row, to be cut between any two characters."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self._segments = [s for s in segments if s.text]
+        self._pieces = [s.text.encode() for s in self._segments]
+        self.data = b"".join(self._pieces)
+        sizes = [len(piece) for piece in self._pieces]
+        supervised = [
+            len(p) * s.supervised for p, s in zip(self._pieces, self._segments, strict=True)
+        ]
+        self._bounds = list(accumulate(sizes, initial=0))
+        self._supervised = list(accumulate(supervised, initial=0))
+
+    def cut(self, start: int, stop: int, *, is_context: bool = False) -> list[Segment]:
+        """The segments between two places; all as context if so asked."""
+        found = []
+        i = max(bisect_right(self._bounds, start) - 1, 0)
+        while i < len(self._pieces) and self._bounds[i] < stop:
+            low, high = (max(place - self._bounds[i], 0) for place in (start, stop))
+            if piece := self._pieces[i][low:high]:
+                segment = self._segments[i]
+                flag = segment.supervised and not is_context
+                found.append(segment._replace(text=piece.decode(), supervised=flag))
+            i += 1
+        return found
+
+    def supervised_before(self, place: int) -> int:
+        """Supervised bytes before a place."""
+        i = min(bisect_right(self._bounds, place) - 1, len(self._pieces) - 1)
+        inside = (place - self._bounds[i]) * self._segments[i].supervised
+        return self._supervised[i] + inside

@@ -1,0 +1,140 @@
+"""Which process of a launcher this is, and how to wait for the others.
+
+The file system is all that they share, and enough.
+
+`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; `srun` sets SLURM_PROCID,
+SLURM_NTASKS and SLURM_LOCALID. (A batch script that `srun` did not start has SLURM_PROCID 0 and no
+step: it is one process, whatever number of tasks was allocated.)
+
+Who does what:
+
+* Shard i belongs to rank i modulo the number of ranks, so no rank needs to know what another does.
+* Rank 0 begins the store; the others wait for `store.json`.
+* Rank 0 seals the store when all shards are there; the others wait for the seal, so that every
+  process that captures returns with a finished store.
+* While at work a rank touches a file of its own in the store. Who waits gives up when nothing has
+  moved for half an hour: no new shard, no sign of life.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from logitstore.errors import InputError
+
+#: A wait ends when nothing has moved for so long. Loading a large teacher takes minutes.
+PATIENCE_S = 1800.0
+_BEAT_EVERY_S = 20.0
+_ALIVE_PREFIX = ".tmp-alive-"  # readers ignore `.tmp-…`, and the seal removes it
+
+
+class Ranks(NamedTuple):
+    """One process of several that do the same command."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def own(self, shards: Iterable[int]) -> list[int]:
+        """Those of the shards that are this rank's."""
+        return [i for i in shards if i % self.size == self.rank]
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.size}"
+
+
+def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
+    """What the launcher says; one process alone if there is none.
+
+    Raises:
+        InputError: The variables are not numbers, or do not fit each other.
+    """
+    env = os.environ if environment is None else environment
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return _ranks(env, "RANK", "WORLD_SIZE", "LOCAL_RANK")
+    is_step = "SLURM_STEP_NUM_TASKS" in env or env.get("SLURM_PROCID", "0") != "0"
+    if is_step and "SLURM_PROCID" in env:
+        size = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        if size in env:
+            return _ranks(env, "SLURM_PROCID", size, "SLURM_LOCALID")
+    return Ranks()
+
+
+def _ranks(env: Mapping[str, str], rank: str, size: str, local_rank: str) -> Ranks:
+    given = {name: env.get(name, "0") for name in (rank, size, local_rank)}
+    said = " ".join(f"{name}={value}" for name, value in given.items())
+    try:
+        found = Ranks(*map(int, given.values()))
+    except ValueError:
+        found = Ranks(0, 0)
+    if not 0 <= found.rank < found.size or found.local_rank < 0:
+        raise InputError(
+            f"{said}: expected numbers, 0 <= {rank} < {size}. Start through torchrun, accelerate "
+            "launch or srun, or unset these variables to run one process."
+        )
+    return found
+
+
+class Heartbeat:
+    """A file that a rank touches while it works; nothing for one process alone."""
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self._path = folder / f"{_ALIVE_PREFIX}{ranks.rank:05d}" if ranks.size > 1 else None
+        self._next = 0.0
+
+    def beat(self) -> None:
+        """Say that work goes on; touches the file at most every 20 s."""
+        if self._path is not None and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _BEAT_EVERY_S
+            self._path.touch()
+
+    def stop(self) -> None:
+        """The work is done."""
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def signs_of_life(folder: Path) -> dict[str, int]:
+    """Names in a folder that moves while ranks work; heartbeats with the time of the last beat."""
+    found = {}
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        try:
+            is_beat = entry.name.startswith(_ALIVE_PREFIX)
+            found[entry.name] = entry.stat().st_mtime_ns if is_beat else 0
+        except FileNotFoundError:  # gone since it was listed: that, too, is a change
+            continue
+    return found
+
+
+def wait_until(
+    is_done: Callable[[], bool],
+    signs: Callable[[], object],
+    *,
+    patience_s: float = PATIENCE_S,
+    poll_s: float = 0.2,
+) -> bool:
+    """Wait for others.
+
+    Args:
+        is_done: What is waited for.
+        signs: Anything that differs from one look to the next while others are at work.
+        patience_s: How long the signs may stand still.
+        poll_s: Seconds between two looks.
+
+    Returns:
+        Whether it is done; False when nothing moved for `patience_s`.
+    """
+    last, since = signs(), time.monotonic()
+    while not is_done():
+        if time.monotonic() - since >= patience_s:
+            return False
+        time.sleep(poll_s)
+        if (now := signs()) != last:
+            last, since = now, time.monotonic()
+    return True
