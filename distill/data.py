@@ -52,6 +52,8 @@ from logitstore.tokens import ByteTokenizer
 #: Values that pad the second axis of an array, and the label that is none.
 PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf}
 NO_LABEL = -100
+#: Sequences of the teacher that a student can learn from.
+_READ = ("ok", "truncated", "split")
 
 
 class Store(Protocol):
@@ -139,12 +141,14 @@ class StoreDataset(Dataset[Example]):
         return [self._example(records, text) for records, text in read]
 
     def _example(self, records: TokenRecords, text: SequenceText) -> Example:
-        tokens = self.student.encode(text.segments, max_length=self.max_length)
-        if text.status not in ("ok", "truncated") or tokens.status not in ("ok", "truncated"):
+        teacher = teacher_spans(records, text, self.store.spec.eos_ids)
+        # A window is the end of its row only where the teacher, too, had the end there.
+        has_end = text.status != "split" or bool(teacher.is_eos[-1:].any())
+        tokens = self.student.encode(text.segments, max_length=self.max_length, add_eos=has_end)
+        if text.status not in _READ or tokens.status not in ("ok", "truncated"):
             nothing = np.zeros(0, np.int64)
             return Example(nothing, nothing.astype(bool), {}, aligned=0, skipped=True)
         is_label = tokens.has_record
-        teacher = teacher_spans(records, text, self.store.spec.eos_ids)
         student = Spans(
             tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
         )
