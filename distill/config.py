@@ -23,6 +23,7 @@ import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, TrainingArguments
 
 from logitstore.errors import InputError
+from logitstore.render import parse_kwargs
 
 #: What --loss may name besides `ce`, and the weight each takes when none is given.
 LOSS_WEIGHTS = {"uld": 1.5, "mapped_kl": 1.0}
@@ -118,6 +119,16 @@ class CachedTeacherConfig(TrainingArguments):
             "help": "Cut rows at so many student tokens. Default: what the student can read."
         },
     )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "The student's chat template: a Jinja file, or the folder of a tokenizer. "
+            "Default: the student's own."
+        },
+    )
+    chat_template_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Variables of the chat template for every row, as JSON."}
+    )
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many steps, or a fraction of all steps."}
@@ -157,6 +168,10 @@ class CachedTeacherConfig(TrainingArguments):
         weights = self.loss_weights  # also when ce_weight is not 0: a wrong name must not wait
         if self.ce_weight == 0 and not weights:
             raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
+        if self.chat_template_kwargs is not None:
+            self.chat_template_kwargs = parse_kwargs(
+                self.chat_template_kwargs, "--chat_template_kwargs"
+            )
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 

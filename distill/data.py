@@ -1,16 +1,18 @@
 """From a store to batches: the student's tokens beside what the teacher said about the same bytes.
 
-The student tokenises the store's own text. Its supervised tokens that something predicts are the
-*labels*; everything of the teacher is placed on them here, on the CPU, in DataLoader workers, so
-that the trainer sees only rectangles. Nothing is ever shifted later: label j of a batch is the
-token whose prediction row j describes, and `rows` holds the logit row that predicted it.
+The student tokenises the store's own text, see :mod:`distill.student_text`. Its supervised tokens
+that something predicts are the *labels*; everything of the teacher is placed on them here, on the
+CPU, in DataLoader workers, so that the trainer sees only rectangles. Nothing is ever shifted later:
+label j of a batch is the token whose prediction row j describes, and `rows` holds the logit row
+that predicted it.
 
 A batch:
 
     input_ids, attention_mask, labels  (B, T)   right-padded; labels -100 where not supervised
     rows                               (N,)     flat logit rows b * T + t - 1, one a label
     example                            (N,)     the b of each label
-    aligned, skipped                   (B,)     labels that a teacher pair covers; unusable rows
+    aligned                            (B,)     labels that a teacher pair covers
+    skipped, text_changed              (B,)     unusable rows; those that the template changes
     teacher[name]                               one dict a loss:
       uld        index (P,), entry_logprobs (P, K), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
@@ -34,6 +36,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.align import Spans, align
+from distill.student_text import StudentReader
 from distill.targets import (
     Arrays,
     Ints,
@@ -47,13 +50,13 @@ from distill.targets import (
 from distill.vocab_map import VocabMap, prefix_map
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import SequenceText, TokenRecords
+from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer
 
 #: Values that pad the second axis of an array, and the label that is none.
 PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf}
 NO_LABEL = -100
 #: Sequences of the teacher that a student can learn from.
-_READ = ("ok", "truncated", "split")
 
 
 class Store(Protocol):
@@ -84,6 +87,7 @@ class Example(NamedTuple):
     teacher: dict[str, Arrays]
     aligned: int  # labels that a teacher pair covers
     skipped: bool  # this student can make nothing of the row
+    text_changed: bool = False  # because its chat template changes supervised text
 
 
 class StoreDataset(Dataset[Example]):
@@ -91,7 +95,8 @@ class StoreDataset(Dataset[Example]):
 
     Sequences without records are left out here, so no sampler ever meets them; `without_records`
     says how many. A row that only this student's tokenizer cannot place (no bytes are known, or
-    nothing is left of it within `max_length`) becomes an example without labels, marked `skipped`.
+    nothing is left of it within `max_length`), or whose supervised text its chat template changes,
+    becomes an example without labels, marked `skipped`.
 
     Args:
         store: An open store; workers reopen its files by themselves.
@@ -100,10 +105,11 @@ class StoreDataset(Dataset[Example]):
         pairing: `bytes` or `position`, for uld.
         mapped_strict: For mapped_kl: only equal tokens, only where both sides end together.
         max_length: Student tokens a row may have.
+        template: The student's chat template, for a store of conversations.
 
     Raises:
         MismatchError: When a loss needs what the store was captured without.
-        InputError: When no sequence has a record.
+        InputError: When no sequence has a record, or the template refuses the first conversation.
     """
 
     def __init__(
@@ -115,10 +121,14 @@ class StoreDataset(Dataset[Example]):
         pairing: str = "bytes",
         mapped_strict: bool = False,
         max_length: int | None = None,
+        template: ChatTemplate | None = None,
     ) -> None:
         check_store(store, losses)
-        self.store, self.student, self.losses = store, student, tuple(losses)
+        self.store, self.losses = store, tuple(losses)
         self.pairing, self.mapped_strict, self.max_length = pairing, mapped_strict, max_length
+        self.reader = StudentReader(
+            student, store.spec.rendering, store.path, template=template, max_length=max_length
+        )
         self.sequences = np.flatnonzero(np.asarray(store.token_counts) > 0)
         self.without_records = len(store) - len(self.sequences)
         if not len(self.sequences):
@@ -127,6 +137,8 @@ class StoreDataset(Dataset[Example]):
                 f"`logitstore info {store.path}` says why."
             )
         self.mapping = _mapping(store, student, mapped_strict) if "mapped_kl" in losses else None
+        if template is not None:
+            self[0]  # a template that refuses every row must not wait for the first step
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -142,12 +154,10 @@ class StoreDataset(Dataset[Example]):
 
     def _example(self, records: TokenRecords, text: SequenceText) -> Example:
         teacher = teacher_spans(records, text, self.store.spec.eos_ids)
-        # A window is the end of its row only where the teacher, too, had the end there.
-        has_end = text.status != "split" or bool(teacher.is_eos[-1:].any())
-        tokens = self.student.encode(text.segments, max_length=self.max_length, add_eos=has_end)
-        if text.status not in _READ or tokens.status not in ("ok", "truncated"):
+        tokens, text_changed = self.reader.read(text, teacher)
+        if tokens is None:
             nothing = np.zeros(0, np.int64)
-            return Example(nothing, nothing.astype(bool), {}, aligned=0, skipped=True)
+            return Example(nothing, nothing.astype(bool), {}, 0, True, text_changed)
         is_label = tokens.has_record
         student = Spans(
             tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
@@ -212,6 +222,7 @@ class Collator:
             "example": example,
             "aligned": np.array([e.aligned for e in examples]),
             "skipped": np.array([e.skipped for e in examples]),
+            "text_changed": np.array([e.text_changed for e in examples]),
         }
         teacher = {name: _tensors(_joined(name, examples)) for name in self.losses}
         return {**_tensors(batch), "teacher": teacher}

@@ -25,7 +25,7 @@ class Meter:
 
     def reset(self) -> None:
         """As new: a training begins."""
-        self._total_tokens = self._total_s = self._total_skipped = 0.0
+        self._total_tokens = self._total_s = self._total_skipped = self._total_changed = 0.0
         self._started: float | None = None
         self._clear()
 
@@ -58,6 +58,7 @@ class Meter:
             (batch["labels"] != -100).sum(),
             batch["attention_mask"].sum(),
             batch["skipped"].sum(),
+            batch["text_changed"].sum(),
         ]
         sums = torch.stack([x.detach().float() for x in (*means, *bounds, *facts)])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -76,7 +77,7 @@ class Meter:
         bounds = (x / self._steps for x in summed[count : 2 * count])
         report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
 
-        aligned, labels, tokens, skipped, wait_s, busy_s = summed[2 * count :]
+        aligned, labels, tokens, skipped, changed, wait_s, busy_s = summed[2 * count :]
         busy_here_s = busy_s / accelerator.num_processes
         if weights:
             report["aligned_fraction"] = aligned / max(labels, 1)
@@ -85,8 +86,11 @@ class Meter:
         self._total_tokens += tokens
         self._total_s += busy_here_s
         self._total_skipped += skipped
+        self._total_changed += changed
         if self._total_skipped:
             report["skipped_sequences"] = self._total_skipped
+        if self._total_changed:  # of those skipped
+            report["template_changed_text"] = self._total_changed
         self._clear()
         return report
 
@@ -96,4 +100,5 @@ class Meter:
             "train_tokens": self._total_tokens,
             "train_tokens_per_second": self._total_tokens / max(self._total_s, 1e-9),
             "train_skipped_sequences": self._total_skipped,
+            "train_template_changed_text": self._total_changed,
         }

@@ -30,6 +30,16 @@ def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
             raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
 
 
+def check_no_template(args: CachedTeacherConfig, store: Path) -> None:
+    """Flags about chat templates, when there are no conversations."""
+    for flag in ("chat_template_path", "chat_template_kwargs"):
+        if getattr(args, flag) is not None:
+            raise InputError(
+                f"{store}: its rows are no conversations, so --{flag} {getattr(args, flag)} would "
+                f"have no effect. Leave it out."
+            )
+
+
 def check_student(
     model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
 ) -> None:

@@ -71,6 +71,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
+        "sequences_template_changed_text": int(metrics.pop("train_template_changed_text")),
         "metrics": metrics,
     }
     if config.should_save:

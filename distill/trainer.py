@@ -16,7 +16,8 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
     aligned_fraction       labels that a teacher pair covers
     store_wait_fraction    of the time of steps, spent waiting for data
     tokens_per_second      input tokens without padding, over all processes
-    skipped_sequences      so far, rows that this student's tokenizer cannot place (when not 0)
+    skipped_sequences      so far, rows that this student cannot read (when not 0)
+    template_changed_text  of them, those whose supervised text its chat template changes
 
 Shape legend: N = labels, P = pairs of a loss.
 """
@@ -42,12 +43,14 @@ from distill.meter import Meter
 from distill.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
+    check_no_template,
     check_nothing_to_evaluate,
     check_student,
 )
 from distill.terms import Term, named, query_of, row_sums, terms_of
 from logitstore import open_store
 from logitstore.errors import InputError
+from logitstore.render import ChatTemplate, parse_kwargs, read_template
 from logitstore.tokens import ByteTokenizer
 
 
@@ -90,10 +93,15 @@ class CachedTeacherTrainer(Trainer):
         check_student(model, args, student)
         self.weights = args.loss_weights
         self.store: Store = _opened(store, args.store, args)
-        self.data = _dataset(self.store, student, model, args)
+        if args.chat_template_path is not None:  # saved with the student, which learns to read it
+            processing_class.chat_template = read_template(
+                args.chat_template_path, "--chat_template_path"
+            )
+        self.data = _dataset(self.store, student, processing_class, model, args)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
-            held_out = _dataset(_opened(eval_store, args.eval_store, args), student, model, args)
+            opened = _opened(eval_store, args.eval_store, args)
+            held_out = _dataset(opened, student, processing_class, model, args)
         else:
             check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
@@ -312,8 +320,18 @@ def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) ->
 
 
 def _dataset(
-    store: Store, student: ByteTokenizer, model: PreTrainedModel, args: CachedTeacherConfig
+    store: Store,
+    student: ByteTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    args: CachedTeacherConfig,
 ) -> StoreDataset:
+    template = None
+    if store.spec.rendering["kind"] == "conversation":
+        kwargs = parse_kwargs(args.chat_template_kwargs, "--chat_template_kwargs")
+        template = ChatTemplate.of(tokenizer, student, kwargs=kwargs, flag="--chat_template_path")
+    else:
+        check_no_template(args, store.path)
     readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return StoreDataset(
         store,
@@ -322,4 +340,5 @@ def _dataset(
         pairing=args.pairing,
         mapped_strict=args.mapped_strict,
         max_length=min([n for n in (args.max_length, readable) if n], default=None),
+        template=template,
     )

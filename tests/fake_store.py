@@ -63,6 +63,7 @@ def taught(
     reader = ByteTokenizer(tokenizer)
     spec = SimpleNamespace(
         top_k=top_k,
+        rendering={"kind": "text"},
         has_ids=has_ids,
         vocab_size=model.config.vocab_size,
         eos_ids=reader.eos_ids,

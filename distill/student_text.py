@@ -1,0 +1,143 @@
+"""A line of a store as the student reads it.
+
+    text, prompts   the store's segments, as they are
+    conversations   the messages, written by the student's own chat template
+    token rows      the store's segments, with the student's own BOS and EOS for the teacher's
+
+Of a conversation only the supervised text must be the teacher's, byte for byte, since that is what
+teacher and student are aligned by. A template that writes it differently (some trim it) makes the
+line `text_changed`: it is counted and left out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.align import Spans
+from logitstore.conversation import Conversation
+from logitstore.records import SequenceText
+from logitstore.render import ChatTemplate
+from logitstore.token_rows import begins_bare, for_student
+from logitstore.tokens import ByteTokenizer, TokenizedText
+
+_READ = ("ok", "truncated", "split")
+
+
+class StudentText(NamedTuple):
+    """A line's tokens; their spans count from the line's own first supervised byte.
+
+    Attributes:
+        tokens: None where the student can make nothing of the line.
+        text_changed: Because its chat template changes supervised text.
+    """
+
+    tokens: TokenizedText | None
+    text_changed: bool = False
+
+
+class StudentReader:
+    """Reads lines for one student. Can be pickled.
+
+    Args:
+        tokenizer: The student's.
+        rendering: How the store's rows became text (`StoreSpec.rendering`).
+        path: The store, for messages.
+        template: The student's chat template, where rows are conversations.
+        max_length: Student tokens of a line at most.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ByteTokenizer,
+        rendering: Mapping[str, Any],
+        path: Path,
+        *,
+        template: ChatTemplate | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        self.tokenizer, self.path, self.template = tokenizer, path, template
+        self.are_tokens = rendering["kind"] == "tokens"
+        self.max_length = max_length
+
+    def read(self, line: SequenceText, teacher: Spans) -> StudentText:
+        """The student's tokens of a line.
+
+        Args:
+            line: The line.
+            teacher: Its records, as :func:`distill.targets.teacher_spans` places them.
+
+        Raises:
+            InputError: A conversation that its chat template refuses; names the row.
+        """
+        if line.status not in _READ:
+            return StudentText(None)
+        if line.messages is not None:
+            return self._conversation(line, line.messages, teacher)
+        if self.are_tokens:
+            tokens = self.tokenizer.encode(
+                for_student(line.segments, self.tokenizer),
+                max_length=self.max_length,
+                add_eos=False,
+                add_prefix=not begins_bare(line.segments),
+            )
+        else:
+            # A window is the end of its row only where the teacher, too, had the end there.
+            add_eos = line.status != "split" or bool(teacher.is_eos[-1:].any())
+            tokens = self.tokenizer.encode(
+                line.segments, max_length=self.max_length, add_eos=add_eos
+            )
+        return _usable(tokens)
+
+    def _conversation(self, line: SequenceText, messages: str, teacher: Spans) -> StudentText:
+        assert self.template is not None
+        where = f"{self.path}: row {line.row:,}"
+        segments = self.template.segments(Conversation.from_json(messages), where)
+        written = "".join(s.text for s in segments if s.supervised).encode()
+        is_part, own = line.status == "split", line.supervised_bytes
+        low = line.supervised_start
+        if (written[low : low + len(own)] if is_part else written) != own:
+            return StudentText(None, text_changed=True)
+        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        if is_part and tokens.status == "ok":
+            tokens = self._window(tokens, line, teacher)
+        return _usable(tokens.cut(self.max_length))
+
+    def _window(self, tokens: TokenizedText, line: SequenceText, teacher: Spans) -> TokenizedText:
+        """The part of a conversation that the teacher's window has records of.
+
+        It has as much context before its labels as `max_length` allows, behind BOS if the
+        template writes one.
+        """
+        is_label = tokens.has_record & _belongs(tokens, line, teacher)
+        labels = np.flatnonzero(is_label)
+        if not len(labels):
+            return replace(tokens, has_record=is_label, status="no_supervised_text")
+        first, stop = int(labels[0]), int(labels[-1]) + 1
+        begin, bos = 0, 0
+        if self.max_length is not None and stop > self.max_length:
+            bos = int(tokens.token_ids[0] == self.tokenizer.bos_token_id)
+            # At least one token before the first label, to predict it.
+            begin = min(max(stop - self.max_length + bos, 0), max(first - 1, 0))
+        chosen = np.concatenate([np.arange(bos), np.arange(max(begin, bos), stop)])
+        taken = {f.name: getattr(tokens, f.name)[chosen] for f in fields(tokens)[:-1]}
+        taken["has_record"] = is_label[chosen]
+        starts = taken["byte_starts"] - line.supervised_start
+        taken["byte_starts"] = np.where(taken["has_record"], starts, 0)
+        return replace(tokens, **taken)
+
+
+def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.NDArray[np.bool_]:
+    """Tokens that begin in the line's supervised bytes; at its edges, events the teacher has."""
+    starts, end = tokens.byte_starts - line.supervised_start, len(line.supervised_bytes)
+    inside: npt.NDArray[np.bool_] = (starts >= 0) & (starts < end)
+    at_edge = tokens.is_eos & ((starts == 0) | (starts == end))
+    inside[at_edge] = np.isin(starts[at_edge], teacher.starts[teacher.is_eos])
+    return inside
+
+
+def _usable(tokens: TokenizedText) -> StudentText:
+    return StudentText(tokens if tokens.status in ("ok", "truncated") else None)
