@@ -63,6 +63,17 @@ def capture(
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     config_name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Read this column as text.")] = None,
+    supervise: Annotated[
+        str | None,
+        typer.Option(help="Of conversations: all assistant turns (the default), or the last."),
+    ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option(help="A Jinja file or tokenizer folder. Default: the teacher's template."),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(help="Variables of the chat template for every row, as JSON.")
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(help="Tokens of a sequence at most. Default: what the teacher reads."),
@@ -114,6 +125,9 @@ def capture(
         split=split,
         config_name=config_name,
         text_column=text_column,
+        supervise=supervise,
+        chat_template_path=chat_template_path,
+        chat_template_kwargs=chat_template_kwargs,
         max_length=max_length,
         overflow=overflow,
         stride=stride,

@@ -5,7 +5,7 @@ either committed whole or not there, and a run does the missing ones; see `work.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +38,9 @@ def capture(
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
+    supervise: str | None = None,
+    chat_template_path: str | None = None,
+    chat_template_kwargs: str | Mapping[str, Any] | None = None,
     max_length: int | None = None,
     overflow: str = "split",
     stride: int | None = None,
@@ -58,7 +61,8 @@ def capture(
     Args:
         teacher: Hub id, or a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
         dataset: Hub id, folder, `save_to_disk` folder, .jsonl, .parquet or .txt file, or a
-            `datasets.Dataset`; with a `text` column, or `prompt` and `completion`.
+            `datasets.Dataset`; with `text`, `prompt` and `completion`, `messages` or `input_ids`
+            (see `logitstore.capture.rows`).
         out: The store's folder.
         top_k: Entries of a record at most.
         max_tail: Keep only the most probable entries that leave no more than this probability
@@ -68,6 +72,9 @@ def capture(
         split: Of the dataset.
         config_name: Of a hub dataset with several.
         text_column: Read this column instead of `text`.
+        supervise: Of conversations, `all` assistant turns (the default) or the `last`.
+        chat_template_path: A Jinja file, or a tokenizer's folder, instead of the teacher's own.
+        chat_template_kwargs: Variables of the template for every row, a dict or JSON.
         max_length: Tokens of a sequence at most; default: what the teacher reads.
         overflow: What becomes of a longer row: `split` into windows, `truncate`, or `skip`.
         stride: Tokens of context before the new ones of a window; default: max_length // 8.
@@ -99,6 +106,9 @@ def capture(
         split=split,
         config_name=config_name,
         text_column=text_column,
+        supervise=supervise,
+        chat_template_path=chat_template_path,
+        chat_template_kwargs=chat_template_kwargs,
         max_length=max_length,
         overflow=overflow,
         stride=stride,
