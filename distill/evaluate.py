@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distill.head import HeadQuery, StudentHead
+from distill.head import StudentHead
+from distill.query import HeadQuery
 from distill.run import RunObject, load_student, peak_rss_bytes, read_results, write_results
 from logitstore.capture.rows import Rows, load_rows
 from logitstore.errors import InputError

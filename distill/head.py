@@ -4,7 +4,9 @@ Every loss here needs the student only through a few numbers per position: the l
 the label, its own largest log-probabilities, its log-probabilities at given ids, and the log of its
 mass outside them. :class:`StudentHead` computes those from the hidden states and the output
 embedding, a chunk of positions at a time, and computes each chunk again in the backward pass. So
-the memory of distillation is that of chunked cross-entropy, whatever the loss.
+the memory of distillation is that of chunked cross-entropy, whatever the loss. What may be asked,
+and how it is answered from a chunk's logits, is in :mod:`distill.query`. A ranking of columns over
+whole sequences takes two rounds: sums of probability first, then the columns that they chose.
 
 **How.** A model's own forward hands its last hidden states to its output embedding. For the length
 of one call a stand-in takes the place of that module's forward: it answers the query right there
@@ -17,20 +19,20 @@ Granite divides), soft-capping (Gemma 2), a bias (BART). On the first call the h
 that went through the model's own code is compared with ours; where they differ, this and all later
 calls use the model's own logits, and one warning says so.
 
-Shape legend: B, T = batch, tokens; D = hidden width; V = student vocabulary; N = positions asked
-for; c = positions of a chunk; K = top_k, or the width of `ids_NK`.
+Shape legend: B, T = batch, tokens; M = B * T; D = hidden width; V = student vocabulary; N =
+positions asked for; c = positions of a chunk; S = sequences; k = columns of a ranking.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from distill.query import HeadAnswer, HeadQuery, answer_rows, column_mass, rank_columns
 from logitstore.capture.output_embedding import (
     PROBE_ROWS,
     after_the_embedding,
@@ -43,50 +45,6 @@ from logitstore.errors import InputError
 #: Logits of a chunk, 128 MiB in float32: 1,024 positions of a vocabulary of 32k, 256 of 128k. Also
 #: enough rows for a matrix product to run at full speed.
 CHUNK_LOGITS = 2**25
-
-
-@dataclass(frozen=True)
-class HeadQuery:
-    """What to compute at each of N positions.
-
-    Attributes:
-        labels_N: (N,) int64 in [0, V), the student's own tokens.
-        top_k: How many of the largest log-probabilities; 0 for none.
-        top_k_mask_N: (N,) bool, where `top_k` is wanted; None for everywhere.
-        ids_NK: (N, K) int64, ids to look up; -1 is padding. None for no ids.
-    """
-
-    labels_N: Tensor
-    top_k: int = 0
-    top_k_mask_N: Tensor | None = None
-    ids_NK: Tensor | None = None
-
-    def part(self, start: int, stop: int) -> "HeadQuery":
-        """The same question about positions start to stop."""
-        mask_N, ids_NK = self.top_k_mask_N, self.ids_NK
-        return HeadQuery(
-            self.labels_N[start:stop],
-            self.top_k,
-            None if mask_N is None else mask_N[start:stop],
-            None if ids_NK is None else ids_NK[start:stop],
-        )
-
-
-@dataclass(frozen=True)
-class HeadAnswer:
-    """Log-probabilities over the full student vocabulary: float32, float64 of a float64 model.
-
-    Attributes:
-        label_logprob_N: (N,) of the labels.
-        top_logprobs_NK: (N, top_k) largest first; -inf beyond V and where masked. None: not asked.
-        id_logprobs_NK: (N, K) at `ids_NK`; -inf in padding. None: not asked.
-        rest_logmass_N: (N,) log of the mass outside `ids_NK`, -inf for none. None: not asked.
-    """
-
-    label_logprob_N: Tensor
-    top_logprobs_NK: Tensor | None = None
-    id_logprobs_NK: Tensor | None = None
-    rest_logmass_N: Tensor | None = None
 
 
 class StudentHead:
@@ -141,14 +99,15 @@ class StudentHead:
         if not self.dense:
             answer = self._chunked(model_or_wrapped, inputs, rows_N, query)
             if answer is not None:
-                return HeadAnswer(**answer)
+                return HeadAnswer.of(answer)
             self._fall_back("does not make its logits from its output embedding as known here")
 
         def own_logits(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            return _answer(logits_of(output).flatten(0, -2).index_select(0, rows_N), query)
+            logits_NV = logits_of(output).flatten(0, -2).index_select(0, rows_N)
+            return answer_rows(logits_NV, query, _columns([logits_NV.detach()], [query]))
 
         with _taking_over(self._model, own_logits):
-            return HeadAnswer(**model_or_wrapped(**inputs))
+            return HeadAnswer.of(model_or_wrapped(**inputs))
 
     def _chunked(
         self, wrapped: nn.Module, inputs: Mapping[str, Any], rows_N: Tensor, query: HeadQuery
@@ -185,22 +144,28 @@ class StudentHead:
     ) -> dict[str, Tensor]:
         count, size = len(hidden_ND), self.chunk_tokens
         if count <= size:  # within the memory granted to a chunk, so nothing needs recomputing
-            return _answer(head_of(hidden_ND), query)
+            logits_NV = head_of(hidden_ND)
+            return answer_rows(logits_NV, query, _columns([logits_NV.detach()], [query]))
+
+        parts = [query.part(start, start + size) for start in range(0, count, size)]
+        # Detached, not under no_grad: autocast would keep a copy of the weight without gradient.
+        logits = (head_of(x.detach()).detach() for x in torch.split(hidden_ND, size))
+        columns_Sk = _columns(logits, parts)
 
         def answer_chunk(hidden_cD: Tensor, part: HeadQuery) -> dict[str, Tensor]:
-            return _answer(head_of(hidden_cD), part)
+            return answer_rows(head_of(hidden_cD), part, columns_Sk)
 
-        parts = [
+        answers = [
             checkpoint(
                 answer_chunk,
-                hidden_ND[start : start + size],
-                query.part(start, start + size),
+                hidden_cD,
+                part,
                 use_reentrant=False,
                 preserve_rng_state=False,  # nothing random happens in there
             )
-            for start in range(0, count, size)
+            for hidden_cD, part in zip(torch.split(hidden_ND, size), parts, strict=True)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {name: torch.cat([each[name] for each in answers]) for name in answers[0]}
 
     def _fall_back(self, why: str) -> None:
         if not self.dense:
@@ -213,47 +178,17 @@ class StudentHead:
             )
 
 
-def _answer(logits_cV: Tensor, query: HeadQuery) -> dict[str, Tensor]:
-    """The fields of a HeadAnswer for some rows of logits, by name, without those not asked for."""
-    logits_cV = logits_cV.to(torch.promote_types(logits_cV.dtype, torch.float32))
-    log_z_c = logits_cV.logsumexp(-1)
-    # Differences, not views of something: an in-place change must not reach past a wrapper's hooks.
-    label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
-    answer = {"label_logprob_N": label_c}
-    if query.top_k:
-        answer["top_logprobs_NK"] = _top(logits_cV, log_z_c, query.top_k, query.top_k_mask_N)
-    if query.ids_NK is not None:
-        at_ids_cK = logits_cV.gather(1, query.ids_NK.clamp(min=0)) - log_z_c[:, None]
-        answer["id_logprobs_NK"] = at_ids_cK.masked_fill(query.ids_NK < 0, -torch.inf)
-        answer["rest_logmass_N"] = _rest(logits_cV, log_z_c, query.ids_NK)
-    return answer
-
-
-def _top(logits_cV: Tensor, log_z_c: Tensor, k: int, mask_c: Tensor | None) -> Tensor:
-    """The k largest log-probabilities of each row; -inf beyond V, and in rows outside the mask."""
-    rows, width = logits_cV.shape
-    if mask_c is None:
-        top = logits_cV.topk(min(k, width)).values - log_z_c[:, None]
-        return nn.functional.pad(top, (0, k - top.shape[1]), value=-torch.inf)
-    wanted = mask_c.nonzero().squeeze(1)
-    top = _top(logits_cV[wanted], log_z_c[wanted], k, None)
-    return top.new_full((rows, k), -torch.inf).index_copy(0, wanted, top)
-
-
-def _rest(logits_cV: Tensor, log_z_c: Tensor, ids_cK: Tensor) -> Tensor:
-    """Log of the mass outside the ids, summed over the other tokens themselves.
-
-    1 - sum(p) cancels to noise exactly where the student is good.
-    """
-    rows, width = logits_cV.shape
-    # Padding marks a column beyond the vocabulary, so that it never hides a token.
-    is_id_cV = torch.zeros(rows, width + 1, dtype=torch.bool, device=logits_cV.device)
-    is_id_cV.scatter_(1, torch.where(ids_cK >= 0, ids_cK, width), True)
-    rest_cV = logits_cV.masked_fill(is_id_cV[:, :width], -torch.inf)
-    # A row of all -inf has a NaN gradient, even times zero. (Models mask tokens with -inf, too.)
-    has_rest_c = rest_cV.detach().amax(-1) > -torch.inf
-    log_rest_c = rest_cV.masked_fill(~has_rest_c[:, None], 0).logsumexp(-1) - log_z_c
-    return log_rest_c.masked_fill(~has_rest_c, -torch.inf)
+def _columns(logits: Iterable[Tensor], parts: Sequence[HeadQuery]) -> Tensor | None:
+    """(S, k) the columns that each sequence's positions choose together; None: no ranking asked."""
+    ranking = parts[0].ranking
+    if ranking is None:  # then none of the logits is ever made
+        return None
+    mass_SV: Tensor | None = None
+    for logits_cV, part in zip(logits, parts, strict=True):
+        assert part.ranking is not None
+        mass_SV = column_mass(mass_SV, logits_cV, part.ranking)
+    assert mass_SV is not None
+    return rank_columns(mass_SV, ranking.k)
 
 
 @contextmanager

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from distill.head import HeadAnswer, HeadQuery
 from distill.losses.mapped_kl import mapped_kl
 from distill.losses.uld import uld
+from distill.query import HeadAnswer, HeadQuery, Lookup
 
 Batch = Mapping[str, Any]
 
@@ -37,7 +37,8 @@ def query_of(batch: Batch) -> HeadQuery:
     """All that the terms of this batch need of the student."""
     rows_N, teacher = batch["rows"], batch["teacher"]
     labels_N = batch["labels"].flatten()[rows_N + 1]  # row t - 1 predicts token t
-    top_k, wanted_N, ids_NK = 0, None, None
+    top_k, wanted_N = 0, None
+    lookups: dict[str, Lookup] = {}
     if "uld" in teacher:
         top_k = teacher["uld"]["entry_logprobs"].shape[1]
         wanted_N = torch.zeros_like(rows_N, dtype=torch.bool)
@@ -46,7 +47,8 @@ def query_of(batch: Batch) -> HeadQuery:
         ids_PK = teacher["mapped_kl"]["ids"]
         ids_NK = ids_PK.new_full((len(rows_N), ids_PK.shape[1]), -1)
         ids_NK[teacher["mapped_kl"]["index"]] = ids_PK
-    return HeadQuery(labels_N, top_k, wanted_N, ids_NK)
+        lookups["mapped_kl"] = Lookup(ids_NK)
+    return HeadQuery(labels_N, top_k, wanted_N, lookups=lookups)
 
 
 def terms_of(batch: Batch, answer: HeadAnswer) -> dict[str, Term]:
@@ -81,11 +83,11 @@ def _uld(teacher: Mapping[str, Tensor], answer: HeadAnswer) -> Term:
 def _mapped_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer) -> Term:
     """No bound: merging tokens into one bucket changes the target, it does not approximate it."""
     index_P = teacher["index"]
-    assert answer.id_logprobs_NK is not None
-    assert answer.rest_logmass_N is not None
+    logprobs_NK, rest_N = answer.found["mapped_kl"]
+    assert rest_N is not None
     values_P = mapped_kl(
-        answer.id_logprobs_NK[index_P],
-        answer.rest_logmass_N[index_P],
+        logprobs_NK[index_P],
+        rest_N[index_P],
         teacher["logmass"],
         teacher["rest_logmass"],
     )

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
-from distill.head import HeadAnswer, HeadQuery, StudentHead
+from distill.head import StudentHead
+from distill.query import Found, HeadAnswer, HeadQuery, Lookup, Ranking, at_one_scale
 from logitstore.capture.output_embedding import PROBE_ROWS
 from logitstore.errors import InputError
 from tests import tiny
@@ -45,7 +46,8 @@ def question(top_k: int = 5, width: int = V) -> Question:
         labels_N=torch.randint(0, width, (len(rows),), generator=gen),
         top_k=top_k,
         top_k_mask_N=torch.rand(len(rows), generator=gen) < 0.7,
-        ids_NK=lookup,
+        lookups={"ids": Lookup(lookup), "tempered": Lookup(lookup, 2.5)},
+        ranking=Ranking(rows // T, B, 7),
     )
     inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
     return Question(inputs, rows, query)
@@ -53,24 +55,54 @@ def question(top_k: int = 5, width: int = V) -> Question:
 
 def definition(logits_MV: Tensor, rows_N: Tensor, query: HeadQuery) -> HeadAnswer:
     """Row by row in float64, from logits; the mass outside the ids summed token by token."""
-    assert query.ids_NK is not None
-    labels, tops, at_ids, rests = [], [], [], []
-    for n, row in enumerate(rows_N.tolist()):
-        logprobs_V = logits_MV[row].double().log_softmax(-1)
-        minus_inf = logprobs_V.new_tensor(-torch.inf)
+    rows = [logits_MV[row].double() for row in rows_N.tolist()]
+    labels, tops = [], []
+    for n, logits_V in enumerate(rows):
+        logprobs_V = logits_V.log_softmax(-1)
         labels.append(logprobs_V[query.labels_N[n]])
         wanted = query.top_k_mask_N is None or bool(query.top_k_mask_N[n])
         best = list(logprobs_V.sort(descending=True).values[: query.top_k]) if wanted else []
-        tops.append(torch.stack(best + [minus_inf] * (query.top_k - len(best))))
-        ids = query.ids_NK[n].tolist()
-        at_ids.append(torch.stack([logprobs_V[i] if i >= 0 else minus_inf for i in ids]))
+        tops.append(torch.stack(best + [_minus_inf()] * (query.top_k - len(best))))
+    found = {name: _found(rows, each) for name, each in query.lookups.items()}
+    columns = None if query.ranking is None else _columns(rows, query.ranking)
+    return HeadAnswer(torch.stack(labels), torch.stack(tops), found, columns)
+
+
+def _found(rows: list[Tensor], lookup: Lookup) -> Found:
+    at_ids, rests = [], []
+    for logits_V, ids in zip(rows, lookup.ids_NK.tolist(), strict=True):
+        logprobs_V = (logits_V / lookup.temperature).log_softmax(-1)
+        at_ids.append(torch.stack([logprobs_V[i] if i >= 0 else _minus_inf() for i in ids]))
         others = [v for v in range(len(logprobs_V)) if v not in ids]
-        rests.append(logprobs_V[others].logsumexp(-1) if others else minus_inf)
-    return HeadAnswer(*(torch.stack(x) for x in (labels, tops, at_ids, rests)))
+        rests.append(logprobs_V[others].logsumexp(-1) if others else _minus_inf())
+    return Found(torch.stack(at_ids), torch.stack(rests) if lookup.has_rest else None)
+
+
+def _columns(rows: list[Tensor], ranking: Ranking) -> Tensor:
+    """Log-probabilities of z / (std + 1e-4) at the columns that the sequence's rows rank first."""
+    logprobs = [(x / (x.std() + 1e-4)).log_softmax(-1) for x in rows]
+    chosen = []
+    for sequence, logprobs_V in zip(ranking.sequence_N.tolist(), logprobs, strict=True):
+        mates = [
+            x.exp() for x, s in zip(logprobs, ranking.sequence_N, strict=True) if s == sequence
+        ]
+        order = torch.stack(mates).sum(0).argsort(descending=True)[: ranking.k]
+        padding = [_minus_inf()] * (ranking.k - len(order))
+        chosen.append(torch.stack([*logprobs_V[order], *padding]))
+    return torch.stack(chosen)
+
+
+def _minus_inf() -> Tensor:
+    return torch.tensor(-torch.inf, dtype=torch.float64)
 
 
 def fields(answer: HeadAnswer) -> dict[str, Tensor]:
-    return {name: value for name, value in vars(answer).items() if value is not None}
+    """Every tensor of an answer by name."""
+    flat = {name: x for name, x in vars(answer).items() if isinstance(x, Tensor)}
+    for name, (at_ids_NK, rest_N) in answer.found.items():
+        flat |= {f"{name}.at_ids": at_ids_NK}
+        flat |= {} if rest_N is None else {f"{name}.rest": rest_N}
+    return flat
 
 
 def some_loss(answer: HeadAnswer) -> Tensor:
@@ -142,10 +174,15 @@ def test_the_check_happens_once_and_another_stand_in_stays_in_place() -> None:
 
     embedding.forward = counting
     head = StudentHead(model, chunk_tokens=4)
-    for seen in (len(rows) + PROBE_ROWS, len(rows), len(rows)):
+    for seen, ranking in (
+        (len(rows) + PROBE_ROWS, None),
+        (len(rows), None),
+        (2 * len(rows), query.ranking),  # a ranking takes a round of its own
+        (len(rows), None),
+    ):
         count[0] = 0
         with torch.no_grad():
-            head(model, inputs, rows, query)
+            head(model, inputs, rows, replace(query, ranking=ranking))
         assert count[0] == seen
         assert embedding.forward is counting
 
@@ -177,9 +214,12 @@ def test_batch_mates_and_padding_change_nothing() -> None:
         mine = rows // T == b
         alone = {name: x[b : b + 1, :length] for name, x in inputs.items()}
         assert query.top_k_mask_N is not None
-        assert query.ids_NK is not None
         part = HeadQuery(
-            query.labels_N[mine], query.top_k, query.top_k_mask_N[mine], query.ids_NK[mine]
+            query.labels_N[mine],
+            query.top_k,
+            query.top_k_mask_N[mine],
+            lookups={name: x._replace(ids_NK=x.ids_NK[mine]) for name, x in query.lookups.items()},
+            ranking=Ranking(torch.zeros_like(rows[mine]), 1, 7),
         )
         got = StudentHead(model)(model, alone, rows[mine] - b * T, part)
         assert_close(fields(got), {n: x[mine] for n, x in whole.items()}, rtol=1e-9, atol=1e-9)
@@ -202,14 +242,16 @@ def test_only_the_rows_asked_for_have_a_gradient() -> None:
 def test_no_position_still_gives_every_weight_a_gradient(dense: bool) -> None:
     """Other ranks wait for it: a batch whose rows are all prompt must not hang the run."""
     model, (inputs, rows, query) = build("llama"), question()
-    assert query.ids_NK is not None
-    none = HeadQuery(query.labels_N[:0], 5, None, query.ids_NK[:0])
+    none = replace(query.part(0, 0), top_k_mask_N=None)
     answer = StudentHead(model, chunk_tokens=4, dense=dense)(model, inputs, rows[:0], none)
     assert {name: tuple(x.shape) for name, x in fields(answer).items()} == {
         "label_logprob_N": (0,),
         "top_logprobs_NK": (0, 5),
-        "id_logprobs_NK": (0, 6),
-        "rest_logmass_N": (0,),
+        "column_logprobs_Nk": (0, 7),
+        "ids.at_ids": (0, 6),
+        "ids.rest": (0,),
+        "tempered.at_ids": (0, 6),
+        "tempered.rest": (0,),
     }
     sum(value.sum() for value in fields(answer).values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None and p.grad.abs().max() == 0 for p in model.parameters())
@@ -221,15 +263,26 @@ def test_a_vocabulary_smaller_than_k_and_ids_that_cover_it() -> None:
     every = torch.arange(V).repeat(len(rows), 1)
     for chunk_tokens in (4, 100):
         answer = StudentHead(model, chunk_tokens=chunk_tokens)(
-            model, inputs, rows, HeadQuery(query.labels_N, V + 3, None, every)
+            model,
+            inputs,
+            rows,
+            HeadQuery(
+                query.labels_N,
+                V + 3,
+                lookups={"ids": Lookup(every)},
+                ranking=Ranking(rows // T, B, V + 2),
+            ),
         )
         assert answer.top_logprobs_NK is not None
-        assert answer.rest_logmass_N is not None
+        assert answer.column_logprobs_Nk is not None
+        rest_N = fields(answer)["ids.rest"]
+        assert (answer.column_logprobs_Nk[:, V:] == -torch.inf).all()
+        assert torch.isfinite(answer.column_logprobs_Nk[:, :V]).all()
         assert (answer.top_logprobs_NK[:, V:] == -torch.inf).all()
         assert torch.isfinite(answer.top_logprobs_NK[:, :V]).all()
-        assert (answer.rest_logmass_N == -torch.inf).all()
+        assert (rest_N == -torch.inf).all()
         model.zero_grad()
-        (some_loss(answer) + answer.rest_logmass_N.exp().sum()).backward()
+        (some_loss(answer) + rest_N.exp().sum()).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
@@ -239,10 +292,9 @@ def test_tokens_that_the_model_rules_out_make_no_nan() -> None:
     bias: Tensor = model.final_logits_bias
     bias[:, 10:] = -torch.inf
     ids = torch.arange(10).repeat(len(rows), 1)
-    query = HeadQuery(query.labels_N % 10, 12, None, ids)
+    query = HeadQuery(query.labels_N % 10, 12, lookups={"ids": Lookup(ids)})
     answer = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
-    assert answer.rest_logmass_N is not None
-    assert (answer.rest_logmass_N == -torch.inf).all()
+    assert (fields(answer)["ids.rest"] == -torch.inf).all()
     assert all(torch.isfinite(grad).all() for grad in gradients(model, answer).values())
 
 
@@ -269,14 +321,13 @@ def test_the_rest_is_right_where_subtraction_would_see_nothing() -> None:
         weight: Tensor = model.get_output_embeddings().weight
         weight *= 20
         logits_MV = model(**inputs).logits.flatten(0, -2)
-    query = HeadQuery(query.labels_N, 1, ids_NK=logits_MV[rows].topk(2).indices)
-    want = definition(logits_MV, rows, query).rest_logmass_N
+    best_two = Lookup(logits_MV[rows].topk(2).indices)
+    query = HeadQuery(query.labels_N, 1, lookups={"ids": best_two})
+    want = fields(definition(logits_MV, rows, query))["ids.rest"]
     got = StudentHead(model, chunk_tokens=4)(model, inputs, rows, query)
-    assert want is not None
     assert (want < -20).sum() > 3
-    assert_close(got.rest_logmass_N, want, rtol=1e-5, atol=1e-5)
-    assert got.id_logprobs_NK is not None
-    subtracted = 1 - got.id_logprobs_NK.exp().sum(-1)
+    assert_close(fields(got)["ids.rest"], want, rtol=1e-5, atol=1e-5)
+    subtracted = 1 - fields(got)["ids.at_ids"].exp().sum(-1)
     assert ((subtracted / want.exp())[want < -20] - 1).abs().min() > 0.5
 
 
@@ -509,6 +560,49 @@ def test_data_parallel_is_refused_with_a_way_out() -> None:
 def test_a_query_can_be_cut_anywhere() -> None:
     _, rows, query = question()
     for start, stop in ((0, 5), (5, 17), (3, 3)):
-        part = asdict(query.part(start, stop))
-        assert part.pop("top_k") == query.top_k
-        assert all(len(x) == min(stop, len(rows)) - start for x in part.values())
+        part = query.part(start, stop)
+        assert part.top_k == query.top_k
+        assert part.top_k_mask_N is not None
+        assert part.ranking is not None
+        assert (part.ranking.sequences, part.ranking.k) == (B, 7)
+        per_row = [part.labels_N, part.top_k_mask_N, part.ranking.sequence_N]
+        per_row += [each.ids_NK for each in part.lookups.values()]
+        assert all(len(x) == min(stop, len(rows)) - start for x in per_row)
+        assert part.lookups["tempered"].temperature == 2.5
+
+
+@pytest.mark.parametrize("chunk_tokens", [4, 100])
+def test_the_largest_of_a_set_of_tokens(chunk_tokens: int) -> None:
+    """Only tokens of the set are listed, with their probability over the full vocabulary."""
+    model, (inputs, rows, query) = build("llama").double(), question()
+    among = torch.arange(V) % 9 == 1
+    query = HeadQuery(query.labels_N, 20, top_k_columns_V=among)
+    logprobs_NV = model(**inputs).logits.flatten(0, -2)[rows].log_softmax(-1)
+    want = HeadAnswer(
+        logprobs_NV.gather(1, query.labels_N[:, None]).squeeze(1),
+        nn.functional.pad(
+            logprobs_NV[:, among].sort(descending=True).values, (0, 9), value=-torch.inf
+        ),
+    )
+    want_grads = gradients(model, want)
+    got = StudentHead(model, chunk_tokens=chunk_tokens)(model, inputs, rows, query)
+    assert_close(fields(got), fields(want), rtol=1e-10, atol=1e-10)
+    assert_close(gradients(model, got), want_grads, rtol=1e-9, atol=1e-10)
+
+
+def test_a_lookup_without_rest_has_none() -> None:
+    model, (inputs, rows, query) = build("llama"), question()
+    lookups = {"ids": query.lookups["ids"]._replace(has_rest=False)}
+    for chunk_tokens in (4, 100):
+        got = StudentHead(model, chunk_tokens=chunk_tokens)(
+            model, inputs, rows, HeadQuery(query.labels_N, lookups=lookups)
+        )
+        assert got.found["ids"].rest_logmass_N is None
+
+
+def test_logits_that_are_all_equal_have_a_finite_gradient_at_one_scale() -> None:
+    """Their standard deviation is 0, where a square root has no slope."""
+    logits = torch.full((2, 5), 3.0, requires_grad=True)
+    at_one_scale(logits).sum().backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
