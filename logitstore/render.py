@@ -174,8 +174,8 @@ class ChatTemplate:
         start, stop = span.start, span.start + len(written)
         content = span.message.get("content", "")
         if isinstance(content, str) and written.strip() == content.strip():
-            # Templates trim none, one or both ends; what is left beside the content is theirs.
-            for wanted in (content, content.lstrip(), content.rstrip(), content.strip()):
+            # Templates trim nothing, the head or both ends; white space beside that is theirs.
+            for wanted in (content, content.lstrip(), content.strip()):
                 place = written.rfind(wanted)
                 if place >= 0:
                     start, stop = start + place, start + place + len(wanted)
