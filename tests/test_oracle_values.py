@@ -2,10 +2,11 @@
 
 float32 agrees to 1e-5, float64 to 1e-10. As in the papers' code, a value over several rows is the
 mean over rows of each row's mean over positions. Values in the file of which nothing is checked
-here belong to losses that this version does not have.
+here belong to variants that this version does not have.
 """
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor
 
 from distill.align import Spans, align
+from distill.losses.alm import alm
 from distill.losses.mapped_kl import mapped_kl
+from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
+from distill.losses.tail_kl import Kind, tail_kl
 from distill.losses.uld import uld
 
 ORACLE = json.loads((Path(__file__).parent / "oracle" / "losses.json").read_text())
@@ -150,3 +154,67 @@ def test_mapped_kl(dtype: torch.dtype, atol: float) -> None:
         (1 - teacher.sum()).clamp(min=0).log()[None],
     )
     assert float(loss) == pytest.approx(case["value"], abs=atol, rel=0)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("kind", ["forward", "reverse"])
+@pytest.mark.parametrize("k", [1, 10, 80])
+def test_tail_kl(k: int, kind: Kind, dtype: torch.dtype, atol: float) -> None:
+    """One vocabulary of 80 on both sides."""
+    want = ORACLE["tail_kl_same_vocab"][kind][str(k)]
+
+    def value(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
+        p, q = (x.to(dtype).log_softmax(-1) for x in (student_NV, teacher_NV))
+        order = q.argsort(-1, descending=True)
+        p, q = p.gather(1, order), q.gather(1, order)
+        return tail_kl(
+            p[:, :k], p[:, k:].logsumexp(-1), q[:, :k], q[:, k:].logsumexp(-1), kind=kind
+        )
+
+    given, inputs = (student_logits(80), teacher_logits(80)), ORACLE["inputs"]
+    means = []
+    for b in range(ROWS):
+        n, m, a, c = (inputs[name][b] for name in "nmac")
+        paired = min(n, m)
+        means.append(value(given[0][b, a : a + paired], given[1][b, c : c + paired]).mean())
+    # The value is some units: relative, as rounding is.
+    assert float(torch.stack(means).mean()) == pytest.approx(want, rel=atol, abs=atol)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("pair", ORACLE["alm"])
+def test_alm(pair: str, dtype: torch.dtype, atol: float) -> None:
+    teacher, student = (torch.tensor([float(x)], dtype=dtype) for x in pair.split(","))
+    for name, temperature in (("bce", 100.0), ("kl_limit", math.inf)):
+        want = ORACLE["alm"][pair][name]
+        got = float(alm(student, teacher, temperature))
+        assert got == pytest.approx(want, rel=atol, abs=atol)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_multilevel_had(
+    size: str, dtype: torch.dtype, atol: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of its three terms; columns are ranked over all of a side's tokens."""
+    monkeypatch.setattr("distill.losses.multilevel_ot.SL_WEIGHT", 0)
+    monkeypatch.setattr("distill.losses.multilevel_ot.SD_WEIGHT", 0)
+    given, inputs = ORACLE[size], ORACLE["inputs"]
+    logits = student_logits(given["student_vocab"]), teacher_logits(given["teacher_vocab"])
+    losses = []
+    for b in range(ROWS):
+        n, m, a, c = (inputs[name][b] for name in "nmac")
+        p, q = ranked(logits[0][b, a : a + n].to(dtype)), ranked(logits[1][b, c : c + m].to(dtype))
+        paired = min(n, m)
+        losses.append(multilevel_ot(p[:paired], q[:paired], [paired])[0])
+    assert float(torch.stack(losses).mean()) == pytest.approx(
+        given["multilevel_had"], abs=atol, rel=0
+    )
+
+
+def ranked(logits_TV: Tensor) -> Tensor:
+    scaled_TV = logits_TV / (logits_TV.std(-1, keepdim=True) + 1e-4)
+    logprobs_TV = scaled_TV.log_softmax(-1)
+    order = logprobs_TV.exp().sum(0).argsort(descending=True)[:COLUMNS]
+    pad = (0, COLUMNS - len(order))
+    return torch.nn.functional.pad(logprobs_TV[:, order], pad, value=-torch.inf)

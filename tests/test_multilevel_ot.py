@@ -1,0 +1,158 @@
+"""MultiLevelOT: against its definition, POT's Sinkhorn, one sequence whatever its batch."""
+
+import warnings
+
+import hypothesis.strategies as st
+import numpy as np
+import ot
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from distill.losses.multilevel_ot import multilevel_ot, sinkhorn
+
+
+def naive(p_Nk: Tensor, q_Nk: Tensor, lengths: list[int]) -> Tensor:
+    """The definition in float64 on probabilities, one position and one column at a time."""
+    losses, at = [], 0
+    for length in lengths:
+        rows = range(at, at + length)
+        had = sum((p_Nk[t] - q_Nk[t]).abs().sum() for t in rows) / length
+        hat_p, hat_q = ([hat(x[t], 1) for t in rows] for x in (p_Nk, q_Nk))
+        sl = p_Nk.sum() * 0
+        for p_k, q_k in zip(hat_p, hat_q, strict=True):
+            for p, q in zip(p_k, q_k, strict=True):
+                sl = sl - (q * p.log() if q > 0 and p > 0 else 0) / length
+        cool_p, cool_q = ([hat(x[t], 2) for t in rows] for x in (p_Nk, q_Nk))
+        cost = torch.stack([torch.stack([(q - p).abs().sum() for p in cool_p]) for q in cool_q])
+        losses.append(had + 0.1 * sl + 0.1 * transport(cost))
+        at += length
+    return torch.stack(losses)
+
+
+def hat(values_k: Tensor, temperature: float) -> Tensor:
+    """z / temperature through a softmax over the columns alone."""
+    powered = torch.where(values_k > 0, values_k.clamp(min=1e-300) ** (1 / temperature), 0)
+    return powered / powered.sum() if powered.sum() > 0 else powered
+
+
+def transport(cost: Tensor) -> Tensor:
+    """Sinkhorn as textbooks write it, without logarithms."""
+    n, m = cost.shape
+    kernel = (-cost / 0.1).exp()
+    u, v = cost.new_full((n,), 1 / n), cost.new_full((m,), 1 / m)
+    for _ in range(20):
+        v = 1 / m / (kernel.T @ u)
+        u = 1 / n / (kernel @ v)
+    return (u[:, None] * kernel * v * cost).sum()
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[int]]:
+    """Log-probabilities at k of V columns; the teacher's with gaps, even whole rows of them."""
+    gen = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
+    k, scale = draw(st.integers(1, 9)), draw(st.sampled_from([0.3, 1.0, 3.0]))
+    student, teacher = (
+        (scale * torch.randn(sum(lengths), k + 4, generator=gen)).log_softmax(-1)[:, :k]
+        for _ in range(2)
+    )
+    gaps = torch.rand(teacher.shape, generator=gen) < draw(st.sampled_from([0.0, 0.3]))
+    teacher[gaps] = -torch.inf
+    missing = draw(st.integers(0, k - 1))  # a student of fewer than k tokens
+    student[:, k - missing :] = -torch.inf
+    return student, teacher, lengths
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol", "atol"), [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-9, 1e-10)]
+)
+@settings(deadline=None)
+@given(case=cases())
+def test_matches_the_definition_in_value_and_gradient(
+    dtype: torch.dtype, rtol: float, atol: float, case: tuple[Tensor, Tensor, list[int]]
+) -> None:
+    student, teacher, lengths = case
+    ours = student.to(dtype).requires_grad_()
+    theirs = student.double().requires_grad_()
+    loss = multilevel_ot(ours, teacher.to(dtype), lengths)
+    want = naive(theirs.exp(), teacher.double().exp(), lengths)
+    torch.testing.assert_close(loss.double(), want, rtol=rtol, atol=atol)
+    (grad,) = torch.autograd.grad(loss.sum(), ours)
+    (want_grad,) = torch.autograd.grad(want.sum(), theirs)
+    is_there = student > -torch.inf
+    torch.testing.assert_close(
+        grad.double()[is_there], want_grad[is_there], rtol=10 * rtol, atol=10 * atol
+    )
+    assert torch.isfinite(grad).all()
+
+
+@settings(deadline=None)
+@given(cases())
+def test_a_sequence_does_not_feel_its_batch_mates(case: tuple[Tensor, Tensor, list[int]]) -> None:
+    student, teacher, lengths = case
+    parts = zip(student.split(lengths), teacher.split(lengths), lengths, strict=True)
+    alone = [multilevel_ot(p, q, [n]) for p, q, n in parts]
+    assert torch.equal(multilevel_ot(student, teacher, lengths), torch.cat(alone))
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 5), (12, 12), (1, 6)])
+@pytest.mark.parametrize("rounds", [20, 300])
+def test_sinkhorn_is_that_of_pot(n: int, m: int, rounds: int) -> None:
+    cost = 2 * torch.rand(n, m, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that 20 rounds do not converge
+        want = ot.sinkhorn2(
+            np.full(n, 1 / n), np.full(m, 1 / m), cost.numpy(), 0.1, numItermax=rounds, stopThr=0
+        )
+    assert sinkhorn(cost, 0.1, rounds).item() == pytest.approx(float(want), rel=1e-9, abs=1e-12)
+    single = sinkhorn(cost.float(), 0.1, rounds).item()
+    assert single == pytest.approx(float(want), rel=1e-4, abs=1e-6)
+
+
+def test_sinkhorn_survives_costs_whose_kernel_underflows() -> None:
+    """e^(-cost / 0.1) is 0 in float32 beyond a cost of 10; the logarithms are not."""
+    cost = torch.tensor([[30.0, 40.0], [50.0, 30.0]], requires_grad=True)
+    value = sinkhorn(cost)
+    (grad,) = torch.autograd.grad(value, cost)
+    assert value.item() == pytest.approx(30.0, rel=1e-4)
+    assert torch.isfinite(grad).all()
+
+
+def test_two_equal_sides_differ_in_nothing_but_the_entropy_of_sl() -> None:
+    """HAD is 0 and moves nothing; SL has its minimum, the teacher's entropy; SD has little left."""
+    gen = torch.Generator().manual_seed(0)
+    same = (3 * torch.randn(4, 9, generator=gen)).double().log_softmax(-1)
+    sl = -(same.exp() * same).sum(-1).mean()
+    cost = torch.cdist((same / 2).softmax(-1), (same / 2).softmax(-1), p=1)
+    want = 0.1 * sl + 0.1 * sinkhorn(cost)
+    torch.testing.assert_close(multilevel_ot(same, same, [4]), want[None], rtol=1e-9, atol=1e-9)
+
+
+def test_no_sequence_gives_no_value_and_no_nan() -> None:
+    empty = torch.zeros(0, 5, requires_grad=True)
+    loss = multilevel_ot(empty, torch.zeros(0, 5), [])
+    (grad,) = torch.autograd.grad(loss.sum(), empty)
+    assert (loss.shape, grad.shape) == ((0,), (0, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_finite_on_a_saturated_student(dtype: torch.dtype) -> None:
+    logits = torch.full((2, 8), -1e4, dtype=dtype)
+    logits[:, 3] = 1e4
+    logits.requires_grad_()
+    teacher = torch.zeros(2, 8).log_softmax(-1)
+    loss = multilevel_ot(logits.float().log_softmax(-1), teacher, [2])
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(grad).all()
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    gen = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 6, 50, generator=gen).log_softmax(-1).bfloat16()
+    got = multilevel_ot(student, teacher, [2, 4])
+    assert got.dtype == torch.float32
+    want = multilevel_ot(student.double(), teacher.double(), [2, 4])
+    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)
