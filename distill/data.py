@@ -16,13 +16,19 @@ A batch:
     teacher[name]                               one dict a loss:
       uld        index (P,), entry_logprobs (P, K), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
-      mapped_kl  index (P,), ids (P, K), logmass (P, K), rest_logmass (P,)
+      mapped_kl  index (P,), ids (P, K), logmass (P, K), rest_logmass (P,); tail_kl likewise
+      sampled_kl index (P,), ids (P, K), entry_logprobs (P, K), tail_logmass (P,),
+                 draw_ids (P, D), counts (P, D)
+      alm        index (P,), logprob (P,), token_index (L,), token_pair (L,)
+      multilevel_ot   index (S,), entry_logprobs (L, k), token_index (L,), token_pair (L,)
 
 `index` is the label that a pair lies on. The probability of `earlier_index`'s labels scales the
-student's side of pair `earlier_pair` (uld by bytes: the chain rule over a group).
+student's side of pair `earlier_pair` (uld by bytes: the chain rule over a group). `token_index` are
+all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a sequence).
 
 Shape legend: B = rows, T = padded length, N = labels, P = pairs of a loss, K = entries or mapped
-ids, E = labels before the last one of their group; n = records of a sequence.
+ids, E = labels before the last one of their group, L = labels of pairs, D = distinct draws, S =
+sequences with a pair, k = columns; n = records of a sequence.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,25 +42,31 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.align import Spans, align
+from distill.losses.multilevel_ot import COLUMNS
+from distill.needs import NEEDS, check_needs
 from distill.student_text import StudentReader
 from distill.targets import (
     Arrays,
     Ints,
+    alm_arrays,
     mapped_arrays,
+    multilevel_arrays,
     no_pairs,
     position_groups,
     runs,
+    sampled_arrays,
+    tail_arrays,
     teacher_spans,
     uld_arrays,
 )
-from distill.vocab_map import VocabMap, prefix_map
-from logitstore.errors import InputError, MismatchError
+from distill.vocab_map import prefix_map
+from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer
 
 #: Values that pad the second axis of an array, and the label that is none.
-PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf}
+PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf, "draw_ids": -1, "counts": 0}
 NO_LABEL = -100
 #: Sequences of the teacher that a student can learn from.
 
@@ -88,6 +100,7 @@ class Example(NamedTuple):
     aligned: int  # labels that a teacher pair covers
     skipped: bool  # this student can make nothing of the row
     text_changed: bool = False  # because its chat template changes supervised text
+    row: int = -1  # of the dataset
 
 
 class StoreDataset(Dataset[Example]):
@@ -101,9 +114,10 @@ class StoreDataset(Dataset[Example]):
     Args:
         store: An open store; workers reopen its files by themselves.
         student: The student's tokenizer.
-        losses: Names of the losses to prepare for, of `uld` and `mapped_kl`.
+        losses: Names of the losses to prepare for, of those in :data:`distill.needs.NEEDS`.
         pairing: `bytes` or `position`, for uld.
         mapped_strict: For mapped_kl: only equal tokens, only where both sides end together.
+        temperature: For tail_kl.
         max_length: Student tokens a row may have.
         template: The student's chat template, for a store of conversations.
 
@@ -120,12 +134,15 @@ class StoreDataset(Dataset[Example]):
         *,
         pairing: str = "bytes",
         mapped_strict: bool = False,
+        temperature: float = 1.0,
         max_length: int | None = None,
         template: ChatTemplate | None = None,
     ) -> None:
-        check_store(store, losses)
+        for name in losses:
+            check_needs(store, student, name, temperature=temperature)
         self.store, self.losses = store, tuple(losses)
         self.pairing, self.mapped_strict, self.max_length = pairing, mapped_strict, max_length
+        self.temperature = temperature
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
@@ -136,7 +153,7 @@ class StoreDataset(Dataset[Example]):
                 f"{store.path}: none of its {len(store):,} sequences has a record to train on. "
                 f"`logitstore info {store.path}` says why."
             )
-        self.mapping = _mapping(store, student, mapped_strict) if "mapped_kl" in losses else None
+        self.mappings = {name: _mapping(store, student, name, mapped_strict) for name in losses}
         if template is not None:
             self[0]  # a template that refuses every row must not wait for the first step
 
@@ -157,45 +174,58 @@ class StoreDataset(Dataset[Example]):
         tokens, text_changed = self.reader.read(text, teacher)
         if tokens is None:
             nothing = np.zeros(0, np.int64)
-            return Example(nothing, nothing.astype(bool), {}, 0, True, text_changed)
+            return Example(nothing, nothing.astype(bool), {}, 0, True, text_changed, text.row)
         is_label = tokens.has_record
         student = Spans(
             tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
         )
-        covered = np.zeros(len(student.starts), bool)
-        arrays = {}
+        student_ends = tokens.token_ids[is_label][student.is_eos]
+        covered, arrays = np.zeros(len(student.starts), bool), {}
         for name in self.losses:
-            if name == "uld":
-                groups = self._groups(teacher, student, text)
-                arrays[name] = uld_arrays(records, groups, float(self.store.fidelity.l1_max))
-                covered[runs(groups[:, 2], groups[:, 3])[1]] = True
-            else:
-                assert self.mapping is not None
-                alignment = align(teacher, student)
-                pairs = alignment.strict if self.mapped_strict else alignment.shared_starts
-                arrays[name] = mapped_arrays(records, pairs, self.mapping)
-                covered[pairs[:, 1]] = True
-        return Example(tokens.token_ids, is_label, arrays, int(covered.sum()), skipped=False)
+            arrays[name], labels = self._arrays(name, records, text, teacher, student)
+            covered[labels] = True
+        aligned = int(covered.sum())
+        return Example(tokens.token_ids, is_label, arrays, aligned, skipped=False, row=text.row)
 
-    def _groups(self, teacher: Spans, student: Spans, text: SequenceText) -> Ints:
-        if self.pairing == "bytes":
-            return align(teacher, student).groups
-        # Without BOS the first token of a text has no record, but it is the first all the same.
-        has_context = any(s.text and not s.supervised for s in text.segments)
-        teacher_first, student_first = (
-            int(not has_context and bool(np.any(spans.starts[:1] > 0)))
-            for spans in (teacher, student)
-        )
-        return position_groups(teacher, student, teacher_first, student_first)
+    def _arrays(
+        self, name: str, records: TokenRecords, text: SequenceText, teacher: Spans, student: Spans
+    ) -> tuple[Arrays, Ints]:
+        """A loss's arrays of one sequence, and the labels that it covers."""
+        by_position = name == "multilevel_ot" or (name == "uld" and self.pairing == "position")
+        if by_position:
+            groups = _by_position(teacher, student, text)
+        else:
+            shared_starts, strict, groups = align(teacher, student)
+        if name == "uld":
+            arrays = uld_arrays(records, groups, float(self.store.fidelity.l1_max))
+        elif name == "alm":
+            arrays = alm_arrays(records, groups)
+        elif name == "multilevel_ot":
+            arrays = multilevel_arrays(records, groups, COLUMNS)
+        else:
+            pairs = strict if name == "mapped_kl" and self.mapped_strict else shared_starts
+            return self._by_ids(name, records, pairs), pairs[:, 1]
+        return arrays, runs(groups[:, 2], groups[:, 3])[1]
+
+    def _by_ids(self, name: str, records: TokenRecords, pairs: Ints) -> Arrays:
+        mapping = self.mappings[name]
+        assert mapping is not None
+        if name == "mapped_kl":
+            return mapped_arrays(records, pairs, mapping)
+        if name == "sampled_kl":
+            return sampled_arrays(records, pairs, mapping)
+        held = tuple(self.store.spec.temperatures)
+        column = None if self.temperature == 1 else held.index(self.temperature)
+        return tail_arrays(records, pairs, mapping, self.temperature, column)
 
 
-def check_store(store: Store, losses: Sequence[str]) -> None:
-    """Refuse a loss that needs what the store was captured without, before anything is trained."""
-    if "mapped_kl" in losses and not store.spec.has_ids:
-        raise MismatchError(
-            f"{store.path}: captured with --no-ids, but mapped_kl must know which tokens the "
-            "probabilities belong to. Use --loss uld, or capture again without --no-ids."
-        )
+def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
+    # Without BOS the first token of a text has no record, but it is the first all the same.
+    has_context = any(s.text and not s.supervised for s in text.segments)
+    teacher_first, student_first = (
+        int(not has_context and bool(np.any(spans.starts[:1] > 0))) for spans in (teacher, student)
+    )
+    return position_groups(teacher, student, teacher_first, student_first)
 
 
 class Collator:
@@ -223,6 +253,7 @@ class Collator:
             "aligned": np.array([e.aligned for e in examples]),
             "skipped": np.array([e.skipped for e in examples]),
             "text_changed": np.array([e.text_changed for e in examples]),
+            "row": np.array([e.row for e in examples]),
         }
         teacher = {name: _tensors(_joined(name, examples)) for name in self.losses}
         return {**_tensors(batch), "teacher": teacher}
@@ -235,7 +266,9 @@ def _joined(name: str, examples: Sequence[Example]) -> Arrays:
     for each in examples:
         arrays = each.teacher.get(name)
         if arrays is not None:
-            shift = {"index": labels, "earlier_index": labels, "earlier_pair": pairs}
+            label_keys = ("index", "earlier_index", "token_index")
+            shift = dict.fromkeys(label_keys, labels)
+            shift |= dict.fromkeys(("earlier_pair", "token_pair"), pairs)
             for key, array in arrays.items():
                 parts.setdefault(key, []).append(array + shift.get(key, 0))
             pairs += len(arrays["index"])
@@ -259,10 +292,17 @@ def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
     return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
 
 
-def _mapping(store: Store, student: ByteTokenizer, strict: bool) -> npt.NDArray[np.int32]:
-    """Teacher id -> student id or -1, for every id that the teacher's head can name."""
-    made: VocabMap = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)
-    known = made.exact if strict else made.prefix
+def _mapping(
+    store: Store, student: ByteTokenizer, name: str, strict: bool
+) -> npt.NDArray[np.int32] | None:
+    """Teacher id -> student id or -1, for every id that the teacher's head can name; by loss."""
+    if "ids" not in NEEDS[name] or name == "multilevel_ot":  # which never compares an id with one
+        return None
+    if "same tokenizer" in NEEDS[name]:
+        known = np.arange(student.size, dtype=np.int32)
+    else:
+        made = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)
+        known = made.exact if strict else made.prefix
     # Heads are often padded past the tokenizer; those ids stand for no bytes at all.
     mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)
     mapping[: len(known)] = known

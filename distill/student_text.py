@@ -131,11 +131,19 @@ class StudentReader:
 
 
 def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.NDArray[np.bool_]:
-    """Tokens that begin in the line's supervised bytes; at its edges, events the teacher has."""
+    """Tokens that begin in the line's supervised bytes, and as many events at its edges as its own.
+
+    An empty turn ends where the one before it ends, so the two events may lie in two windows: those
+    at a window's end are the first at that byte, those at its beginning the last.
+    """
     starts, end = tokens.byte_starts - line.supervised_start, len(line.supervised_bytes)
     inside: npt.NDArray[np.bool_] = (starts >= 0) & (starts < end)
-    at_edge = tokens.is_eos & ((starts == 0) | (starts == end))
-    inside[at_edge] = np.isin(starts[at_edge], teacher.starts[teacher.is_eos])
+    for edge in {end, 0}:
+        events = np.flatnonzero(tokens.has_record & tokens.is_eos & (starts == edge))
+        inside[events] = False
+        count = int((teacher.is_eos & (teacher.starts == edge)).sum())
+        kept = events[:count] if edge == end else events[len(events) - min(count, len(events)) :]
+        inside[kept] = True
     return inside
 
 

@@ -93,10 +93,6 @@ class CachedTeacherTrainer(Trainer):
         check_student(model, args, student)
         self.weights = args.loss_weights
         self.store: Store = _opened(store, args.store, args)
-        if args.chat_template_path is not None:  # saved with the student, which learns to read it
-            processing_class.chat_template = read_template(
-                args.chat_template_path, "--chat_template_path"
-            )
         self.data = _dataset(self.store, student, processing_class, model, args)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
@@ -106,6 +102,10 @@ class CachedTeacherTrainer(Trainer):
             check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
             check_checkpoint(args.checkpoint, str(args.output_dir), self._origin(), self.store.path)
+        if args.chat_template_path is not None:  # saved with the student, which learns to read it
+            processing_class.chat_template = read_template(
+                args.chat_template_path, "--chat_template_path"
+            )
         super().__init__(
             model=model,
             args=args,
@@ -329,7 +329,13 @@ def _dataset(
     template = None
     if store.spec.rendering["kind"] == "conversation":
         kwargs = parse_kwargs(args.chat_template_kwargs, "--chat_template_kwargs")
-        template = ChatTemplate.of(tokenizer, student, kwargs=kwargs, flag="--chat_template_path")
+        template = ChatTemplate.of(
+            tokenizer,
+            student,
+            path=args.chat_template_path,
+            kwargs=kwargs,
+            flag="--chat_template_path",
+        )
     else:
         check_no_template(args, store.path)
     readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)

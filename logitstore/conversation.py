@@ -46,14 +46,14 @@ class Conversation:
         return cls(tuple(messages), tuple(chosen), kept_tools, dict(kwargs or {}))
 
     def to_json(self) -> str:
-        """Canonical JSON, as a line of a store keeps it."""
+        """JSON, as a line of a store keeps it. Keys keep their order: templates write them out."""
         whole = {
             "messages": self.messages,
             "tools": self.tools,
             "kwargs": self.kwargs,
             "supervised": self.supervised,
         }
-        return json.dumps(whole, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -115,8 +115,8 @@ def parsed(value: Any, where: str) -> Any:
         return json.loads(value)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{where}: is not JSON ({error.msg} at character {error.pos:,}). Give lists and dicts, "
-            "or JSON of them."
+            f"{where}: holds a string that is not JSON ({error.msg} at character {error.pos:,}). "
+            "Give lists and dicts, or JSON of them."
         ) from error
 
 

@@ -257,7 +257,7 @@ def test_missing_values_and_json_in_strings_are_what_arrow_makes_of_messages() -
         (["a"], "message 0 is no message.*found str"),
         ([{"role": "user", "content": 3}], "message 0: its content is int"),
         ([{"role": "user", "content": [{"type": "image"}]}], "part of type image"),
-        ("[", "is not JSON"),
+        ("[", "holds a string that is not JSON"),
     ],
 )
 def test_what_is_no_message_is_refused_by_row(messages: Any, why: str) -> None:

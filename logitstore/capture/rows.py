@@ -213,7 +213,9 @@ class Rows:
     def _bytes_of(self, column: str, first: int, stop: int) -> pa.ChunkedArray:
         if self.kind == "conversation":
             values = self._decoded[first:stop][column]
-            return as_bytes.of_values(values, [self.where(i) for i in range(first, stop)])
+            return as_bytes.of_values(
+                values, [f"{self.where(i)}: {column}" for i in range(first, stop)]
+            )
         found = self._dataset[first:stop].column(column)
         return as_bytes.of_integers(found) if self.kind == "tokens" else as_bytes.of_text(found)
 
