@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from logitstore.errors import CorruptStoreError, InputError
+from logitstore.untrusted import open_file
 
 _DOS_1980 = 0x0021 << 16  # date 1980-01-01 in the high half, time 00:00 in the low
 _LOCAL = struct.Struct("<4s3H4s3I2H")
@@ -81,12 +82,14 @@ class Archive:
         """
         self.path = path
         try:
-            with path.open("rb") as f:
+            with open_file(path) as f:
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise self._corrupt("the file is missing") from None
-        except ValueError:
-            raise self._corrupt("the file is empty") from None
+        except OSError as e:
+            raise self._corrupt(f"it cannot be read ({e.strerror})") from None
+        except ValueError as e:
+            raise self._corrupt(f"it cannot be read ({e})") from None
         self._view = memoryview(self._map)
         self.size_bytes = len(self._view)
         self._end = self.size_bytes - _END.size - _DIGEST_CHARS

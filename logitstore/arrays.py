@@ -26,6 +26,11 @@ _BLOSC_LEVEL = 5
 _ENTRIES_PER_INDEX_ITEM = 2
 _INDEX_DTYPE = np.dtype("<u8")
 _CRC_BYTES = 4
+_BLOSC_HEADER_BYTES = 16
+# Blosc's header begins with: version 2, zstd version 1, flags, type size. Of the flags, 0x80 is
+# zstd and 0x04 bitshuffle; 0x10 (streams not split) and 0x02 (copied, not compressed) may be set.
+_BLOSC_VERSIONS = b"\2\1"
+_BLOSC_FLAGS, _BLOSC_FREE_FLAGS = 0x84, 0x12
 
 
 @dataclass(frozen=True)
@@ -114,15 +119,18 @@ def array_metadata(spec: ArraySpec) -> bytes:
     )
 
 
-def encode_array(spec: ArraySpec, values: AnyArray) -> bytes:
-    """The bytes of the data member: every chunk (also one of zeros), then the index."""
+def encode_array(spec: ArraySpec, values: AnyArray, *, level: int = _BLOSC_LEVEL) -> bytes:
+    """The bytes of the data member: every chunk (also one of zeros), then the index.
+
+    Level 0 copies instead of compressing; decoders see no difference.
+    """
     pieces, places, offset = [], [], 0
     for i in range(spec.chunk_count):
         chunk = np.zeros(spec.chunk_shape, spec.dtype)
         part = values[i * spec.chunk_length : (i + 1) * spec.chunk_length]
         chunk[: len(part)] = part
         with _one_thread():
-            payload = blosc.compress(chunk, b"zstd", _BLOSC_LEVEL, blosc.BITSHUFFLE, 0)
+            payload = blosc.compress(chunk, b"zstd", level, blosc.BITSHUFFLE, 0)
         piece = payload + _crc32c(payload)
         places.append((offset, len(piece)))
         pieces.append(piece)
@@ -149,6 +157,8 @@ class ArrayReader:
         if _crc32c(raw) != data[start + size :]:
             raise ValueError(f"{spec.name}: the chunk index does not match its checksum")
         index = np.frombuffer(raw, _INDEX_DTYPE).reshape(-1, _ENTRIES_PER_INDEX_ITEM)
+        if (index > start).any():
+            raise ValueError(f"{spec.name}: a chunk reaches outside the member")
         stops = index.sum(1)
         if not np.array_equal(index[:, 0], np.r_[0, stops][:-1]) or stops[-1] != start:
             raise ValueError(f"{spec.name}: chunks overlap, are missing, or leave gaps")
@@ -166,6 +176,14 @@ class ArrayReader:
                 out[low - start : high - start] = self.chunk(i)[low - first : high - first]
         return out
 
+    def cost(self, start: int, stop: int) -> tuple[int, int]:
+        """Bytes of rows when decoded, and stored bytes of the chunks that hold them."""
+        if start >= stop:
+            return 0, 0
+        length = self.spec.chunk_length
+        stored = int(self._index[start // length : -(-stop // length), 1].sum())
+        return (stop - start) * self.spec.chunk_bytes // length, stored
+
     def chunk(self, i: int) -> AnyArray:
         """One inner chunk, decoded and checked.
 
@@ -176,11 +194,7 @@ class ArrayReader:
         payload = self._data[offset : offset + size - _CRC_BYTES]
         if _crc32c(payload) != self._data[offset + size - _CRC_BYTES : offset + size]:
             raise ValueError(f"{self.spec.name}: chunk {i} does not match its checksum")
-        # The decoder trusts the size in its header: hold it to what the array says, before.
-        declared = int.from_bytes(payload[4:8], "little")
-        stored = int.from_bytes(payload[12:16], "little")
-        if (declared, stored) != (self.spec.chunk_bytes, len(payload)):
-            raise ValueError(f"{self.spec.name}: chunk {i} declares {declared} bytes")
+        self._check_blosc_header(payload, i)
         out = np.empty(self.spec.chunk_shape, self.spec.dtype)
         try:
             with _one_thread():
@@ -188,6 +202,18 @@ class ArrayReader:
         except RuntimeError as e:
             raise ValueError(f"{self.spec.name}: chunk {i} cannot be decoded ({e})") from None
         return out
+
+    def _check_blosc_header(self, payload: memoryview, i: int) -> None:
+        """The decoder trusts its header: hold that to what the array says, before."""
+        if len(payload) < _BLOSC_HEADER_BYTES:
+            raise ValueError(f"{self.spec.name}: chunk {i} is too short")
+        declared, block, stored = (int(v) for v in np.frombuffer(payload[4:16], "<u4"))
+        if (declared, stored) != (self.spec.chunk_bytes, len(payload)) or block > declared:
+            raise ValueError(f"{self.spec.name}: chunk {i} declares {declared} bytes")
+        flags, typesize = payload[2] & ~_BLOSC_FREE_FLAGS, payload[3]
+        known = (_BLOSC_VERSIONS, _BLOSC_FLAGS, self.spec.dtype.itemsize)
+        if (bytes(payload[:2]), flags, typesize) != known:
+            raise ValueError(f"{self.spec.name}: chunk {i} is coded in a way the format has not")
 
 
 @contextmanager

@@ -217,6 +217,27 @@ def verify(
     raise typer.Exit(1 if report.damaged else 0)
 
 
+@app.command()
+def repair(
+    store: StoreArg,
+    capture_too: Annotated[
+        bool, typer.Option("--capture", help="Then redo what is missing, as it was captured.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Move damaged files to STORE.quarantine, so that a capture redoes just those. Exit 0 whole."""
+    from logitstore.repair import capture_again, next_step, repair_store
+
+    report = repair_store(store)
+    for name in report.moved:
+        typer.echo(f"moved to {report.quarantine}: {name}", err=True)
+    if capture_too and not report.is_complete:
+        capture_again(store)
+        report = repair_store(store)
+    typer.echo(json.dumps(report.to_json()) if as_json else next_step(report, store))
+    raise typer.Exit(0 if report.is_complete else 1)
+
+
 def _print(found: dict[str, Any], as_text: Callable[[dict[str, Any]], str], as_json: bool) -> None:
     typer.echo(json.dumps(found) if as_json else as_text(found))
 

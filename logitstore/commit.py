@@ -9,13 +9,18 @@ A crash before 3 leaves a temporary file that no reader looks at; after 3 the fi
 its bytes were durable before anything named them. Linking, unlike renaming, never replaces: of two
 workers with the same shard one wins whole, and the other's copy is dropped. Renaming is used only
 for what is derived from the shards and may be written again (index and `DONE`).
+
+A file system without hard links (exFAT, some network and FUSE mounts) gets Linux's rename that
+refuses to replace, which is as atomic; one without that either is refused, never risked.
 """
 
+import ctypes
 import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +28,9 @@ from logitstore.archive import Buffer
 from logitstore.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+_AT_FDCWD = -100
+_RENAME_NOREPLACE = 1
 
 
 class Fs(Protocol):
@@ -46,7 +54,12 @@ class OsFs:
             os.fsync(f.fileno())
 
     def link(self, source: Path, target: Path) -> None:
-        os.link(source, target)
+        """Name it; on a file system without hard links, move it there unless the name is taken."""
+        try:
+            os.link(source, target)
+        except OSError as e:
+            if e.errno not in _NO_LINKS or not rename_if_free(source, target):
+                raise
 
     def replace(self, source: Path, target: Path) -> None:
         source.replace(target)
@@ -63,6 +76,40 @@ class OsFs:
 
 
 OS_FS = OsFs()
+
+
+def rename_if_free(source: Path, target: Path) -> bool:
+    """Rename, atomically, unless `target` exists (Linux's renameat2 with RENAME_NOREPLACE).
+
+    Returns:
+        Whether it was renamed; False where neither the system nor the file system can.
+
+    Raises:
+        FileExistsError: The name is taken; nothing changed.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # not Linux, or a C library from before 2018
+        return False
+    paths = (os.fsencode(source), os.fsencode(target))
+    failed = rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) != 0
+    if failed and ctypes.get_errno() == errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    return not failed
+
+
+def make_folder(path: Path, fs: Fs = OS_FS) -> None:
+    """Make a folder, and those above it, that a power cut cannot take away again.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent, fs)
+    path.mkdir(exist_ok=True)
+    with suppress(PermissionError):  # a folder we may pass through but not read
+        fs.sync_folder(path.parent)
 
 
 def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
@@ -125,8 +172,8 @@ def explain(error: OSError, path: Path) -> StorageError:
         errno.EACCES: ("no permission to write here", "Mend the folder's permissions"),
         errno.EROFS: ("the file system is read-only", "Choose another --out"),
     }.get(error.errno or 0, (f"the file system refused ({error})", "Mend that"))
-    if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
-        what = f"this file system cannot hard-link ({error}), which a safe commit needs"
+    if error.errno in _NO_LINKS:
+        what = f"this file system can neither hard-link nor rename without replacing ({error})"
         step = "Write to a local disk with --out and copy the finished store"
     return StorageError(
         f"{path}: {what}. Nothing half-written is visible, and every shard committed before is "

@@ -5,18 +5,30 @@ most damage; the digest (over everything in the line) catches the rest, a damage
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from logitstore.arrays import canonical_json
+from logitstore.pages import check_footer, check_ratio, group_cost
 from logitstore.records import Segment, SequenceText
 
 MEMBER = "rows.parquet"
 GROUP_LINES = 64
 _DIGEST_BYTES = 16
+_CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
+_REQUIRED = ("row", "part", "status", "supervised_start")
+_REPEATED = [
+    "status",
+    "messages",
+    "digest",
+    "segments.list.element.role",
+    "segments.list.element.text",
+]
 
 _SEGMENT = pa.struct([("role", pa.string()), ("text", pa.string()), ("supervised", pa.bool_())])
 SCHEMA = pa.schema(
@@ -40,7 +52,10 @@ def line_digest(line: SequenceText) -> bytes:
 
 
 def encode_lines(lines: Sequence[SequenceText]) -> pa.Buffer:
-    """`rows.parquet` as bytes."""
+    """`rows.parquet` as bytes.
+
+    Text that compresses so well that a reader would take it for a bomb is written as it is.
+    """
     columns: dict[str, list[Any]] = {
         "row": [line.row for line in lines],
         "part": [line.part for line in lines],
@@ -50,12 +65,25 @@ def encode_lines(lines: Sequence[SequenceText]) -> pa.Buffer:
         "messages": [line.messages for line in lines],
         "digest": [line_digest(line) for line in lines],
     }
+    table = pa.table(columns, schema=SCHEMA)
+    data = _written(table, compression="zstd", use_dictionary=True)
+    try:
+        reader = LinesReader(memoryview(data), len(lines))
+        for group in range(reader.groups):
+            reader.table(group)
+    except ValueError:
+        data = _written(table, compression="none", use_dictionary=False)
+    return data
+
+
+def _written(table: pa.Table, *, compression: str, use_dictionary: bool) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     pq.write_table(
-        pa.table(columns, schema=SCHEMA),
+        table,
         sink,
         row_group_size=GROUP_LINES,
-        compression="zstd",
+        compression=compression,
+        use_dictionary=use_dictionary,
         write_statistics=False,
         write_page_checksum=True,
     )
@@ -71,16 +99,18 @@ class LinesReader:
         Raises:
             ValueError: It is not the schema, the row groups or the number of lines it must be.
         """
+        full, rest = divmod(count, GROUP_LINES)
+        self.groups = full + (rest > 0)
+        check_footer(data, self.groups)
+        self._data = data.cast("B")
         try:
-            source = pa.BufferReader(pa.py_buffer(data))
-            self._file = pq.ParquetFile(source, page_checksum_verification=True)
+            self._file = self._opened([])
             if not self._file.schema_arrow.equals(SCHEMA):
                 raise ValueError("it does not have the columns of a shard's text")
             meta = self._file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         except (pa.ArrowException, OSError) as e:
             raise ValueError(f"the footer cannot be read ({e})") from None
-        full, rest = divmod(count, GROUP_LINES)
         if sizes != [GROUP_LINES] * full + [rest] * (rest > 0):
             raise ValueError(f"it holds {sum(sizes)} lines, expected {count} in groups of 64")
         self.count = count
@@ -94,27 +124,101 @@ class LinesReader:
         """
         group, place = divmod(i, GROUP_LINES)
         if self._cached is None or self._cached[0] != group:
-            self._cached = (group, self._read_group(group))
+            self._cached = (group, [_line(item) for item in self.table(group).to_pylist()])
         return self._cached[1][place]
 
-    def column(self, name: str) -> list[Any]:
-        """One column of all lines, without reading the others."""
-        try:
-            return list(self._file.read(columns=[name]).column(0).to_pylist())
-        except (pa.ArrowException, OSError) as e:
-            raise ValueError(f"column {name} cannot be read ({e})") from None
+    def rows(self, first: int, stop: int) -> list[int]:
+        """The dataset row of every line, without reading the text.
 
-    def _read_group(self, group: int) -> list[SequenceText]:
+        Raises:
+            ValueError: They are damaged, not in order, or not from `first` to `stop` - 1.
+        """
+        for group in range(self.groups):
+            cost = group_cost(self._data, self._file.metadata, group, [0])
+            if cost.values > GROUP_LINES:
+                raise ValueError(f"row group {group} has {cost.values} rows")
+            cost.check()
         try:
-            items = self._file.read_row_group(group).to_pylist()
+            found = list(self._file.read(columns=["row"]).column(0).to_pylist())
+        except (pa.ArrowException, OSError) as e:
+            raise ValueError(f"the rows cannot be read ({e})") from None
+        if len(found) != self.count or None in found or found != sorted(found):
+            raise ValueError("the lines are not in the order of their rows")
+        if found and not first <= found[0] <= found[-1] < stop:
+            raise ValueError(f"a line is of row {found[0]} or {found[-1]}, not of this shard")
+        return found
+
+    def table(self, group: int) -> pa.Table:
+        """A row group as it is in the file, once it is known not to be a bomb.
+
+        Raises:
+            ValueError: It is one, or its bytes are damaged.
+        """
+        cost = group_cost(self._data, self._file.metadata, group)
+        cost.check()
+        try:
+            # Repeated values stay references to a dictionary until their total size is known.
+            table = self._opened(_REPEATED).read_row_group(group, use_threads=False)
+            table.validate(full=True)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
             raise ValueError(f"row group {group} cannot be read ({e})") from None
-        lines = []
-        for item in items:
-            digest = item.pop("digest")
-            item["segments"] = tuple(Segment(**s) for s in item["segments"])
-            line = SequenceText(**item)
-            if digest != line_digest(line):
-                raise ValueError(f"the text of row {line.row} does not match its digest")
-            lines.append(line)
-        return lines
+        check_ratio(_expanded_bytes(table), cost.stored)
+        if len(table) != min(GROUP_LINES, self.count - group * GROUP_LINES):
+            raise ValueError(f"row group {group} has {len(table)} lines")
+        return table
+
+    def _opened(self, read_dictionary: list[str]) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            pa.BufferReader(pa.py_buffer(self._data)),
+            page_checksum_verification=True,
+            read_dictionary=read_dictionary,
+            thrift_container_size_limit=_CONTAINER_ITEMS + self.groups,
+        )
+
+
+def _expanded_bytes(table: pa.Table) -> int:
+    """Bytes of all strings, each counted as often as it is referred to."""
+    total = 0
+    for column in table.itercolumns():
+        for chunk in column.chunks:
+            total += sum(_string_bytes(a) for a in _flat(chunk))
+    return total
+
+
+def _flat(array: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_list(array.type):
+        yield from _flat(array.flatten())
+    elif pa.types.is_struct(array.type):
+        for child in array.flatten():
+            yield from _flat(child)
+    else:
+        yield array
+
+
+def _string_bytes(array: pa.Array) -> int:
+    if not pa.types.is_dictionary(array.type):
+        return int(array.nbytes)
+    if len(array.dictionary) == 0:
+        return 0
+    lengths = pc.fill_null(pc.binary_length(array.dictionary), 0)
+    taken = lengths.to_numpy(zero_copy_only=False)
+    indices = pc.drop_null(array.indices).to_numpy(zero_copy_only=False)
+    return int(taken.astype(np.int64)[indices].sum())
+
+
+def _line(item: dict[str, Any]) -> SequenceText:
+    """A line, held to its types and to its digest."""
+    digest = item.pop("digest")
+    try:
+        item["segments"] = tuple(Segment(**s) for s in item["segments"])
+        line = SequenceText(**item)
+        expected = line_digest(line)
+    except TypeError:
+        raise ValueError("a line has no segments") from None
+    values = [item[name] for name in _REQUIRED]
+    values += [value for s in line.segments for value in (s.text, s.supervised)]
+    if None in values:
+        raise ValueError(f"a line of row {line.row} lacks a value that every line has")
+    if digest != expected:
+        raise ValueError(f"the text of row {line.row} does not match its digest")
+    return line

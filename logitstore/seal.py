@@ -8,7 +8,6 @@ Its own digest tells a damaged seal from a damaged file.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,8 +21,9 @@ from logitstore.spec import (
     TOKENIZER_FOLDER,
     StoreSpec,
 )
+from logitstore.untrusted import MAX_SEAL_BYTES, open_file, parse_json, read_file
 
-_MAX_BYTES = 16 * 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 def sealed_names(spec: StoreSpec) -> list[str]:
@@ -46,13 +46,10 @@ def read_seal(store: Path, spec: StoreSpec) -> dict[str, str]:
         ValueError: The file is not a seal of this store, to the byte.
         OSError: It cannot be read.
     """
-    path = store / DONE_FILE
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError("it is larger than a seal can be")
-    raw = path.read_bytes()
+    raw = read_file(store / DONE_FILE, MAX_SEAL_BYTES)
     try:
-        digests = dict(json.loads(raw)["sha256"])
-    except (KeyError, TypeError, RecursionError) as e:
+        digests = dict(parse_json(raw)["sha256"])
+    except (KeyError, TypeError) as e:
         raise ValueError(f"it is not a seal ({e!r})") from None
     if sorted(digests) != sealed_names(spec) or raw != seal_bytes(digests):
         raise ValueError("it is not the seal that was written")
@@ -60,6 +57,9 @@ def read_seal(store: Path, spec: StoreSpec) -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
+    """SHA-256 of an ordinary file, in hex."""
+    digest = hashlib.sha256()
+    with open_file(path) as f:
+        while piece := f.read(_PIECE_BYTES):
+            digest.update(piece)
+    return digest.hexdigest()

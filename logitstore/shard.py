@@ -6,7 +6,6 @@
   rows.parquet              the text, one line a sequence
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +32,32 @@ from logitstore.encode import NOTHING_MEASURED, EncodedRecords, measure
 from logitstore.errors import CorruptStoreError
 from logitstore.lines import MEMBER as LINES_MEMBER
 from logitstore.lines import LinesReader, encode_lines
+from logitstore.pages import FREE_BYTES, check_ratio
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.spec import FORMAT_VERSION, Plan, StoreSpec
+from logitstore.untrusted import parse_json
 
 GROUP_MEMBER = "zarr.json"
 _MAX_GROUP_BYTES = 64 * 1024
 _SEQUENCES_PER_CHUNK = 1024
+_MAX_SIZE = 2**32 - 1
+_ABOUT = {
+    "version",
+    "content_sha256",
+    "plan_sha256",
+    "shard",
+    "rows",
+    "size",
+    "fidelity",
+    "statuses",
+    "supervised_bytes",
+}
+_AXIS = {
+    "entry_logprobs": "sequence_entries",
+    "entry_ids": "sequence_entries",
+    "sample_ids": "sequence_draws",
+    "sample_counts": "sequence_draws",
+}
 
 Array = npt.NDArray[Any]
 
@@ -133,12 +152,44 @@ def build_shard(
 
     lines = [line for line, _ in sequences]
     members: dict[str, Buffer] = {LINES_MEMBER: memoryview(encode_lines(lines))}
-    for s in specs:
-        members[s.metadata_member] = array_metadata(s)
-        if s.chunk_count:
-            members[s.data_member] = encode_array(s, arrays[s.name])
+    members |= {s.metadata_member: array_metadata(s) for s in specs}
+    members |= _encode_arrays(specs, arrays, offsets)
     members[GROUP_MEMBER] = _group(spec, plan, index, size, fidelity, lines)
     return members
+
+
+def _encode_arrays(
+    specs: Sequence[ArraySpec], arrays: dict[str, Array], offsets: dict[str, Array]
+) -> dict[str, Buffer]:
+    """The data members. A sequence that compresses like a bomb is copied, not compressed."""
+    specs = [s for s in specs if s.chunk_count]
+    coded = {s.name: encode_array(s, arrays[s.name]) for s in specs}
+    readers = {s.name: ArrayReader(s, memoryview(coded[s.name])) for s in specs}
+    widest = sum(s.chunk_bytes // s.chunk_length for s in specs)
+    lengths = sum(np.diff(o.astype(np.int64)) for o in offsets.values())
+    try:
+        for i in np.flatnonzero(lengths * widest > FREE_BYTES):
+            _check_cost(readers, offsets, int(i))
+    except ValueError:
+        for s in specs:
+            if s.name not in offsets:
+                coded[s.name] = encode_array(s, arrays[s.name], level=0)
+    return {s.data_member: coded[s.name] for s in specs}
+
+
+def _check_cost(readers: dict[str, ArrayReader], offsets: dict[str, Array], i: int) -> None:
+    """Refuse sequence i if a few bytes say that they are many megabytes of zeros.
+
+    Raises:
+        ValueError: They do.
+    """
+    decoded = stored = 0
+    for name, reader in readers.items():
+        if name not in offsets:
+            start, stop = offsets[_AXIS.get(name, "sequence_records")][i : i + 2]
+            cost = reader.cost(int(start), int(stop))
+            decoded, stored = decoded + cost[0], stored + cost[1]
+    check_ratio(decoded, stored)
 
 
 def _offsets(lengths: Sequence[int]) -> Array:
@@ -179,9 +230,11 @@ def _group(
         "statuses": statuses,
         "supervised_bytes": sum(len(line.supervised_bytes) for line in lines),
     }
-    return canonical_json(
-        {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
-    )
+    return canonical_json(_group_of(about))
+
+
+def _group_of(about: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
 
 
 class Shard:
@@ -202,13 +255,11 @@ class Shard:
         try:
             self.archive = Archive(path)
             self.about = self._read_group(plan, index)
-            self.size = ShardSize(**self.about["size"])
+            self.size = self._checked_size(plan, index)
             self._arrays = self._open_arrays()
+            # Before the offsets: what a line costs in this file bounds how many there can be.
             self._lines = LinesReader(self.archive[LINES_MEMBER], self.size.sequences)
-            self.record_offsets = self._read_offsets("sequence_records", self.size.records)
-            self._entry_offsets = self._read_offsets("sequence_entries", self.size.entries)
-            if spec.draws:
-                self._draw_offsets = self._read_offsets("sequence_draws", self.size.draws)
+            self._offsets = self._read_offsets()
         except CorruptStoreError as e:
             self._raise(str(e).removeprefix(f"{path}: "), self._row_range())
         except (ValueError, KeyError, TypeError) as e:
@@ -242,9 +293,10 @@ class Shard:
     def sequence_rows(self) -> npt.NDArray[np.int64]:
         """The dataset row of each sequence."""
         try:
-            return np.array(self._lines.column("row"), np.int64)
+            rows = self._lines.rows(*self._rows)
         except ValueError as e:
             self._raise(f"{LINES_MEMBER}: {e}", self._row_range())
+        return np.array(rows, np.int64)
 
     def member_bytes(self) -> dict[str, int]:
         """Compressed bytes of each array, and of the text."""
@@ -265,9 +317,10 @@ class Shard:
         if len(raw) > _MAX_GROUP_BYTES:
             raise ValueError(f"{GROUP_MEMBER} has {len(raw)} bytes, more than it can need")
         try:
-            about = dict(json.loads(bytes(raw))["attributes"]["logitstore"])
-        except RecursionError:
-            raise ValueError(f"{GROUP_MEMBER} is not JSON") from None
+            group = parse_json(bytes(raw))
+            about = dict(group["attributes"]["logitstore"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{GROUP_MEMBER} is not that of a shard") from None
         here = (self.spec.digest, plan.digest, index, list(plan.shard_rows(index)))
         found = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
         if about["version"] != FORMAT_VERSION or here != found:
@@ -276,12 +329,32 @@ class Shard:
                 f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
                 f"{list(plan.shard_rows(index))} of {self.spec.digest[:12]}…"
             )
+        if set(about) != _ABOUT or raw != canonical_json(_group_of(about)):
+            raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
         return about
 
+    def _checked_size(self, plan: Plan, index: int) -> ShardSize:
+        size, first, stop = ShardSize(**self.about["size"]), *plan.shard_rows(index)
+        records = size.records if type(size.records) is int else 0
+        most = (_MAX_SIZE, _MAX_SIZE, records * self.spec.top_k, records * self.spec.draws)
+        for name, limit in zip(vars(size), most, strict=True):
+            count = vars(size)[name]
+            if type(count) is not int or not 0 <= count <= limit:
+                raise ValueError(f"it cannot hold {count} {name}")
+        if size.sequences < stop - first:
+            raise ValueError(f"{size.sequences} lines cannot be {stop - first} rows")
+        statuses, fidelity = self.about["statuses"], self.about["fidelity"]
+        counted = isinstance(statuses, dict) and all(type(n) is int for n in statuses.values())
+        if not counted or sum(statuses.values()) != size.sequences:
+            raise ValueError("its statuses do not add up to its lines")
+        if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):
+            raise ValueError("its fidelity has other fields than the format's")
+        numbers = [*fidelity.values(), self.about["supervised_bytes"]]
+        if not all(type(n) in (int, float) and 0 <= n < 2**53 for n in numbers):
+            raise ValueError("its fidelity holds a value that cannot be")
+        return size
+
     def _open_arrays(self) -> dict[str, ArrayReader]:
-        counts = vars(self.size).values()
-        if not all(type(c) is int and 0 <= c < 2**48 for c in counts):
-            raise ValueError(f"absurd sizes {vars(self.size)}")
         specs = array_specs(self.spec, self.size)
         expected = {GROUP_MEMBER, LINES_MEMBER, *(s.metadata_member for s in specs)}
         expected |= {s.data_member for s in specs if s.chunk_count}
@@ -293,12 +366,28 @@ class Shard:
                 raise ValueError(f"{s.metadata_member} does not describe the array it must")
         return {s.name: ArrayReader(s, self.archive[s.data_member]) for s in specs if s.chunk_count}
 
-    def _read_offsets(self, name: str, total: int) -> npt.NDArray[np.int64]:
-        raw = self._arrays[name][slice(0, self.size.sequences + 1)]
-        offsets = raw.astype(np.int64)
-        if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
-            raise ValueError(f"{name} does not divide {total} items among the sequences")
-        return offsets
+    def _read_offsets(self) -> dict[str, npt.NDArray[np.int64]]:
+        totals = {
+            "sequence_records": self.size.records,
+            "sequence_entries": self.size.entries,
+            "sequence_draws": self.size.draws,
+        }
+        found = {}
+        for name in totals.keys() & self._arrays.keys():
+            raw = self._arrays[name][slice(0, self.size.sequences + 1)]
+            offsets = raw.astype(np.int64)
+            if offsets[0] != 0 or offsets[-1] != totals[name] or (np.diff(offsets) < 0).any():
+                raise ValueError(f"{name} does not divide {totals[name]} among the sequences")
+            found[name] = offsets
+        return found
+
+    @property
+    def record_offsets(self) -> npt.NDArray[np.int64]:
+        """Records of sequence i lie from value i up to value i + 1."""
+        return self._offsets["sequence_records"]
+
+    def _range(self, name: str, i: int) -> tuple[int, int]:
+        return int(self._offsets[name][i]), int(self._offsets[name][i + 1])
 
     def _slice(self, name: str, a: int, b: int) -> Array:
         reader = self._arrays.get(name)
@@ -308,8 +397,9 @@ class Shard:
         return reader[slice(a, b)]
 
     def _decode(self, i: int) -> TokenRecords:
-        a, b = int(self.record_offsets[i]), int(self.record_offsets[i + 1])
-        first, stop = int(self._entry_offsets[i]), int(self._entry_offsets[i + 1])
+        a, b = self._range("sequence_records", i)
+        first, stop = self._range("sequence_entries", i)
+        _check_cost(self._arrays, self._offsets, i)
         count = self._slice("entry_count", a, b).astype(np.int64)
         if count.sum() != stop - first:
             raise ValueError(f"sequence {i} has {stop - first} entries, its records {count.sum()}")
@@ -339,8 +429,10 @@ class Shard:
             found["logit_std"] = self._slice("logit_std", a, b)
             found["lognorm_std"] = self._slice("lognorm_std", a, b)
         if self.spec.draws:
-            first, stop = int(self._draw_offsets[i]), int(self._draw_offsets[i + 1])
+            first, stop = self._range("sequence_draws", i)
             found["draw_count"] = self._slice("draw_count", a, b).astype(np.int64)
+            if found["draw_count"].sum() != stop - first:
+                raise ValueError(f"sequence {i} has {stop - first} draws, its records have others")
             found["sample_ids"] = self._slice("sample_ids", first, stop)
             found["sample_counts"] = self._slice("sample_counts", first, stop)
         return found
@@ -350,7 +442,7 @@ class Shard:
 
     def _row_of(self, i: int) -> tuple[int, int]:
         try:
-            row = int(self._lines.column("row")[i])
+            row = self._lines.rows(*self._rows)[i]
         except (ValueError, IndexError):
             return self._row_range()
         return row, row
@@ -360,7 +452,7 @@ class Shard:
         raise CorruptStoreError(
             f"{self.path}: {where}: {why.rstrip('.')}. Nothing was returned in its place. See "
             f"`logitstore verify {self.path.parent.parent}`; then restore the file from a copy, or "
-            "delete it and run the same `logitstore capture …` again to redo just this shard.",
+            f"run `logitstore repair {self.path.parent.parent}` to redo just this shard.",
             path=self.path,
             rows=rows,
         ) from None

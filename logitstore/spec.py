@@ -10,13 +10,16 @@ digest, so a store can be resumed from a moved folder.
 """
 
 import hashlib
-import json
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 from logitstore.arrays import canonical_json
-from logitstore.errors import CorruptStoreError, FormatError, NotAStoreError
+from logitstore.errors import CorruptStoreError, FormatError, NotAStoreError, StorageError
+from logitstore.untrusted import MAX_SPEC_BYTES, parse_json, read_file
 
 FORMAT_NAME = "logitstore"
 FORMAT_VERSION = 1
@@ -25,7 +28,10 @@ DONE_FILE = "DONE"
 INDEX_FILE = "index.parquet"
 SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
-_MAX_SPEC_BYTES = 256 * 1024 * 1024
+
+_MAX_U16, _MAX_U32 = 0xFFFF, 0xFFFF_FFFF
+_MAX_TEMPERATURES = 64
+_MAX_CHUNK_RECORDS, _MAX_CHUNK_ENTRIES = 65_536, 1_048_576
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,22 @@ class StoreSpec:
         """SHA-256 of the content as canonical JSON, in hex."""
         return _sha256(asdict(self))
 
+    def check(self) -> None:
+        """Hold every field to its type and range: a reader computes sizes and paths from them.
+
+        Raises:
+            ValueError: A field is missing, unknown, or cannot be.
+        """
+        for part, wanted in _CONTENT.items():
+            value = getattr(self, part)
+            if not isinstance(value, dict) or set(value) != set(wanted):
+                raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
+            for name, is_good in wanted.items():
+                if not is_good(value[name]):
+                    raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
+        if not isinstance(self.rendering, dict):
+            raise ValueError("rendering is no object")  # noqa: TRY004
+
     def differences(self, other: "StoreSpec") -> list[tuple[str, Any, Any]]:
         """(setting, here, there) for every setting that is not the same."""
         mine, theirs = asdict(self), asdict(other)
@@ -119,6 +141,20 @@ class Plan:
 
     dataset_sha256: str
     boundaries: tuple[int, ...]
+
+    def check(self) -> None:
+        """Hold it to what a plan can be.
+
+        Raises:
+            ValueError: Not a digest, or boundaries that do not divide rows into shards.
+        """
+        if not _is_text(self.dataset_sha256):
+            raise ValueError("dataset_sha256 is no digest")
+        cuts = self.boundaries
+        if len(cuts) < 2 or cuts[0] != 0 or not all(_is_count(c, 2**48) for c in cuts):
+            raise ValueError("boundaries are no rows")
+        if not all(a < b for a, b in pairwise(cuts)):
+            raise ValueError("boundaries do not increase")
 
     @property
     def rows(self) -> int:
@@ -170,7 +206,7 @@ class StoreHeader:
             CorruptStoreError: It is not what was written.
         """
         path = store / SPEC_FILE
-        body = _read_json(path)
+        raw, body = _read_json(path)
         version = body.get("version")
         if version != FORMAT_VERSION:
             raise FormatError(
@@ -184,35 +220,41 @@ class StoreHeader:
             plan = Plan(plan_fields["dataset_sha256"], boundaries)
             digests = (body["content_sha256"], body["plan_sha256"])
             header = cls(spec, plan, dict(body["provenance"]))
+            spec.check()
+            plan.check()
+            again = header.to_bytes()
         except (KeyError, TypeError, ValueError) as e:
             raise _damaged(path, f"its fields are not those of format version 1 ({e!r})") from None
         if digests != (spec.digest, plan.digest):
             raise _damaged(path, "content or plan does not match its digest")
+        if raw != again:  # another spelling, a field twice, or fields that nobody reads
+            raise _damaged(path, "it is not the canonical JSON that was written")
         return header
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
     not_a_store = (
         f"{path.parent}: no {SPEC_FILE} of a logit store here, so this is not a store. Make one "
         "with `logitstore capture TEACHER DATASET --out STORE`, or check the path."
     )
     try:
-        if path.stat().st_size > _MAX_SPEC_BYTES:
-            raise _damaged(path, "it is larger than a store's description can be")
-        body = json.loads(path.read_bytes())
+        raw = read_file(path, MAX_SPEC_BYTES)
+        body = parse_json(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(not_a_store) from None
-    except (ValueError, RecursionError) as e:
-        raise _damaged(path, f"it is not JSON ({e})") from None
+    except OSError as e:
+        raise StorageError(f"{path}: cannot be read ({e.strerror}). Mend that first.") from e
+    except ValueError as e:
+        raise _damaged(path, f"it is not the JSON of a store ({e})") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
         raise NotAStoreError(not_a_store)
-    return body
+    return raw, body
 
 
-def _only(cls: type, value: dict[str, Any]) -> dict[str, Any]:
+def _only(cls: type, value: Any) -> dict[str, Any]:
     names = {f.name for f in fields(cls)}
-    if set(value) != names:
-        raise ValueError(f"expected {sorted(names)}, found {sorted(value)}")
+    if not isinstance(value, dict) or set(value) != names:
+        raise ValueError(f"expected {', '.join(sorted(names))}")
     return value
 
 
@@ -225,3 +267,72 @@ def _damaged(path: Path, why: str) -> CorruptStoreError:
 
 def _sha256(value: object) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any, most: int, least: int = 0) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and value > 0
+
+
+def _upto(most: int, least: int = 0) -> Callable[[Any], bool]:
+    return lambda value: _is_count(value, most, least)
+
+
+def _is_temperatures(value: Any) -> bool:
+    fits = isinstance(value, list) and len(value) <= _MAX_TEMPERATURES
+    return fits and all(map(_is_number, value))
+
+
+def _is_ids(value: Any) -> bool:
+    return isinstance(value, list) and all(_is_count(i, _MAX_U32) for i in value)
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a name stays in its folder on every system."""
+    return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
+
+
+def _is_files(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        is_plain_name(name) and _is_text(digest) for name, digest in value.items()
+    )
+
+
+_CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "teacher": {
+        "fingerprint": _is_text,
+        "architecture": _is_text,
+        "dtype": _is_text,
+        "vocab_size": _upto(_MAX_U32, 1),
+    },
+    "tokenizer": {
+        "fingerprint": _is_text,
+        "size": _upto(_MAX_U32, 1),
+        "eos_ids": _is_ids,
+        "files": _is_files,
+    },
+    "capture": {
+        "top_k": _upto(_MAX_U16, 1),
+        "max_tail": lambda value: value is None or _is_number(value),
+        "ids": _is_flag,
+        "temperatures": _is_temperatures,
+        "logit_std": _is_flag,
+        "draws": _upto(_MAX_U16),
+    },
+    "codec": {
+        "name": lambda value: value == "portable",
+        "records_per_chunk": _upto(_MAX_CHUNK_RECORDS, 1),
+        "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
+    },
+}

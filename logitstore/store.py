@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, NotAStoreError
+from logitstore.index import index_line, read_index
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
@@ -37,13 +37,8 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
-from logitstore.writer import index_line
 
 _OPEN_SHARDS = 64
-_REBUILD = (
-    f"Every shard may still be good: delete {DONE_FILE} and run the same `logitstore capture …` "
-    "again, which rebuilds index and seal."
-)
 
 
 @dataclass(frozen=True)
@@ -276,7 +271,7 @@ class LogitStore:
             raise CorruptStoreError(
                 f"{self._shard_path(lost[0])}: the file is missing, with rows {first:,} to "
                 f"{stop - 1:,} ({len(lost)} of {self.plan.shard_count} shards are). Restore it "
-                "from a copy, or run the same `logitstore capture …` again to redo it.",
+                f"from a copy, or run `logitstore repair {self.path}` to redo it.",
                 path=self._shard_path(lost[0]),
                 rows=(first, stop - 1),
             )
@@ -287,7 +282,7 @@ class LogitStore:
             raise CorruptStoreError(
                 f"{shard.path}: the file is not the one this store was sealed with (SHA-256 "
                 f"{shard.archive.digest[:12]}…, the index says {fact['sha256'][:12]}…). Restore it "
-                "from a copy, or delete it and run the same `logitstore capture …` again.",
+                f"from a copy, or run `logitstore repair {self.path}` to redo it.",
                 path=shard.path,
                 rows=(fact["first_row"], fact["stop_row"] - 1),
             )
@@ -297,15 +292,10 @@ class LogitStore:
         try:
             sealed = read_seal(self.path, self.spec)[INDEX_FILE]
             path = self.path / INDEX_FILE
-            data = path.read_bytes()
-            found = hashlib.sha256(data).hexdigest()
-            table = pq.read_table(pa.BufferReader(data)) if found == sealed else None
+            return read_index(path, sealed, self.plan)
         except (OSError, ValueError, pa.ArrowException) as e:
-            raise CorruptStoreError(f"{path}: {e}. {_REBUILD}", path=path) from None
-        if table is None:
             raise CorruptStoreError(
-                f"{path}: it is not the file that was sealed (SHA-256 {found[:12]}…, {DONE_FILE} "
-                f"says {sealed[:12]}…). {_REBUILD}",
+                f"{path}: {e}. Every shard may still be good: `logitstore repair {self.path}` "
+                "checks them, and rebuilds index and seal.",
                 path=path,
-            )
-        return list(table.to_pylist())
+            ) from None

@@ -17,7 +17,15 @@ from logitstore.progress import progress
 from logitstore.records import TokenRecords
 from logitstore.seal import file_sha256, read_seal
 from logitstore.shard import Shard, shard_name
-from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE, StoreHeader, StoreSpec
+from logitstore.spec import (
+    DONE_FILE,
+    INDEX_FILE,
+    SHARDS_FOLDER,
+    SPEC_FILE,
+    TOKENIZER_FOLDER,
+    StoreHeader,
+    StoreSpec,
+)
 from logitstore.store import LogitStore
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
@@ -94,10 +102,26 @@ def verify_store(path: Path, *, deep: bool = False, allow_partial: bool = False)
             "finished. Run the same `logitstore capture …` again to resume it, or check what is "
             "there with --allow-partial."
         )
+    report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
         report.damaged += _check_seal(path, header.spec)
     _check_shards(path, header, report, deep)
     return report
+
+
+def _check_tokenizer(path: Path, spec: StoreSpec) -> Iterator[Damage]:
+    for name, digest in spec.tokenizer["files"].items():
+        yield from _check_file(path, f"{TOKENIZER_FOLDER}/{name}", digest)
+
+
+def _check_file(path: Path, name: str, digest: str) -> Iterator[Damage]:
+    try:
+        found = file_sha256(path / name)
+    except (OSError, ValueError) as e:
+        yield Damage(name, None, f"cannot be read ({e})")
+        return
+    if found != digest:
+        yield Damage(name, None, f"SHA-256 is {found[:12]}…, recorded as {digest[:12]}…")
 
 
 def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
@@ -106,14 +130,11 @@ def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
     except (OSError, ValueError) as e:
         yield Damage(DONE_FILE, None, f"the seal cannot be used: {e}")
         return
-    for name, digest in sealed.items():
-        try:
-            found = file_sha256(path / name)
-        except OSError as e:
-            yield Damage(name, None, f"cannot be read ({e.strerror})")
-            continue
-        if found != digest:
-            yield Damage(name, None, f"SHA-256 is {found[:12]}…, sealed as {digest[:12]}…")
+    for name in (SPEC_FILE, INDEX_FILE):
+        yield from _check_file(path, name, sealed[name])
+    recorded = {f"{TOKENIZER_FOLDER}/{n}": d for n, d in spec.tokenizer["files"].items()}
+    if any(sealed[name] != digest for name, digest in recorded.items()):
+        yield Damage(DONE_FILE, None, f"seals another tokenizer than {SPEC_FILE} describes")
 
 
 def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: bool) -> None:

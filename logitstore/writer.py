@@ -22,14 +22,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from logitstore import commit
 from logitstore.archive import pack
 from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
+from logitstore.index import encode_index, index_line
 from logitstore.records import SequenceText
 from logitstore.seal import file_sha256, seal_bytes, sealed_names
 from logitstore.shard import Shard, build_shard, shard_name
@@ -43,6 +41,7 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.untrusted import MAX_SPEC_BYTES
 
 _OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
 
@@ -74,12 +73,16 @@ class StoreWriter:
             StorageError: The file system refused.
         """
         self.path, self.spec, self.plan, self._fs = Path(path), spec, plan, fs
+        spec.check()
+        plan.check()
         header = StoreHeader(spec, plan, dict(provenance or {}))
         if not (self.path / SPEC_FILE).exists():
             self._begin(header, tokenizer_files)
         found = StoreHeader.read(self.path)
         self._check_same(found)
         self.provenance = found.provenance
+        if not self.is_sealed:
+            self._complete_folders(tokenizer_files)
 
     def missing(self) -> list[int]:
         """Shards not committed yet, in order."""
@@ -144,7 +147,7 @@ class StoreWriter:
 
     def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            commit.make_folder(self.path, self._fs)
             found = sorted(set(os.listdir(self.path)))
         except OSError as e:
             raise _folder_error(e, self.path) from e
@@ -154,20 +157,29 @@ class StoreWriter:
                 f"{self.path}: the folder holds something else ({', '.join(strange or found)}) and "
                 "no store. Choose another --out, or empty the folder."
             )
+        self._complete_folders(tokenizer_files)
+        described = header.to_bytes()
+        if len(described) > MAX_SPEC_BYTES:
+            raise InputError(
+                f"{self.path}: a plan of {self.plan.shard_count:,} shards is more than store.json "
+                "holds. Capture with a larger --shard-text-bytes."
+            )
+        commit.create(self.path / SPEC_FILE, [described], self._fs)
+
+    def _complete_folders(self, tokenizer_files: Mapping[str, bytes]) -> None:
+        """What a crash or a repair took away is made again."""
         try:
-            (self.path / SHARDS_FOLDER).mkdir(exist_ok=True)
+            commit.make_folder(self.path / SHARDS_FOLDER, self._fs)
             self._write_tokenizer(tokenizer_files)
         except OSError as e:
             raise commit.explain(e, self.path) from e
-        commit.create(self.path / SPEC_FILE, [header.to_bytes()], self._fs)
 
     def _write_tokenizer(self, files: Mapping[str, bytes]) -> None:
         """A half-written folder from a crash is replaced; a twin's finished one is kept."""
         folder = self.path / TOKENIZER_FOLDER
         wanted = self.spec.tokenizer["files"]
         if folder.exists():
-            found = {p.name: file_sha256(p) for p in folder.iterdir()}
-            if found == wanted:
+            if self._tokenizer_digests() == wanted:
                 return
             shutil.rmtree(folder)
         temporary = commit.temporary(folder)
@@ -175,8 +187,17 @@ class StoreWriter:
         for name, data in files.items():
             self._fs.write_durably(temporary / name, [data])
         self._fs.sync_folder(temporary)
-        self._fs.replace(temporary, folder)
+        try:
+            self._fs.replace(temporary, folder)
+        except OSError:
+            if self._tokenizer_digests() != wanted:  # not a twin's that came first
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
         self._fs.sync_folder(self.path)
+
+    def _tokenizer_digests(self) -> dict[str, str]:
+        folder = self.path / TOKENIZER_FOLDER
+        return {p.name: file_sha256(p) for p in folder.iterdir() if p.is_file()}
 
     def _check_same(self, found: StoreHeader) -> None:
         different = [
@@ -198,34 +219,7 @@ class StoreWriter:
         for i in range(self.plan.shard_count):
             shard = Shard(self.path / SHARDS_FOLDER / shard_name(i), self.spec, self.plan, i)
             lines.append(index_line(shard, i))
-        sink = pa.BufferOutputStream()
-        pq.write_table(
-            pa.Table.from_pylist(lines),
-            sink,
-            compression="zstd",
-            write_statistics=False,
-            write_page_checksum=True,
-        )
-        return bytes(memoryview(sink.getvalue()))
-
-
-def index_line(shard: Shard, index: int) -> dict[str, Any]:
-    """What the index says of a shard; all of it can be read from the shard again."""
-    about = shard.about
-    return {
-        "shard": index,
-        "first_row": about["rows"][0],
-        "stop_row": about["rows"][1],
-        "sequences": shard.size.sequences,
-        "records": shard.size.records,
-        "entries": shard.size.entries,
-        "draws": shard.size.draws,
-        "supervised_bytes": about["supervised_bytes"],
-        "file_bytes": shard.archive.size_bytes,
-        "sha256": shard.archive.digest,
-        "statuses": json.dumps(about["statuses"], sort_keys=True),
-        **{name: about["fidelity"][name] for name in sorted(about["fidelity"])},
-    }
+        return encode_index(lines)
 
 
 def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:

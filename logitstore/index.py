@@ -1,0 +1,108 @@
+"""`index.parquet`: one line a shard, so that opening a store need not open its shards.
+
+All of it can be read from the shards again; it is derived, and never trusted beyond its digest.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from logitstore.encode import NOTHING_MEASURED
+from logitstore.pages import check_footer, group_cost
+from logitstore.shard import Shard
+from logitstore.spec import Plan
+from logitstore.untrusted import parse_json, read_file
+
+_COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
+_SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in ("shard", "first_row", "stop_row", *_COUNTS)]
+    + [("sha256", pa.string()), ("statuses", pa.string())]
+    + [
+        (name, pa.int64() if type(NOTHING_MEASURED[name]) is int else pa.float64())
+        for name in sorted(NOTHING_MEASURED)
+    ]
+)
+_BYTES_PER_SHARD = 4096  # a line takes about 300
+_MAX_LINES = 1024 * 1024  # of a row group, as Parquet writers cut them
+
+
+def index_line(shard: Shard, index: int) -> dict[str, Any]:
+    """What the index says of a shard; all of it can be read from the shard again."""
+    about = shard.about
+    return {
+        "shard": index,
+        "first_row": about["rows"][0],
+        "stop_row": about["rows"][1],
+        "sequences": shard.size.sequences,
+        "records": shard.size.records,
+        "entries": shard.size.entries,
+        "draws": shard.size.draws,
+        "supervised_bytes": about["supervised_bytes"],
+        "file_bytes": shard.archive.size_bytes,
+        "sha256": shard.archive.digest,
+        "statuses": json.dumps(about["statuses"], sort_keys=True),
+        **{name: about["fidelity"][name] for name in sorted(about["fidelity"])},
+    }
+
+
+def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
+    """The file's bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        pa.Table.from_pylist(list(lines), schema=_SCHEMA),
+        sink,
+        compression="zstd",
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return bytes(memoryview(sink.getvalue()))
+
+
+def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
+    """The lines of the index of a sealed store.
+
+    Args:
+        path: The file.
+        digest: Its SHA-256, from the seal.
+        plan: The store's; every line must be of its shard.
+
+    Raises:
+        ValueError: It is not the file that was sealed, or cannot be an index of this plan.
+        OSError, pyarrow.ArrowException: It cannot be read.
+    """
+    data = read_file(path, 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
+    found = hashlib.sha256(data).hexdigest()
+    if found != digest:
+        raise ValueError(f"SHA-256 is {found[:12]}…, sealed as {digest[:12]}…")
+    view, groups = memoryview(data), -(-plan.shard_count // _MAX_LINES)
+    check_footer(view, groups)
+    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_row_groups != groups:
+        raise ValueError("it does not have the columns of an index")
+    for group in range(groups):
+        cost = group_cost(view, file.metadata, group)
+        cost.check()
+        if cost.values > min(plan.shard_count, _MAX_LINES):
+            raise ValueError(f"it declares {cost.values} lines")
+    lines: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
+    if len(lines) != plan.shard_count:
+        raise ValueError(f"it has {len(lines)} lines, the plan has {plan.shard_count} shards")
+    for index, line in enumerate(lines):
+        _check_line(line, index, plan)
+    return lines
+
+
+def _check_line(line: dict[str, Any], index: int, plan: Plan) -> None:
+    rows = (line["first_row"], line["stop_row"])
+    if line["shard"] != index or rows != plan.shard_rows(index):
+        raise ValueError(f"line {index} is not that of shard {index}")
+    if None in line.values() or not all(0 <= line[name] < 2**48 for name in _COUNTS):
+        raise ValueError(f"line {index} holds a value that cannot be")
+    statuses = parse_json(line["statuses"].encode())
+    if not isinstance(statuses, dict) or not all(type(n) is int for n in statuses.values()):
+        raise ValueError(f"line {index} has statuses that cannot be")

@@ -1,0 +1,201 @@
+"""Feed the shard reader damaged and hostile bytes for a while; anything but a clean answer is a bug.
+
+    python tools/fuzz_shard.py --seconds 600 [--seed 0] [--findings FOLDER]
+
+With atheris installed (`pip install atheris`), coverage chooses what to mutate; without it, the
+same target runs on seeded random mutations. A shard is mutated below its checksums: after each
+mutation the CRC-32s, the chunk checksums and the archive's digest are made right again, so that the
+parsers behind them are reached. The oracle: opening and reading everything either works or raises a
+LogitStoreError, and never takes more than 100 MB.
+
+Prints the number of executions. Findings are written to --findings, one file each.
+"""
+
+import argparse
+import resource
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+try:
+    import atheris
+except ImportError:
+    atheris = None
+
+if atheris is not None:
+    with atheris.instrument_imports(include=["logitstore"]):
+        import logitstore.index
+        import logitstore.shard
+        import logitstore.store
+import google_crc32c
+import numpy as np
+import pyarrow
+
+from logitstore.archive import Archive, pack
+from logitstore.errors import LogitStoreError
+from logitstore.shard import Shard
+from logitstore.spec import StoreHeader
+from tests import stores
+
+LIMIT_BYTES = 100 * 1024 * 1024
+
+
+class Target:
+    """A small shard with every optional block, and a place to put its mutants."""
+
+    def __init__(self, folder: Path) -> None:
+        stores.write(folder / "s", stores.spec(chunks=(8, 16), temperatures=(2.0,), draws=3))
+        header = StoreHeader.read(folder / "s")
+        self.spec, self.plan = header.spec, header.plan
+        archive = Archive(folder / "s" / "shards" / "00001.zarr.zip")
+        self.members = {name: bytes(archive[name]) for name in archive.names}
+        self.names = sorted(self.members)
+        self.path = folder / "mutant.zarr.zip"
+        self.whole = b"".join(map(bytes, pack(self.members)))
+        self.executions = self.refused = 0
+
+    def mutant(self, data: bytes) -> bytes:
+        """Bytes of an archive, as `data` says: edits of members, or of the archive itself."""
+        if len(data) < 4:
+            return data
+        kind, data = data[0] % 8, data[1:]
+        if kind == 0:
+            return edited(self.whole, data)
+        members = dict(self.members)
+        name = self.names[data[0] % len(self.names)]
+        changed = edited(members[name], data[1:])
+        if kind in (1, 2, 3) and "/c/" in name:
+            changed = with_checksums(members[name], changed)
+        members[name] = changed
+        if kind == 7:
+            members["x" * (data[0] % 5)] = data
+        return b"".join(map(bytes, pack(members)))
+
+    def __call__(self, data: bytes) -> None:
+        """Read a mutant whole.
+
+        Raises:
+            Exception: A finding.
+        """
+        self.executions += 1
+        self.path.unlink(missing_ok=True)
+        self.path.write_bytes(self.mutant(data))
+        try:
+            shard = Shard(self.path, self.spec, self.plan, 1)
+            shard.sequence_rows()
+            for i in range(len(shard)):
+                for read in (shard.text, shard.records):
+                    try:
+                        read(i)
+                    except LogitStoreError:
+                        self.refused += 1
+        except LogitStoreError:
+            self.refused += 1
+
+
+def edited(original: bytes, data: bytes) -> bytes:
+    """Edits read from `data`: (place, what, value) of four bytes each."""
+    out = bytearray(original)
+    for i in range(0, min(len(data), 64) - 3, 4):
+        place, what, value = data[i] | data[i + 1] << 8, data[i + 2], data[i + 3]
+        at = place % max(len(out), 1)
+        if what % 4 == 0 and out:
+            out[at] = value
+        elif what % 4 == 1 and out:
+            out[at] ^= 1 << value % 8
+        elif what % 4 == 2:
+            out[at:at] = data[i : i + value % 32]
+        else:
+            del out[at : at + value % 32]
+    return bytes(out)
+
+
+def with_checksums(original: bytes, changed: bytes) -> bytes:
+    """A data member whose chunk and index checksums are right again, if its layout still is."""
+    if len(changed) != len(original):
+        return changed
+    out = bytearray(changed)
+    count = next(c for c in range(1, 9999) if index_is_at(original, c))
+    start = len(original) - 4 - 16 * count
+    for i in range(count):
+        offset, size = struct.unpack_from("<QQ", original, start + 16 * i)
+        put_checksum(out, offset, offset + size - 4)
+    put_checksum(out, start, len(out) - 4)
+    return bytes(out)
+
+
+def index_is_at(member: bytes, count: int) -> bool:
+    start = len(member) - 4 - 16 * count
+    return google_crc32c.value(member[start:-4]) == int.from_bytes(member[-4:], "little")
+
+
+def put_checksum(out: bytearray, start: int, stop: int) -> None:
+    out[stop : stop + 4] = google_crc32c.value(bytes(out[start:stop])).to_bytes(4, "little")
+
+
+class Run:
+    """Counts, keeps findings, watches memory, and stops in time."""
+
+    def __init__(self, target: Target, seconds: float, findings: Path) -> None:
+        self.target, self.stop_at, self.findings = target, time.monotonic() + seconds, findings
+        self.found: dict[str, bytes] = {}
+        target(b"\0\0\0\0")  # imports and caches, before memory is measured
+        self.idle = peak_bytes()
+
+    def __call__(self, data: bytes) -> None:
+        try:
+            self.target(data)
+        except Exception as e:
+            self._keep(f"{type(e).__name__}: {e}"[:120], data)
+        if peak_bytes() - self.idle > LIMIT_BYTES:
+            self._keep(f"peak memory {peak_bytes() - self.idle:,} over idle", data)
+            self.idle = peak_bytes()
+        if time.monotonic() > self.stop_at:
+            self.report()
+            sys.stdout.flush()
+            # atheris has no way to stop from within.
+            __import__("os")._exit(1 if self.found else 0)
+
+    def _keep(self, what: str, data: bytes) -> None:
+        if what not in self.found:
+            self.found[what] = data
+            self.findings.mkdir(parents=True, exist_ok=True)
+            (self.findings / f"{len(self.found):03d}.bin").write_bytes(data)
+            print(f"finding {len(self.found)}: {what}", file=sys.stderr, flush=True)
+
+    def report(self) -> None:
+        how = "coverage-guided (atheris)" if atheris is not None else "seeded mutations"
+        print(
+            f"{self.target.executions:,} executions, {how}: {self.target.refused:,} refusals, "
+            f"{len(self.found)} findings, peak {(peak_bytes() - self.idle) / 1e6:.0f} MB over idle"
+        )
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
+    args = parser.parse_args()
+    pyarrow.set_cpu_count(1)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Target(Path(folder)), args.seconds, args.findings)
+        if atheris is not None:
+            options = [sys.argv[0], f"-seed={args.seed + 1}", "-max_len=80", "-verbosity=0"]
+            atheris.Setup([*options, "-rss_limit_mb=0", "-detect_leaks=0"], run)
+            atheris.Fuzz()
+        rng = np.random.default_rng(args.seed)
+        while True:
+            run(rng.bytes(int(rng.integers(4, 80))))
+
+
+if __name__ == "__main__":
+    main()
