@@ -92,7 +92,7 @@ def marked(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) -> str:
     text = first.text
     pieces = []
     shown = _shown_tokens(text.has_record)
-    for before, i in zip([-1, *shown[:-1]], shown, strict=True):
+    for before, i in zip([-1, *shown], shown, strict=False):
         if i != before + 1:
             pieces.append(f" … {i - before - 1:,} tokens … ")
         piece = data[text.text_starts[i] : text.text_ends[i]].decode(errors="backslashreplace")
@@ -103,7 +103,7 @@ def marked(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) -> str:
     head = f"row {first.line.row:,}: {first.line.status}, {whole.length:,} tokens"
     if len(sequences) > 1:
         head += f" in {len(sequences)} windows, the first"
-    return f"{head}, supervised ones in ⟦ ⟧:\n  {''.join(pieces)}"
+    return f"{head}, supervised ones in ⟦ ⟧:\n  {''.join(pieces)}" if pieces else head
 
 
 def _shown_tokens(has_record: npt.NDArray[np.bool_]) -> list[int]:

@@ -1,0 +1,231 @@
+"""Before an hour of teacher time: what a row looks like, what is counted, what is to come."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import logitstore
+from logitstore.capture import preview as preview_module
+from logitstore.capture.job import preview
+from logitstore.cli import main
+from logitstore.errors import InputError, MismatchError
+from logitstore.progress import JsonLog, Progress, byte_count, duration, progress
+from tests import tiny
+from tests.stores import tree
+
+Run = Callable[..., tuple[int, str, str]]
+WORDS = "the teacher reads"
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*args: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["logitstore", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("preview") / "teacher"
+    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
+
+
+def rows(path: Path, *found: dict[str, Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+    return path
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    texts = [*tiny.corpus(), "", "long " * 800]
+    return rows(tmp_path / "rows.jsonl", *({"text": t} for t in texts))
+
+
+def test_the_first_row_is_shown_with_its_supervised_tokens_marked(
+    teacher: Path, tmp_path: Path
+) -> None:
+    data = rows(
+        tmp_path / "rows.jsonl",
+        {"prompt": "", "completion": ""},
+        {"prompt": "Q: \x1b[31m", "completion": "a 🙃"},
+    )
+    shown = preview(str(teacher), str(data), tmp_path / "s", top_k=8).sample.first
+    head, text = shown.split("\n  ")
+    assert head.startswith("row 1: ok, ")
+    assert text.startswith("(start)Q")
+    assert r"\x1b[" in text, "a terminal would obey this"
+    own = text[text.index("⟦") :]
+    assert own.endswith("⟦(end)⟧")
+    assert own.replace("⟧⟦", "").removeprefix("⟦").startswith("a")
+    assert r"\xf0" in own, "the bytes of a character in several tokens"
+
+
+def test_a_long_row_is_shown_at_its_first_supervised_tokens(teacher: Path, tmp_path: Path) -> None:
+    row = {"prompt": "p " * 150, "completion": "c " * 900}
+    shown = preview(
+        str(teacher), str(rows(tmp_path / "r.jsonl", row)), tmp_path / "s", top_k=8
+    ).sample.first
+    assert "windows, the first" in shown
+    assert len(shown) < 1000
+    assert "tokens … " in shown
+    assert shown.count("⟦") == 1 + 60  # one in the explanation
+
+
+def test_a_dry_run_says_what_is_to_come_and_writes_nothing(
+    run: Run, teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    before = tree(tmp_path)
+    out = tmp_path / "s"
+    command = ["capture", teacher, data, "--out", out, "--top-k", 8, "--shard-text-bytes", 400]
+    code, text, _ = run(*command, "--dry-run", "--log-json", tmp_path / "log")
+    assert code == 0
+    assert text.startswith("row 0: ok, ")
+    assert "50 of 50 rows looked at: 1 empty · 48 ok · " in text
+    assert " split\n" in text
+    assert "to come: about " in text
+    assert " tokens/s" in text
+    code, text, _ = run(*command, "--dry-run", "--json")
+    assert json.loads(text)["statuses"]["ok"] == 48
+    assert tree(tmp_path) == before
+
+
+def test_what_is_said_to_come_comes(teacher: Path, data: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 2000}
+    said = preview(str(teacher), str(data), tmp_path / "s", **settings)
+    store = logitstore.capture(str(teacher), str(data), tmp_path / "s", **settings)
+    assert said.outlook is not None
+    assert said.outlook.records == int(store.token_counts.sum())
+    assert said.sample.statuses.total() == len(store)
+    size = sum(p.stat().st_size for p in (tmp_path / "s" / "shards").iterdir())
+    assert said.outlook.file_bytes == pytest.approx(size, rel=0.35)
+    assert said.missing_shards == said.shards == store.plan.shard_count
+
+
+def test_a_dry_run_of_a_begun_store_is_about_what_is_missing(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 2000}
+    out = tmp_path / "s"
+    whole = preview(str(teacher), str(data), out, **settings)
+    logitstore.capture(str(teacher), str(data), out, **settings)
+    (out / "DONE").unlink()
+    (out / "shards" / "00000.zarr.zip").unlink()
+    before = tree(out)
+    part = preview(str(teacher), str(data), out, **settings)
+    assert (part.missing_shards, part.shards) == (1, whole.shards)
+    assert part.outlook is not None
+    assert whole.outlook is not None
+    assert 0 < part.outlook.records < whole.outlook.records
+    with pytest.raises(MismatchError, match=r"capture\.top_k is 8 in the store, 9 now"):
+        preview(str(teacher), str(data), out, **settings | {"top_k": 9})
+    assert tree(out) == before
+
+
+def test_a_sample_is_spread_over_the_dataset(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preview_module, "_SAMPLE_ROWS", 5)
+    texts = [*["short"] * 40, *[WORDS * 5] * 40]
+    data = rows(tmp_path / "r.jsonl", *({"text": t} for t in texts))
+    said = preview(str(teacher), str(data), tmp_path / "s", top_k=8)
+    assert said.sample.rows == 5
+    assert {s.line.row for s in said.sample.sequences} == {0, 19, 39, 59, 79}
+    store = logitstore.capture(str(teacher), str(data), tmp_path / "s", top_k=8)
+    assert said.outlook is not None
+    assert said.outlook.records == pytest.approx(int(store.token_counts.sum()), rel=0.25)
+
+
+def test_rows_without_anything_to_learn_are_previewed_too(teacher: Path, tmp_path: Path) -> None:
+    data = rows(tmp_path / "r.jsonl", {"text": ""}, {"text": ""})
+    said = preview(str(teacher), str(data), tmp_path / "s", top_k=8)
+    assert said.outlook is None
+    assert "2 of 2 rows looked at: 2 empty" in str(said)
+    assert "nothing that the rows looked at would tell" in str(said)
+
+
+def test_a_capture_shows_the_same_before_and_the_outlook_after_two_batches(
+    run: Run,
+    teacher: Path,
+    data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    command = ["capture", teacher, data, "--out", tmp_path / "s", "--top-k", 8]
+    log = tmp_path / "log.jsonl"
+    with caplog.at_level("INFO"):
+        code, out, _ = run(*command, "--tokens-per-batch", 600, "--log-json", log)
+    assert code == 0
+    assert "row 0: ok" not in out, "stdout is for data"
+    said = [r.getMessage() for r in caplog.records]
+    first = next(i for i, m in enumerate(said) if m.startswith("row 0: ok, "))
+    coming = next(i for i, m in enumerate(said) if m.startswith("to come: about "))
+    assert first < coming
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [e["event"] for e in events] == ["begin", "outlook", "shard", "finished"]
+    assert events[1]["records"] == events[2]["records"]
+    assert events[2]["stored_bytes"] == (tmp_path / "s/shards/00000.zarr.zip").stat().st_size
+    assert all(e["time"] and e["since_s"] >= 0 for e in events)
+
+
+def test_a_log_that_cannot_be_written_is_refused_before_anything_is(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"--log-json .*nowhere/log: cannot be written \(No such"):
+        logitstore.capture(
+            str(teacher), str(data), tmp_path / "s", top_k=8, log_json=tmp_path / "nowhere/log"
+        )
+    assert not (tmp_path / "s").exists()
+
+
+# ---- progress ----
+
+
+def test_without_a_terminal_there_is_a_line_every_30_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("logitstore.progress.time.monotonic", lambda: now[0])
+    with progress(1000, "capture", "B", JsonLog(tmp_path / "log")) as shown:
+        for _ in range(7):
+            now[0] += 10
+            shown.update(100, tokens=50, stored_bytes=2_000_000, shard="1/4")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "capture: 300 of 1,000 B (30%), 1 min 10 s to go, tokens/s 5, stored 6.0 MB, shard 1/4",
+        "capture: 600 of 1,000 B (60%), 40 s to go, tokens/s 5, stored 12.0 MB, shard 1/4",
+    ]
+    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [e["event"] for e in events] == ["begin", "progress", "progress"]
+    assert (events[2]["tokens_per_s"], events[2]["left_s"], events[2]["shard"]) == (5, 40, "1/4")
+
+
+def test_a_bar_is_only_for_terminals_and_only_on_rank_0(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    for rank, is_shown in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        shown = Progress(10, "capture", "B")
+        shown.update(5, tokens=3)
+        shown.close()
+        err = capsys.readouterr().err
+        assert ("capture" in err and "tokens/s" in err) == is_shown, err
+
+
+def test_amounts_are_said_in_units_people_use() -> None:
+    assert [duration(s) for s in (3.4, 75, 7500)] == ["3 s", "1 min 15 s", "2 h 5 min"]
+    counts = (812, 1500, 12_400_000, 3.1e9, 2e12)
+    assert [byte_count(n) for n in counts] == ["812 B", "1.5 kB", "12.4 MB", "3.1 GB", "2.0 TB"]
