@@ -57,6 +57,25 @@ def evaluate(
     text_column: Annotated[
         str | None, typer.Option("--text-column", "--text_column", help="Column to read as text.")
     ] = None,
+    supervise: Annotated[
+        str | None, typer.Option(help="Of conversations: all assistant turns, or the last.")
+    ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template-path",
+            "--chat_template_path",
+            help="A Jinja file or tokenizer folder. Default: the model's own template.",
+        ),
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(
+            "--chat-template-kwargs",
+            "--chat_template_kwargs",
+            help="Variables of the chat template for every row, as JSON.",
+        ),
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     max_length: Annotated[
@@ -77,6 +96,9 @@ def evaluate(
         split=split,
         config_name=config_name,
         text_column=text_column,
+        supervise=supervise,
+        chat_template_path=chat_template_path,
+        chat_template_kwargs=chat_template_kwargs,
         revision=revision,
         dtype=dtype,
         max_length=max_length,

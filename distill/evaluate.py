@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 from distill.head import StudentHead
 from distill.query import HeadQuery
 from distill.run import RunObject, load_student, peak_rss_bytes, read_results, write_results
+from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import Rows, load_rows
 from logitstore.errors import InputError
 from logitstore.progress import progress
@@ -66,6 +67,9 @@ def evaluate(
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
+    supervise: str | None = None,
+    chat_template_path: str | None = None,
+    chat_template_kwargs: str | None = None,
     revision: str | None = None,
     dtype: str = "float32",
     max_length: int | None = None,
@@ -81,11 +85,17 @@ def evaluate(
     started = time.perf_counter()
     rows = load_rows(data, split=split, config_name=config_name, text_column=text_column)
     model, tokenizer = load_student(model_name, revision=revision, dtype=dtype)
+    render = renderer_of(
+        rows,
+        tokenizer,
+        supervise=supervise,
+        template_path=chat_template_path,
+        template_kwargs=chat_template_kwargs,
+    )
     nn.Module.to(model, torch.accelerator.current_accelerator() or torch.device("cpu"))
     score = bits_per_byte(
         model,
-        tokenizer,
-        rows,
+        render,
         max_length=max_length,
         tokens_per_batch=tokens_per_batch,
     )
@@ -107,10 +117,23 @@ def evaluate(
     return {"name": Path(model_name).name, "seed": None, **figures}
 
 
+def renderer_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, **settings: str | None) -> Renderer:
+    """How a model reads the rows: conversations through its own chat template, without EOS.
+
+    Raises:
+        InputError: For rows of tokens, and whatever `Renderer.make` refuses.
+    """
+    if rows.kind == "tokens":
+        raise InputError(
+            f"{rows.name}: its rows are token ids of one tokenizer, but bits per byte are for "
+            "comparing models of any. Name a column of strings with --text-column."
+        )
+    return Renderer.make(rows, tokenizer, ByteTokenizer(tokenizer), add_eos=False, **settings)
+
+
 def bits_per_byte(
     model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Rows,
+    render: Renderer,
     *,
     max_length: int | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
@@ -119,22 +142,20 @@ def bits_per_byte(
 
     Args:
         model: A causal model, on its device.
-        tokenizer: Its tokenizer.
-        rows: What `logitstore.capture.rows.load_rows` returns.
+        render: The rows as it reads them, see :func:`renderer_of`.
         max_length: Tokens of a window; by default what the model reads, at most LONGEST_WINDOW.
         tokens_per_batch: Padded tokens of a batch; changes speed and memory only.
 
     Raises:
         InputError: When nothing in the rows can be predicted.
     """
-    reader = ByteTokenizer(tokenizer)
+    rows, reader = render.rows, render.tokenizer
     width = _window_width(model, max_length)
     windows: list[Window] = []
     counted = left_out = skipped = 0
     with progress(len(rows), "tokenise", "rows") as shown:
         for i in range(len(rows)):
-            segments = rows.segments(i)
-            tokens = reader.encode(segments, add_eos=False)
+            segments, tokens, *_ = render(i)
             covered = int(tokens.byte_lengths[tokens.has_record].sum())
             counted += covered
             left_out += sum(len(s.text.encode()) for s in segments if s.supervised) - covered

@@ -10,12 +10,12 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from distill.evaluate import LONGEST_WINDOW, Score, bits_per_byte, cut
+from distill.evaluate import LONGEST_WINDOW, Score, bits_per_byte, cut, renderer_of
 from logitstore.capture.rows import load_rows
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.tokens import ByteTokenizer
-from tests import tiny
+from tests import templates, tiny
 from tests.fake_store import dense
 
 TEXTS = [*tiny.corpus()[36:], "", "x"]
@@ -23,7 +23,7 @@ TEXTS = [*tiny.corpus()[36:], "", "x"]
 
 def scored(tokenizer: PreTrainedTokenizerBase, texts: list[str], **how: Any) -> Score:
     rows = load_rows(Dataset.from_dict({"text": texts}))
-    return bits_per_byte(tiny.llama(len(tokenizer)), tokenizer, rows, **how)
+    return bits_per_byte(tiny.llama(len(tokenizer)), renderer_of(rows, tokenizer), **how)
 
 
 @pytest.mark.parametrize("make", [tiny.byte_bpe, tiny.unigram, tiny.wordpiece])
@@ -51,7 +51,7 @@ def test_a_model_that_knows_nothing_pays_for_every_byte() -> None:
     with torch.no_grad():
         model.lm_head.weight.zero_()
     rows = load_rows(Dataset.from_dict({"text": ["größer", "🙂"]}))
-    score = bits_per_byte(model, tokenizer, rows)
+    score = bits_per_byte(model, renderer_of(rows, tokenizer))
     assert score.bits_per_byte == pytest.approx(math.log2(258))
     assert (score.bytes, score.bytes_left_out) == (8 + 4 - 2, 2)
 
@@ -66,7 +66,7 @@ def test_a_first_token_is_left_out_of_bits_and_of_bytes_unless_something_predict
 def test_only_the_completion_is_counted_and_the_prompt_is_read() -> None:
     rows = load_rows(Dataset.from_dict({"prompt": ["The teacher "], "completion": ["reads."]}))
     tokenizer = tiny.byte_bpe()
-    score = bits_per_byte(tiny.llama(len(tokenizer)), tokenizer, rows)
+    score = bits_per_byte(tiny.llama(len(tokenizer)), renderer_of(rows, tokenizer))
     assert (score.bytes, score.bytes_left_out) == (6, 0)
     alone = scored(tokenizer, ["reads."])
     assert score.bits != pytest.approx(alone.bits, rel=0.01)
@@ -124,7 +124,7 @@ def test_a_window_is_never_longer_than_the_model_reads() -> None:
     model.register_forward_pre_hook(
         lambda _module, _args, inputs: seen.append(inputs["input_ids"].shape[1]), with_kwargs=True
     )
-    bits_per_byte(model, tokenizer, rows)
+    bits_per_byte(model, renderer_of(rows, tokenizer))
     assert max(seen) == 32
     assert LONGEST_WINDOW > 32
 
@@ -143,5 +143,26 @@ def test_a_window_of_one_token_is_an_error() -> None:
 def test_files_are_read_as_capture_reads_them(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\n".join(["one line", "another line"]) + "\n")
     tokenizer = tiny.byte_bpe()
-    score = bits_per_byte(tiny.llama(len(tokenizer)), tokenizer, load_rows(str(tmp_path / "a.txt")))
+    score = bits_per_byte(
+        tiny.llama(len(tokenizer)), renderer_of(load_rows(str(tmp_path / "a.txt")), tokenizer)
+    )
     assert score.rows == 2
+
+
+def test_a_conversation_is_read_through_the_models_own_template(tmp_path: Path) -> None:
+    """Only what the assistant said is counted: not the template, not the ends of turns."""
+    talk = templates.turns("Hi!", "Größe.", "And?", "")
+    rows = load_rows(Dataset.from_list([{"messages": talk}]))
+    for make in templates.FAMILIES.values():
+        tokenizer = make()
+        score = bits_per_byte(tiny.llama(len(tokenizer)), renderer_of(rows, tokenizer))
+        assert (score.bytes, score.bytes_left_out) == (len("Größe.".encode()), 0)
+    last = renderer_of(rows, tokenizer, supervise="last")
+    with pytest.raises(InputError, match="none of the 1 rows"):
+        bits_per_byte(tiny.llama(len(tokenizer)), last)
+
+
+def test_token_ids_of_some_tokenizer_have_no_bits_per_byte() -> None:
+    rows = load_rows(Dataset.from_list([{"input_ids": [1, 2]}]))
+    with pytest.raises(InputError, match=r"token ids of one tokenizer.*--text-column"):
+        renderer_of(rows, tiny.byte_bpe())
