@@ -86,6 +86,12 @@ def test_every_contender_is_measured_with_every_seed(demo: tuple[Path, str, floa
     assert printed.strip().startswith(table(results))
 
 
+def test_peak_memory_is_each_process_s_own(demo: tuple[Path, str, float]) -> None:
+    """Inherited from a larger parent, it would be the same to the byte."""
+    runs = json.loads((demo[0] / "results.json").read_text())["runs"]
+    assert len({run["peak_rss_bytes"] for run in runs}) > 1
+
+
 def test_the_quick_demo_fits_a_minute_of_two_cores(demo: tuple[Path, str, float]) -> None:
     assert demo[2] < QUICK_CPU_S
 

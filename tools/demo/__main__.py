@@ -1,6 +1,7 @@
 """The demo, top to bottom. `bash tools/demo.sh` runs it, after its own set-up."""
 
 import json
+import multiprocessing
 import platform
 import shutil
 import signal
@@ -98,10 +99,23 @@ def prepare(out: Path, settings: Settings) -> None:
 
 
 def make_models(out: Path, settings: Settings, corpus: Corpus) -> None:
-    """Trains the teacher and both tokenizers, unless an interrupted run has done so."""
+    """Trains the teacher and both tokenizers, unless an interrupted run has done so.
+
+    In a process of its own: Linux counts the memory of whoever starts a process as that process's
+    peak, so the demo stays small for the students' figures to be theirs.
+    """
     if (out / "init").exists():
         return
-    from tools.demo import models  # torch and transformers: seconds that a rerun need not spend
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_train_and_save, args=(out, settings, corpus), daemon=True)
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise CommandError(f"training the teacher ended with status {process.exitcode}")
+
+
+def _train_and_save(out: Path, settings: Settings, corpus: Corpus) -> None:
+    from tools.demo import models  # torch and transformers, only in the process that trains
 
     text = _first_bytes(corpus.student + corpus.teacher[::-1], settings.tokenizer_bytes)
     print("tokenizers: byte-level BPE for the teacher, Unigram for the students", file=sys.stderr)
@@ -114,7 +128,8 @@ def make_models(out: Path, settings: Settings, corpus: Corpus) -> None:
     for seed in settings.seeds:
         student = models.new_model(settings.student, theirs, seed)
         models.save(out / "init.tmp" / str(seed), student, theirs)
-    (out / "init.tmp").rename(out / "init")  # last, and at once: what `return` above trusts in
+    # Last, and at once: it says that the teacher is whole as well.
+    (out / "init.tmp").rename(out / "init")
 
 
 def capture_command(out: Path, settings: Settings) -> list[str]:

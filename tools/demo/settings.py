@@ -50,8 +50,8 @@ class Settings:
     top_k: int
 
 
-#: The teacher has read thirty times the student's text, which is what makes it worth asking; the
-#: student reads its own little text fourteen times, so there is something to keep it from.
+#: The teacher has read twenty times the student's text, which is what makes it worth asking; the
+#: student reads its own little text seventeen times, so there is something to keep it from.
 FULL = Settings(
     teacher=Shape(width=192, layers=3, vocabulary=4096),
     student=Shape(width=96, layers=2, vocabulary=2048),
@@ -59,8 +59,8 @@ FULL = Settings(
     tokenizer_bytes=400_000,
     student_bytes=100_000,
     heldout_bytes=100_000,
-    teacher_steps=400,
-    student_steps=200,
+    teacher_steps=320,
+    student_steps=250,
     seeds=(0, 1),
     top_k=64,
 )
