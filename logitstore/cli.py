@@ -146,6 +146,8 @@ def capture(
     from logitstore.report import facts, info_text
     from logitstore.stopping import Stopped
 
+    if not find_ranks().is_first:
+        _be_quiet()
     try:
         store = run(teacher, dataset, out, **settings, log_json=log_json)
     except Stopped as e:
@@ -153,6 +155,16 @@ def capture(
         raise typer.Exit(e.exit_status) from None
     if find_ranks().is_first:
         _print(facts(store), info_text, as_json)
+
+
+def _be_quiet() -> None:
+    """One process of several talks; the others only warn."""
+    import datasets
+    import transformers
+
+    logging.getLogger().setLevel(logging.WARNING)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _dry_run(

@@ -4,8 +4,8 @@ The first signal asks; work that is `unhurried` ends at its next good place. A s
 outside such work, ends at once: a store loses nothing by it but the shard that was in hand.
 """
 
+import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +52,8 @@ class Stopper:
         name = signal.Signals(number).name
         if self._is_unhurried and self.asked is None:
             self.asked = number
-            print(f"{name}: ending after this shard. Once more to end at once.", file=sys.stderr)
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, f"{name}: ending after this shard. Once more to end at once.\n".encode())
             return
         raise Stopped(number, f"stopped at once by {name}")
 

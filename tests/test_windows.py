@@ -172,6 +172,23 @@ def test_the_end_of_the_text_stays_with_its_last_token() -> None:
         assert last.text.has_record[-2:].all()
 
 
+def test_the_end_of_a_turn_stays_with_what_it_ends() -> None:
+    made = tiny.byte_bpe(320, bos=True)
+    made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
+    chat = ByteTokenizer(made)
+    turn = [Segment("user: hi\n", False), Segment("a 🙃 b c", True), Segment("<|im_end|>\n", False)]
+    text = chat.encode(turn * 6)
+    events = int(text.is_eos.sum())
+    assert events == 6
+    for length in range(12, 40):
+        whole = TeacherSequence(SequenceText(0, 0, "ok", tuple(turn * 6)), text)
+        parts = sequences_of_row(whole, limits_of(length, "split", None, 1))
+        assert sum(int((p.text.is_eos & p.text.has_record).sum()) for p in parts) == events
+        for p in parts:
+            for at in np.flatnonzero(p.text.is_eos & p.text.has_record):
+                assert p.text.has_record[at - 1], "an event alone, without the text it ends"
+
+
 def test_a_long_prompt_is_cut_on_the_left_and_leaves_half_a_window_for_the_completion() -> None:
     prompt, answer = Segment("p q " * 60, False), Segment("the answer is 42 " * 40, True)
     whole = whole_row("byte_bpe_bos", [prompt, answer])

@@ -34,6 +34,8 @@ class TeacherPass:
 
     def __init__(self, teacher: Teacher, spec: StoreSpec, device: torch.device) -> None:
         self.spec, self.device, self._pad_id = spec, device, teacher.tokenizer.pad_id
+        if device.type != "cpu" and device.index is not None:
+            torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
         model = teacher.load(device)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
         self._head = TeacherHead(model, HeadSettings(spec.top_k, spec.max_tail, spec.temperatures))
