@@ -26,7 +26,14 @@ from logitstore.errors import InputError
 from logitstore.render import parse_kwargs
 
 #: What --loss may name besides `ce`, and the weight each takes when none is given.
-LOSS_WEIGHTS = {"uld": 1.5, "mapped_kl": 1.0}
+LOSS_WEIGHTS = {
+    "mapped_kl": 1.0,
+    "tail_kl": 1.0,
+    "sampled_kl": 1.0,
+    "uld": 1.5,
+    "multilevel_ot": 0.15,
+    "alm": 1.0,
+}
 
 _NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no predictions"
 _COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
@@ -113,6 +120,20 @@ class CachedTeacherConfig(TrainingArguments):
         default=False,
         metadata={"help": "mapped_kl: only tokens of equal bytes, where both sides end together."},
     )
+    tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = field(
+        default="forward", metadata={"help": "Which divergence tail_kl is."}
+    )
+    temperature: float = field(
+        default=1.0,
+        metadata={"help": "Of both sides of tail_kl; the store must hold it."},
+    )
+    alm_temperature: float = field(
+        default=100.0, metadata={"help": "Of alm; `inf` is its limit, zero for equal models."}
+    )
+    balance: bool = field(
+        default=False,
+        metadata={"help": "Scale the distillation terms, in every step, to what cross-entropy is."},
+    )
     max_length: int | None = field(
         default=None,
         metadata={
@@ -172,8 +193,35 @@ class CachedTeacherConfig(TrainingArguments):
             self.chat_template_kwargs = parse_kwargs(
                 self.chat_template_kwargs, "--chat_template_kwargs"
             )
+        self._check_losses(weights)
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
+
+    def _check_losses(self, weights: dict[str, float]) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise InputError(f"--temperature is {self.temperature}, expected a number above 0.")
+        if not self.alm_temperature > 0:
+            raise InputError(
+                f"--alm_temperature is {self.alm_temperature}, expected a number above 0, or inf."
+            )
+        for flag, loss, is_default in (
+            ("temperature", "tail_kl", self.temperature == 1),
+            ("tail_kl_kind", "tail_kl", self.tail_kl_kind == "forward"),
+            ("alm_temperature", "alm", self.alm_temperature == 100),
+        ):
+            if loss not in weights and not is_default:
+                raise InputError(
+                    f"--{flag} {getattr(self, flag)} would have no effect: --loss {self.loss} is "
+                    f"without {loss}. Leave --{flag} out, or add {loss}."
+                )
+        if self.balance and not weights:
+            raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
+        if self.balance and self.gradient_accumulation_steps > 1:
+            raise InputError(
+                f"--balance with --gradient_accumulation_steps {self.gradient_accumulation_steps}: "
+                "the ratio of a batch is not known before its last part, when the gradient of the "
+                "first is already taken. Raise --per_device_train_batch_size instead."
+            )
 
     def _refuse_what_would_not_work(self) -> None:
         for each in dataclasses.fields(self):

@@ -13,6 +13,7 @@ A batch:
     example                            (N,)     the b of each label
     aligned                            (B,)     labels that a teacher pair covers
     skipped, text_changed              (B,)     unusable rows; those that the template changes
+    row                                (B,)     number of the dataset's row
     teacher[name]                               one dict a loss:
       uld        index (P,), entry_logprobs (P, K), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
@@ -179,16 +180,22 @@ class StoreDataset(Dataset[Example]):
         student = Spans(
             tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
         )
-        student_ends = tokens.token_ids[is_label][student.is_eos]
+        ends = tokens.token_ids[is_label][student.is_eos]
         covered, arrays = np.zeros(len(student.starts), bool), {}
         for name in self.losses:
-            arrays[name], labels = self._arrays(name, records, text, teacher, student)
+            arrays[name], labels = self._arrays(name, records, text, teacher, student, ends)
             covered[labels] = True
         aligned = int(covered.sum())
         return Example(tokens.token_ids, is_label, arrays, aligned, skipped=False, row=text.row)
 
     def _arrays(
-        self, name: str, records: TokenRecords, text: SequenceText, teacher: Spans, student: Spans
+        self,
+        name: str,
+        records: TokenRecords,
+        text: SequenceText,
+        teacher: Spans,
+        student: Spans,
+        ends: Ints,
     ) -> tuple[Arrays, Ints]:
         """A loss's arrays of one sequence, and the labels that it covers."""
         by_position = name == "multilevel_ot" or (name == "uld" and self.pairing == "position")
@@ -204,19 +211,33 @@ class StoreDataset(Dataset[Example]):
             arrays = multilevel_arrays(records, groups, COLUMNS)
         else:
             pairs = strict if name == "mapped_kl" and self.mapped_strict else shared_starts
-            return self._by_ids(name, records, pairs), pairs[:, 1]
+            return self._by_ids(name, records, pairs, ends), pairs[:, 1]
         return arrays, runs(groups[:, 2], groups[:, 3])[1]
 
-    def _by_ids(self, name: str, records: TokenRecords, pairs: Ints) -> Arrays:
+    def _by_ids(self, name: str, records: TokenRecords, pairs: Ints, ends: Ints) -> Arrays:
         mapping = self.mappings[name]
         assert mapping is not None
         if name == "mapped_kl":
-            return mapped_arrays(records, pairs, mapping)
+            return mapped_arrays(records, pairs, self._ending(mapping, ends))
         if name == "sampled_kl":
             return sampled_arrays(records, pairs, mapping)
         held = tuple(self.store.spec.temperatures)
         column = None if self.temperature == 1 else held.index(self.temperature)
         return tail_arrays(records, pairs, mapping, self.temperature, column)
+
+    def _ending(self, mapping: npt.NDArray[np.int32], ends: Ints) -> npt.NDArray[np.int32]:
+        """The mapping, with the teacher's ends sent to the token that ends this row's turns.
+
+        A chat template may end a turn with another token than the student's EOS. Where both sides
+        have one tokenizer, every token is already sent to itself.
+        """
+        student = self.reader.tokenizer
+        is_same = self.store.spec.tokenizer_fingerprint == student.fingerprint
+        if is_same or not len(ends) or ends[-1] == student.eos_token_id:
+            return mapping
+        mapping = mapping.copy()
+        mapping[list(self.store.spec.eos_ids)] = ends[-1]
+        return mapping
 
 
 def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
@@ -298,7 +319,8 @@ def _mapping(
     """Teacher id -> student id or -1, for every id that the teacher's head can name; by loss."""
     if "ids" not in NEEDS[name] or name == "multilevel_ot":  # which never compares an id with one
         return None
-    if "same tokenizer" in NEEDS[name]:
+    # Within one tokenizer even tokens that write the same bytes, and its several ends, are apart.
+    if store.spec.tokenizer_fingerprint == student.fingerprint:
         known = np.arange(student.size, dtype=np.int32)
     else:
         made = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)

@@ -2,18 +2,22 @@
 
 A *pair* is a label with the teacher's distribution for it. For uld it is a group (GOLD's merge: the
 last position's distribution, times the probability of the group's earlier tokens) or, by position,
-a single token a side; for mapped_kl a shared start. `index` is the label that a pair lies on.
+a single token a side; for alm a group; for mapped_kl, tail_kl and sampled_kl a shared start; for
+multilevel_ot a whole sequence. `index` is the label that a pair lies on (its first, of a sequence).
 
 Shape legend: P = pairs, K = entries or mapped ids, E = labels before the last one of their group.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from distill.align import Spans
+from distill.losses.multilevel_ot import COLUMNS
+from distill.query import STD_FLOOR
 from logitstore.records import SequenceText, TokenRecords
 
 #: A token's own log-probability is stored in steps of 1/512 nats, so it is off by half of one.
@@ -105,22 +109,157 @@ def mapped_arrays(records: TokenRecords, pairs: Ints, mapping: npt.NDArray[np.in
     return arrays
 
 
+def tail_arrays(
+    records: TokenRecords,
+    pairs: Ints,
+    mapping: npt.NDArray[np.int32],
+    temperature: float,
+    column: int | None,
+) -> Arrays:
+    """The teacher's entries and tail at a temperature, by the student's ids.
+
+    Args:
+        records: The sequence's.
+        pairs: (P, 2) shared starts.
+        mapping: Teacher id -> the same student id, or -1 for an id that is no token.
+        temperature: Of the softmax.
+        column: Of `lognorm`, where that temperature lies; None at temperature 1.
+    """
+    if column is not None:
+        assert records.lognorm is not None
+        records = _tempered(records, temperature, records.lognorm[:, column])
+    return mapped_arrays(records, pairs, mapping)
+
+
+def _tempered(
+    records: TokenRecords, temperature: float, lognorm: npt.NDArray[np.float32]
+) -> TokenRecords:
+    """The same distributions at another temperature: head + tail = 1 again.
+
+    The tail is what the head leaves, where that is more than rounding. Tokens that share a mass u
+    have at least u^(1/T) together at T > 1, and at most that below: the store's own tail bounds it.
+    """
+    logprobs = records.entry_logprobs.astype(np.float64) / temperature
+    owner = np.repeat(np.arange(len(records)), records.entry_count)
+    mass = np.exp(logprobs - lognorm[owner])
+    head = np.bincount(owner, mass, len(records))
+    as_one = np.exp(records.tail_logmass.astype(np.float64) / temperature - lognorm)
+    least, most = (as_one, 1.0) if temperature > 1 else (0.0, np.minimum(as_one, 1))
+    has_tail = records.tail_logmass > -np.inf
+    tail = np.where(has_tail, np.clip(1 - head, least, most), 0)
+    with np.errstate(divide="ignore"):  # log 0 = -inf: no tail
+        log_tail, shift = np.log(tail), np.log1p(-np.minimum(tail, 1)) - np.log(head)
+    return replace(
+        records,
+        entry_logprobs=(logprobs - lognorm[owner] + shift[owner]).astype(np.float32),
+        tail_logmass=log_tail.astype(np.float32),
+    )
+
+
+def sampled_arrays(records: TokenRecords, pairs: Ints, mapping: npt.NDArray[np.int32]) -> Arrays:
+    """Entries and draws by the student's ids; what is no token of the student's is left out."""
+    assert records.sample_ids is not None
+    assert records.sample_counts is not None
+    assert records.draw_count is not None
+    entries, at = records.padded(), pairs[:, 0]
+    assert entries.ids is not None
+    mask = entries.mask[at]
+    ids = np.full(mask.shape, -1, np.int64)
+    ids[mask] = mapping[entries.ids[at][mask]]
+    record, slot = runs(np.zeros_like(records.draw_count), records.draw_count)
+    shape = (len(records), int(records.draw_count.max(initial=0)))
+    draw_ids, counts = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
+    draw_ids[record, slot] = mapping[records.sample_ids]
+    counts[record, slot] = np.where(draw_ids[record, slot] >= 0, records.sample_counts, 0)
+    return {
+        "index": pairs[:, 1],
+        "ids": ids,
+        "entry_logprobs": np.where(ids >= 0, entries.logprobs[at], -np.inf).astype(np.float32),
+        "tail_logmass": records.tail_logmass[at],
+        "draw_ids": draw_ids[at],
+        "counts": counts[at],
+    }
+
+
+def alm_arrays(records: TokenRecords, groups: Ints) -> Arrays:
+    """The teacher's log-probability of each group's bytes, and the labels that write them."""
+    pair, record = runs(groups[:, 0], groups[:, 1])
+    token_pair, token_index = runs(groups[:, 2], groups[:, 3])
+    return {
+        "index": groups[:, 3] - 1,
+        "logprob": np.bincount(pair, records.token_logprob[record], len(groups)).astype(np.float32),
+        "token_index": token_index,
+        "token_pair": token_pair,
+    }
+
+
+def multilevel_arrays(records: TokenRecords, groups: Ints, columns: int) -> Arrays:
+    """The teacher's columns of one sequence, at one scale of logits; `index` is one a sequence.
+
+    Args:
+        records: All of the sequence's: columns are ranked over them.
+        groups: (P, 4) one token a side, as :func:`position_groups` pairs them.
+        columns: How many to choose.
+    """
+    logprobs = np.full((len(groups), columns), -np.inf, np.float32)
+    if len(groups):
+        logprobs = _at_columns(records, columns)[groups[:, 0]]
+    return {
+        "index": groups[:1, 2],
+        "entry_logprobs": logprobs,
+        "token_index": groups[:, 2],
+        "token_pair": np.zeros(len(groups), np.int64),
+    }
+
+
+def _at_columns(records: TokenRecords, columns: int) -> npt.NDArray[np.float32]:
+    """(n, columns) log Q at the ids with most of it over the sequence; -inf where no entry is."""
+    assert records.entry_ids is not None
+    assert records.logit_std is not None
+    assert records.lognorm_std is not None
+    owner = np.repeat(np.arange(len(records)), records.entry_count)
+    scale = records.logit_std.astype(np.float64) + STD_FLOOR
+    scaled = records.entry_logprobs / scale[owner] - records.lognorm_std[owner]
+    ids, which = np.unique(records.entry_ids, return_inverse=True)
+    mass = np.bincount(which, np.exp(scaled), len(ids))
+    order = np.argsort(-mass, kind="stable")[:columns]
+    place = np.full(len(ids), -1)
+    place[order] = np.arange(len(order))
+    found = place[which]
+    table = np.full((len(records), columns), -np.inf, np.float32)
+    table[owner[found >= 0], found[found >= 0]] = scaled[found >= 0]
+    return table
+
+
 def no_pairs(name: str) -> Arrays:
     """What a batch holds when none of its rows could be used."""
+    ints, floats = np.zeros(0, np.int64), np.zeros(0, np.float32)
+    ids = np.zeros(0, np.uint32)
     nothing = TokenRecords(
-        token_ids=np.zeros(0, np.uint32),
-        byte_starts=np.zeros(0, np.int64),
-        byte_lengths=np.zeros(0, np.int64),
-        token_logprob=np.zeros(0, np.float32),
-        entry_count=np.zeros(0, np.int64),
-        entry_ids=np.zeros(0, np.uint32),
-        entry_logprobs=np.zeros(0, np.float32),
-        tail_logmass=np.zeros(0, np.float32),
-        entropy=np.zeros(0, np.float32),
+        token_ids=ids,
+        byte_starts=ints,
+        byte_lengths=ints,
+        token_logprob=floats,
+        entry_count=ints,
+        entry_ids=ids,
+        entry_logprobs=floats,
+        tail_logmass=floats,
+        entropy=floats,
+        sample_ids=ids,
+        sample_counts=np.zeros(0, np.uint8),
+        draw_count=ints,
     )
-    if name == "uld":
-        return uld_arrays(nothing, np.zeros((0, 4), np.int64), 0.0)
-    return mapped_arrays(nothing, np.zeros((0, 2), np.int64), np.zeros(0, np.int32))
+    pairs, groups = np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64)
+    mapping = np.zeros(0, np.int32)
+    made: dict[str, Callable[[], Arrays]] = {
+        "uld": lambda: uld_arrays(nothing, groups, 0.0),
+        "mapped_kl": lambda: mapped_arrays(nothing, pairs, mapping),
+        "tail_kl": lambda: mapped_arrays(nothing, pairs, mapping),
+        "sampled_kl": lambda: sampled_arrays(nothing, pairs, mapping),
+        "alm": lambda: alm_arrays(nothing, groups),
+        "multilevel_ot": lambda: multilevel_arrays(nothing, groups, COLUMNS),
+    }
+    return made[name]()
 
 
 def runs(first: Ints, stop: Ints) -> tuple[Ints, Ints]:

@@ -3,18 +3,19 @@
 Between the batch (:mod:`distill.data`), which knows where the teacher's pairs lie, and the losses,
 which know nothing but aligned rows: what to ask of the student, and which row goes where.
 
-Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = entries or mapped ids.
+Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = entries or mapped ids, L =
+labels of pairs, S = sequences with a pair, k = columns of multilevel_ot.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from distill.losses.mapped_kl import mapped_kl
-from distill.losses.uld import uld
-from distill.query import HeadAnswer, HeadQuery, Lookup
+from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
+from distill.query import HeadAnswer, HeadQuery, Lookup, Ranking
 
 Batch = Mapping[str, Any]
 
@@ -33,35 +34,67 @@ class Term(NamedTuple):
     bound_P: Tensor
 
 
-def query_of(batch: Batch) -> HeadQuery:
+@dataclass(frozen=True)
+class LossSettings:
+    """What a loss may be told besides its weight.
+
+    Attributes:
+        tail_kl_kind: Which divergence tail_kl is.
+        temperature: Of both sides of tail_kl.
+        alm_temperature: Of alm; `math.inf` for its limit.
+    """
+
+    tail_kl_kind: tail_kl.Kind = "forward"
+    temperature: float = 1.0
+    alm_temperature: float = alm.TEMPERATURE
+
+
+def query_of(batch: Batch, settings: LossSettings) -> HeadQuery:
     """All that the terms of this batch need of the student."""
     rows_N, teacher = batch["rows"], batch["teacher"]
     labels_N = batch["labels"].flatten()[rows_N + 1]  # row t - 1 predicts token t
-    top_k, wanted_N = 0, None
-    lookups: dict[str, Lookup] = {}
+    top_k, wanted_N, ranking = 0, None, None
     if "uld" in teacher:
         top_k = teacher["uld"]["entry_logprobs"].shape[1]
         wanted_N = torch.zeros_like(rows_N, dtype=torch.bool)
         wanted_N[teacher["uld"]["index"]] = True
-    if "mapped_kl" in teacher:
-        ids_PK = teacher["mapped_kl"]["ids"]
-        ids_NK = ids_PK.new_full((len(rows_N), ids_PK.shape[1]), -1)
-        ids_NK[teacher["mapped_kl"]["index"]] = ids_PK
-        lookups["mapped_kl"] = Lookup(ids_NK)
-    return HeadQuery(labels_N, top_k, wanted_N, lookups=lookups)
+    if "multilevel_ot" in teacher:
+        ranking = Ranking(batch["example"], len(batch["aligned"]), multilevel_ot.COLUMNS)
+    lookups: dict[str, Lookup] = {}
+    for name in ("mapped_kl", "tail_kl", "sampled_kl"):
+        if name in teacher:
+            lookups[name] = _lookup(name, teacher[name], len(rows_N), settings)
+    return HeadQuery(labels_N, top_k, wanted_N, lookups=lookups, ranking=ranking)
 
 
-def terms_of(batch: Batch, answer: HeadAnswer) -> dict[str, Term]:
+def _lookup(
+    name: str, teacher: Mapping[str, Tensor], labels: int, settings: LossSettings
+) -> Lookup:
+    """The ids of a loss's pairs on the labels that they lie on."""
+    ids_PK = teacher["ids"]
+    if name == "sampled_kl":
+        ids_PK = torch.cat([ids_PK, teacher["draw_ids"]], 1)
+    ids_NK = ids_PK.new_full((labels, ids_PK.shape[1]), -1)
+    ids_NK[teacher["index"]] = ids_PK
+    temperature = settings.temperature if name == "tail_kl" else 1.0
+    return Lookup(ids_NK, temperature, has_rest=name != "sampled_kl")
+
+
+def terms_of(batch: Batch, answer: HeadAnswer, settings: LossSettings) -> dict[str, Term]:
     """`ce` first, then a term for each loss of the batch, in its order."""
     ce_N = -answer.label_logprob_N
-    every_N = torch.arange(len(ce_N), device=ce_N.device)
-    terms = {"ce": Term(ce_N, every_N, torch.zeros_like(ce_N).detach())}
-    for name, arrays in batch["teacher"].items():
-        terms[name] = (_uld if name == "uld" else _mapped_kl)(arrays, answer)
+    terms = {"ce": _exact(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
+    for name, teacher in batch["teacher"].items():
+        terms[name] = _TERMS[name](teacher, answer, settings)
     return terms
 
 
-def _uld(teacher: Mapping[str, Tensor], answer: HeadAnswer) -> Term:
+def _exact(values_P: Tensor, index_P: Tensor) -> Term:
+    """A term without a certified bound: what truncation changed is the target, by definition."""
+    return Term(values_P, index_P, torch.zeros_like(values_P).detach())
+
+
+def _uld(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
     index_P, label_N = teacher["index"], answer.label_logprob_N
     if answer.top_logprobs_NK is None:  # not asked: no record of the batch has an entry
         top_PK = label_N.new_zeros(teacher["entry_logprobs"].shape)
@@ -70,7 +103,7 @@ def _uld(teacher: Mapping[str, Tensor], answer: HeadAnswer) -> Term:
     scale_P = label_N.new_zeros(len(index_P)).index_add(
         0, teacher["earlier_pair"], label_N[teacher["earlier_index"]]
     )
-    values_P, gap_P = uld(
+    values_P, gap_P = uld.uld(
         top_PK,
         teacher["entry_logprobs"],
         teacher["tail_logmass"],
@@ -80,18 +113,75 @@ def _uld(teacher: Mapping[str, Tensor], answer: HeadAnswer) -> Term:
     return Term(values_P, index_P, gap_P + teacher["codec_bound"])
 
 
-def _mapped_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer) -> Term:
-    """No bound: merging tokens into one bucket changes the target, it does not approximate it."""
-    index_P = teacher["index"]
-    logprobs_NK, rest_N = answer.found["mapped_kl"]
+def _mapped_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
+    sides = _buckets("mapped_kl", teacher, answer)
+    return _exact(mapped_kl.mapped_kl(*sides), teacher["index"])
+
+
+def _tail_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
+    sides = _buckets("tail_kl", teacher, answer)
+    return _exact(tail_kl.tail_kl(*sides, settings.tail_kl_kind), teacher["index"])
+
+
+def _buckets(
+    name: str, teacher: Mapping[str, Tensor], answer: HeadAnswer
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Student at the ids and outside them, then the teacher."""
+    logprobs_NK, rest_N = answer.found[name]
     assert rest_N is not None
-    values_P = mapped_kl(
-        logprobs_NK[index_P],
-        rest_N[index_P],
-        teacher["logmass"],
-        teacher["rest_logmass"],
+    index_P = teacher["index"]
+    return logprobs_NK[index_P], rest_N[index_P], teacher["logmass"], teacher["rest_logmass"]
+
+
+def _sampled_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
+    index_P, entries = teacher["index"], teacher["ids"].shape[1]
+    logprobs_PK = answer.found["sampled_kl"].logprobs_NK[index_P]
+    values_P = sampled_kl.sampled_kl(
+        logprobs_PK[:, :entries],
+        logprobs_PK[:, entries:],
+        teacher["entry_logprobs"],
+        teacher["tail_logmass"],
+        teacher["counts"],
     )
-    return Term(values_P, index_P, torch.zeros_like(values_P).detach())
+    return _exact(values_P, index_P)
+
+
+def _alm(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
+    label_N = answer.label_logprob_N
+    student_P = label_N.new_zeros(len(teacher["index"])).index_add(
+        0, teacher["token_pair"], label_N[teacher["token_index"]]
+    )
+    values_P = alm.alm(student_P, teacher["logprob"], settings.alm_temperature)
+    return _exact(values_P, teacher["index"])
+
+
+def _multilevel_ot(
+    teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings
+) -> Term:
+    assert answer.column_logprobs_Nk is not None
+    lengths = torch.bincount(teacher["token_pair"], minlength=len(teacher["index"])).tolist()
+    student_Lk = answer.column_logprobs_Nk[teacher["token_index"]]
+    values_S = multilevel_ot.multilevel_ot(student_Lk, teacher["entry_logprobs"], lengths)
+    return _exact(values_S, teacher["index"])
+
+
+_TERMS = {
+    "uld": _uld,
+    "mapped_kl": _mapped_kl,
+    "tail_kl": _tail_kl,
+    "sampled_kl": _sampled_kl,
+    "alm": _alm,
+    "multilevel_ot": _multilevel_ot,
+}
+
+
+def first_bad_row(terms: Mapping[str, Term], batch: Batch) -> int | None:
+    """The dataset row of the first value that is not finite; None if only their sum is not."""
+    for term in terms.values():
+        bad_P = ~torch.isfinite(term.values_P.detach())
+        if bool(bad_P.any()):
+            return int(batch["row"][batch["example"][term.index_P[bad_P][0]]])
+    return None
 
 
 def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:

@@ -2,6 +2,10 @@
 
     loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(loss) / pairs
 
+or with --balance, the second part, KD, scaled in every step to the size of CE:
+
+    loss = ce_weight * CE  +  stopgrad(CE / KD) * KD
+
 Every term is divided once, by its own count over the whole accumulated, distributed batch. So the
 gradient does not depend on how a batch was cut, and a row without a single aligned position adds
 nothing to a numerator or a denominator. Trainer counts labels only; `_get_num_items_in_batch` is
@@ -9,7 +13,7 @@ where it asks, and where this class answers with one count a term.
 
 Logged beside Trainer's own values, each a mean over the steps since the last log:
 
-    ce_loss, uld_loss, mapped_kl_loss   each term, unweighted
+    ce_loss, uld_loss, …   each term, unweighted
     kd_loss                what the distillation terms add to `loss`: their weighted sum
     kd_gap                 certified: the uld part of kd_loss, had it come from the live teacher's
                            full vocabulary, differs from this one by at most so much
@@ -47,7 +51,7 @@ from distill.preflight import (
     check_nothing_to_evaluate,
     check_student,
 )
-from distill.terms import Term, named, query_of, row_sums, terms_of
+from distill.terms import LossSettings, Term, first_bad_row, named, query_of, row_sums, terms_of
 from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.render import ChatTemplate, parse_kwargs, read_template
@@ -92,6 +96,7 @@ class CachedTeacherTrainer(Trainer):
         student = ByteTokenizer(processing_class)
         check_student(model, args, student)
         self.weights = args.loss_weights
+        self.settings = LossSettings(args.tail_kl_kind, args.temperature, args.alm_temperature)
         self.store: Store = _opened(store, args.store, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
         held_out: StoreDataset | None = None
@@ -145,7 +150,7 @@ class CachedTeacherTrainer(Trainer):
         means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
         loss = self._total(terms, means)
         if model.training:
-            self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)))
+            self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)), terms, inputs)
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._meter.add(inputs, means, bounds)
             # DDP and FSDP average gradients over ranks, which the factor undoes.
@@ -154,15 +159,23 @@ class CachedTeacherTrainer(Trainer):
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
         seen = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-        return terms_of(inputs, self.head(model, seen, inputs["rows"], query_of(inputs)))
+        query = query_of(inputs, self.settings)
+        return terms_of(inputs, self.head(model, seen, inputs["rows"], query), self.settings)
 
     def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
         """The weighted sum, which depends on the student even if nothing is left to learn."""
         loss = terms["ce"].values_P[:0].sum()
-        for weight, mean in zip((self.args.ce_weight, *self.weights.values()), means, strict=True):
-            if weight:  # 0 times an infinite loss is NaN
-                loss = loss + weight * mean
-        return loss
+        ce, *others = means
+        kd = sum((w * mean for w, mean in zip(self.weights.values(), others, strict=True)), loss)
+        if self.args.ce_weight:  # 0 times an infinite loss is NaN
+            loss = loss + self.args.ce_weight * ce
+        return loss + (self._balance(ce, kd) * kd if self.args.balance else kd)
+
+    def _balance(self, ce: Tensor, kd: Tensor) -> Tensor:
+        """CE / KD of the whole distributed batch, without gradient; 1 where KD is not above 0."""
+        both = torch.stack([ce.detach(), kd.detach()])
+        whole_ce, whole_kd = self.accelerator.reduce(both, "sum")
+        return torch.where(whole_kd > 0, whole_ce / whole_kd, 1)
 
     def _counts(self, batches: list[dict[str, Any]]) -> Tensor:
         """Labels, then pairs of each loss, in these batches of this process."""
@@ -177,11 +190,20 @@ class CachedTeacherTrainer(Trainer):
         counts: Tensor = self.accelerator.reduce(self._counts(batch_samples).to(device), "sum")
         return counts
 
-    def _stop_if_not_finite(self, loss: Tensor, means: Mapping[str, Tensor]) -> None:
+    def _stop_if_not_finite(
+        self,
+        loss: Tensor,
+        means: Mapping[str, Tensor],
+        terms: Mapping[str, Term],
+        inputs: Mapping[str, Any],
+    ) -> None:
         if not bool(torch.isfinite(loss)):
             parts = ", ".join(f"{name} {mean.item():g}" for name, mean in means.items())
+            row = first_bad_row(terms, inputs)
             raise InputError(
-                f"step {self.state.global_step + 1}: the loss is {loss.item():g} ({parts}); "
+                f"step {self.state.global_step + 1}"
+                + ("" if row is None else f", row {row:,} of the dataset")
+                + f": the loss is {loss.item():g} ({parts}); "
                 "training stopped before this step touched the weights. Lower --learning_rate or "
                 "raise --warmup_steps; with --fp16, try --bf16."
             )
@@ -345,6 +367,7 @@ def _dataset(
         tuple(args.loss_weights),
         pairing=args.pairing,
         mapped_strict=args.mapped_strict,
+        temperature=args.temperature,
         max_length=min([n for n in (args.max_length, readable) if n], default=None),
         template=template,
     )

@@ -139,7 +139,7 @@ def test_losses_are_names_with_weights(text: str, weights: dict[str, float]) -> 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("kl", "no loss is called 'kl'. Known: ce, uld, mapped_kl"),
+        ("kl", "no loss is called 'kl'. Known: ce, mapped_kl, tail_kl"),
         ("", "no loss is called ''"),
         ("uld,ce", "Cross-entropy is added to the others by --ce_weight"),
         ("uld,uld:2", "uld is named twice"),

@@ -216,9 +216,9 @@ def test_ids_past_the_teachers_tokenizer_go_to_the_rest(
     """A head is often padded past its tokenizer, and its bytes are then unknown."""
     padded = replace(store, spec=store.spec.__class__(**vars(store.spec) | {"vocab_size": 9999}))
     data = StoreDataset(padded, student, ["mapped_kl"])
-    assert data.mapping is not None
-    assert len(data.mapping) == 9999
-    assert (data.mapping[store.spec.vocab_size :] == -1).all()
+    assert data.mappings["mapped_kl"] is not None
+    assert len(data.mappings["mapped_kl"]) == 9999
+    assert (data.mappings["mapped_kl"][store.spec.vocab_size :] == -1).all()
 
 
 # ---- rows and batches ----
@@ -353,8 +353,8 @@ def test_strict_maps_a_token_only_to_the_same_bytes(
     store: FakeStore, student: ByteTokenizer
 ) -> None:
     teacher = ByteTokenizer.from_folder(store.tokenizer_path)
-    loose = StoreDataset(store, student, ["mapped_kl"]).mapping
-    strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True).mapping
+    loose = StoreDataset(store, student, ["mapped_kl"]).mappings["mapped_kl"]
+    strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True).mappings["mapped_kl"]
     assert loose is not None
     assert strict is not None
     assert 0 < (strict >= 0).sum() < (loose >= 0).sum()

@@ -18,6 +18,9 @@ Shape legend: N = positions, K = largest count of mapped ids.
 import torch
 from torch import Tensor
 
+#: What a store must hold for it; :mod:`distill.needs` knows these words.
+NEEDS = frozenset({"ids", "byte spans"})
+
 
 def mapped_kl(
     student_logprobs_NK: Tensor,

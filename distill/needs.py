@@ -1,0 +1,87 @@
+"""What each loss needs of a store, checked before anything is trained.
+
+A loss declares its needs beside its formula, as `NEEDS`, in these words:
+
+    ids              which token an entry's probability belongs to
+    byte spans       where tokens lie in the text; every store of format 1 has them
+    same tokenizer   one vocabulary on both sides, known by the tokenizers' fingerprints
+    temperature      the log-normaliser at the temperature that the run asks for
+    logit std        the standard deviation of logits, and the log-normaliser at it
+    draws            draws from the tail
+"""
+
+from typing import Any, Protocol
+
+from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
+from logitstore.errors import MismatchError
+from logitstore.tokens import ByteTokenizer
+
+NEEDS: dict[str, frozenset[str]] = {
+    "mapped_kl": mapped_kl.NEEDS,
+    "tail_kl": tail_kl.NEEDS,
+    "sampled_kl": sampled_kl.NEEDS,
+    "uld": uld.NEEDS,
+    "multilevel_ot": multilevel_ot.NEEDS,
+    "alm": alm.NEEDS,
+}
+
+
+class Described(Protocol):
+    """The part of a store that says what it holds."""
+
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def path(self) -> Any: ...
+
+
+def check_needs(
+    store: Described, student: ByteTokenizer, name: str, *, temperature: float = 1.0
+) -> None:
+    """Refuses a loss that the store cannot serve.
+
+    Args:
+        store: The store.
+        student: The student's tokenizer.
+        name: Of the loss.
+        temperature: That the run asks for.
+
+    Raises:
+        MismatchError: Names what is missing, and what to do about it.
+    """
+    needs, spec = NEEDS[name], store.spec
+    if "same tokenizer" in needs and spec.tokenizer_fingerprint != student.fingerprint:
+        teacher = str(spec.teacher["name"])
+        raise MismatchError(
+            f"{store.path}: made with tokenizer {_short(spec.tokenizer_fingerprint)} ({teacher}), "
+            f"but the student uses {_short(student.fingerprint)} ({student.name}). {name} compares "
+            "tokens by id, so they must be the same. Use --loss mapped_kl, or a student with the "
+            "teacher's tokenizer."
+        )
+    if "ids" in needs and not spec.has_ids:
+        raise MismatchError(
+            f"{store.path}: captured with --no-ids, but {name} must know which tokens the "
+            "probabilities belong to. Use --loss uld, or capture again without --no-ids."
+        )
+    if "temperature" in needs and temperature not in (1.0, *spec.temperatures):
+        held = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
+        raise MismatchError(
+            f"{store.path}: holds temperature {held}, but --temperature is {temperature:g}: what "
+            "lies outside the entries is not known at another one. Capture again with "
+            f"--temperature {temperature:g}, or train with one that the store holds."
+        )
+    if "logit std" in needs and not spec.has_logit_std:
+        raise MismatchError(_without(store, name, "logit_std and lognorm_std"))
+    if "draws" in needs and not spec.draws:
+        raise MismatchError(_without(store, name, "sample_ids and sample_counts"))
+
+
+def _without(store: Described, name: str, arrays: str) -> str:
+    return (
+        f"{store.path}: holds no {arrays}, the optional arrays that {name} reads. Use a store with "
+        "them, or --loss uld, which any store serves."
+    )
+
+
+def _short(fingerprint: str) -> str:
+    return f"{fingerprint.removeprefix('sha256:')[:8]}…"
