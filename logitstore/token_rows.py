@@ -129,11 +129,9 @@ def _prefix_length(ids: Int64s, tokenizer: ByteTokenizer) -> int:
 
 def _roles_of(ids: Int64s, tokenizer: ByteTokenizer, p: int) -> Int64s:
     """(T,) the role of each token's segment, as its number in `_ROLES`."""
-    is_bare = len(tokenizer.prefix) > p
-    of_id = np.full(tokenizer.size, _ROLES.index(BARE if is_bare else None), np.int64)
-    of_id[[i for i, text in enumerate(tokenizer.token_bytes) if text is None]] = _ROLES.index(MARK)
-    of_id[list(tokenizer.eos_ids)] = _ROLES.index(END)
-    roles = of_id[ids]
+    own = BARE if len(tokenizer.prefix) > p else None
+    roles = np.where(tokenizer.is_text[ids], _ROLES.index(own), _ROLES.index(MARK))
+    roles[np.isin(ids, np.array(tokenizer.eos_ids, np.int64))] = _ROLES.index(END)
     if tokenizer.bos_token_id is not None and p == 0:
         roles[:1][ids[:1] == tokenizer.bos_token_id] = _ROLES.index(BEGIN)
     return roles

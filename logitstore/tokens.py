@@ -101,6 +101,7 @@ class ByteTokenizer:
         adds_space_after_special: Whether it does so behind a special token too.
         token_bytes: V entries: the bytes that a token writes; None for special tokens and for ids
             that stand for nothing.
+        is_text: (V,) False where `token_bytes` has None.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -129,6 +130,7 @@ class ByteTokenizer:
 
         written = written_bytes(content, vocabulary, self.size)
         self.token_bytes = [None if i in special else text for i, text in enumerate(written)]
+        self.is_text = np.array([text is not None for text in self.token_bytes], np.bool_)
         self._written = [text or b"" for text in written]
         self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
         self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
