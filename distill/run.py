@@ -6,6 +6,7 @@ run as one JSON object, which `distill evaluate` adds its figures to.
 
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -126,7 +127,14 @@ def read_results(folder: Path) -> RunObject | None:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this process ever held."""
+    """The most memory this program ever held."""
+    # getrusage would also count what the parent held when it started us: Linux carries the peak of
+    # a process over an exec. VmHWM is of this program's own memory.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
