@@ -139,6 +139,8 @@ class Archive:
             if name <= previous:
                 raise self._corrupt("members are not in sorted order")
             start = data_start + _LOCAL.size + len(name)
+            if start + size > directory_start:
+                raise self._corrupt("a member reaches into the directory")
             places[name.decode("ascii", "replace")] = (start, size, crc)
             data_start, previous = start + size, name
         if cursor != self._end or data_start != directory_start:

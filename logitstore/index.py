@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
-from logitstore.pages import check_footer, group_cost
+from logitstore.pages import check_footer, column_chunks, columns_cost
 from logitstore.shard import Shard
 from logitstore.spec import Plan
 from logitstore.untrusted import parse_json, read_file
@@ -84,8 +84,11 @@ def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
     file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
     if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_row_groups != groups:
         raise ValueError("it does not have the columns of an index")
-    for group in range(groups):
-        cost = group_cost(view, file.metadata, group)
+    chunks = column_chunks(view)
+    if [len(c) for c in chunks] != [len(_SCHEMA)] * groups:
+        raise ValueError("its footer has other row groups or columns than it must")
+    for columns in chunks:
+        cost = columns_cost(view, columns)
         cost.check()
         if cost.values > min(plan.shard_count, _MAX_LINES):
             raise ValueError(f"it declares {cost.values} lines")

@@ -14,13 +14,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from logitstore.arrays import canonical_json
-from logitstore.pages import check_footer, check_ratio, group_cost
+from logitstore.pages import (
+    ColumnChunk,
+    check_footer,
+    check_ratio,
+    column_chunks,
+    columns_cost,
+)
 from logitstore.records import Segment, SequenceText
 
 MEMBER = "rows.parquet"
 GROUP_LINES = 64
 _DIGEST_BYTES = 16
 _CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
+# A hostile file makes pyarrow raise more than its own errors.
+_PYARROW_ERRORS = (pa.ArrowException, OSError, RuntimeError, MemoryError, OverflowError)
+_LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
 _REPEATED = [
     "status",
@@ -109,11 +118,12 @@ class LinesReader:
                 raise ValueError("it does not have the columns of a shard's text")
             meta = self._file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-        except (pa.ArrowException, OSError) as e:
+        except _PYARROW_ERRORS as e:
             raise ValueError(f"the footer cannot be read ({e})") from None
         if sizes != [GROUP_LINES] * full + [rest] * (rest > 0):
             raise ValueError(f"it holds {sum(sizes)} lines, expected {count} in groups of 64")
         self.count = count
+        self._chunks: list[list[ColumnChunk]] | None = None
         self._cached: tuple[int, list[SequenceText]] | None = None
 
     def __getitem__(self, i: int) -> SequenceText:
@@ -134,13 +144,13 @@ class LinesReader:
             ValueError: They are damaged, not in order, or not from `first` to `stop` - 1.
         """
         for group in range(self.groups):
-            cost = group_cost(self._data, self._file.metadata, group, [0])
+            cost = columns_cost(self._data, self._columns(group)[:1])
             if cost.values > GROUP_LINES:
                 raise ValueError(f"row group {group} has {cost.values} rows")
             cost.check()
         try:
             found = list(self._file.read(columns=["row"]).column(0).to_pylist())
-        except (pa.ArrowException, OSError) as e:
+        except _PYARROW_ERRORS as e:
             raise ValueError(f"the rows cannot be read ({e})") from None
         if len(found) != self.count or None in found or found != sorted(found):
             raise ValueError("the lines are not in the order of their rows")
@@ -154,18 +164,25 @@ class LinesReader:
         Raises:
             ValueError: It is one, or its bytes are damaged.
         """
-        cost = group_cost(self._data, self._file.metadata, group)
+        cost = columns_cost(self._data, self._columns(group))
         cost.check()
         try:
             # Repeated values stay references to a dictionary until their total size is known.
             table = self._opened(_REPEATED).read_row_group(group, use_threads=False)
             table.validate(full=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+        except _PYARROW_ERRORS as e:
             raise ValueError(f"row group {group} cannot be read ({e})") from None
         check_ratio(_expanded_bytes(table), cost.stored)
         if len(table) != min(GROUP_LINES, self.count - group * GROUP_LINES):
             raise ValueError(f"row group {group} has {len(table)} lines")
         return table
+
+    def _columns(self, group: int) -> list[ColumnChunk]:
+        if self._chunks is None:
+            self._chunks = column_chunks(self._data)
+        if len(self._chunks) != self.groups or len(self._chunks[group]) != _LEAVES:
+            raise ValueError("the footer has other row groups or columns than it must")
+        return self._chunks[group]
 
     def _opened(self, read_dictionary: list[str]) -> pq.ParquetFile:
         return pq.ParquetFile(

@@ -1,19 +1,21 @@
-"""What a Parquet file would cost to decode, read from its page headers before anything is decoded.
+"""What a Parquet file would cost to decode, read from its headers before anything is decoded.
 
 A Parquet reader believes the file: a page header of 20 bytes can ask for 2 GiB, a run-length code
 of five for a billion values, and one long dictionary entry can be repeated without end. Ours have
 one plain shape (zstd or no compression, data pages of version 1), so this walks the headers of a
 column chunk, holds them to that shape and adds up what they declare.
 
-The page headers are Thrift structs in the compact protocol: a field is a byte (id step, type) and a
-value; integers are zigzag varints. https://github.com/apache/parquet-format (Thrift definitions).
+The footer is walked here, too: pyarrow 26 ends the whole process when it is asked for the metadata
+of a column in which one bit of a level histogram is flipped.
+
+Footer and page headers are Thrift structs in the compact protocol: a field is a byte (id step,
+type) and a value; integers are zigzag varints. Field numbers below are those of
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 #: Beyond so many decoded bytes, a file must hold at least 1 byte of data for `MAX_RATIO` decoded.
 FREE_BYTES = 2 * 1024 * 1024
@@ -24,8 +26,10 @@ _FOOTER_BYTES, _FOOTER_BYTES_PER_GROUP = 32 * 1024, 4 * 1024
 _MAGIC = b"PAR1"
 _MAX_HEADER_BYTES = 256
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
-_CODECS = ("ZSTD", "UNCOMPRESSED")
-_TRUE, _FALSE, _BYTE, _I64, _STRUCT = 1, 2, 3, 6, 12
+_ZSTD, _UNCOMPRESSED = 6, 0
+_TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = *range(1, 10), 12
+_MAX_DEPTH = 8
+_ROW_GROUPS = 4  # the field of the footer
 
 
 @dataclass
@@ -77,30 +81,59 @@ def check_footer(data: memoryview, groups: int) -> None:
         raise ValueError(f"its footer declares {size:,} bytes, expected at most {limit:,}")
 
 
-def group_cost(
-    data: memoryview, metadata: pq.FileMetaData, group: int, columns: Sequence[int] | None = None
-) -> Cost:
-    """What a row group, or some of its columns, would take to decode.
+class ColumnChunk(NamedTuple):
+    """Where a column of a row group lies, by the footer."""
+
+    codec: int
+    values: int
+    start: int
+    stored: int
+
+
+def column_chunks(data: memoryview) -> list[list[ColumnChunk]]:
+    """Of every row group, its columns; `check_footer` comes first.
 
     Raises:
-        ValueError: A column chunk lies outside the file or is not of the shape ours have.
+        ValueError: The footer is not one.
+    """
+    size = int.from_bytes(data[-8:-4], "little")
+    footer = _Thrift(data[len(data) - 8 - size : -8])
+    return [_columns(group) for group in footer.items_of(_ROW_GROUPS)]
+
+
+def _columns(group: Any) -> list[ColumnChunk]:
+    try:
+        return [_column(chunk) for chunk in group[1]]
+    except (KeyError, TypeError):
+        raise ValueError("the footer lacks what every column has") from None
+
+
+def _column(chunk: Any) -> ColumnChunk:
+    about = chunk[3]
+    start = min(about[9], about.get(11) or about[9])
+    found = ColumnChunk(about[4], about[5], start, about[7])
+    if 1 in chunk or not all(type(n) is int and n >= 0 for n in found):
+        raise ValueError("the footer places a column where it cannot be")
+    return found
+
+
+def columns_cost(data: memoryview, columns: Sequence[ColumnChunk]) -> Cost:
+    """What columns of a row group would take to decode.
+
+    Raises:
+        ValueError: One lies outside the file or is not of the shape ours have.
     """
     total = Cost()
-    about = metadata.row_group(group)
-    for i in columns if columns is not None else range(about.num_columns):
-        chunk = about.column(i)
-        if chunk.compression not in _CODECS or chunk.file_path:
-            raise ValueError(f"column {chunk.path_in_schema} is compressed by {chunk.compression}")
-        starts = [chunk.data_page_offset]
-        if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-            starts.append(chunk.dictionary_page_offset)
-        start, stop = min(starts), min(starts) + chunk.total_compressed_size
-        if not 4 <= start <= stop <= len(data) - 12:
-            raise ValueError(f"column {chunk.path_in_schema} lies outside the file")
-        one = _chunk_cost(data[start:stop])
-        if one.values != chunk.num_values:
-            raise ValueError(f"column {chunk.path_in_schema} has another number of values")
-        total.stored += stop - start
+    for number, chunk in enumerate(columns):
+        if chunk.codec not in (_ZSTD, _UNCOMPRESSED):
+            raise ValueError(f"column {number} is compressed by codec {chunk.codec}")
+        stop = chunk.start + chunk.stored
+        if not 4 <= chunk.start <= stop <= len(data) - 12:
+            raise ValueError(f"column {number} lies outside the file")
+        one = _chunk_cost(data[chunk.start : stop])
+        if one.values != chunk.values:
+            raise ValueError(f"column {number} has another number of values")
+        total.stored += chunk.stored
         total.decoded += one.decoded
         total.values = max(total.values, one.values)
     return total
@@ -109,7 +142,7 @@ def group_cost(
 def _chunk_cost(data: memoryview) -> Cost:
     cost, cursor = Cost(), 0
     while cursor < len(data):
-        page = _Fields(data[cursor : cursor + _MAX_HEADER_BYTES]).page()
+        page = _Thrift(data[cursor : cursor + _MAX_HEADER_BYTES]).page()
         cursor += page["header_bytes"] + page["stored"]
         cost.decoded += page["decoded"]
         cost.values += page["values"]
@@ -118,15 +151,15 @@ def _chunk_cost(data: memoryview) -> Cost:
     return cost
 
 
-class _Fields:
-    """The compact protocol, as much of it as a page header without statistics needs."""
+class _Thrift:
+    """The compact protocol, as much of it as Parquet needs."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self._at = data, 0
 
     def page(self) -> dict[str, int]:
         """Type, sizes and number of values of the page whose header begins here."""
-        fields = self._struct()
+        fields = self._struct(0)
         kind, decoded, stored = (fields.get(i) for i in (1, 2, 3))
         inner = fields.get(5 if kind == _DATA_PAGE else 7)
         if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or not isinstance(inner, dict):
@@ -136,40 +169,77 @@ class _Fields:
         header = {"header_bytes": self._at, "stored": sizes[1], "decoded": sizes[0]}
         return header | {"values": in_column}
 
-    def _struct(self, depth: int = 0) -> dict[int, Any]:
-        found: dict[int, Any] = {}
+    def items_of(self, wanted: int) -> Iterator[Any]:
+        """The items of a list that is a field of this struct, one at a time."""
+        for number, kind in self._fields():
+            if (number, kind) == (wanted, _LIST):
+                count, item = self._list_head()
+                for _ in range(count):
+                    yield self._value(item, 1)
+            else:
+                self._value(kind, 1)
+
+    def _fields(self) -> Iterator[tuple[int, int]]:
+        """(number, type) of each field; the value is there to be read."""
         number = 0
         while (head := self._byte()) != 0:
-            step, kind = head >> 4, head & 15
-            number = number + step if step else self._integer()
-            if number in found:
-                raise ValueError("a page header has a field twice")
-            found[number] = self._value(kind, depth)
-        return found
+            step = head >> 4
+            before, number = number, number + step if step else self._integer()
+            if number <= before:  # fields ascend, so none is there twice
+                raise ValueError("a Thrift struct has its fields out of order")
+            yield number, head & 15
+
+    def _struct(self, depth: int) -> dict[int, Any]:
+        return {number: self._value(kind, depth) for number, kind in self._fields()}
+
+    def _list_head(self) -> tuple[int, int]:
+        head = self._byte()
+        count = head >> 4 if head >> 4 < 15 else self._varint()
+        if count > len(self._data) - self._at:
+            raise ValueError("a Thrift list is longer than its data")
+        return count, head & 15
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > _MAX_DEPTH:
+            raise ValueError("a Thrift struct is nested too deeply")
         if kind in (_TRUE, _FALSE):
             return kind == _TRUE
-        if _BYTE < kind <= _I64:
+        if kind in (_I16, _I32, _I64):
             return self._integer()
-        if kind == _STRUCT and depth < 2:
+        if kind == _STRUCT:
             return self._struct(depth + 1)
-        raise ValueError("a page header has a field that is not written here")
+        if kind == _LIST:
+            count, item = self._list_head()
+            if item in (_TRUE, _FALSE):
+                return self._skip(count)
+            return [self._value(item, depth + 1) for _ in range(count)]
+        if kind in (_BYTE, _DOUBLE, _BINARY):
+            return self._skip({_BYTE: 1, _DOUBLE: 8}.get(kind) or self._varint())
+        raise ValueError("a Thrift struct has a field that is not written here")
+
+    def _skip(self, count: int) -> None:
+        self._at += count
+        if self._at > len(self._data):
+            raise ValueError("a Thrift struct is cut off")
 
     def _integer(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _varint(self) -> int:
         value = shift = 0
         while True:
             byte = self._byte()
             value |= (byte & 127) << shift
             shift += 7
             if byte < 128:
-                return (value >> 1) ^ -(value & 1)
+                return value
             if shift > 63:
-                raise ValueError("a page header has a number that is too long")
+                raise ValueError("a Thrift number is too long")
 
     def _byte(self) -> int:
         if self._at >= len(self._data):
-            raise ValueError("a page header is cut off")
+            raise ValueError("a Thrift struct is cut off")
         self._at += 1
         return self._data[self._at - 1]
 

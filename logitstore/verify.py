@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
+from logitstore.index import index_line
 from logitstore.progress import progress
 from logitstore.records import TokenRecords
 from logitstore.seal import file_sha256, read_seal
@@ -135,11 +136,16 @@ def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
     recorded = {f"{TOKENIZER_FOLDER}/{n}": d for n, d in spec.tokenizer["files"].items()}
     if any(sealed[name] != digest for name, digest in recorded.items()):
         yield Damage(DONE_FILE, None, f"seals another tokenizer than {SPEC_FILE} describes")
+    try:
+        _ = LogitStore(path, allow_partial=True).shard_facts
+    except CorruptStoreError as e:
+        if e.path.name == INDEX_FILE and file_sha256(e.path) == sealed[INDEX_FILE]:
+            yield Damage(INDEX_FILE, None, str(e))
 
 
 def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: bool) -> None:
     plan = header.plan
-    indexed = _indexed_digests(path) if report.is_complete else {}
+    indexed = _indexed(path) if report.is_complete else {}
     with progress(plan.shard_count, "verify", "shards") as shown:
         for index in range(plan.shard_count):
             name = f"{SHARDS_FOLDER}/{shard_name(index)}"
@@ -150,9 +156,7 @@ def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: b
                 try:
                     shard = Shard(path / name, header.spec, plan, index)
                     shard.archive.check_digest()
-                    if indexed.get(index, shard.archive.digest) != shard.archive.digest:
-                        reason = "is not the shard this store was sealed with"
-                        report.damaged.append(Damage(name, (first, stop - 1), reason))
+                    report.damaged += _check_index(shard, index, indexed.get(index))
                 except CorruptStoreError as e:
                     report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e)))
                 else:
@@ -161,11 +165,23 @@ def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: b
             shown.update(1)
 
 
-def _indexed_digests(path: Path) -> dict[int, str]:
+def _indexed(path: Path) -> dict[int, dict[str, Any]]:
     try:
-        return {f["shard"]: f["sha256"] for f in LogitStore(path).shard_facts}
+        return {f["shard"]: f for f in LogitStore(path).shard_facts}
     except CorruptStoreError:
         return {}  # the seal's check has said so; shards still have their own digests
+
+
+def _check_index(shard: Shard, index: int, line: dict[str, Any] | None) -> Iterator[Damage]:
+    found = index_line(shard, index)
+    if line is None or line == found:
+        return
+    if line["sha256"] != found["sha256"]:
+        name, rows = f"{SHARDS_FOLDER}/{shard_name(index)}", (found["first_row"], found["stop_row"])
+        reason = "is not the shard this store was sealed with"
+        yield Damage(name, (rows[0], rows[1] - 1), reason)
+    else:
+        yield Damage(INDEX_FILE, None, f"does not say what shard {index} says of itself")
 
 
 def _read_all(shard: Shard) -> Iterator[tuple[tuple[int, int], str]]:
