@@ -6,7 +6,7 @@ that self-distillation must find.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -57,6 +57,9 @@ def taught(
     has_ids: bool = True,
     rounded: bool = False,
     shifted: bool = False,
+    temperatures: tuple[float, ...] = (),
+    logit_std: bool = False,
+    draws: int = 0,
 ) -> FakeStore:
     """What the teacher thinks of every row."""
     tokenizer.save_pretrained(folder)
@@ -68,12 +71,16 @@ def taught(
         vocab_size=model.config.vocab_size,
         eos_ids=reader.eos_ids,
         tokenizer_fingerprint=reader.fingerprint,
+        temperatures=temperatures,
+        has_logit_std=logit_std,
+        draws=draws,
+        teacher={"name": "tiny-teacher"},
     )
     store = FakeStore([], [], spec, folder)
     for number, segments in enumerate(rows):
         tokens = reader.encode(segments)
         records, l1 = _records(model, tokens, top_k, has_ids, rounded, shifted)
-        store.records.append(records)
+        store.records.append(_with_optional(model, tokens, records, spec))
         store.texts.append(SequenceText(number, 0, tokens.status, segments))
         store.fidelity.l1_max = max(store.fidelity.l1_max, l1)
     return store
@@ -123,6 +130,48 @@ def _records(
         tail_logmass=tail.astype(np.float32),
         entropy=-(logprobs.exp() * logprobs).sum(-1).numpy().astype(np.float32),
     ), float(l1.max())
+
+
+def _with_optional(
+    model: PreTrainedModel, tokens: TokenizedText, records: TokenRecords, spec: SimpleNamespace
+) -> TokenRecords:
+    """The arrays that only some stores have; draws are those of a seed, from beyond the entries."""
+    places = np.flatnonzero(tokens.has_record)
+    if not len(places):
+        return records
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens.token_ids)[None]).logits[0, places - 1].double()
+    logprobs, more = logits.log_softmax(-1), {}
+    if spec.temperatures:
+        norms = [(logprobs / t).logsumexp(-1) for t in spec.temperatures]
+        more["lognorm"] = torch.stack(norms, 1).numpy().astype(np.float32)
+    if spec.has_logit_std:
+        std = logits.std(-1)
+        lognorm_std = (logprobs / (std + 1e-4)[:, None]).logsumexp(-1)
+        more["logit_std"] = std.numpy().astype(np.float32)
+        more["lognorm_std"] = lognorm_std.numpy().astype(np.float32)
+    if spec.draws:
+        more |= _drawn(logprobs.exp(), records, spec.draws)
+    return replace(records, **more)
+
+
+def _drawn(probs: torch.Tensor, records: TokenRecords, draws: int) -> dict[str, Any]:
+    """Distinct ids, ascending, how often each was drawn, and how many a record has."""
+    assert records.entry_ids is not None
+    heads = torch.from_numpy(records.entry_ids.reshape(len(records), -1).astype(np.int64))
+    others, generator = probs.scatter(1, heads, 0), torch.Generator().manual_seed(len(records))
+    if heads.shape[1] == probs.shape[1]:  # nothing is left to draw from
+        empty = np.zeros(0, np.uint32)
+        none = np.zeros(len(records), np.int64)
+        return {"sample_ids": empty, "sample_counts": empty.astype(np.uint8), "draw_count": none}
+    picked = torch.multinomial(others, draws, replacement=True, generator=generator)
+    counts = torch.zeros_like(probs).scatter_add(1, picked, torch.ones_like(picked).double())
+    row, column = counts.nonzero(as_tuple=True)
+    return {
+        "sample_ids": column.numpy().astype(np.uint32),
+        "sample_counts": counts[row, column].numpy().astype(np.uint8),
+        "draw_count": np.bincount(row.numpy(), minlength=len(records)),
+    }
 
 
 def _nothing() -> TokenRecords:
