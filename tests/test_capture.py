@@ -341,6 +341,20 @@ def test_a_full_disk_keeps_what_was_committed_and_resumes(
     assert tree(tmp_path / "s") == tree(tmp_path / "whole")
 
 
+def test_a_failure_in_the_very_last_shard_is_not_lost(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = len(list((run(teacher, data, tmp_path / "whole").path / "shards").iterdir()))
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "logitstore.capture.job.StoreWriter",
+            lambda *a: logitstore.StoreWriter(*a, fs=FullDisk(3 + written - 1)),
+        )
+        with pytest.raises(StorageError, match=r"disk is full"):
+            run(teacher, data, tmp_path / "s")
+    assert len(list((tmp_path / "s" / "shards").iterdir())) == written - 1
+
+
 def test_logits_that_are_not_finite_stop_with_the_row(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:

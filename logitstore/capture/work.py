@@ -126,9 +126,9 @@ class Job:
 
     def _finish(self, writer: StoreWriter) -> None:
         if self.ranks.is_first:
-            if self.ranks.size > 1 and writer.missing():
+            if self.ranks.size > 1:
                 log.info("%s: done; waiting for the shards of the others.", self.ranks)
-            self._wait(lambda: not writer.missing(), "for their shards")
+                self._wait(lambda: not writer.missing(), "for their shards")
             writer.seal()
         else:
             self._wait((self.out / DONE_FILE).exists, "for rank 0 to seal the store")
