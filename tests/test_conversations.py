@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
 from distill.align import Spans, align
-from distill.config import CachedTeacherConfig
+from distill.config import CachedTeacherConfig, parse
 from distill.data import StoreDataset
 from distill.targets import teacher_spans
 from distill.trainer import CachedTeacherTrainer
+from logitstore.cli import main
 from logitstore.errors import InputError
 from logitstore.render import ChatTemplate
 from logitstore.store import LogitStore
@@ -281,6 +284,71 @@ def test_a_long_conversation_in_windows_is_learnt_from_once(
         assert all(len(short[i].token_ids) <= 100 for i in range(len(short)))
         if student == family:
             assert all(e.aligned == e.is_label.sum() for e in examples)
+
+
+def test_at_the_end_of_a_turn_the_students_own_end_is_taught(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """ChatML's tokenizer ends texts with another token than its template ends turns with."""
+    store = capture(folders["gemma"], [{"messages": TALKS[1]}], tmp_path / "s", top_k=600)
+    data = dataset_of(folders["chatml"], store)
+    example, tokenizer = data[0], templates.chatml()
+    labels = example.token_ids[example.is_label]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert end != tokenizer.eos_token_id
+    at_end = np.isin(example.teacher["mapped_kl"]["index"], np.flatnonzero(labels == end))
+    assert at_end.sum() == 3
+    ids = example.teacher["mapped_kl"]["ids"]
+    assert (ids[at_end] == end).any(1).all()
+    assert not (ids == tokenizer.eos_token_id).any()
+
+
+def test_flags_and_files_say_the_same_about_templates(tmp_path: Path) -> None:
+    given = {"enable_thinking": False}
+    base = ["--model_name_or_path", "s", "--store", "x", "--output_dir", str(tmp_path / "o")]
+    config, _ = parse([*base, "--chat_template_kwargs", json.dumps(given)])
+    assert config.chat_template_kwargs == given
+    file = tmp_path / "run.yaml"
+    file.write_text("chat_template_kwargs: {enable_thinking: false}\nchat_template_path: a.jinja\n")
+    config, _ = parse([*base, "--config", str(file)])
+    assert (config.chat_template_kwargs, config.chat_template_path) == (given, "a.jinja")
+    with pytest.raises(InputError, match=r"--chat_template_kwargs \[1\]: expected a JSON object"):
+        parse([*base, "--chat_template_kwargs", "[1]"])
+
+
+def test_the_command_takes_the_flags_of_conversations(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, other = tmp_path / "rows.jsonl", tmp_path / "other.jinja"
+    path.write_text("".join(json.dumps({"messages": t}) + "\n" for t in TALKS))
+    other.write_text("{{ greeting }}" + templates.CHATML)
+    command = ["logitstore", "capture", str(folders["chatml"]), str(path), "--out"]
+    command += [str(tmp_path / "store"), "--supervise", "last", "--chat-template-path", str(other)]
+    command += ["--chat-template-kwargs", '{"greeting": "Hello "}', "--json"]
+    monkeypatch.setattr("sys.argv", command)
+    with suppress(SystemExit):
+        main()
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["rendering"]["supervise"] == "last"
+    line = logitstore.open_store(tmp_path / "store").text(1)
+    assert line.segments[0].text.startswith("Hello <|im_start|>user")
+    assert line.supervised_bytes == TALKS[1][-1]["content"].encode()
+
+
+def test_workers_read_conversations_too(folders: dict[str, Path], tmp_path: Path) -> None:
+    store = capture(folders["gemma"], [{"messages": t} for t in TALKS], tmp_path / "store")
+    data = dataset_of(folders["mistral"], store)
+    again = pickle.loads(pickle.dumps(data.reader))
+    for i in range(len(data)):
+        line = store.text(i)
+        spans = teacher_spans(store[i], line, store.spec.eos_ids)
+        ours, theirs = data.reader.read(line, spans).tokens, again.read(line, spans).tokens
+        assert ours is not None
+        assert theirs is not None
+        assert ours.token_ids.tolist() == theirs.token_ids.tolist()
 
 
 # ---- rows of tokens ----

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from logitstore.conversation import Conversation, read_messages
 from logitstore.errors import InputError
@@ -263,3 +264,24 @@ def test_missing_values_and_json_in_strings_are_what_arrow_makes_of_messages() -
 def test_what_is_no_message_is_refused_by_row(messages: Any, why: str) -> None:
     with pytest.raises(InputError, match=rf"row 3: .*{why}|row 3: {why}"):
         read_messages(messages, "row 3")
+
+
+def test_a_template_without_ends_of_turns_has_no_events() -> None:
+    plain = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    tokenizer = templates.chatml(plain + "{% if add_generation_prompt %}assistant: {% endif %}")
+    segments = rendered(tokenizer, turns("a", "one", "b", "two"))
+    tokens = ByteTokenizer(tokenizer).encode(segments, add_eos=False, add_prefix=False)
+    assert supervised(segments) == ["one", "two"]
+    assert not tokens.is_eos.any()
+    assert tokens.byte_lengths.sum() == 6
+
+
+def test_an_end_that_swallows_the_space_before_it_is_still_an_event_without_bytes() -> None:
+    tokenizer = templates.chatml()
+    tokenizer.add_tokens([AddedToken("<|end|>", lstrip=True, special=True)], special_tokens=True)
+    segments = (Segment("q ", False), Segment("one  ", True), Segment("<|end|>\n", False))
+    tokens = ByteTokenizer(tokenizer).encode(segments, add_eos=False)
+    (event,) = np.flatnonzero(tokens.is_eos)
+    assert tokenizer.convert_ids_to_tokens(int(tokens.token_ids[event])) == "<|end|>"
+    assert (tokens.byte_starts[event], tokens.byte_lengths[event]) == (5, 0)
+    assert tokens.byte_lengths.sum() == 3  # the swallowed spaces are a hole
