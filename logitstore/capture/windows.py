@@ -202,20 +202,19 @@ def _begin(cuts: Int64s, new: int, context_tokens: int, prefix: int) -> int:
 def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> Int64s:
     """Tokens before which the row may be cut: the first, those that begin a character, the end.
 
-    Not a token without bytes, nor an event (EOS, end of a turn): it belongs to what it ends.
+    Not before a token without supervised bytes (EOS, end of a turn): it belongs to what it ends.
     """
     units = np.frombuffer(data + b".", np.uint8)
     at_character = (units[text.text_starts] & 0xC0) != 0x80
     is_event = text.has_record & (text.byte_lengths == 0)
-    inside = at_character & (text.text_ends > text.text_starts) & ~is_event
+    inside = at_character & ~is_event
     inside[: prefix + 1] = False
     return np.concatenate([[prefix], np.flatnonzero(inside), [len(text.token_ids)]])
 
 
 def _taken(text: TokenizedText, tokens: Int64s, first_own: int) -> TokenizedText:
-    """Some of the tokens; of those before `first_own`, and of the very first, no records."""
+    """Some of the tokens; of those before `first_own` no records."""
     has_record = text.has_record[tokens] & (tokens >= first_own)
-    has_record[:1] = False
     return TokenizedText(
         token_ids=text.token_ids[tokens],
         has_record=has_record,
