@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
-from logitstore.pages import check_footer, column_chunks, columns_cost
+from logitstore.pages import PYARROW_ERRORS, check_footer, column_chunks, columns_cost
 from logitstore.shard import Shard
 from logitstore.spec import Plan
 from logitstore.untrusted import parse_json, read_file
@@ -73,7 +73,7 @@ def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: It is not the file that was sealed, or cannot be an index of this plan.
-        OSError, pyarrow.ArrowException: It cannot be read.
+        OSError: It cannot be read.
     """
     data = read_file(path, 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
     found = hashlib.sha256(data).hexdigest()
@@ -81,7 +81,19 @@ def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
         raise ValueError(f"SHA-256 is {found[:12]}…, sealed as {digest[:12]}…")
     view, groups = memoryview(data), -(-plan.shard_count // _MAX_LINES)
     check_footer(view, groups)
-    file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+    try:
+        lines = _decoded(view, plan, groups)
+    except PYARROW_ERRORS as e:
+        raise ValueError(f"it cannot be decoded ({e})") from None
+    if len(lines) != plan.shard_count:
+        raise ValueError(f"it has {len(lines)} lines, the plan has {plan.shard_count} shards")
+    for index, line in enumerate(lines):
+        _check_line(line, index, plan)
+    return lines
+
+
+def _decoded(view: memoryview, plan: Plan, groups: int) -> list[dict[str, Any]]:
+    file = pq.ParquetFile(pa.BufferReader(view), page_checksum_verification=True)
     if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_row_groups != groups:
         raise ValueError("it does not have the columns of an index")
     chunks = column_chunks(view)
@@ -93,10 +105,6 @@ def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
         if cost.values > min(plan.shard_count, _MAX_LINES):
             raise ValueError(f"it declares {cost.values} lines")
     lines: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
-    if len(lines) != plan.shard_count:
-        raise ValueError(f"it has {len(lines)} lines, the plan has {plan.shard_count} shards")
-    for index, line in enumerate(lines):
-        _check_line(line, index, plan)
     return lines
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from logitstore.arrays import canonical_json
 from logitstore.pages import (
+    PYARROW_ERRORS,
     ColumnChunk,
     check_footer,
     check_ratio,
@@ -27,8 +28,6 @@ MEMBER = "rows.parquet"
 GROUP_LINES = 64
 _DIGEST_BYTES = 16
 _CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
-# A hostile file makes pyarrow raise more than its own errors.
-_PYARROW_ERRORS = (pa.ArrowException, OSError, RuntimeError, MemoryError, OverflowError)
 _LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
 _REPEATED = [
@@ -118,7 +117,7 @@ class LinesReader:
                 raise ValueError("it does not have the columns of a shard's text")
             meta = self._file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-        except _PYARROW_ERRORS as e:
+        except PYARROW_ERRORS as e:
             raise ValueError(f"the footer cannot be read ({e})") from None
         if sizes != [GROUP_LINES] * full + [rest] * (rest > 0):
             raise ValueError(f"it holds {sum(sizes)} lines, expected {count} in groups of 64")
@@ -150,7 +149,7 @@ class LinesReader:
             cost.check()
         try:
             found = list(self._file.read(columns=["row"]).column(0).to_pylist())
-        except _PYARROW_ERRORS as e:
+        except PYARROW_ERRORS as e:
             raise ValueError(f"the rows cannot be read ({e})") from None
         if len(found) != self.count or None in found or found != sorted(found):
             raise ValueError("the lines are not in the order of their rows")
@@ -170,7 +169,7 @@ class LinesReader:
             # Repeated values stay references to a dictionary until their total size is known.
             table = self._opened(_REPEATED).read_row_group(group, use_threads=False)
             table.validate(full=True)
-        except _PYARROW_ERRORS as e:
+        except PYARROW_ERRORS as e:
             raise ValueError(f"row group {group} cannot be read ({e})") from None
         check_ratio(_expanded_bytes(table), cost.stored)
         if len(table) != min(GROUP_LINES, self.count - group * GROUP_LINES):

@@ -17,6 +17,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
+#: A hostile file makes pyarrow raise more than its own errors.
+PYARROW_ERRORS = (
+    pa.ArrowException,
+    OSError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    LookupError,
+)
 #: Beyond so many decoded bytes, a file must hold at least 1 byte of data for `MAX_RATIO` decoded.
 FREE_BYTES = 2 * 1024 * 1024
 MAX_RATIO = 32

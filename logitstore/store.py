@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, NotAStoreError
 from logitstore.index import index_line, read_index
 from logitstore.records import SequenceText, TokenRecords
@@ -293,7 +291,7 @@ class LogitStore:
             sealed = read_seal(self.path, self.spec)[INDEX_FILE]
             path = self.path / INDEX_FILE
             return read_index(path, sealed, self.plan)
-        except (OSError, ValueError, pa.ArrowException) as e:
+        except (OSError, ValueError) as e:
             raise CorruptStoreError(
                 f"{path}: {e}. Every shard may still be good: `logitstore repair {self.path}` "
                 "checks them, and rebuilds index and seal.",

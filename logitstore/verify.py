@@ -139,7 +139,9 @@ def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
     try:
         _ = LogitStore(path, allow_partial=True).shard_facts
     except CorruptStoreError as e:
-        if e.path.name == INDEX_FILE and file_sha256(e.path) == sealed[INDEX_FILE]:
+        if e.path.name == INDEX_FILE and not list(
+            _check_file(path, INDEX_FILE, sealed[INDEX_FILE])
+        ):
             yield Damage(INDEX_FILE, None, str(e))
 
 

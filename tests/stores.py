@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from logitstore.commit import OS_FS, Fs
-from logitstore.encode import RawRecords, encode_records
+from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.records import Segment, SequenceText
 from logitstore.spec import Plan, StoreSpec
 from logitstore.writer import StoreWriter
@@ -58,7 +58,9 @@ def spec(
     )
 
 
-def raw_records(of: StoreSpec, pieces: list[str], rng: np.random.Generator) -> RawRecords:
+def raw_records(
+    of: StoreSpec, pieces: list[str], rng: np.random.Generator, start: int = 0
+) -> RawRecords:
     """Records of a text cut into pieces, then an EOS; distributions from flat to peaked."""
     lengths = np.array([len(p.encode()) for p in pieces] + [0])
     n, k = len(lengths), of.top_k
@@ -88,7 +90,7 @@ def raw_records(of: StoreSpec, pieces: list[str], rng: np.random.Generator) -> R
         }
     return RawRecords(
         token_ids=tokens,
-        byte_starts=np.cumsum(lengths) - lengths,
+        byte_starts=start + np.cumsum(lengths) - lengths,
         byte_lengths=lengths,
         token_logprob=logp[np.arange(n), tokens],
         entry_logprobs=entries.astype(np.float32),
@@ -106,6 +108,26 @@ def row_pieces(row: int) -> list[str]:
     return [] if row % 5 == 4 else [str(w) for w in rng.choice(WORDS, int(rng.integers(1, 9)))]
 
 
+def row_sequences(
+    of: StoreSpec, row: int, parts: int = 1
+) -> list[tuple[SequenceText, EncodedRecords | None]]:
+    """The lines of a row and their records."""
+    pieces, sequences, start = row_pieces(row), [], 0
+    for part in range(parts):
+        text = "".join(pieces)
+        segments = (Segment(text, True),) if pieces else ()
+        if parts > 1:
+            segments = (Segment("before ", False, "user"), *segments)
+        status = "ok" if pieces else "empty"
+        messages = None if parts == 1 else '{"messages":[]}'
+        line = SequenceText(row, part, status, segments, start, messages)
+        rng = np.random.default_rng(1000 + row + part)
+        encoded = encode_records(raw_records(of, pieces, rng, start), of) if pieces else None
+        sequences.append((line, encoded))
+        start += len(text.encode())
+    return sequences
+
+
 def write(
     path: Path,
     of: StoreSpec | None = None,
@@ -113,22 +135,19 @@ def write(
     *,
     shards: tuple[int, ...] | None = None,
     seal: bool = True,
+    parts: int = 1,
     fs: Fs = OS_FS,
 ) -> StoreSpec:
-    """Write a store, or some of its shards; the same arguments give the same bytes."""
+    """Write a store, or some of its shards; the same arguments give the same bytes.
+
+    With several `parts`, every row has as many lines, each with context and messages.
+    """
     of = of or spec()
     plan = Plan("d" * 64, boundaries)
     writer = StoreWriter(path, of, plan, TOKENIZER_FILES, {"tokens_per_batch": 64}, fs=fs)
     for index in shards if shards is not None else writer.missing():
-        sequences = []
-        for row in range(*plan.shard_rows(index)):
-            pieces = row_pieces(row)
-            text = Segment("".join(pieces), True)
-            line = SequenceText(row, 0, "ok" if pieces else "empty", (text,) if pieces else ())
-            rng = np.random.default_rng(1000 + row)
-            encoded = encode_records(raw_records(of, pieces, rng), of) if pieces else None
-            sequences.append((line, encoded))
-        writer.write_shard(index, sequences)
+        rows = range(*plan.shard_rows(index))
+        writer.write_shard(index, [s for row in rows for s in row_sequences(of, row, parts)])
     if seal:
         writer.seal()
     return of

@@ -10,6 +10,7 @@ import shutil
 import struct
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from numcodecs import blosc
 
 from logitstore.archive import pack
 from logitstore.arrays import ArraySpec, array_metadata, canonical_json
-from logitstore.lines import SCHEMA, line_digest
+from logitstore.lines import SCHEMA, LinesReader, encode_lines, line_digest
 from logitstore.records import Segment, SequenceText
 from tests import stores
 from tests.hostile import (
@@ -743,3 +744,23 @@ def test_the_attack_is_refused_in_little_memory(
     for use in (read, verify):
         assert use["peak_bytes"] < LIMIT_BYTES, f"{use['peak_bytes']:,} bytes over idle: {use}"
     assert "Traceback" not in read["says"]
+
+
+def test_no_flipped_bit_of_the_text_ends_the_process() -> None:
+    """Found by fuzzing: pyarrow 26 aborts when it is asked for a column whose level histogram is
+    not of the right length, so its column metadata is never asked for."""
+    lines = [SequenceText(i, 0, "ok", (Segment("some text", True),)) for i in range(4)]
+    data = bytes(memoryview(encode_lines(lines)))
+    child = os.fork()
+    if child == 0:
+        rng = np.random.default_rng(0)
+        for at in range(len(data)):
+            changed = bytearray(data)
+            changed[at] ^= 1 << int(rng.integers(8))
+            with suppress(ValueError):
+                reader = LinesReader(memoryview(changed), 4)
+                read = [reader[i] for i in range(4)]
+                if read != lines:
+                    os._exit(2)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

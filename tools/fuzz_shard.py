@@ -1,4 +1,4 @@
-"""Feed the shard reader damaged and hostile bytes for a while; anything but a clean answer is a bug.
+"""Feed the shard reader hostile bytes for a while; anything but a clean answer is a bug.
 
     python tools/fuzz_shard.py --seconds 600 [--seed 0] [--findings FOLDER]
 
@@ -28,9 +28,7 @@ except ImportError:
 
 if atheris is not None:
     with atheris.instrument_imports(include=["logitstore"]):
-        import logitstore.index
-        import logitstore.shard
-        import logitstore.store
+        pass
 import google_crc32c
 import numpy as np
 import pyarrow
