@@ -285,3 +285,13 @@ def test_an_end_that_swallows_the_space_before_it_is_still_an_event_without_byte
     assert tokenizer.convert_ids_to_tokens(int(tokens.token_ids[event])) == "<|end|>"
     assert (tokens.byte_starts[event], tokens.byte_lengths[event]) == (5, 0)
     assert tokens.byte_lengths.sum() == 3  # the swallowed spaces are a hole
+
+
+def test_one_mark_a_turn_needs_no_part_of_the_conversation_rendered_alone() -> None:
+    strict = (
+        "{% if messages[-1]['role'] != 'assistant' %}{{ raise_exception('unfinished') }}{% endif %}"
+        + templates.CHATML_MARKED
+    )
+    tokenizer = templates.chatml(strict)
+    assert supervised(rendered(tokenizer, turns("a", "one", "b", "two"))) == ["one", "two"]
+    assert supervised(rendered(tokenizer, turns("a", "one", "b", "two"), "last")) == ["two"]
