@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, NotAStoreError
 from logitstore.index import index_line, read_index
 from logitstore.records import SequenceText, TokenRecords

@@ -111,6 +111,7 @@ def test_the_second_reader_uses_nothing_of_ours() -> None:
         "json",
         "struct",
         "zlib",
+        "itertools",
         "pathlib",
         "numpy",
         "pyarrow",
