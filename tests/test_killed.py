@@ -1,0 +1,29 @@
+"""`kill -9` at random moments of a real capture; the tool that does it 200 times does ten here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).parent.parent / "tools" / "kill_capture.py"
+
+
+def kill(times: int) -> str:
+    command = [sys.executable, str(TOOL), "--kills", str(times), "--seed", str(times)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_ten_kills_lose_nothing_that_was_committed() -> None:
+    said = kill(10)
+    assert said.startswith("10 kills survived")
+    assert "byte-identical" in said
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_lose_nothing_that_was_committed() -> None:
+    assert kill(200).startswith("200 kills survived")

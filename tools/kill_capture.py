@@ -1,0 +1,135 @@
+"""`kill -9` a real capture at random moments, again and again; nothing committed may suffer.
+
+    python tools/kill_capture.py --kills 200 [--seed 0]
+
+A tiny teacher reads some fifty rows into as many shards as fit. Each attempt is a forked process
+(torch is imported once) that is killed at a random moment of its run, start and seal included.
+After each kill: every shard that was ever seen is still the same file with the same bytes, those of
+an uninterrupted capture, and the store verifies. When a store gets finished it must be byte for
+byte the uninterrupted one; then the next is begun, until there were enough kills.
+
+Prints one line of counts; exit status 1 as soon as anything is not as it should be.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+import datasets  # noqa: F401  (imported before the forks, so that they need not)
+import numpy as np
+import torch
+import transformers  # noqa: F401
+
+import logitstore.capture.job as job
+from logitstore.verify import verify_store
+from tests import tiny
+from tests.stores import tree
+
+SHARD_TEXT_BYTES = 100
+
+
+class Trial:
+    """One teacher, one dataset, and what an uninterrupted capture of them is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.teacher, self.data = folder / "teacher", folder / "rows.jsonl"
+        tiny.save(self.teacher, tiny.llama(400), tiny.byte_bpe(400, bos=True))
+        rows = [json.dumps({"text": t}) for t in [*tiny.corpus(), ""]]
+        self.data.write_text("\n".join(rows) + "\n")
+        began = time.monotonic()
+        child = self.begin(folder / "whole")
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the capture itself fails"
+        self.duration_s = time.monotonic() - began
+        self.wanted = tree(folder / "whole")
+        self.kept: dict[Path, tuple[int, int]] = {}
+        self.counts: Counter[str] = Counter()
+
+    def begin(self, out: Path) -> int:
+        """A capture in a process of its own."""
+        child = os.fork()
+        if child == 0:
+            silence = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silence, 1)
+            os.dup2(silence, 2)
+            try:
+                job.capture(
+                    self.teacher, str(self.data), out, top_k=8, shard_text_bytes=SHARD_TEXT_BYTES
+                )
+                os._exit(0)
+            finally:
+                os._exit(1)
+        return child
+
+    def attempt(self, out: Path, delay_s: float | None) -> bool:
+        """Run and kill, or let it finish; returns whether the kill came in time."""
+        child = self.begin(out)
+        if delay_s is not None:
+            time.sleep(delay_s)
+            os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code not in (0, -signal.SIGKILL):
+            raise AssertionError(f"a resumed capture failed with exit status {code}")
+        return code == -signal.SIGKILL
+
+    def check(self, out: Path) -> None:
+        """What a stranger finds after the kill."""
+        for path in sorted(out.glob("shards/*.zarr.zip")):
+            identity = (path.stat().st_ino, path.stat().st_mtime_ns)
+            if self.kept.setdefault(path, identity) != identity:
+                raise AssertionError(f"{path} was replaced")
+            if path.read_bytes() != self.wanted[f"shards/{path.name}"]:
+                raise AssertionError(f"{path} is not what an uninterrupted capture writes")
+        self.counts["left a temporary file"] += any(out.rglob(".tmp-*"))
+        if not (out / "store.json").exists():
+            self.counts["before the store began"] += 1
+            return
+        damaged = verify_store(out, deep=True, allow_partial=True).damaged
+        if damaged:
+            raise AssertionError(f"{out}: {damaged}")
+
+    def check_finished(self, out: Path) -> None:
+        """The promise: the same bytes as without a kill."""
+        if tree(out) != self.wanted:
+            raise AssertionError(f"{out} is not the store of an uninterrupted capture")
+        self.counts["stores finished, byte-identical"] += 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(args.seed)
+    with tempfile.TemporaryDirectory() as name:
+        trial, kills, number, since = Trial(Path(name)), 0, 0, 0
+        while kills < args.kills or since > 0:
+            out = Path(name) / f"store-{number}"
+            # Starting up takes about half of a run: later moments have more to destroy.
+            delay_s = float(rng.uniform(0, trial.duration_s * (0.7 + 0.2 * since)))
+            finish = kills >= args.kills
+            if trial.attempt(out, None if finish else delay_s):
+                kills, since = kills + 1, since + 1
+                trial.check(out)
+            elif (out / "DONE").exists():
+                trial.check_finished(out)
+                number, since = number + 1, 0
+        facts = ", ".join(f"{n} {what}" for what, n in sorted(trial.counts.items()))
+        shards = sum(name.startswith("shards/") for name in trial.wanted)
+        print(
+            f"{kills} kills survived ({shards} shards a store, {trial.duration_s:.1f} s): {facts}"
+        )
+
+
+if __name__ == "__main__":
+    main()
