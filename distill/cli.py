@@ -107,6 +107,41 @@ def evaluate(
     print(json.dumps(run, indent=1) if as_json else _table(run))
 
 
+@app.command()
+def coverage(
+    store: Annotated[str, typer.Argument(help="A store, as `logitstore capture` wrote it.")],
+    student: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
+    sequences: Annotated[int, typer.Option(help="Look at so many, spread over the store.")] = 1000,
+    max_length: Annotated[
+        int | None, typer.Option("--max-length", "--max_length", help="Student tokens of a row.")
+    ] = None,
+    chat_template_path: Annotated[
+        str | None,
+        typer.Option("--chat-template-path", "--chat_template_path", help="The student's."),
+    ] = None,
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", "--allow_partial", help="Of an unfinished store.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+) -> None:
+    """How far a student's tokenizer can follow a store, and which loss that speaks for."""
+    if sequences < 1:
+        raise InputError(f"--sequences {sequences}: expected at least 1.")
+    if max_length is not None and max_length < 2:
+        raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
+    from distill import coverage as reports
+
+    facts = reports.of_pair(
+        store,
+        student,
+        sequences=sequences,
+        max_length=max_length,
+        chat_template_path=chat_template_path,
+        allow_partial=allow_partial,
+    )
+    print(reports.as_json(facts) if as_json else reports.table(facts))
+
+
 def _check_choices(metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int) -> None:
     for name in metrics.split(","):
         if name.strip() not in METRICS:

@@ -32,6 +32,8 @@ class Described(Protocol):
     @property
     def spec(self) -> Any: ...
     @property
+    def provenance(self) -> Any: ...
+    @property
     def path(self) -> Any: ...
 
 
@@ -51,7 +53,7 @@ def check_needs(
     """
     needs, spec = NEEDS[name], store.spec
     if "same tokenizer" in needs and spec.tokenizer_fingerprint != student.fingerprint:
-        teacher = str(spec.teacher["name"])
+        teacher = teacher_name(store)
         raise MismatchError(
             f"{store.path}: made with tokenizer {_short(spec.tokenizer_fingerprint)} ({teacher}), "
             f"but the student uses {_short(student.fingerprint)} ({student.name}). {name} compares "
@@ -74,6 +76,11 @@ def check_needs(
         raise MismatchError(_without(store, name, "logit_std and lognorm_std"))
     if "draws" in needs and not spec.draws:
         raise MismatchError(_without(store, name, "sample_ids and sample_counts"))
+
+
+def teacher_name(store: Described) -> str:
+    """What the teacher was called when the store was captured."""
+    return str(store.provenance.get("teacher") or "its teacher")
 
 
 def _without(store: Described, name: str, arrays: str) -> str:

@@ -41,6 +41,7 @@ from transformers.trainer_utils import (
 )
 
 from distill.config import CachedTeacherConfig
+from distill.coverage import warn_if_low
 from distill.data import Collator, Store, StoreDataset
 from distill.head import StudentHead
 from distill.meter import Meter
@@ -99,6 +100,8 @@ class CachedTeacherTrainer(Trainer):
         self.settings = LossSettings(args.tail_kl_kind, args.temperature, args.alm_temperature)
         self.store: Store = _opened(store, args.store, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
+        if args.process_index == 0:
+            warn_if_low(self.data)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
             opened = _opened(eval_store, args.eval_store, args)

@@ -32,6 +32,7 @@ class FakeStore:
     fidelity: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(l1_max=0.0))
     digest: str = "fake-digest"
     path: Path = Path("fake-store")
+    provenance: dict[str, Any] = field(default_factory=lambda: {"teacher": "tiny-teacher"})
 
     def __len__(self) -> int:
         return len(self.records)
@@ -74,7 +75,6 @@ def taught(
         temperatures=temperatures,
         has_logit_std=logit_std,
         draws=draws,
-        teacher={"name": "tiny-teacher"},
     )
     store = FakeStore([], [], spec, folder)
     for number, segments in enumerate(rows):

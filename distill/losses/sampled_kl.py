@@ -20,8 +20,6 @@ Shape legend: N = positions, K = entries, D = distinct draws.
 import torch
 from torch import Tensor
 
-from distill.losses.mapped_kl import mapped_kl
-
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
 NEEDS = frozenset({"ids", "draws", "same tokenizer", "byte spans"})
 
@@ -50,10 +48,7 @@ def sampled_kl(
     counts_ND = counts_ND.to(torch.promote_types(dtype, torch.float32))
     draws_N = counts_ND.sum(-1).clamp(min=1)  # no draws: nothing to share the tail among
     worth_ND = teacher_tail_N[:, None] + counts_ND.log() - draws_N.log()[:, None]
-    nothing_N = torch.full_like(teacher_tail_N, -torch.inf)
-    return mapped_kl(
-        torch.cat([student_logprobs_NK, student_draws_ND], 1),
-        nothing_N,
-        torch.cat([teacher_logprobs_NK, worth_ND], 1),
-        nothing_N,
-    )
+    target = torch.cat([teacher_logprobs_NK.to(worth_ND.dtype), worth_ND], 1)
+    student = torch.cat([student_logprobs_NK, student_draws_ND], 1).to(worth_ND.dtype)
+    # t is 0 in padding, and so is its gradient, whatever the student has there.
+    return torch.where(target > -torch.inf, target.exp() * (target - student), 0).sum(-1)

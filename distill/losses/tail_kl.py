@@ -26,8 +26,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from distill.losses.mapped_kl import mapped_kl
-
 Kind = Literal["forward", "reverse", "jsd", "skew"]
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
@@ -49,7 +47,7 @@ def tail_kl(
     """Divergence per position in nats. Arithmetic is float32, or float64 if anything given is.
 
     A student whose every token is an entry has no rest: the forward divergence then leaves out what
-    the teacher put there, as :func:`~distill.losses.mapped_kl.mapped_kl` does.
+    the teacher put there, which no student could answer, and may be below zero by at most 1/e.
 
     Args:
         student_logprobs_NK: The student's, at the teacher's entries; anything in padding.
@@ -61,8 +59,6 @@ def tail_kl(
     Returns:
         (N,) loss. A row without any entry or tail is 0, with zero gradient.
     """
-    if kind == "forward":
-        return mapped_kl(student_logprobs_NK, student_rest_N, teacher_logprobs_NK, teacher_tail_N)
     dtype = torch.promote_types(student_logprobs_NK.dtype, teacher_logprobs_NK.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
     has_entry_NK = teacher_logprobs_NK > -torch.inf
@@ -72,6 +68,10 @@ def tail_kl(
     rest_N = student_rest_N.to(dtype).masked_fill(~is_row_N, -torch.inf)
     log_p = torch.cat([p_NK, rest_N[:, None]], 1)
     log_q = torch.cat([teacher_logprobs_NK.to(dtype), teacher_tail_N.to(dtype)[:, None]], 1)
+    if kind == "forward":
+        has_rest_N1 = log_p[:, -1:] > -torch.inf
+        rest_N1 = log_q[:, -1:].masked_fill(~has_rest_N1, -torch.inf)
+        return _kl(torch.cat([log_q[:, :-1], rest_N1], 1), log_p)
     if kind == "reverse":
         return _kl(log_p, log_q.clamp(min=FLOOR_NATS))
     log_m = _mixture(log_q, log_p, MIXTURE[kind])

@@ -1,0 +1,255 @@
+"""How far a student can follow a store's teacher, and which loss that speaks for.
+
+Counted over the student's labels, the supervised tokens that something predicts:
+
+    shared starts   labels at whose start the teacher has a token too: both answer one question
+    strict          those that also end together
+    shared vocabulary   of the teacher's stored mass at shared starts, what lies on tokens that the
+                    student has byte for byte
+    mapped          what lies on tokens of which some student token is a beginning
+
+What the store does not hold, the tail, has no tokens; its sizes are listed by themselves.
+
+Numerals and white space are counted apart as well: tokenizers differ most there, and an average
+over all text hides it.
+"""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from distill.align import Spans, align
+from distill.data import StoreDataset
+from distill.needs import teacher_name
+from distill.targets import teacher_spans
+from distill.vocab_map import VocabMap, prefix_map
+from logitstore import open_store
+from logitstore.errors import InputError
+from logitstore.records import SequenceText, TokenRecords
+from logitstore.render import ChatTemplate
+from logitstore.tokens import ByteTokenizer
+
+#: A label is followed as far as its start is shared and the mass there is mapped. Where that is
+#: little, a loss on likelihoods of whole groups sees more of the text.
+LOW = 0.4
+#: Sequences that are looked at before training, for the warning.
+SAMPLE = 32
+#: Upper edges of the bins of tail mass; the last is 1.
+TAIL_EDGES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
+KINDS = ("all", "numerals", "white space")
+#: Of the table, with their widths.
+COLUMNS = (("shared starts", 15), ("strict", 9), ("shared vocabulary", 19), ("mapped", 9))
+
+Facts = dict[str, Any]
+
+
+def coverage(data: StoreDataset, *, sequences: int = 1000) -> Facts:
+    """The facts of a pair, from at most so many sequences, evenly spread over the store.
+
+    Args:
+        data: The store as the student reads it.
+        sequences: How many to look at.
+
+    Returns:
+        JSON-ready: `kinds` by `KINDS`, `tails`, `recommended` and the `reason`.
+    """
+    store, student = data.store, data.reader.tokenizer
+    has_ids = bool(store.spec.has_ids)
+    mapping = _maps(data) if has_ids else None
+    counts = {kind: np.zeros(6) for kind in KINDS}
+    tails = np.zeros(len(TAIL_EDGES), np.int64)
+    chosen = np.unique(np.linspace(0, len(data) - 1, min(sequences, len(data))).astype(int))
+    skipped = 0
+    for i in data.sequences[chosen]:
+        records, line = store.read_many([int(i)])[0], store.text(int(i))
+        tail = np.exp(records.tail_logmass.astype(np.float64))
+        tails += np.bincount(np.searchsorted(TAIL_EDGES, tail.clip(max=1)), minlength=len(tails))
+        seen = _sequence(data, records, line, mapping)
+        if seen is None:
+            skipped += 1
+            continue
+        for kind in KINDS:
+            counts[kind] += seen[kind]
+    facts: Facts = {
+        "store": str(store.path),
+        "teacher": teacher_name(store),
+        "student": student.name,
+        "same_tokenizer": store.spec.tokenizer_fingerprint == student.fingerprint,
+        "has_ids": has_ids,
+        "byte_student": max(map(len, filter(None, student.token_bytes)), default=0) <= 1,
+        "sequences": len(chosen),
+        "sequences_skipped": skipped,
+        "kinds": {kind: _shares(counts[kind], has_ids) for kind in KINDS},
+        "tails": [
+            {"tail_at_most": edge, "records": int(n), "share": n / max(1, int(tails.sum()))}
+            for edge, n in zip(TAIL_EDGES, tails.tolist(), strict=True)
+        ],
+    }
+    facts["recommended"], facts["reason"] = recommend(facts)
+    return facts
+
+
+def of_pair(
+    store: str,
+    student: str,
+    *,
+    sequences: int = 1000,
+    max_length: int | None = None,
+    chat_template_path: str | None = None,
+    allow_partial: bool = False,
+) -> Facts:
+    """:func:`coverage` of a store's folder and a student's, of which only the tokenizer is read."""
+    opened = open_store(store, allow_partial=allow_partial)
+    tokenizer = _tokenizer(student)
+    reader = ByteTokenizer(tokenizer)
+    template = None
+    if opened.spec.rendering["kind"] == "conversation":
+        template = ChatTemplate.of(
+            tokenizer, reader, path=chat_template_path, flag="--chat-template-path"
+        )
+    data = StoreDataset(opened, reader, max_length=max_length, template=template)
+    return coverage(data, sequences=sequences)
+
+
+def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
+    """The loss for a pair, and why."""
+    everything = facts["kinds"]["all"]
+    shared = everything["shared_starts"] or 0.0
+    if facts["same_tokenizer"] and facts["has_ids"]:
+        return "tail_kl", "teacher and student have one tokenizer: every entry is compared exactly"
+    if facts["byte_student"]:
+        return "alm", "the student reads bytes: it shares positions with its teacher, hardly tokens"
+    if not facts["has_ids"]:
+        if shared < LOW:
+            return "alm", f"only {shared:.0%} of labels share a start, and the store has no ids"
+        return "uld", "the store was captured with --no-ids: only sorted values can be compared"
+    mapped = everything["mapped_mass"] or 0.0
+    why = (
+        f"{shared:.0%} of labels share a start with the teacher, and a student token begins "
+        f"{mapped:.0%} of its mass there"
+    )
+    if shared * mapped < LOW:
+        return "alm", f"{why}: {shared * mapped:.0%} is followed, less than {LOW:.0%}"
+    return "mapped_kl", f"the tokenizers differ, but {why}"
+
+
+def warn_if_low(data: StoreDataset) -> None:
+    """One warning, before training, where mapped_kl would see little of the text."""
+    if "mapped_kl" not in data.losses or "alm" in data.losses:
+        return
+    facts = coverage(data, sequences=SAMPLE)
+    if facts["recommended"] == "alm" and facts["kinds"]["all"]["labels"]:
+        warnings.warn(
+            f"low coverage: {facts['student']} on {facts['store']}: {facts['reason']}. --loss alm "
+            "would learn more than mapped_kl here, or beside it; `distill coverage` shows all "
+            'figures. PYTHONWARNINGS="ignore:low coverage" silences this.',
+            stacklevel=2,
+        )
+
+
+def table(facts: Facts) -> str:
+    """The facts for people."""
+    lines = [
+        f"teacher      {facts['teacher']}",
+        f"student      {facts['student']}",
+        f"sequences    {facts['sequences']:,} looked at, {facts['sequences_skipped']:,} unusable",
+        "",
+        f"{'labels':<14}{'count':>10}" + "".join(f"{name:>{w}}" for name, w in COLUMNS),
+    ]
+    for kind, share in facts["kinds"].items():
+        cells = [share[name] for name in ("shared_starts", "strict", "shared_mass", "mapped_mass")]
+        parts = ["-" if cell is None else f"{cell:.1%}" for cell in cells]
+        cells_text = (f"{part:>{w}}" for part, (_, w) in zip(parts, COLUMNS, strict=True))
+        lines.append(f"{kind:<14}{share['labels']:>10,}" + "".join(cells_text))
+    lines += ["", "teacher's mass outside its stored entries"]
+    lines += [
+        f"  up to {tail['tail_at_most']:<7g}{tail['records']:>10,}{tail['share']:>9.1%}"
+        for tail in facts["tails"]
+    ]
+    return "\n".join([*lines, "", f"use --loss {facts['recommended']}: {facts['reason']}."])
+
+
+def as_json(facts: Facts) -> str:
+    """The facts for machines."""
+    return json.dumps(facts, indent=1)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"{name}: AutoTokenizer cannot load it: {first} Give the folder of a model with its "
+            "tokenizer, or a hub id."
+        ) from error
+
+
+def _maps(data: StoreDataset) -> VocabMap:
+    """Teacher id -> student id, wide enough for every id that the teacher's head can name."""
+    store, student = data.store, data.reader.tokenizer
+    if store.spec.tokenizer_fingerprint == student.fingerprint:
+        same = np.arange(student.size, dtype=np.int32)
+        made = VocabMap(same, same)
+    else:
+        made = prefix_map(ByteTokenizer.from_folder(Path(store.tokenizer_path)), student)
+    missing = max(0, int(store.spec.vocab_size) - len(made.prefix))
+    return VocabMap(*(np.pad(known, (0, missing), constant_values=-1) for known in made))
+
+
+def _sequence(
+    data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: VocabMap | None
+) -> dict[str, npt.NDArray[np.float64]] | None:
+    """By kind: labels, shared starts, strict pairs; mass stored, on shared, on mapped tokens."""
+    teacher = teacher_spans(records, line, data.store.spec.eos_ids)
+    tokens, _ = data.reader.read(line, teacher)
+    if tokens is None:
+        return None
+    is_label = tokens.has_record
+    lengths, is_eos = tokens.byte_lengths[is_label], tokens.is_eos[is_label]
+    found = align(teacher, Spans(tokens.byte_starts[is_label], lengths, is_eos))
+    at, on = found.shared_starts.T
+    values = np.zeros((len(lengths), 6))
+    values[:, 0] = 1
+    values[on, 1] = 1
+    values[found.strict[:, 1], 2] = 1
+    if mapping is not None:
+        every = np.zeros_like(mapping.exact)
+        for column, known in enumerate((every, mapping.exact, mapping.prefix), start=3):
+            values[on, column] = _mass(records, known)[at]
+    written = data.reader.tokenizer.written(tokens.token_ids[is_label])
+    is_kind = {
+        "all": np.ones(len(written), bool),
+        "numerals": np.array([any(48 <= b <= 57 for b in w) for w in written], bool),
+        "white space": np.array([bool(w) and w.isspace() for w in written], bool),
+    }
+    return {kind: values[mask].sum(0) for kind, mask in is_kind.items()}
+
+
+def _mass(records: TokenRecords, known: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
+    """(n,) probability of each record's entries that the map knows."""
+    assert records.entry_ids is not None
+    owner = np.repeat(np.arange(len(records)), records.entry_count)
+    mass = np.exp(records.entry_logprobs.astype(np.float64)) * (known[records.entry_ids] >= 0)
+    return np.bincount(owner, mass, len(records)).astype(np.float64)
+
+
+def _shares(counts: npt.NDArray[np.float64], has_ids: bool) -> Facts:
+    labels, shared, strict, stored, exact, mapped = counts.tolist()
+    return {
+        "labels": int(labels),
+        "shared_starts": _share(shared, labels),
+        "strict": _share(strict, labels),
+        "shared_mass": _share(exact, stored) if has_ids else None,
+        "mapped_mass": _share(mapped, stored) if has_ids else None,
+    }
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
