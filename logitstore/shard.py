@@ -261,9 +261,9 @@ class Shard:
             self._lines = LinesReader(self.archive[LINES_MEMBER], self.size.sequences)
             self._offsets = self._read_offsets()
         except CorruptStoreError as e:
-            self._raise(str(e).removeprefix(f"{path}: "), self._row_range())
+            self._raise(str(e).removeprefix(f"{path}: "), self.rows)
         except (ValueError, KeyError, TypeError) as e:
-            self._raise(str(e), self._row_range())
+            self._raise(str(e), self.rows)
 
     def __len__(self) -> int:
         return self.size.sequences
@@ -288,14 +288,14 @@ class Shard:
         try:
             return self._lines[i]
         except ValueError as e:
-            self._raise(f"{LINES_MEMBER}: {e}", self._row_range())
+            self._raise(f"{LINES_MEMBER}: {e}", self.rows)
 
     def sequence_rows(self) -> npt.NDArray[np.int64]:
         """The dataset row of each sequence."""
         try:
             rows = self._lines.rows(*self._rows)
         except ValueError as e:
-            self._raise(f"{LINES_MEMBER}: {e}", self._row_range())
+            self._raise(f"{LINES_MEMBER}: {e}", self.rows)
         return np.array(rows, np.int64)
 
     def member_bytes(self) -> dict[str, int]:
@@ -437,14 +437,16 @@ class Shard:
             found["sample_counts"] = self._slice("sample_counts", first, stop)
         return found
 
-    def _row_range(self) -> tuple[int, int]:
+    @property
+    def rows(self) -> tuple[int, int]:
+        """First and last dataset row."""
         return self._rows[0], self._rows[1] - 1
 
     def _row_of(self, i: int) -> tuple[int, int]:
         try:
             row = self._lines.rows(*self._rows)[i]
         except (ValueError, IndexError):
-            return self._row_range()
+            return self.rows
         return row, row
 
     def _raise(self, why: str, rows: tuple[int, int]) -> NoReturn:

@@ -1,8 +1,9 @@
 """Is every byte of a store what was committed?
 
 Fast: the seal, the digest of every file, the size of every shard. Deep: every chunk and page is
-decoded as well, and what it says is checked for sense: ids in the vocabulary, entries sorted, head
-and tail one, byte spans inside the text.
+decoded as well, and what it says is checked for sense: every row has its lines, ids are in the
+vocabulary and write the text, entries are sorted, head and tail are one, byte spans are inside the
+text and parts of a row do not overlap.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.index import index_line
 from logitstore.progress import progress
@@ -148,6 +150,7 @@ def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
 def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: bool) -> None:
     plan = header.plan
     indexed = _indexed(path) if report.is_complete else {}
+    check = TextCheck.from_folder(path / TOKENIZER_FOLDER) if deep else None
     with progress(plan.shard_count, "verify", "shards") as shown:
         for index in range(plan.shard_count):
             name = f"{SHARDS_FOLDER}/{shard_name(index)}"
@@ -163,7 +166,7 @@ def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: b
                     report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e)))
                 else:
                     if deep:
-                        report.damaged += (Damage(name, *d) for d in _read_all(shard))
+                        report.damaged += (Damage(name, *d) for d in _read_all(shard, check))
             shown.update(1)
 
 
@@ -186,17 +189,32 @@ def _check_index(shard: Shard, index: int, line: dict[str, Any] | None) -> Itera
         yield Damage(INDEX_FILE, None, f"does not say what shard {index} says of itself")
 
 
-def _read_all(shard: Shard) -> Iterator[tuple[tuple[int, int], str]]:
+def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int, int], str]]:
     """(rows, reason) for every sequence that does not read or makes no sense."""
+    ends: dict[int, tuple[int, int]] = {}  # row -> (its parts so far, supervised bytes so far)
+    supervised = 0
     for i in range(len(shard)):
         try:
             line, records = shard.text(i), shard.records(i)
         except CorruptStoreError as e:
-            yield e.rows or (0, 0), str(e)
+            yield e.rows or shard.rows, str(e)
             continue
         begin = line.supervised_start
-        for reason in nonsense(records, shard.spec, begin, begin + len(line.supervised_bytes)):
+        end = begin + len(line.supervised_bytes)
+        part, so_far = ends.get(line.row, (0, 0))
+        if line.part != part or begin < so_far:
+            yield (line.row, line.row), f"part {line.part} overlaps the part before it"
+        ends[line.row] = (line.part + 1, end)
+        supervised += end - begin
+        for reason in nonsense(records, shard.spec, begin, end):
             yield (line.row, line.row), reason
+        if check is not None and (reason_ := check.disagreement(line, records)):
+            yield (line.row, line.row), f"ids and text disagree: {reason_}"
+    lost = sorted(set(range(shard.rows[0], shard.rows[1] + 1)) - ends.keys())
+    if lost:
+        yield (lost[0], lost[-1]), f"{len(lost)} rows have no line"
+    elif supervised != shard.about["supervised_bytes"]:
+        yield shard.rows, "the supervised bytes do not add up to what the shard says"
 
 
 def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> Iterator[str]:
@@ -211,10 +229,20 @@ def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> It
     stops = records.byte_starts + records.byte_lengths
     if len(records) and (records.byte_starts.min() < begin or stops.max() > end):
         yield f"byte spans reach outside the text ({begin} to {end})"
-    for name, ids in (("token_ids", records.token_ids), ("entry_ids", records.entry_ids)):
+    for name, ids in (
+        ("token_ids", records.token_ids),
+        ("entry_ids", records.entry_ids),
+        ("sample_ids", records.sample_ids),
+    ):
         if ids is not None and len(ids) and ids.max() >= spec.vocab_size:
             yield f"{name} holds {ids.max()}, the vocabulary has {spec.vocab_size}"
+    if records.entry_count.max(initial=0) > spec.top_k:
+        yield f"a record has {records.entry_count.max()} entries, at most {spec.top_k} were kept"
     padded = records.padded()
+    if padded.ids is not None:
+        ordered = np.sort(np.where(padded.mask, padded.ids, -1 - np.arange(padded.ids.shape[1])))
+        if (np.diff(ordered, axis=1) == 0).any():
+            yield "a record has an entry twice"
     logprobs = np.where(padded.mask, padded.logprobs.astype(np.float64), -np.inf)
     with np.errstate(invalid="ignore"):
         sorted_down = (np.diff(logprobs, axis=1) <= 0) | ~padded.mask[:, 1:]

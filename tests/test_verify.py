@@ -12,12 +12,12 @@ from logitstore import open_store
 from logitstore.archive import Archive, pack
 from logitstore.arrays import canonical_json
 from logitstore.cli import app
+from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.records import TokenRecords
+from logitstore.shard import Shard
 from logitstore.verify import nonsense, verify_store
-from tests import stores
-
-FLIPS = 300
+from tests import stores, tiny
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +33,15 @@ def test_a_whole_store_is_said_to_be_whole(whole: Path) -> None:
         assert (report.shards, report.rows, report.damaged) == (3, 12, [])
 
 
-def test_every_flipped_byte_is_found_and_its_file_named(whole: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("flips", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_every_flipped_byte_is_found_and_its_file_named(
+    whole: Path, tmp_path: Path, flips: int
+) -> None:
     """Positions are drawn over all files, so that small ones are hit too."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(flips)
     files = sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file())
     copy = shutil.copytree(whole, tmp_path / "copy")
-    for _ in range(FLIPS):
+    for _ in range(flips):
         name = files[rng.integers(len(files))]
         data = bytearray((whole / name).read_bytes())
         at = int(rng.integers(len(data)))
@@ -171,6 +174,82 @@ def test_records_that_make_no_sense_are_found(whole: Path) -> None:
     assert "vocabulary" in reasons(token_ids=good.token_ids + 500)[0]
     assert "not sorted" in reasons(entry_logprobs=good.entry_logprobs[::-1].copy())[0]
     assert "not one" in reasons(tail_logmass=good.tail_logmass + 1)[0]
+    few = stores.spec(top_k=5, draws=3)
+    assert "6 entries, at most 5" in next(nonsense(good, few, 0, end))
+    assert "entry twice" in reasons(entry_ids=np.repeat(good.entry_ids[::6], 6))[0]
+    assert "sample_ids" in reasons(sample_ids=good.sample_ids + 500)[0]
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stores of teachers whose tokenizers write bytes in four ways."""
+    import logitstore
+
+    folder = tmp_path_factory.mktemp("captured")
+    rows = [*tiny.corpus(), "Cafe\u0301 NFC", "  spaces  "]
+    data = folder / "rows.jsonl"
+    data.write_text(
+        "".join(json.dumps({"prompt": t[:7], "completion": t[7:]}) + "\n" for t in rows)
+    )
+    found = {}
+    makers = {
+        "byte level": tiny.byte_bpe(400, bos=True),
+        "unigram": tiny.unigram(),
+        "sentencepiece": tiny.sp_bpe(),
+        "wordpiece": tiny.wordpiece(),
+    }
+    for name, tokenizer in makers.items():
+        teacher = tiny.save(folder / f"teacher {name}", tiny.llama(len(tokenizer)), tokenizer)
+        logitstore.capture(teacher, str(data), folder / name, top_k=4)
+        found[name] = folder / name
+    return found
+
+
+@pytest.mark.parametrize("name", ["byte level", "unigram", "sentencepiece", "wordpiece"])
+def test_ids_write_the_text_whatever_the_tokenizer(captured: dict[str, Path], name: str) -> None:
+    assert verify_store(captured[name], deep=True).damaged == []
+    check = TextCheck.from_folder(captured[name] / "tokenizer")
+    assert check is not None
+    store, seen = open_store(captured[name]), 0
+    for i in range(len(store)):
+        records, line = store[i], store.text(i)
+        ids = records.token_ids.copy()
+        ids[:-1] = ids[1:]  # every id one place too early
+        changed = TokenRecords(
+            **{n: getattr(records, n) for n in TokenRecords.__slots__} | {"token_ids": ids}
+        )
+        seen += check.disagreement(line, changed) is not None
+    assert seen > (30 if name != "wordpiece" else 0)
+
+
+def test_ids_that_do_not_write_the_text_are_damage(
+    captured: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = Shard.records
+
+    def shifted(self: Shard, i: int) -> TokenRecords:
+        records = good(self, i)
+        records.token_ids[:] = np.roll(records.token_ids, 1)
+        return records
+
+    monkeypatch.setattr(Shard, "records", shifted)
+    damaged = verify_store(captured["byte level"], deep=True).damaged
+    assert len(damaged) > 30
+    assert "ids and text disagree: record 0: token" in damaged[0].reason
+    assert damaged[0].rows == (0, 0)
+
+
+def test_parts_of_a_row_that_overlap_and_rows_without_a_line_are_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores.write(tmp_path / "s", parts=2)
+    assert verify_store(tmp_path / "s", deep=True).damaged == []
+    good = Shard.text
+    monkeypatch.setattr(Shard, "text", lambda self, i: good(self, i)._replace(part=0))
+    assert "overlaps" in verify_store(tmp_path / "s", deep=True).damaged[0].reason
+    monkeypatch.setattr(Shard, "text", lambda self, i: good(self, i)._replace(row=self.rows[0]))
+    reasons = [d.reason for d in verify_store(tmp_path / "s", deep=True).damaged]
+    assert "2 rows have no line" in reasons
 
 
 def run(*args: str) -> tuple[int, str, str]:
