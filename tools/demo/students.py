@@ -62,14 +62,14 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
 def _watch(futures: "list[Future[Run]]") -> None:
     """Shows progress until all are done, or raises what the first to fail raised."""
     waiting = set(futures)
-    facts: dict[str, str] = {}
+    latest = "none yet"
     with progress(len(futures), "students", "students") as shown:
         while waiting:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             for future in done:
                 run = future.result()
-                facts = {f"{run['name']}-{run['seed']}": f"{run['bits_per_byte']:.3f} bits/byte"}
-            shown.update(len(done), **facts)
+                latest = f"{run['name']}-{run['seed']} at {run['bits_per_byte']:.3f} bits/byte"
+            shown.update(len(done), latest=latest)
 
 
 def _student(

@@ -1,0 +1,56 @@
+"""What a hub would have given: `teacher/` and, for each seed, `init/<seed>/`, made once.
+
+Imports no torch itself: that is for the process it starts.
+"""
+
+import multiprocessing
+import sys
+from pathlib import Path
+
+from tools.demo.commands import CommandError
+from tools.demo.corpus import Corpus
+from tools.demo.settings import Settings, cores
+
+
+def make_models(out: Path, settings: Settings, corpus: Corpus) -> None:
+    """Trains the teacher and both tokenizers, unless an interrupted run has done so.
+
+    In a process of its own: Linux counts the memory of whoever starts a process as that process's
+    peak, so the demo stays small for the students' figures to be theirs.
+    """
+    if (out / "init").exists():
+        return
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=_train_and_save, args=(out, settings, corpus), daemon=True)
+    process.start()
+    process.join()
+    if process.exitcode != 0:
+        raise CommandError(f"training the teacher ended with status {process.exitcode}")
+
+
+def _train_and_save(out: Path, settings: Settings, corpus: Corpus) -> None:
+    from tools.demo import models  # torch and transformers, only in the process that trains
+
+    text = _first_bytes(corpus.student + corpus.teacher[::-1], settings.tokenizer_bytes)
+    print("tokenizers: byte-level BPE for the teacher, Unigram for the students", file=sys.stderr)
+    ours = models.byte_bpe(text, settings.teacher.vocabulary)
+    theirs = models.unigram(text, settings.student.vocabulary)
+    model = models.train_teacher(
+        corpus.teacher, ours, settings.teacher, steps=settings.teacher_steps, threads=cores()
+    )
+    models.save(out / "teacher", model, ours)
+    for seed in settings.seeds:
+        student = models.new_model(settings.student, theirs, seed)
+        models.save(out / "init.tmp" / str(seed), student, theirs)
+    # Last, and at once: it says that the teacher is whole as well.
+    (out / "init.tmp").rename(out / "init")
+
+
+def _first_bytes(rows: list[str], wanted_bytes: int) -> list[str]:
+    total, taken = 0, []
+    for row in rows:
+        if total >= wanted_bytes:
+            break
+        taken.append(row)
+        total += len(row.encode())
+    return taken
