@@ -15,6 +15,8 @@ prefix[v]. Several rules keep the map from saying what the teacher did not:
   follows it: the known failure, which cost a code model 40 points of pass rate.
 
 Where several student tokens write the same bytes, the lowest id stands for all.
+
+The last few maps of a process are kept, by the fingerprints of the two tokenizers.
 """
 
 from typing import NamedTuple
@@ -37,8 +39,26 @@ class VocabMap(NamedTuple):
     exact: npt.NDArray[np.int32]
 
 
+#: The maps made last, the newest at the end: training, evaluation and coverage ask for the same.
+_KEPT: dict[tuple[str, str], VocabMap] = {}
+_KEEP = 4
+
+
 def prefix_map(teacher: ByteTokenizer, student: ByteTokenizer) -> VocabMap:
-    """The map from `teacher` ids to `student` ids; a fraction of a second for 150,000 tokens."""
+    """The map from `teacher` ids to `student` ids; a fraction of a second for 150,000 tokens.
+
+    Returns:
+        Arrays that are shared with later callers, and so cannot be written to.
+    """
+    key = (teacher.fingerprint, student.fingerprint)
+    made = _KEPT.pop(key, None) or _made(teacher, student)
+    _KEPT[key] = made
+    while len(_KEPT) > _KEEP:
+        del _KEPT[next(iter(_KEPT))]
+    return made
+
+
+def _made(teacher: ByteTokenizer, student: ByteTokenizer) -> VocabMap:
     ids = _lowest_ids(student.token_bytes)
     longest = max(map(len, ids), default=0)
     prefix = np.full(teacher.size, -1, np.int32)
@@ -52,6 +72,7 @@ def prefix_map(teacher: ByteTokenizer, student: ByteTokenizer) -> VocabMap:
     if student.eos_token_id is not None:
         ends = list(teacher.eos_ids)
         prefix[ends] = exact[ends] = student.eos_token_id
+    prefix.flags.writeable = exact.flags.writeable = False
     return VocabMap(prefix, exact)
 
 

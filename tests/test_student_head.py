@@ -137,6 +137,25 @@ def test_chunks_give_value_and_gradient_of_the_models_own_logits(
     assert_close(gradients(model, got), want_grads, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_chunked_head_of_t5_is_its_own(tied: bool) -> None:
+    """Tied, it scales its hidden states before the embedding; untied, it does not."""
+    sizes = {"vocab_size": V, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    config = transformers.T5Config(**sizes, tie_word_embeddings=tied, decoder_start_token_id=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = transformers.T5ForConditionalGeneration(config).eval().double()
+    inputs, rows, query = question()
+    inputs = inputs | {"decoder_input_ids": inputs["input_ids"]}
+    want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
+    want_grads = gradients(model, want)
+    head = StudentHead(model, chunk_tokens=4)
+    got = head(model, inputs, rows, query)
+    assert not head.dense
+    assert_close(fields(got), fields(want), rtol=1e-10, atol=1e-10)
+    assert_close(gradients(model, got), want_grads, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_dense_path_gives_the_same_numbers(family: str) -> None:
     model, (inputs, rows, query) = build(family), question()

@@ -25,6 +25,7 @@ def vocabulary(
         "size": len(token_bytes),
         "eos_token_id": eos_token_id,
         "eos_ids": ends,
+        "fingerprint": repr((token_bytes, eos_token_id, ends)),
     }
     return cast("ByteTokenizer", SimpleNamespace(**fields))
 
@@ -124,3 +125,16 @@ def test_vocabularies_of_real_size_take_a_moment():
     began = time.perf_counter()
     prefix_map(teacher, student)
     assert time.perf_counter() - began < 5  # 0.2 s measured; the room is for a loaded machine
+
+
+def test_a_pair_of_fingerprints_is_mapped_once_and_no_one_can_spoil_it():
+    teacher, student = vocabulary(b"ab", b"a"), vocabulary(b"a", b"b")
+    made = prefix_map(teacher, student)
+    assert prefix_map(vocabulary(b"ab", b"a"), student) is made
+    assert prefix_map(student, teacher) is not made
+    with pytest.raises(ValueError, match="read-only"):
+        made.prefix[0] = 1
+    for i in range(9):  # the least recently used one goes
+        prefix_map(vocabulary(bytes([i])), student)
+    assert prefix_map(teacher, student) is not made
+    assert prefix_map(teacher, student).prefix.tolist() == made.prefix.tolist()
