@@ -6,6 +6,7 @@
   rows.parquet              the text, one line a sequence
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from logitstore.arrays import (
     encode_array,
 )
 from logitstore.codec import (
+    NEG_INF_CODE,
+    TAIL_STEP,
     TOKEN_STEP,
     decode_entries,
     dequantise,
@@ -278,6 +281,22 @@ class Shard:
             return self._decode(i)
         except ValueError as e:
             self._raise(str(e), self._row_of(i))
+
+    def largest_tail(self) -> float:
+        """The most probability that any record leaves outside its entries; 0 without records.
+
+        Raises:
+            CorruptStoreError: Its bytes are damaged.
+        """
+        smallest, step = NEG_INF_CODE, int(self.spec.codec["records_per_chunk"])
+        try:
+            for start in range(0, self.size.records, step):
+                stop = min(start + step, self.size.records)
+                codes = self._slice("tail_logmass", start, stop)
+                smallest = min(smallest, int(codes.min()))
+        except ValueError as e:
+            self._raise(str(e), self.rows)
+        return 0.0 if smallest == NEG_INF_CODE else math.exp(-smallest * TAIL_STEP)
 
     def text(self, i: int) -> SequenceText:
         """The text of sequence i.

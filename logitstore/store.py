@@ -178,6 +178,14 @@ class LogitStore:
         """Identifies what the store holds: same digest, same content settings and rows."""
         return hashlib.sha256(f"{self.spec.digest}{self.plan.digest}".encode()).hexdigest()
 
+    def largest_tail(self, index: int) -> float:
+        """The most probability that any record of a shard leaves outside its entries.
+
+        Raises:
+            CorruptStoreError: The shard is damaged.
+        """
+        return self._shard(index).largest_tail()
+
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
         """Records of each sequence."""

@@ -58,13 +58,18 @@ def spec(
     )
 
 
+def random_logits(of: StoreSpec, n: int, rng: np.random.Generator) -> np.ndarray[Any, Any]:
+    """(n, V) from flat to peaked."""
+    return rng.normal(size=(n, of.vocab_size)) * rng.choice([0.5, 2.0, 8.0], size=(n, 1))
+
+
 def raw_records(
     of: StoreSpec, pieces: list[str], rng: np.random.Generator, start: int = 0
 ) -> RawRecords:
     """Records of a text cut into pieces, then an EOS; distributions from flat to peaked."""
     lengths = np.array([len(p.encode()) for p in pieces] + [0])
     n, k = len(lengths), of.top_k
-    logits = rng.normal(size=(n, of.vocab_size)) * rng.choice([0.5, 2.0, 8.0], size=(n, 1))
+    logits = random_logits(of, n, rng)
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     order = np.argsort(-logp, axis=1)
     entries = np.take_along_axis(logp, order[:, :k], 1)
