@@ -72,9 +72,9 @@ def mistral() -> PreTrainedTokenizerFast:
     return _with(tiny.unigram(), MISTRAL, "[INST]", "[/INST]")
 
 
-def gemma() -> PreTrainedTokenizerFast:
-    """BPE whose normaliser writes spaces as `▁`."""
-    return _with(tiny.sp_bpe(), GEMMA, "<start_of_turn>", "<end_of_turn>")
+def gemma(bos: bool = True) -> PreTrainedTokenizerFast:
+    """BPE whose normaliser writes spaces as `▁`; `bos`: whether it puts BOS there by itself."""
+    return _with(tiny.sp_bpe(bos=bos), GEMMA, "<start_of_turn>", "<end_of_turn>")
 
 
 FAMILIES: dict[str, Any] = {

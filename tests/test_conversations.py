@@ -21,10 +21,15 @@ from distill.config import CachedTeacherConfig, parse
 from distill.data import StoreDataset
 from distill.targets import teacher_spans
 from distill.trainer import CachedTeacherTrainer
+from logitstore.capture.reading import RowReader
+from logitstore.capture.renderer import Renderer
+from logitstore.capture.rows import load_rows
+from logitstore.capture.windows import limits_of
 from logitstore.cli import main
 from logitstore.errors import InputError
 from logitstore.render import ChatTemplate
 from logitstore.store import LogitStore
+from logitstore.token_rows import TokenRow, for_student, read_tokens
 from logitstore.tokens import ByteTokenizer
 from tests import templates, tiny
 from tests.templates import FAMILIES, turns
@@ -250,8 +255,6 @@ def test_tools_and_variables_of_a_row_reach_both_templates(
 
 
 def test_rows_of_conversations_have_a_digest_that_no_file_format_changes(tmp_path: Path) -> None:
-    from logitstore.capture.rows import load_rows
-
     rows = [{"messages": t} for t in TALKS]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -281,7 +284,13 @@ def test_a_long_conversation_in_windows_is_learnt_from_once(
         ids = np.concatenate([e.token_ids[e.is_label] for e in examples])
         assert ids.tolist() == tokens.token_ids[tokens.has_record].tolist()
         short = dataset_of(folders[student], store, max_length=100)
-        assert all(len(short[i].token_ids) <= 100 for i in range(len(short)))
+        for i in range(len(short)):
+            # As much context as there is room for, behind the BOS that a template writes.
+            whole_ids, ids = examples[i].token_ids, short[i].token_ids
+            assert len(ids) == min(len(whole_ids), 100)
+            bos = int(whole_ids[0] == data.reader.tokenizer.bos_token_id)
+            assert ids.tolist() == [*whole_ids[:bos], *whole_ids[len(whole_ids) - len(ids) + bos :]]
+            assert short[i].is_label.sum() == examples[i].is_label.sum()
         if student == family:
             assert all(e.aligned == e.is_label.sum() for e in examples)
 
@@ -427,6 +436,7 @@ def test_padding_is_no_part_of_a_row(folders: dict[str, Path], tmp_path: Path) -
         capture(folders["llama3"], [r], tmp_path / name) for r, name in ((row, "a"), (padded, "b"))
     )
     assert without[0].token_ids.tolist() == plain[0].token_ids.tolist()
+    assert without.text(0).segments == plain.text(0).segments
 
 
 def test_a_chunk_of_a_text_is_given_to_the_student_as_a_chunk(
@@ -466,6 +476,86 @@ def test_packed_texts_keep_their_ends(folders: dict[str, Path], tmp_path: Path) 
         tokens, _ = data.reader.read(store.text(0), ours)
         assert tokens is not None
         assert tokens.byte_starts[tokens.is_eos & tokens.has_record].tolist() == [7, 12]
+
+
+def test_of_a_prompt_with_earlier_turns_only_the_completion_has_records(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": TALKS[1][:-1], "completion": TALKS[1][-1:]}]
+    store = capture(folders["gemma"], rows, tmp_path / "store")
+    assert store.text(0).supervised_bytes.decode() == TALKS[1][-1]["content"]
+
+
+def reader_of(tokenizer: Any, rows: list[dict[str, Any]], max_length: int) -> RowReader:
+    reader = ByteTokenizer(tokenizer)
+    render = Renderer.make(load_rows(datasets.Dataset.from_list(rows)), tokenizer, reader)
+    return RowReader(render, limits_of(max_length, "split", None, reader.prefix_length))
+
+
+def test_every_window_begins_as_its_row_does() -> None:
+    """With the BOS that the template writes, or the row brings; without one if the row has none."""
+    gemma, llama3 = templates.gemma(bos=False), templates.llama3()
+    long = {"messages": turns(*["a quiet store reads"] * 20)}
+    ids = llama3("the teacher reads a long page " * 20).input_ids
+    for tokenizer, row, has_bos in (
+        (gemma, long, True),
+        (templates.chatml(), long, False),
+        (llama3, {"input_ids": ids}, True),
+        (llama3, {"input_ids": ids[1:]}, False),
+    ):
+        windows = reader_of(tokenizer, [row], 40).sequences(0)
+        assert len(windows) > 2
+        begins = {int(w.text.token_ids[0]) == tokenizer.bos_token_id for w in windows}
+        assert begins == {has_bos}
+
+
+@pytest.mark.parametrize("has_bos", [True, False])
+@pytest.mark.parametrize("family", ["unigram", "sp_bpe"])
+def test_the_space_that_a_tokenizer_adds_is_no_text(family: str, has_bos: bool) -> None:
+    tokenizer = getattr(tiny, family)(bos=has_bos)
+    reader = ByteTokenizer(tokenizer)
+    texts, end = ("one two", "three"), tokenizer.eos_token_id
+    whole = tokenizer(f"{texts[0]}</s>{texts[1]}</s>").input_ids
+    assert whole.count(end) == 2
+    row = TokenRow(np.array(whole), np.ones(len(whole), bool))
+    segments, tokens = read_tokens(row, reader, "row 0")
+    assert [s.text for s in segments if s.supervised] == list(texts)
+    first = 0 if has_bos else len(reader.written(row.token_ids)[0].strip())
+    assert tokens.byte_lengths.sum() + first == 12  # without BOS the first token has no record
+
+
+def test_an_end_alone_may_be_wanted_and_a_character_is_never_cut() -> None:
+    tokenizer = templates.llama3()
+    reader = ByteTokenizer(tokenizer)
+    ids = np.array([*tokenizer("ab 学").input_ids, tokenizer.eos_token_id])
+    of_end = np.zeros(len(ids), bool)
+    of_end[-1] = True
+    segments, tokens = read_tokens(TokenRow(ids, of_end), reader, "row 0")
+    assert tokens.has_record.tolist() == of_end.tolist()
+    again = reader.encode(segments, add_eos=False)
+    assert again.is_eos.tolist() == again.has_record.tolist() == of_end.tolist()
+
+    lengths = [len(b) for b in reader.written(ids)]
+    assert lengths[-2] < 3  # the last character has several tokens
+    last_piece = np.zeros(len(ids), bool)
+    last_piece[-2] = True
+    segments, tokens = read_tokens(TokenRow(ids, last_piece), reader, "row 0")
+    assert [s.text for s in segments if s.supervised] == ["学"]
+    (t,) = np.flatnonzero(tokens.has_record)
+    assert (tokens.byte_starts[t], tokens.byte_lengths[t]) == (3 - lengths[-2], lengths[-2])
+
+
+def test_a_bos_that_the_row_brings_is_the_students_own() -> None:
+    """A tokenizer may have a BOS that it does not put there by itself."""
+    tokenizer = tiny.sp_bpe(bos=False)
+    ids = np.array([tokenizer.bos_token_id, *tokenizer("one").input_ids])
+    row = TokenRow(ids, np.ones(len(ids), bool))
+    segments, tokens = read_tokens(row, ByteTokenizer(tokenizer), "row 0")
+    assert tokens.has_record.tolist() == [False, *[True] * (len(ids) - 1)]
+    own = ByteTokenizer(templates.llama3())
+    assert [s.text for s in for_student(segments, own)] == ["<|begin|>", "one"]
+    without = ByteTokenizer(tiny.byte_bpe())
+    assert "".join(s.text for s in for_student(segments, without)) == "one"
 
 
 @pytest.mark.parametrize(
