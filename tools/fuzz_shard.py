@@ -128,7 +128,7 @@ def with_checksums(original: bytes, changed: bytes) -> bytes:
 
 def index_is_at(member: bytes, count: int) -> bool:
     start = len(member) - 4 - 16 * count
-    return google_crc32c.value(member[start:-4]) == int.from_bytes(member[-4:], "little")
+    return bool(google_crc32c.value(member[start:-4]) == int.from_bytes(member[-4:], "little"))
 
 
 def put_checksum(out: bytearray, start: int, stop: int) -> None:

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -28,6 +29,7 @@ import datasets  # noqa: F401  (imported before the forks, so that they need not
 import numpy as np
 import torch
 import transformers  # noqa: F401
+from tqdm import tqdm
 
 import logitstore.capture.job as job
 from logitstore.verify import verify_store
@@ -110,16 +112,20 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
+    # tqdm's own lock is a semaphore shared between forks: a killed one would hold it for ever.
+    tqdm.set_lock(threading.RLock())
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory() as name:
         trial, kills, number, since = Trial(Path(name)), 0, 0, 0
         while kills < args.kills or since > 0:
             out = Path(name) / f"store-{number}"
             # Starting up takes about half of a run: later moments have more to destroy.
-            delay_s = float(rng.uniform(0, trial.duration_s * (0.7 + 0.2 * since)))
+            delay_s = float(rng.uniform(0, trial.duration_s * (0.7 + 0.2 * min(since, 10))))
             finish = kills >= args.kills
             if trial.attempt(out, None if finish else delay_s):
                 kills, since = kills + 1, since + 1
+                if kills % 20 == 0:
+                    print(f"{kills} kills", file=sys.stderr, flush=True)
                 trial.check(out)
             elif (out / "DONE").exists():
                 trial.check_finished(out)
