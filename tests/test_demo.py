@@ -1,5 +1,6 @@
 """The demo does the whole main job, puts the teacher back whatever happens, and reports fairly."""
 
+import dataclasses
 import json
 import os
 import resource
@@ -16,7 +17,8 @@ import typer
 from tools.demo.__main__ import describe, prepare
 from tools.demo.commands import CommandError, Commands
 from tools.demo.corpus import ROW_CHARS, load_corpus
-from tools.demo.settings import CONTENDERS, FULL, QUICK
+from tools.demo.hub import make_models
+from tools.demo.settings import CONTENDERS, FULL, QUICK, Shape
 from tools.demo.students import put_back, teacher_away
 from tools.demo.table import table
 
@@ -152,6 +154,13 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(typer.BadParameter, match="something else"):
         prepare(tmp_path, QUICK)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_teacher_that_cannot_be_trained_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    hopeless = dataclasses.replace(QUICK, teacher=Shape(width=64, layers=1, vocabulary=-1))
+    with pytest.raises(CommandError, match="training the teacher ended with status 1"):
+        make_models(tmp_path, hopeless)
+    assert not (tmp_path / "init").exists()
 
 
 def test_the_description_is_what_json_gives_back() -> None:

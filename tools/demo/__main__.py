@@ -49,16 +49,12 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
     data, teacher, store = out / "data", out / "teacher", out / "store"
 
     # 1. Real text, split by document.
-    corpus = load_corpus(
-        teacher_bytes=settings.teacher_bytes,
-        student_bytes=settings.student_bytes,
-        heldout_bytes=settings.heldout_bytes,
-    )
+    corpus = load_corpus(**settings.corpus_bytes)
     write_jsonl(data / "student.jsonl", corpus.student)
     write_jsonl(data / "heldout.jsonl", corpus.heldout)
 
     # 2. What a user has already: a teacher, and a student with another kind of tokenizer.
-    make_models(out, settings, corpus)
+    make_models(out, settings)
 
     # 3. The teacher pass: once, whatever the number of students.
     commands.run(capture_command(out, settings), threads=cores())

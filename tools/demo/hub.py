@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from tools.demo.commands import CommandError
-from tools.demo.corpus import Corpus
+from tools.demo.corpus import load_corpus
 from tools.demo.settings import Settings, cores
 
 
-def make_models(out: Path, settings: Settings, corpus: Corpus) -> None:
+def make_models(out: Path, settings: Settings) -> None:
     """Trains the teacher and both tokenizers, unless an interrupted run has done so.
 
     In a process of its own: Linux counts the memory of whoever starts a process as that process's
@@ -21,16 +21,18 @@ def make_models(out: Path, settings: Settings, corpus: Corpus) -> None:
     if (out / "init").exists():
         return
     spawn = multiprocessing.get_context("spawn")
-    process = spawn.Process(target=_train_and_save, args=(out, settings, corpus), daemon=True)
+    # Small arguments only: with more than a pipe holds, a child that dies early would hang us.
+    process = spawn.Process(target=_train_and_save, args=(out, settings), daemon=True)
     process.start()
     process.join()
     if process.exitcode != 0:
         raise CommandError(f"training the teacher ended with status {process.exitcode}")
 
 
-def _train_and_save(out: Path, settings: Settings, corpus: Corpus) -> None:
+def _train_and_save(out: Path, settings: Settings) -> None:
     from tools.demo import models  # torch and transformers, only in the process that trains
 
+    corpus = load_corpus(**settings.corpus_bytes)
     text = _first_bytes(corpus.student + corpus.teacher[::-1], settings.tokenizer_bytes)
     print("tokenizers: byte-level BPE for the teacher, Unigram for the students", file=sys.stderr)
     ours = models.byte_bpe(text, settings.teacher.vocabulary)

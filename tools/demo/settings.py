@@ -49,6 +49,12 @@ class Settings:
     seeds: tuple[int, ...]
     top_k: int
 
+    @property
+    def corpus_bytes(self) -> dict[str, int]:
+        """What `load_corpus` is asked for."""
+        names = ("teacher_bytes", "student_bytes", "heldout_bytes")
+        return {name: getattr(self, name) for name in names}
+
 
 #: The teacher has read twenty times the student's text, which is what makes it worth asking; the
 #: student reads its own little text seventeen times, so there is something to keep it from.
