@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.align import Spans, align
-from distill.data import Collator
+from distill.data import Collator, StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
 from logitstore.tokens import ByteTokenizer
@@ -450,3 +450,24 @@ def test_a_value_that_is_not_a_number_names_its_row_and_its_step(
         trainer.train()
     for name, weight in student.state_dict().items():
         torch.testing.assert_close(weight, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_teachers_ends_go_to_the_token_that_ends_the_students_turns(
+    student: PreTrainedModel, tmp_path: Path
+) -> None:
+    """A chat template may write another one than EOS; within one tokenizer each end stays itself."""
+    tokenizer, nothing = tiny.unigram(), np.zeros(0, np.int64)
+    other = taught(tiny.llama(len(tokenizer)), tokenizer, ragged_rows()[:1], tmp_path / "other")
+    same = store_of(student, tmp_path)
+    reader = ByteTokenizer(tiny.byte_bpe())
+    for store, is_moved in ((other, True), (same, False)):
+        data = StoreDataset(store, reader, ["mapped_kl"])
+        mapping = data.mappings["mapped_kl"]
+        assert mapping is not None
+        ends, before = list(store.spec.eos_ids), mapping.copy()
+        moved = data._ending(mapping, np.array([5, 7]))
+        assert (moved[ends] == 7).all() == is_moved
+        assert (np.delete(moved, ends) == np.delete(before, ends)).all()
+        assert (mapping == before).all()
+        assert data._ending(mapping, nothing) is mapping
+        assert data._ending(mapping, np.array([reader.eos_token_id])) is mapping
