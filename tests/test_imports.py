@@ -57,8 +57,10 @@ def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> No
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_run_one_way(layer: str) -> None:
     above = LAYERS[: LAYERS.index(layer)]
-    assert sources(layer)
-    assert offenders(sources(layer), *above) == []
+    # A maintainer's script right under tools/ may use what the tests make; the demo may not.
+    paths = sources("tools/demo" if layer == "tools" else layer)
+    assert paths
+    assert offenders(paths, *above) == []
 
 
 def test_only_the_teacher_pass_imports_torch_in_logitstore() -> None:

@@ -5,8 +5,8 @@ threads. The trainers of `tokenizers` do not hold that by themselves: they keep 
 in hash maps with a fresh random state in each process.
 
 * Unigram sums float expectations in that order (other last bits, other ties) and hands characters
-  that EM has dropped their scores in it. Neither sorted input nor one thread helps, so
-  :func:`unigram_pieces` finds the pieces itself, from integer counts that no order can change.
+  that EM has dropped their scores in it. So the pieces are found as the demo finds its own
+  (`tools.demo.unigram`), from integer counts that no order can change.
 * BPE is exact but for `limit_alphabet`, which cuts ties between equally rare characters at random:
   rare characters are taken out of the text instead.
 * WordPiece numbers its `##x` characters in that order, and breaks ties by number: they are handed
@@ -16,9 +16,7 @@ in hash maps with a fresh random state in each process.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +31,8 @@ from tokenizers import (
     trainers,
 )
 from transformers import PreTrainedTokenizerFast
+
+from tools.demo.unigram import unigram_pieces
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
@@ -111,29 +111,6 @@ def wordpiece(vocab_size: int = 400, lowercase: bool = True) -> PreTrainedTokeni
     return _fresh(
         _wordpiece_json(vocab_size, lowercase), eos="[SEP]", unk="[UNK]", pad="[PAD]", cls="[CLS]"
     )
-
-
-def unigram_pieces(words: Mapping[str, int], size: int) -> list[tuple[str, float]]:
-    """`size` pieces and their log-probabilities, the same for the same counts of words.
-
-    Viterbi training with integer counts: start from frequent substrings, count how often each is
-    used in the best segmentations, drop the fifth whose loss costs the corpus least, repeat.
-
-    Args:
-        words: Word (as the pre-tokenizer cuts them) -> how often it occurs.
-        size: Pieces to keep. Characters that occur twice or more are always among them, even
-            unused: without them, text that has them could not be written.
-    """
-    counts = _frequent_substrings(words, 20 * size)
-    while True:
-        counts, scores = _recount(words, counts)
-        if len(counts) <= size:
-            return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
-        learned = [piece for piece in counts if len(piece) > 1]
-        learned.sort(key=lambda p: (-counts[p] * (scores[p] - _best_split(p, scores)), p))
-        room = max(size - (len(counts) - len(learned)), 0)
-        kept = set(learned[: max(room, len(learned) * 4 // 5)])
-        counts = {piece: n for piece, n in counts.items() if len(piece) == 1 or piece in kept}
 
 
 def llama(vocab_size: int, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
@@ -283,41 +260,3 @@ def _without_rare_characters(texts: list[str]) -> list[str]:
     """The texts without characters that occur once: those are left to byte fallback."""
     counts = Counter(c for text in texts for c in text)
     return ["".join(c for c in text if counts[c] > 1) for text in texts]
-
-
-def _frequent_substrings(words: Mapping[str, int], limit: int) -> dict[str, int]:
-    """Characters that occur twice or more, and substrings (2 to 8) that cover the most text."""
-    counts: Counter[str] = Counter()
-    for word, n in words.items():
-        for start in range(len(word)):
-            for stop in range(start + 1, min(start + 8, len(word)) + 1):
-                counts[word[start:stop]] += n
-    often = {piece: n for piece, n in counts.items() if n > 1}
-    ranked = sorted(often, key=lambda p: (len(p) > 1, -often[p] * len(p), p))
-    return {piece: often[piece] for piece in ranked[:limit]}
-
-
-def _recount(
-    words: Mapping[str, int], counts: Mapping[str, int]
-) -> tuple[dict[str, int], dict[str, float]]:
-    """How often the best segmentation of `words` uses each piece, and log-probabilities of that."""
-    total = sum(counts.values())
-    scores = {piece: math.log(n / total) for piece, n in counts.items()}
-    model = models.Unigram([("<unk>", 0.0), *sorted(scores.items())], unk_id=0)
-    used: Counter[str] = Counter()
-    for word, n in words.items():
-        for token in model.tokenize(word):
-            used[token.value] += n
-    kept = {piece: max(used[piece], 1) for piece in counts}
-    total = sum(kept.values())
-    return kept, {piece: math.log(n / total) for piece, n in kept.items()}
-
-
-def _best_split(piece: str, scores: Mapping[str, float]) -> float:
-    """Log-probability of the best way to write `piece` with shorter ones."""
-    best = [0.0, *[-math.inf] * len(piece)]
-    for stop in range(1, len(piece) + 1):
-        for start in range(stop):
-            if (start, stop) != (0, len(piece)) and piece[start:stop] in scores:
-                best[stop] = max(best[stop], best[start] + scores[piece[start:stop]])
-    return best[-1]
