@@ -122,6 +122,7 @@ class LinesReader:
         if sizes != [GROUP_LINES] * full + [rest] * (rest > 0):
             raise ValueError(f"it holds {sum(sizes)} lines, expected {count} in groups of 64")
         self.count = count
+        self._by_reference: pq.ParquetFile | None = None
         self._chunks: list[list[ColumnChunk]] | None = None
         self._cached: tuple[int, list[SequenceText]] | None = None
 
@@ -167,7 +168,9 @@ class LinesReader:
         cost.check()
         try:
             # Repeated values stay references to a dictionary until their total size is known.
-            table = self._opened(_REPEATED).read_row_group(group, use_threads=False)
+            if self._by_reference is None:
+                self._by_reference = self._opened(_REPEATED)
+            table = self._by_reference.read_row_group(group, use_threads=False)
             table.validate(full=True)
         except PYARROW_ERRORS as e:
             raise ValueError(f"row group {group} cannot be read ({e})") from None

@@ -369,7 +369,7 @@ class Shard:
         if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):
             raise ValueError("its fidelity has other fields than the format's")
         numbers = [*fidelity.values(), self.about["supervised_bytes"]]
-        if not all(type(n) in (int, float) and 0 <= n < 2**53 for n in numbers):
+        if not all(type(n) in (int, float) and -1 < n < 2**53 for n in numbers):
             raise ValueError("its fidelity holds a value that cannot be")
         return size
 

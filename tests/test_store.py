@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from logitstore import open_store
+from logitstore.encode import RawRecords, encode_records
 from logitstore.errors import (
     CorruptStoreError,
     FormatError,
@@ -21,8 +22,11 @@ from logitstore.errors import (
     MismatchError,
     NotAStoreError,
 )
-from logitstore.spec import StoreSpec
+from logitstore.records import Segment, SequenceText
+from logitstore.spec import Plan, StoreSpec
 from logitstore.store import LogitStore
+from logitstore.verify import verify_store
+from logitstore.writer import StoreWriter
 from tests import stores
 
 VARIANTS = {
@@ -242,3 +246,33 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert stores.tree(tmp_path) == {"thesis.tex": b"years of work"}
     with pytest.raises(MismatchError, match="is a file, not a folder"):
         stores.write(tmp_path / "thesis.tex")
+
+
+def test_what_compresses_like_a_bomb_is_copied_and_still_read(tmp_path: Path) -> None:
+    """Honest, if odd: one record 20,000 times, and megabytes of the same letter."""
+    of, plan = stores.spec(top_k=64, ids=False), Plan("d" * 64, (0, 2))
+    one = stores.raw_records(of, [], np.random.default_rng(0))
+    n = 20_000
+    same = {
+        name: np.repeat(value, n, axis=0)
+        for name, value in vars(one).items()
+        if isinstance(value, np.ndarray)
+    }
+    text = "a" * n + " " * 3_000_000
+    same |= {"byte_starts": np.arange(n), "byte_lengths": np.ones(n)}
+    lines = [SequenceText(i, 0, "ok", (Segment(text, True),)) for i in range(2)]
+    writer = StoreWriter(tmp_path / "s", of, plan, stores.TOKENIZER_FILES)
+    encoded = encode_records(RawRecords(**{**vars(one), **same}), of)
+    writer.write_shard(0, [(line, encoded) for line in lines])
+    writer.seal()
+    store = open_store(tmp_path / "s")
+    assert store.text(1).supervised_bytes == text.encode()
+    assert len(store[1].entry_logprobs) == 64 * n
+    assert (store[1].entry_logprobs[:64] == store[0].entry_logprobs[-64:]).all()
+    path = tmp_path / "s" / "shards" / "00000.zarr.zip"
+    assert path.stat().st_size > 2 * 64 * n * 2, "entries were compressed"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+    assert group["entry_count"][:].tolist() == [64] * 2 * n
+    assert verify_store(tmp_path / "s", deep=True).damaged == []

@@ -12,6 +12,7 @@ Prints the number of executions. Findings are written to --findings, one file ea
 """
 
 import argparse
+import importlib
 import os
 import struct
 import sys
@@ -28,7 +29,7 @@ except ImportError:
 
 if atheris is not None:
     with atheris.instrument_imports(include=["logitstore"]):
-        pass
+        importlib.import_module("logitstore.store")
 import google_crc32c
 import numpy as np
 import pyarrow
