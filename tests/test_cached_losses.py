@@ -455,7 +455,7 @@ def test_a_value_that_is_not_a_number_names_its_row_and_its_step(
 def test_the_teachers_ends_go_to_the_token_that_ends_the_students_turns(
     student: PreTrainedModel, tmp_path: Path
 ) -> None:
-    """A chat template may write another one than EOS; within one tokenizer each end stays itself."""
+    """A template may write another one than EOS; within one tokenizer each end stays itself."""
     tokenizer, nothing = tiny.unigram(), np.zeros(0, np.int64)
     other = taught(tiny.llama(len(tokenizer)), tokenizer, ragged_rows()[:1], tmp_path / "other")
     same = store_of(student, tmp_path)
