@@ -78,7 +78,9 @@ def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
     data = read_file(path, 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
-        raise ValueError(f"SHA-256 is {found[:12]}…, sealed as {digest[:12]}…")
+        raise ValueError(
+            f"it is not the file that was sealed (SHA-256 {found[:12]}…, not {digest[:12]}…)"
+        )
     view, groups = memoryview(data), -(-plan.shard_count // _MAX_LINES)
     check_footer(view, groups)
     try:

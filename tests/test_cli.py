@@ -131,10 +131,10 @@ def test_wrong_stores_are_one_clear_error_each(run: Run, store: Path, tmp_path: 
         (tmp_path, "info"): "no store.json of a logit store here.*logitstore capture",
         (newer, "info"): "format version 9, this reader knows version 1.*pip install --upgrade",
         (unfinished, "info"): "holds 7 of 12 rows.*--allow-partial",
-        (missing, "info"): r"00001.zarr.zip: the file is missing, with rows 3 to 6.*logitstore repair",
+        (missing, "info"): r"00001.zarr.zip: the file is missing, with rows 3 to 6.* repair",
         (cut, "show"): r"00000.zarr.zip: rows 0 to 2: the end record.*logitstore verify",
         (flipped, "show"): r"00000.zarr.zip: rows? 0.*logitstore verify",
-        (index, "info"): "index.parquet: it is not the file that was sealed.*delete DONE",
+        (index, "info"): "index.parquet: it is not the file that was sealed.*logitstore repair",
     }
     for (path, command), says in cases.items():
         before = stores.tree(path)
