@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitstore import Segment, SequenceText, open_store
+import logitstore
+from logitstore import Segment, SequenceText, open_store, pages, untrusted
+from logitstore.arrays import ArraySpec, array_metadata
+from logitstore.codec import ENTRY_STEP, TAIL_STEP
+from logitstore.lines import GROUP_LINES
 from logitstore.records import TokenRecords
 from logitstore.spec import StoreSpec
 from logitstore.verify import verify_store
@@ -72,8 +76,6 @@ def test_both_readers_agree_on_many_lines_and_several_parts_of_a_row(tmp_path: P
 
 
 def test_both_readers_agree_on_a_capture(tmp_path: Path) -> None:
-    import logitstore
-
     teacher = tiny.save(tmp_path / "t", tiny.llama(400), tiny.byte_bpe(400, bos=True))
     data = tmp_path / "d.txt"
     data.write_text("\n".join(tiny.corpus()))
@@ -117,3 +119,37 @@ def test_the_second_reader_uses_nothing_of_ours() -> None:
         "pyarrow",
         "numcodecs",
     }
+
+
+PAGE = (Path(logitstore.__file__).parent / "FORMAT.md").read_text()
+
+
+def test_the_pages_example_is_what_is_written() -> None:
+    lines = [line.strip() for line in PAGE.splitlines()]
+    first = next(i for i, line in enumerate(lines) if line.startswith('{"attributes":{},'))
+    last = next(i for i in range(first, len(lines)) if lines[i].endswith(r"\n"))
+    example = "".join(lines[first : last + 1]).removesuffix(r"\n") + "\n"
+    of_page = ArraySpec("token_ids", np.dtype("<u4"), (5000,), 2048)
+    assert example.encode() == array_metadata(of_page)
+
+
+def test_the_pages_limits_are_the_codes() -> None:
+    assert (
+        f"above {untrusted.MAX_SPEC_BYTES >> 20} MiB, {untrusted.MAX_SEAL_BYTES >> 20} MiB" in PAGE
+    )
+    assert f"more than {pages.FREE_BYTES >> 20} MiB and more than {pages.MAX_RATIO} times" in PAGE
+    assert f"more than {pages._FREE_VALUES:,} values in a column and less than " in PAGE
+    assert f"less than {pages._BYTES_PER_VALUE} decoded bytes for each" in PAGE
+    kib, more = pages._FOOTER_BYTES >> 10, pages._FOOTER_BYTES_PER_GROUP >> 10
+    assert f"a footer above {kib} KiB + {more} KiB a row group" in PAGE
+    assert f"row groups of exactly {GROUP_LINES} (" in PAGE
+    for step, name in ((ENTRY_STEP, "q_i"), (TAIL_STEP, "c")):
+        assert f"e^(\N{MINUS SIGN}{name}/{round(1 / step)})" in PAGE
+
+
+def test_every_array_and_field_is_on_the_page(tmp_path: Path) -> None:
+    stores.write(tmp_path / "s", VARIANTS["every block"])
+    shard = open_store(tmp_path / "s")._shard(0)
+    names = {n.split("/")[0] for n in shard.archive.names if n.endswith("/zarr.json")}
+    fields = names | set(shard.about) | set(shard.about["fidelity"]) | set(shard.about["size"])
+    assert {f for f in fields if f"`{f}`" not in PAGE} == set()
