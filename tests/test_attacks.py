@@ -22,8 +22,10 @@ from numcodecs import blosc
 
 from logitstore.archive import pack
 from logitstore.arrays import ArraySpec, array_metadata, canonical_json
+from logitstore.errors import CorruptStoreError
 from logitstore.lines import SCHEMA, LinesReader, encode_lines, line_digest
 from logitstore.records import Segment, SequenceText
+from logitstore.store import open_store
 from tests import stores
 from tests.hostile import (
     END_BYTES,
@@ -764,3 +766,12 @@ def test_no_flipped_bit_of_the_text_ends_the_process() -> None:
                     os._exit(2)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_chunks_whose_sizes_wrap_around_are_refused_when_the_array_is_opened(
+    tmp_path: Path,
+) -> None:
+    stores.write(tmp_path / "s", stores.spec(chunks=(4, 512)))
+    edit_index(tmp_path / "s", lambda p: p[0].__setitem__(1, 2**64 - 40))
+    with pytest.raises(CorruptStoreError, match="token_ids: a chunk reaches outside the member"):
+        open_store(tmp_path / "s").text(3)
