@@ -34,22 +34,23 @@ SHARD = "shards/00001.zarr.zip"
 TIMEOUT_S = 20
 
 
-def members_of(store: Path) -> dict[str, bytes]:
-    """Members of the shard under attack."""
-    archive = Archive(store / SHARD)
+def members_of(store: Path, shard: str = SHARD) -> dict[str, bytes]:
+    """Members of the shard under attack, or of another."""
+    archive = Archive(store / shard)
     return {name: bytes(archive[name]) for name in archive.names}
 
 
-def put_members(store: Path, members: Mapping[str, bytes]) -> None:
-    put_shard(store, b"".join(map(bytes, pack(members))))
+def put_members(store: Path, members: Mapping[str, bytes], shard: str = SHARD) -> None:
+    put_shard(store, b"".join(map(bytes, pack(members))), shard)
 
 
-def put_shard(store: Path, data: bytes) -> None:
-    """Replace the shard; archive comment, index and seal are made to agree with it."""
+def put_shard(store: Path, data: bytes, shard: str = SHARD) -> None:
+    """Replace a shard; archive comment, index and seal are made to agree with it."""
     digest = hashlib.sha256(data[:-END_BYTES]).hexdigest()
-    (store / SHARD).write_bytes(data[:-64] + digest.encode())
+    (store / shard).write_bytes(data[:-64] + digest.encode())
     lines = pq.read_table(store / "index.parquet").to_pylist()
-    lines[1] |= {"sha256": digest, "file_bytes": len(data)}
+    number = int(Path(shard).name.split(".")[0])
+    lines[number] |= {"sha256": digest, "file_bytes": len(data)}
     put_index(store, encode_index(lines))
 
 
@@ -74,11 +75,13 @@ def edit_spec(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
         body[f"{part}_sha256"] = hashlib.sha256(canonical_json(body[part])).hexdigest()
     (store / "store.json").write_bytes(canonical_json(body))
     reseal(store)
-    members = members_of(store)
-    group = json.loads(members["zarr.json"])
-    about = group["attributes"]["logitstore"]
-    about |= {name: body[name] for name in ("content_sha256", "plan_sha256")}
-    put_members(store, members | {"zarr.json": canonical_json(group)})
+    for path in sorted((store / "shards").iterdir()):
+        shard = f"shards/{path.name}"
+        members = members_of(store, shard)
+        group = json.loads(members["zarr.json"])
+        about = group["attributes"]["logitstore"]
+        about |= {name: body[name] for name in ("content_sha256", "plan_sha256")}
+        put_members(store, members | {"zarr.json": canonical_json(group)}, shard)
 
 
 def edit_group(store: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -26,6 +26,7 @@ from logitstore.errors import CorruptStoreError
 from logitstore.lines import SCHEMA, LinesReader, encode_lines, line_digest
 from logitstore.records import Segment, SequenceText
 from logitstore.store import open_store
+from logitstore.verify import verify_store
 from tests import stores
 from tests.hostile import (
     END_BYTES,
@@ -343,7 +344,7 @@ def zeros(spec: ArraySpec) -> bytes:
 
 @attack
 def array_of_gigabytes_of_zeros(store: Path) -> None:
-    """70 KB that are honest in form, and one sequence of 67 million entries."""
+    """A few KB, honest in form: one sequence of every record there is, 65,535 zeros in each."""
     edit_spec(store, lambda body: body["content"]["capture"].update(top_k=65535))
     members = members_of(store)
     group = json.loads(members["zarr.json"])
@@ -658,8 +659,8 @@ def rows_with_nothing_where_values_must_be(store: Path) -> None:
 @attack
 def rows_of_another_shard(store: Path) -> None:
     """Lines of rows 0 to 3 in the shard of rows 3 to 6."""
-    table = lines_table().set_column(0, SCHEMA.field("row"), pa.array([0, 1, 2, 3]))
-    put_lines(store, parquet(table))
+    lines = [SequenceText(i, 0, "ok", (Segment("x", True),)) for i in range(4)]
+    put_lines(store, bytes(memoryview(encode_lines(lines))))
 
 
 @attack
@@ -706,6 +707,12 @@ def index_of_another_schema(store: Path) -> None:
 
 
 @attack
+def index_with_nothing_where_a_number_must_be(store: Path) -> None:
+    """A bound that is null."""
+    put_index(store, parquet(index_table(store, l1_max=[None, 0.1, 0.1])))
+
+
+@attack
 def index_with_negative_counts(store: Path) -> None:
     """A shard of -4 lines, so that sequence numbers point elsewhere."""
     put_index(store, parquet(index_table(store, sequences=[3, -4, 5])))
@@ -722,7 +729,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """Every attack once, in one victim."""
     folder = tmp_path_factory.mktemp("attacks")
     whole = folder / "whole"
-    stores.write(whole, stores.spec(chunks=(4, 512)))
+    stores.write(whole, stores.spec(chunks=(4, 32768)))
     for name, spoil in ATTACKS.items():
         spoil(Path(shutil.copytree(whole, folder / name)))
     try:
@@ -775,3 +782,13 @@ def test_chunks_whose_sizes_wrap_around_are_refused_when_the_array_is_opened(
     edit_index(tmp_path / "s", lambda p: p[0].__setitem__(1, 2**64 - 40))
     with pytest.raises(CorruptStoreError, match="token_ids: a chunk reaches outside the member"):
         open_store(tmp_path / "s").text(3)
+
+
+def test_a_device_in_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
+    """A tokenizer that is a link to /dev/zero would be hashed for ever."""
+    stores.write(tmp_path / "s")
+    (tmp_path / "s" / "tokenizer" / "tokenizer.json").unlink()
+    (tmp_path / "s" / "tokenizer" / "tokenizer.json").symlink_to("/dev/null")
+    (damage,) = verify_store(tmp_path / "s").damaged
+    assert damage.file == "tokenizer/tokenizer.json"
+    assert "not an ordinary file" in damage.reason
