@@ -23,6 +23,7 @@ def batch(tokens: int) -> dict[str, Tensor]:
         "labels": torch.tensor([[-100] + [5] * (tokens - 1)]),
         "aligned": torch.tensor([(tokens - 1) // 2]),
         "skipped": torch.tensor([False]),
+        "text_changed": torch.tensor([False]),
     }
 
 
@@ -47,7 +48,12 @@ def test_values_are_means_over_steps_and_rates_are_of_all_processes(
     assert report["tokens_per_second"] == pytest.approx(2 * 22 / 4)
     assert report["store_wait_fraction"] == pytest.approx(0.5)
     assert meter.report(TwoAlike(), {}) == {}
-    totals = {"train_tokens": 44, "train_tokens_per_second": 11, "train_skipped_sequences": 0}
+    totals = {
+        "train_tokens": 44,
+        "train_tokens_per_second": 11,
+        "train_skipped_sequences": 0,
+        "train_template_changed_text": 0,
+    }
     assert meter.totals() == pytest.approx(totals)
 
 

@@ -380,7 +380,10 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path
 ) -> None:
     trainer = trainer_of(model, store, tmp_path, callbacks=[Poison()])
-    with pytest.raises(InputError, match=r"step 2, row 0 of the dataset: the loss is nan \(ce nan, .*--learning_rate"):
+    with pytest.raises(
+        InputError,
+        match=r"step 2, row 0 of the dataset: the loss is nan \(ce nan, .*--learning_rate",
+    ):
         trainer.train()
     assert trainer.state.global_step == 1
     assert int(torch.isnan(model.lm_head.weight).sum()) == 1  # a step would have spread it

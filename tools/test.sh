@@ -8,9 +8,10 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
 
-arguments=()
+# A process a core (a file stays in one, for what its tests share); `-n 0` turns that off.
+arguments=(-n auto --maxprocesses 8 --dist loadfile)
 for argument in "$@"; do
     # pyproject.toml deselects the slow tests; an empty marker expression selects everything.
     if [ "$argument" = --slow ]; then arguments+=(-m ""); else arguments+=("$argument"); fi
 done
-exec .venv/bin/python -m pytest ${arguments[@]+"${arguments[@]}"}
+exec .venv/bin/python -m pytest "${arguments[@]}"
