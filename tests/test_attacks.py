@@ -792,3 +792,17 @@ def test_a_device_in_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
     (damage,) = verify_store(tmp_path / "s").damaged
     assert damage.file == "tokenizer/tokenizer.json"
     assert "not an ordinary file" in damage.reason
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "array_of_gigabytes_of_zeros",
+        "rows_that_decompress_without_end",
+        "rows_that_repeat_one_long_text",
+        "index_that_decompresses_without_end",
+    ],
+)
+def test_a_bomb_is_refused_for_being_one(results: dict[str, dict[str, Any]], name: str) -> None:
+    """Before it is decoded, not for what is found in it afterwards."""
+    assert "declare that they become" in results[name]["read"]["says"]
