@@ -12,8 +12,9 @@ from logitstore import open_store
 from logitstore.cli import app
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.repair import capture_again, repair_store
+from logitstore.spec import StoreHeader
 from logitstore.verify import verify_store
-from tests import stores
+from tests import stores, tiny
 from tests.test_commit_faults import CrashingFs, InjectedCrashError
 
 
@@ -136,3 +137,22 @@ def test_the_command_says_what_it_moved_and_what_is_left_to_do(store: Path) -> N
 def test_capturing_again_needs_to_know_how_it_was_captured(store: Path) -> None:
     with pytest.raises(InputError, match="does not say how it was captured"):
         capture_again(store)
+
+
+def test_a_store_that_says_how_it_was_captured_is_captured_again(tmp_path: Path) -> None:
+    import logitstore
+
+    teacher = tiny.save(tmp_path / "t", tiny.llama(400), tiny.byte_bpe(400, bos=True))
+    data, path = tmp_path / "d.txt", tmp_path / "s"
+    data.write_text("\n".join(tiny.corpus()[36:]))
+    settings = {"top_k": 8, "shard_text_bytes": 400}
+    logitstore.capture(str(teacher), str(data), path, **settings)
+    header = StoreHeader.read(path)
+    known = header.provenance | {"settings": settings}
+    (path / "store.json").write_bytes(StoreHeader(header.spec, header.plan, known).to_bytes())
+    repair_store(path)  # seals the description as it now is
+    wanted = stores.tree(path)
+    flip(path / "shards" / "00001.zarr.zip")
+    result = CliRunner().invoke(app, ["repair", str(path), "--capture"])
+    assert result.exit_code == 0, result.output
+    assert stores.tree(path) == wanted
