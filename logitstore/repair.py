@@ -92,8 +92,9 @@ def capture_again(path: Path) -> None:
             "version or from a dataset in memory). Run the same `logitstore capture …` as then."
         )
     from logitstore.capture.job import capture
+    from logitstore.capture.settings import CaptureSettings
 
-    capture(teacher, dataset, path, **settings)
+    capture(teacher, dataset, path, **vars(CaptureSettings.from_recorded(settings)))
 
 
 def _new_quarantine(path: Path, damaged: list[Damage], fs: Fs) -> Path:

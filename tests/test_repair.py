@@ -147,12 +147,21 @@ def test_a_store_that_says_how_it_was_captured_is_captured_again(tmp_path: Path)
     data.write_text("\n".join(tiny.corpus()[36:]))
     settings = {"top_k": 8, "shard_text_bytes": 400}
     logitstore.capture(str(teacher), str(data), path, **settings)
-    header = StoreHeader.read(path)
-    known = header.provenance | {"settings": settings}
-    (path / "store.json").write_bytes(StoreHeader(header.spec, header.plan, known).to_bytes())
-    repair_store(path)  # seals the description as it now is
     wanted = stores.tree(path)
     flip(path / "shards" / "00001.zarr.zip")
     result = CliRunner().invoke(app, ["repair", str(path), "--capture"])
     assert result.exit_code == 0, result.output
     assert stores.tree(path) == wanted
+
+
+def test_a_store_cannot_ask_for_a_models_code_to_be_run(store: Path) -> None:
+    """What a file says is not what the user says: a store may come from anybody."""
+    header = StoreHeader.read(store)
+    evil = header.provenance | {
+        "teacher": "somebody/evil",
+        "dataset": "somebody/data",
+        "settings": {"trust_remote_code": True},
+    }
+    (store / "store.json").write_bytes(StoreHeader(header.spec, header.plan, evil).to_bytes())
+    with pytest.raises(InputError, match=r"cannot decide.*trust_remote_code"):
+        capture_again(store)

@@ -1,12 +1,15 @@
 """What a capture is asked for, checked before anything is loaded."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.errors import InputError
 
+#: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
+#: is for the user to say, every time, and not for a file.
+NOT_RECORDED = frozenset({"device", "tokens_per_batch", "trust_remote_code"})
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 
 
@@ -33,6 +36,25 @@ class CaptureSettings:
     tokens_per_batch: int | None = None
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
     trust_remote_code: bool = False
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides a store, as JSON: for `logitstore repair STORE --capture`."""
+        return {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
+
+    @classmethod
+    def from_recorded(cls, recorded: Mapping[str, Any]) -> Self:
+        """Settings out of a store, which anybody may have written: nothing else is taken from it.
+
+        Raises:
+            InputError: They are not what `recorded` gives.
+        """
+        known = {f.name for f in fields(cls)} - NOT_RECORDED
+        if unknown := sorted(set(recorded) - known):
+            raise InputError(
+                f"the store's provenance names settings that it cannot decide or that do not "
+                f"exist: {', '.join(unknown)}. Run the `logitstore capture …` that made it."
+            )
+        return cls(**recorded)
 
     def check(self) -> None:
         """Refuse what no teacher and no dataset could make sense of.

@@ -133,10 +133,13 @@ def prepare(
     )
     text_bytes = rows.text_bytes()
     plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
+    is_named = isinstance(dataset, (str, os.PathLike))
     provenance = {
         "teacher": teacher,
         "revision": settings.revision,
-        "dataset": dataset if isinstance(dataset, str) else type(dataset).__name__,
+        "dataset": os.fspath(dataset) if is_named else type(dataset).__name__,
+        # What is in memory now cannot be found again by its name.
+        "settings": settings.recorded() if is_named else None,
         "tokens_per_batch": settings.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH,
         "versions": {p: version(p) for p in ("logitstore", "torch", "transformers")},
     }
