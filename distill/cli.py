@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore.errors import InputError, LogitStoreError
+from logitstore import command
+from logitstore.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,10 +143,21 @@ def coverage(
     print(reports.as_json(facts) if as_json else reports.table(facts))
 
 
+@app.command()
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+) -> None:
+    """Versions and devices, for a bug report. Nothing that says who or where you are."""
+    from distill import environment
+
+    facts = environment.facts()
+    print(json.dumps(facts, indent=1) if as_json else environment.table(facts))
+
+
 def _check_choices(metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int) -> None:
     for name in metrics.split(","):
         if name.strip() not in METRICS:
-            raise InputError(f"--metrics {name}: not known. Known: {', '.join(METRICS)}.")
+            raise InputError(f"--metrics {name}: not known. Known: {', '.join(METRICS)}. Name one.")
     types = ("float32", "bfloat16", "float16", "auto")
     if dtype not in types:
         raise InputError(f"--dtype {dtype}: expected one of {', '.join(types)}.")
@@ -172,10 +184,4 @@ def _table(run: dict[str, Any]) -> str:
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after tokenising
-    try:
-        app()
-    except LogitStoreError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    command.run(app, "distill")

@@ -6,7 +6,6 @@ input (a damaged store included, where it had to be read).
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore.errors import InputError, LogitStoreError
+from logitstore import command
+from logitstore.errors import InputError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -201,7 +201,8 @@ def show(
     opened = open_store(store, allow_partial=allow_partial)
     if not 0 <= sequence < len(opened):
         raise InputError(
-            f"{store}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}."
+            f"{store}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}. Give "
+            "one of these."
         )
     _print(sequence_facts(opened, sequence), sequence_text, as_json)
 
@@ -256,11 +257,4 @@ def _print(found: dict[str, Any], as_text: Callable[[dict[str, Any]], str], as_j
 
 def main() -> None:
     """Console entry: errors raised on purpose become one message and an exit status."""
-    try:
-        app()
-    except LogitStoreError as e:
-        typer.echo(f"error: {e}", err=True)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of our output went away
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    command.run(app, "logitstore")

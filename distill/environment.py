@@ -1,0 +1,98 @@
+"""What a bug report needs to say about a machine, and nothing about its owner.
+
+Versions, builds and devices only: no paths, no host or user names, no environment variables.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from logitstore.progress import byte_count
+
+#: Everything that a store or a training run goes through; None where it is not installed.
+PACKAGES = (
+    "logitstore", "torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors",
+    "numpy", "pyarrow", "numcodecs", "google-crc32c", "typer", "tqdm", "zarr",
+)  # fmt: skip
+
+Facts = dict[str, Any]
+
+
+def facts() -> Facts:
+    """JSON-ready: `python`, `platform`, `packages`, `cpus`, `torch` and `devices`.
+
+    A torch that is missing or cannot be imported is a fact too: `torch` then says so under `error`.
+    """
+    # Not platform.platform(): people put their names into kernels.
+    libc = " ".join(filter(None, platform.libc_ver()))
+    found: Facts = {
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": " ".join(filter(None, (platform.system(), platform.machine(), libc))),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpus": {"there": os.cpu_count(), "usable": _usable_cpus()},
+    }
+    try:
+        import torch
+    except Exception as error:  # a broken installation raises any class, and is why somebody asks
+        return found | {"torch": {"error": type(error).__name__}, "devices": []}
+    return found | {"torch": _build(torch), "devices": list(_devices(torch))}
+
+
+def table(found: Facts) -> str:
+    """The facts for people, one a line."""
+    cpus, build = found["cpus"], found["torch"]
+    lines = {
+        "python": found["python"],
+        "platform": found["platform"],
+        **{name: text or "not installed" for name, text in found["packages"].items()},
+        "torch build": ", ".join(f"{name} {value}" for name, value in build.items() if value),
+        "CPUs": f"{cpus['there']}, of which {cpus['usable']} usable",
+    }
+    for device in found["devices"] or [{"device": "devices", "name": "none but the CPU"}]:
+        size = device.get("memory_bytes")
+        memory = f", {byte_count(size)}" if size else ""
+        lines[device["device"]] = f"{device['name'] or 'unnamed'}{memory}"
+    return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _usable_cpus() -> int | None:
+    """Of a container or a batch job often fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _build(torch: Any) -> Facts:
+    """What this torch was built for; None where it was not."""
+    return {
+        "cuda": torch.version.cuda,
+        "rocm": torch.version.hip,
+        "xpu": getattr(torch.version, "xpu", None),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _devices(torch: Any) -> Iterator[Facts]:
+    """The accelerators, with their memory where the backend tells."""
+    if not torch.accelerator.is_available():
+        return
+    kind = torch.accelerator.current_accelerator().type
+    properties = getattr(torch.get_device_module(kind), "get_device_properties", lambda i: None)
+    for i in range(torch.accelerator.device_count()):
+        about = properties(i)
+        capability = [getattr(about, part, None) for part in ("major", "minor")]
+        yield {
+            "device": f"{kind}:{i}",
+            "name": getattr(about, "name", None),
+            "memory_bytes": getattr(about, "total_memory", None),
+            "capability": None if None in capability else capability,
+        }
