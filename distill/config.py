@@ -21,6 +21,10 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
 from logitstore.errors import InputError
 from logitstore.render import parse_kwargs
@@ -38,6 +42,16 @@ LOSS_WEIGHTS = {
 _NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no predictions"
 _COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
 _LIGER = "it replaces the forward pass whose hidden states the losses read"
+
+#: What torch would refuse in the first step, in its own words.
+_AT_LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+}
 
 #: TrainingArguments that would silently not work here, each with the reason.
 REFUSED = {
@@ -169,6 +183,7 @@ class CachedTeacherConfig(TrainingArguments):
             self.disable_tqdm = True  # a log file gets a plain line every --logging_steps
         super().__post_init__()  # type: ignore[no-untyped-call]
         self._refuse_accelerate_options()
+        self._check_loggers()
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -184,6 +199,11 @@ class CachedTeacherConfig(TrainingArguments):
         return True if str(flag).lower() in ("true", "yes", "last") else flag
 
     def _check_own(self) -> None:
+        for name, least in _AT_LEAST.items():
+            if not getattr(self, name) >= least:  # also NaN
+                raise InputError(
+                    f"--{name} is {getattr(self, name)}, expected a number >= {least}."
+                )
         if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
             raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")
         weights = self.loss_weights  # also when ce_weight is not 0: a wrong name must not wait
@@ -238,6 +258,19 @@ class CachedTeacherConfig(TrainingArguments):
                 "lengths are known only after tokenising. Use `random` or `sequential`."
             )
 
+    def _check_loggers(self) -> None:
+        """After TrainingArguments has made a list of names of them."""
+        known = set(INTEGRATION_TO_CALLBACK)
+        here: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+        for name in self.report_to or ():
+            # Flyte is the one that does not say whether it is installed.
+            if name not in known or name not in (*here, "flyte"):
+                what = "is not installed" if name in known else "is not known"
+                raise InputError(
+                    f"--report_to {name}: {what}; found {', '.join(here) or 'none'}. Install it, "
+                    "or use --report_to none."
+                )
+
     def _refuse_accelerate_options(self) -> None:
         """After TrainingArguments has made objects of them."""
         accelerate: Any = self.accelerator_config
@@ -274,7 +307,7 @@ def parse_losses(text: str) -> dict[str, float]:
             known = ", ".join(["ce", *LOSS_WEIGHTS])
             raise InputError(
                 f"--loss {text}: no loss is called {name!r}. Known: {known}. "
-                "Cross-entropy is added to the others by --ce_weight."
+                "Name one of these. Cross-entropy is added to the others by --ce_weight."
             )
         if name in weights:
             raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
@@ -301,7 +334,8 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     except InputError:
         raise
     except (ValueError, ImportError, OSError) as error:  # from TrainingArguments: already clear
-        raise InputError(str(error)) from error
+        says = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{says}. See `distill train --help`.") from error
     config, student, *_, unknown = parsed
     if unknown:
         raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"))
@@ -330,10 +364,17 @@ class _Parser(HfArgumentParser):
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"--config {path}: cannot be read as YAML: {error}") from error
+            says = " ".join(str(error).split())
+            raise InputError(
+                f"--config {path}: cannot be read as YAML ({says}). Give a file of lines such as "
+                "`learning_rate: 1e-4`."
+            ) from error
         if not isinstance(loaded, dict):
             found = "nothing" if loaded is None else type(loaded).__name__
-            raise InputError(f"--config {path}: expected `key: value` lines, found {found}.")
+            raise InputError(
+                f"--config {path}: expected `key: value` lines, found {found}. Give lines such as "
+                "`learning_rate: 1e-4`."
+            )
         known = self.known_keys()
         flags: list[str] = []
         for key, value in loaded.items():
@@ -357,7 +398,7 @@ def _as_flags(name: str, value: object) -> list[str]:
 
 def _unknown(given: str, known: Iterable[str], what: str) -> str:
     name = given.lstrip("-").split("=")[0].replace("-", "_")
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     if not given.startswith("-") and what == "flag":
         return f"{given!r} is neither a flag nor the value of one. See `distill train --help`."
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
@@ -370,7 +411,10 @@ def _weight(text: str, number: str) -> float:
     except ValueError:
         weight = math.nan
     if not (math.isfinite(weight) and weight > 0):
-        raise InputError(f"--loss {text}: the weight {number!r} is not a number above 0.")
+        raise InputError(
+            f"--loss {text}: the weight {number!r} is not a number above 0. "
+            "Write NAME:WEIGHT, such as uld:1.5."
+        )
     return weight
 
 

@@ -31,6 +31,7 @@ from distill.targets import teacher_spans
 from distill.vocab_map import VocabMap, prefix_map
 from logitstore import open_store
 from logitstore.errors import InputError
+from logitstore.loading import why_not_loaded
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer
@@ -183,11 +184,11 @@ def as_json(facts: Facts) -> str:
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # a broken file gives any class, a bare Exception too
         raise InputError(
-            f"{name}: AutoTokenizer cannot load it: {first} Give the folder of a model with its "
-            "tokenizer, or a hub id."
+            f"{name}: AutoTokenizer cannot load it ({why_not_loaded(name, error)}). Give the "
+            "folder of a model with its tokenizer, or a hub id that this machine can reach or has "
+            "cached."
         ) from error
 
 

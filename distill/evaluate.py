@@ -24,6 +24,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill.head import StudentHead
+from distill.preflight import check_embeddings
 from distill.query import HeadQuery
 from distill.run import RunObject, load_student, peak_rss_bytes, read_results, write_results
 from logitstore.capture.renderer import Renderer
@@ -83,8 +84,10 @@ def evaluate(
         InputError: When model or data cannot be loaded, or nothing in the data can be predicted.
     """
     started = time.perf_counter()
+    trained = read_results(Path(model_name))  # now: damage is better met before the work
     rows = load_rows(data, split=split, config_name=config_name, text_column=text_column)
     model, tokenizer = load_student(model_name, revision=revision, dtype=dtype)
+    check_embeddings(model, ByteTokenizer(tokenizer))
     render = renderer_of(
         rows,
         tokenizer,
@@ -109,7 +112,6 @@ def evaluate(
             "peak_rss_bytes": peak_rss_bytes(),
         },
     }
-    trained = read_results(Path(model_name))
     if trained is not None:
         run = {**trained, **figures}
         write_results(Path(model_name), run)
@@ -164,8 +166,8 @@ def bits_per_byte(
             shown.update(1)
     if not counted:
         raise InputError(
-            f"none of the {len(rows):,} rows has a byte that this model can predict. Check "
-            "--split and --text-column."
+            f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict. "
+            "Check --split and --text-column."
         )
     bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch))
     total = sum(int(w.is_counted.sum()) for w in windows)

@@ -63,14 +63,15 @@ def check_needs(
     if "ids" in needs and not spec.has_ids:
         raise MismatchError(
             f"{store.path}: captured with --no-ids, but {name} must know which tokens the "
-            "probabilities belong to. Use --loss uld, or capture again without --no-ids."
+            "probabilities belong to. Use --loss uld, or run `logitstore capture …` again "
+            "without --no-ids."
         )
     if "temperature" in needs and temperature not in (1.0, *spec.temperatures):
         held = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
         raise MismatchError(
             f"{store.path}: holds temperature {held}, but --temperature is {temperature:g}: what "
-            "lies outside the entries is not known at another one. Capture again with "
-            f"--temperature {temperature:g}, or train with one that the store holds."
+            "lies outside the entries is not known at another one. Run `logitstore capture …` "
+            f"again with --temperature {temperature:g}, or train with one that the store holds."
         )
     if "logit std" in needs and not spec.has_logit_std:
         raise MismatchError(_without(store, name, "logit_std and lognorm_std"))

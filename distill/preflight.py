@@ -1,18 +1,22 @@
 """What is checked before a run begins, so that a bad request costs nothing and leaves nothing."""
 
 import json
+import zipfile
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from distill.config import CachedTeacherConfig
-from logitstore.errors import InputError, MismatchError
+from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.tokens import ByteTokenizer
 
 #: In every checkpoint: what it was trained on.
 ORIGIN_FILE = "distill.json"
+_ORIGIN_KEYS = ("store_digest", "sequences")
 
 
 def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
@@ -55,6 +59,11 @@ def check_student(
             f"every batch. Start `torchrun --nproc-per-node {args.n_gpu} -m distill train …`, or "
             "set CUDA_VISIBLE_DEVICES to one device."
         )
+    check_embeddings(model, student)
+
+
+def check_embeddings(model: PreTrainedModel, student: ByteTokenizer) -> None:
+    """The model must know every id that its tokenizer makes."""
     embeddings: Any = model.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
     if student.size > rows:
@@ -81,14 +90,38 @@ def check_checkpoint(
             f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
             f"anew from its weights: --model_name_or_path {found}."
         )
-    before = json.loads(path.read_text())
+    _check_whole(Path(found))
+    before = json.loads(path.read_text(encoding="utf-8"))
     if before != origin:
         raise MismatchError(
-            f"{found}: trained on store {before['store_digest']} with {before['sequences']:,} "
-            f"sequences, but {store} is {origin['store_digest']} with "
+            f"{found}: trained on store {before['store_digest'][:12]} with {before['sequences']:,} "
+            f"sequences, but {store} is {origin['store_digest'][:12]} with "
             f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
             f"--store, or start anew from its weights: --model_name_or_path {found}."
         )
+
+
+def _check_whole(checkpoint: Path) -> None:
+    """Reads what says of a file that it was cut off, and no weights."""
+    path = checkpoint
+    try:
+        for path in sorted(checkpoint.iterdir()):
+            if path.name == ORIGIN_FILE:
+                _ = itemgetter(*_ORIGIN_KEYS)(json.loads(path.read_text(encoding="utf-8")))
+            elif path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, "pt"):
+                    pass
+            elif path.suffix in (".pt", ".pth", ".bin"):
+                with zipfile.ZipFile(path):  # what torch.save writes
+                    pass
+    except Exception as error:  # of safetensors, zipfile or json
+        raise InputError(
+            f"{path}: this file of the checkpoint is damaged ({in_a_line(error)}). Name an earlier "
+            "checkpoint-N folder with --resume_from_checkpoint, or start anew in another "
+            "--output_dir."
+        ) from error
 
 
 def _last_checkpoint(folder: str) -> str | None:

@@ -25,7 +25,8 @@ from distill.config import CachedTeacherConfig, StudentArguments
 from distill.data import Store
 from distill.trainer import CachedTeacherTrainer
 from logitstore import open_store
-from logitstore.errors import InputError
+from logitstore.errors import InputError, StorageError, in_a_line
+from logitstore.loading import why_not_loaded
 
 RESULTS_FILE = "results.json"
 
@@ -100,11 +101,11 @@ def load_student(
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **kept
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # a broken file gives any class, a bare Exception too
         raise InputError(
-            f"{name}: AutoModelForCausalLM and AutoTokenizer cannot load it: {first} "
-            "Give the folder of a causal model with its tokenizer, or a hub id."
+            f"{name}: AutoModelForCausalLM and AutoTokenizer cannot load it "
+            f"({why_not_loaded(name, error)}). Give the folder of a causal model with its "
+            "tokenizer, or a hub id that this machine can reach or has cached."
         ) from error
     return model, tokenizer
 
@@ -118,12 +119,40 @@ def write_results(folder: Path, run: RunObject) -> None:
 
 
 def read_results(folder: Path) -> RunObject | None:
-    """The run object of a student folder; None where `distill train` wrote none."""
+    """The run object of a student folder; None where `distill train` wrote none.
+
+    Raises:
+        InputError: There is one, but it is damaged or could not be completed.
+    """
+    path = folder / RESULTS_FILE
     try:
-        run = json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return run if isinstance(run, dict) and "name" in run else None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path}: the run object of this student cannot be read ({in_a_line(error)}). Restore "
+            "it from a copy, or delete it to evaluate without it."
+        ) from error
+    if not isinstance(run, dict) or "name" not in run:
+        return None
+    check_writable(folder)
+    return run
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or written to, before there is anything to write.
+
+    Raises:
+        StorageError: Names the part of its path that stands in the way.
+    """
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise StorageError(f"{nearest}: is a file, not a folder. Use another folder than {folder}.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{nearest}: no permission to write here. Mend its permissions, or use another folder."
+        )
 
 
 def peak_rss_bytes() -> int:
@@ -142,6 +171,7 @@ def peak_rss_bytes() -> int:
 def _check_output(folder: Path, *, resuming: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder}: is a file. Name a folder, new or empty.")
+    check_writable(folder)
     found = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     if not found or resuming:
         return

@@ -55,3 +55,10 @@ class InputError(LogitStoreError, ValueError):
 
 class StorageError(LogitStoreError, OSError):
     """The file system refused: full, read-only, or without a needed operation."""
+
+
+def in_a_line(error: BaseException) -> str:
+    """What a library's error says, as part of a message: its class and its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return f"{type(error).__name__}: {first.rstrip('.')}" if first else type(error).__name__

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from logitstore.conversation import Conversation, Message
-from logitstore.errors import InputError
+from logitstore.errors import InputError, in_a_line
+from logitstore.loading import why_not_loaded
 from logitstore.records import Segment
 from logitstore.tokens import END_TOKENS, ByteTokenizer, utf8
 
@@ -38,6 +39,8 @@ _CLOCK = (
     " }}{%- endmacro %}\n"
 )
 _MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+_WHICH = "Give a Jinja file, or the folder of a tokenizer that has a chat template."
 
 
 class _Span(NamedTuple):
@@ -201,11 +204,12 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **variables,
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever its expressions raise
             # Variables of the user's, such as `chat_template`, may also clash with ours.
+            says = str(error).rstrip(".") if isinstance(error, TemplateError) else in_a_line(error)
             part = "" if count == len(conversation.messages) else f" (messages before {count})"
             raise InputError(
-                f"{where}: the chat template refuses this conversation{part}: {error}. Change the "
+                f"{where}: the chat template refuses this conversation{part}: {says}. Change the "
                 f"row, or give another template with {self.flag}."
             ) from error
         texts, marks = rendered
@@ -227,17 +231,17 @@ def read_template(path: str | Path, flag: str = "--chat-template-path") -> str |
                 str(place), trust_remote_code=False, local_files_only=True
             ).chat_template
         except Exception as error:  # a broken file gives any class
-            raise InputError(f"{flag} {path}: no tokenizer can be read there ({error}).") from error
+            raise InputError(
+                f"{flag} {path}: no tokenizer can be read there "
+                f"({why_not_loaded(str(path), error)}). {_WHICH}"
+            ) from error
         if not found:
-            raise InputError(f"{flag} {path}: the tokenizer there has no chat template.")
+            raise InputError(f"{flag} {path}: the tokenizer there has no chat template. {_WHICH}")
         return dict(found) if isinstance(found, dict) else str(found)
     try:
         return place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{flag} {path}: cannot be read ({error}). Give a Jinja file, or the folder of a "
-            "tokenizer that has a chat template."
-        ) from error
+        raise InputError(f"{flag} {path}: cannot be read ({in_a_line(error)}). {_WHICH}") from error
 
 
 def parse_kwargs(text: str | Mapping[str, Any] | None, flag: str) -> dict[str, Any]:

@@ -22,7 +22,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.errors import CorruptStoreError, IncompleteStoreError, NotAStoreError
+from logitstore.errors import (
+    CorruptStoreError,
+    IncompleteStoreError,
+    NotAStoreError,
+    StorageError,
+)
 from logitstore.index import index_line, read_index
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.seal import read_seal
@@ -264,11 +269,15 @@ class LogitStore:
     def _list_shards(self) -> list[int]:
         try:
             there = set(os.listdir(self.path / SHARDS_FOLDER))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise NotAStoreError(
                 f"{self.path}: has a store.json but no {SHARDS_FOLDER}/ folder. Copy the whole "
                 "store, or run the same `logitstore capture …` again."
             ) from None
+        except OSError as e:
+            raise StorageError(
+                f"{self.path / SHARDS_FOLDER}: cannot be read ({e.strerror}). Mend that first."
+            ) from e
         return [i for i in range(self.plan.shard_count) if shard_name(i) in there]
 
     def _check_complete(self) -> None:

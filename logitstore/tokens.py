@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from logitstore.errors import InputError
+from logitstore.loading import why_not_loaded
 from logitstore.records import Segment
 from logitstore.token_bytes import written_bytes
 from logitstore.token_spans import Bools, Int64s, spans_from_offsets
@@ -188,8 +189,8 @@ class ByteTokenizer:
             )
         except Exception as error:  # a broken file gives any class, a bare Exception too
             raise InputError(
-                f"{path}: no tokenizer could be read there ({_one_line(error)}). Save one with "
-                "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)."
+                f"{path}: no tokenizer could be read there ({why_not_loaded(str(path), error)}). "
+                "Save one with AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)."
             ) from error
         return cls(tokenizer)
 
@@ -404,7 +405,3 @@ def _not_fast(tokenizer: object) -> str:
         "their tokens lie in a text. Give what AutoTokenizer.from_pretrained(MODEL) loads from a "
         "folder with a tokenizer.json."
     )
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"

@@ -11,6 +11,7 @@ The journal (who wrote what, when) lies beside the folder, not in it: nothing in
 host, a time or a worker, so the same capture is the same bytes anywhere.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -146,17 +147,11 @@ class StoreWriter:
             raise commit.explain(e, journal) from e
 
     def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
+        check_place(self.path)
         try:
             commit.make_folder(self.path, self._fs)
-            found = sorted(set(os.listdir(self.path)))
         except OSError as e:
-            raise _folder_error(e, self.path) from e
-        strange = [n for n in found if n not in _OURS and not n.startswith(TEMPORARY_PREFIX)]
-        if strange or set(found) & {INDEX_FILE, DONE_FILE}:
-            raise MismatchError(
-                f"{self.path}: the folder holds something else ({', '.join(strange or found)}) and "
-                "no store. Choose another --out, or empty the folder."
-            )
+            raise commit.explain(e, self.path) from e
         self._complete_folders(tokenizer_files)
         described = header.to_bytes()
         if len(described) > MAX_SPEC_BYTES:
@@ -233,10 +228,32 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
-def _folder_error(error: OSError, path: Path) -> Exception:
-    if isinstance(error, (NotADirectoryError, FileExistsError)):
-        return MismatchError(f"{path}: is a file, not a folder. Choose another --out.")
-    return commit.explain(error, path)
+def check_place(path: Path) -> None:
+    """Refuse a folder that no store can begin in. Makes nothing.
+
+    Raises:
+        MismatchError: It is a file or below one, or holds something else.
+        StorageError: It cannot be read or written.
+    """
+    places = (path, *path.absolute().parents)
+    try:
+        found = sorted(os.listdir(path))
+    except FileNotFoundError:
+        found = []
+    except NotADirectoryError:
+        file = next((p for p in places if p.is_file()), path)
+        raise MismatchError(f"{file}: is a file, not a folder. Choose another --out.") from None
+    except OSError as e:
+        raise commit.explain(e, path) from e
+    strange = [n for n in found if n not in _OURS and not n.startswith(TEMPORARY_PREFIX)]
+    if strange or set(found) & {INDEX_FILE, DONE_FILE}:
+        raise MismatchError(
+            f"{path}: the folder holds something else ({', '.join(strange or found)}) and no "
+            "store. Choose another --out, or empty the folder."
+        )
+    nearest = next(p for p in places if p.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise commit.explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), nearest)
 
 
 def _short(value: object) -> str:

@@ -220,7 +220,7 @@ def test_missing_files_are_not_looked_for_on_a_hub(tmp_path):
     for missing in (tmp_path / "no", "./no/folder", "data.jsonl"):
         with refused(str(missing), "no such file or folder"):
             load_rows(missing)
-    with refused("some/dataset", "neither a file or folder here", "--revision"):
+    with refused("some/dataset", "neither a file or folder here", "--split"):
         load_rows("some/dataset")
 
 

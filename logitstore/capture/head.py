@@ -180,11 +180,13 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
     rows = vocab_size if weight is None else int(weight.shape[0])
     if rows != vocab_size:
         raise InputError(
-            f"the teacher's output embedding has {rows} rows, its config.json says vocab_size "
-            f"{vocab_size}. Save the model again with the right configuration."
+            f"{model.name_or_path}: the teacher's output embedding has {rows} rows, its "
+            f"config.json says vocab_size {vocab_size}. Save the model again with the right "
+            "configuration."
         )
     if tokenizer_size > vocab_size:
         raise InputError(
-            f"the teacher predicts {vocab_size} ids, but its tokenizer makes {tokenizer_size}. "
-            "Use the tokenizer that belongs to this model, or resize its embeddings."
+            f"{model.name_or_path}: the teacher predicts {vocab_size} ids, but its tokenizer makes "
+            f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize "
+            "its embeddings."
         )

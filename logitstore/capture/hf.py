@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from logitstore.arrays import canonical_json
 from logitstore.errors import InputError
 from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
+from logitstore.loading import why_not_loaded
 from logitstore.tokens import ByteTokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -62,13 +63,32 @@ class Teacher:
         return int(positions) if positions else None
 
     def load(self, device: torch.device) -> Any:
-        """The model, in eval mode, on a device."""
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            self.name,
-            revision=self.revision,
-            dtype=_DTYPES[self.dtype],
-            trust_remote_code=self.trust_remote_code,
-        )
+        """The model, in eval mode, on a device.
+
+        Raises:
+            InputError: Its weights cannot be read, or some are missing.
+        """
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                self.name,
+                revision=self.revision,
+                dtype=_DTYPES[self.dtype],
+                trust_remote_code=self.trust_remote_code,
+                output_loading_info=True,
+            )
+        except Exception as e:  # a broken file gives any class
+            raise InputError(
+                f"{self.name}: the teacher's weights cannot be loaded "
+                f"({why_not_loaded(self.name, e)}). Download the model again, or save it again "
+                "with model.save_pretrained(FOLDER)."
+            ) from e
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # filled with random numbers by transformers
+            raise InputError(
+                f"{self.name}: {len(missing)} of the teacher's weights are missing, first "
+                f"{missing[0]}. Download the model again, or save all of it with "
+                "model.save_pretrained(FOLDER)."
+            )
         return model.to(device).eval()
 
 
@@ -84,11 +104,11 @@ def find_teacher(
     try:
         config = AutoConfig.from_pretrained(name, **options)
         tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except (OSError, ValueError, ImportError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    except Exception as e:  # a broken file gives any class, a bare Exception too
         raise InputError(
-            f"{name}: cannot load a teacher from here ({reason}). Give a folder with config.json, "
-            "weights and a fast tokenizer, or a hub id that this machine can reach or has cached."
+            f"{name}: cannot load a teacher from here ({why_not_loaded(name, e)}). Give a folder "
+            "with config.json, weights and a fast tokenizer, or a hub id that this machine can "
+            "reach or has cached."
         ) from e
     limit = int(min(tokenizer.model_max_length, _UNLIMITED_TOKENS))
     return Teacher(
@@ -105,6 +125,24 @@ def find_teacher(
     )
 
 
+def chosen_device(name: str) -> torch.device:
+    """The device that the user names.
+
+    Raises:
+        InputError: This machine has none of that name.
+    """
+    kind, count = "cpu", 0
+    if torch.accelerator.is_available() and (found := torch.accelerator.current_accelerator()):
+        kind, count = found.type, torch.accelerator.device_count()
+    known = ["cpu", *(f"{kind}:{i}" for i in range(count))]
+    if name not in {kind, *known}:
+        raise InputError(
+            f"--device {name}: this machine has no such device; found {', '.join(known)}. Name one "
+            "of these, or leave --device out to take the accelerator if there is one."
+        )
+    return torch.device(name)
+
+
 def default_device(local_rank: int = 0) -> torch.device:
     """The accelerator if there is one; of several on this machine, one for each process."""
     if torch.accelerator.is_available():
@@ -117,7 +155,13 @@ def default_device(local_rank: int = 0) -> torch.device:
 
 def _fingerprint(name: str, config: Any) -> str:
     if Path(name).is_dir():
-        return fingerprint_folder(Path(name))
+        try:
+            return fingerprint_folder(Path(name))
+        except OSError as e:
+            raise InputError(
+                f"{e.filename or name}: cannot be read ({e.strerror}). Mend its permissions, or "
+                "copy the model to where you may read it."
+            ) from e
     commit = getattr(config, "_commit_hash", None)
     if not commit:
         raise InputError(
@@ -159,7 +203,8 @@ def context_limit(teacher: Teacher, max_length: int | None) -> int | None:
         return min(known, default=None)
     if max_length < 2:
         raise InputError(
-            f"--max-length is {max_length}; a record needs a token before it: 2 or more."
+            f"--max-length is {max_length}; a record needs a token before it. Use --max-length 2 "
+            "or more."
         )
     if context is not None and max_length > context:
         raise InputError(

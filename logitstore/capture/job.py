@@ -20,7 +20,7 @@ from logitstore.ranks import Ranks, find_ranks
 from logitstore.spec import SPEC_FILE
 from logitstore.stopping import stopper
 from logitstore.store import LogitStore
-from logitstore.writer import StoreWriter
+from logitstore.writer import StoreWriter, check_place
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -144,6 +144,8 @@ def preview(
     if (Path(out) / SPEC_FILE).exists():  # then nothing is begun
         writer = _writer(task, out)
         missing, budget = writer.missing(), task.budget(writer)
+    else:
+        check_place(Path(out))
     sample, found = take_sample(task.reader, task.text_bytes), None
     if missing and sample.records:
         taught = TeacherPass(task.teacher, task.spec, task.device(Ranks()))

@@ -83,4 +83,7 @@ class CaptureSettings:
                     "kept)."
                 )
         if len(set(self.temperatures)) != len(self.temperatures):
-            raise InputError(f"--temperature is given twice for one of {list(self.temperatures)}.")
+            raise InputError(
+                f"--temperature is given twice for one of {list(self.temperatures)}. "
+                "Give each once."
+            )

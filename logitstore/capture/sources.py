@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitstore.errors import InputError
+from logitstore.errors import InputError, in_a_line
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -29,6 +29,18 @@ def load_split(
     if not isinstance(dataset, str | Path):
         _refuse("a dataset in memory", config_name=config_name, revision=revision)
         return _choose(_in_memory(dataset), "the dataset", split), "the dataset"
+    try:
+        return _named(dataset, split, config_name, revision)
+    except OSError as error:
+        raise InputError(
+            f"{dataset}: cannot be read ({error.strerror}). Mend its permissions, or copy it to "
+            "where you may read it."
+        ) from error
+
+
+def _named(
+    dataset: str | Path, split: str | None, config_name: str | None, revision: str | None
+) -> tuple[Dataset, str]:
     path, name = Path(dataset), str(dataset)
     if path.is_dir():
         _refuse(f"{name} (a folder)", revision=revision)
@@ -106,8 +118,7 @@ def _from_hub(
     except Exception as error:
         raise InputError(
             f"{name}: neither a file or folder here nor a dataset that the hub gives "
-            f"({_one_line(error)}). Check the name, --config-name, --split and --revision, or give "
-            "a path."
+            f"({_says(error)}). Check the name, --config-name and --split, or give a path."
         ) from error
     return _choose(found, name, None)
 
@@ -132,7 +143,7 @@ def _choose(found: Dataset | DatasetDict, name: str, split: str | None) -> Datas
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise InputError(
-            f"{name}: no split {split!r} ({_one_line(error)}); found {listed}. Choose with --split "
+            f"{name}: no split {split!r} ({_says(error)}); found {listed}. Choose with --split "
             "NAME, or a slice of one such as 'NAME[:1000]'."
         ) from error
     ranges = [found[p.splitname].select(range(p.from_, p.to)) for p in parts]
@@ -187,13 +198,11 @@ def _check_lines(path: Path) -> None:
 
 def _unreadable(name: str, error: Exception) -> InputError:
     return InputError(
-        f"{name}: `datasets` cannot read it ({_one_line(error)}). Check that its files are whole "
+        f"{name}: `datasets` cannot read it ({_says(error)}). Check that its files are whole "
         f"and hold the same columns; load_dataset({name!r}) in Python says more."
     )
 
 
-def _one_line(error: BaseException) -> str:
-    """The cause of an error, in a line: `datasets` wraps what matters."""
-    cause = error.__cause__ or error
-    lines = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {lines[0]}" if lines else type(cause).__name__
+def _says(error: Exception) -> str:
+    """`datasets` wraps what matters."""
+    return in_a_line(error.__cause__ or error)

@@ -10,7 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitstore.capture.hf import Teacher, context_limit, default_device, find_teacher
+from logitstore.capture.hf import (
+    Teacher,
+    chosen_device,
+    context_limit,
+    default_device,
+    find_teacher,
+)
 from logitstore.capture.plan import make_plan
 from logitstore.capture.reading import RowReader
 from logitstore.capture.renderer import Renderer
@@ -59,7 +65,7 @@ class Task:
     def device(self, ranks: Ranks) -> torch.device:
         """Where this rank's teacher runs."""
         if self.settings.device is not None:
-            return torch.device(self.settings.device)
+            return chosen_device(self.settings.device)
         return default_device(ranks.local_rank)
 
     def text_of(self, shards: Sequence[int]) -> int:
@@ -76,6 +82,8 @@ def prepare(
         InputError: A model, dataset or setting that cannot be used.
     """
     settings.check()
+    if settings.device is not None:
+        chosen_device(settings.device)
     found = find_teacher(
         teacher,
         revision=settings.revision,

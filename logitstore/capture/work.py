@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 
 from logitstore.capture.batches import TeacherPass, batches
@@ -25,7 +26,7 @@ from logitstore.shard import shard_name
 from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
 from logitstore.stopping import Stopped, Stopper
 from logitstore.store import LogitStore, open_store
-from logitstore.writer import StoreWriter
+from logitstore.writer import StoreWriter, check_place
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +85,21 @@ class Job:
             self._wait(is_begun, "to begin the store; is --out a folder that all ranks share?")
             return self.make_writer()
         writer = self.make_writer() if is_begun() else None
+        if writer is None:
+            check_place(self.out)
         if writer is None or writer.missing():
             self.sample = take_sample(self.task.reader, self.task.text_bytes)
             shards = self.task.plan.shard_count
             missing = shards if writer is None else len(writer.missing())
             log.info("%s", seen(self.sample, len(self.task.rows), missing, shards))
+        if writer is None:
+            _ = self.teacher  # one that cannot be loaded leaves no store behind
         return writer or self.make_writer()
+
+    @cached_property
+    def teacher(self) -> TeacherPass:
+        """The teacher, with its weights."""
+        return TeacherPass(self.task.teacher, self.task.spec, self.task.device(self.ranks))
 
     def _do_own(self, writer: StoreWriter) -> None:
         missing = self.ranks.own(writer.missing())
@@ -99,7 +109,7 @@ class Job:
             return
         heart = Heartbeat(self.out / SHARDS_FOLDER, self.ranks)
         heart.beat()
-        teacher = TeacherPass(self.task.teacher, self.task.spec, self.task.device(self.ranks))
+        teacher = self.teacher
         rows = sum(b - a for a, b in map(self.task.plan.shard_rows, missing))
         try:
             with progress(self.task.text_of(missing) + rows, "capture", "B", self.events) as shown:
