@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 from transformers import PreTrainedTokenizerFast
 
 from logitstore.errors import InputError
@@ -28,7 +36,9 @@ TEXT = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=4)), max_
 SEGMENTS = st.lists(st.builds(Segment, TEXT, st.booleans()), min_size=1, max_size=4)
 
 LAW = settings(max_examples=30, deadline=None)
-EXACT = ("byte_bpe", "byte_bpe_bos", "byte_bpe_space", "unigram", "sp_bpe")
+EXACT = (
+    "byte_bpe", "byte_bpe_bos", "byte_bpe_space", "pure_byte", "tiktoken", "unigram", "sp_bpe",
+)  # fmt: skip
 CHANGING = ("byte_bpe_nfc", "byte_bpe_nfkc_lower", "unigram_nfkc", "wordpiece", "wordpiece_cased")
 
 
@@ -39,9 +49,27 @@ def with_normalizer(tokenizer: PreTrainedTokenizerFast, *added: Any) -> PreTrain
     return tokenizer
 
 
+def tiktoken_style() -> PreTrainedTokenizerFast:
+    """As `transformers` converts GPT-4's: its own splits, then bytes without GPT-2's."""
+    tokenizer = tiny.byte_bpe(500)
+    splits = Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(splits, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer
+
+
 def build(kind: str) -> PreTrainedTokenizerFast:
     made = {
         "byte_bpe_bos": lambda: tiny.byte_bpe(bos=True),
+        "pure_byte": lambda: tiny.byte_bpe(258),  # nothing merged
+        "tiktoken": tiktoken_style,
         "byte_bpe_nfc": lambda: with_normalizer(tiny.byte_bpe(), normalizers.NFC()),
         "byte_bpe_nfkc_lower": lambda: with_normalizer(
             tiny.byte_bpe(), normalizers.NFKC(), normalizers.Lowercase()
