@@ -51,7 +51,7 @@ def with_normalizer(tokenizer: PreTrainedTokenizerFast, *added: Any) -> PreTrain
 
 def tiktoken_style() -> PreTrainedTokenizerFast:
     """As `transformers` converts GPT-4's: its own splits, then bytes without GPT-2's."""
-    tokenizer = tiny.byte_bpe(500)
+    tokenizer = tiny.byte_bpe(500, bos=True)
     splits = Regex(
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -68,7 +68,7 @@ def tiktoken_style() -> PreTrainedTokenizerFast:
 def build(kind: str) -> PreTrainedTokenizerFast:
     made = {
         "byte_bpe_bos": lambda: tiny.byte_bpe(bos=True),
-        "pure_byte": lambda: tiny.byte_bpe(258),  # nothing merged
+        "pure_byte": lambda: tiny.byte_bpe(258, bos=True),  # nothing merged
         "tiktoken": tiktoken_style,
         "byte_bpe_nfc": lambda: with_normalizer(tiny.byte_bpe(), normalizers.NFC()),
         "byte_bpe_nfkc_lower": lambda: with_normalizer(
