@@ -15,8 +15,7 @@ from tools.demo.settings import Settings, cores
 def make_models(out: Path, settings: Settings) -> None:
     """Trains the teacher and both tokenizers, unless an interrupted run has done so.
 
-    In a process of its own: Linux counts the memory of whoever starts a process as that process's
-    peak, so the demo stays small for the students' figures to be theirs.
+    In a process of its own, whose gigabyte is given back before the students start.
     """
     if (out / "init").exists():
         return
