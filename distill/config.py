@@ -265,10 +265,10 @@ class CachedTeacherConfig(TrainingArguments):
         for name in self.report_to or ():
             # Flyte is the one that does not say whether it is installed.
             if name not in known or name not in (*here, "flyte"):
-                what = "is not installed" if name in known else "is not known"
+                what = "installed" if name in known else "known"
                 raise InputError(
-                    f"--report_to {name}: {what}; found {', '.join(here) or 'none'}. Install it, "
-                    "or use --report_to none."
+                    f"--report_to {name}: no logger that is {what}; found "
+                    f"{', '.join(here) or 'none'}. Use one of these, or --report_to none."
                 )
 
     def _refuse_accelerate_options(self) -> None:

@@ -148,10 +148,11 @@ def check_writable(folder: Path) -> None:
     """
     nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not nearest.is_dir():
-        raise StorageError(f"{nearest}: is a file, not a folder. Use another folder than {folder}.")
+        raise StorageError(f"{folder}: {nearest} is a file, not a folder. Use another folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise StorageError(
-            f"{nearest}: no permission to write here. Mend its permissions, or use another folder."
+            f"{folder}: no permission to write to {nearest}. Mend its permissions, or use another "
+            "folder."
         )
 
 

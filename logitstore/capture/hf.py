@@ -78,9 +78,9 @@ class Teacher:
             )
         except Exception as e:  # a broken file gives any class
             raise InputError(
-                f"{self.name}: the teacher's weights cannot be loaded "
-                f"({why_not_loaded(self.name, e)}). Download the model again, or save it again "
-                "with model.save_pretrained(FOLDER)."
+                f"{self.name}: AutoModelForCausalLM cannot load the teacher "
+                f"({why_not_loaded(self.name, e)}). Give a causal model, or download this one "
+                "again."
             ) from e
         model, found = loaded
         if missing := sorted(found["missing_keys"]):  # filled with random numbers by transformers
