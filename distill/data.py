@@ -14,6 +14,7 @@ A batch:
     aligned                            (B,)     labels that a teacher pair covers
     skipped, text_changed              (B,)     unusable rows; those that the template changes
     row                                (B,)     number of the dataset's row
+    pieces                                      where it may be cut, see distill.pieces; or None
     teacher[name]                               one dict a loss:
       uld        index (P,), entry_logprobs (P, K), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
@@ -45,6 +46,7 @@ from torch.utils.data import Dataset
 from distill.align import Spans, align
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
+from distill.pieces import cut
 from distill.student_text import StudentReader
 from distill.targets import (
     Arrays,
@@ -69,7 +71,6 @@ from logitstore.tokens import ByteTokenizer
 #: Values that pad the second axis of an array, and the label that is none.
 PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf, "draw_ids": -1, "counts": 0}
 NO_LABEL = -100
-#: Sequences of the teacher that a student can learn from.
 
 
 class Store(Protocol):
@@ -254,8 +255,17 @@ def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
 class Collator:
     """Pads examples into one batch; the layout is at the head of this file."""
 
-    def __init__(self, pad_id: int, losses: Sequence[str] = ()) -> None:
-        self.pad_id, self.losses = pad_id, tuple(losses)
+    def __init__(
+        self, pad_id: int, losses: Sequence[str] = (), *, chunk_tokens: int | None = None
+    ) -> None:
+        """How to pad, and how to cut.
+
+        Args:
+            pad_id: The student's.
+            losses: Names.
+            chunk_tokens: Labels that the student's head can answer for at once; None: do not cut.
+        """
+        self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         # A batch of skipped rows still needs one column for the model to run on.
@@ -278,8 +288,10 @@ class Collator:
             "text_changed": np.array([e.text_changed for e in examples]),
             "row": np.array([e.row for e in examples]),
         }
-        teacher = {name: _tensors(_joined(name, examples)) for name in self.losses}
-        return {**_tensors(batch), "teacher": teacher}
+        teacher = {name: _joined(name, examples) for name in self.losses}
+        pieces = self.chunk_tokens and cut(teacher, example, self.chunk_tokens)
+        tensors = {name: _tensors(arrays) for name, arrays in teacher.items()}
+        return {**_tensors(batch), "teacher": tensors, "pieces": pieces or None}
 
 
 def _joined(name: str, examples: Sequence[Example]) -> Arrays:

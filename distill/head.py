@@ -3,10 +3,10 @@
 Every loss here needs the student only through a few numbers per position: the log-probability of
 the label, its own largest log-probabilities, its log-probabilities at given ids, and the log of its
 mass outside them. :class:`StudentHead` computes those from the hidden states and the output
-embedding, a chunk of positions at a time, and computes each chunk again in the backward pass. So
-the memory of distillation is that of chunked cross-entropy, whatever the loss. What may be asked,
-and how it is answered from a chunk's logits, is in :mod:`distill.query`. A ranking of columns over
-whole sequences takes two rounds: sums of probability first, then the columns that they chose.
+embedding, a chunk of positions at a time. So the memory of distillation is that of chunked
+cross-entropy, whatever the loss. What may be asked is in :mod:`distill.query`, how it is answered
+from a chunk's logits in :mod:`distill.logit_rows`, and how chunks get their gradient, in the
+forward pass or by making them again in the backward pass, in :mod:`distill.chunked`.
 
 **How.** A model's own forward hands its last hidden states to its output embedding. For the length
 of one call a stand-in takes the place of that module's forward: it answers the query right there
@@ -20,18 +20,19 @@ that went through the model's own code is compared with ours; where they differ,
 calls use the model's own logits, and one warning says so.
 
 Shape legend: B, T = batch, tokens; M = B * T; D = hidden width; V = student vocabulary; N =
-positions asked for; c = positions of a chunk; S = sequences; k = columns of a ranking.
+positions asked for; c = positions of a chunk.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from distill.chunked import Objective, in_the_forward, recomputed
+from distill.output_head import AnyHead, LinearHead, OutputHead, is_plain_linear
 from distill.query import HeadAnswer, HeadQuery, answer_rows, column_mass, rank_columns
 from logitstore.capture.output_embedding import (
     PROBE_ROWS,
@@ -90,39 +91,105 @@ class StudentHead:
         Raises:
             InputError: If the wrapper is DataParallel, which copies the model for every call.
         """
-        if isinstance(model_or_wrapped, nn.DataParallel):
+        answer = self._run(
+            model_or_wrapped,
+            inputs,
+            rows_N,
+            lambda head, hidden_ND: recomputed(head, hidden_ND, query, self.chunk_tokens),
+            lambda logits_NV: answer_rows(logits_NV, query, _columns(logits_NV, query)),
+        )
+        return HeadAnswer.of(answer)
+
+    def loss(
+        self,
+        model_or_wrapped: nn.Module,
+        inputs: Mapping[str, Any],
+        rows_N: Tensor,
+        query: HeadQuery,
+        objective: Objective,
+        ranges: Sequence[tuple[int, int]] | None,
+    ) -> Tensor:
+        """Runs the model, and `objective` on the answers to `query`, chunk by chunk.
+
+        The gradient is taken in the forward pass, which saves a quarter of the head's arithmetic.
+        Where that cannot be (no ranges; float16, whose small gradients need the loss scale that
+        only the backward pass knows; the model's own logits), `objective` sees all at once.
+
+        Args:
+            model_or_wrapped: As of a call.
+            inputs: As of a call.
+            rows_N: As of a call.
+            query: As of a call.
+            objective: Called with the answer for positions [start, stop), start and stop; returns a
+                scalar. The loss is the sum over chunks.
+            ranges: What `objective` may be called with, one after the other, each of about
+                `chunk_tokens` positions and, with a ranking, of whole sequences. None: all at once.
+
+        Returns:
+            The loss, a scalar.
+        """
+
+        def chunked(head: OutputHead, hidden_ND: Tensor) -> dict[str, Tensor]:
+            if ranges and hidden_ND.dtype != torch.float16 and not _is_float16_autocast(hidden_ND):
+                return {"loss": in_the_forward(head, hidden_ND, query, ranges, objective)}
+            return whole(recomputed(head, hidden_ND, query, self.chunk_tokens))
+
+        def dense(logits_NV: Tensor) -> dict[str, Tensor]:
+            return whole(answer_rows(logits_NV, query, _columns(logits_NV, query)))
+
+        def whole(answer: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"loss": objective(HeadAnswer.of(answer), 0, len(rows_N))}
+
+        return self._run(model_or_wrapped, inputs, rows_N, chunked, dense)["loss"]
+
+    def _run(
+        self,
+        wrapped: nn.Module,
+        inputs: Mapping[str, Any],
+        rows_N: Tensor,
+        chunked: Callable[[OutputHead, Tensor], dict[str, Tensor]],
+        dense: Callable[[Tensor], dict[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """Runs the model; its output becomes `chunked` of hidden states, or `dense` of logits."""
+        if isinstance(wrapped, nn.DataParallel):
             raise InputError(
                 "the student is wrapped in torch.nn.DataParallel, which replaces the model by "
                 "copies in every call; expected DistributedDataParallel or one device. Start it "
                 "with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one device."
             )
         if not self.dense:
-            answer = self._chunked(model_or_wrapped, inputs, rows_N, query)
-            if answer is not None:
-                return HeadAnswer.of(answer)
+            found = self._chunked(wrapped, inputs, rows_N, chunked)
+            if found is not None:
+                return found
             self._fall_back("does not make its logits from its output embedding as known here")
 
         def own_logits(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            logits_NV = logits_of(output).flatten(0, -2).index_select(0, rows_N)
-            return answer_rows(logits_NV, query, _columns([logits_NV.detach()], [query]))
+            return dense(logits_of(output).flatten(0, -2).index_select(0, rows_N))
 
         with _taking_over(self._model, own_logits):
-            return HeadAnswer.of(model_or_wrapped(**inputs))
+            given: dict[str, Tensor] = wrapped(**inputs)
+        return given
 
     def _chunked(
-        self, wrapped: nn.Module, inputs: Mapping[str, Any], rows_N: Tensor, query: HeadQuery
+        self,
+        wrapped: nn.Module,
+        inputs: Mapping[str, Any],
+        rows_N: Tensor,
+        make: Callable[[OutputHead, Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor] | None:
-        """The answer in chunks, or None if the model's own logits turn out to be others."""
-        head = self._embedding.forward
-        finish = after_the_embedding(self._model)
-        answer: dict[str, Tensor] = {}
+        """What `make` makes, or None if the model's own logits turn out to be others."""
+        head, after = self._embedding.forward, after_the_embedding(self._model)
+        embedding = self._embedding
+        is_plain = is_plain_linear(embedding)
+        made: dict[str, Tensor] = {}
         probe: Tensor = torch.empty(0, 1)
 
         def stand_in(hidden: Tensor) -> Tensor:
             nonlocal probe
             hidden_MD = hidden.flatten(0, -2)
-            hidden_ND = hidden_MD.index_select(0, rows_N)
-            answer.update(self._answer_chunks(lambda h: finish(head(h)), hidden_ND, query))
+            # Its weights are those that the wrapper has gathered for this forward.
+            opened = LinearHead(embedding, after) if is_plain else AnyHead(embedding, head, after)
+            made.update(make(opened, hidden_MD.index_select(0, rows_N)))
             # After the chunks: autocast would keep a copy of the weight that has no gradient.
             with torch.no_grad():
                 probe = head(hidden_MD[: 0 if self._is_checked else PROBE_ROWS])
@@ -130,42 +197,14 @@ class StudentHead:
             return probe.reshape(*[1] * (hidden.dim() - 2), *probe.shape)
 
         def hand_over(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            if not same_logits(logits_of(output), finish(probe)):
+            if not same_logits(logits_of(output), after(probe)):
                 return {}
             self._is_checked = True
-            return answer
+            return made
 
         with standing_in(self._embedding, stand_in), _taking_over(self._model, hand_over):
             given: dict[str, Tensor] = wrapped(**inputs)
         return given or None
-
-    def _answer_chunks(
-        self, head_of: Callable[[Tensor], Tensor], hidden_ND: Tensor, query: HeadQuery
-    ) -> dict[str, Tensor]:
-        count, size = len(hidden_ND), self.chunk_tokens
-        if count <= size:  # within the memory granted to a chunk, so nothing needs recomputing
-            logits_NV = head_of(hidden_ND)
-            return answer_rows(logits_NV, query, _columns([logits_NV.detach()], [query]))
-
-        parts = [query.part(start, start + size) for start in range(0, count, size)]
-        # Detached, not under no_grad: autocast would keep a copy of the weight without gradient.
-        logits = (head_of(x.detach()).detach() for x in torch.split(hidden_ND, size))
-        columns_Sk = _columns(logits, parts)
-
-        def answer_chunk(hidden_cD: Tensor, part: HeadQuery) -> dict[str, Tensor]:
-            return answer_rows(head_of(hidden_cD), part, columns_Sk)
-
-        answers = [
-            checkpoint(
-                answer_chunk,
-                hidden_cD,
-                part,
-                use_reentrant=False,
-                preserve_rng_state=False,  # nothing random happens in there
-            )
-            for hidden_cD, part in zip(torch.split(hidden_ND, size), parts, strict=True)
-        ]
-        return {name: torch.cat([each[name] for each in answers]) for name in answers[0]}
 
     def _fall_back(self, why: str) -> None:
         if not self.dense:
@@ -178,17 +217,16 @@ class StudentHead:
             )
 
 
-def _columns(logits: Iterable[Tensor], parts: Sequence[HeadQuery]) -> Tensor | None:
+def _columns(logits_NV: Tensor, query: HeadQuery) -> Tensor | None:
     """(S, k) the columns that each sequence's positions choose together; None: no ranking asked."""
-    ranking = parts[0].ranking
-    if ranking is None:  # then none of the logits is ever made
+    if query.ranking is None:
         return None
-    mass_SV: Tensor | None = None
-    for logits_cV, part in zip(logits, parts, strict=True):
-        assert part.ranking is not None
-        mass_SV = column_mass(mass_SV, logits_cV, part.ranking)
-    assert mass_SV is not None
-    return rank_columns(mass_SV, ranking.k)
+    return rank_columns(column_mass(None, logits_NV.detach(), query.ranking), query.ranking.k)
+
+
+def _is_float16_autocast(like: Tensor) -> bool:
+    kind = like.device.type
+    return torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
 
 
 @contextmanager

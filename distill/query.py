@@ -119,14 +119,15 @@ class HeadAnswer:
     @classmethod
     def of(cls, flat: Mapping[str, Tensor]) -> "HeadAnswer":
         """From the tensors of :func:`answer_rows`."""
-        names = [name.removesuffix(_AT_IDS) for name in flat if name.endswith(_AT_IDS)]
-        found = {name: Found(flat[name + _AT_IDS], flat.get(name + _REST)) for name in names}
+        names = [name.removesuffix(AT_IDS) for name in flat if name.endswith(AT_IDS)]
+        found = {name: Found(flat[name + AT_IDS], flat.get(name + REST)) for name in names}
         own = {each.name: flat[each.name] for each in fields(cls) if each.name in flat}
         return cls(**own, found=found)
 
 
-#: What the two tensors of a lookup are called behind its name.
-_AT_IDS, _REST = ".at_ids", ".rest"
+#: What the tensors of an answer are called, those of a lookup behind its name.
+LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
+AT_IDS, REST = ".at_ids", ".rest"
 
 
 def answer_rows(
@@ -143,23 +144,23 @@ def answer_rows(
     log_z_c = logits_cV.logsumexp(-1)
     # Differences, not views of something: an in-place change must not reach past a wrapper's hooks.
     label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
-    answer = {"label_logprob_N": label_c}
+    answer = {LABEL: label_c}
     if query.top_k:
         columns_V = query.top_k_columns_V
         listed_cV = (
             logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
         )
-        answer["top_logprobs_NK"] = _top(listed_cV, log_z_c, query.top_k, query.top_k_mask_N)
+        answer[TOP] = _top(listed_cV, log_z_c, query.top_k, query.top_k_mask_N)
     for name, lookup in query.lookups.items():
         at_ids_cK, rest_c = _look_up(logits_cV, log_z_c, lookup)
-        answer[name + _AT_IDS] = at_ids_cK
+        answer[name + AT_IDS] = at_ids_cK
         if rest_c is not None:
-            answer[name + _REST] = rest_c
+            answer[name + REST] = rest_c
     if query.ranking is not None:
         assert columns_Sk is not None
         scaled_cV = at_one_scale(logits_cV)
         ids_ck = columns_Sk[query.ranking.sequence_N]
-        answer["column_logprobs_Nk"] = _at(scaled_cV, scaled_cV.logsumexp(-1), ids_ck)
+        answer[COLUMNS] = _at(scaled_cV, scaled_cV.logsumexp(-1), ids_ck)
     return answer
 
 

@@ -7,7 +7,7 @@ Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = entrie
 labels of pairs, S = sequences with a pair, k = columns of multilevel_ot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,6 +32,10 @@ class Term(NamedTuple):
     values_P: Tensor
     index_P: Tensor
     bound_P: Tensor
+
+    def detached(self, first: int) -> "Term":
+        """Without gradient, its labels counted from `first` labels earlier."""
+        return Term(self.values_P.detach(), self.index_P + first, self.bound_P)
 
 
 @dataclass(frozen=True)
@@ -80,13 +84,23 @@ def _lookup(
     return Lookup(ids_NK, temperature, has_rest=name != "sampled_kl")
 
 
-def terms_of(batch: Batch, answer: HeadAnswer, settings: LossSettings) -> dict[str, Term]:
-    """`ce` first, then a term for each loss of the batch, in its order."""
+def terms_of(
+    teacher: Mapping[str, Mapping[str, Tensor]], answer: HeadAnswer, settings: LossSettings
+) -> dict[str, Term]:
+    """`ce` first, then a term for each loss of the batch, or of a piece of it, in its order."""
     ce_N = -answer.label_logprob_N
     terms = {"ce": _exact(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
-    for name, teacher in batch["teacher"].items():
-        terms[name] = _TERMS[name](teacher, answer, settings)
+    for name, arrays in teacher.items():
+        terms[name] = _TERMS[name](arrays, answer, settings)
     return terms
+
+
+def joined(shares: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
+    """The terms of a batch from those of its pieces."""
+    return {
+        name: Term(*(torch.cat(parts) for parts in zip(*(s[name] for s in shares), strict=True)))
+        for name in shares[0]
+    }
 
 
 def _exact(values_P: Tensor, index_P: Tensor) -> Term:

@@ -45,6 +45,7 @@ from distill.coverage import warn_if_low
 from distill.data import Collator, Store, StoreDataset
 from distill.head import StudentHead
 from distill.meter import Meter
+from distill.pieces import Pieces, piece_of
 from distill.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
@@ -52,7 +53,17 @@ from distill.preflight import (
     check_nothing_to_evaluate,
     check_student,
 )
-from distill.terms import LossSettings, Term, first_bad_row, named, query_of, row_sums, terms_of
+from distill.query import HeadAnswer
+from distill.terms import (
+    LossSettings,
+    Term,
+    first_bad_row,
+    joined,
+    named,
+    query_of,
+    row_sums,
+    terms_of,
+)
 from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.render import ChatTemplate, parse_kwargs, read_template
@@ -114,16 +125,18 @@ class CachedTeacherTrainer(Trainer):
             processing_class.chat_template = read_template(
                 args.chat_template_path, "--chat_template_path"
             )
+        self.head = StudentHead(model)
+        # With --balance the weights are not known before all of the loss is.
+        chunk_tokens = None if args.balance else self.head.chunk_tokens
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(student.pad_id, tuple(self.weights)),
+            data_collator=Collator(student.pad_id, tuple(self.weights), chunk_tokens=chunk_tokens),
             train_dataset=self.data,
             eval_dataset=held_out,
             processing_class=processing_class,
             **trainer_options,
         )
-        self.head = StudentHead(model)
         self._meter = Meter(["ce", *self.weights])
         #: What was measured last in training, of the steps after the last log too.
         self.last_report: dict[str, float] = {}
@@ -146,13 +159,12 @@ class CachedTeacherTrainer(Trainer):
             return_outputs: Whether to return `(loss, terms)`.
             num_items_in_batch: Counts of the whole batch, one a term; None: this is all of it.
         """
-        terms = self._terms(model, inputs)
         counts = self._counts([inputs]) if num_items_in_batch is None else num_items_in_batch
         assert isinstance(counts, Tensor)
         counts = counts.to(inputs["rows"].device).clamp(min=1)
-        means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
-        loss = self._total(terms, means)
+        loss, terms = self._loss(model, inputs, counts)
         if model.training:
+            means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)), terms, inputs)
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._meter.add(inputs, means, bounds)
@@ -160,10 +172,36 @@ class CachedTeacherTrainer(Trainer):
             loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
 
-    def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
-        seen = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    def _loss(
+        self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
+    ) -> tuple[Tensor, dict[str, Term]]:
+        """The loss, taken piece by piece if the batch is cut; and its terms, without gradient."""
+        pieces: Pieces | None = inputs.get("pieces") if torch.is_grad_enabled() else None
+        by_start = {} if pieces is None else {piece.start: piece for piece in pieces.each}
+        shares: list[dict[str, Term]] = []
+
+        def objective(answer: HeadAnswer, start: int, stop: int) -> Tensor:
+            teacher = inputs["teacher"]
+            if by_start and stop - start < len(inputs["rows"]):
+                teacher = piece_of(teacher, by_start[start])
+            terms = terms_of(teacher, answer, self.settings)
+            shares.append({name: term.detached(start) for name, term in terms.items()})
+            means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
+            return self._total(terms, means)
+
         query = query_of(inputs, self.settings)
-        return terms_of(inputs, self.head(model, seen, inputs["rows"], query), self.settings)
+        ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
+        loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
+        return loss, joined(shares)
+
+    def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What the model itself is given."""
+        return {key: inputs[key] for key in ("input_ids", "attention_mask")}
+
+    def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
+        query = query_of(inputs, self.settings)
+        answer = self.head(model, self._seen(inputs), inputs["rows"], query)
+        return terms_of(inputs["teacher"], answer, self.settings)
 
     def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
         """The weighted sum, which depends on the student even if nothing is left to learn."""
@@ -225,12 +263,13 @@ class CachedTeacherTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """To the device. DeepSpeed would also round the teacher's float32 to the model's dtype."""
-        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k != "teacher"})
+        own = ("teacher", "pieces")
+        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in own})
         teacher = {
             name: {key: array.to(self.args.device) for key, array in arrays.items()}
             for name, arrays in inputs["teacher"].items()
         }
-        return {**prepared, "teacher": teacher}
+        return {**prepared, "teacher": teacher, "pieces": inputs.get("pieces")}
 
     # ---- what is logged ----
 

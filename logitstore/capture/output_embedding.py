@@ -11,6 +11,7 @@ Teacher pass and student trainer both stand on this.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,27 +35,57 @@ def standing_in(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[No
             module.forward = before
 
 
-def after_the_embedding(model: Any) -> Callable[[Tensor], Tensor]:
-    """What the model's own forward does to the output of its embedding, from its config.
+@dataclass(frozen=True)
+class AfterEmbedding:
+    """What a model's own forward does to the output of its embedding, as its config says.
 
     In the order in which models do it, and in their dtype: so half-precision logits round alike.
+
+    Attributes:
+        factor: Multiplies them (Cohere).
+        divisor: Divides them (Granite).
+        cap: They are tanh(logits / cap) * cap (Gemma 2).
+        bias_V: Is added (BART).
     """
+
+    factor: float | None
+    divisor: float | None
+    cap: float | None
+    bias_V: Tensor | None
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether the output of the embedding is the logits."""
+        return all(x is None for x in (self.factor, self.divisor, self.cap, self.bias_V))
+
+    def __call__(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Logits from the embedding's output.
+
+        Args:
+            logits: (…, V), or (…, n) of some tokens.
+            ids: (n,) which tokens; None for all.
+        """
+        if self.factor is not None:
+            logits = logits * self.factor
+        if self.divisor is not None:
+            logits = logits / self.divisor
+        if self.cap is not None:
+            logits = torch.tanh(logits / self.cap) * self.cap
+        if self.bias_V is None:
+            return logits
+        bias_V = self.bias_V.to(logits.device)
+        return logits + (bias_V if ids is None else bias_V[..., ids])
+
+
+def after_the_embedding(model: Any) -> AfterEmbedding:
+    """What this model does to the output of its embedding."""
     config = model.config.get_text_config(decoder=True)
-    factor = getattr(config, "logit_scale", None)
-    divisor = getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    bias = getattr(model, "final_logits_bias", None)
-
-    def finish(logits: Tensor) -> Tensor:
-        if factor is not None:
-            logits = logits * factor
-        if divisor is not None:
-            logits = logits / divisor
-        if cap is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits if bias is None else logits + bias.to(logits.device)
-
-    return finish
+    return AfterEmbedding(
+        factor=getattr(config, "logit_scale", None),
+        divisor=getattr(config, "logits_scaling", None),
+        cap=getattr(config, "final_logit_softcapping", None),
+        bias_V=getattr(model, "final_logits_bias", None),
+    )
 
 
 def logits_of(output: Any) -> Tensor:

@@ -1,0 +1,233 @@
+"""Answers to a query a chunk of positions at a time, with a gradient that autograd need not make.
+
+Two ways. :func:`recomputed` answers the whole query; its backward pass makes the logits of each
+chunk again, now with the slopes of the answers at hand. :func:`in_the_forward` is for a loss that
+can be taken chunk by chunk, with weights known beforehand: as soon as a chunk is answered its loss
+and its slopes are known too, the gradient of hidden states and weights is taken at once, and the
+backward pass only scales it. That saves making the logits twice, a quarter of the arithmetic.
+
+A ranking of columns over sequences needs all positions of a sequence first. Recomputing, a first
+round adds up the columns' mass, and the logits at the chosen columns are then a small product of
+their own, if the head is a plain linear layer. In the forward, a chunk must hold whole sequences.
+
+Shape legend: N = positions; D = hidden width; c = positions of a chunk; V = vocabulary; S =
+sequences; k = columns of a ranking.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.logit_rows import LogitRows
+from distill.output_head import OutputHead, Pull, without_autocast
+from distill.query import COLUMNS, HeadAnswer, HeadQuery, Ranking, rank_columns, widened
+from distill.scaled_rows import ScaledRows
+
+#: The loss of a chunk from its answer, for positions [start, stop).
+Objective = Callable[[HeadAnswer, int, int], Tensor]
+
+
+def recomputed(
+    head: OutputHead, hidden_ND: Tensor, query: HeadQuery, chunk_tokens: int
+) -> dict[str, Tensor]:
+    """The answer to a query, as :func:`distill.query.answer_rows` gives it.
+
+    Args:
+        head: The model's.
+        hidden_ND: What its head would be given, at the positions of the query.
+        query: The question.
+        chunk_tokens: Positions of a chunk.
+    """
+    names: list[str] = []
+    with without_autocast(hidden_ND):
+        values = _Recomputed.apply(  # type: ignore[no-untyped-call]
+            head, query, chunk_tokens, names, hidden_ND, *head.weights
+        )
+    return dict(zip(names, values, strict=True))
+
+
+def in_the_forward(
+    head: OutputHead,
+    hidden_ND: Tensor,
+    query: HeadQuery,
+    ranges: Sequence[tuple[int, int]],
+    objective: Objective,
+) -> Tensor:
+    """The sum of `objective` over chunks, a scalar whose gradient is there already.
+
+    Args:
+        head: The model's.
+        hidden_ND: What its head would be given, at the positions of the query.
+        query: The question.
+        ranges: Positions of each chunk, one after the other.
+        objective: The loss of a chunk. What it leaves behind must not hold on to the answer.
+    """
+    with without_autocast(hidden_ND):
+        loss: Tensor = _InTheForward.apply(  # type: ignore[no-untyped-call]
+            head, query, ranges, objective, hidden_ND, *head.weights
+        )
+    return loss
+
+
+class _Recomputed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: OutputHead,
+        query: HeadQuery,
+        size: int,
+        names: list[str],
+        hidden_ND: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        starts = range(0, max(len(hidden_ND), 1), size)  # at least one chunk, be it empty
+        ctx.parts = [(slice(a, a + size), query.part(a, a + size)) for a in starts]
+        ctx.head, ctx.columns_Sk, ctx.open = head, None, None
+        ctx.save_for_backward(hidden_ND, *weights)
+        if len(ctx.parts) > 1:
+            answer, ctx.columns_Sk = _in_parts(head, hidden_ND, query, ctx.parts)
+        elif any(ctx.needs_input_grad):  # within the memory of a chunk: nothing is made again
+            logits_NV, pull = head.open(hidden_ND)
+            rows = LogitRows(logits_NV, query)
+            answer, ctx.open = rows.answer, (rows, pull)
+        else:
+            answer = LogitRows(head.logits(hidden_ND), query).answer
+        ctx.names = list(answer)
+        names += answer
+        return tuple(answer.values())
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, *weights = ctx.saved_tensors
+        ctx.head.sums = [None] * len(weights)
+        slope_ND = torch.empty_like(hidden_ND)
+        for places, part in ctx.parts:
+            rows, pull = ctx.open or _opened(ctx.head, hidden_ND[places], part, ctx.columns_Sk)
+            of_answer = dict(zip(ctx.names, (each[places] for each in slopes), strict=True))
+            slope_ND[places] = pull(rows.slope(of_answer))
+        ctx.open = None  # used up; a second backward pass makes it again
+        return (None, None, None, None, slope_ND, *_sums(ctx.head, weights))
+
+
+def _opened(
+    head: OutputHead, hidden_cD: Tensor, part: HeadQuery, columns_Sk: Tensor | None
+) -> tuple[LogitRows, Pull]:
+    logits_cV, pull = head.open(hidden_cD)
+    return LogitRows(logits_cV, part, columns_Sk), pull
+
+
+def _in_parts(
+    head: OutputHead,
+    hidden_ND: Tensor,
+    query: HeadQuery,
+    parts: Sequence[tuple[slice, HeadQuery]],
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """The answer, and the columns of each sequence if there is a ranking."""
+    answers: list[dict[str, Tensor]] = []
+    scales: list[Tensor] = []
+    mass_SV: Tensor | None = None
+    for places, part in parts:
+        logits_cV = widened(head.logits(hidden_ND[places]))
+        if part.ranking is not None:
+            scaled = ScaledRows(logits_cV, part.ranking)
+            more_SV = scaled.mass()
+            mass_SV = more_SV if mass_SV is None else mass_SV.add_(more_SV)
+            scales.append(scaled.scale_c2)
+            del scaled  # as large as the logits
+        answers.append(LogitRows(logits_cV, replace(part, ranking=None)).answer)
+    answer = {name: torch.cat([each[name] for each in answers]) for name in answers[0]}
+    if query.ranking is None or mass_SV is None:
+        return answer, None
+    columns_Sk = rank_columns(mass_SV, query.ranking.k)
+    scale_N2, ids_Nk = torch.cat(scales), columns_Sk[query.ranking.sequence_N]
+    logits_Nk = _at_columns(head, hidden_ND, query.ranking, columns_Sk, parts)
+    logprobs_Nk = logits_Nk * scale_N2[:, :1] - scale_N2[:, 1:]
+    answer[COLUMNS] = logprobs_Nk.masked_fill(ids_Nk < 0, -torch.inf)
+    return answer, columns_Sk
+
+
+def _at_columns(
+    head: OutputHead,
+    hidden_ND: Tensor,
+    ranking: Ranking,
+    columns_Sk: Tensor,
+    parts: Sequence[tuple[slice, HeadQuery]],
+) -> Tensor:
+    """(N, k) the logits at the columns of each position's sequence; anything in padding."""
+    columns_Sk = columns_Sk.clamp(min=0)
+    order_N = ranking.sequence_N.argsort()
+    lengths = ranking.sequence_N.bincount(minlength=ranking.sequences).tolist()
+    pieces = []
+    for ids_k, places in zip(columns_Sk, torch.split(order_N, lengths), strict=True):
+        piece = head.columns(hidden_ND[places], ids_k)
+        if piece is None:
+            break
+        pieces.append(widened(piece))
+    else:
+        in_order_Nk = torch.cat(pieces)
+        return torch.empty_like(in_order_Nk).index_copy_(0, order_N, in_order_Nk)
+    again = (
+        widened(head.logits(hidden_ND[places])).gather(1, columns_Sk[part.ranking.sequence_N])
+        for places, part in parts
+        if part.ranking is not None
+    )
+    return torch.cat(list(again))
+
+
+class _InTheForward(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        head: OutputHead,
+        query: HeadQuery,
+        ranges: Sequence[tuple[int, int]],
+        objective: Objective,
+        hidden_ND: Tensor,
+        *weights: Tensor,
+    ) -> Tensor:
+        head.sums = [None] * len(weights)
+        slope_ND = torch.empty_like(hidden_ND)
+        values = []
+        for start, stop in ranges:
+            logits_cV, pull = head.open(hidden_ND[start:stop])
+            rows = LogitRows(logits_cV, query.part(start, stop))
+            value, slopes = _with_slopes(objective, rows.answer, start, stop)
+            values.append(value)
+            slope_ND[start:stop] = pull(rows.slope(slopes))
+        ctx.slopes = (slope_ND, *_sums(head, weights))
+        return torch.stack(values).sum()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.slopes is None:
+            raise RuntimeError(
+                "the gradient was taken in the forward pass and is used up; run the forward again"
+            )
+        slopes, ctx.slopes = ctx.slopes, None
+        return (None, None, None, None, *(x.mul_(slope.to(x.dtype)) for x in slopes))
+
+
+def _with_slopes(
+    objective: Objective, answer: dict[str, Tensor], start: int, stop: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of a chunk, and its gradient with respect to each tensor of the answer."""
+    leaves = {name: each.detach().requires_grad_() for name, each in answer.items()}
+    with torch.enable_grad():
+        value = objective(HeadAnswer.of(leaves), start, stop)
+        slopes = torch.autograd.grad(
+            value, list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
+    return value.detach(), dict(zip(leaves, slopes, strict=True))
+
+
+def _sums(head: OutputHead, weights: Sequence[Tensor]) -> list[Tensor]:
+    """The gradient of each weight, in its own dtype; the head keeps none of it."""
+    found = [
+        torch.zeros_like(weight) if total is None else total.to(weight.dtype)
+        for total, weight in zip(head.sums, weights, strict=True)
+    ]
+    head.sums = [None] * len(weights)
+    return found

@@ -1,0 +1,230 @@
+"""The answer to a query from some rows of logits, and its gradient, in one buffer.
+
+:func:`distill.query.answer_rows` is the definition, and leaves the gradient to autograd, which
+keeps and makes a [rows, vocabulary] tensor for every step of it. Here the logits turn into
+exponentials in place, and those into the gradient. All that is asked of a row is a logit minus a
+normaliser, or the difference of two normalisers, and the slope of a normaliser is a softmax; so
+with g the slopes of the answers to one softmax and G their sum,
+
+    d / d logit_j  =  g of the answers at j  -  G e^(z_j - log_z)  +  g_rest e^(z_j - log_rest)
+
+the last of the tokens outside a lookup's ids only. Exponentials are taken against the largest logit
+*outside* the ids. So the mass outside is a sum of its own terms, however little it is, and no
+exponent in it can overflow; what the ids add to the normaliser is added as logarithms.
+
+Shape legend: c = rows; V = vocabulary; K = width of a lookup's ids; k = columns of a ranking.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from distill.query import (
+    AT_IDS,
+    COLUMNS,
+    LABEL,
+    REST,
+    TOP,
+    HeadQuery,
+    Lookup,
+    rank_columns,
+    widened,
+)
+from distill.scaled_rows import ScaledRows
+
+
+class LogitRows:
+    """Some rows of logits, which are used up: first by the answer, then by its gradient.
+
+    Args:
+        logits_cV: Of any floating dtype. Overwritten, where they are float32 or float64.
+        query: The question about just these rows.
+        columns_Sk: What :func:`~distill.query.rank_columns` chose for each sequence. None, with a
+            ranking in the query: these rows are whole sequences, and choose for themselves.
+
+    Attributes:
+        answer: As :func:`~distill.query.answer_rows` gives it, without gradient.
+    """
+
+    def __init__(
+        self, logits_cV: Tensor, query: HeadQuery, columns_Sk: Tensor | None = None
+    ) -> None:
+        logits_cV = widened(logits_cV)
+        self._query = query
+        # In this order: what comes last takes the logits themselves for its exponentials.
+        self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
+        self._scaled = None
+        if query.ranking is not None:
+            self._scaled = ScaledRows(logits_cV, query.ranking)
+            if columns_Sk is None:
+                columns_Sk = rank_columns(self._scaled.mass(), query.ranking.k)
+            self._scaled.choose(columns_Sk)
+        own = _whose_rest_is_summed_first(query)
+        self._others = {
+            name: _Softmax(logits_cV / each.temperature, each)
+            for name, each in query.lookups.items()
+            if name != own and (each.has_rest or each.temperature != 1)
+        }
+        self._at = {  # of the rest, nothing but a few logits is needed
+            name: _at(logits_cV, each.ids_NK)
+            for name, each in query.lookups.items()
+            if name != own and name not in self._others
+        }
+        self._label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1)
+        self._own = own
+        self._softmax = _Softmax(logits_cV, query.lookups[own] if own else None)
+        self.answer = self._answer()
+
+    def _answer(self) -> dict[str, Tensor]:
+        log_z_c1 = self._softmax.log_z_c[:, None]
+        answer = {LABEL: self._label_c - log_z_c1.squeeze(1)}
+        if self._query.top_k:
+            answer[TOP] = self._top_cK - log_z_c1
+        for name in self._query.lookups:
+            if name in self._at:
+                answer[name + AT_IDS] = self._at[name] - log_z_c1
+                continue
+            softmax = self._softmax if name == self._own else self._others[name]
+            answer[name + AT_IDS] = softmax.at_cK - softmax.log_z_c[:, None]
+            if self._query.lookups[name].has_rest:
+                answer[name + REST] = softmax.log_rest_c - softmax.log_z_c
+        if self._scaled is not None:
+            answer[COLUMNS] = self._scaled.logprobs_ck
+        return answer
+
+    def slope(self, slopes: Mapping[str, Tensor]) -> Tensor:
+        """(c, V) the gradient with respect to the logits, once: it takes the rows' memory.
+
+        Args:
+            slopes: The gradient with respect to each tensor of `answer`. What it says of answers
+                that are -inf is not read: no logit moves them.
+        """
+        slopes = {
+            name: each.masked_fill(self.answer[name] == -torch.inf, 0)
+            for name, each in slopes.items()
+        }
+        total_c = slopes[LABEL]
+        if TOP in slopes:
+            total_c = total_c + slopes[TOP].sum(-1)
+        for name in self._at:
+            total_c = total_c + slopes[name + AT_IDS].sum(-1)
+        slope_cV = self._softmax.slope(
+            total_c,
+            None if self._own is None else slopes[self._own + AT_IDS],
+            slopes.get(f"{self._own}{REST}"),
+        )
+        slope_cV.scatter_add_(1, self._query.labels_N[:, None], slopes[LABEL][:, None])
+        if TOP in slopes:
+            slope_cV.scatter_add_(1, self._top_ids_cK, slopes[TOP])
+        for name in self._at:
+            ids_cK = self._query.lookups[name].ids_NK.clamp(min=0)  # padding has no slope
+            slope_cV.scatter_add_(1, ids_cK, slopes[name + AT_IDS])
+        for name, softmax in self._others.items():
+            nothing_c = torch.zeros_like(total_c)
+            tempered_cV = softmax.slope(nothing_c, slopes[name + AT_IDS], slopes.get(name + REST))
+            slope_cV.add_(tempered_cV, alpha=1 / self._query.lookups[name].temperature)
+        if self._scaled is not None:
+            self._scaled.add_slope(slope_cV, slopes[COLUMNS])
+        return slope_cV
+
+
+def _whose_rest_is_summed_first(query: HeadQuery) -> str | None:
+    """The lookup that shares its exponentials with the labels; any other one has its own."""
+    names = (n for n, each in query.lookups.items() if each.has_rest and each.temperature == 1)
+    return next(names, None)
+
+
+def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
+    """(c, top_k) the largest logits and their ids; -inf and 0 beyond V, and where not wanted."""
+    if not query.top_k:
+        nothing = logits_cV.new_zeros(len(logits_cV), 0)
+        return nothing, nothing.long()
+    columns_V = query.top_k_columns_V
+    listed_cV = logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
+    values_cK, ids_cK = listed_cV.topk(min(query.top_k, logits_cV.shape[1]))
+    missing = (0, query.top_k - values_cK.shape[1])
+    values_cK = nn.functional.pad(values_cK, missing, value=-torch.inf)
+    if query.top_k_mask_N is not None:
+        values_cK = values_cK.masked_fill(~query.top_k_mask_N[:, None], -torch.inf)
+    return values_cK, nn.functional.pad(ids_cK, missing)
+
+
+def _at(logits_cV: Tensor, ids_cK: Tensor) -> Tensor:
+    """Logits at the ids; -inf in padding."""
+    return logits_cV.gather(1, ids_cK.clamp(min=0)).masked_fill_(ids_cK < 0, -torch.inf)
+
+
+class _Softmax:
+    """One softmax of the rows, as exponentials of what lies outside a lookup's ids.
+
+    Args:
+        logits_cV: Overwritten.
+        lookup: Whose ids; None: nothing is looked up.
+
+    Attributes:
+        at_cK: The logits at the ids; -inf in padding.
+        log_rest_c: Log of the sum of exponentials outside the ids; -inf for none.
+        log_z_c: Of all.
+    """
+
+    def __init__(self, logits_cV: Tensor, lookup: Lookup | None) -> None:
+        ids_cK = logits_cV.new_zeros(len(logits_cV), 0).long() if lookup is None else lookup.ids_NK
+        self._places = _Places(ids_cK)
+        self.at_cK = _at(logits_cV, ids_cK)
+        self._places.overwrite(logits_cV, torch.full_like(self.at_cK, -torch.inf))
+        top_c1 = logits_cV.amax(-1, keepdim=True)
+        top_c1.masked_fill_(top_c1 == -torch.inf, 0)
+        self._top_c = top_c1.squeeze(1)
+        self._e_cV = logits_cV.sub_(top_c1).exp_()
+        self.log_rest_c = self._e_cV.sum(-1).log() + self._top_c
+        self.log_z_c = self.log_rest_c
+        if ids_cK.shape[1]:  # no library sums nothing
+            self.log_z_c = torch.logaddexp(self.log_rest_c, self.at_cK.logsumexp(-1))
+
+    def slope(self, total_c: Tensor, at_cK: Tensor | None, rest_c: Tensor | None) -> Tensor:
+        """(c, V) the gradient, in place of the exponentials.
+
+        Args:
+            total_c: Sum of the slopes of what else is measured from `log_z_c`. (Their own place in
+                the gradient is the caller's to fill.)
+            at_cK: Slopes at the ids, 0 in padding; None without a lookup.
+            rest_c: Slope of the log-mass outside them; None if not asked for.
+        """
+        at_cK = torch.zeros_like(self.at_cK) if at_cK is None else at_cK
+        total_c = total_c + at_cK.sum(-1)
+        factor_c = torch.zeros_like(total_c)
+        if rest_c is not None:
+            total_c = total_c + rest_c
+            has_rest_c = self.log_rest_c > -torch.inf
+            factor_c = rest_c * torch.where(has_rest_c, (self._top_c - self.log_rest_c).exp(), 0)
+        factor_c = factor_c - total_c * (self._top_c - self.log_z_c).exp()
+        self._e_cV.mul_(factor_c[:, None])
+        p_cK = (self.at_cK - self.log_z_c[:, None]).exp()
+        self._places.overwrite(self._e_cV, at_cK - total_c[:, None] * p_cK)
+        return self._e_cV
+
+
+class _Places:
+    """Where ids are in rows of logits, so that they can be written at once, padding and all.
+
+    Padding has no place. It repeats one of its row's ids, since what is written twice must be one
+    value; in a row without ids it writes what is there.
+    """
+
+    def __init__(self, ids_cK: Tensor) -> None:
+        is_id_cK = ids_cK >= 0
+        self._is_empty = not ids_cK.shape[1]
+        if not self._is_empty:
+            own_K = torch.arange(ids_cK.shape[1], device=ids_cK.device)
+            first_c1 = is_id_cK.int().argmax(-1, keepdim=True)
+            self._slot_cK = torch.where(is_id_cK, own_K, first_c1)
+            self._ids_cK = ids_cK.gather(1, self._slot_cK).clamp(min=0)
+            self._has_ids_c1 = is_id_cK.any(-1, keepdim=True)
+
+    def overwrite(self, rows_cV: Tensor, values_cK: Tensor) -> None:
+        """Put values at the ids; those of padding are not read."""
+        if not self._is_empty:
+            there_cK = rows_cV.gather(1, self._ids_cK)
+            values_cK = values_cK.gather(1, self._slot_cK)
+            rows_cV.scatter_(1, self._ids_cK, torch.where(self._has_ids_c1, values_cK, there_cK))

@@ -1,0 +1,131 @@
+"""Cutting a batch into pieces whose loss can be taken, one after the other, chunk by chunk.
+
+A cut goes between two labels, never through a pair: not through a group of tokens, and with
+multilevel_ot not through a sequence. So every term of the loss is a sum over pieces, and a piece
+needs the student at its own labels only. Pairs, and the labels that belong to them, lie in the
+order of the batch, so a piece of any array is a slice of it, known before anything is on a device.
+
+Shape legend: N = labels of a batch; P = pairs of a loss; L = labels that belong to pairs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Ints = npt.NDArray[np.int64]
+
+#: Arrays that say which labels belong to a pair besides its own, and which pair they belong to.
+MEMBERS = (("earlier_index", "earlier_pair"), ("token_index", "token_pair"))
+
+
+class Piece(NamedTuple):
+    """Labels start to stop, with all pairs on them: of each loss, and the labels of those pairs."""
+
+    start: int
+    stop: int
+    pairs: dict[str, slice]
+    members: dict[str, slice]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The pieces of a batch, in order. (No tuple: what moves tensors to a device lets it pass.)"""
+
+    each: tuple[Piece, ...]
+
+
+def cut(
+    teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: Ints, size: int
+) -> Pieces | None:
+    """As few pieces of at most `size` labels as there can be.
+
+    Args:
+        teacher: The arrays of each loss, as :mod:`distill.data` lays them out.
+        example_N: The sequence of each label.
+        size: Labels that a chunk may have.
+
+    Returns:
+        None if something that must stay whole is larger than that, or there is no label.
+    """
+    ends = _ends(_is_torn(teacher, example_N), size)
+    if ends is None or len(ends) < 2:
+        return None
+    cuts = {name: np.searchsorted(arrays["index"], ends) for name, arrays in teacher.items()}
+    members = {
+        name: np.searchsorted(arrays[index], ends)
+        for name, arrays in teacher.items()
+        for index, _ in MEMBERS
+        if index in arrays
+    }
+    return Pieces(
+        tuple(
+            Piece(
+                int(ends[i]),
+                int(ends[i + 1]),
+                {name: slice(int(at[i]), int(at[i + 1])) for name, at in cuts.items()},
+                {name: slice(int(at[i]), int(at[i + 1])) for name, at in members.items()},
+            )
+            for i in range(len(ends) - 1)
+        )
+    )
+
+
+def piece_of(
+    teacher: Mapping[str, Mapping[str, Tensor]], piece: Piece
+) -> dict[str, dict[str, Tensor]]:
+    """The arrays of each loss for one piece, its labels and pairs counted from its own first."""
+    return {name: _piece_of_loss(name, arrays, piece) for name, arrays in teacher.items()}
+
+
+def _piece_of_loss(name: str, arrays: Mapping[str, Tensor], piece: Piece) -> dict[str, Tensor]:
+    pairs, members = piece.pairs[name], piece.members.get(name)
+    of_members: dict[str, int] = {}
+    for index, pair in MEMBERS:
+        if index in arrays:
+            of_members = {index: piece.start, pair: pairs.start}
+    if name == "multilevel_ot":  # the teacher's columns are there for each label, not each pair
+        of_members["entry_logprobs"] = 0
+    found = {}
+    for key, array in arrays.items():
+        if key in of_members:
+            assert members is not None
+            found[key] = array[members] - of_members[key] if of_members[key] else array[members]
+        else:
+            found[key] = array[pairs] - piece.start if key == "index" else array[pairs]
+    return found
+
+
+def _is_torn(teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: Ints) -> Ints:
+    """(N + 1,) above 0 where a cut before that label would go through something."""
+    change = np.zeros(len(example_N) + 2, np.int64)
+    for name, arrays in teacher.items():
+        first_P = np.array(arrays["index"], np.int64)
+        last_P = first_P.copy()
+        assert (np.diff(first_P) >= 0).all(), "pairs lie in the order of the batch"
+        for index, pair in MEMBERS:
+            if index in arrays:
+                assert (np.diff(arrays[index]) >= 0).all(), "their labels do, too"
+                np.minimum.at(first_P, arrays[pair], arrays[index])
+                np.maximum.at(last_P, arrays[pair], arrays[index])
+        if name == "multilevel_ot":  # ranks columns over all labels of a sequence, paired or not
+            first_P = np.searchsorted(example_N, example_N[first_P])
+            last_P = np.searchsorted(example_N, example_N[last_P], side="right") - 1
+        np.add.at(change, first_P + 1, 1)
+        np.add.at(change, last_P + 1, -1)
+    return np.cumsum(change)[:-1]
+
+
+def _ends(is_torn: Ints, size: int) -> Ints | None:
+    """Where the pieces end, 0 first; None if there is no such cut."""
+    allowed = np.flatnonzero(is_torn == 0)
+    count, ends = len(is_torn) - 1, [0]
+    while ends[-1] < count:
+        stop = int(allowed[np.searchsorted(allowed, ends[-1] + size, side="right") - 1])
+        if stop <= ends[-1]:
+            return None
+        ends.append(stop)
+    return np.array(ends)
