@@ -33,10 +33,6 @@ class Term(NamedTuple):
     index_P: Tensor
     bound_P: Tensor
 
-    def detached(self, first: int) -> "Term":
-        """Without gradient, its labels counted from `first` labels earlier."""
-        return Term(self.values_P.detach(), self.index_P + first, self.bound_P)
-
 
 @dataclass(frozen=True)
 class LossSettings:
@@ -93,6 +89,14 @@ def terms_of(
     for name, arrays in teacher.items():
         terms[name] = _TERMS[name](arrays, answer, settings)
     return terms
+
+
+def placed(terms: Mapping[str, Term], start: int) -> dict[str, Term]:
+    """The terms of a piece as the batch counts its labels, without gradient."""
+    return {
+        name: Term(term.values_P.detach(), term.index_P + start, term.bound_P)
+        for name, term in terms.items()
+    }
 
 
 def joined(shares: Sequence[Mapping[str, Term]]) -> dict[str, Term]:

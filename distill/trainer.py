@@ -60,6 +60,7 @@ from distill.terms import (
     first_bad_row,
     joined,
     named,
+    placed,
     query_of,
     row_sums,
     terms_of,
@@ -175,7 +176,10 @@ class CachedTeacherTrainer(Trainer):
     def _loss(
         self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
     ) -> tuple[Tensor, dict[str, Term]]:
-        """The loss, taken piece by piece if the batch is cut; and its terms, without gradient."""
+        """The loss, and its terms; taken piece by piece if the batch is cut.
+
+        The terms then have no gradient: it is taken already.
+        """
         pieces: Pieces | None = inputs.get("pieces") if torch.is_grad_enabled() else None
         by_start = {} if pieces is None else {piece.start: piece for piece in pieces.each}
         shares: list[dict[str, Term]] = []
@@ -185,7 +189,7 @@ class CachedTeacherTrainer(Trainer):
             if by_start and stop - start < len(inputs["rows"]):
                 teacher = piece_of(teacher, by_start[start])
             terms = terms_of(teacher, answer, self.settings)
-            shares.append({name: term.detached(start) for name, term in terms.items()})
+            shares.append(terms if pieces is None else placed(terms, start))
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             return self._total(terms, means)
 

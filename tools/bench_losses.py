@@ -1,0 +1,406 @@
+"""What each loss costs beyond cross-entropy: time and memory, forward and backward.
+
+    python -m tools.bench_losses [--json] [--quick]
+
+From hidden states to their gradient and that of the output embedding, in processes of their own:
+
+* cross-entropy with all logits at once; chunk by chunk, making the logits again in the backward
+  pass; and chunk by chunk with the gradient taken in the forward, as Liger's kernel does;
+* cross-entropy plus each loss here, as the trainer takes it, from a store's top 64;
+* cross-entropy plus ULD of two full vocabularies, both sorted; and TRL's ULDLoss, told to pair as
+  the paper does. Their teacher's logits are there beforehand, and not counted.
+
+Contenders take turns, so that a slow minute of the machine meets all of them. Time is the process's
+own on all cores; memory is the most it held beyond what was there before its turn.
+
+Shape legend: N = labels, D = hidden width, V = vocabulary, K = entries, B = sequences.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from distill.head import CHUNK_LOGITS, StudentHead
+from distill.pieces import cut, piece_of
+from distill.terms import LossSettings, query_of, terms_of
+from tools.benchmark import PeakMemory, goal, said, surroundings, table
+
+K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
+LOSSES = ("uld", "mapped_kl", "tail_kl", "multilevel_ot", "alm", "sampled_kl")
+RECOMPUTED, IN_FORWARD = "chunked CE, recomputed", "chunked CE, in the forward"
+SORTED, TRL = "ULD, both sides sorted", "ULD, TRL"
+
+Step = Callable[[], float]
+
+
+class Sizes(SimpleNamespace):
+    """N, D, V and the number of sequences B."""
+
+    N: int
+    D: int
+    V: int
+    B: int
+
+
+# ---- what is measured ----
+
+
+class HeadOnly(nn.Module):
+    """A model that is nothing but its output embedding; its input are hidden states."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.lm_head = nn.Linear(*weight.shape[::-1], bias=False, device="meta")
+        self.lm_head.weight = weight
+        self.config = SimpleNamespace(get_text_config=lambda decoder: SimpleNamespace())
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(self, hidden: Tensor) -> Any:
+        return SimpleNamespace(logits=self.lm_head(hidden))
+
+
+def hidden_and_weight(sizes: Sizes) -> tuple[Tensor, nn.Parameter, Tensor]:
+    gen = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(sizes.N, sizes.D, generator=gen)
+    weight_VD = torch.randn(sizes.V, sizes.D, generator=gen) * 3 / sizes.D**0.5
+    labels_N = torch.randint(sizes.V, (sizes.N,), generator=gen)
+    return hidden_ND.requires_grad_(), nn.Parameter(weight_VD), labels_N
+
+
+def stepped(hidden_ND: Tensor, weight_VD: Tensor, loss: Callable[[], Tensor]) -> Step:
+    def step() -> float:
+        hidden_ND.grad = weight_VD.grad = None
+        value = loss()
+        value.backward()
+        return float(value.detach())
+
+    return step
+
+
+def dense_ce(sizes: Sizes) -> Step:
+    hidden, weight, labels = hidden_and_weight(sizes)
+    return stepped(hidden, weight, lambda: F.cross_entropy(hidden @ weight.T, labels))
+
+
+def recomputed_ce(sizes: Sizes) -> Step:
+    hidden, weight, labels = hidden_and_weight(sizes)
+    size = CHUNK_LOGITS // sizes.V
+
+    def chunk(hidden_cD: Tensor, labels_c: Tensor) -> Tensor:
+        return F.cross_entropy(hidden_cD @ weight.T, labels_c, reduction="sum")
+
+    def loss() -> Tensor:
+        parts = zip(hidden.split(size), labels.split(size), strict=True)
+        return (
+            torch.stack([checkpoint(chunk, *part, use_reentrant=False) for part in parts]).sum()
+            / sizes.N
+        )
+
+    return stepped(hidden, weight, loss)
+
+
+class InForward(torch.autograd.Function):
+    """Cross-entropy whose gradient is there with its value, everything in place."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
+        slope_ND, slope_VD = torch.empty_like(hidden), torch.zeros_like(weight)
+        total = hidden.new_zeros(())
+        for start in range(0, len(hidden), size):
+            part, at = hidden[start : start + size], labels[start : start + size, None]
+            logits = part @ weight.T
+            top = logits.amax(-1, keepdim=True)
+            label = logits.gather(1, at) - top
+            total_c1 = logits.sub_(top).exp_().sum(-1, keepdim=True)
+            total += (total_c1.log() - label).sum()
+            logits.div_(total_c1 * len(hidden))
+            logits.scatter_add_(1, at, torch.full_like(label, -1 / len(hidden)))
+            slope_ND[start : start + size] = logits @ weight
+            slope_VD.addmm_(logits.T, part)
+        ctx.slopes = slope_ND, slope_VD
+        return total / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        return (*(x.mul_(slope) for x in ctx.slopes), None, None)
+
+
+def in_forward_ce(sizes: Sizes) -> Step:
+    hidden, weight, labels = hidden_and_weight(sizes)
+    size = CHUNK_LOGITS // sizes.V
+    return stepped(
+        hidden,
+        weight,
+        lambda: InForward.apply(hidden, weight, labels, size),  # type: ignore[no-untyped-call]
+    )
+
+
+def from_a_store(name: str, sizes: Sizes) -> Step:
+    """Cross-entropy and a loss, as the trainer takes them."""
+    hidden, weight, labels = hidden_and_weight(sizes)
+    model, settings = HeadOnly(weight), LossSettings()
+    head = StudentHead(model)
+    example = np.repeat(np.arange(sizes.B), sizes.N // sizes.B)
+    arrays = {name: teacher_arrays(name, sizes)}
+    pieces = cut(arrays, example, head.chunk_tokens)
+    teacher = {
+        name: {key: torch.from_numpy(array) for key, array in each.items()}
+        for name, each in arrays.items()
+    }
+    assert pieces is not None
+    starts = {piece.start: piece for piece in pieces.each}
+    batch = {
+        "teacher": teacher,
+        "rows": torch.arange(sizes.N),
+        "labels": torch.cat([labels[:1], labels])[None],
+        "example": torch.from_numpy(example),
+        "aligned": torch.ones(sizes.B),
+    }
+
+    def objective(answer: Any, start: int, _stop: int) -> Tensor:
+        terms = terms_of(piece_of(teacher, starts[start]), answer, settings)
+        ce, kd = terms.values()
+        return ce.values_P.sum() / sizes.N + kd.values_P.sum() / len(teacher[name]["index"])
+
+    def loss() -> Tensor:
+        return head.loss(
+            model,
+            {"hidden": hidden[None]},
+            batch["rows"],
+            query_of(batch, settings),
+            objective,
+            [(piece.start, piece.stop) for piece in pieces.each],
+        )
+
+    return stepped(hidden, weight, loss)
+
+
+def sorted_uld(sizes: Sizes) -> Step:
+    """The definition: both sides softmaxed and sorted over their whole vocabulary."""
+    hidden, weight, labels = hidden_and_weight(sizes)
+    teacher = torch.randn(sizes.N, sizes.V, generator=torch.Generator().manual_seed(1)) * 3
+
+    def loss() -> Tensor:
+        logits = hidden @ weight.T
+        p = logits.softmax(-1).sort(-1, descending=True).values
+        q = teacher.softmax(-1).sort(-1, descending=True).values
+        return F.cross_entropy(logits, labels) + (p - q).abs().sum(-1).mean()
+
+    return stepped(hidden, weight, loss)
+
+
+def trl_uld(sizes: Sizes) -> Step:
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from trl.experimental.gold.gold_trainer import ULDLoss
+    hidden, weight, labels = hidden_and_weight(sizes)
+    length = sizes.N // sizes.B
+    teacher = torch.randn(sizes.N, sizes.V, generator=torch.Generator().manual_seed(1)) * 3
+    teacher = teacher.unflatten(0, (sizes.B, length))
+    theirs = ULDLoss(
+        SimpleNamespace(
+            uld_crossentropy_weight=1.0,
+            uld_distillation_weight=1.0,
+            uld_student_temperature=1.0,
+            uld_teacher_temperature=1.0,
+            uld_skip_student_eos=False,
+            uld_skip_teacher_eos=False,
+            use_extended_uld=False,
+            uld_token_merge_strategy="observed",
+        )
+    )
+    ids = labels.unflatten(0, (sizes.B, length))
+
+    def loss() -> Tensor:
+        logits = (hidden @ weight.T).unflatten(0, (sizes.B, length))
+        found: Tensor = theirs(logits, teacher, ids, ids, ids, ids).squeeze()
+        return found
+
+    return stepped(hidden, weight, loss)
+
+
+def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
+    """What distill.targets makes of a store, for a teacher with 92 % of its mass in its head."""
+    rng = np.random.default_rng(2)
+    stop = np.flatnonzero(rng.random(sizes.N) >= MERGED) + 1  # groups of one label or more
+    stop = np.union1d(stop, np.arange(sizes.N // sizes.B, sizes.N + 1, sizes.N // sizes.B))
+    first = np.concatenate([[0], stop[:-1]])
+    every = np.arange(sizes.N)
+    owner = np.repeat(np.arange(len(stop)), stop - first)
+    by_group = name in ("uld", "alm")
+    count = len(stop) if by_group else sizes.N
+    head = np.sort(rng.exponential(size=(count, K)) ** 3, 1)[:, ::-1] + 1e-3
+    logprobs = np.log(0.92 * head / head.sum(1, keepdims=True)).astype(np.float32)
+    tail = np.full(count, np.log(0.08), np.float32)
+    ids = np.stack([rng.choice(sizes.V, K + DRAWS, replace=False) for _ in range(count)])
+    index = stop - 1 if by_group else every
+    if name == "uld":
+        is_earlier = every != stop[owner] - 1
+        return {
+            "index": index,
+            "entry_logprobs": logprobs,
+            "tail_logmass": tail,
+            "log_scale": np.zeros(count, np.float32),
+            "codec_bound": np.zeros(count, np.float32),
+            "earlier_index": every[is_earlier],
+            "earlier_pair": owner[is_earlier],
+        }
+    if name == "alm":
+        logprob = np.full(count, -2, np.float32)
+        return {"index": index, "logprob": logprob, "token_index": every, "token_pair": owner}
+    if name == "multilevel_ot":
+        length = sizes.N // sizes.B
+        return {
+            "index": every[::length],
+            "entry_logprobs": logprobs[:, :50],
+            "token_index": every,
+            "token_pair": every // length,
+        }
+    if name == "sampled_kl":
+        counts = np.ones((count, DRAWS), np.int64)
+        return {
+            "index": index,
+            "ids": ids[:, :K],
+            "entry_logprobs": logprobs,
+            "tail_logmass": tail,
+            "draw_ids": ids[:, K:],
+            "counts": counts,
+        }
+    return {"index": index, "ids": ids[:, :K], "logmass": logprobs, "rest_logmass": tail}
+
+
+CONTENDERS: dict[str, Callable[[Sizes], Step]] = {
+    "dense CE": dense_ce,
+    RECOMPUTED: recomputed_ce,
+    IN_FORWARD: in_forward_ce,
+    **{name: lambda sizes, name=name: from_a_store(name, sizes) for name in LOSSES},  # type: ignore[misc]
+    SORTED: sorted_uld,
+    TRL: trl_uld,
+}
+
+
+# ---- how ----
+
+
+def contend(name: str, sizes: Sizes, ours: Connection) -> None:
+    """A contender's process: does a step whenever it is told to, and says what it took."""
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    step = CONTENDERS[name](sizes)
+    while ours.recv():
+        memory, began, wall = PeakMemory(), time.process_time(), time.perf_counter()
+        value = step()
+        spent = time.process_time() - began
+        ours.send((spent, time.perf_counter() - wall, memory.bytes_more(), value))
+
+
+def measure(sizes: Sizes, repeats: int) -> dict[str, dict[str, float]]:
+    """Medians of each contender; the first step of each is for warming up."""
+    context = multiprocessing.get_context("spawn")
+    pipes, processes = {}, []
+    for name in CONTENDERS:
+        pipes[name], theirs = context.Pipe()
+        process = context.Process(target=contend, args=(name, sizes, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        processes.append(process)
+    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in CONTENDERS}
+    for turn in range(repeats + 1):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            result = pipe.recv()
+            if turn:
+                found[name].append(result)
+            print(f"V = {sizes.V:,}, turn {turn}: {name}", file=sys.stderr, flush=True)
+    for pipe in pipes.values():
+        pipe.send(False)
+    for process in processes:
+        process.join()
+    names = ("cpu_s", "wall_s", "peak_bytes", "loss")
+    return {
+        name: dict(zip(names, map(statistics.median, zip(*turns, strict=True)), strict=True))
+        for name, turns in found.items()
+    }
+
+
+def judged(measured: dict[str, dict[str, float]], vocabulary: int) -> dict[str, dict[str, Any]]:
+    """Every ratio that has a goal."""
+
+    def ratio(what: str, a: str, b: str) -> float:
+        return measured[a][what] / measured[b][what]
+
+    faster = 3 if vocabulary > 100_000 else 2.2
+    goals: dict[str, dict[str, Any]] = {"uld": {}}
+    for other in (SORTED, TRL):
+        speed = goal(ratio("cpu_s", other, "uld"), at_least=faster)
+        goals["uld"] |= {
+            f"times faster than {other}": speed,
+            f"memory of {other}": goal(ratio("peak_bytes", "uld", other), at_most=0.1),
+        }
+    for name in LOSSES:
+        goals.setdefault(name, {}).update(
+            {
+                f"time of {RECOMPUTED}": goal(ratio("cpu_s", name, RECOMPUTED), at_most=1.15),
+                f"time of {IN_FORWARD}": goal(ratio("cpu_s", name, IN_FORWARD), at_most=1.2),
+                f"memory of {RECOMPUTED}": goal(ratio("peak_bytes", name, RECOMPUTED), at_most=1.1),
+            }
+        )
+    return goals
+
+
+def shown(sizes: Sizes, measured: dict[str, Any], goals: dict[str, Any]) -> str:
+    rows = [["", "CPU s", "wall s", "peak MiB"]]
+    rows += [
+        [name, f"{m['cpu_s']:.2f}", f"{m['wall_s']:.2f}", f"{m['peak_bytes'] / 2**20:.0f}"]
+        for name, m in measured.items()
+    ]
+    lines = [f"N = {sizes.N:,}, D = {sizes.D}, V = {sizes.V:,}, K = {K}", table(rows), ""]
+    for name, each in goals.items():
+        for what, figure in each.items():
+            at = "at least" if what.startswith("times faster") else "at most"
+            lines.append(f"  {name}: {what}: {said(figure, at)}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    args = parser.parse_args()
+    report: dict[str, Any] = {
+        **surroundings(["torch", "trl", "transformers"]),
+        "threads": len(os.sched_getaffinity(0)),
+        "sizes": [],
+    }
+    all_sizes = [Sizes(N=1024, D=512, V=v, B=8) for v in (32_000, 128_256)]
+    if args.quick:
+        all_sizes = [Sizes(N=32, D=16, V=512, B=4)]
+    for sizes in all_sizes:
+        measured = measure(sizes, repeats=1 if args.quick else 3)
+        goals = judged(measured, sizes.V)
+        report["sizes"].append(vars(sizes) | {"measured": measured, "goals": goals})
+        if not args.json:
+            print(shown(sizes, measured, goals), flush=True)
+    if args.json:
+        print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+    main()

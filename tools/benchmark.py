@@ -1,0 +1,88 @@
+"""What every benchmark here prints: figures beside their goals, and what they were measured on.
+
+A goal is a ratio within the run or a size, never an absolute time. In the JSON a figure that has
+one is `{"value": …, "target": …, "met": true|false}`.
+"""
+
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+def goal(
+    value: float, *, at_most: float | None = None, at_least: float | None = None
+) -> dict[str, Any]:
+    """A figure beside what it should be."""
+    if at_most is not None:
+        return {"value": value, "target": at_most, "met": value <= at_most}
+    assert at_least is not None
+    return {"value": value, "target": at_least, "met": value >= at_least}
+
+
+def said(figure: Mapping[str, Any], at: str) -> str:
+    """A goal for people: `3.42x (>= 3x)`, and `MISSED` where it is."""
+    target = f"{figure['value']:.2f} ({at} {figure['target']:g})"
+    return target if figure["met"] else f"{target} MISSED"
+
+
+def surroundings(packages: Sequence[str]) -> dict[str, Any]:
+    """Machine, versions, date and command of this run."""
+    return {
+        "machine": {
+            "processor": _processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "system": platform.platform(),
+        },
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in packages},
+        "date": time.strftime("%Y-%m-%d"),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    }
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns flush: the first to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+class PeakMemory:
+    """How much more memory this process held, at most, than when this was made (Linux)."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the largest so far
+        self._before = _status_bytes("VmRSS")
+
+    def bytes_more(self) -> int:
+        return max(0, _status_bytes("VmHWM") - self._before)
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
