@@ -35,6 +35,8 @@ import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
 
+_MAX_BYTES_PER_PLACE = 64  # of a ruler of bytes; text has four or so
+
 
 class Spans(NamedTuple):
     """The supervised tokens of one side, in order; they never overlap.
@@ -65,23 +67,60 @@ class Alignment(NamedTuple):
 
 
 def align(teacher: Spans, student: Spans) -> Alignment:
-    """All agreements between two tokenisations of one text. Linear but for sorting."""
+    """All agreements between two tokenisations of one text, in linear time.
+
+    Every byte of the text is a place in a table, so nothing is sorted or searched for.
+    """
     teacher_matched, student_matched = _match_events(teacher, student)
-    teacher_starts, teacher_ends = _places(teacher, teacher_matched)
-    student_starts, student_ends = _places(student, student_matched)
+    t_starts, t_ends = _places(teacher, teacher_matched)
+    s_starts, s_ends = _places(student, student_matched)
+    ruler, (t_first, t_last, s_first, s_last) = _on_a_ruler(t_starts, t_ends, s_starts, s_ends)
 
-    places = np.intersect1d(teacher_starts, student_starts)
-    pairs = np.stack([_last_at(teacher_starts, places), _last_at(student_starts, places)], axis=1)
-    ends_too = teacher_ends[pairs[:, 0]] == student_ends[pairs[:, 1]]
+    t_at, s_at = (_last_at(starts, ruler.length) for starts in (t_first, s_first))
+    t_begins, s_begins = t_at >= 0, s_at >= 0
+    places = np.flatnonzero(t_begins & s_begins)
+    pairs = np.stack([t_at[places], s_at[places]], axis=1)
+    ends_too = t_ends[pairs[:, 0]] == s_ends[pairs[:, 1]]
 
-    cuts = np.intersect1d(
-        np.concatenate([teacher_starts, teacher_ends]),
-        np.concatenate([student_starts, student_ends]),
-    )
-    teacher_runs, teacher_whole = _runs(teacher_starts, teacher_ends, cuts)
-    student_runs, student_whole = _runs(student_starts, student_ends, cuts)
+    t_begins[t_last] = s_begins[s_last] = True  # now: begins or ends
+    cuts = ruler.bytes_at(np.flatnonzero(t_begins & s_begins))
+    teacher_runs, teacher_whole = _runs(t_starts, t_ends, cuts)
+    student_runs, student_whole = _runs(s_starts, s_ends, cuts)
     groups = np.concatenate([teacher_runs, student_runs], axis=1)[teacher_whole & student_whole]
     return Alignment(pairs, pairs[ends_too], groups)
+
+
+class _Ruler(NamedTuple):
+    """So many places in a row: bytes from `first` on, or those of `marks` where there are any."""
+
+    length: int
+    first: int
+    marks: Ints | None
+
+    def bytes_at(self, places: Ints) -> Ints:
+        return places + self.first if self.marks is None else self.marks[places]
+
+
+def _on_a_ruler(*places: Ints) -> tuple[_Ruler, list[Ints]]:
+    """A ruler with all the places on it, and where each of them is on that ruler.
+
+    It has every byte from the first to the last place; or, where few places lie far apart, only the
+    places themselves, so that no file can ask for more memory than it has tokens.
+    """
+    filled = [each for each in places if len(each)]
+    first = min((int(each.min()) for each in filled), default=0)
+    length = max((int(each.max()) for each in filled), default=-1) + 1 - first
+    if length <= _MAX_BYTES_PER_PLACE * sum(map(len, places)):
+        return _Ruler(length, first, None), [each - first for each in places]
+    marks = np.unique(np.concatenate(places))
+    return _Ruler(len(marks), 0, marks), [np.searchsorted(marks, each) for each in places]
+
+
+def _last_at(starts: Ints, length: int) -> Ints:
+    """The last token that starts at each place of a ruler; -1 for none."""
+    at = np.full(length, -1, np.int64)
+    at[starts] = np.arange(len(starts))  # of several, numpy keeps the last
+    return at
 
 
 def _match_events(teacher: Spans, student: Spans) -> tuple[Ints, Ints]:
@@ -92,10 +131,12 @@ def _match_events(teacher: Spans, student: Spans) -> tuple[Ints, Ints]:
     """
     teacher_events, teacher_keys = _events(teacher)
     student_events, student_keys = _events(student)
+    if not len(teacher_events) or not len(student_events):
+        return teacher_events[:0], student_events[:0]
     # One integer a (byte, number at that byte); the radix is above every number on either side.
-    radix = max(1, len(teacher_events), len(student_events))
+    radix = np.array([max(len(teacher_events), len(student_events)), 1])
     _, in_teacher, in_student = np.intersect1d(
-        teacher_keys @ [radix, 1], student_keys @ [radix, 1], return_indices=True
+        teacher_keys @ radix, student_keys @ radix, assume_unique=True, return_indices=True
     )
     return teacher_events[in_teacher], student_events[in_student]
 
@@ -112,13 +153,10 @@ def _places(spans: Spans, matched: Ints) -> tuple[Ints, Ints]:
     """Starts and ends on a ruler in which every matched event is one byte wide."""
     width = spans.lengths.astype(np.int64)  # a copy: the caller's lengths stay as they are
     width[matched] = 1
-    starts = spans.starts + np.searchsorted(matched, np.arange(len(width)), side="left")
+    one_wide = np.zeros(len(width) + 1, np.int64)
+    one_wide[matched + 1] = 1
+    starts = spans.starts + np.cumsum(one_wide)[:-1]
     return starts, starts + width
-
-
-def _last_at(starts: Ints, places: Ints) -> Ints:
-    """Index of the last token that starts at each place; every place has one."""
-    return np.searchsorted(starts, places, side="right") - 1
 
 
 def _runs(starts: Ints, ends: Ints, cuts: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:

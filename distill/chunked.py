@@ -132,7 +132,7 @@ def _in_parts(
     for places, part in parts:
         logits_cV = widened(head.logits(hidden_ND[places]))
         if part.ranking is not None:
-            scaled = ScaledRows(logits_cV, part.ranking)
+            scaled = ScaledRows(logits_cV, part.ranking)  # what follows does not feel the mean
             more_SV = scaled.mass()
             mass_SV = more_SV if mass_SV is None else mass_SV.add_(more_SV)
             scales.append(scaled.scale_c2)

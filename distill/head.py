@@ -43,9 +43,9 @@ from logitstore.capture.output_embedding import (
 )
 from logitstore.errors import InputError
 
-#: Logits of a chunk, 128 MiB in float32: 1,024 positions of a vocabulary of 32k, 256 of 128k. Also
-#: enough rows for a matrix product to run at full speed.
-CHUNK_LOGITS = 2**25
+#: Logits of a chunk at most, 128 MiB in float32: 261 positions of a vocabulary of 128k. With half
+#: as many a matrix product over them is slower by a third, with more than 512 no faster.
+CHUNK_LOGITS, CHUNK_TOKENS = 2**25, 512
 
 
 class StudentHead:
@@ -53,7 +53,7 @@ class StudentHead:
 
     Args:
         model: The bare model, before any wrapper; anything with `get_output_embeddings()`.
-        chunk_tokens: Positions of a chunk; by default so many that a chunk has `CHUNK_LOGITS`.
+        chunk_tokens: Positions of a chunk; by default those of `chunk_tokens_of` its vocabulary.
         dense: Take the model's own logits, all at once: the definition, in V times the memory.
     """
 
@@ -69,7 +69,7 @@ class StudentHead:
             self.chunk_tokens = 0
         else:
             width = int(getattr(self._embedding, "out_features", self._embedding.weight.shape[0]))
-            self.chunk_tokens = chunk_tokens or max(1, CHUNK_LOGITS // width)
+            self.chunk_tokens = chunk_tokens or chunk_tokens_of(width)
 
     def __call__(
         self,
@@ -215,6 +215,11 @@ class StudentHead:
                 "StudentHead(…, dense=True) asks for that without this warning.",
                 stacklevel=3,
             )
+
+
+def chunk_tokens_of(vocabulary: int) -> int:
+    """Positions of a chunk, so that its logits are few enough and a matrix product is fast."""
+    return max(1, min(CHUNK_TOKENS, CHUNK_LOGITS // vocabulary))
 
 
 def _columns(logits_NV: Tensor, query: HeadQuery) -> Tensor | None:

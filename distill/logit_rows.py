@@ -52,14 +52,13 @@ class LogitRows:
     ) -> None:
         logits_cV = widened(logits_cV)
         self._query = query
-        # In this order: what comes last takes the logits themselves for its exponentials.
-        self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
-        self._scaled = None
-        if query.ranking is not None:
-            self._scaled = ScaledRows(logits_cV, query.ranking)
+        self._scaled = None if query.ranking is None else ScaledRows(logits_cV, query.ranking)
+        if self._scaled is not None:  # first: it takes the mean off, which nothing else feels
             if columns_Sk is None:
+                assert query.ranking is not None
                 columns_Sk = rank_columns(self._scaled.mass(), query.ranking.k)
             self._scaled.choose(columns_Sk)
+        self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
         own = _whose_rest_is_summed_first(query)
         self._others = {
             name: _Softmax(logits_cV / each.temperature, each)
@@ -73,6 +72,9 @@ class LogitRows:
         }
         self._label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1)
         self._own = own
+        if self._scaled is not None:  # which needs its rows again
+            logits_cV = self._scaled.spare_cV.copy_(logits_cV)
+        # Last, since it takes the logits themselves for its exponentials.
         self._softmax = _Softmax(logits_cV, query.lookups[own] if own else None)
         self.answer = self._answer()
 

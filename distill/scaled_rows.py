@@ -19,11 +19,12 @@ class ScaledRows:
     """Some rows of logits at one scale.
 
     Args:
-        logits_cV: float32 or float64; only read.
+        logits_cV: float32 or float64. Their mean is taken off, in place.
         ranking: Which sequence each row belongs to.
 
     Attributes:
         scale_c2: a, and the log-normaliser of a z: a log-probability is a z minus that.
+        spare_cV: As large as the logits, and free once `mass` was asked for.
         logprobs_ck: At the columns of the row's sequence, once they are chosen; -inf beyond V.
     """
 
@@ -32,30 +33,28 @@ class ScaledRows:
     def __init__(self, logits_cV: Tensor, ranking: Ranking) -> None:
         self._ranking, width = ranking, logits_cV.shape[1]
         middle_c1 = logits_cV.mean(-1, keepdim=True)
-        self._x_cV = logits_cV - middle_c1
-        variance_c = torch.linalg.vecdot(self._x_cV, self._x_cV) / max(1, width - 1)
-        self._std_c = variance_c.clamp(min=torch.finfo(logits_cV.dtype).tiny).sqrt()
+        self._x_cV = logits_cV.sub_(middle_c1)
+        norm_c = torch.linalg.vector_norm(self._x_cV, dim=-1)
+        least = torch.finfo(logits_cV.dtype).tiny ** 0.5
+        self._std_c = (norm_c / max(1, width - 1) ** 0.5).clamp(min=least)
         self._a_c = 1 / (self._std_c + STD_FLOOR)
         self._top_c = self._x_cV.amax(-1) * self._a_c
-        e_cV = self._exponentials(self._x_cV.clone())
-        self._sum_c = e_cV.sum(-1)
-        self._mean_c = torch.linalg.vecdot(e_cV, self._x_cV) / self._sum_c  # E_P[x]
-        self._e_cV: Tensor | None = e_cV
+        self.spare_cV = self._exponentials(torch.empty_like(self._x_cV))
+        self._sum_c = self.spare_cV.sum(-1)
+        # A batched product, since vecdot would make a tensor of all products.
+        summed_c = torch.bmm(self.spare_cV[:, None], self._x_cV[:, :, None]).flatten()
+        self._mean_c = summed_c / self._sum_c  # E_P[x]
         log_z_c = self._sum_c.log() + self._top_c + middle_c1.squeeze(1) * self._a_c
         self.scale_c2 = torch.stack([self._a_c, log_z_c], 1)
 
     def mass(self) -> Tensor:
-        """(S, V) the probability of each column, summed over the rows of each sequence; once."""
+        """(S, V) the probability of each column, summed over the rows of each sequence."""
         sequences = torch.arange(self._ranking.sequences, device=self._x_cV.device)
         is_of_Sc = self._ranking.sequence_N == sequences[:, None]
-        assert self._e_cV is not None
-        mass_SV = (is_of_Sc / self._sum_c) @ self._e_cV
-        self._e_cV = None
-        return mass_SV
+        return (is_of_Sc / self._sum_c) @ self.spare_cV
 
     def choose(self, columns_Sk: Tensor) -> None:
         """Sets `logprobs_ck` to those at the columns chosen for the sequences; -1 is padding."""
-        self._e_cV = None
         self._ids_ck = columns_Sk[self._ranking.sequence_N]
         self._x_ck = self._x_cV.gather(1, self._ids_ck.clamp(min=0))
         log_z_c1 = (self._sum_c.log() + self._top_c)[:, None]
@@ -63,7 +62,7 @@ class ScaledRows:
         self.logprobs_ck = logprobs_ck.masked_fill(self._ids_ck < 0, -torch.inf)
 
     def add_slope(self, into_cV: Tensor, slope_ck: Tensor) -> None:
-        """Adds the gradient with respect to the logits, once: it takes the rows' memory.
+        """Adds the gradient with respect to the logits, once: it uses the rows up.
 
         Args:
             into_cV: Added to.
@@ -78,6 +77,7 @@ class ScaledRows:
         into_cV.addcmul_(e_cV, (-self._a_c * total_c / self._sum_c)[:, None])
         into_cV.scatter_add_(1, self._ids_ck.clamp(min=0), slope_ck * self._a_c[:, None])
 
-    def _exponentials(self, x_cV: Tensor) -> Tensor:
-        """e^(a x - top), in place."""
-        return x_cV.mul_(self._a_c[:, None]).sub_(self._top_c[:, None]).exp_()
+    def _exponentials(self, out_cV: Tensor) -> Tensor:
+        """e^(a x - top)."""
+        shift_c1, a_c1 = -self._top_c[:, None], self._a_c[:, None]
+        return torch.addcmul(shift_c1, self._x_cV, a_c1, out=out_cV).exp_()

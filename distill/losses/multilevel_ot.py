@@ -18,13 +18,15 @@ student equal to its teacher is not 0. What a record does not list counts as 0 t
 The formulas are the paper's; its code ranks over the batch and exchanges the arguments of SL.
 
 Refs: arXiv:2412.14528; Sinkhorn as in POT's `ot.sinkhorn2`.
-Shape legend: N = paired positions of all sequences, T = of one, S = sequences, k = columns.
+Shape legend: N = paired positions of all sequences, T = of one, S = sequences, k = columns; n, m =
+rows and columns of a transport plan.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
 NEEDS = frozenset({"ids", "logit std"})
@@ -51,52 +53,68 @@ def multilevel_ot(
     """
     dtype = torch.promote_types(student_logprobs_Nk.dtype, teacher_logprobs_Nk.dtype)
     dtype = torch.promote_types(dtype, torch.float32)
-    sides = (student_logprobs_Nk.to(dtype), teacher_logprobs_Nk.to(dtype))
-    parts = (torch.split(side_Nk, list(lengths)) for side_Nk in sides)
-    each = [_of_one_sequence(p_Tk, q_Tk) for p_Tk, q_Tk in zip(*parts, strict=True)]
-    return torch.stack(each) if each else student_logprobs_Nk.sum(-1).to(dtype)
-
-
-def _of_one_sequence(log_p_Tk: Tensor, log_q_Tk: Tensor) -> Tensor:
-    had = (log_p_Tk.exp() - log_q_Tk.exp()).abs().sum(-1).mean()
+    log_p_Nk, log_q_Nk = student_logprobs_Nk.to(dtype), teacher_logprobs_Nk.to(dtype)
+    had_N = (log_p_Nk.exp() - log_q_Nk.exp()).abs().sum(-1)
     # Where the student has no such token its log is -inf, and no student could do better.
-    hat_p_Tk = _renormalised(log_p_Tk).masked_fill(log_p_Tk == -torch.inf, 0)
-    sl = -(_renormalised(log_q_Tk).exp() * hat_p_Tk).sum(-1).mean()
-    cost_TT = torch.cdist(
-        _renormalised(log_q_Tk / SD_TEMPERATURE).exp(),
-        _renormalised(log_p_Tk / SD_TEMPERATURE).exp(),
-        p=1,
-    )
-    return had + SL_WEIGHT * sl + SD_WEIGHT * sinkhorn(cost_TT)
+    hat_p_Nk = _renormalised(log_p_Nk).masked_fill(log_p_Nk == -torch.inf, 0)
+    sl_N = -(_renormalised(log_q_Nk).exp() * hat_p_Nk).sum(-1)
+    values = torch.split(had_N + SL_WEIGHT * sl_N, list(lengths))
+    means = [value_T.mean() for value_T in values]
+    if not means:
+        return had_N
+    return torch.stack(means) + SD_WEIGHT * _transported(log_p_Nk, log_q_Nk, lengths)
+
+
+def _transported(log_p_Nk: Tensor, log_q_Nk: Tensor, lengths: Sequence[int]) -> Tensor:
+    """(S,) SD of each sequence, those of like length at once."""
+    sides = [_renormalised(x / SD_TEMPERATURE).exp() for x in (log_q_Nk, log_p_Nk)]
+    q, p = (torch.split(side, list(lengths)) for side in sides)
+    found: dict[int, Tensor] = {}
+    for members in _of_like_length(lengths):
+        q_STk, p_STk = (pad_sequence([x[i] for i in members], batch_first=True) for x in (q, p))
+        count_S1 = q_STk.new_tensor([[lengths[i]] for i in members])
+        places_T = torch.arange(q_STk.shape[1], device=q_STk.device)
+        mass_ST = (places_T < count_S1) / count_S1
+        costs_S = sinkhorn(torch.cdist(q_STk, p_STk, p=1), mass_ST, mass_ST)
+        found |= dict(zip(members, costs_S, strict=True))
+    return torch.stack([found[i] for i in range(len(lengths))])
+
+
+def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Sequences that may be padded to the longest of them: less than twice the shortest."""
+    groups: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        groups.setdefault(length.bit_length(), []).append(i)
+    return list(groups.values())
 
 
 def sinkhorn(
-    cost_TT: Tensor,
+    cost_Snm: Tensor,
+    from_Sn: Tensor,
+    to_Sm: Tensor,
     regularisation: float = SINKHORN_REGULARISATION,
     rounds: int = SINKHORN_ROUNDS,
 ) -> Tensor:
-    """Cost of the entropic transport plan between two uniform marginals of mass 1.
-
-    In logarithms, since e^(-cost / regularisation) underflows; the gradient is that of the rounds.
+    """Cost of entropic transport plans, as POT's `ot.sinkhorn2`; the gradient is of the rounds.
 
     Args:
-        cost_TT: (n, m) what it costs to carry mass from row to column.
+        cost_Snm: What it costs to carry mass from row to column: 0 to about 80 regularisations,
+            since e^-88 is the least that float32 holds. (Between distributions it is 2 at most, and
+            e^-20 in the kernel.)
+        from_Sn: Mass of each row, with sum 1. Padding has none.
+        to_Sm: Mass wanted in each column, likewise.
         regularisation: Weight of the plan's entropy.
         rounds: Of scaling columns, then rows.
 
     Returns:
-        The plan's cost, a scalar, without its entropy.
+        (S,) the plans' costs, without their entropy.
     """
-    log_k_TT = -cost_TT / regularisation
-    n, m = cost_TT.shape
-    log_u_T = cost_TT.new_full((n,), 1 / n).log()
-    log_a, log_b = log_u_T[0], cost_TT.new_tensor(1 / m).log()
-    log_v_T = cost_TT.new_zeros(m)
+    kernel_Snm = (-cost_Snm / regularisation).exp()
+    u_Sn1, v_Sm1 = from_Sn[..., None], to_Sm[..., None]
     for _ in range(rounds):
-        log_v_T = log_b - (log_k_TT + log_u_T[:, None]).logsumexp(0)
-        log_u_T = log_a - (log_k_TT + log_v_T).logsumexp(1)
-    plan_TT = (log_u_T[:, None] + log_k_TT + log_v_T).exp()
-    return (plan_TT * cost_TT).sum()
+        v_Sm1 = to_Sm[..., None] / (kernel_Snm.mT @ u_Sn1)
+        u_Sn1 = from_Sn[..., None] / (kernel_Snm @ v_Sm1)
+    return (u_Sn1 * kernel_Snm * v_Sm1.mT * cost_Snm).sum((-1, -2))
 
 
 def _renormalised(logprobs_Tk: Tensor) -> Tensor:

@@ -1,0 +1,183 @@
+"""What alignment and the vocabulary map cost, beside what nobody gets around.
+
+    python -m tools.bench_align [--json] [--quick]
+
+* `align` on two tokenisations of one text, against a plain loop with two pointers that finds the
+  same, and against tokenising that text: by length, since numpy's calls cost what they cost.
+* `prefix_map` from 150,000 tokens to 128,000, against loading the two tokenizers.
+
+The tokenizers are byte-level BPE with random merges: the sizes of real ones, without a download.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from distill.align import Spans, align
+from distill.vocab_map import _made
+from logitstore.records import Segment
+from logitstore.tokens import ByteTokenizer
+from tools.benchmark import goal, said, surroundings, table
+
+LENGTHS = (512, 4_096, 32_768)
+SIZES = (150_000, 128_000)
+
+Runs = list[tuple[int, ...]]
+
+
+def plain_loop(teacher: Spans, student: Spans) -> tuple[Runs, Runs, Runs]:
+    """Shared starts, strict pairs and groups of two sides without holes, one token at a time."""
+    sides = [
+        list(zip(s.starts.tolist(), s.lengths.tolist(), strict=True)) for s in (teacher, student)
+    ]
+    t, s = ([(start, start + max(length, 1)) for start, length in side] for side in sides)
+    shared, strict, groups = [], [], []
+    i = j = first_i = first_j = 0
+    while i < len(t) and j < len(s):
+        (start_i, end_i), (start_j, end_j) = t[i], s[j]
+        if start_i == start_j:
+            shared.append((i, j))
+            if end_i == end_j:
+                strict.append((i, j))
+        if end_i == end_j:
+            groups.append((first_i, i + 1, first_j, j + 1))
+            i, j = i + 1, j + 1
+            first_i, first_j = i, j
+        elif end_i < end_j:
+            i += 1
+        else:
+            j += 1
+    return shared, strict, groups
+
+
+def merged_at_random(size: int, seed: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of so many tokens, none longer than 12 bytes."""
+    rng = np.random.default_rng(seed)
+    tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    known, merges = set(tokens), []
+    while len(tokens) < size:
+        lefts, rights = rng.integers(len(tokens), size=(2, 4096))
+        for a, b in zip(lefts.tolist(), rights.tolist(), strict=True):
+            merged = tokens[a] + tokens[b]
+            if len(merged) <= 12 and merged not in known and len(tokens) < size:
+                known.add(merged)
+                tokens.append(merged)
+                merges.append((tokens[a], tokens[b]))
+    model = models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges)
+    made = tokenizers.Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=tokens[0])
+
+
+def median_s(run: Callable[[], Any], repeats: int) -> float:
+    """Of process CPU time, after one run to warm up."""
+    run()
+    spent = []
+    for _ in range(repeats):
+        began = time.process_time()
+        run()
+        spent.append(time.process_time() - began)
+    return statistics.median(spent)
+
+
+def text_of(tokens: int) -> str:
+    """Words of letters, long enough for so many tokens of either side."""
+    rng = np.random.default_rng(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = ("".join(rng.choice(list(letters), rng.integers(1, 10))) for _ in range(tokens))
+    return " ".join(words)
+
+
+def spans_of(tokenizer: ByteTokenizer, text: str) -> Spans:
+    found = tokenizer.encode([Segment(text, supervised=True)])
+    return Spans(found.byte_starts, found.byte_lengths, found.is_eos)
+
+
+def measure_align(
+    teacher: ByteTokenizer, student: ByteTokenizer, length: int, repeats: int
+) -> dict[str, Any]:
+    text = text_of(length)
+    sides = [spans_of(each, text) for each in (teacher, student)]
+    t, s = (Spans(*(array[:length] for array in side)) for side in sides)
+    found, plain = align(t, s), plain_loop(t, s)
+    for ours, theirs in zip((found.shared_starts, found.strict), plain[:2], strict=True):
+        assert ours.tolist() == [list(pair) for pair in theirs], "the loop finds the same"
+    ours_s = median_s(lambda: align(t, s), repeats * 5)
+    loop_s = median_s(lambda: plain_loop(t, s), repeats)
+    tokens = len(sides[1].starts)
+    tokenising_s = median_s(lambda: student.encode([Segment(text, supervised=True)]), repeats)
+    return {
+        "tokens": length,
+        "align_s": ours_s,
+        "loop_s": loop_s,
+        "times faster than the loop": goal(loop_s / ours_s, at_least=20),
+        "of tokenising, per token": goal(ours_s / length / (tokenising_s / tokens), at_most=1),
+    }
+
+
+def measure_map(folders: list[Path], repeats: int) -> dict[str, Any]:
+    def load() -> None:
+        for folder in folders:
+            AutoTokenizer.from_pretrained(folder)
+
+    teacher, student = (ByteTokenizer(AutoTokenizer.from_pretrained(f)) for f in folders)
+    _ = teacher.token_bytes, student.token_bytes
+    map_s, load_s = median_s(lambda: _made(teacher, student), repeats), median_s(load, repeats)
+    return {
+        "sizes": [teacher.size, student.size],
+        "map_s": map_s,
+        "load_s": load_s,
+        "of loading the tokenizers": goal(map_s / load_s, at_most=1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    args = parser.parse_args()
+    sizes, lengths, repeats = ((600, 500), (64,), 1) if args.quick else (SIZES, LENGTHS, 5)
+    report: dict[str, Any] = surroundings(["numpy", "tokenizers", "transformers"])
+    with tempfile.TemporaryDirectory() as folder:
+        folders = [Path(folder, str(size)) for size in sizes]
+        for seed, (size, place) in enumerate(zip(sizes, folders, strict=True)):
+            merged_at_random(size, seed).save_pretrained(place)
+        teacher, student = (ByteTokenizer(AutoTokenizer.from_pretrained(f)) for f in folders)
+        report["align"] = [measure_align(teacher, student, n, repeats) for n in lengths]
+        report["map"] = measure_map(folders, 1 if args.quick else 3)
+    print(json.dumps(report, indent=1) if args.json else shown(report))
+
+
+def shown(report: dict[str, Any]) -> str:
+    rows = [["tokens a side", "align ms", "loop ms", "faster", "of tokenising"]]
+    rows += [
+        [
+            f"{each['tokens']:,}",
+            f"{each['align_s'] * 1e3:.2f}",
+            f"{each['loop_s'] * 1e3:.2f}",
+            said(each["times faster than the loop"], "at least"),
+            said(each["of tokenising, per token"], "at most"),
+        ]
+        for each in report["align"]
+    ]
+    made = report["map"]
+    return (
+        f"{table(rows)}\n\nmap of {made['sizes'][0]:,} to {made['sizes'][1]:,} tokens: "
+        f"{made['map_s']:.2f} s; of loading both tokenizers, {made['load_s']:.2f} s: "
+        f"{said(made['of loading the tokenizers'], 'at most')}"
+    )
+
+
+if __name__ == "__main__":
+    main()
