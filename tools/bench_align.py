@@ -32,10 +32,12 @@ from tools.benchmark import goal, said, surroundings, table
 LENGTHS = (512, 4_096, 32_768)
 SIZES = (150_000, 128_000)
 
-Runs = list[tuple[int, ...]]
+Pairs = list[tuple[int, int]]
 
 
-def plain_loop(teacher: Spans, student: Spans) -> tuple[Runs, Runs, Runs]:
+def plain_loop(
+    teacher: Spans, student: Spans
+) -> tuple[Pairs, Pairs, list[tuple[int, int, int, int]]]:
     """Shared starts, strict pairs and groups of two sides without holes, one token at a time."""
     sides = [
         list(zip(s.starts.tolist(), s.lengths.tolist(), strict=True)) for s in (teacher, student)
@@ -60,7 +62,7 @@ def plain_loop(teacher: Spans, student: Spans) -> tuple[Runs, Runs, Runs]:
     return shared, strict, groups
 
 
-def merged_at_random(size: int, seed: int) -> PreTrainedTokenizerFast:
+def merged_at_random(size: int, seed: int) -> Any:
     """A byte-level BPE of so many tokens, none longer than 12 bytes."""
     rng = np.random.default_rng(seed)
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -77,7 +79,8 @@ def merged_at_random(size: int, seed: int) -> PreTrainedTokenizerFast:
     made = tokenizers.Tokenizer(model)
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token=tokens[0])
+    made_fast: Any = PreTrainedTokenizerFast
+    return made_fast(tokenizer_object=made, eos_token=tokens[0])
 
 
 def median_s(run: Callable[[], Any], repeats: int) -> float:
@@ -109,7 +112,7 @@ def measure_align(
 ) -> dict[str, Any]:
     text = text_of(length)
     sides = [spans_of(each, text) for each in (teacher, student)]
-    t, s = (Spans(*(array[:length] for array in side)) for side in sides)
+    t, s = (Spans(x.starts[:length], x.lengths[:length], x.is_eos[:length]) for x in sides)
     found, plain = align(t, s), plain_loop(t, s)
     for ours, theirs in zip((found.shared_starts, found.strict), plain[:2], strict=True):
         assert ours.tolist() == [list(pair) for pair in theirs], "the loop finds the same"

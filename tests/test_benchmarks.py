@@ -1,0 +1,51 @@
+"""The benchmarks run, at sizes that measure nothing, and say what they must."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tools.benchmark import goal, table
+
+
+def figures(value: Any) -> list[dict[str, Any]]:
+    """Every figure with a goal, wherever it is."""
+    if isinstance(value, dict):
+        if value.keys() == {"value", "target", "met"}:
+            return [value]
+        value = list(value.values())
+    return [found for each in value for found in figures(each)] if isinstance(value, list) else []
+
+
+@pytest.mark.parametrize("name", ["bench_align", "bench_losses"])
+def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", f"tools.{name}", "--json", "--quick"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    report = json.loads(run.stdout)
+    assert {"machine", "versions", "date", "command"} <= report.keys()
+    assert f"tools.{name}" in report["command"]
+    found = figures(report)
+    assert found
+    assert all(type(each["met"]) is bool and each["value"] > 0 for each in found)
+
+
+def test_a_goal_is_met_on_the_right_side_of_it() -> None:
+    assert goal(1.15, at_most=1.15)["met"]
+    assert not goal(1.16, at_most=1.15)["met"]
+    assert goal(3.0, at_least=3)["met"]
+    assert not goal(2.9, at_least=3)["met"]
+
+
+def test_a_table_has_straight_columns() -> None:
+    assert table([["", "ms"], ["a", "1.00"], ["long", "12.00"]]).split("\n") == [
+        "         ms",
+        "a      1.00",
+        "long  12.00",
+    ]
