@@ -120,7 +120,8 @@ class StoreSpec:
         """
         for part, wanted in _CONTENT.items():
             value = getattr(self, part)
-            if not isinstance(value, dict) or set(value) - _OPTIONAL.get(part, set()) != set(wanted):
+            optional = {"missing"} if part == "capture" else set()
+            if not isinstance(value, dict) or set(value) - optional != set(wanted):
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
             for name, is_good in wanted.items():
                 if not is_good(value[name]):
@@ -326,7 +327,6 @@ def _is_missing(value: Any) -> bool:
     return is_list and value == sorted(set(value) & set(CAN_BE_MISSING))
 
 
-_OPTIONAL = {"capture": {"missing"}}
 _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     "teacher": {
         "fingerprint": _is_text,
