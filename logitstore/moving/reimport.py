@@ -29,10 +29,10 @@ from logitstore.moving.parquet import schema_of
 from logitstore.pages import PYARROW_ERRORS
 from logitstore.progress import progress
 from logitstore.records import Segment, SequenceText, TokenRecords
-from logitstore.spec import TOKENIZER_FOLDER, StoreSpec
+from logitstore.spec import SPEC_FILE, TOKENIZER_FOLDER, StoreSpec
 from logitstore.store import LogitStore, open_store
 from logitstore.verify import nonsense
-from logitstore.writer import StoreWriter
+from logitstore.writer import StoreWriter, check_place
 
 Array = npt.NDArray[Any]
 Pair = tuple[SequenceText, EncodedRecords | None]
@@ -65,6 +65,23 @@ def reimport(found: Exported, out: Path, tokenizer: Path | None = None) -> Logit
     if not writer.is_sealed:
         writer.seal()
     return open_store(out)
+
+
+def check_export(found: Exported, out: Path, tokenizer: Path | None = None) -> dict[str, int]:
+    """Read all of an export, and write nothing.
+
+    Raises:
+        InputError: A file that is not what was exported.
+        CorruptStoreError: A file of the tokenizer is not what was exported.
+        MismatchError: `out` holds something else.
+    """
+    read_tokenizer(tokenizer or found.folder / TOKENIZER_FOLDER, found.spec)
+    if not (out / SPEC_FILE).exists():
+        check_place(out)
+    sequences = 0
+    for index in range(found.plan.shard_count):
+        sequences += sum(1 for _ in _sequences(found, index))
+    return {"rows": found.plan.rows, "sequences": sequences, "shards": found.plan.shard_count}
 
 
 def _sequences(found: Exported, index: int) -> Iterator[Pair]:
