@@ -234,27 +234,27 @@ def entropies(lists: Lists) -> F64:
     return np.asarray(np.bincount(lists.owner, terms, len(lists)), np.float64)
 
 
-def without_extras(lists: Lists, tokens: Int64s, ranks: npt.NDArray[np.float64] | None) -> Lists:
+def without_extras(lists: Lists, tokens: Int64s, ranks: F64) -> Lists:
     """Lists of the most probable tokens alone.
 
-    Servers add the token itself to the k that were asked for, however improbable it is. Where they
-    say its rank, it goes if the list does not reach that far; where they do not, if it is the last
-    of a list that is longer than the shortest of the row.
+    Servers add the token itself to the k that were asked for, however improbable it is. It goes
+    where its rank says that tokens are left out before it, and then where it is the last of a list
+    that is longer than the shortest of the row.
 
     Args:
         lists: Sorted.
         tokens: (T,) the tokens themselves.
         ranks: (T,) their places in the whole vocabulary from 1, NaN where that is not said.
     """
-    owner = lists.owner
-    place = np.arange(len(owner)) - lists.starts[owner]
-    is_own = lists.ids == tokens[owner]
-    shortest = int(lists.counts[lists.counts > 0].min(initial=0))
-    is_extra = (place == lists.counts[owner] - 1) & (lists.counts[owner] > max(shortest, 1))
-    if ranks is not None:
-        known = ~np.isnan(ranks[owner])
-        is_extra = np.where(known, ranks[owner] > lists.counts[owner], is_extra)
-    return lists.where(~(is_own & is_extra))
+    is_own = lists.ids == np.repeat(tokens, lists.counts)
+    is_beyond = np.repeat(ranks > lists.counts, lists.counts)  # of an unknown rank: no
+    lists = lists.where(~(is_own & is_beyond))
+    shortest = int(min(lists.counts[lists.counts > 0], default=0))
+    place = np.arange(len(lists.ids)) - np.repeat(lists.starts, lists.counts)
+    is_last = np.repeat(lists.counts, lists.counts) - 1 == place
+    is_longer = np.repeat(lists.counts > shortest, lists.counts)
+    is_own = lists.ids == np.repeat(tokens, lists.counts)
+    return lists.where(~(is_own & is_last & is_longer))
 
 
 def padded(lists: Lists) -> tuple[npt.NDArray[np.float32], Int64s]:

@@ -114,7 +114,8 @@ class Reader:
         dumped = self._dumped(row, where)
         lists, unsorted = checked(dumped.lists, self.vocab_size, where)
         placed = self.placer.place(replace(dumped, lists=lists), number, where)
-        return self._finished(placed, where), unsorted, dumped.left_out
+        is_ordered = self.layout != RESPONSE  # whose lists are objects, in no order
+        return self._finished(placed, where), unsorted * is_ordered, dumped.left_out
 
     def _dumped(self, row: Row, where: str) -> Dumped:
         if self.layout == PREPARED:
