@@ -21,7 +21,7 @@ from logitstore.codec import (
     quantise_entropy,
 )
 from logitstore.encode import EncodedRecords
-from logitstore.errors import InputError
+from logitstore.errors import InputError, LogitStoreError
 from logitstore.moving.exported import EXPORT_AGAIN, Exported
 from logitstore.moving.folders import read_tokenizer
 from logitstore.moving.nested import Nested, nested
@@ -59,6 +59,8 @@ def reimport(found: Exported, out: Path, tokenizer: Path | None = None) -> Logit
             pairs = list(_sequences(found, index))
             try:
                 writer.write_shard(index, pairs, found.fidelity[index])
+            except LogitStoreError:
+                raise
             except ValueError as e:
                 raise InputError(f"{found.files[index]}: {e}. {EXPORT_AGAIN}") from None
             shown.update(1)
@@ -115,8 +117,11 @@ class _Group:
         """Its lines, each with its records."""
         try:
             whole = self._encoded()
+        except InputError:
+            raise
         except ValueError as e:
-            self._refuse(0, str(e))
+            rows = f"rows {self.lines[0].row:,} to {self.lines[-1].row:,}"
+            raise InputError(f"{self.path}: {rows}: {e}. {EXPORT_AGAIN}") from None
         parts = whole.split([int(n) for n in self.lengths])
         for i, (line, part) in enumerate(zip(self.lines, parts, strict=True)):
             self._check(i, line, part)
