@@ -119,8 +119,8 @@ def _ids(top: Sequence[tuple[int, float]]) -> list[int]:
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}] {% if m.role == 'assistant' %}{% generation %}"
-    "{{ m.content }}{% endgeneration %}{{ eos_token }}{% else %}{{ m.content }}{% endif %}\n"
-    "{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+    "{{ m.content }}{% endgeneration %}{{ eos_token }}{% else %}{{ m.content }}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
 )
 
 
