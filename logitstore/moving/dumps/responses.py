@@ -49,6 +49,8 @@ class _Generated(NamedTuple):
 def looks_like(row: Mapping[str, Any]) -> bool:
     """Whether a line of a file is a response, or has one."""
     inner = row.get("response", row)
+    if inner is None:  # of a batch: the request failed
+        return row.get("error") is not None
     known = ("choices", "outputs", "prompt_logprobs", "body")
     return isinstance(inner, Mapping) and any(name in inner for name in known)
 
