@@ -1,7 +1,6 @@
 """Laws of parts and unions: records and text never change, whatever store they come to lie in."""
 
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -274,8 +273,7 @@ def test_a_subset_of_a_damaged_store_is_refused(tmp_path: Path) -> None:
 def test_a_subset_of_what_does_not_know_its_entropy_does_not_know_it_either(
     tmp_path: Path,
 ) -> None:
-    of = stores.spec()
-    stores.write(tmp_path / "s", replace(of, capture=of.capture | {"missing": ["entropy"]}))
+    stores.write(tmp_path / "s", stores.spec(missing=("entropy",)))
     new = subset(tmp_path / "s", "0:3", tmp_path / "n")
     assert new.spec.missing == ("entropy",)
     assert np.isnan(new[0].entropy).all()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from logitstore import commit
 from logitstore.errors import MismatchError
-from logitstore.moving.folders import tokenizer_files
+from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.moving.parquet import (
     DATA_FOLDER,
     Sequence_,
@@ -22,7 +22,7 @@ from logitstore.moving.parquet import (
 from logitstore.progress import progress
 from logitstore.shard import Shard
 from logitstore.spec import TOKENIZER_FOLDER
-from logitstore.store import LogitStore, open_store
+from logitstore.store import LogitStore
 
 _GROUP_RECORDS = 16_384  # of a row group: about 16 MB in memory at 64 entries
 _GROUP_LINES = 1024
@@ -45,7 +45,7 @@ def export_parquet(store: str | PathLike[str], out: str | PathLike[str]) -> Path
         CorruptStoreError: Bytes of the store are damaged; nothing was written.
         StorageError: The file system refused; nothing was written.
     """
-    source, target = open_store(store), Path(out)
+    source, target = open_finished(store), Path(out)
     _check_free(target)
     unnamed = commit.temporary(target)
     try:

@@ -1,11 +1,29 @@
 """What moving between stores needs of a store's folder."""
 
+from os import PathLike
 from pathlib import Path
 
-from logitstore.errors import CorruptStoreError
+from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.seal import file_sha256
 from logitstore.spec import StoreSpec
-from logitstore.store import LogitStore
+from logitstore.store import LogitStore, open_store
+
+
+def open_finished(path: str | PathLike[str]) -> LogitStore:
+    """A store that is all there: what is moved of an unfinished one would be out of date at once.
+
+    Raises:
+        IncompleteStoreError: It is not finished.
+        NotAStoreError: There is no store at this path.
+        CorruptStoreError: Files are missing or not what was committed.
+    """
+    store = open_store(path, allow_partial=True)
+    if not store.is_complete:
+        raise IncompleteStoreError(
+            f"{path}: holds {store.rows_held:,} of {store.plan.rows:,} rows. Run the same command "
+            "that writes it again, to finish it first."
+        )
+    return store
 
 
 def tokenizer_files(store: LogitStore) -> dict[str, bytes]:

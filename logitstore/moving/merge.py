@@ -19,7 +19,7 @@ from typing import Any
 
 from logitstore.arrays import canonical_json
 from logitstore.errors import InputError, MismatchError
-from logitstore.moving.folders import tokenizer_files
+from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.progress import progress
 from logitstore.shard import Shard
 from logitstore.spec import Plan
@@ -60,7 +60,7 @@ def merge(stores: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Lo
             f"{', '.join(str(s.path) for s in opened)}: some are parts of one capture, others of "
             "another dataset. Merge the parts of each capture first, then the finished stores."
         )
-    return _one_after_the_other([open_store(s) for s in stores], Path(out))
+    return _one_after_the_other([open_finished(s) for s in stores], Path(out))
 
 
 def _check_content(first: LogitStore, other: LogitStore) -> None:

@@ -17,7 +17,7 @@ from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError
 from logitstore.moving.fidelity import Fidelity, of_parts
-from logitstore.moving.folders import tokenizer_files
+from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.progress import progress
 from logitstore.records import SequenceText
 from logitstore.spec import Plan
@@ -55,7 +55,7 @@ def subset(
         MismatchError: `out` holds something else.
         CorruptStoreError: Bytes of the store are damaged.
     """
-    source = open_store(store)
+    source = open_finished(store)
     chosen = chosen_rows(str(rows), source)
     found = _Chosen(source, chosen)
     digest = hashlib.sha256(f"subset of {source.digest}:".encode() + chosen.astype("<i8").tobytes())
