@@ -213,6 +213,12 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "a file is gone": (lacks_a_file, r"e: this export is not whole: it has 2 of 3 files"),
     "a file twice": (has_one_twice, "some of its files are there twice"),
     "another export's": (metadata(dataset_sha256="0"), "is of another export than"),
+    "shards without end": (metadata(shards=10**12), "it has 3 of 1000000000000 files"),
+    "rows that are none": (metadata(rows=[]), "this export is not whole"),
+    "metadata nested deeply": (
+        metadata(provenance=json.loads("[" * 900 + "]" * 900)),
+        "is of another export than",
+    ),
     "a newer version": (metadata(version=9), "it is of version 9"),
     "other rows": (metadata(rows=[0, 4]), "its files' rows are not those of its plan"),
     "a spec that cannot be": (metadata(content={}), "this export is not whole"),

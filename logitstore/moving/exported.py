@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
-from logitstore.errors import InputError
+from logitstore.errors import InputError, in_a_line
 from logitstore.moving.parquet import DATA_FOLDER, EXPORT_VERSION, read_metadata
 from logitstore.pages import PYARROW_ERRORS
 from logitstore.spec import Plan, StoreSpec
@@ -66,7 +66,9 @@ def _metadata(file: Path) -> dict[str, Any] | None:
     try:
         return read_metadata(pq.read_schema(file))
     except (*PYARROW_ERRORS, ValueError) as e:
-        raise InputError(f"{file}: cannot be read as Parquet ({e}). {EXPORT_AGAIN}") from None
+        raise InputError(
+            f"{file}: cannot be read as Parquet ({in_a_line(e)}). Write the file again."
+        ) from None
 
 
 def _described(path: Path, found: Sequence[tuple[Path, dict[str, Any] | None]]) -> Exported:
@@ -76,11 +78,8 @@ def _described(path: Path, found: Sequence[tuple[Path, dict[str, Any] | None]]) 
         ordered = [about[i] for i in sorted(about)]
         first = ordered[0][1]
         _must(first["version"] == EXPORT_VERSION, f"it is of version {first['version']}")
-        lost = sorted(set(range(int(first["shards"]))) - set(about))
-        _must(
-            not lost,
-            f"it has {len(about)} of {first['shards']} files, not that of shard {lost[:1]}",
-        )
+        _must(first["shards"] == len(about), f"it has {len(about)} of {first['shards']} files")
+        _must(sorted(about) == list(range(len(about))), "the files of some shards are missing")
         _must(len(about) == len(found), "some of its files are there twice, or of something else")
         for file, m in ordered:
             is_same = all(m[key] == first[key] for key in _SHARED)
@@ -94,7 +93,7 @@ def _described(path: Path, found: Sequence[tuple[Path, dict[str, Any] | None]]) 
         _must(plan.digest == first["plan_sha256"], "its files' rows are not those of its plan")
         fidelity = [_checked_fidelity(m["fidelity"]) for _, m in ordered]
         provenance = dict(first["provenance"])
-    except (KeyError, TypeError, ValueError) as e:
+    except (LookupError, TypeError, ValueError) as e:
         raise InputError(f"{path}: this export is not whole: {e}. {EXPORT_AGAIN}") from None
     return Exported(spec, plan, provenance, [file for file, _ in ordered], fidelity)
 

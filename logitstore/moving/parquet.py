@@ -14,7 +14,6 @@ has, under `logitstore`, the store's content and provenance, the file's place in
 the shard says of its fidelity.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from logitstore.encode import EncodedRecords
 from logitstore.lines import SCHEMA as LINES_SCHEMA
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.spec import StoreSpec
+from logitstore.untrusted import parse_json
 
 METADATA_KEY = b"logitstore"
 EXPORT_VERSION = 1
@@ -153,7 +153,7 @@ def read_metadata(schema: pa.Schema) -> dict[str, Any] | None:
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         return None
-    found = json.loads(raw)
+    found = parse_json(raw)
     if not isinstance(found, dict):
         raise ValueError("its metadata is no object")  # noqa: TRY004
     return found

@@ -170,15 +170,13 @@ def _check_values(lists: Lists, vocab_size: int, where: str) -> None:
 
 
 def _check_distinct(lists: Lists, where: str) -> None:
-    owner = lists.owner
-    order = np.lexsort((lists.ids, owner))
-    ids, owner = lists.ids[order], owner[order]
-    twice = np.flatnonzero((np.diff(ids) == 0) & (np.diff(owner) == 0))
+    key = np.sort((lists.owner << 32) | lists.ids)  # ids are below 2^32 by now
+    twice = np.flatnonzero(np.diff(key) == 0)
     if len(twice):
-        j = int(twice[0])
+        t, i = divmod(int(key[twice[0]]), 1 << 32)
         raise InputError(
-            f"{where}, token {owner[j]:,}: id {ids[j]} is in its list twice. Drop the row, or "
-            "repair what wrote it."
+            f"{where}, token {t:,}: id {i} is in its list twice. Drop the row, or repair what "
+            "wrote it."
         )
 
 
