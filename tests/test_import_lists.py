@@ -109,12 +109,12 @@ def test_the_token_a_server_adds_is_taken_out_again(made: Made, token: int, k: i
     ranks = np.array([1 + [i for i, _ in e].index(token) for e in whole], np.float64)
     lists, _ = checked(as_lists(full), VOCAB, "row")
     tokens = np.full(len(full), token)
-    told = as_made(of_lists.without_extras(lists, tokens, ranks))
+    told = as_made(of_lists.without_extras(lists, tokens, ranks, VOCAB))
     for entries, kept, rank in zip(top, told, ranks, strict=True):
         assert kept[:k] == entries
         assert len(kept) == k or rank == k + 1  # the next one is no stranger
     if any(len(entries) == k for entries in full):
-        untold = of_lists.without_extras(lists, tokens, np.full(len(full), np.nan))
+        untold = of_lists.without_extras(lists, tokens, np.full(len(full), np.nan), VOCAB)
         assert as_made(untold) == top
 
 

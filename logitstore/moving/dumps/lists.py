@@ -128,9 +128,7 @@ def check_largest(lists: Lists, vocab_size: int, where: str) -> None:
         InputError: They are not; names the token.
     """
     others = vocab_size - lists.counts
-    under = np.flatnonzero(
-        (lists.counts > 0) & (1 - sums(lists) > others * _least(lists) + SUM_TOLERANCE)
-    )
+    under = np.flatnonzero((lists.counts > 0) & ~_can_hold_rest(lists, vocab_size))
     if len(under):
         t = int(under[0])
         raise InputError(
@@ -232,27 +230,47 @@ def entropies(lists: Lists) -> F64:
     return np.asarray(np.bincount(lists.owner, terms, len(lists)), np.float64)
 
 
-def without_extras(lists: Lists, tokens: Int64s, ranks: F64) -> Lists:
+def without_extras(lists: Lists, tokens: Int64s, ranks: F64, vocab_size: int) -> Lists:
     """Lists of the most probable tokens alone.
 
     Servers add the token itself to the k that were asked for, however improbable it is. It goes
-    where its rank says that tokens are left out before it, and then where it is the last of a list
+    where its rank says that tokens are left out before it; where it is the last, and the others,
+    were they less probable still, could not be the rest; and then where it is the last of a list
     that is longer than the shortest of the row.
 
     Args:
         lists: Sorted.
         tokens: (T,) the tokens themselves.
         ranks: (T,) their places in the whole vocabulary from 1, NaN where that is not said.
+        vocab_size: Tokens of the vocabulary.
     """
-    is_own = lists.ids == np.repeat(tokens, lists.counts)
-    is_beyond = np.repeat(ranks > lists.counts, lists.counts)  # of an unknown rank: no
-    lists = lists.where(~(is_own & is_beyond))
+    beyond = ranks > lists.counts  # of an unknown rank: no
+    stranger = _own_is_last(lists, tokens) & ~_can_hold_rest(lists, vocab_size)
+    lists = _without_own(lists, tokens, beyond, stranger)
     shortest = int(min(lists.counts[lists.counts > 0], default=0))
-    place = np.arange(len(lists.ids)) - np.repeat(lists.starts, lists.counts)
-    is_last = np.repeat(lists.counts, lists.counts) - 1 == place
-    is_longer = np.repeat(lists.counts > shortest, lists.counts)
+    longer = lists.counts > shortest
+    return _without_own(lists, tokens, _own_is_last(lists, tokens) & longer)
+
+
+def _without_own(lists: Lists, tokens: Int64s, *where: npt.NDArray[np.bool_]) -> Lists:
+    """Without the token itself in lists for which any of the conditions holds."""
     is_own = lists.ids == np.repeat(tokens, lists.counts)
-    return lists.where(~(is_own & is_last & is_longer))
+    return lists.where(~(is_own & np.repeat(np.logical_or.reduce(where), lists.counts)))
+
+
+def _own_is_last(lists: Lists, tokens: Int64s) -> npt.NDArray[np.bool_]:
+    """(T,) whether the token itself is the least probable of its list."""
+    has = lists.counts > 0
+    found = np.zeros(len(lists), np.bool_)
+    found[has] = lists.ids[(lists.starts + lists.counts - 1)[has]] == tokens[has]
+    return found
+
+
+def _can_hold_rest(lists: Lists, vocab_size: int) -> npt.NDArray[np.bool_]:
+    """(T,) whether tokens no more probable than the last of a list can be what it leaves over."""
+    others = vocab_size - lists.counts
+    found: npt.NDArray[np.bool_] = 1 - sums(lists) <= others * _least(lists) + SUM_TOLERANCE
+    return found
 
 
 def padded(lists: Lists) -> tuple[npt.NDArray[np.float32], Int64s]:

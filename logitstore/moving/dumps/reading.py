@@ -134,7 +134,7 @@ class Reader:
         """With every token's own log-probability, and lists of the most probable tokens alone."""
         listed = placed.lists.logprob_of(placed.token_ids)
         own = np.where(np.isnan(placed.own), listed, np.minimum(placed.own, 0.0))
-        lists = without_extras(placed.lists, placed.token_ids, placed.ranks)
+        lists = without_extras(placed.lists, placed.token_ids, placed.ranks, self.vocab_size)
         check_largest(lists, self.vocab_size, where)
         return replace(placed, own=own, lists=lists)
 
