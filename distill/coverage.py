@@ -83,6 +83,7 @@ def coverage(data: StoreDataset, *, sequences: int = 1000) -> Facts:
         "student": student.name,
         "same_tokenizer": store.spec.tokenizer_fingerprint == student.fingerprint,
         "has_ids": has_ids,
+        "missing": list(store.spec.missing),
         "byte_student": max(map(len, filter(None, student.token_bytes)), default=0) <= 1,
         "sequences": len(chosen),
         "sequences_skipped": skipped,
@@ -122,6 +123,13 @@ def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
     """The loss for a pair, and why."""
     everything = facts["kinds"]["all"]
     shared = everything["shared_starts"] or 0.0
+    missing = facts.get("missing", ())
+    if "tail_logmass" in missing:
+        loss = "ce" if "token_logprob" in missing else "alm"
+        return loss, "the entries were renormalised before they were imported: no tail is known"
+    if "token_logprob" in missing:
+        loss = "tail_kl" if facts["same_tokenizer"] else "mapped_kl"
+        return loss, "the import lacks some tokens' log-probabilities, which other losses need"
     if facts["same_tokenizer"] and facts["has_ids"]:
         return "tail_kl", "teacher and student have one tokenizer: every entry is compared exactly"
     if facts["byte_student"]:
@@ -169,6 +177,8 @@ def table(facts: Facts) -> str:
         cells_text = (f"{part:>{w}}" for part, (_, w) in zip(parts, COLUMNS, strict=True))
         lines.append(f"{kind:<14}{share['labels']:>10,}" + "".join(cells_text))
     lines += ["", "teacher's mass outside its stored entries"]
+    if "tail_logmass" in facts["missing"]:
+        lines[-1] += ": not known, they were renormalised"
     lines += [
         f"  up to {tail['tail_at_most']:<7g}{tail['records']:>10,}{tail['share']:>9.1%}"
         for tail in facts["tails"]

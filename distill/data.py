@@ -143,7 +143,7 @@ class StoreDataset(Dataset[Example]):
         template: ChatTemplate | None = None,
     ) -> None:
         for name in losses:
-            check_needs(store, student, name, temperature=temperature)
+            check_needs(store, student, name, temperature=temperature, pairing=pairing)
         self.store, self.losses = store, tuple(losses)
         self.pairing, self.mapped_strict, self.max_length = pairing, mapped_strict, max_length
         self.temperature = temperature

@@ -3,6 +3,8 @@
 A loss declares its needs beside its formula, as `NEEDS`, in these words:
 
     ids              which token an entry's probability belongs to
+    tail             the probability outside the entries; an import may lack it
+    token logprob    the log-probability of every token itself; an import may lack some
     byte spans       where tokens lie in the text; every store of format 1 has them
     same tokenizer   one vocabulary on both sides, known by the tokenizers' fingerprints
     temperature      the log-normaliser at the temperature that the run asks for
@@ -10,6 +12,7 @@ A loss declares its needs beside its formula, as `NEEDS`, in these words:
     draws            draws from the tail
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
@@ -38,7 +41,12 @@ class Described(Protocol):
 
 
 def check_needs(
-    store: Described, student: ByteTokenizer, name: str, *, temperature: float = 1.0
+    store: Described,
+    student: ByteTokenizer,
+    name: str,
+    *,
+    temperature: float = 1.0,
+    pairing: str = "bytes",
 ) -> None:
     """Refuses a loss that the store cannot serve.
 
@@ -47,6 +55,7 @@ def check_needs(
         student: The student's tokenizer.
         name: Of the loss.
         temperature: That the run asks for.
+        pairing: Of uld; by position it reads no token's own log-probability.
 
     Raises:
         MismatchError: Names what is missing, and what to do about it.
@@ -73,10 +82,35 @@ def check_needs(
             "lies outside the entries is not known at another one. Run `logitstore capture …` "
             f"again with --temperature {temperature:g}, or train with one that the store holds."
         )
+    _check_missing(store, name, needs if pairing == "bytes" else needs - {"token logprob"})
     if "logit std" in needs and not spec.has_logit_std:
         raise MismatchError(_without(store, name, "logit_std and lognorm_std"))
     if "draws" in needs and not spec.draws:
         raise MismatchError(_without(store, name, "sample_ids and sample_counts"))
+
+
+def _check_missing(store: Described, name: str, needs: frozenset[str]) -> None:
+    """What the source of an import did not say."""
+    missing = store.spec.missing
+    if "tail" in needs and "tail_logmass" in missing:
+        raise MismatchError(
+            f"{store.path}: its entries were renormalised before they were imported, so what lies "
+            f"outside them is not known, and {name} needs it. {_other(missing)}, or import a dump "
+            "of log-probabilities over the full vocabulary."
+        )
+    if "token logprob" in needs and "token_logprob" in missing:
+        raise MismatchError(
+            f"{store.path}: imported without the log-probability of every token, which {name} "
+            f"needs. {_other(missing)}, or run `logitstore import …` again with --unlisted drop, "
+            "which leaves tokens out that are not in their lists."
+        )
+
+
+def _other(missing: Sequence[str]) -> str:
+    """A loss that such a store serves."""
+    if "tail_logmass" not in missing:
+        return "Use --loss mapped_kl"
+    return "Use --loss ce" if "token_logprob" in missing else "Use --loss alm"
 
 
 def teacher_name(store: Described) -> str:

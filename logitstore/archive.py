@@ -97,6 +97,11 @@ class Archive:
         self.digest = bytes(self._view[self._end + _END.size :]).decode("ascii", "replace")
 
     @property
+    def whole(self) -> memoryview:
+        """Every byte of the file."""
+        return self._view
+
+    @property
     def names(self) -> list[str]:
         """The members, in order."""
         return list(self._places)

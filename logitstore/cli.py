@@ -15,6 +15,7 @@ import typer
 
 from logitstore import command
 from logitstore.errors import InputError
+from logitstore.moving import cli as moving
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -249,6 +250,9 @@ def repair(
         report = repair_store(store)
     typer.echo(json.dumps(report.to_json()) if as_json else next_step(report, store))
     raise typer.Exit(0 if report.is_complete else 1)
+
+
+moving.add_to(app)
 
 
 def _print(found: dict[str, Any], as_text: Callable[[dict[str, Any]], str], as_json: bool) -> None:

@@ -1,8 +1,11 @@
-"""Why a model or tokenizer does not load, in the user's terms."""
+"""Loading and saving models and tokenizers: why one does not load, what one writes."""
 
 import json
+import tempfile
 from pathlib import Path
+from typing import Any
 
+from logitstore.arrays import canonical_json
 from logitstore.errors import in_a_line
 
 
@@ -39,3 +42,17 @@ def _damage(folder: Path) -> str | None:
         except Exception as error:  # safetensors has a class of its own
             return f"{path.name} is damaged: {in_a_line(error)}"
     return None
+
+
+def saved_files(tokenizer: Any) -> dict[str, bytes]:
+    """What `save_pretrained` writes of a tokenizer, by name.
+
+    The same bytes wherever the tokenizer was loaded from: they are part of what a store is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
+    config = json.loads(files.get("tokenizer_config.json", b"{}"))
+    for where_it_came_from in ("is_local", "local_files_only", "name_or_path"):
+        config.pop(where_it_came_from, None)
+    return files | {"tokenizer_config.json": canonical_json(config)}

@@ -66,12 +66,13 @@ class TokenRecords:
         token_ids: (n,) uint32, the teacher's tokens.
         byte_starts: (n,) int64, bytes of the row's supervised UTF-8 text before the token.
         byte_lengths: (n,) int64; 0 for EOS-like tokens.
-        token_logprob: (n,) float32, log p of the token itself; -inf where the teacher excluded it.
+        token_logprob: (n,) float32, log p of the token itself; -inf where the teacher excluded it;
+            NaN where the source of an import did not say it.
         entry_count: (n,) int64, entries kept of each record.
         entry_ids: (m,) uint32 flat, or None in a store captured without ids.
         entry_logprobs: (m,) float32 flat, over the full vocabulary, at temperature 1.
         tail_logmass: (n,) float32, log of the probability outside the entries; -inf for none.
-        entropy: (n,) float32 of the full distribution, nats.
+        entropy: (n,) float32 of the full distribution, nats; NaN in an import that does not know.
         lognorm: (n, T) float32, log sum_v p_v^(1/temperature), or None.
         logit_std: (n,) float32, standard deviation of the full logit row, or None.
         lognorm_std: (n,) float32, `lognorm` at temperature logit_std + 1e-4, or None.

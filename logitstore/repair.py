@@ -86,6 +86,11 @@ def capture_again(path: Path) -> None:
     provenance = StoreHeader.read(path).provenance
     settings = provenance.get("settings")
     teacher, dataset = (str(provenance.get(name, "")) for name in ("teacher", "dataset"))
+    if "imported" in provenance:
+        raise InputError(
+            f"{path}: was imported from {dataset}, not captured. Run the same `logitstore import …`"
+            " as then: it does only what is missing."
+        )
     if not isinstance(settings, dict) or not teacher or not dataset:
         raise InputError(
             f"{path}: the store does not say how it was captured (it was written by an older "

@@ -56,7 +56,7 @@ def facts(store: LogitStore) -> dict[str, Any]:
     }
 
 
-def uld_within(store: LogitStore) -> dict[str, float]:
+def uld_within(store: LogitStore) -> dict[str, float] | None:
     """How far a ULD computed from this store can be from that of the teacher's full distribution.
 
     With sorted student p and teacher q, of which the store holds k entries and the tail u:
@@ -65,8 +65,11 @@ def uld_within(store: LogitStore) -> dict[str, float]:
 
     Returns:
         ``mean``, and ``p99``: what 99 of 100 tokens (of every shard) are within. ``worst``: of any
-        token, from the tails of all records; never more than 2, the largest ULD there is.
+        token, from the tails of all records; never more than 2, the largest ULD there is. None
+        where the tails are not known: entries that were renormalised before they were imported.
     """
+    if "tail_logmass" in store.spec.missing:
+        return None
     fidelity = store.fidelity
     rounding = math.exp(TAIL_STEP / 2)  # a stored tail is the true one, up to half a step
     largest = max((store.largest_tail(index) for index in store.shards), default=0.0)
@@ -111,10 +114,16 @@ def info_text(found: dict[str, Any]) -> str:
         f"{fidelity['tail_p99']:.4f}; {fidelity['at_cap_fraction']:.1%} of tokens at the cap",
         "coding": f"KL {fidelity['kl_mean']:.2e} nats, L1 {fidelity['l1_mean']:.2e} on average, "
         f"{fidelity['l1_max']:.2e} at most; {fidelity['dropped_entries']} entries out of range",
-        "ULD": f"from this store is within {uld['mean']:.4f} of the exact one on average, "
+        "ULD": "from this store has no bound"
+        if uld is None
+        else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
         f"{uld['p99']:.4f} for 99 of 100 tokens, {uld['worst']:.4f} at worst",
         "digest": found["digest"],
     }
+    if "missing" in capture:
+        lines["missing"] = f"{', '.join(capture['missing'])}: the import's source did not say"
+    if "tail_logmass" in capture.get("missing", ()):
+        lines["tail"] = "not known: the entries were renormalised before they were imported"
     return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
 
 
@@ -134,8 +143,8 @@ def sequence_facts(store: LogitStore, i: int) -> dict[str, Any]:
                 ),
                 "byte_start": int(records.byte_starts[t]),
                 "byte_length": int(records.byte_lengths[t]),
-                "logprob": float(records.token_logprob[t]),
-                "entropy": float(records.entropy[t]),
+                "logprob": _known(records.token_logprob[t]),
+                "entropy": _known(records.entropy[t]),
                 "tail": float(np.exp(records.tail_logmass[t])),
                 "entries": _entries(records, t, names),
             }
@@ -163,11 +172,18 @@ def sequence_text(found: dict[str, Any]) -> str:
             f"{printable(e['token']) if e['token'] is not None else e['id']} {e['p']:.3f}"
             for e in token["entries"][:_SHOWN_ENTRIES]
         )
+        p = "?" if token["logprob"] is None else f"{np.exp(token['logprob']):.4f}"
+        entropy = "?" if token["entropy"] is None else f"{token['entropy']:.3f}"
         lines.append(
-            f"{token['byte_start']:>8} {np.exp(token['logprob']):>7.4f} {token['entropy']:>8.3f} "
+            f"{token['byte_start']:>8} {p:>7} {entropy:>8} "
             f"{token['tail']:>7.4f}  {printable(token['text']) or '(end)'}   <- {best}"
         )
     return "\n".join(lines)
+
+
+def _known(value: float) -> float | None:
+    """None for what an import's source did not say."""
+    return None if math.isnan(value) else float(value)
 
 
 def printable(text: str) -> str:

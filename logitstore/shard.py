@@ -7,7 +7,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -124,6 +124,7 @@ def build_shard(
     plan: Plan,
     index: int,
     sequences: Sequence[tuple[SequenceText, EncodedRecords | None]],
+    kept_fidelity: Mapping[str, float | int] | None = None,
 ) -> dict[str, Buffer]:
     """The members of a shard, ready for `archive.pack`.
 
@@ -132,6 +133,8 @@ def build_shard(
         plan: The store's.
         index: Which shard.
         sequences: All of the shard's rows in order, each with its records or None.
+        kept_fidelity: What was measured when its records were first encoded, where they come from
+            another store; default: measured here.
     """
     lengths = [0 if encoded is None else len(encoded) for _, encoded in sequences]
     entries = [0 if encoded is None else encoded.entry_total for _, encoded in sequences]
@@ -145,10 +148,10 @@ def build_shard(
     specs = array_specs(spec, size)
     parts = [encoded for _, encoded in sequences if encoded is not None]
     arrays: dict[str, Array] = {s.name: np.zeros(s.shape, s.dtype) for s in specs}
-    fidelity = NOTHING_MEASURED
+    fidelity = dict(kept_fidelity or NOTHING_MEASURED)
     if parts:
         whole = EncodedRecords.concatenate(parts)
-        fidelity = measure(whole, spec)
+        fidelity = fidelity if kept_fidelity is not None else measure(whole, spec)
         arrays = {**whole.per_record, **whole.per_entry, **whole.per_draw}
         arrays["byte_starts"] = _gaps(arrays, offsets["sequence_records"])
     arrays.update(offsets)
@@ -279,6 +282,20 @@ class Shard:
         """
         try:
             return self._decode(i)
+        except ValueError as e:
+            self._raise(str(e), self._row_of(i))
+
+    def encoded(self, i: int) -> EncodedRecords:
+        """Sequence i of this shard as it is stored, to be stored again without any change.
+
+        What coding changed (`kl`, `l1`, `dropped`) is not kept for single records: zeros.
+
+        Raises:
+            CorruptStoreError: Bytes it needs are damaged.
+        """
+        try:
+            self._decode(i)  # everything that is checked of a sequence
+            return self._encoded(i)
         except ValueError as e:
             self._raise(str(e), self._row_of(i))
 
@@ -431,13 +448,50 @@ class Shard:
             token_ids=self._slice("token_ids", a, b),
             byte_starts=ends - lengths,
             byte_lengths=lengths,
-            token_logprob=dequantise(self._slice("token_logprob", a, b), TOKEN_STEP),
+            token_logprob=self._token_logprob(a, b),
             entry_count=count,
             entry_ids=self._slice("entry_ids", first, stop) if self.spec.has_ids else None,
             entry_logprobs=logprobs,
             tail_logmass=tail,
-            entropy=dequantise_entropy(self._slice("entropy", a, b)),
+            entropy=self._entropy(a, b),
             **self._decode_optional(i, a, b),
+        )
+
+    def _token_logprob(self, a: int, b: int) -> npt.NDArray[np.float32]:
+        """NaN where the source of an import did not say it."""
+        codes = self._slice("token_logprob", a, b)
+        found = dequantise(codes, TOKEN_STEP)
+        if "token_logprob" in self.spec.missing:
+            found[codes == NEG_INF_CODE] = np.nan
+        return found
+
+    def _entropy(self, a: int, b: int) -> npt.NDArray[np.float32]:
+        """NaN where the source of an import did not say it."""
+        codes = self._slice("entropy", a, b)
+        if "entropy" in self.spec.missing:
+            return np.full(len(codes), np.nan, np.float32)
+        return dequantise_entropy(codes)
+
+    def _encoded(self, i: int) -> EncodedRecords:
+        at = {axis: self._range(axis, i) for axis in self._offsets}
+        at.setdefault("sequence_draws", (0, 0))
+        parts: dict[str, dict[str, Array]] = {axis: {} for axis in at}
+        for s in array_specs(self.spec, self.size):
+            if s.name not in at:
+                axis = _AXIS.get(s.name, "sequence_records")
+                parts[axis][s.name] = self._slice(s.name, *at[axis])
+        per_record = parts["sequence_records"]
+        lengths = per_record["byte_lengths"].astype(np.int64)
+        ends = np.cumsum(per_record["byte_starts"].astype(np.int64) + lengths)
+        per_record["byte_starts"] = ends - lengths
+        nothing = np.zeros(len(lengths), np.float32)
+        return EncodedRecords(
+            per_record,
+            parts["sequence_entries"],
+            parts["sequence_draws"],
+            nothing,
+            nothing,
+            np.zeros(len(lengths), np.int64),
         )
 
     def _decode_optional(self, i: int, a: int, b: int) -> dict[str, Array]:

@@ -29,6 +29,9 @@ INDEX_FILE = "index.parquet"
 SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
 
+#: What the source of an import may not say; see section 5 of FORMAT.md for what stands there.
+CAN_BE_MISSING = ("entropy", "tail_logmass", "token_logprob")
+
 _MAX_U16, _MAX_U32 = 0xFFFF, 0xFFFF_FFFF
 _MAX_TEMPERATURES = 64
 _MAX_CHUNK_RECORDS, _MAX_CHUNK_ENTRIES = 65_536, 1_048_576
@@ -45,7 +48,8 @@ class StoreSpec:
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
         capture: ``top_k``, ``max_tail`` (None: every record keeps top_k entries), ``ids``,
-            ``temperatures``, ``logit_std``, ``draws``.
+            ``temperatures``, ``logit_std``, ``draws``; and of an import ``missing``, if its source
+            did not say some fields.
         codec: ``name`` and how many records and entries an inner chunk holds.
     """
 
@@ -87,6 +91,11 @@ class StoreSpec:
         return int(self.capture["draws"])
 
     @property
+    def missing(self) -> tuple[str, ...]:
+        """Fields of a record that the store's source did not say, of those in `CAN_BE_MISSING`."""
+        return tuple(self.capture.get("missing", ()))
+
+    @property
     def vocab_size(self) -> int:
         return int(self.teacher["vocab_size"])
 
@@ -111,11 +120,14 @@ class StoreSpec:
         """
         for part, wanted in _CONTENT.items():
             value = getattr(self, part)
-            if not isinstance(value, dict) or set(value) != set(wanted):
+            optional = {"missing"} if part == "capture" else set()
+            if not isinstance(value, dict) or set(value) - optional != set(wanted):
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
             for name, is_good in wanted.items():
                 if not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
+        if "missing" in self.capture and not _is_missing(self.capture["missing"]):
+            raise ValueError(f"capture.missing cannot be {str(self.capture['missing'])[:60]!r}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is no object")  # noqa: TRY004
 
@@ -307,6 +319,12 @@ def _is_files(value: Any) -> bool:
     return isinstance(value, dict) and all(
         is_plain_name(name) and _is_text(digest) for name, digest in value.items()
     )
+
+
+def _is_missing(value: Any) -> bool:
+    """Sorted, none twice, and not there at all where nothing is missing: one way to say a thing."""
+    is_list = isinstance(value, list) and bool(value) and all(map(_is_text, value))
+    return is_list and value == sorted(set(value) & set(CAN_BE_MISSING))
 
 
 _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitstore.encode import EncodedRecords
 from logitstore.errors import (
     CorruptStoreError,
     IncompleteStoreError,
@@ -154,6 +155,24 @@ class LogitStore:
         """
         shard, place = self._locate(i)
         return shard.text(place)
+
+    def encoded(self, i: int) -> EncodedRecords:
+        """Sequence i as it is stored, to be stored again without any change.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Its bytes are damaged.
+        """
+        shard, place = self._locate(i)
+        return shard.encoded(place)
+
+    def shard(self, index: int) -> Shard:
+        """Shard number `index`, checked as far as opening it does.
+
+        Raises:
+            CorruptStoreError: It is damaged.
+        """
+        return self._shard(index)
 
     def row(self, r: int) -> list[int]:
         """The sequences that are the parts of dataset row r, in order.

@@ -96,13 +96,17 @@ class StoreWriter:
         return (self.path / DONE_FILE).exists() and not self.missing()
 
     def write_shard(
-        self, index: int, sequences: Sequence[tuple[SequenceText, EncodedRecords | None]]
+        self,
+        index: int,
+        sequences: Sequence[tuple[SequenceText, EncodedRecords | None]],
+        kept_fidelity: Mapping[str, float | int] | None = None,
     ) -> bool:
         """Commit one shard.
 
         Args:
             index: Which of the plan's shards.
             sequences: All of its rows in order, each with its records, or None for none.
+            kept_fidelity: As `shard.build_shard` takes it, for records of another store.
 
         Returns:
             False if another worker had committed it already; then nothing changed.
@@ -111,8 +115,23 @@ class StoreWriter:
         rows = [line.row for line, _ in sequences]
         if sorted(set(rows)) != list(range(began, ended)) or rows != sorted(rows):
             raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
-        members = build_shard(self.spec, self.plan, index, sequences)
+        members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity)
         won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pack(members), self._fs)
+        self.note("shard", shard=index, committed=won)
+        return won
+
+    def copy_shard(self, index: int, shard: Shard) -> bool:
+        """Commit a shard of another store with the same content and plan, byte for byte.
+
+        Returns:
+            False if another worker had committed it already; then nothing changed.
+
+        Raises:
+            CorruptStoreError: It is not what was committed there.
+        """
+        shard.archive.check_digest()
+        pieces = [shard.archive.whole]
+        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pieces, self._fs)
         self.note("shard", shard=index, committed=won)
         return won
 

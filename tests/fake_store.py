@@ -75,6 +75,7 @@ def taught(
         temperatures=temperatures,
         has_logit_std=logit_std,
         draws=draws,
+        missing=(),
     )
     store = FakeStore([], [], spec, folder)
     for number, segments in enumerate(rows):

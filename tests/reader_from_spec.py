@@ -294,6 +294,12 @@ def decode(arrays, i, capture):
         "tail_logmass": tails,
         "entropy": arrays["entropy"][records].astype("f4") / np.float32(256),
     }
+    missing = capture.get("missing", [])
+    if "entropy" in missing:
+        found["entropy"] = np.full(len(lengths), np.nan, "f4")
+    if "token_logprob" in missing:
+        unknown = np.isneginf(found["token_logprob"])
+        found["token_logprob"] = np.where(unknown, np.float32(np.nan), found["token_logprob"])
     for name in ("lognorm", "logit_std", "lognorm_std"):
         found[name] = arrays[name][records] if name in arrays else None
     draws = span("sequence_draws") if capture["draws"] else None

@@ -26,6 +26,7 @@ def spec(
     logit_std: bool = False,
     draws: int = 0,
     chunks: tuple[int, int] = (2048, 32768),
+    missing: tuple[str, ...] = (),
 ) -> StoreSpec:
     """A spec with the given settings."""
     return StoreSpec(
@@ -49,6 +50,7 @@ def spec(
             "temperatures": list(temperatures),
             "logit_std": logit_std,
             "draws": draws,
+            **({"missing": list(missing)} if missing else {}),
         },
         codec={
             "name": "portable",
@@ -78,6 +80,9 @@ def raw_records(
     rest = (np.exp(np.take_along_axis(logp, order, 1)) * outside).sum(1)
     tokens = order[np.arange(n), rng.integers(0, 20, n)]
     tokens[-1] = 0
+    token_logprob, entropy = logp[np.arange(n), tokens], -(np.exp(logp) * logp).sum(1)
+    if "token_logprob" in of.missing:
+        token_logprob[::2] = -np.inf
     with np.errstate(divide="ignore"):
         tail = np.log(rest)
     optional: dict[str, Any] = {}
@@ -97,12 +102,12 @@ def raw_records(
         token_ids=tokens,
         byte_starts=start + np.cumsum(lengths) - lengths,
         byte_lengths=lengths,
-        token_logprob=logp[np.arange(n), tokens],
+        token_logprob=token_logprob,
         entry_logprobs=entries.astype(np.float32),
         entry_ids=order[:, :k] if of.has_ids else None,
         entry_count=count,
         tail_logmass=tail.astype(np.float32),
-        entropy=-(np.exp(logp) * logp).sum(1),
+        entropy=np.zeros(n) if "entropy" in of.missing else entropy,
         **optional,
     )
 

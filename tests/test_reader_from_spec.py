@@ -29,6 +29,7 @@ VARIANTS: dict[str, StoreSpec] = {
     "every block": stores.spec(temperatures=(4.0, 2.0), logit_std=True, draws=5, chunks=(4, 9)),
     "every block, no ids": stores.spec(ids=False, temperatures=(4.0,), logit_std=True, draws=5),
     "everything kept": stores.spec(vocab_size=30, top_k=30),
+    "an import that lacks some": stores.spec(missing=("entropy", "token_logprob")),
     "18-bit ids": stores.spec(vocab_size=262_144, top_k=3),
 }
 

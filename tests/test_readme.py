@@ -79,6 +79,9 @@ def test_every_flag_it_names_exists() -> None:
         for command in (
             ("logitstore", "capture", "--help"),
             ("logitstore", "info", "--help"),
+            ("logitstore", "import", "--help"),
+            ("logitstore", "export", "--help"),
+            ("logitstore", "subset", "--help"),
             ("distill", "train", "--help"),
             ("distill", "evaluate", "--help"),
             ("distill", "coverage", "--help"),

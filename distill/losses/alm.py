@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
-NEEDS = frozenset({"byte spans"})
+NEEDS = frozenset({"token logprob", "byte spans"})
 TEMPERATURE = 100.0
 #: A group surer than this has rounded to certainty: a float32 sum of log-probabilities is known to
 #: about so many nats, and the logarithm of what is left to 1 would be noise.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
-NEEDS = frozenset({"ids", "draws", "same tokenizer", "byte spans"})
+NEEDS = frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"})
 
 
 def sampled_kl(

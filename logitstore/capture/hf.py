@@ -1,7 +1,5 @@
 """A teacher from `transformers`: what it is, first without its weights, then with them."""
 
-import json
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +7,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from logitstore.arrays import canonical_json
 from logitstore.errors import InputError
 from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
-from logitstore.loading import why_not_loaded
+from logitstore.loading import saved_files, why_not_loaded
 from logitstore.tokens import ByteTokenizer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -117,7 +114,7 @@ def find_teacher(
         config=config,
         tokenizer=ByteTokenizer(tokenizer),
         transformers_tokenizer=tokenizer,
-        tokenizer_files=_saved_files(tokenizer),
+        tokenizer_files=saved_files(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
         fingerprint=_fingerprint(name, config),
         dtype=_resolve_dtype(dtype, config),
@@ -178,17 +175,6 @@ def _resolve_dtype(dtype: str, config: Any) -> str:
     if dtype not in _DTYPES:
         raise InputError(f"--dtype is {dtype}, expected auto, {', '.join(_DTYPES)}.")
     return dtype
-
-
-def _saved_files(tokenizer: Any) -> dict[str, bytes]:
-    """The same bytes wherever the tokenizer was loaded from: they are part of what a store is."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = {p.name: p.read_bytes() for p in sorted(Path(folder).iterdir()) if p.is_file()}
-    config = json.loads(files.get("tokenizer_config.json", b"{}"))
-    for where_it_came_from in ("is_local", "local_files_only", "name_or_path"):
-        config.pop(where_it_came_from, None)
-    return files | {"tokenizer_config.json": canonical_json(config)}
 
 
 def context_limit(teacher: Teacher, max_length: int | None) -> int | None:

@@ -1,0 +1,127 @@
+"""A row of a dump, whatever wrote it; and the pieces that all layouts are read with."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from logitstore.conversation import Message
+from logitstore.errors import InputError
+from logitstore.moving.dumps.lists import F64, Int64s, Lists
+from logitstore.moving.nested import Nested, nested
+
+Bools = npt.NDArray[np.bool_]
+
+_NOT_TRAINED_ON = -100
+#: Columns of zeros and ones, beside token ids.
+MASKS = ("completion_mask", "assistant_masks")
+
+
+@dataclass(frozen=True)
+class Dumped:
+    """A row.
+
+    Attributes:
+        lists: One a token: of the row, of its supervised tokens, or of an answer.
+        token_ids: (T,) of the row; None: its chat template says them.
+        is_wanted: (T,) tokens to train on; None: all that have a list.
+        token_logprobs: (lists,) of the tokens themselves, NaN where only a list may say it.
+        ranks: (lists,) of the tokens themselves in the vocabulary, from 1; NaN: not said.
+        messages: Of a conversation, the answer among them.
+        answer_ids: The tokens that the teacher wrote as the last message; lists are of these.
+        left_out: Tokens that were generated only because a server must generate some.
+    """
+
+    lists: Lists
+    token_ids: Int64s | None = None
+    is_wanted: Bools | None = None
+    token_logprobs: F64 | None = None
+    ranks: F64 | None = None
+    messages: list[Message] | None = None
+    answer_ids: Int64s | None = None
+    left_out: int = 0
+
+
+def integers(value: Any, where: str) -> Int64s:
+    """A list of whole numbers, from Arrow or JSON.
+
+    Raises:
+        InputError: It is something else.
+    """
+    found = taken_apart(value, where)
+    if len(found.counts) > 1 or not (
+        pa.types.is_integer(found.values.type) or pa.types.is_boolean(found.values.type)
+    ):
+        if len(found.values):
+            raise InputError(f"{where}: expected a list of whole numbers. Mend or drop the row.")
+        return np.zeros(0, np.int64)
+    try:
+        return np.asarray(found.numbers(np.int64), np.int64)
+    except ValueError as e:
+        raise InputError(f"{where}: {e}. Mend or drop the row.") from None
+
+
+def taken_apart(value: Any, where: str) -> Nested:
+    """A list of any depth, from Arrow or JSON; its outermost level is not counted.
+
+    Raises:
+        InputError: It is no list, or holds things of several kinds.
+    """
+    if isinstance(value, pa.Scalar):
+        value = value.values if value.is_valid and hasattr(value, "values") else []
+    try:
+        column = value if isinstance(value, pa.Array) else pa.array(value or [])
+    except (pa.ArrowException, TypeError, OverflowError) as e:
+        reason = str(e).splitlines()[0].rstrip(".")
+        raise InputError(f"{where}: cannot be read as lists ({reason}). Mend the row.") from None
+    found = nested(column)
+    return Nested((np.array([len(column)]), *found.counts), found.values)
+
+
+def wanted(row: Mapping[str, Any], ids: Int64s, where: str) -> Bools | None:
+    """(T,) what `labels` and masks say is trained on; None where there are none.
+
+    Raises:
+        InputError: They do not belong to these tokens.
+    """
+    found: Bools | None = None
+    for name in ("labels", *MASKS):
+        if row.get(name) is None:
+            continue
+        values = integers(row[name], f"{where}: {name}")
+        if len(values) != len(ids):
+            raise InputError(
+                f"{where}: {name} has {len(values):,} values for {len(ids):,} tokens. Give one a "
+                "token, or leave the column out."
+            )
+        is_on = values != (_NOT_TRAINED_ON if name == "labels" else 0)
+        if name == "labels":
+            _check_labels(ids, values, is_on, where)
+        found = is_on if found is None else found & is_on
+    return found
+
+
+def _check_labels(ids: Int64s, labels: Int64s, is_on: Bools, where: str) -> None:
+    wrong = np.flatnonzero((labels != ids) & is_on)
+    if len(wrong):
+        t = int(wrong[0])
+        raise InputError(
+            f"{where}, token {t:,}: its label is {labels[t]}, expected the token itself "
+            f"({ids[t]}) or {_NOT_TRAINED_ON}. Labels lie on their own tokens: do not shift them."
+        )
+
+
+def plain(value: Any) -> Any:
+    """Python's own lists and dicts; JSON in a string is read."""
+    if isinstance(value, pa.Scalar):
+        value = value.as_py()
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,198 @@
+"""The rows of a dump: of a Parquet or JSONL file, or of all in a folder, from any row on.
+
+A line of JSONL is read where it begins, a row group of Parquet when it is reached: nothing is ever
+held whole. Responses with several choices are several rows.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from logitstore.errors import InputError, in_a_line
+from logitstore.moving.dumps import responses
+from logitstore.moving.dumps.dumped import plain
+from logitstore.pages import PYARROW_ERRORS
+
+_ENDINGS = (".parquet", ".jsonl", ".json")
+_PIECE_BYTES = 1024 * 1024
+_BATCH_ROWS = 16
+
+Row = Mapping[str, Any]
+
+
+class Place(NamedTuple):
+    """Where a row begins.
+
+    Attributes:
+        file: Number of the file.
+        at: Byte of a JSONL file; row of a Parquet file.
+        line: Number of the line, from 1; of a Parquet file, of the row from 0.
+        choice: Number of the choice in a response.
+    """
+
+    file: int
+    at: int
+    line: int
+    choice: int = 0
+
+
+@dataclass
+class Dump:
+    """All rows of a path, in order.
+
+    Attributes:
+        path: As the user named it.
+        files: In the order of their names.
+    """
+
+    path: Path
+    files: list[Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.files = _files(self.path)
+        self._stamps = [_stamp(file) for file in self.files]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files."""
+        return sum(size for size, _ in self._stamps)
+
+    def rows(self, start: Place | None = None) -> Iterator[tuple[Place, str, Row]]:
+        """(place, name for messages, row) of every row from `start` on.
+
+        Raises:
+            InputError: A file cannot be read, or has changed since it was first looked at.
+        """
+        start = start or Place(0, 0, 0)
+        for number in range(start.file, len(self.files)):
+            file = self.files[number]
+            if _stamp(file) != self._stamps[number]:
+                raise InputError(f"{file}: has changed while it was imported. Start again.")
+            first = start if number == start.file else Place(number, 0, 0)
+            read = _parquet_rows if file.suffix == ".parquet" else _json_lines
+            for place, where, line in read(file, first):
+                for choice, row in enumerate(_choices(line, where)):
+                    if (number, place.at, choice) >= (start.file, start.at, start.choice):
+                        name = f"{where}, choice {choice}" if choice else where
+                        yield place._replace(choice=choice), name, row
+
+    def bytes_before(self, place: Place) -> int:
+        """Bytes of the files before a place, as far as that is known: for progress."""
+        before = sum(size for size, _ in self._stamps[: place.file])
+        return before + (place.at if self.files[place.file].suffix != ".parquet" else 0)
+
+    def digest(self) -> str:
+        """SHA-256 of the bytes of all files."""
+        whole = hashlib.sha256()
+        for file in self.files:
+            one = hashlib.sha256()
+            with file.open("rb") as f:
+                while piece := f.read(_PIECE_BYTES):
+                    one.update(piece)
+            whole.update(one.digest())
+        return whole.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        for ending in _ENDINGS:
+            if found := sorted(path.glob(f"*{ending}")):
+                return found
+        raise InputError(f"{path}: holds no .parquet or .jsonl file. Name a dump.")
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder. Name a dump.")
+    if path.suffix not in _ENDINGS:
+        raise InputError(
+            f"{path}: unknown kind of file; expected .parquet or .jsonl, found "
+            f"{path.suffix or 'no ending'!r}. Convert it."
+        )
+    return [path]
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    try:
+        found = file.stat()
+    except OSError as e:
+        raise InputError(f"{file}: cannot be read ({e.strerror}). Mend its permissions.") from e
+    return found.st_size, found.st_mtime_ns
+
+
+def _choices(line: Row, where: str) -> list[Row]:
+    if not responses.looks_like(line):
+        return [line]
+    readable = {name: plain(value) for name, value in line.items()}
+    return list(responses.choices_of(readable, where))
+
+
+def _json_lines(file: Path, start: Place) -> Iterator[tuple[Place, str, Row]]:
+    with file.open("rb") as f:
+        f.seek(start.at)
+        at, number = start.at, max(start.line - 1, 0)
+        for raw in f:
+            number += 1
+            place, at = Place(start.file, at, number), at + len(raw)
+            if raw.strip():
+                where = f"{file}: line {number:,}"
+                yield place, where, _parsed(raw, where)
+
+
+def _parsed(raw: bytes, where: str) -> Row:
+    try:
+        found = json.loads(raw)
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not UTF-8. Write the file again as UTF-8.") from None
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply. Drop the line.") from None
+    except ValueError as e:
+        raise InputError(
+            f"{where} is not JSON ({in_a_line(e)}). Each line must be one object; "
+            "`jq -c . FILE` writes them so."
+        ) from None
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{where} is no object, but {type(found).__name__}. Each line must be one."
+        )
+    return found
+
+
+def _parquet_rows(file: Path, start: Place) -> Iterator[tuple[Place, str, Row]]:
+    try:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
+            first = 0
+            for group in range(opened.num_row_groups):
+                count = opened.metadata.row_group(group).num_rows
+                if first + count > start.at:
+                    for at, row in _group_rows(opened, group, first):
+                        if at >= start.at:
+                            where = f"{file}: row {at:,}"
+                            yield Place(start.file, at, at), where, _readable(row, where)
+                first += count
+    except PYARROW_ERRORS as e:
+        raise InputError(
+            f"{file}: cannot be read as Parquet ({in_a_line(e)}). Write it again."
+        ) from e
+
+
+def _group_rows(file: pq.ParquetFile, group: int, at: int) -> Iterator[tuple[int, Row]]:
+    """The rows of a row group, a few decoded at a time: one may hold more than memory does."""
+    for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
+        for i in range(batch.num_rows):
+            yield at, {name: batch.column(name)[i] for name in batch.schema.names}
+            at += 1
+
+
+def _readable(row: Row, where: str) -> Row:
+    """Lists stay Arrow's, so that no object is made of a number; the rest is Python's."""
+    found = {}
+    for name, value in row.items():
+        if value.is_valid:
+            try:
+                found[name] = value if hasattr(value, "values") else value.as_py()
+            except UnicodeDecodeError:
+                raise InputError(f"{where}: {name} is not UTF-8 text. Drop the row.") from None
+    return found

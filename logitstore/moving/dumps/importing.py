@@ -1,0 +1,177 @@
+"""A dump as a store: one pass that checks and counts every row, a second that writes.
+
+Nothing is written before every row has been read, so bad input leaves nothing behind; and what a
+store must say of all its records (the longest list, what is missing) is known when it is begun.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitstore.capture.plan import make_plan
+from logitstore.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.errors import InputError
+from logitstore.moving.dumps import lists as of_lists
+from logitstore.moving.dumps.files import Dump, Place
+from logitstore.moving.dumps.placing import Placed
+from logitstore.moving.dumps.settings import ImportSettings
+from logitstore.moving.dumps.survey import Survey, look_through
+from logitstore.progress import progress
+from logitstore.records import SequenceText
+from logitstore.spec import SPEC_FILE, Plan, StoreSpec
+from logitstore.store import LogitStore, open_store
+from logitstore.writer import StoreWriter, check_place, tokenizer_digests
+
+Pair = tuple[SequenceText, EncodedRecords | None]
+
+
+def import_dump(
+    path: str | PathLike[str],
+    out: str | PathLike[str],
+    settings: ImportSettings,
+    *,
+    dry_run: bool = False,
+) -> tuple[LogitStore | None, dict[str, Any]]:
+    """Write a store of a dump; resume it if it is begun.
+
+    Args:
+        path: A .parquet or .jsonl file, or a folder of either.
+        out: The store's folder.
+        settings: What the dump does not say.
+        dry_run: Look through everything, and write nothing.
+
+    Returns:
+        The store (None of a dry run), and what was counted.
+
+    Raises:
+        InputError: Whatever is wrong with the dump; names file, row and token.
+        MismatchError: `out` holds something else.
+        StorageError: The file system refused; what was committed stays good.
+    """
+    dump = Dump(Path(path))
+    survey = look_through(dump, settings)
+    spec, plan = (
+        _spec(survey),
+        make_plan(dump.digest(), survey.text_bytes, settings.shard_text_bytes),
+    )
+    found = survey.facts() | {"shards": plan.shard_count, "missing": list(spec.missing)}
+    if dry_run:
+        if not (Path(out) / SPEC_FILE).exists():
+            check_place(Path(out))
+        return None, found
+    provenance = {
+        "teacher": survey.reader.teacher,
+        "dataset": str(path),
+        "settings": None,
+        "imported": found,
+    }
+    writer = StoreWriter(out, spec, plan, survey.reader.files, provenance)
+    missing = [] if writer.is_sealed else writer.missing()
+    with progress(len(missing), "import", "shards") as shown:
+        for index in missing:
+            writer.write_shard(index, list(_pairs(dump, survey, spec, plan, index)))
+            shown.update(1)
+    if not writer.is_sealed:
+        writer.seal()
+    return open_store(out), found
+
+
+def _spec(survey: Survey) -> StoreSpec:
+    reader, settings = survey.reader, survey.reader.settings
+    placer, missing = reader.placer, survey.missing()
+    rendering: dict[str, Any] = {"kind": "tokens", "add_eos": False, "max_length": None}
+    if placer.template is not None:
+        rendering |= {
+            "kind": "conversation",
+            "supervise": placer.supervise,
+            "chat_template_sha256": placer.template.digest,
+            "chat_template_kwargs": dict(placer.kwargs or {}),
+        }
+    rendering["imported"] = {
+        "layout": reader.layout,
+        "aligned_to": reader.aligned_to,
+        "unlisted": settings.unlisted,
+    }
+    return StoreSpec(
+        teacher={
+            "fingerprint": reader.fingerprint,
+            "architecture": "unknown",
+            "dtype": "unknown",
+            "vocab_size": reader.vocab_size,
+        },
+        tokenizer={
+            "fingerprint": reader.tokenizer.fingerprint,
+            "size": reader.tokenizer.size,
+            "eos_ids": list(reader.tokenizer.eos_ids),
+            "files": tokenizer_digests(reader.files),
+        },
+        rendering=rendering,
+        capture={
+            "top_k": survey.top_k,
+            "max_tail": None,
+            "ids": True,
+            "temperatures": [],
+            "logit_std": False,
+            "draws": 0,
+            **({"missing": missing} if missing else {}),
+        },
+    )
+
+
+def _pairs(dump: Dump, survey: Survey, spec: StoreSpec, plan: Plan, index: int) -> Iterator[Pair]:
+    """The rows of a shard, each with its records."""
+    first, stop = plan.shard_rows(index)
+    rows = dump.rows(Place(*(int(n) for n in survey.places[first])))
+    for number, (_, where, row) in zip(range(first, stop), rows, strict=False):
+        placed, _, _ = survey.reader.read(row, number, where)
+        try:
+            yield placed.line, _encoded(placed, spec, survey.reader.settings)
+        except InputError as e:
+            raise InputError(f"{where}: {e}") from None
+
+
+def _encoded(placed: Placed, spec: StoreSpec, settings: ImportSettings) -> EncodedRecords | None:
+    """A row's records in stored form; None where it has none."""
+    placed = kept(placed, settings)
+    if not len(placed.token_ids):
+        return None
+    n, lists, own = len(placed.token_ids), placed.lists, placed.own
+    if settings.renormalised:
+        lists, tail = of_lists.renormalised(lists), np.full(n, -np.inf)
+        own = np.full(n, np.nan)  # of a renormalised list, too
+    else:
+        lists, tail = of_lists.at_most_one(lists), of_lists.tails(lists, spec.vocab_size)
+    logprobs, ids = of_lists.padded(lists)
+    is_known = "entropy" not in spec.missing
+    raw = RawRecords(
+        token_ids=placed.token_ids,
+        byte_starts=placed.byte_starts,
+        byte_lengths=placed.byte_lengths,
+        token_logprob=np.nan_to_num(own, nan=-np.inf, neginf=-np.inf),
+        entry_logprobs=logprobs,
+        entry_ids=ids,
+        entry_count=lists.counts,
+        tail_logmass=tail,
+        entropy=of_lists.entropies(lists) if is_known else np.zeros(n),
+    )
+    return encode_records(raw, spec)
+
+
+def kept(placed: Placed, settings: ImportSettings) -> Placed:
+    """Without the records of tokens that are not in their lists, where that was asked for."""
+    if settings.unlisted == "mark" or settings.renormalised:
+        return placed
+    chosen = np.flatnonzero(~np.isnan(placed.own))
+    return replace(
+        placed,
+        token_ids=placed.token_ids[chosen],
+        byte_starts=placed.byte_starts[chosen],
+        byte_lengths=placed.byte_lengths[chosen],
+        lists=placed.lists.take(chosen),
+        own=placed.own[chosen],
+        ranks=placed.ranks[chosen],
+    )

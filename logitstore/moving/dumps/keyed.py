@@ -1,0 +1,61 @@
+"""Lists keyed by token id, as vLLM has them: {"123": {"logprob": -0.1, "rank": 1, …}, …}."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from logitstore.errors import InputError
+from logitstore.moving.dumps.lists import F64, Int64s, Lists, int64s
+
+_MAX_ID_DIGITS = 18
+
+
+def keyed_lists(
+    values: Sequence[Any], where: str, tokens: Int64s | None = None
+) -> tuple[Lists, F64]:
+    """The lists, and the rank of each token itself where its list says so.
+
+    Args:
+        values: (T,) one a token; null for a token without one.
+        where: Names them in messages.
+        tokens: (T,) the tokens themselves, if known.
+
+    Raises:
+        InputError: A key is no id, or a value no log-probability.
+    """
+    counts, ids, logprobs = [], [], []
+    ranks = np.full(len(values), np.nan)
+    for t, entries in enumerate(values):
+        if entries is not None and not isinstance(entries, Mapping):
+            raise _malformed(f"{where}, token {t:,}", entries)
+        counts.append(len(entries or ()))
+        for key, entry in (entries or {}).items():
+            i = _id(key, f"{where}, token {t:,}")
+            ids.append(i)
+            logprobs.append(_logprob(entry, f"{where}, token {t:,}"))
+            if tokens is not None and tokens[t] == i and isinstance(entry, Mapping):
+                rank = entry.get("rank")
+                ranks[t] = rank if isinstance(rank, int) else np.nan
+    return Lists(int64s(counts), int64s(ids), np.array(logprobs, np.float64)), ranks
+
+
+def _id(key: Any, where: str) -> int:
+    text = str(key)
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS):
+        raise InputError(f"{where}: expected token ids as keys, found {text[:40]!r}. Drop the row.")
+    return int(text)
+
+
+def _logprob(entry: Any, where: str) -> float:
+    value = entry.get("logprob") if isinstance(entry, Mapping) else entry
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _malformed(where, entry)
+    return float(value)
+
+
+def _malformed(where: str, found: Any) -> InputError:
+    return InputError(
+        f'{where}: expected entries such as {{"123": {{"logprob": -0.1}}}}, found '
+        f"{str(found)[:40]!r}. Mend or drop the row."
+    )

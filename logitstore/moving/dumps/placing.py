@@ -1,0 +1,227 @@
+"""A row of a dump as text and records: where its tokens lie, and which of them have a list.
+
+    tokens         ids alone: the text is what they write, as in a capture of `input_ids`
+    conversation   messages, which the teacher's chat template writes. Lists are of all tokens of
+                   that, of the supervised ones, or of the answer that the teacher generated; its
+                   tokens lie in the text by what they write, since a sampler does not always cut a
+                   text as the tokenizer would
+
+Shape legend: T = tokens of a row, n = records of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from logitstore.conversation import Conversation, Supervise
+from logitstore.errors import InputError
+from logitstore.moving.dumps.dumped import Dumped
+from logitstore.moving.dumps.lists import F64, Int64s, Lists, refuse_lengths
+from logitstore.records import Segment, SequenceText
+from logitstore.render import ChatTemplate
+from logitstore.token_rows import TokenRow, read_tokens
+from logitstore.tokens import ByteTokenizer
+
+#: A row whose supervised tokens have no list; one whose text the chat template writes differently.
+NO_LISTS, CHANGED = "no_lists", "template_changed_text"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A row.
+
+    Attributes:
+        line: Its text.
+        token_ids: (n,)
+        byte_starts: (n,) supervised bytes before each token.
+        byte_lengths: (n,)
+        lists: (n,) none of them empty.
+        own: (n,) log-probabilities of the tokens themselves; NaN: not said.
+        ranks: (n,) of the tokens in the vocabulary; NaN: not said.
+        supervised: Tokens to train on, with a list or without.
+        fits: Of tokens with a list, those that are in it; those after, and before, that are.
+        looked_at: Tokens that `fits` was counted over.
+    """
+
+    line: SequenceText
+    token_ids: Int64s
+    byte_starts: Int64s
+    byte_lengths: Int64s
+    lists: Lists
+    own: F64
+    ranks: F64
+    supervised: int
+    fits: tuple[int, int, int] = (0, 0, 0)
+    looked_at: int = 0
+
+
+@dataclass(frozen=True)
+class Placer:
+    """Places the rows of one dump.
+
+    Attributes:
+        tokenizer: The teacher's.
+        template: Its chat template; None where the rows are tokens.
+        supervise: `all` assistant turns of a conversation, or the `last`.
+        kwargs: Variables that the user gave the template.
+        moves_on: Whether a list describes the token after the one it lies on.
+    """
+
+    tokenizer: ByteTokenizer
+    template: ChatTemplate | None
+    supervise: Supervise = "all"
+    kwargs: Mapping[str, Any] | None = None
+    moves_on: bool = False
+
+    def place(self, dumped: Dumped, row: int, where: str) -> Placed:
+        """Row number `row`.
+
+        Raises:
+            InputError: A row of another kind than the first, or lists that are not of its tokens.
+        """
+        if (dumped.messages is None) != (self.template is None):
+            kinds = ("token ids alone", "messages")
+            has, first = kinds[dumped.messages is not None], kinds[self.template is not None]
+            raise InputError(
+                f"{where}: has {has}, but the first row has {first}. Import the two kinds of rows "
+                "into two stores."
+            )
+        if dumped.messages is None:
+            return self._tokens(dumped, row, where)
+        if dumped.answer_ids is not None:
+            return self._answer(dumped, row, where)
+        return self._conversation(dumped, row, where)
+
+    def _tokens(self, dumped: Dumped, row: int, where: str) -> Placed:
+        ids = dumped.token_ids
+        assert ids is not None
+        dumped = self._moved(dumped)
+        is_wanted = dumped.is_wanted
+        if is_wanted is None:
+            is_wanted = dumped.lists.counts > 0
+        segments, text = read_tokens(TokenRow(ids, is_wanted), self.tokenizer, where)
+        line = SequenceText(row, 0, text.status, segments)
+        places = np.flatnonzero(text.has_record)
+        found = (ids, text.byte_starts, text.byte_lengths)
+        return _placed(line, [array[places] for array in found], dumped, places, ids)
+
+    def _conversation(self, dumped: Dumped, row: int, where: str) -> Placed:
+        assert dumped.messages is not None
+        conversation = Conversation.choose(dumped.messages, self.supervise)
+        line, segments = self._line(conversation, row, where)
+        text = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        if dumped.token_ids is not None and not np.array_equal(dumped.token_ids, text.token_ids):
+            raise InputError(
+                f"{where}: the chat template writes its messages as {len(text.token_ids):,} tokens "
+                f"that are not its {len(dumped.token_ids):,} token ids. Give the template that the "
+                "teacher was asked with by --chat-template-path, or leave the messages out."
+            )
+        places = np.flatnonzero(text.has_record)
+        found = [array[places] for array in (text.token_ids, text.byte_starts, text.byte_lengths)]
+        line = line._replace(status=text.status)
+        if len(dumped.lists) == len(text.token_ids):
+            return _placed(line, found, self._moved(dumped), places, text.token_ids)
+        if len(dumped.lists) != len(places) or self.moves_on:
+            refuse_lengths(
+                where,
+                f"lists of a conversation with {len(places):,} supervised tokens",
+                len(dumped.lists),
+                len(text.token_ids),
+            )
+        return _placed(line, found, dumped, np.arange(len(places)), found[0])
+
+    def _answer(self, dumped: Dumped, row: int, where: str) -> Placed:
+        assert dumped.messages is not None
+        assert dumped.answer_ids is not None
+        conversation = Conversation.choose(dumped.messages, "last")
+        line, _ = self._line(conversation, row, where)
+        _check_ids(dumped.answer_ids, self.tokenizer, where)
+        is_end = np.isin(dumped.answer_ids, np.array(self.tokenizer.eos_ids, np.int64))
+        stop = int(np.argmax(is_end)) + 1 if is_end.any() else len(is_end)
+        ids, ends = dumped.answer_ids[:stop], is_end[:stop]
+        written = self.tokenizer.written(ids[~ends])
+        text = b"".join(written)
+        extra = int(text == b" " + line.supervised_bytes)
+        if text[extra:] != line.supervised_bytes:
+            nothing = np.zeros(0, np.int64)
+            changed = line._replace(status=CHANGED)
+            none = Dumped(Lists.none(0))
+            return _placed(changed, [nothing] * 3, none, nothing, nothing)
+        ends_at = np.maximum(np.cumsum([*map(len, written)], dtype=np.int64) - extra, 0)
+        starts = np.concatenate([[0], ends_at])[: len(written)]
+        lengths = ends_at - starts
+        if ends.any():  # the end of the turn: an event without bytes, behind the text
+            starts, lengths = np.append(starts, len(text) - extra), np.append(lengths, 0)
+        found = [ids, starts.astype(np.int64), lengths.astype(np.int64)]
+        return _placed(line, found, dumped, np.arange(len(ids)), dumped.answer_ids)
+
+    def _line(
+        self, conversation: Conversation, row: int, where: str
+    ) -> tuple[SequenceText, tuple[Segment, ...]]:
+        assert self.template is not None
+        segments = self.template.segments(conversation, where)
+        return SequenceText(row, 0, "ok", segments, messages=conversation.to_json()), segments
+
+    def _moved(self, dumped: Dumped) -> Dumped:
+        """Lists on the tokens that they describe."""
+        if not self.moves_on:
+            return dumped
+        return Dumped(dumped.lists.moved_on(), dumped.token_ids, dumped.is_wanted)
+
+
+def _placed(
+    line: SequenceText, found: list[Int64s], dumped: Dumped, places: Int64s, tokens: Int64s
+) -> Placed:
+    """The records among tokens at `places`, those that have a list.
+
+    Args:
+        line: The row's text.
+        found: Ids, starts and lengths of the tokens to train on.
+        dumped: Lists of `tokens`.
+        places: Where the tokens to train on are among `tokens`.
+        tokens: Those that the lists are of.
+    """
+    lists = dumped.lists
+    has = lists.counts[places] > 0
+    chosen = places[has]
+    ids, starts, lengths = (array[has] for array in found)
+    if not len(chosen) and line.status == "ok":
+        line = line._replace(status=NO_LISTS)
+    unknown = np.full(len(lists), np.nan)
+    own = unknown if dumped.token_logprobs is None else dumped.token_logprobs
+    ranks = unknown if dumped.ranks is None else dumped.ranks
+    fits, looked_at = _fits(lists, tokens)
+    return Placed(
+        line,
+        ids,
+        starts,
+        lengths,
+        lists.take(chosen),
+        own[chosen],
+        ranks[chosen],
+        len(places),
+        fits,
+        looked_at,
+    )
+
+
+def _fits(lists: Lists, tokens: Int64s) -> tuple[tuple[int, int, int], int]:
+    """How many lists hold their own token, the one after it, and the one before it."""
+    if len(tokens) < 3:
+        return (0, 0, 0), 0
+    inner = np.zeros(len(tokens), np.bool_)
+    inner[1:-1] = lists.counts[1:-1] > 0
+    after, before = np.roll(tokens, -1), np.roll(tokens, 1)
+    hits = (int((lists.hold(t) & inner).sum()) for t in (tokens, after, before))
+    own, late, early = hits
+    return (own, late, early), int(inner.sum())
+
+
+def _check_ids(ids: Int64s, tokenizer: ByteTokenizer, where: str) -> None:
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.size:
+        raise InputError(
+            f"{where}: token ids reach from {ids.min()} to {ids.max()}, but the tokenizer has 0 to "
+            f"{tokenizer.size - 1}. Give the --tokenizer that the dump was made with."
+        )

@@ -1,0 +1,203 @@
+"""A row of a dump -> its records, whatever wrote it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitstore.errors import InputError
+from logitstore.fingerprint import fingerprint_folder
+from logitstore.loading import saved_files, why_not_loaded
+from logitstore.moving.dumps import columns, responses
+from logitstore.moving.dumps.dumped import Dumped, plain
+from logitstore.moving.dumps.files import Row
+from logitstore.moving.dumps.lists import check_largest, checked, without_extras
+from logitstore.moving.dumps.names import TokenNames
+from logitstore.moving.dumps.placing import Placed, Placer
+from logitstore.moving.dumps.settings import ImportSettings
+from logitstore.render import ChatTemplate, parse_kwargs
+from logitstore.token_rows import check_spelling
+from logitstore.tokens import ByteTokenizer
+
+PREPARED, RAW, RESPONSE = "prepared", "raw", "response"
+#: Which token a list lies on, where the user does not say.
+ALIGNED_BY_LAYOUT = {PREPARED: "next", RAW: "token", RESPONSE: "token"}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the rows of one dump.
+
+    Attributes:
+        settings: As the user gave them.
+        layout: `prepared`, `raw` or `response`.
+        aligned_to: `token` or `next`.
+        tokenizer: The teacher's.
+        files: The tokenizer's, for the store.
+        placer: Puts rows into text.
+        teacher: Its name.
+        fingerprint: What it is, as far as that is known.
+        vocab_size: Width of its logits.
+    """
+
+    settings: ImportSettings
+    layout: str
+    aligned_to: str
+    tokenizer: ByteTokenizer
+    files: dict[str, bytes]
+    names: TokenNames
+    placer: Placer
+    teacher: str
+    fingerprint: str
+    vocab_size: int
+
+    @classmethod
+    def make(cls, settings: ImportSettings, row: Row, where: str) -> "Reader":
+        """A reader for dumps that begin with this row.
+
+        Raises:
+            InputError: Its columns are not known, or a setting cannot be used.
+        """
+        settings.check()
+        layout = layout_of(row, settings, where)
+        teacher, fingerprint = _teacher(settings, row, where)
+        loaded = _tokenizer(settings.tokenizer)
+        tokenizer = ByteTokenizer(loaded)
+        vocab_size = settings.vocab_size or tokenizer.size
+        if vocab_size < tokenizer.size:
+            raise InputError(
+                f"--vocab-size is {vocab_size}, but {settings.tokenizer} has ids up to "
+                f"{tokenizer.size - 1}. Give the width of the teacher's logits."
+            )
+        aligned_to = settings.aligned_to or ALIGNED_BY_LAYOUT[layout]
+        template, kwargs = None, None
+        if _is_conversation(row, layout, settings):
+            kwargs = parse_kwargs(settings.chat_template_kwargs, "--chat-template-kwargs")
+            path = settings.chat_template_path
+            template = ChatTemplate.of(loaded, tokenizer, path=path, kwargs=kwargs)
+        else:
+            _refuse_idle(settings, where)
+            check_spelling(tokenizer)
+        placer = Placer(
+            tokenizer,
+            template,
+            "last" if settings.supervise == "last" else "all",
+            kwargs,
+            aligned_to == "next",
+        )
+        return cls(
+            settings,
+            layout,
+            aligned_to,
+            tokenizer,
+            saved_files(loaded),
+            TokenNames(tokenizer),
+            placer,
+            teacher,
+            fingerprint,
+            vocab_size,
+        )
+
+    def read(self, row: Row, number: int, where: str) -> tuple[Placed, int, int]:
+        """Row `number`; how many of its lists were not sorted; tokens that were left out.
+
+        Raises:
+            InputError: Anything that is wrong with it; names the row, and the token.
+        """
+        if layout_of(row, self.settings, where) != self.layout:
+            raise InputError(
+                f"{where}: is no {self.layout} row, as the first one is. Import the two kinds of "
+                "rows into two stores."
+            )
+        dumped = self._dumped(row, where)
+        lists, unsorted = checked(dumped.lists, self.vocab_size, where)
+        placed = self.placer.place(replace(dumped, lists=lists), number, where)
+        is_ordered = self.layout != RESPONSE  # whose lists are objects, in no order
+        return self._finished(placed, where), unsorted * is_ordered, dumped.left_out
+
+    def _dumped(self, row: Row, where: str) -> Dumped:
+        if self.layout == PREPARED:
+            return columns.read_prepared(row, where)
+        if self.layout == RESPONSE:
+            return responses.read_choice(row, self.names, where)
+        return columns.read_raw(
+            row,
+            self.names,
+            where,
+            logprobs=self.settings.logprobs_column,
+            messages=self.settings.messages_column,
+        )
+
+    def _finished(self, placed: Placed, where: str) -> Placed:
+        """With every token's own log-probability, and lists of the most probable tokens alone."""
+        listed = placed.lists.logprob_of(placed.token_ids)
+        own = np.where(np.isnan(placed.own), listed, np.minimum(placed.own, 0.0))
+        lists = without_extras(placed.lists, placed.token_ids, placed.ranks, self.vocab_size)
+        check_largest(lists, self.vocab_size, where)
+        return replace(placed, own=own, lists=lists)
+
+
+def layout_of(row: Mapping[str, Any], settings: ImportSettings, where: str) -> str:
+    """Which layout a row has.
+
+    Raises:
+        InputError: None that is known.
+    """
+    if responses.looks_like(row):
+        return RESPONSE
+    if all(name in row for name in columns.PREPARED):
+        return PREPARED
+    if settings.logprobs_column in row:
+        return RAW
+    raise InputError(
+        f"{where}: no known columns; expected `{settings.logprobs_column}`, `target_logprobs` with "
+        "`target_token_ids` and `input_ids`, or a response with `choices`, found "
+        f"{', '.join(sorted(row)) or 'none'}. Name the column of lists with --logprobs-column."
+    )
+
+
+def _is_conversation(row: Row, layout: str, settings: ImportSettings) -> bool:
+    if layout == RAW:
+        return row.get("input_ids") is None and row.get(settings.messages_column) is not None
+    return layout == RESPONSE and row.get("messages") is not None
+
+
+def _refuse_idle(settings: ImportSettings, where: str) -> None:
+    for flag, value in (
+        ("--supervise", settings.supervise),
+        ("--chat-template-path", settings.chat_template_path),
+        ("--chat-template-kwargs", settings.chat_template_kwargs),
+    ):
+        if value is not None:
+            raise InputError(
+                f"{where}: the rows are no conversations, so {flag} {value} would have no effect. "
+                "Leave it out."
+            )
+
+
+def _teacher(settings: ImportSettings, row: Row, where: str) -> tuple[str, str]:
+    """Its name, and what it is: known of a folder with its weights, else only by its name."""
+    name = settings.teacher or plain(row.get("model"))
+    if not isinstance(name, str) or not name:
+        raise InputError(
+            f"{where}: does not say which teacher it is of. Name it with --teacher (its hub id, or "
+            "its folder)."
+        )
+    if settings.teacher and Path(name).is_dir():
+        return name, fingerprint_folder(Path(name))
+    return name, f"named:{name}"
+
+
+def _tokenizer(name: str) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # a broken file gives any class, a bare Exception too
+        raise InputError(
+            f"--tokenizer {name}: AutoTokenizer cannot load it ({why_not_loaded(name, error)}). "
+            "Give the folder of the teacher's tokenizer, or a hub id that this machine can reach "
+            "or has cached."
+        ) from error

@@ -1,0 +1,251 @@
+"""Rows that are responses: of vLLM, or of a server that speaks OpenAI's completions or chat API.
+
+A line of a file is a response, or an object that has one under `response` (OpenAI's batches: under
+`response.body`) beside the request's `messages` or `labels`. Each of its choices is a row:
+
+    scored      `prompt_logprobs` (vLLM) beside `prompt_token_ids`: the lists are of the prompt's
+                tokens; what was generated after them is left out. Of completions with `echo`, all.
+    generated   `logprobs` of the tokens that were generated. Before them lies the prompt, as
+                `prompt_token_ids`, or as `messages` that the teacher's chat template writes
+
+`return_token_ids: true` makes vLLM add `prompt_token_ids` and `token_ids`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from logitstore.conversation import Message, read_messages
+from logitstore.errors import InputError
+from logitstore.moving.dumps.columns import spread
+from logitstore.moving.dumps.dumped import Dumped, integers, wanted
+from logitstore.moving.dumps.keyed import keyed_lists
+from logitstore.moving.dumps.lists import F64, Int64s, Lists, int64s, refuse_lengths
+from logitstore.moving.dumps.names import TokenNames
+
+_IDS = ("prompt_token_ids", "input_ids")
+_OF_A_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name")
+
+
+class _Generated(NamedTuple):
+    """What a server generated, and said of it.
+
+    Attributes:
+        lists: One a token.
+        own: Log-probabilities of the tokens themselves; NaN: not said.
+        ids: The tokens.
+        ranks: Of the tokens in the vocabulary; NaN: not said.
+        is_echo: Whether the prompt is a part of it.
+    """
+
+    lists: Lists
+    own: F64
+    ids: Int64s
+    ranks: F64
+    is_echo: bool = False
+
+
+def looks_like(row: Mapping[str, Any]) -> bool:
+    """Whether a line of a file is a response, or has one."""
+    inner = row.get("response", row)
+    if inner is None:  # of a batch: the request failed
+        return row.get("error") is not None
+    known = ("choices", "outputs", "prompt_logprobs", "body")
+    return isinstance(inner, Mapping) and any(name in inner for name in known)
+
+
+def choices_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """A line's choices, each with what the response and the request say around it.
+
+    Raises:
+        InputError: The line has no response, or one that failed.
+    """
+    inner = row.get("response", row)
+    response = inner.get("body", inner) if isinstance(inner, Mapping) else None
+    if not isinstance(response, Mapping):
+        raise InputError(f"{where}: has no response ({row.get('error')}). Drop the row.")
+    request = row.get("request", row)
+    request = request.get("body", request) if isinstance(request, Mapping) else {}
+    around = {**request, **row, **response}
+    found = response.get("choices", response.get("outputs", [{}]))
+    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
+        raise InputError(f"{where}: its choices are no list of objects. Drop the row.")
+    if not found:
+        raise InputError(
+            f"{where}: the response has no choices ({response.get('error')}). Drop it."
+        )
+    return [{**around, **choice} for choice in found]
+
+
+def read_choice(choice: Mapping[str, Any], names: TokenNames, where: str) -> Dumped:
+    """One choice.
+
+    Raises:
+        InputError: It does not say its tokens, or its lists are not theirs.
+    """
+    prompt = _prompt_ids(choice, where)
+    if choice.get("prompt_logprobs") is not None:
+        return _scored(choice, prompt, where)
+    answer = _generated(choice, names, where)
+    if answer.is_echo:
+        is_wanted = wanted(choice, answer.ids, where)
+        return Dumped(answer.lists, answer.ids, is_wanted, answer.own, answer.ranks)
+    messages = _messages(choice, where)
+    if messages is not None:
+        own, ranks = answer.own, answer.ranks
+        return Dumped(answer.lists, None, None, own, ranks, messages, answer_ids=answer.ids)
+    if prompt is None:
+        raise InputError(
+            f"{where}: does not say what the answer is an answer to. Add the request's messages to "
+            "the line, or prompt_token_ids (vLLM: `return_token_ids: true`)."
+        )
+    return _behind(prompt, answer)
+
+
+def _scored(choice: Mapping[str, Any], prompt: Int64s | None, where: str) -> Dumped:
+    values = choice["prompt_logprobs"]
+    if prompt is None:
+        raise InputError(
+            f"{where}: prompt_logprobs does not say which tokens the prompt has. Add "
+            "prompt_token_ids (vLLM: `return_token_ids: true`), or input_ids."
+        )
+    if not isinstance(values, list) or len(values) != len(prompt):
+        count = len(values) if isinstance(values, list) else 0
+        refuse_lengths(where, "lists of prompt_logprobs", count, len(prompt))
+    lists, ranks = keyed_lists(values, where, prompt)
+    generated = choice.get("token_ids") or ()
+    found = None
+    if choice.get("messages") is not None:
+        found = read_messages(choice["messages"], where)
+    return Dumped(
+        lists,
+        prompt,
+        wanted(choice, prompt, where),
+        ranks=ranks,
+        messages=found,
+        left_out=len(generated),
+    )
+
+
+def _behind(prompt: Int64s, answer: _Generated) -> Dumped:
+    """The prompt as context, then what was generated."""
+    whole = np.concatenate([prompt, answer.ids])
+    places = np.arange(len(prompt), len(whole))
+    unknown = np.full(len(prompt), np.nan)
+    return Dumped(
+        spread(answer.lists, places, len(whole)),
+        whole,
+        np.arange(len(whole)) >= len(prompt),
+        np.concatenate([unknown, answer.own]),
+        np.concatenate([unknown, answer.ranks]),
+    )
+
+
+def _generated(choice: Mapping[str, Any], names: TokenNames, where: str) -> _Generated:
+    logprobs = choice.get("logprobs")
+    if isinstance(logprobs, list):  # vLLM's own objects, written out
+        ids = _token_ids(choice, len(logprobs), where)
+        lists, ranks = keyed_lists(logprobs, where, ids)
+        return _Generated(lists, np.full(len(ids), np.nan), ids, ranks)
+    if not isinstance(logprobs, Mapping):
+        raise InputError(
+            f"{where}: the response has no logprobs. Ask for them: `logprobs: true, top_logprobs: "
+            "20` (chat) or `logprobs: 20` (completions)."
+        )
+    if logprobs.get("tokens") is not None:
+        return _completion(choice, logprobs, names, where)
+    return _chat(choice, logprobs, names, where)
+
+
+def _chat(
+    choice: Mapping[str, Any], logprobs: Mapping[str, Any], names: TokenNames, where: str
+) -> _Generated:
+    """{"content": [{"token", "bytes", "logprob", "top_logprobs": [{"token", "bytes", …}]}]}"""
+    content = [item for item in logprobs.get("content") or [] if isinstance(item, Mapping)]
+    counts, ids, values = [], [], []
+    for t, item in enumerate(content):
+        top = item.get("top_logprobs") or []
+        counts.append(len(top))
+        for entry in top:
+            ids.append(_named(entry, names, f"{where}, token {t:,}"))
+            values.append(_number(entry.get("logprob"), f"{where}, token {t:,}"))
+    lists = Lists(int64s(counts), int64s(ids), np.array(values, np.float64))
+    own = [_number(item.get("logprob"), f"{where}, token {t:,}") for t, item in enumerate(content)]
+    if choice.get("token_ids") is not None:
+        tokens = _token_ids(choice, len(content), where)
+    else:
+        named = (_named(item, names, f"{where}, token {t:,}") for t, item in enumerate(content))
+        tokens = int64s(list(named))
+    return _Generated(lists, np.array(own, np.float64), tokens, np.full(len(tokens), np.nan))
+
+
+def _completion(
+    choice: Mapping[str, Any], logprobs: Mapping[str, Any], names: TokenNames, where: str
+) -> _Generated:
+    """{"tokens": […], "token_logprobs": […], "top_logprobs": [{token: log-probability}, …]}"""
+    tokens, top = logprobs["tokens"], logprobs.get("top_logprobs") or []
+    own = logprobs.get("token_logprobs") or []
+    for what, found in (("top_logprobs", top), ("token_logprobs", own)):
+        if len(found) != len(tokens):
+            refuse_lengths(where, what, len(found), len(tokens))
+    counts, ids, values = [], [], []
+    for t, entries in enumerate(top):
+        counts.append(len(entries or ()))
+        for name, value in (entries or {}).items():
+            ids.append(names.id_of(str(name), f"{where}, token {t:,}"))
+            values.append(_number(value, f"{where}, token {t:,}"))
+    is_echo = bool(len(own)) and own[0] is None
+    if choice.get("token_ids") is not None and not is_echo:
+        known = _token_ids(choice, len(tokens), where)
+    else:
+        named = (names.id_of(str(n), f"{where}, token {t:,}") for t, n in enumerate(tokens))
+        known = int64s(list(named))
+    return _Generated(
+        Lists(int64s(counts), int64s(ids), np.array(values, np.float64)),
+        np.array([np.nan if value is None else value for value in own], np.float64),
+        known,
+        np.full(len(known), np.nan),
+        is_echo,
+    )
+
+
+def _named(item: Any, names: TokenNames, where: str) -> int:
+    if not isinstance(item, Mapping) or not isinstance(item.get("token"), str):
+        raise InputError(f"{where}: an entry has no token. Drop the row.")
+    data = item.get("bytes")
+    return names.id_of(item["token"], where, data if isinstance(data, list) else None)
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: an entry has no log-probability. Drop the row.")
+    return float(value)
+
+
+def _token_ids(choice: Mapping[str, Any], count: int, where: str) -> Int64s:
+    if choice.get("token_ids") is None:
+        raise InputError(f"{where}: has logprobs but no token_ids. Add them to the line.")
+    found = integers(choice["token_ids"], f"{where}: token_ids")
+    if len(found) != count:
+        refuse_lengths(where, "logprobs", count, len(found))
+    return found
+
+
+def _prompt_ids(choice: Mapping[str, Any], where: str) -> Int64s | None:
+    for name in _IDS:
+        if choice.get(name) is not None:
+            return integers(choice[name], f"{where}: {name}")
+    return None
+
+
+def _messages(choice: Mapping[str, Any], where: str) -> list[Message] | None:
+    """The request's, and the answer behind them; None where the line has none."""
+    asked = choice.get("messages")
+    if asked is None:
+        return None
+    answer = choice.get("message")
+    if not isinstance(answer, Mapping):
+        answer = {"role": "assistant", "content": choice.get("text")}
+    kept = {name: answer[name] for name in _OF_A_MESSAGE if answer.get(name)}
+    return read_messages([*asked, {"role": "assistant", "content": "", **kept}], where)

@@ -1,0 +1,125 @@
+"""`logitstore export --to parquet`: a store as files that anybody reads."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from logitstore import commit
+from logitstore.errors import MismatchError
+from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.moving.parquet import (
+    DATA_FOLDER,
+    Sequence_,
+    file_name,
+    metadata_of,
+    schema_of,
+    table_of,
+)
+from logitstore.progress import progress
+from logitstore.shard import Shard
+from logitstore.spec import TOKENIZER_FOLDER
+from logitstore.store import LogitStore
+
+_GROUP_RECORDS = 16_384  # of a row group: about 16 MB in memory at 64 entries
+_GROUP_LINES = 1024
+
+
+def export_parquet(store: str | PathLike[str], out: str | PathLike[str]) -> Path:
+    """Write a finished store as Parquet: see :mod:`logitstore.moving.parquet`.
+
+    The folder appears whole, or not at all. Memory is bounded by the largest sequence.
+
+    Args:
+        store: The store's folder.
+        out: A folder that is not there yet.
+
+    Returns:
+        `out`.
+
+    Raises:
+        MismatchError: `out` is there already.
+        CorruptStoreError: Bytes of the store are damaged; nothing was written.
+        StorageError: The file system refused; nothing was written.
+    """
+    source, target = open_finished(store), Path(out)
+    _check_free(target)
+    unnamed = commit.temporary(target)
+    try:
+        commit.make_folder(unnamed / DATA_FOLDER)
+        commit.make_folder(unnamed / TOKENIZER_FOLDER)
+        for name, data in tokenizer_files(source).items():
+            commit.OS_FS.write_durably(unnamed / TOKENIZER_FOLDER / name, [data])
+        with progress(len(source), "export", "sequences") as shown:
+            for index in source.shards:
+                path = unnamed / DATA_FOLDER / file_name(index, len(source.shards))
+                for count in _write_shard(source, index, path):
+                    shown.update(count)
+        _publish(unnamed, target)
+    except OSError as e:
+        raise commit.explain(e, target) from e
+    finally:
+        shutil.rmtree(unnamed, ignore_errors=True)
+    return target
+
+
+def _check_free(target: Path) -> None:
+    if target.is_symlink() or target.exists():
+        raise MismatchError(
+            f"{target}: is there already, and an export replaces nothing. Choose another --out."
+        )
+
+
+def _write_shard(store: LogitStore, index: int, path: Path) -> Iterator[int]:
+    """Write one file; yields sequences as they are done."""
+    shard = store.shard(index)
+    about = {
+        "content": vars(store.spec),
+        "provenance": store.provenance,
+        "dataset_sha256": store.plan.dataset_sha256,
+        "plan_sha256": store.plan.digest,
+        "shards": store.plan.shard_count,
+        "shard": index,
+        "rows": list(store.plan.shard_rows(index)),
+        "fidelity": shard.about["fidelity"],
+    }
+    schema = schema_of(store.spec).with_metadata(metadata_of(about))
+    options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
+    with pq.ParquetWriter(path, schema, **options) as writer:
+        for sequences in _groups(shard):
+            writer.write_table(table_of(store.spec, sequences).replace_schema_metadata())
+            yield len(sequences)
+    _sync(path)
+
+
+def _groups(shard: Shard) -> Iterator[list[Sequence_]]:
+    held: list[Sequence_] = []
+    records = 0
+    for i in range(len(shard)):
+        held.append((shard.text(i), shard.records(i), shard.encoded(i)))
+        records += len(held[-1][1])
+        if records >= _GROUP_RECORDS or len(held) >= _GROUP_LINES:
+            yield held
+            held, records = [], 0
+    if held:
+        yield held
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as f:
+        os.fsync(f.fileno())
+
+
+def _publish(unnamed: Path, target: Path) -> None:
+    for folder in (unnamed / DATA_FOLDER, unnamed / TOKENIZER_FOLDER, unnamed):
+        commit.OS_FS.sync_folder(folder)
+    try:
+        if not commit.rename_if_free(unnamed, target):
+            unnamed.rename(target)  # refuses, too, where the name is that of a folder with files
+    except FileExistsError:
+        _check_free(target)
+        raise
+    commit.OS_FS.sync_folder(target.parent)

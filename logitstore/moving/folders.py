@@ -1,0 +1,60 @@
+"""What moving between stores needs of a store's folder."""
+
+from os import PathLike
+from pathlib import Path
+
+from logitstore.errors import CorruptStoreError, IncompleteStoreError
+from logitstore.seal import file_sha256
+from logitstore.spec import StoreSpec
+from logitstore.store import LogitStore, open_store
+
+
+def open_finished(path: str | PathLike[str]) -> LogitStore:
+    """A store that is all there: what is moved of an unfinished one would be out of date at once.
+
+    Raises:
+        IncompleteStoreError: It is not finished.
+        NotAStoreError: There is no store at this path.
+        CorruptStoreError: Files are missing or not what was committed.
+    """
+    store = open_store(path, allow_partial=True)
+    if not store.is_complete:
+        raise IncompleteStoreError(
+            f"{path}: holds {store.rows_held:,} of {store.plan.rows:,} rows. Run the same command "
+            "that writes it again, to finish it first."
+        )
+    return store
+
+
+def tokenizer_files(store: LogitStore) -> dict[str, bytes]:
+    """The tokenizer of a store, held to its digests.
+
+    Raises:
+        CorruptStoreError: A file is missing, or not the one that was committed.
+    """
+    return read_tokenizer(store.tokenizer_path, store.spec)
+
+
+def read_tokenizer(folder: Path, spec: StoreSpec) -> dict[str, bytes]:
+    """The files of `folder` that the spec names, held to its digests.
+
+    Raises:
+        CorruptStoreError: One is missing, or another than the spec's.
+    """
+    found = {}
+    for name, digest in spec.tokenizer["files"].items():
+        path = folder / name
+        try:
+            is_same = file_sha256(path) == digest
+        except (OSError, ValueError) as e:
+            raise CorruptStoreError(
+                f"{path}: cannot be read ({e}). Restore the file from a copy.", path=path
+            ) from None
+        if not is_same:
+            raise CorruptStoreError(
+                f"{path}: is not the file that belongs here (SHA-256 {digest[:12]}…). Restore it "
+                "from a copy.",
+                path=path,
+            )
+        found[name] = path.read_bytes()
+    return found

@@ -1,0 +1,168 @@
+"""Several stores as one: parts of one capture, or captures of several datasets.
+
+    parts of one      equal content, equal plan: each holds some of the shards, finished or not. The
+    capture           union has the bytes that one capture would have written; finished if all
+                      shards are there, otherwise to be resumed like any capture.
+    several datasets  equal content, other plans: finished stores of disjoint rows. Rows of the
+                      second follow those of the first, numbered on; shards stay cut as they are.
+
+Content is what decides what a record means: teacher, tokenizer, rendering, capture settings, codec.
+Where it differs, records cannot lie in one store.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from logitstore.arrays import canonical_json
+from logitstore.errors import InputError, MismatchError
+from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.progress import progress
+from logitstore.shard import Shard
+from logitstore.spec import Plan
+from logitstore.store import LogitStore, open_store
+from logitstore.writer import StoreWriter
+
+
+def merge(stores: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> LogitStore:
+    """Write the union of stores; resume it if it is begun.
+
+    Args:
+        stores: Two or more folders; the order is that of the rows, where their plans differ.
+        out: The new store's folder.
+
+    Returns:
+        The union, which is unfinished if parts of one capture were not all of it.
+
+    Raises:
+        InputError: Fewer than two stores, or one given twice.
+        MismatchError: Contents differ, or rows are in more than one.
+        IncompleteStoreError: An unfinished capture of another dataset than the others'.
+        CorruptStoreError: A shard is not what was committed.
+    """
+    if len(stores) < 2:
+        raise InputError("merge needs two stores or more. Name them before --out.")
+    named = Counter(str(Path(s).resolve()) for s in stores)
+    if len(named) < len(stores):
+        twice = named.most_common(1)[0][0]
+        raise InputError(f"{twice}: is given twice. Name each store once.")
+    opened = [open_store(s, allow_partial=True) for s in stores]
+    for other in opened[1:]:
+        _check_content(opened[0], other)
+    plans = {s.plan.digest for s in opened}
+    if len(plans) == 1:
+        return _union(opened, Path(out))
+    if len(plans) < len(opened):
+        raise MismatchError(
+            f"{', '.join(str(s.path) for s in opened)}: some are parts of one capture, others of "
+            "another dataset. Merge the parts of each capture first, then the finished stores."
+        )
+    return _one_after_the_other([open_finished(s) for s in stores], Path(out))
+
+
+def _check_content(first: LogitStore, other: LogitStore) -> None:
+    different = first.spec.differences(other.spec)
+    if different:
+        name, here, there = different[0]
+        more = f", and {len(different) - 1} more" if len(different) > 1 else ""
+        raise MismatchError(
+            f"{first.path} and {other.path}: their records do not mean the same: {name} is "
+            f"{_short(here)} in the first, {_short(there)} in the second{more}. Capture both with "
+            "the same teacher, tokenizer and settings."
+        )
+
+
+def _union(stores: Sequence[LogitStore], out: Path) -> LogitStore:
+    """Parts of one capture: their shards, byte for byte."""
+    first = stores[0]
+    owner: dict[int, LogitStore] = {}
+    for store in stores:
+        for index in store.shards:
+            if index in owner:
+                _check_same(owner[index], store, index)
+            else:
+                owner[index] = store
+    writer = StoreWriter(out, first.spec, first.plan, tokenizer_files(first), first.provenance)
+    with progress(len(owner), "merge", "shards") as shown:
+        for index in sorted(set(owner) & set(writer.missing())):
+            writer.copy_shard(index, owner[index].shard(index))
+            shown.update(1)
+    if not writer.missing() and not writer.is_sealed:
+        writer.seal()
+    return open_store(out, allow_partial=True)
+
+
+def _check_same(one: LogitStore, other: LogitStore, index: int) -> None:
+    if one.shard(index).archive.digest != other.shard(index).archive.digest:
+        first, stop = one.plan.shard_rows(index)
+        raise MismatchError(
+            f"{one.path} and {other.path}: both hold rows {first:,} to {stop - 1:,}, and not the "
+            "same bytes (captured on other hardware or versions, perhaps). Rows may be in one "
+            f"only: move {other.shard(index).path} aside, or leave that store out."
+        )
+
+
+def _one_after_the_other(stores: Sequence[LogitStore], out: Path) -> LogitStore:
+    """Captures of several datasets: the same records and text under new row numbers."""
+    seen: dict[str, LogitStore] = {}
+    for store in stores:
+        twin = seen.setdefault(store.plan.dataset_sha256, store)
+        if twin is not store:
+            raise MismatchError(
+                f"{twin.path} and {store.path}: both are of dataset "
+                f"{store.plan.dataset_sha256[:12]}…, cut into other shards, so their rows are the "
+                "same. Leave one out."
+            )
+    plan, places = _joined_plan(stores)
+    writer = StoreWriter(out, stores[0].spec, plan, tokenizer_files(stores[0]), _provenance(stores))
+    missing = [] if writer.is_sealed else writer.missing()
+    with progress(len(missing), "merge", "shards") as shown:
+        for index in missing:
+            store, number, offset = places[index]
+            _write_again(writer, index, store.shard(number), offset)
+            shown.update(1)
+    if not writer.is_sealed:
+        writer.seal()
+    return open_store(out)
+
+
+def _joined_plan(
+    stores: Sequence[LogitStore],
+) -> tuple[Plan, list[tuple[LogitStore, int, int]]]:
+    """The plan, and for each shard: of which store, which of its shards, rows before that store."""
+    digest = hashlib.sha256(canonical_json([s.plan.digest for s in stores])).hexdigest()
+    cuts, places, offset = [0], [], 0
+    for store in stores:
+        cuts += [offset + cut for cut in store.plan.boundaries[1:]]
+        places += [(store, number, offset) for number in range(store.plan.shard_count)]
+        offset += store.plan.rows
+    return Plan(digest, tuple(cuts)), places
+
+
+def _write_again(writer: StoreWriter, index: int, shard: Shard, offset: int) -> None:
+    pairs = []
+    for i in range(len(shard)):
+        line = shard.text(i)
+        pairs.append((line._replace(row=line.row + offset), shard.encoded(i)))
+    writer.write_shard(index, pairs, shard.about["fidelity"])
+
+
+def _provenance(stores: Sequence[LogitStore]) -> dict[str, Any]:
+    """Of the first, but for what holds for it alone."""
+    datasets = [s.provenance.get("dataset") for s in stores]
+    return stores[0].provenance | {
+        "dataset": " + ".join(str(d) for d in datasets),
+        "settings": None,
+        "merged": [
+            {"store": str(s.path), "digest": s.digest, "dataset": d, "rows": s.plan.rows}
+            for s, d in zip(stores, datasets, strict=True)
+        ],
+    }
+
+
+def _short(value: object) -> str:
+    text = canonical_json(value).decode().strip()
+    return text if len(text) <= 48 else f"{text[:45]}…"

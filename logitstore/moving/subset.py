@@ -1,0 +1,163 @@
+"""Some rows of a store as a store of their own, records and text unchanged.
+
+Rows are numbered anew from 0, in the order they have in the store (a plan has no gaps); everything
+else of a sequence, its codes included, is the same bits. Resumable like a capture.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
+from logitstore.encode import EncodedRecords
+from logitstore.errors import InputError
+from logitstore.moving.fidelity import Fidelity, of_parts
+from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.progress import progress
+from logitstore.records import SequenceText
+from logitstore.spec import Plan
+from logitstore.store import LogitStore, open_store
+from logitstore.writer import StoreWriter
+
+_RANGE = re.compile(r"(\d*):(\d*)")
+_MAX_DIGITS = 15
+_HOW = "Give a file with one row number a line, or a range such as 0:1000."
+
+Rows = npt.NDArray[np.int64]
+Pair = tuple[SequenceText, EncodedRecords | None]
+
+
+def subset(
+    store: str | PathLike[str],
+    rows: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
+) -> LogitStore:
+    """Write a store of some rows of another; resume it if it is begun.
+
+    Args:
+        store: The store's folder.
+        rows: A file with one row number a line, or a range ``A:B`` (B not included).
+        out: The new store's folder.
+        shard_text_bytes: Text of a shard, about.
+
+    Returns:
+        The new store.
+
+    Raises:
+        InputError: Rows that are not rows of the store.
+        MismatchError: `out` holds something else.
+        CorruptStoreError: Bytes of the store are damaged.
+    """
+    source = open_finished(store)
+    chosen = chosen_rows(str(rows), source)
+    found = _Chosen(source, chosen)
+    digest = hashlib.sha256(f"subset of {source.digest}:".encode() + chosen.astype("<i8").tobytes())
+    plan = make_plan(digest.hexdigest(), found.text_bytes(), shard_text_bytes)
+    provenance = source.provenance | {
+        "settings": None,  # those of the capture would make another store
+        "subset_of": {"store": str(store), "digest": source.digest, "rows": str(rows)},
+    }
+    writer = StoreWriter(out, source.spec, plan, tokenizer_files(source), provenance)
+    missing = [] if writer.is_sealed else writer.missing()
+    with progress(len(missing), "subset", "shards") as shown:
+        for index in missing:
+            pairs, fidelity = found.shard(plan, index)
+            writer.write_shard(index, pairs, fidelity)
+            shown.update(1)
+    if not writer.is_sealed:
+        writer.seal()
+    return open_store(out)
+
+
+def chosen_rows(rows: str, store: LogitStore) -> Rows:
+    """The row numbers that `--rows` means, ascending.
+
+    Raises:
+        InputError: None, one twice, or one that the store does not have.
+    """
+    found = _read_range(rows, store) if _RANGE.fullmatch(rows) else _read_file(Path(rows))
+    if not len(found):
+        raise InputError(f"--rows {rows}: names no row of {store.path}. {_HOW}")
+    ordered = np.sort(found)
+    twice = np.flatnonzero(np.diff(ordered) == 0)
+    if len(twice):
+        raise InputError(f"--rows {rows}: row {ordered[twice[0]]:,} is there twice. Name it once.")
+    if ordered[-1] >= store.plan.rows:
+        raise InputError(
+            f"--rows {rows}: there is no row {ordered[-1]:,} in {store.path}; it holds 0 to "
+            f"{store.plan.rows - 1:,}. Name rows of this store."
+        )
+    return ordered
+
+
+def _read_range(rows: str, store: LogitStore) -> Rows:
+    first, stop = rows.split(":")
+    last = store.plan.rows
+    return np.arange(int(first or 0), min(int(stop or last), last), dtype=np.int64)
+
+
+def _read_file(path: Path) -> Rows:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise InputError(f"--rows {path}: neither a file nor a range. {_HOW}") from None
+    except OSError as e:
+        raise InputError(f"--rows {path}: cannot be read ({e.strerror}). {_HOW}") from e
+    except UnicodeDecodeError:
+        raise InputError(f"--rows {path}: is not text. {_HOW}") from None
+    numbers = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
+    for number, text in numbers:
+        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+            raise InputError(
+                f"--rows {path}: line {number:,} is {text[:40]!r}, expected a row number. {_HOW}"
+            )
+    return np.array([int(text) for _, text in numbers], np.int64)
+
+
+class _Chosen:
+    """The sequences of the chosen rows, by the number that a row has in the new store."""
+
+    def __init__(self, store: LogitStore, rows: Rows) -> None:
+        self._store, self._rows = store, rows
+        every = store.sequence_rows
+        self._first = np.searchsorted(every, rows, side="left")
+        self._stop = np.searchsorted(every, rows, side="right")
+        counts = [int(facts["sequences"]) for facts in store.shard_facts]
+        self._shard_stops = np.cumsum(counts)
+
+    def text_bytes(self) -> Rows:
+        """(rows,) bytes of text of each."""
+        found = np.zeros(len(self._rows), np.int64)
+        with progress(len(self._rows), "read the text", "rows") as shown:
+            for new in range(len(self._rows)):
+                lines = map(self._store.text, self._sequences(new))
+                found[new] = sum(len(s.text.encode()) for line in lines for s in line.segments)
+                shown.update(1)
+        return found
+
+    def shard(self, plan: Plan, index: int) -> tuple[list[Pair], Fidelity]:
+        """The sequences of a shard of the new store, and what it may say of its fidelity."""
+        pairs: list[Pair] = []
+        parts: list[tuple[Fidelity, EncodedRecords]] = []
+        for new in range(*plan.shard_rows(index)):
+            for i in self._sequences(new):
+                encoded = self._store.encoded(i)
+                pairs.append((self._store.text(i)._replace(row=new), encoded))
+                parts.append((self._said(i), encoded))
+        return pairs, of_parts(self._store.spec, parts)
+
+    def _sequences(self, new: int) -> Iterator[int]:
+        return iter(range(int(self._first[new]), int(self._stop[new])))
+
+    def _said(self, i: int) -> Fidelity:
+        """The fidelity of the shard that sequence i is of."""
+        position = int(np.searchsorted(self._shard_stops, i, side="right"))
+        facts: Fidelity = self._store.shard_facts[position]
+        return facts

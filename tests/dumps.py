@@ -1,0 +1,143 @@
+"""Dumps as other tools write them, of a tiny teacher: the same distributions in every layout."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from tests import tiny
+
+Floats = npt.NDArray[np.float64]
+NAME = "tiny/teacher"
+
+
+@dataclass
+class Dumper:
+    """A teacher that other tools have asked.
+
+    Attributes:
+        folder: Where model and tokenizer lie.
+        k: Entries of a list.
+        sure: Added to the logit of what comes next, at six tokens of seven: a teacher that knows
+            the text, as real ones do, and the tiny one does not.
+    """
+
+    folder: Path
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    k: int = 8
+    sure: float = 0.0
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text).input_ids)
+
+    def logprobs(self, ids: Sequence[int]) -> Floats:
+        """(T, V) row t predicts token t; row 0 is nothing's."""
+        with torch.no_grad():
+            logits = self.model(torch.tensor([list(ids)])).logits[0].double()
+        known = [t for t in range(1, len(ids)) if t % 7]
+        logits[[t - 1 for t in known], [ids[t] for t in known]] += self.sure
+        found = logits.log_softmax(-1).numpy()
+        return np.concatenate([np.full((1, found.shape[1]), np.nan), found[:-1]])
+
+    def top(self, row: Floats) -> list[tuple[int, float]]:
+        """The k most probable of a row of `logprobs`."""
+        return [(int(i), float(row[i])) for i in np.argsort(-row, kind="stable")[: self.k]]
+
+    def prepared(self, text: str, supervised_from: int = 1) -> dict[str, Any]:
+        """As axolotl prepares it: list t describes token t + 1; the last is padding."""
+        ids = self.ids(text)
+        tops = [self.top(row) for row in self.logprobs(ids)[1:]]
+        tops.append([(0, -np.inf)] * self.k)
+        return {
+            "input_ids": ids,
+            "labels": [i if t >= supervised_from else -100 for t, i in enumerate(ids)],
+            "attention_mask": [1] * len(ids),
+            "target_token_ids": [[i for i, _ in top] for top in tops],
+            "target_logprobs": [[p for _, p in top] for top in tops],
+            "target_mask": [[int(p > -np.inf) for _, p in top] for top in tops],
+        }
+
+    def raw(self, text: str) -> dict[str, Any]:
+        """As a generator writes it: list t describes token t."""
+        ids = self.ids(text)
+        lists = [
+            [{"token": f"token_id:{i}", "logprob": p} for i, p in self.top(row)]
+            for row in self.logprobs(ids)[1:]
+        ]
+        return {"input_ids": ids, "logprobs": [None, *lists]}
+
+    def scored(self, text: str) -> dict[str, Any]:
+        """vLLM's prompt_logprobs: the token itself first, however improbable, with its rank."""
+        ids = self.ids(text)
+        rows = self.logprobs(ids)
+        lists = [
+            {str(i): self._ranked(row, i) for i in dict.fromkeys([ids[t], *_ids(self.top(row))])}
+            for t, row in enumerate(rows)
+            if t
+        ]
+        choice = {"text": "!", "prompt_logprobs": [None, *lists], "prompt_token_ids": ids}
+        return {"object": "text_completion", "model": NAME, "choices": [choice]}
+
+    def _ranked(self, row: Floats, i: int) -> dict[str, Any]:
+        rank = int((row > row[i]).sum()) + 1
+        return {"logprob": float(row[i]), "rank": rank, "decoded_token": "?"}
+
+    def chat(self, messages: list[dict[str, str]], answer: str) -> dict[str, Any]:
+        """A chat completion whose answer the teacher "generated", beside its request."""
+        prompt = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+        asked = list(self.tokenizer(prompt, add_special_tokens=False).input_ids)
+        said = [*self.tokenizer(answer, add_special_tokens=False).input_ids]
+        said.append(self.tokenizer.eos_token_id)
+        rows = self.logprobs([*asked, *said])[len(asked) :]
+        content = [
+            self._named(i, row)
+            | {"top_logprobs": [self._named(j, row) for j in _ids(self.top(row))]}
+            for i, row in zip(said, rows, strict=True)
+        ]
+        message = {"role": "assistant", "content": answer}
+        choice = {"message": message, "logprobs": {"content": content}, "finish_reason": "stop"}
+        return {"messages": messages, "response": {"model": NAME, "choices": [choice]}}
+
+    def _named(self, i: int, row: Floats) -> dict[str, Any]:
+        return {"token": f"token_id:{i}", "bytes": None, "logprob": float(row[i])}
+
+
+def _ids(top: Sequence[tuple[int, float]]) -> list[int]:
+    return [i for i, _ in top]
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}] {% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}{% endgeneration %}{{ eos_token }}{% else %}{{ m.content }}{% endif %}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+)
+
+
+def dumper(folder: Path) -> Dumper:
+    """A teacher of 400 tokens."""
+    tokenizer = tiny.byte_bpe(400, bos=True)
+    tokenizer.chat_template = TEMPLATE
+    model = tiny.llama(400)
+    tiny.save(folder, model, tokenizer)
+    return Dumper(folder, model, tokenizer)
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=3)
+    return path
