@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import peft
 import pytest
 import torch
 import transformers
@@ -16,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
+from distill.chunked import recomputed
 from distill.head import StudentHead
+from distill.output_head import LinearHead
 from distill.query import Found, HeadAnswer, HeadQuery, Lookup, Ranking, at_one_scale
-from logitstore.capture.output_embedding import PROBE_ROWS
+from logitstore.capture.output_embedding import PROBE_ROWS, AfterEmbedding
 from logitstore.errors import InputError
 from tests import tiny
 from tests.families import FAMILIES, SHAPE, V, build
@@ -496,6 +499,67 @@ def test_works_where_weights_are_there_only_when_hooks_ask_for_them(family: str)
         grads = {name: grad.full_tensor() for name, grad in gradients(model, got).items()}
         assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
         assert_close(grads, want_grads, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["q_proj"]},
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    ],
+)
+def test_works_with_adapters_of_peft(settings: dict[str, Any]) -> None:
+    """On layers below a frozen head, on the head itself, and with a head that is trained whole."""
+    model, (inputs, rows, query) = build("llama"), question()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(r=4, init_lora_weights=False, task_type="CAUSAL_LM", **settings)
+        adapted = peft.get_peft_model(model, config).eval()
+    want = StudentHead(adapted, dense=True)(adapted, inputs, rows, query)
+    want_grads = gradients(adapted, want)
+    head = StudentHead(adapted, chunk_tokens=4)
+    got = head(adapted, inputs, rows, query)
+    assert not head.dense
+    assert_close(fields(got), fields(want), rtol=1e-5, atol=1e-5)
+    grads = gradients(adapted, got)
+    assert grads.keys() == want_grads.keys()
+    assert_close(grads, want_grads, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunk_tokens", [2, 3, 100])
+@pytest.mark.parametrize("width", [1, 2, 7])
+def test_gradcheck(width: int, chunk_tokens: int) -> None:
+    """By finite differences: odd shapes, ids and top k beyond the vocabulary, a row of padding."""
+    gen = torch.Generator().manual_seed(width)
+    hidden_ND = torch.randn(5, 3, generator=gen, dtype=torch.float64, requires_grad=True)
+    linear = nn.Linear(3, width, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(torch.randn(width, 3, generator=gen))
+        linear.bias.copy_(torch.randn(width, generator=gen))
+    ids = torch.stack([torch.randperm(width, generator=gen)[:4] for _ in range(5)])
+    ids[torch.rand(ids.shape, generator=gen) < 0.3] = -1
+    ids[1] = -1
+    query = HeadQuery(
+        torch.randint(width, (5,), generator=gen),
+        top_k=3,
+        lookups={
+            "a": Lookup(ids),
+            "b": Lookup(ids.flip(0)),
+            "cool": Lookup(ids, 0.7),
+            "at": Lookup(ids, has_rest=False),
+        },
+        ranking=Ranking(torch.tensor([0, 0, 1, 1, 1]), 2, 3),
+    )
+    after = AfterEmbedding(factor=1.3, divisor=None, cap=4.0, bias_V=None)
+
+    def answers(hidden_ND: Tensor, _weight: Tensor, _bias: Tensor) -> tuple[Tensor, ...]:
+        found = recomputed(LinearHead(linear, after), hidden_ND, query, chunk_tokens)
+        return tuple(x.masked_fill(x == -torch.inf, 0) for x in found.values())
+
+    inputs = (hidden_ND, linear.weight, linear.bias)
+    assert torch.autograd.gradcheck(answers, inputs, check_batched_grad=False)
 
 
 class Doubling(transformers.LlamaForCausalLM):
