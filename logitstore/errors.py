@@ -46,7 +46,9 @@ class CorruptStoreError(LogitStoreError):
         rows: First and last dataset row that cannot be trusted, where that is known.
     """
 
-    def __init__(self, message: str, *, path: "StorePath", rows: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: "StorePath", rows: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(message)
         self.path = path
         self.rows = rows

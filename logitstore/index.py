@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
-from logitstore.place import StorePath
 from logitstore.pages import PYARROW_ERRORS, check_footer, column_chunks, columns_cost
+from logitstore.place import StorePath
 from logitstore.shard import Shard
 from logitstore.skim import Skimmed
 from logitstore.spec import Plan

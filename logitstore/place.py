@@ -60,6 +60,14 @@ def names_in(folder: StorePath) -> list[str]:
     return folder.names() if isinstance(folder, RemotePath) else sorted(os.listdir(folder))
 
 
+def names_in_or_none(folder: StorePath) -> list[str]:
+    """What is right inside a folder; nothing if it is not there or cannot be listed."""
+    try:
+        return names_in(folder)
+    except OSError:
+        return []
+
+
 def size_bytes(file: StorePath) -> int:
     """Of a file or object.
 

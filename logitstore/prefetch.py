@@ -11,7 +11,7 @@ class Prefetcher:
     """Calls `fetch` for what was asked for last, in the background.
 
     Threads end when there is nothing to do, so nothing has to be closed; they are daemons, so a
-    program never waits for them at its end. A failure is dropped: who needs the item meets it again.
+    program never waits for them at its end. A failure is dropped: who needs the item meets it.
 
     Args:
         fetch: Gets one item; called on several threads.

@@ -1,7 +1,7 @@
 """Objects below a URL, with those of pathlib's operations that a store needs, through fsspec.
 
 A `RemotePath` is an address: it holds no connection, so it may be pickled and forked. The client
-behind it is made when first used, in each process for itself. Every request is retried (`retry.py`).
+behind it is made when first used, in each process for itself. `retry.py` retries every request.
 
 How an object appears, whole and once (the counterpart of `commit.py`): one conditional create
 (S3: `If-None-Match: *`, also when the parts of a multipart upload are put together). If the name is
@@ -268,10 +268,10 @@ class RemotePath:
         fs, key = self._located()
         if self.protocol == "memory":
             with _memory_lock:
-                return retrying(lambda: fs.pipe_file(key, data, mode=mode), self.url)
+                retrying(lambda: fs.pipe_file(key, data, mode=mode), self.url)
+            return
         parts = {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
         retrying(lambda: fs.pipe_file(key, data, mode=mode, **parts), self.url)
-        return None
 
     def _holds(self, data: bytes) -> bool:
         if self.size_bytes() != len(data):

@@ -1,6 +1,6 @@
 """Requests to an object store: which failures pass by themselves, and what to say of the others.
 
-The client libraries retry by themselves, each in its own way and for its own faults. On top of that,
+The client libraries retry by themselves, each in its own way and for its own faults. Beyond that,
 whatever is transient by kind (a cut connection, a timeout, 408, 409, 425, 429, 5xx) is tried again
 with growing, jittered pauses. What is not there, is there already, or is forbidden is said at once.
 """

@@ -277,6 +277,7 @@ def read_group(archive: Members, spec: StoreSpec, plan: Plan, index: int) -> dic
         raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
     return about
 
+
 def checked_size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:
     """How much a shard says it holds.
 

@@ -173,9 +173,7 @@ class ShardCache:
         path = folder / f"{_TEMPORARY}{label}-{os.getpid()}-{secrets.token_hex(4)}"
         file = path.open("x+b")
         try:
-            there = source.size_bytes()
-            if size is not None and there != size:
-                raise changed(source, f"{there:,} bytes", f"{size:,}")
+            there = _size(source, size)
             digest = _copy(source, file, there)
             file.flush()
             os.fsync(file.fileno())
@@ -256,6 +254,13 @@ def _missing(source: RemotePath) -> CorruptStoreError:
         f"{source.parent.parent}` to have it redone.",
         path=source,
     )
+
+
+def _size(source: RemotePath, expected: int | None) -> int:
+    there = source.size_bytes()
+    if expected is not None and there != expected:
+        raise changed(source, f"{there:,} bytes", f"{expected:,}")
+    return there
 
 
 def _copy(source: RemotePath, file: BinaryIO, size: int) -> str:

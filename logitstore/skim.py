@@ -19,9 +19,8 @@ import numpy.typing as npt
 from logitstore.archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
 from logitstore.arrays import ArrayReader
 from logitstore.errors import CorruptStoreError
-from logitstore.lines import LINE_DIGEST_BYTES
+from logitstore.lines import LINE_DIGEST_BYTES, LinesReader
 from logitstore.lines import MEMBER as LINES_MEMBER
-from logitstore.lines import LinesReader
 from logitstore.place import StorePath
 from logitstore.remote import RemotePath
 from logitstore.shard import array_specs, checked_size, read_group
@@ -78,7 +77,9 @@ class ArchiveEnd:
         """
         start, size, crc = self._places[name]
         inside = start - self._start
-        data = self._tail[inside : inside + size] if inside >= 0 else self._read(start, start + size)
+        data = (
+            self._tail[inside : inside + size] if inside >= 0 else self._read(start, start + size)
+        )
         if len(data) != size or zlib.crc32(data) != crc:
             raise ValueError(f"the bytes of {name} do not match their checksum")
         return memoryview(data)
@@ -131,12 +132,12 @@ class Skimmed:
             self.archive = ArchiveEnd(*_reader(path))
             self.about = read_group(self.archive, spec, plan, index)
             self.size = checked_size(self.about, spec, plan, index)
-            if self.size.sequences * LINE_DIGEST_BYTES > self.archive.size_bytes:
-                raise ValueError(f"it is too small to hold {self.size.sequences} lines")
         except FileNotFoundError:
             self._raise("it is missing")
         except (ValueError, KeyError, TypeError) as e:
             self._raise(str(e))
+        if self.size.sequences * LINE_DIGEST_BYTES > self.archive.size_bytes:
+            self._raise(f"it is too small to hold {self.size.sequences} lines")
 
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
@@ -145,9 +146,7 @@ class Skimmed:
         Raises:
             CorruptStoreError: Their bytes are damaged.
         """
-        spec = next(
-            s for s in array_specs(self._spec, self.size) if s.name == "sequence_records"
-        )
+        spec = next(s for s in array_specs(self._spec, self.size) if s.name == "sequence_records")
         try:
             reader = ArrayReader(spec, self.archive.check_member(spec.data_member))
             offsets = reader[slice(0, self.size.sequences + 1)].astype(np.int64)
@@ -173,6 +172,15 @@ class Skimmed:
             return np.array(lines.rows(first, stop), np.int64)
         except ValueError as e:
             self._raise(f"{LINES_MEMBER}: {e}")
+
+    def member_bytes(self) -> dict[str, int]:
+        """Compressed bytes of each array, and of the text."""
+        arrays = [s for s in array_specs(self._spec, self.size) if s.chunk_count]
+        try:
+            found = {s.name: self.archive.sizes[s.data_member] for s in arrays}
+            return found | {LINES_MEMBER: self.archive.sizes[LINES_MEMBER]}
+        except KeyError as e:
+            self._raise(f"it has no {e}")
 
     def _raise(self, why: str) -> NoReturn:
         rows, store = (self._rows[0], self._rows[1] - 1), self.path.parent.parent

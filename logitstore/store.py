@@ -10,8 +10,8 @@ forked into, data loader workers. Every byte that is returned has passed a check
 
     store = open_store("s3://bucket/my-store")
 
-The shards of a store in a bucket are fetched whole, when first read, into a cache that all processes
-of a machine share (`shard_cache.py`); those that will be read next are fetched on the side.
+The shards of a store in a bucket are fetched whole, when first read, into a cache that all
+processes of a machine share (`shard_cache.py`); those to be read next are fetched on the side.
 """
 
 import hashlib
@@ -304,6 +304,10 @@ class LogitStore:
     def _first_sequence(self) -> npt.NDArray[np.int64]:
         counts = [int(f["sequences"]) for f in self.shard_facts]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def member_bytes(self) -> list[dict[str, int]]:
+        """Of each shard: the bytes of each array, and of the text."""
+        return self._of_each_shard(lambda i: self._skim(i).member_bytes())
 
     def _skim(self, index: int) -> Skimmed:
         return Skimmed(self._shard_path(index), self.spec, self.plan, index)
