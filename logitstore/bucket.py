@@ -1,12 +1,17 @@
 """Reading a store's files from a bucket through the local cache; made anew in every process."""
 
 import errno
+import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.prefetch import Prefetcher
@@ -120,3 +125,33 @@ def _fetch_small(source: RemotePath, target: Path, digest: str) -> None:
         f"{found}. Put it back from a copy.",
         path=source,
     )
+
+
+def kept_array(
+    cache: ShardCache, name: str, length: int, make: Callable[[], npt.NDArray[np.int64]]
+) -> npt.NDArray[np.int64]:
+    """An array from the cache, or made and put there.
+
+    Args:
+        cache: Where.
+        name: Everything that it depends on.
+        length: Of the array.
+        make: Makes it.
+    """
+    path = cache.folder / "sequences" / f"{hashlib.sha256(name.encode()).hexdigest()}.npy"
+    try:
+        found = np.load(path, allow_pickle=False)
+        if found.shape == (length,) and found.dtype == np.int64:
+            return np.asarray(found, np.int64)
+    except (OSError, ValueError, EOFError):  # not there, or damaged: then it is made again
+        pass
+    array = make()
+    unnamed = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}.npy")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(unnamed, array)
+        unnamed.replace(path)
+    except OSError:  # a full or read-only disk only costs the time to make it again
+        with suppress(OSError):
+            unnamed.unlink(missing_ok=True)
+    return array

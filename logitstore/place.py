@@ -23,14 +23,14 @@ def store_path(place: "str | os.PathLike[str] | RemotePath") -> StorePath:
     if isinstance(place, RemotePath):
         return place
     text = os.fspath(place)
-    if not _URL.match(text):
-        return Path(text)
-    protocol, rest = text.split("://", 1)
-    if "::" in text:
+    if "::" in text and "://" in text:
         raise InputError(
             f"{text}: chained URLs are not read; shards of a bucket are kept on the local disk as "
             "it is. Give the last part alone."
         )
+    if not _URL.match(text):
+        return Path(text)
+    protocol, rest = text.split("://", 1)
     rest = rest.rstrip("/")
     if protocol.lower() in _LOCAL:
         return Path(rest or "/")

@@ -120,8 +120,22 @@ class Skimmed:
         archive: Its directory.
     """
 
-    def __init__(self, path: StorePath, spec: StoreSpec, plan: Plan, index: int) -> None:
+    def __init__(
+        self,
+        path: StorePath,
+        spec: StoreSpec,
+        plan: Plan,
+        index: int,
+        size_bytes: int | None = None,
+    ) -> None:
         """Read the end of the file or object, and hold it to spec and plan.
+
+        Args:
+            path: Where it lies.
+            spec: The store's.
+            plan: The store's.
+            index: Which shard.
+            size_bytes: Of the file, where that is known: it saves a request.
 
         Raises:
             CorruptStoreError: It is missing, cut off, or another store's.
@@ -129,7 +143,7 @@ class Skimmed:
         """
         self.path, self._spec, self._rows = path, spec, plan.shard_rows(index)
         try:
-            self.archive = ArchiveEnd(*_reader(path))
+            self.archive = ArchiveEnd(*_reader(path, size_bytes))
             self.about = read_group(self.archive, spec, plan, index)
             self.size = checked_size(self.about, spec, plan, index)
         except FileNotFoundError:
@@ -193,10 +207,10 @@ class Skimmed:
         ) from None
 
 
-def _reader(path: StorePath) -> tuple[int, Callable[[int, int], bytes]]:
+def _reader(path: StorePath, size_bytes: int | None) -> tuple[int, Callable[[int, int], bytes]]:
     """The size of a file or object, and how to read some of it."""
     if isinstance(path, RemotePath):
-        return path.size_bytes(), path.read_range
+        return path.size_bytes() if size_bytes is None else size_bytes, path.read_range
 
     def read(start: int, stop: int) -> bytes:
         with open_file(path) as f:

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.bucket import BucketShards, following, local_tokenizer
+from logitstore.bucket import BucketShards, following, kept_array, local_tokenizer
 from logitstore.errors import (
     CorruptStoreError,
     IncompleteStoreError,
@@ -55,6 +55,7 @@ from logitstore.spec import (
 _OPEN_SHARDS = 64
 
 T = TypeVar("T")
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -245,14 +246,12 @@ class LogitStore:
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
         """Records of each sequence; a few kilobytes of every shard are read."""
-        parts = self._of_each_shard(lambda i: self.skim(i).token_counts)
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return self._of_each_sequence("records", lambda i: self.skim(i).token_counts)
 
     @cached_property
     def sequence_rows(self) -> npt.NDArray[np.int64]:
         """The dataset row of each sequence; where rows have windows, the text's shards are read."""
-        parts = self._of_each_shard(lambda i: self.skim(i).sequence_rows)
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        return self._of_each_sequence("rows", lambda i: self.skim(i).sequence_rows)
 
     @cached_property
     def shard_facts(self) -> list[dict[str, Any]]:
@@ -267,7 +266,7 @@ class LogitStore:
         Raises:
             CorruptStoreError: It is not the shard that it must be.
         """
-        skimmed = self._skim(index)
+        skimmed = self._skim(index, self._fact(index)[1] if self.is_complete else None)
         if self.is_complete:
             self._check_indexed(skimmed, index)
         return skimmed
@@ -309,11 +308,24 @@ class LogitStore:
         """Of each shard: the bytes of each array, and of the text."""
         return self._of_each_shard(lambda i: self._skim(i).member_bytes())
 
-    def _skim(self, index: int) -> Skimmed:
-        return Skimmed(self._shard_path(index), self.spec, self.plan, index)
+    def _skim(self, index: int, size_bytes: int | None = None) -> Skimmed:
+        return Skimmed(self._shard_path(index), self.spec, self.plan, index, size_bytes)
 
     def _of_each_shard(self, what: Callable[[int], T]) -> list[T]:
         return for_each(self.shards, what, at_once=isinstance(self.path, RemotePath))
+
+    def _of_each_sequence(self, name: str, what: Callable[[int], Ints]) -> Ints:
+        """An array of all shards' arrays; of a bucket kept on the local disk, for it is asked for
+        by every process of every run."""
+
+        def read() -> Ints:
+            parts = self._of_each_shard(what)
+            return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+        if not isinstance(self.path, RemotePath):
+            return read()
+        digests = "".join(str(f["sha256"]) for f in self.shard_facts)
+        return kept_array(self.cache, f"{name}-{self.digest}-{digests}", len(self), read)
 
     def _read(self, i: int, what: Callable[[Shard, int], T]) -> T:
         """Something of sequence i; where only the local copy of an object is damaged, once more."""
