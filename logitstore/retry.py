@@ -42,6 +42,7 @@ _TRANSIENT_ERRNO = {
 _TRANSIENT_STATUS = {408, 409, 425, 429}
 #: Classes of the client libraries, by name: base installs have none of them.
 _TRANSIENT_NAMES = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError"}
+_TRANSIENT_NAMES |= {"ConnectionError"}  # botocore's and requests', which are not Python's
 _TRANSIENT_NAMES |= {"FSTimeoutError", "IncompleteRead", "TransportError", "ResponseParserError"}
 _CREDENTIAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
 _CREDENTIAL_NAMES |= {"NoAuthTokenError", "TokenRetrievalError", "UnauthorizedSSOTokenError"}

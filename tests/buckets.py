@@ -5,10 +5,11 @@ def test_…(bucket: Bucket) -> None:
 """
 
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -39,19 +40,15 @@ class Faults:
         if kind in _ANSWERS:
             status, code = _ANSWERS[kind]
             start_response(status, [("Content-Type", "application/xml")])
-            return [_ERROR.format(code, "as the test wants it").encode()]
+            answer = _ERROR.format(code, "as the test wants it").encode()
+            return [b"" if method == "HEAD" else answer]
         if kind == "refused":
-            raise ConnectionResetError("before anything is done")
+            _hang_up(environ)
         answer = self.app(environ, start_response)
         if kind == "lost":
             b"".join(answer)
-            raise ConnectionResetError("after all is done")
-        return self._half(answer) if kind == "cut" else answer
-
-    def _half(self, answer: Iterable[bytes]) -> Iterator[bytes]:
-        data = b"".join(answer)
-        yield data[: len(data) // 2]
-        raise ConnectionResetError("in the middle of the body")
+            _hang_up(environ)
+        return _half(answer, environ) if kind == "cut" else answer
 
     def _kind(self, method: str, path: str, query: str) -> str | None:
         with self.lock:
@@ -61,6 +58,17 @@ class Faults:
                     fault[3] -= 1
                     return str(fault[2])
         return None
+
+
+def _half(answer: Iterable[bytes], environ: dict[str, Any]) -> Iterator[bytes]:
+    data = b"".join(answer)
+    yield data[: len(data) // 2]
+    _hang_up(environ)
+
+
+def _hang_up(environ: dict[str, Any]) -> NoReturn:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise ConnectionResetError
 
 
 class Bucket:
@@ -189,6 +197,7 @@ def use_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Pa
     }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("logitstore.retry.PAUSES_S", (0.01,) * 4)
+    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
 
 
 def forget_clients() -> None:

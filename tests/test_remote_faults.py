@@ -45,23 +45,23 @@ def read_all(store: LogitStore) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "refused", "lost", "cut"])
-@pytest.mark.parametrize("part", ["store.json", "index.parquet", "shards/00001", "DONE"])
 def test_reading_survives_faults_that_pass(
-    bucket: Bucket, url: str, folder: Path, kind: str, part: str
+    bucket: Bucket, url: str, folder: Path, kind: str
 ) -> None:
-    bucket.fail("GET", part, kind, times=3)
+    for part in ("store.json", "index.parquet", "shards/00001", "DONE"):
+        bucket.fail("GET", part, kind, times=2)
     assert read_all(open_store(url)) == read_all(open_store(folder))
-    assert all(left == 0 for _, _, _, left in bucket.faults.armed), "the fault was never met"
+    assert all(left == 0 for _, _, _, left in bucket.faults.armed), "a fault was never met"
 
 
 @pytest.mark.parametrize("kind", ["503", "500", "409", "refused", "lost"])
 def test_writing_survives_faults_that_pass(bucket: Bucket, folder: Path, kind: str) -> None:
-    for part in ("store.json", "shards/00001", "index.parquet", "DONE", "tokenizer.json"):
+    for part in ("store.json", "shards/00001", "index.parquet", "DONE"):
         bucket.fail("PUT", f"s/{part}", kind, times=2)
     bucket.fail("PUT", "tokenizer", kind)
     stores.write(f"{bucket.url}/s")
     assert bucket.tree("s") == stores.tree(folder)
-    assert all(left == 0 for _, _, _, left in bucket.faults.armed), "the fault was never met"
+    assert all(left == 0 for _, _, _, left in bucket.faults.armed), "a fault was never met"
 
 
 def test_an_object_that_exists_after_a_lost_answer_is_a_success(bucket: Bucket) -> None:
@@ -141,15 +141,8 @@ def test_what_will_not_pass_is_not_tried_again() -> None:
         error.__cause__.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[attr-defined]
         return error
 
-    assert [
-        s for s in (400, 401, 403, 404, 408, 409, 412, 429, 500, 503) if is_transient(http(s))
-    ] == [
-        408,
-        409,
-        429,
-        500,
-        503,
-    ]
+    statuses = (400, 401, 403, 404, 408, 409, 412, 429, 500, 503)
+    assert [s for s in statuses if is_transient(http(s))] == [408, 409, 429, 500, 503]
     passing = [TimeoutError(), ConnectionError(), OSError(errno.ECONNRESET, "")]
     staying = [FileNotFoundError(), PermissionError(), ValueError(), OSError(errno.ENOSPC, "")]
     assert all(map(is_transient, passing))
@@ -163,9 +156,7 @@ def test_what_will_not_pass_is_not_tried_again() -> None:
 def test_wrong_credentials_are_one_error_at_once(bucket: Bucket, url: str, method: str) -> None:
     bucket.fail(method, "", "403", times=1000)
     began = time.monotonic()
-    with pytest.raises(
-        StorageError, match=r"^s3://a-bucket/\S+: access was refused \(.*AWS_PROFILE"
-    ):
+    with pytest.raises(StorageError, match=r"^s3://a-bucket/\S+: access was refused \(.*AWS_"):
         stores.write(f"{bucket.url}/new")
     if method != "PUT":
         with pytest.raises(StorageError, match="access was refused"):
@@ -349,10 +340,8 @@ def test_a_full_disk_is_one_error(
 
     store = open_store(url)
     monkeypatch.setattr("logitstore.shard_cache.os.fsync", full)
-    said = re.escape(
-        f"{store.cache.folder}: the cache for shards of buckets: the disk is full. Make"
-    )
-    with pytest.raises(StorageError, match=f"^{said}.* LOGITSTORE_CACHE, then run"):
+    said = re.escape(f"{store.cache.folder}: the cache for shards of buckets: the disk is full")
+    with pytest.raises(StorageError, match=f"^{said}. Make room.* LOGITSTORE_CACHE, then run"):
         store[0]
     assert list((store.cache.folder / "shards").iterdir()) == []
 
