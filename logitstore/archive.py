@@ -8,6 +8,7 @@ compare: overlapping, hidden, lying or compressed entries have nowhere to be.
 Any zip tool opens the result. Ours reads it through a memory map.
 """
 
+import errno
 import hashlib
 import mmap
 import struct
@@ -94,6 +95,8 @@ class Archive:
         except FileNotFoundError:
             raise self._corrupt("the file is missing") from None
         except OSError as e:
+            if e.errno == errno.ENOMEM:  # no room to map it: nothing is wrong with the file
+                raise MemoryError(f"{path}: no memory to map it") from None
             raise self._corrupt(f"it cannot be read ({e.strerror})") from None
         except ValueError as e:
             raise self._corrupt(f"it cannot be read ({e})") from None

@@ -184,7 +184,7 @@ class Skimmed:
         try:
             lines = LinesReader(self.archive.check_member(LINES_MEMBER), self.size.sequences)
             return np.array(lines.rows(first, stop), np.int64)
-        except ValueError as e:
+        except (ValueError, KeyError) as e:
             self._raise(f"{LINES_MEMBER}: {e}")
 
     def member_bytes(self) -> dict[str, int]:

@@ -15,6 +15,8 @@ processes of a machine share (`shard_cache.py`); those to be read next are fetch
 """
 
 import hashlib
+import logging
+import multiprocessing
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -40,7 +42,7 @@ from logitstore.records import SequenceText, TokenRecords
 from logitstore.remote import RemotePath
 from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
-from logitstore.shard_cache import ShardCache
+from logitstore.shard_cache import LIMIT_VARIABLE, ShardCache
 from logitstore.skim import Skimmed, for_each
 from logitstore.spec import (
     DONE_FILE,
@@ -51,6 +53,8 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+
+log = logging.getLogger(__name__)
 
 _OPEN_SHARDS = 64
 
@@ -328,15 +332,19 @@ class LogitStore:
         return kept_array(self.cache, f"{name}-{self.digest}-{digests}", len(self), read)
 
     def _read(self, i: int, what: Callable[[Shard, int], T]) -> T:
-        """Something of sequence i; where only the local copy of an object is damaged, once more."""
+        """Something of sequence i; once more where what failed can be put right."""
         index, place = self._locate(i)
         try:
             return what(self._shard(index), place)
+        except MemoryError:  # maps count against a limit of address space
+            if not self._open:
+                raise
+            self._open.clear()
         except CorruptStoreError:
             bucket = self._files()
             if bucket is None or not bucket.drop_if_damaged(index):
                 raise
-        self._open.pop(index, None)
+            self._open.pop(index, None)
         return what(self._shard(index), place)
 
     def _files(self) -> BucketShards | None:
@@ -345,7 +353,23 @@ class LogitStore:
             return None
         if self._bucket is None or self._bucket[0] != os.getpid():
             self._bucket = (os.getpid(), BucketShards(self.path, self.cache, self._fact))
+            if multiprocessing.parent_process() is None:
+                self._say_if_larger_than_cache()
         return self._bucket[1]
+
+    def _say_if_larger_than_cache(self) -> None:
+        size, limit = sum(int(f["file_bytes"]) for f in self.shard_facts), self.cache.limit_bytes
+        if size > limit:
+            log.warning(
+                "%s: %s bytes, of which the cache in %s keeps %s. Read in order, each shard is "
+                "fetched once; in random order, as training does, again and again. If the disk has "
+                "room, set %s to more.",
+                self.path,
+                f"{size:,}",
+                self.cache.folder,
+                f"{limit:,}",
+                LIMIT_VARIABLE,
+            )
 
     def _fact(self, index: int) -> tuple[str, int]:
         fact = self.shard_facts[self._position[index]]

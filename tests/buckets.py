@@ -130,8 +130,9 @@ class Bucket:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> Iterator[tuple[Faults, str]]:
-    """The server, started once."""
+def s3_server() -> Iterator[tuple[Faults, str, Any]]:
+    """The server, started once, with a bucket, and a client for the tests themselves."""
+    import boto3
     from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -152,36 +153,30 @@ def s3_server() -> Iterator[tuple[Faults, str]]:
 
     server = Server(verbose=False)
     server.start()
-    yield faults, "http://{}:{}".format(*server.get_host_and_port())
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+    client.create_bucket(Bucket=NAME)
+    yield faults, endpoint, client
+    client.close()
     server.stop()
 
 
 @pytest.fixture
 def bucket(
-    s3_server: tuple[Faults, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3_server: tuple[Faults, str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Bucket]:
     """An empty bucket, fake credentials, a cache of the test's own, and no pauses."""
-    import boto3
-    from botocore.exceptions import ClientError
-
-    faults, endpoint = s3_server
+    faults, endpoint, client = s3_server
     use_environment(monkeypatch, endpoint, tmp_path)
-    client = boto3.client("s3")
-    try:
-        client.head_bucket(Bucket=NAME)
-    except ClientError:
-        client.create_bucket(Bucket=NAME)
     made = Bucket(faults, client)
     made.empty()
     yield made
     made.empty()
-    client.close()
-    forget_clients()
 
 
 def use_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path) -> None:
     """What a user has in the environment; and nothing of the user's own."""
-    forget_clients()
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in {
@@ -200,8 +195,16 @@ def use_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Pa
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
 
 
+@pytest.fixture
+def fresh_clients() -> Iterator[None]:
+    """For a test that changes endpoint or credentials: clients keep those they were made with."""
+    forget_clients()
+    yield
+    forget_clients()
+
+
 def forget_clients() -> None:
-    """Clients keep the endpoint and credentials that they were made with."""
+    """Make clients anew when they are next used."""
     from s3fs import S3FileSystem
 
     from logitstore import remote

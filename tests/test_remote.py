@@ -292,6 +292,7 @@ def test_places_that_cannot_be_written_are_named_before_anything_is_done(
         raise result.exception
 
 
+@pytest.mark.usefixtures("fresh_clients")
 def test_a_protocol_whose_package_is_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

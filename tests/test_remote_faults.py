@@ -164,6 +164,7 @@ def test_wrong_credentials_are_one_error_at_once(bucket: Bucket, url: str, metho
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.usefixtures("fresh_clients")
 def test_no_credentials_are_one_error(
     bucket: Bucket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +177,7 @@ def test_no_credentials_are_one_error(
         open_store(url)
 
 
+@pytest.mark.usefixtures("fresh_clients")
 def test_no_server_at_the_endpoint_is_one_error(
     bucket: Bucket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
