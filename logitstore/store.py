@@ -16,8 +16,10 @@ processes of a machine share (`shard_cache.py`); those to be read next are fetch
 
 import hashlib
 import logging
+import math
 import multiprocessing
 import os
+import resource
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -57,6 +59,7 @@ from logitstore.spec import (
 log = logging.getLogger(__name__)
 
 _OPEN_SHARDS = 64
+_SPARE_BYTES = 64 * 1024 * 1024  # that maps leave below a limit of address space: decoding needs it
 
 T = TypeVar("T")
 Ints = npt.NDArray[np.int64]
@@ -336,7 +339,7 @@ class LogitStore:
         index, place = self._locate(i)
         try:
             return what(self._shard(index), place)
-        except MemoryError:  # maps count against a limit of address space
+        except MemoryError:  # maps count against a limit of address space, and one may be large
             if not self._open:
                 raise
             self._open.clear()
@@ -390,7 +393,9 @@ class LogitStore:
             if self.is_complete:
                 self._check_indexed(shard, index)
             self._open[index] = shard
-            if len(self._open) > _OPEN_SHARDS:
+            while len(self._open) > 1 and (
+                len(self._open) > _OPEN_SHARDS or spare_address_space() < _SPARE_BYTES
+            ):
                 self._open.popitem(last=False)
         self._open.move_to_end(index)
         return shard
@@ -445,6 +450,18 @@ class LogitStore:
                 "checks them, and rebuilds index and seal.",
                 path=path,
             ) from None
+
+
+def spare_address_space() -> float:
+    """Bytes that this process may still map (`ulimit -v`); infinite where there is no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # not Linux
+        return math.inf
+    return limit - pages * resource.getpagesize()
 
 
 def list_shards(store: StorePath, plan: Plan) -> list[int]:

@@ -29,9 +29,11 @@ SHARDS, ROWS_A_SHARD = 10_000, 2_000
 ROOM_BYTES = 150 * 2**20
 
 OPENS = """
-import json, resource, sys
+import json, sys
 import logitstore
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 imported = peak()
 store = logitstore.open_store(sys.argv[1], allow_partial=len(sys.argv) > 2)
 held, rows = len(store.shards), store.rows_held
