@@ -32,7 +32,7 @@ from logitstore.writer import StoreWriter, check_place
 log = logging.getLogger(__name__)
 
 #: How often to look whether others are done; in a bucket every look is a request that costs.
-_POLL_FOLDER_S, _POLL_BUCKET_S = 0.2, 5.0
+_POLL_FOLDER_S, _POLL_BUCKET_S = 0.2, 2.0
 _AGAIN = "Run the same command again: it does only what is missing."
 
 
