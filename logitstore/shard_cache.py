@@ -89,6 +89,8 @@ class ShardCache:
         try:
             with self._lock(digest):
                 return self._opened(digest, size) or self._fetch(source, digest, size)
+        except StorageError:
+            raise
         except OSError as e:
             raise self.explain(e) from e
 
@@ -122,6 +124,8 @@ class ShardCache:
         try:
             file, path, digest = self._download(source, f"check-{os.getpid()}", size)
             path.unlink()
+        except StorageError:
+            raise
         except OSError as e:
             raise self.explain(e) from e
         return file, digest
@@ -223,8 +227,6 @@ class ShardCache:
 
     def explain(self, error: OSError) -> StorageError:
         """A failure of the local disk, with what to do about it."""
-        if isinstance(error, StorageError):
-            return error
         what, step = {
             errno.ENOSPC: ("the disk is full", f"Make room, or lower {LIMIT_VARIABLE}"),
             errno.EDQUOT: ("your disk quota is used up", f"Make room, or lower {LIMIT_VARIABLE}"),

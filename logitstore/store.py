@@ -273,7 +273,7 @@ class LogitStore:
         Raises:
             CorruptStoreError: It is not the shard that it must be.
         """
-        skimmed = self._skim(index, self._fact(index)[1] if self.is_complete else None)
+        skimmed = self._skim(index)
         if self.is_complete:
             self._check_indexed(skimmed, index)
         return skimmed
@@ -315,8 +315,9 @@ class LogitStore:
         """Of each shard: the bytes of each array, and of the text."""
         return self._of_each_shard(lambda i: self._skim(i).member_bytes())
 
-    def _skim(self, index: int, size_bytes: int | None = None) -> Skimmed:
-        return Skimmed(self._shard_path(index), self.spec, self.plan, index, size_bytes)
+    def _skim(self, index: int) -> Skimmed:
+        known = self._fact(index)[1] if self.is_complete else None
+        return Skimmed(self._shard_path(index), self.spec, self.plan, index, known)
 
     def _of_each_shard(self, what: Callable[[int], T]) -> list[T]:
         return for_each(self.shards, what, at_once=isinstance(self.path, RemotePath))

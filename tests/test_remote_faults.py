@@ -199,11 +199,10 @@ def test_an_object_that_changed_is_refused(bucket: Bucket, url: str) -> None:
         bucket.put("s/shards/00001.zarr.zip", other)
         with pytest.raises(
             CorruptStoreError,
-            match=r"00001.zarr.zip: (the object is not the one this store was sealed with \(found|"
-            r"rows 3 to 6)",
+            match=r"00001.zarr.zip: the object is not the one this store was sealed with \(found",
         ):
             store[4]
-        assert not list(store.cache.folder.glob("shards/.tmp-*"))
+        assert not list(store.cache.folder.glob("shards/*"))
     bucket.put("s/shards/00001.zarr.zip", whole)
     assert len(store[4]) == 0, "the right bytes again are read again"
 

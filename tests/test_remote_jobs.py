@@ -28,7 +28,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [json.dumps({"text": text}) for text in tiny.corpus()[:24]]
     (folder / "data.jsonl").write_text("\n".join(rows))
     made = start(here=folder, out=str(folder / "store"))
-    said = made.communicate(timeout=120)[0]
+    said = made.communicate(timeout=300)[0]
     assert made.returncode == 0, said
     return folder
 
@@ -71,14 +71,14 @@ def test_a_capture_into_a_bucket_is_killed_resumed_and_trained_from(
 ) -> None:
     url, expected = f"{bucket.url}/runs/s", tree(here / "store")
     killed = start(here, url, DIES_AFTER="2")
-    said = killed.communicate(timeout=120)[0]
+    said = killed.communicate(timeout=300)[0]
     assert killed.returncode == -9, said
     assert len(shards(bucket.tree("runs/s"))) == 2
     status, _, err = train(capsys, here, url, tmp_path / "early")
     assert status == 2
     assert f"error: {url}: holds" in err
     resumed = start(here, url)
-    said = resumed.communicate(timeout=120)[0]
+    said = resumed.communicate(timeout=300)[0]
     assert resumed.returncode == 0, said
     found = bucket.tree("runs/s")
     assert shards(found) == shards(expected)
