@@ -20,12 +20,13 @@ from functools import lru_cache
 from typing import Any
 
 from logitstore.errors import InputError, StorageError
-from logitstore.retry import retrying
+from logitstore.retry import http_statuses, retrying
 
 _READ_BYTES = 32 * 1024 * 1024
 _PART_BYTES = 16 * 1024 * 1024  # of a multipart upload
 _PARTS_AT_ONCE = 4
 _COMPARED_BYTES = 8 * 1024 * 1024  # all of a store.json; of a shard the end, with its digest
+_BEYOND_END = 416  # the status of a range that begins where the object has ended
 _EXTRAS = {"s3": "remote", "s3a": "remote", "hf": "train"}
 _CONDITIONAL = ("s3", "s3a", "memory")
 _memory_lock = threading.Lock()  # fsspec's memory:// looks and writes in two steps
@@ -108,8 +109,16 @@ class RemotePath:
             StorageError: The store refuses, again and again.
         """
         fs, key = self._located()
-        data: bytes = retrying(lambda: fs.cat_file(key, start=start, end=stop), self.url)
-        return data
+
+        def read() -> bytes:
+            try:
+                return bytes(fs.cat_file(key, start=start, end=stop))
+            except Exception as e:
+                if _BEYOND_END in http_statuses(e):
+                    return b""
+                raise
+
+        return retrying(read, self.url)
 
     def read_limited(self, limit: int) -> bytes:
         """All bytes of a small object.

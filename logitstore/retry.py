@@ -73,14 +73,14 @@ def retrying(action: Callable[[], T], url: str) -> T:
 
 def is_taken(error: BaseException) -> bool:
     """Whether a conditional create failed because the object is there."""
-    return isinstance(error, FileExistsError) or 412 in _statuses(error)
+    return isinstance(error, FileExistsError) or 412 in http_statuses(error)
 
 
 def is_transient(error: BaseException) -> bool:
     """Whether the same request may succeed a moment later."""
     if isinstance(error, _PERMANENT):
         return False
-    statuses = list(_statuses(error))
+    statuses = list(http_statuses(error))
     if statuses:
         return any(s in _TRANSIENT_STATUS or s >= 500 for s in statuses)
     if isinstance(error, (TimeoutError, ConnectionError)) or _named(error, _TRANSIENT_NAMES):
@@ -92,7 +92,7 @@ def explain(error: BaseException, url: str, attempts: int) -> StorageError:
     """The failure, and what to do about it."""
     said = in_a_line(error)
     is_refused = isinstance(error, PermissionError) or _named(error, _CREDENTIAL_NAMES)
-    if is_refused or {401, 403} & set(_statuses(error)):
+    if is_refused or {401, 403} & set(http_statuses(error)):
         return StorageError(
             f"{url}: access was refused ({said}). Expected credentials that may read it (and "
             "write, to capture there), found where the client libraries look: for s3:// "
@@ -106,7 +106,7 @@ def explain(error: BaseException, url: str, attempts: int) -> StorageError:
     )
 
 
-def _statuses(error: BaseException) -> Iterator[int]:
+def http_statuses(error: BaseException) -> Iterator[int]:
     """HTTP statuses that an error and its causes carry, in the ways of the client libraries."""
     seen: BaseException | None = error
     while seen is not None:

@@ -203,6 +203,10 @@ def test_an_object_that_changed_is_refused(bucket: Bucket, url: str) -> None:
         ):
             store[4]
         assert not list(store.cache.folder.glob("shards/*"))
+    for other in (whole[:-1], whole[:9], b""):
+        bucket.put("s/shards/00001.zarr.zip", other)
+        with pytest.raises(CorruptStoreError, match=r"^s3://\S+00001.zarr.zip: rows 3 to 6: .*off"):
+            open_store(url).skim(1)
     bucket.put("s/shards/00001.zarr.zip", whole)
     assert len(store[4]) == 0, "the right bytes again are read again"
 
