@@ -92,7 +92,7 @@ def test_a_capture_into_a_bucket_is_killed_resumed_and_trained_from(
 def train(
     capsys: pytest.CaptureFixture[str], here: Path, store: str, out: Path
 ) -> tuple[int, str, str]:
-    model = ("--model_name_or_path", str(here / "student"), "--loss", "mapped_kl")
+    model = ("--model_name_or_path", str(here / "student"), "--loss", "alm")
     return run(
         capsys, "train", *model, "--store", store, "--output_dir", str(out), *FLAGS.split(),
         "--dataloader_num_workers", "1",
