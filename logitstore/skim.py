@@ -198,10 +198,11 @@ class Skimmed:
 
     def _raise(self, why: str) -> NoReturn:
         rows, store = (self._rows[0], self._rows[1] - 1), self.path.parent.parent
+        where = f"row {rows[0]:,}" if rows[0] == rows[1] else f"rows {rows[0]:,} to {rows[1]:,}"
         raise CorruptStoreError(
-            f"{self.path}: rows {rows[0]:,} to {rows[1]:,}: {why.rstrip('.')}. See `logitstore "
-            f"verify {store}`; then restore the file from a copy, or run `logitstore repair "
-            f"{store}` to redo just this shard.",
+            f"{self.path}: {where}: {why.rstrip('.')}. Nothing was returned in its place. See "
+            f"`logitstore verify {store}`; then restore the file from a copy, or run `logitstore "
+            f"repair {store}` to redo just this shard.",
             path=self.path,
             rows=rows,
         ) from None

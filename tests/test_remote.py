@@ -300,7 +300,7 @@ def test_a_protocol_whose_package_is_missing_names_the_extra(
 
     remote._filesystem.cache_clear()
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.setattr(sys.modules["fsspec.registry"], "_registry", {})
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(InputError, match=r"^s3://: needs .* `pip install 'logitstore\[remote\]'`"):
         open_store("s3://bucket/s")
     with pytest.raises(InputError, match=r"^nothing://: is no protocol that fsspec knows"):
