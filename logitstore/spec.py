@@ -17,7 +17,13 @@ from itertools import pairwise
 from typing import Any, Self
 
 from logitstore.arrays import canonical_json
-from logitstore.errors import CorruptStoreError, FormatError, NotAStoreError, StorageError
+from logitstore.errors import (
+    CorruptStoreError,
+    FormatError,
+    InputError,
+    NotAStoreError,
+    StorageError,
+)
 from logitstore.place import StorePath
 from logitstore.untrusted import MAX_SPEC_BYTES, parse_json, read_file
 
@@ -242,7 +248,7 @@ def _read_json(path: StorePath) -> tuple[bytes, dict[str, Any]]:
         body = parse_json(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(not_a_store) from None
-    except StorageError:
+    except (StorageError, InputError):  # of a URL: these say it already
         raise
     except OSError as e:
         raise StorageError(f"{path}: cannot be read ({e.strerror}). Mend that first.") from e
