@@ -64,6 +64,7 @@ from distill.targets import (
 )
 from distill.vocab_map import prefix_map
 from logitstore.errors import InputError
+from logitstore.place import StorePath
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer
@@ -90,7 +91,7 @@ class Store(Protocol):
     @property
     def digest(self) -> str: ...
     @property
-    def path(self) -> Path: ...
+    def path(self) -> StorePath: ...
     @property
     def tokenizer_path(self) -> Path: ...
 

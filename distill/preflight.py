@@ -12,6 +12,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from distill.config import CachedTeacherConfig
 from logitstore.errors import InputError, MismatchError, in_a_line
+from logitstore.place import StorePath
 from logitstore.tokens import ByteTokenizer
 
 #: In every checkpoint: what it was trained on.
@@ -34,7 +35,7 @@ def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
             raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
 
 
-def check_no_template(args: CachedTeacherConfig, store: Path) -> None:
+def check_no_template(args: CachedTeacherConfig, store: StorePath) -> None:
     """Flags about chat templates, when there are no conversations."""
     for flag in ("chat_template_path", "chat_template_kwargs"):
         if getattr(args, flag) is not None:
@@ -75,7 +76,7 @@ def check_embeddings(model: PreTrainedModel, student: ByteTokenizer) -> None:
 
 
 def check_checkpoint(
-    checkpoint: str | bool, output_dir: str, origin: dict[str, Any], store: Path
+    checkpoint: str | bool, output_dir: str, origin: dict[str, Any], store: StorePath
 ) -> None:
     """Going on from it must mean going on with the same data."""
     found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)

@@ -11,7 +11,6 @@ line `text_changed`: it is counted and left out.
 
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from distill.align import Spans
 from logitstore.conversation import Conversation
+from logitstore.place import StorePath
 from logitstore.records import SequenceText
 from logitstore.render import ChatTemplate
 from logitstore.token_rows import begins_bare, for_student
@@ -54,7 +54,7 @@ class StudentReader:
         self,
         tokenizer: ByteTokenizer,
         rendering: Mapping[str, Any],
-        path: Path,
+        path: StorePath,
         *,
         template: ChatTemplate | None = None,
         max_length: int | None = None,

@@ -8,34 +8,38 @@ compare: overlapping, hidden, lying or compressed entries have nowhere to be.
 Any zip tool opens the result. Ours reads it through a memory map.
 """
 
+import errno
 import hashlib
 import mmap
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from typing import BinaryIO
 
 from logitstore.errors import CorruptStoreError, InputError
+from logitstore.place import StorePath, local
 from logitstore.untrusted import open_file
 
 _DOS_1980 = 0x0021 << 16  # date 1980-01-01 in the high half, time 00:00 in the low
-_LOCAL = struct.Struct("<4s3H4s3I2H")
-_CENTRAL = struct.Struct("<4s4H4s3I5H2I")
-_END = struct.Struct("<4s4H2IH")
-_DIGEST_CHARS = 64
+LOCAL = struct.Struct("<4s3H4s3I2H")
+CENTRAL = struct.Struct("<4s4H4s3I5H2I")
+END = struct.Struct("<4s4H2IH")
+DIGEST_CHARS = 64
 _LIMIT_BYTES = 0xFFFF_FFFF
 _STAMP = struct.pack("<I", _DOS_1980)
 
 Buffer = bytes | bytearray | memoryview
 
 
-def _local_header(name: bytes, crc: int, size: int) -> bytes:
-    return _LOCAL.pack(b"PK\3\4", 10, 0, 0, _STAMP, crc, size, size, len(name), 0) + name
+def local_header(name: bytes, crc: int, size: int) -> bytes:
+    """The only local header that a member may have."""
+    return LOCAL.pack(b"PK\3\4", 10, 0, 0, _STAMP, crc, size, size, len(name), 0) + name
 
 
-def _central_header(name: bytes, crc: int, size: int, offset: int) -> bytes:
+def central_header(name: bytes, crc: int, size: int, offset: int) -> bytes:
+    """The only entry of the directory that a member may have."""
     head = (b"PK\1\2", 10, 10, 0, 0, _STAMP, crc, size, size, len(name), 0, 0, 0, 0, 0, offset)
-    return _CENTRAL.pack(*head) + name
+    return CENTRAL.pack(*head) + name
 
 
 def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
@@ -48,13 +52,13 @@ def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
     for name in sorted(members):
         data, encoded = members[name], name.encode("ascii")
         crc = zlib.crc32(data)
-        directory += _central_header(encoded, crc, len(data), offset)
-        header = _local_header(encoded, crc, len(data))
+        directory += central_header(encoded, crc, len(data), offset)
+        header = local_header(encoded, crc, len(data))
         for piece in (header, data):
             digest.update(piece)
             yield piece
         offset += len(header) + len(data)
-        if offset + len(directory) + _END.size + _DIGEST_CHARS > _LIMIT_BYTES:
+        if offset + len(directory) + END.size + DIGEST_CHARS > _LIMIT_BYTES:
             raise InputError(
                 "a shard would exceed 4 GiB, the limit of its file format. Capture with a smaller "
                 "--shard-text-bytes (a single row of that size cannot be stored; split it)."
@@ -62,8 +66,8 @@ def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
     digest.update(directory)
     yield directory
     count = len(members)
-    end = (b"PK\5\6", 0, 0, count, count, len(directory), offset, _DIGEST_CHARS)
-    yield _END.pack(*end) + digest.hexdigest().encode()
+    end = (b"PK\5\6", 0, 0, count, count, len(directory), offset, DIGEST_CHARS)
+    yield END.pack(*end) + digest.hexdigest().encode()
 
 
 class Archive:
@@ -74,27 +78,33 @@ class Archive:
         size_bytes: The file's size.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StorePath, file: BinaryIO | None = None) -> None:
         """Map the file and hold every header to the profile.
+
+        Args:
+            path: What it is, for people.
+            file: Its bytes, where they are not at `path`: a local copy of an object. Closed here.
 
         Raises:
             CorruptStoreError: The file is missing, cut short, or not exactly of this profile.
         """
         self.path = path
         try:
-            with open_file(path) as f:
+            with file or open_file(local(path)) as f:
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
             raise self._corrupt("the file is missing") from None
         except OSError as e:
+            if e.errno == errno.ENOMEM:  # no room to map it: nothing is wrong with the file
+                raise MemoryError(f"{path}: no memory to map it") from None
             raise self._corrupt(f"it cannot be read ({e.strerror})") from None
         except ValueError as e:
             raise self._corrupt(f"it cannot be read ({e})") from None
         self._view = memoryview(self._map)
         self.size_bytes = len(self._view)
-        self._end = self.size_bytes - _END.size - _DIGEST_CHARS
+        self._end = self.size_bytes - END.size - DIGEST_CHARS
         self._places = self._read_directory()
-        self.digest = bytes(self._view[self._end + _END.size :]).decode("ascii", "replace")
+        self.digest = bytes(self._view[self._end + END.size :]).decode("ascii", "replace")
 
     @property
     def whole(self) -> memoryview:
@@ -132,9 +142,9 @@ class Archive:
     def _read_directory(self) -> dict[str, tuple[int, int, int]]:
         if self._end < 0:
             raise self._corrupt(f"{self.size_bytes} bytes is too short for a shard: cut off?")
-        end = _END.unpack_from(self._view, self._end)
+        end = END.unpack_from(self._view, self._end)
         _, _, _, count, _, directory_size, directory_start, _ = end
-        wanted = (b"PK\5\6", 0, 0, count, count, directory_size, directory_start, _DIGEST_CHARS)
+        wanted = (b"PK\5\6", 0, 0, count, count, directory_size, directory_start, DIGEST_CHARS)
         if end != wanted or directory_start + directory_size != self._end:
             raise self._corrupt("the end record is not where and what it must be: cut off?")
         places: dict[str, tuple[int, int, int]] = {}
@@ -143,7 +153,7 @@ class Archive:
             name, crc, size, cursor = self._read_entry(cursor, data_start)
             if name <= previous:
                 raise self._corrupt("members are not in sorted order")
-            start = data_start + _LOCAL.size + len(name)
+            start = data_start + LOCAL.size + len(name)
             if start + size > directory_start:
                 raise self._corrupt("a member reaches into the directory")
             places[name.decode("ascii", "replace")] = (start, size, crc)
@@ -154,15 +164,15 @@ class Archive:
 
     def _read_entry(self, cursor: int, data_start: int) -> tuple[bytes, int, int, int]:
         """One directory entry, both of its headers equal to the only ones allowed."""
-        if cursor + _CENTRAL.size > self._end:
+        if cursor + CENTRAL.size > self._end:
             raise self._corrupt("the directory is cut off")
-        fields = _CENTRAL.unpack_from(self._view, cursor)
+        fields = CENTRAL.unpack_from(self._view, cursor)
         crc, size, name_length = fields[6], fields[7], fields[9]
-        stop = cursor + _CENTRAL.size + name_length
-        name = bytes(self._view[cursor + _CENTRAL.size : stop])
-        local = _local_header(name, crc, size)
+        stop = cursor + CENTRAL.size + name_length
+        name = bytes(self._view[cursor + CENTRAL.size : stop])
+        local = local_header(name, crc, size)
         if (
-            self._view[cursor:stop] != _central_header(name, crc, size, data_start)
+            self._view[cursor:stop] != central_header(name, crc, size, data_start)
             or self._view[data_start : data_start + len(local)] != local
         ):
             raise self._corrupt("a member's header is not of the profile that shards use")

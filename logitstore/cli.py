@@ -16,6 +16,7 @@ import typer
 from logitstore import command
 from logitstore.errors import InputError
 from logitstore.moving import cli as moving
+from logitstore.place import store_path, to_write
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -24,7 +25,7 @@ app = typer.Typer(
     help="Stores of a teacher's sorted next-token probabilities.",
 )
 
-StoreArg = Annotated[Path, typer.Argument(help="Store folder.", show_default=False)]
+StoreArg = Annotated[str, typer.Argument(help="Store folder or URL.", show_default=False)]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 PartialOpt = Annotated[
     bool, typer.Option("--allow-partial", help="Also read a store that is not finished.")
@@ -34,7 +35,7 @@ PartialOpt = Annotated[
 @app.callback()
 def _callback() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "datasets", "fsspec", "huggingface_hub"):
+    for noisy in ("httpx", "datasets", "fsspec", "s3fs", "botocore", "huggingface_hub"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -48,7 +49,9 @@ def capture(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Store folder to make or resume.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(help="Store to make or resume: a folder, or s3://…", show_default=False)
+    ],
     top_k: Annotated[int, typer.Option(help="Entries of a record at most.")] = 64,
     max_tail: Annotated[
         float | None,
@@ -168,9 +171,7 @@ def _be_quiet() -> None:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def _dry_run(
-    teacher: str, dataset: str, out: Path, settings: dict[str, Any], as_json: bool
-) -> None:
+def _dry_run(teacher: str, dataset: str, out: str, settings: dict[str, Any], as_json: bool) -> None:
     from logitstore.capture.job import preview
     from logitstore.ranks import find_ranks
 
@@ -202,8 +203,8 @@ def show(
     opened = open_store(store, allow_partial=allow_partial)
     if not 0 <= sequence < len(opened):
         raise InputError(
-            f"{store}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}. Give "
-            "one of these."
+            f"{opened.path}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}. "
+            "Give one of these."
         )
     _print(sequence_facts(opened, sequence), sequence_text, as_json)
 
@@ -218,7 +219,7 @@ def verify(
     """Check every byte of a store. Exit 0 whole, 1 damaged, 2 not a store."""
     from logitstore.verify import verify_store
 
-    report = verify_store(store, deep=deep, allow_partial=allow_partial)
+    report = verify_store(store_path(store), deep=deep, allow_partial=allow_partial)
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:
@@ -242,13 +243,14 @@ def repair(
     """Move damaged files to STORE.quarantine, so that a capture redoes just those. Exit 0 whole."""
     from logitstore.repair import capture_again, next_step, repair_store
 
-    report = repair_store(store)
+    path = to_write(store)
+    report = repair_store(path)
     for name in report.moved:
         typer.echo(f"moved to {report.quarantine}: {name}", err=True)
     if capture_too and not report.is_complete:
-        capture_again(store)
-        report = repair_store(store)
-    typer.echo(json.dumps(report.to_json()) if as_json else next_step(report, store))
+        capture_again(path)
+        report = repair_store(path)
+    typer.echo(json.dumps(report.to_json()) if as_json else next_step(report, path))
     raise typer.Exit(0 if report.is_complete else 1)
 
 

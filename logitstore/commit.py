@@ -12,6 +12,8 @@ for what is derived from the shards and may be written again (index and `DONE`).
 
 A file system without hard links (exFAT, some network and FUSE mounts) gets Linux's rename that
 refuses to replace, which is as atomic; one without that either is refused, never risked.
+
+In a bucket all of it is one conditional create, and nothing needs a folder: see `remote.py`.
 """
 
 import ctypes
@@ -26,6 +28,8 @@ from typing import Protocol
 
 from logitstore.archive import Buffer
 from logitstore.errors import StorageError
+from logitstore.place import StorePath
+from logitstore.remote import RemotePath
 
 TEMPORARY_PREFIX = ".tmp-"
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
@@ -98,13 +102,13 @@ def rename_if_free(source: Path, target: Path) -> bool:
     return not failed
 
 
-def make_folder(path: Path, fs: Fs = OS_FS) -> None:
+def make_folder(path: StorePath, fs: Fs = OS_FS) -> None:
     """Make a folder, and those above it, that a power cut cannot take away again.
 
     Raises:
         OSError: The file system refused.
     """
-    if path.is_dir():
+    if isinstance(path, RemotePath) or path.is_dir():  # a bucket knows no folders
         return
     make_folder(path.parent, fs)
     path.mkdir(exist_ok=True)
@@ -112,15 +116,18 @@ def make_folder(path: Path, fs: Fs = OS_FS) -> None:
         fs.sync_folder(path.parent)
 
 
-def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
+def create(path: StorePath, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
     """Commit a file that must not be there yet.
 
     Returns:
         True if these bytes were committed, False if the name was taken: then nothing changed.
+        (In a bucket also True if a twin committed the same bytes: who was first is not told.)
 
     Raises:
         StorageError: The file system refused; nothing appeared under the name.
     """
+    if isinstance(path, RemotePath):
+        return path.create(pieces)
     unnamed = temporary(path)
     try:
         fs.write_durably(unnamed, pieces)
@@ -137,12 +144,15 @@ def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
     return won
 
 
-def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
+def overwrite(path: StorePath, data: bytes, fs: Fs = OS_FS) -> None:
     """Write a derived file, replacing what was there.
 
     Raises:
         StorageError: The file system refused; what was there before is still there.
     """
+    if isinstance(path, RemotePath):
+        path.overwrite(data)
+        return
     unnamed = temporary(path)
     try:
         fs.write_durably(unnamed, [data])
@@ -153,8 +163,28 @@ def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
         raise explain(e, path) from e
 
 
-def remove_temporaries(folder: Path) -> None:
+def move(source: StorePath, target: StorePath, fs: Fs = OS_FS) -> None:
+    """Put a file elsewhere, durably; both in a folder or both in a bucket.
+
+    Raises:
+        OSError: The file system refused.
+    """
+    if isinstance(source, RemotePath) and isinstance(target, RemotePath):
+        source.move_to(target)
+    elif isinstance(source, Path) and isinstance(target, Path):
+        make_folder(target.parent, fs)
+        fs.replace(source, target)
+        fs.sync_folder(target.parent)
+        fs.sync_folder(source.parent)
+
+
+def remove_temporaries(folder: StorePath) -> None:
     """Delete what crashed writers left behind. Only when no other writer can be at work."""
+    if isinstance(folder, RemotePath):
+        for name in folder.names():
+            if name.startswith(TEMPORARY_PREFIX):
+                (folder / name).delete()
+        return
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -162,7 +192,7 @@ def remove_temporaries(folder: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def explain(error: OSError, path: Path) -> StorageError:
+def explain(error: OSError, path: StorePath) -> StorageError:
     """The same failure, with what to do about it."""
     if isinstance(error, StorageError):
         return error

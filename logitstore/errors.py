@@ -12,7 +12,10 @@
 A message says where, what is wrong, what was expected and found, then what to do next.
 """
 
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from logitstore.place import StorePath
 
 
 class LogitStoreError(Exception):
@@ -39,11 +42,13 @@ class CorruptStoreError(LogitStoreError):
     """Bytes on disk are not the bytes that were committed.
 
     Attributes:
-        path: The damaged file.
+        path: The damaged file, or object of a bucket.
         rows: First and last dataset row that cannot be trusted, where that is known.
     """
 
-    def __init__(self, message: str, *, path: Path, rows: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, message: str, *, path: "StorePath", rows: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(message)
         self.path = path
         self.rows = rows

@@ -6,7 +6,6 @@ All of it can be read from the shards again; it is derived, and never trusted be
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +13,9 @@ import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
 from logitstore.pages import PYARROW_ERRORS, check_footer, column_chunks, columns_cost
+from logitstore.place import StorePath
 from logitstore.shard import Shard
+from logitstore.skim import Skimmed
 from logitstore.spec import Plan
 from logitstore.untrusted import parse_json, read_file
 
@@ -31,7 +32,7 @@ _BYTES_PER_SHARD = 4096  # a line takes about 300
 _MAX_LINES = 1024 * 1024  # of a row group, as Parquet writers cut them
 
 
-def index_line(shard: Shard, index: int) -> dict[str, Any]:
+def index_line(shard: Shard | Skimmed, index: int) -> dict[str, Any]:
     """What the index says of a shard; all of it can be read from the shard again."""
     about = shard.about
     return {
@@ -63,7 +64,7 @@ def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
     return bytes(memoryview(sink.getvalue()))
 
 
-def read_index(path: Path, digest: str, plan: Plan) -> list[dict[str, Any]]:
+def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:
     """The lines of the index of a sealed store.
 
     Args:

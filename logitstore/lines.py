@@ -26,7 +26,7 @@ from logitstore.records import Segment, SequenceText
 
 MEMBER = "rows.parquet"
 GROUP_LINES = 64
-_DIGEST_BYTES = 16
+LINE_DIGEST_BYTES = 16
 _CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
 _LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
@@ -56,7 +56,7 @@ def line_digest(line: SequenceText) -> bytes:
     """The first 16 bytes of the SHA-256 of the line as canonical JSON."""
     segments = [[s.role, s.text, s.supervised] for s in line.segments]
     fields = [line.row, line.part, line.status, line.supervised_start, segments, line.messages]
-    return hashlib.sha256(canonical_json(fields)).digest()[:_DIGEST_BYTES]
+    return hashlib.sha256(canonical_json(fields)).digest()[:LINE_DIGEST_BYTES]
 
 
 def encode_lines(lines: Sequence[SequenceText]) -> pa.Buffer:

@@ -1,6 +1,6 @@
 """Which process of a launcher this is, and how to wait for the others.
 
-The file system is all that they share, and enough.
+The file system, or the bucket, is all that they share, and enough.
 
 `torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; `srun` sets SLURM_PROCID,
 SLURM_NTASKS and SLURM_LOCALID. (A batch script that `srun` did not start has SLURM_PROCID 0 and no
@@ -19,10 +19,11 @@ Who does what:
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from logitstore.errors import InputError
+from logitstore.place import StorePath
+from logitstore.remote import RemotePath
 
 #: A wait ends when nothing has moved for so long. Loading a large teacher takes minutes.
 PATIENCE_S = 1800.0
@@ -84,7 +85,7 @@ def _ranks(env: Mapping[str, str], rank: str, size: str, local_rank: str) -> Ran
 class Heartbeat:
     """A file that a rank touches while it works; nothing for one process alone."""
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, folder: StorePath, ranks: Ranks) -> None:
         self._path = folder / f"{_ALIVE_PREFIX}{ranks.rank:05d}" if ranks.size > 1 else None
         self._next = 0.0
 
@@ -92,16 +93,23 @@ class Heartbeat:
         """Say that work goes on; touches the file at most every 20 s."""
         if self._path is not None and time.monotonic() >= self._next:
             self._next = time.monotonic() + _BEAT_EVERY_S
-            self._path.touch()
+            if isinstance(self._path, RemotePath):
+                self._path.overwrite(f"{time.time()}\n".encode())
+            else:
+                self._path.touch()
 
     def stop(self) -> None:
         """The work is done."""
-        if self._path is not None:
+        if isinstance(self._path, RemotePath):
+            self._path.delete()
+        elif self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
-def signs_of_life(folder: Path) -> dict[str, int]:
+def signs_of_life(folder: StorePath) -> dict[str, Any]:
     """Names in a folder that moves while ranks work; heartbeats with the time of the last beat."""
+    if isinstance(folder, RemotePath):
+        return dict(folder.signs())
     found = {}
     for entry in os.scandir(folder) if folder.is_dir() else ():
         try:

@@ -13,12 +13,12 @@ missing shards and seals; where only seal or index was damaged, the store is sea
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from logitstore import commit
 from logitstore.commit import OS_FS, Fs
 from logitstore.errors import InputError
+from logitstore.place import StorePath
 from logitstore.spec import DONE_FILE, INDEX_FILE, TOKENIZER_FOLDER, StoreHeader
 from logitstore.store import LogitStore
 from logitstore.verify import Damage, verify_store
@@ -38,7 +38,7 @@ class RepairReport:
     """
 
     damaged: list[Damage]
-    quarantine: Path | None
+    quarantine: StorePath | None
     moved: list[str]
     missing_shards: int
     is_complete: bool
@@ -48,7 +48,7 @@ class RepairReport:
         return asdict(self) | {"quarantine": self.quarantine and str(self.quarantine)}
 
 
-def repair_store(path: Path, *, fs: Fs = OS_FS) -> RepairReport:
+def repair_store(path: StorePath, *, fs: Fs = OS_FS) -> RepairReport:
     """Check every byte of a store and move what is damaged into a folder beside it.
 
     No other process may be writing the store.
@@ -76,7 +76,7 @@ def repair_store(path: Path, *, fs: Fs = OS_FS) -> RepairReport:
     return RepairReport(report.damaged, quarantine, moved, missing, held.is_complete)
 
 
-def capture_again(path: Path) -> None:
+def capture_again(path: StorePath) -> None:
     """Redo what is missing, with the teacher, dataset and settings that the store was begun with.
 
     Raises:
@@ -102,7 +102,7 @@ def capture_again(path: Path) -> None:
     capture(teacher, dataset, path, **vars(CaptureSettings.from_recorded(settings)))
 
 
-def _new_quarantine(path: Path, damaged: list[Damage], fs: Fs) -> Path:
+def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath:
     """A fresh folder with `damage.json`, durable before anything moves."""
     above = path.with_name(f"{path.name}.quarantine")
     number = 1
@@ -115,22 +115,19 @@ def _new_quarantine(path: Path, damaged: list[Damage], fs: Fs) -> Path:
     return quarantine
 
 
-def _move(path: Path, quarantine: Path, damaged: list[Damage], fs: Fs) -> list[str]:
+def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs) -> list[str]:
     """Unseal first; then one by one."""
     names = list(dict.fromkeys([DONE_FILE, INDEX_FILE, *(d.file for d in damaged)]))
     moved = []
     for name in names:
         source, target = path / name, quarantine / name
         if source.is_symlink() or source.exists():
-            commit.make_folder(target.parent, fs)
-            fs.replace(source, target)
-            fs.sync_folder(target.parent)
-            fs.sync_folder(source.parent)
+            commit.move(source, target, fs)
             moved.append(name)
     return moved
 
 
-def _writer(path: Path, header: StoreHeader, fs: Fs) -> StoreWriter | None:
+def _writer(path: StorePath, header: StoreHeader, fs: Fs) -> StoreWriter | None:
     """A writer of the store as it is; None if its tokenizer is gone, which only a capture has."""
     files = {}
     for name in header.spec.tokenizer["files"]:
@@ -141,7 +138,7 @@ def _writer(path: Path, header: StoreHeader, fs: Fs) -> StoreWriter | None:
     return StoreWriter(path, header.spec, header.plan, files, header.provenance, fs=fs)
 
 
-def next_step(report: RepairReport, path: Path) -> str:
+def next_step(report: RepairReport, path: StorePath) -> str:
     """What is left to do, as a sentence."""
     if report.is_complete:
         return f"{path} is whole" + (" and sealed again." if report.damaged else ".")

@@ -10,8 +10,7 @@ import numpy as np
 
 from logitstore.codec import TAIL_STEP
 from logitstore.records import TokenRecords
-from logitstore.shard import Shard, shard_name
-from logitstore.spec import SHARDS_FOLDER
+from logitstore.remote import RemotePath
 from logitstore.store import LogitStore
 
 _SHOWN_ENTRIES = 3
@@ -56,7 +55,7 @@ def facts(store: LogitStore) -> dict[str, Any]:
     }
 
 
-def uld_within(store: LogitStore) -> dict[str, float] | None:
+def uld_within(store: LogitStore) -> dict[str, float | None] | None:
     """How far a ULD computed from this store can be from that of the teacher's full distribution.
 
     With sorted student p and teacher q, of which the store holds k entries and the tail u:
@@ -65,17 +64,23 @@ def uld_within(store: LogitStore) -> dict[str, float] | None:
 
     Returns:
         ``mean``, and ``p99``: what 99 of 100 tokens (of every shard) are within. ``worst``: of any
-        token, from the tails of all records; never more than 2, the largest ULD there is. None
-        where the tails are not known: entries that were renormalised before they were imported.
+        token, from the tails of all records; never more than 2, the largest ULD there is; None for
+        a store in a bucket, of which the records are not fetched for this. None instead of all
+        three where the tails are not known: entries renormalised before they were imported.
     """
     if "tail_logmass" in store.spec.missing:
         return None
     fidelity = store.fidelity
     rounding = math.exp(TAIL_STEP / 2)  # a stored tail is the true one, up to half a step
-    largest = max((store.largest_tail(index) for index in store.shards), default=0.0)
-    tails = {"mean": fidelity.tail_mean, "p99": fidelity.tail_p99, "worst": largest}
+    tails = {"mean": fidelity.tail_mean, "p99": fidelity.tail_p99}
     l1 = {"mean": fidelity.l1_mean, "p99": fidelity.l1_max, "worst": fidelity.l1_max}
-    return {name: min(2 * tail * rounding + l1[name], 2.0) for name, tail in tails.items()}
+    is_bucket = isinstance(store.path, RemotePath)
+    if not is_bucket:  # every tail is read: of a bucket, that would fetch the whole store
+        tails["worst"] = max((store.largest_tail(index) for index in store.shards), default=0.0)
+    within: dict[str, float | None] = {
+        name: min(2 * tail * rounding + l1[name], 2.0) for name, tail in tails.items()
+    }
+    return within | ({"worst": None} if is_bucket else {})
 
 
 def info_text(found: dict[str, Any]) -> str:
@@ -117,7 +122,7 @@ def info_text(found: dict[str, Any]) -> str:
         "ULD": "from this store has no bound"
         if uld is None
         else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
-        f"{uld['p99']:.4f} for 99 of 100 tokens, {uld['worst']:.4f} at worst",
+        f"{uld['p99']:.4f} for 99 of 100 tokens" + _at_worst(uld["worst"]),
         "digest": found["digest"],
     }
     if "missing" in capture:
@@ -125,6 +130,10 @@ def info_text(found: dict[str, Any]) -> str:
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
     return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+
+
+def _at_worst(worst: float | None) -> str:
+    return "" if worst is None else f", {worst:.4f} at worst"
 
 
 def sequence_facts(store: LogitStore, i: int) -> dict[str, Any]:
@@ -233,8 +242,7 @@ def _id_names(folder: Path) -> list[str] | None:
 def _bytes_by_field(store: LogitStore, records: int) -> dict[str, float]:
     """Bytes a token of each array, from the shards' directories."""
     totals: dict[str, int] = {}
-    for index in store.shards:
-        path = store.path / SHARDS_FOLDER / shard_name(index)
-        for name, size in Shard(path, store.spec, store.plan, index).member_bytes().items():
+    for sizes in store.member_bytes():
+        for name, size in sizes.items():
             totals[name] = totals.get(name, 0) + size
     return {name: size / max(records, 1) for name, size in totals.items()}

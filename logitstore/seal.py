@@ -9,9 +9,10 @@ Its own digest tells a damaged seal from a damaged file.
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from logitstore.arrays import canonical_json
+from logitstore.place import StorePath
+from logitstore.remote import RemotePath
 from logitstore.spec import (
     DONE_FILE,
     FORMAT_NAME,
@@ -39,7 +40,7 @@ def seal_bytes(digests: Mapping[str, str]) -> bytes:
     return canonical_json(body | {"sha256_of_this": own})
 
 
-def read_seal(store: Path, spec: StoreSpec) -> dict[str, str]:
+def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
     """The digests, by file name.
 
     Raises:
@@ -56,9 +57,13 @@ def read_seal(store: Path, spec: StoreSpec) -> dict[str, str]:
     return digests
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of an ordinary file, in hex."""
+def file_sha256(path: StorePath) -> str:
+    """SHA-256 of an ordinary file or an object, in hex."""
     digest = hashlib.sha256()
+    if isinstance(path, RemotePath):
+        for piece in path.pieces():
+            digest.update(piece)
+        return digest.hexdigest()
     with open_file(path) as f:
         while piece := f.read(_PIECE_BYTES):
             digest.update(piece)

@@ -9,8 +9,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +35,7 @@ from logitstore.errors import CorruptStoreError
 from logitstore.lines import MEMBER as LINES_MEMBER
 from logitstore.lines import LinesReader, encode_lines
 from logitstore.pages import FREE_BYTES, check_ratio
+from logitstore.place import StorePath
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.spec import FORMAT_VERSION, Plan, StoreSpec
 from logitstore.untrusted import parse_json
@@ -63,6 +63,14 @@ _AXIS = {
 }
 
 Array = npt.NDArray[Any]
+
+
+class Members(Protocol):
+    """An archive, or the end of one: see `archive.py` and `skim.py`."""
+
+    @property
+    def names(self) -> list[str]: ...
+    def check_member(self, name: str) -> memoryview: ...
 
 
 @dataclass(frozen=True)
@@ -243,6 +251,63 @@ def _group_of(about: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
 
 
+def read_group(archive: Members, spec: StoreSpec, plan: Plan, index: int) -> dict[str, Any]:
+    """What a shard says of itself, held to what it must be.
+
+    Raises:
+        ValueError: It is another store's, another shard, or not what was written.
+        CorruptStoreError: Its bytes are damaged.
+    """
+    if GROUP_MEMBER not in archive.names:
+        raise ValueError(f"there is no {GROUP_MEMBER}")
+    raw = archive.check_member(GROUP_MEMBER)
+    if len(raw) > _MAX_GROUP_BYTES:
+        raise ValueError(f"{GROUP_MEMBER} has {len(raw)} bytes, more than it can need")
+    try:
+        group = parse_json(bytes(raw))
+        about = dict(group["attributes"]["logitstore"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{GROUP_MEMBER} is not that of a shard") from None
+    here = (spec.digest, plan.digest, index, list(plan.shard_rows(index)))
+    found = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
+    if about["version"] != FORMAT_VERSION or here != found:
+        raise ValueError(
+            f"it says it is shard {about['shard']} with rows {about['rows']} of content "
+            f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
+            f"{list(plan.shard_rows(index))} of {spec.digest[:12]}…"
+        )
+    if set(about) != _ABOUT or raw != canonical_json(_group_of(about)):
+        raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
+    return about
+
+
+def checked_size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:
+    """How much a shard says it holds.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    size, first, stop = ShardSize(**about["size"]), *plan.shard_rows(index)
+    records = size.records if type(size.records) is int else 0
+    most = (_MAX_SIZE, _MAX_SIZE, records * spec.top_k, records * spec.draws)
+    for name, limit in zip(vars(size), most, strict=True):
+        count = vars(size)[name]
+        if type(count) is not int or not 0 <= count <= limit:
+            raise ValueError(f"it cannot hold {count} {name}")
+    if size.sequences < stop - first:
+        raise ValueError(f"{size.sequences} lines cannot be {stop - first} rows")
+    statuses, fidelity = about["statuses"], about["fidelity"]
+    counted = isinstance(statuses, dict) and all(type(n) is int for n in statuses.values())
+    if not counted or sum(statuses.values()) != size.sequences:
+        raise ValueError("its statuses do not add up to its lines")
+    if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):
+        raise ValueError("its fidelity has other fields than the format's")
+    numbers = [*fidelity.values(), about["supervised_bytes"]]
+    if not all(type(n) in (int, float) and -1 < n < 2**53 for n in numbers):
+        raise ValueError("its fidelity holds a value that cannot be")
+    return size
+
+
 class Shard:
     """A committed shard, read lazily: opening checks headers, reading checks what it touches.
 
@@ -251,17 +316,31 @@ class Shard:
         about: The group's attributes: rows, fidelity, statuses.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, plan: Plan, index: int) -> None:
+    def __init__(
+        self,
+        path: StorePath,
+        spec: StoreSpec,
+        plan: Plan,
+        index: int,
+        file: BinaryIO | None = None,
+    ) -> None:
         """Map the file and check that it is the shard it should be.
+
+        Args:
+            path: Where it lies.
+            spec: The store's.
+            plan: The store's.
+            index: Which shard.
+            file: Its bytes, where `path` is an object; closed here.
 
         Raises:
             CorruptStoreError: It is missing, damaged, or another store's.
         """
         self.path, self.spec, self._rows = path, spec, plan.shard_rows(index)
         try:
-            self.archive = Archive(path)
-            self.about = self._read_group(plan, index)
-            self.size = self._checked_size(plan, index)
+            self.archive = Archive(path, file)
+            self.about = read_group(self.archive, spec, plan, index)
+            self.size = checked_size(self.about, spec, plan, index)
             self._arrays = self._open_arrays()
             # Before the offsets: what a line costs in this file bounds how many there can be.
             self._lines = LinesReader(self.archive[LINES_MEMBER], self.size.sequences)
@@ -345,50 +424,6 @@ class Shard:
             )
         }
         return found | {LINES_MEMBER: len(self.archive[LINES_MEMBER])}
-
-    def _read_group(self, plan: Plan, index: int) -> dict[str, Any]:
-        if GROUP_MEMBER not in self.archive.names:
-            raise ValueError(f"there is no {GROUP_MEMBER}")
-        raw = self.archive.check_member(GROUP_MEMBER)
-        if len(raw) > _MAX_GROUP_BYTES:
-            raise ValueError(f"{GROUP_MEMBER} has {len(raw)} bytes, more than it can need")
-        try:
-            group = parse_json(bytes(raw))
-            about = dict(group["attributes"]["logitstore"])
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{GROUP_MEMBER} is not that of a shard") from None
-        here = (self.spec.digest, plan.digest, index, list(plan.shard_rows(index)))
-        found = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
-        if about["version"] != FORMAT_VERSION or here != found:
-            raise ValueError(
-                f"it says it is shard {about['shard']} with rows {about['rows']} of content "
-                f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
-                f"{list(plan.shard_rows(index))} of {self.spec.digest[:12]}…"
-            )
-        if set(about) != _ABOUT or raw != canonical_json(_group_of(about)):
-            raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
-        return about
-
-    def _checked_size(self, plan: Plan, index: int) -> ShardSize:
-        size, first, stop = ShardSize(**self.about["size"]), *plan.shard_rows(index)
-        records = size.records if type(size.records) is int else 0
-        most = (_MAX_SIZE, _MAX_SIZE, records * self.spec.top_k, records * self.spec.draws)
-        for name, limit in zip(vars(size), most, strict=True):
-            count = vars(size)[name]
-            if type(count) is not int or not 0 <= count <= limit:
-                raise ValueError(f"it cannot hold {count} {name}")
-        if size.sequences < stop - first:
-            raise ValueError(f"{size.sequences} lines cannot be {stop - first} rows")
-        statuses, fidelity = self.about["statuses"], self.about["fidelity"]
-        counted = isinstance(statuses, dict) and all(type(n) is int for n in statuses.values())
-        if not counted or sum(statuses.values()) != size.sequences:
-            raise ValueError("its statuses do not add up to its lines")
-        if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):
-            raise ValueError("its fidelity has other fields than the format's")
-        numbers = [*fidelity.values(), self.about["supervised_bytes"]]
-        if not all(type(n) in (int, float) and -1 < n < 2**53 for n in numbers):
-            raise ValueError("its fidelity holds a value that cannot be")
-        return size
 
     def _open_arrays(self) -> dict[str, ArrayReader]:
         specs = array_specs(self.spec, self.size)

@@ -14,11 +14,17 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Self
 
 from logitstore.arrays import canonical_json
-from logitstore.errors import CorruptStoreError, FormatError, NotAStoreError, StorageError
+from logitstore.errors import (
+    CorruptStoreError,
+    FormatError,
+    InputError,
+    NotAStoreError,
+    StorageError,
+)
+from logitstore.place import StorePath
 from logitstore.untrusted import MAX_SPEC_BYTES, parse_json, read_file
 
 FORMAT_NAME = "logitstore"
@@ -209,7 +215,7 @@ class StoreHeader:
         )
 
     @classmethod
-    def read(cls, store: Path) -> Self:
+    def read(cls, store: StorePath) -> Self:
         """Read and check `store.json`.
 
         Raises:
@@ -244,7 +250,7 @@ class StoreHeader:
         return header
 
 
-def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
+def _read_json(path: StorePath) -> tuple[bytes, dict[str, Any]]:
     not_a_store = (
         f"{path.parent}: no {SPEC_FILE} of a logit store here, so this is not a store. Make one "
         "with `logitstore capture TEACHER DATASET --out STORE`, or check the path."
@@ -254,6 +260,8 @@ def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
         body = parse_json(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(not_a_store) from None
+    except (StorageError, InputError):  # of a URL: these say it already
+        raise
     except OSError as e:
         raise StorageError(f"{path}: cannot be read ({e.strerror}). Mend that first.") from e
     except ValueError as e:
@@ -270,7 +278,7 @@ def _only(cls: type, value: Any) -> dict[str, Any]:
     return value
 
 
-def _damaged(path: Path, why: str) -> CorruptStoreError:
+def _damaged(path: StorePath, why: str) -> CorruptStoreError:
     return CorruptStoreError(
         f"{path}: {why}. Restore the file from a copy; the shards beside it are still good.",
         path=path,

@@ -7,21 +7,31 @@
 Opening reads `store.json`, one listing, and (of a finished store) the index. Shards are mapped when
 first read, a bounded number at a time, in each process for itself: a store may be pickled to, or
 forked into, data loader workers. Every byte that is returned has passed a checksum.
+
+    store = open_store("s3://bucket/my-store")
+
+The shards of a store in a bucket are fetched whole, when first read, into a cache that all
+processes of a machine share (`shard_cache.py`); those to be read next are fetched on the side.
 """
 
 import hashlib
+import logging
+import math
+import multiprocessing
 import os
+import resource
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from logitstore.bucket import BucketShards, following, kept_array, local_tokenizer
 from logitstore.encode import EncodedRecords
 from logitstore.errors import (
     CorruptStoreError,
@@ -30,9 +40,13 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.index import index_line, read_index
+from logitstore.place import StorePath, names_in, store_path
 from logitstore.records import SequenceText, TokenRecords
+from logitstore.remote import RemotePath
 from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
+from logitstore.shard_cache import LIMIT_VARIABLE, ShardCache
+from logitstore.skim import Skimmed, for_each
 from logitstore.spec import (
     DONE_FILE,
     INDEX_FILE,
@@ -43,7 +57,13 @@ from logitstore.spec import (
     StoreSpec,
 )
 
+log = logging.getLogger(__name__)
+
 _OPEN_SHARDS = 64
+_SPARE_BYTES = 64 * 1024 * 1024  # that maps leave below a limit of address space: decoding needs it
+
+T = TypeVar("T")
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -71,27 +91,40 @@ class Fidelity:
     dropped_entries: int
 
 
-def open_store(path: str | os.PathLike[str], *, allow_partial: bool = False) -> "LogitStore":
+def open_store(
+    path: str | os.PathLike[str] | RemotePath,
+    *,
+    allow_partial: bool = False,
+    cache: str | os.PathLike[str] | None = None,
+    cache_bytes: int | None = None,
+) -> "LogitStore":
     """Open a store for reading.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or its URL (`s3://…`, `hf://…`, whatever fsspec reads).
         allow_partial: Read what an unfinished capture has committed so far, frozen at this moment.
+        cache: Of a URL: the folder for shards that were fetched. Default: `$LOGITSTORE_CACHE`, or
+            `~/.cache/logitstore`.
+        cache_bytes: What it may hold; least recently used shards go first. Default:
+            `$LOGITSTORE_CACHE_BYTES`, or 64 GiB.
 
     Raises:
         NotAStoreError: There is no store at this path.
         FormatError: It is of a newer format version.
         IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
         CorruptStoreError: Files are missing or not what was committed.
+        StorageError: The bucket refuses: credentials, network, address.
+        InputError: A URL of a kind for which a package is missing, or that cannot be a store.
     """
-    return LogitStore(Path(path), allow_partial=allow_partial)
+    chosen = ShardCache.chosen(cache, cache_bytes)
+    return LogitStore(store_path(path), allow_partial=allow_partial, cache=chosen)
 
 
 class LogitStore:
     """A store, opened by `open_store`. Indexing gives the records of a sequence.
 
     Attributes:
-        path: The folder.
+        path: The folder, or the address in a bucket.
         spec: What the records mean.
         plan: Which rows are in which shard.
         provenance: Names and paths of how it was made; for people, not checked.
@@ -99,15 +132,22 @@ class LogitStore:
         shards: Numbers of the shards that can be read.
     """
 
-    def __init__(self, path: Path, *, allow_partial: bool = False) -> None:
+    def __init__(
+        self, path: StorePath, *, allow_partial: bool = False, cache: ShardCache | None = None
+    ) -> None:
         self.path = path
+        self.cache = cache or ShardCache.chosen()
         header = StoreHeader.read(path)
         self.spec: StoreSpec = header.spec
         self.plan: Plan = header.plan
         self.provenance = header.provenance
-        self.shards = self._list_shards()
         self.is_complete = (path / DONE_FILE).exists()
+        if self.is_complete and isinstance(path, RemotePath):
+            self.shards = list(range(self.plan.shard_count))  # the index lists them all
+        else:
+            self.shards = list_shards(path, self.plan)
         self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._bucket: tuple[int, BucketShards] | None = None
         if self.is_complete:
             self._check_complete()
         elif not allow_partial:
@@ -127,8 +167,7 @@ class LogitStore:
             IndexError: There is no such sequence.
             CorruptStoreError: Its bytes are damaged; other sequences may still be whole.
         """
-        shard, place = self._locate(i)
-        return shard.records(place)
+        return self._read(i, Shard.records)
 
     def __iter__(self) -> Iterator[TokenRecords]:
         return (self[i] for i in range(len(self)))
@@ -138,11 +177,13 @@ class LogitStore:
         return f"LogitStore({str(self.path)!r}, {len(self):,} sequences, {state})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_open": OrderedDict()}  # maps do not travel between processes
+        # Maps and threads do not travel between processes.
+        return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
 
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]:
         """The records of several sequences, in the order asked for."""
         wanted = list(indices)
+        self.fetch_ahead(wanted)
         found = {i: self[i] for i in sorted(set(wanted))}  # a shard after the other
         return [found[i] for i in wanted]
 
@@ -153,8 +194,7 @@ class LogitStore:
             IndexError: There is no such sequence.
             CorruptStoreError: Its bytes are damaged.
         """
-        shard, place = self._locate(i)
-        return shard.text(place)
+        return self._read(i, Shard.text)
 
     def encoded(self, i: int) -> EncodedRecords:
         """Sequence i as it is stored, to be stored again without any change.
@@ -187,6 +227,18 @@ class LogitStore:
         first = int(self._first_sequence[position])
         return [first + int(i) for i in np.flatnonzero(self._shard(index).sequence_rows() == r)]
 
+    def fetch_ahead(self, indices: Iterable[int]) -> None:
+        """Of a store in a bucket: begin to fetch the shards of these sequences, and return.
+
+        What was asked for before and has not begun is dropped. Of a folder: nothing to do.
+        """
+        bucket = self._files()
+        if bucket is not None:
+            last, total = self._first_sequence, len(self)
+            inside = [i + total * (i < 0) for i in indices]
+            found = np.searchsorted(last, [i for i in inside if 0 <= i < total], side="right") - 1
+            bucket.fetch_ahead(self.shards[p] for p in dict.fromkeys(found.tolist()))
+
     @property
     def rows_held(self) -> int:
         """Dataset rows in the shards that are there."""
@@ -194,7 +246,14 @@ class LogitStore:
 
     @property
     def tokenizer_path(self) -> Path:
-        """Folder of the teacher's tokenizer."""
+        """Folder of the teacher's tokenizer; of a store in a bucket, a copy of it.
+
+        Raises:
+            CorruptStoreError: The object is not what was committed.
+            StorageError: The object store, or the disk, refuses.
+        """
+        if isinstance(self.path, RemotePath):
+            return local_tokenizer(self.path, self.spec, self.cache)
         return self.path / TOKENIZER_FOLDER
 
     @property
@@ -212,22 +271,31 @@ class LogitStore:
 
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
-        """Records of each sequence."""
-        parts = [np.diff(self._shard(i).record_offsets) for i in self.shards]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        """Records of each sequence; a few kilobytes of every shard are read."""
+        return self._of_each_sequence("records", lambda i: self.skim(i).token_counts)
 
     @cached_property
     def sequence_rows(self) -> npt.NDArray[np.int64]:
-        """The dataset row of each sequence."""
-        parts = [self._shard(i).sequence_rows() for i in self.shards]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        """The dataset row of each sequence; where rows have windows, the text's shards are read."""
+        return self._of_each_sequence("rows", lambda i: self.skim(i).sequence_rows)
 
     @cached_property
     def shard_facts(self) -> list[dict[str, Any]]:
         """The index: one dict a shard (rows, counts, bytes, digest, fidelity)."""
         if self.is_complete:
             return self._read_index()
-        return [index_line(self._shard(i), i) for i in self.shards]
+        return self._of_each_shard(lambda i: index_line(self._skim(i), i))
+
+    def skim(self, index: int) -> Skimmed:
+        """What a shard says of itself, from its last bytes, without fetching or mapping it.
+
+        Raises:
+            CorruptStoreError: It is not the shard that it must be.
+        """
+        skimmed = self._skim(index)
+        if self.is_complete:
+            self._check_indexed(skimmed, index)
+        return skimmed
 
     @cached_property
     def fidelity(self) -> Fidelity:
@@ -262,42 +330,108 @@ class LogitStore:
         counts = [int(f["sequences"]) for f in self.shard_facts]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    def _locate(self, i: int) -> tuple[Shard, int]:
+    def member_bytes(self) -> list[dict[str, int]]:
+        """Of each shard: the bytes of each array, and of the text."""
+        return self._of_each_shard(lambda i: self._skim(i).member_bytes())
+
+    def _skim(self, index: int) -> Skimmed:
+        known = self._fact(index)[1] if self.is_complete else None
+        return Skimmed(self._shard_path(index), self.spec, self.plan, index, known)
+
+    def _of_each_shard(self, what: Callable[[int], T]) -> list[T]:
+        return for_each(self.shards, what, at_once=isinstance(self.path, RemotePath))
+
+    def _of_each_sequence(self, name: str, what: Callable[[int], Ints]) -> Ints:
+        """An array of all shards' arrays; of a bucket kept on the local disk, for it is asked for
+        by every process of every run."""
+
+        def read() -> Ints:
+            parts = self._of_each_shard(what)
+            return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+        if not isinstance(self.path, RemotePath):
+            return read()
+        digests = "".join(str(f["sha256"]) for f in self.shard_facts)
+        return kept_array(self.cache, f"{name}-{self.digest}-{digests}", len(self), read)
+
+    def _read(self, i: int, what: Callable[[Shard, int], T]) -> T:
+        """Something of sequence i; once more where what failed can be put right."""
+        index, place = self._locate(i)
+        try:
+            return what(self._shard(index), place)
+        except MemoryError:  # maps count against a limit of address space, and one may be large
+            if not self._open:
+                raise
+            self._open.clear()
+        except CorruptStoreError:
+            bucket = self._files()
+            if bucket is None or not bucket.drop_if_damaged(index):
+                raise
+            self._open.pop(index, None)
+        return what(self._shard(index), place)
+
+    def _files(self) -> BucketShards | None:
+        """Of a store in a bucket: how this process gets at its shards."""
+        if not isinstance(self.path, RemotePath):
+            return None
+        if self._bucket is None or self._bucket[0] != os.getpid():
+            self._bucket = (os.getpid(), BucketShards(self.path, self.cache, self._fact))
+            if multiprocessing.parent_process() is None:
+                self._say_if_larger_than_cache()
+        return self._bucket[1]
+
+    def _say_if_larger_than_cache(self) -> None:
+        size, limit = sum(int(f["file_bytes"]) for f in self.shard_facts), self.cache.limit_bytes
+        if size > limit:
+            log.warning(
+                "%s: %s bytes, of which the cache in %s keeps %s. Read in order, each shard is "
+                "fetched once; in random order, as training does, again and again. If the disk has "
+                "room, set %s to more.",
+                self.path,
+                f"{size:,}",
+                self.cache.folder,
+                f"{limit:,}",
+                LIMIT_VARIABLE,
+            )
+
+    def _fact(self, index: int) -> tuple[str, int]:
+        fact = self.shard_facts[self._position[index]]
+        return str(fact["sha256"]), int(fact["file_bytes"])
+
+    def _locate(self, i: int) -> tuple[int, int]:
         if i < 0:
             i += len(self)
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path} has {len(self)} sequences, there is no number {i}")
         position = int(np.searchsorted(self._first_sequence, i, side="right")) - 1
-        return self._shard(self.shards[position]), i - int(self._first_sequence[position])
+        return self.shards[position], i - int(self._first_sequence[position])
 
     def _shard(self, index: int) -> Shard:
         shard = self._open.get(index)
         if shard is None:
-            shard = Shard(self._shard_path(index), self.spec, self.plan, index)
+            shard = self._opened(index)
             if self.is_complete:
                 self._check_indexed(shard, index)
             self._open[index] = shard
-            if len(self._open) > _OPEN_SHARDS:
+            while len(self._open) > 1 and (
+                len(self._open) > _OPEN_SHARDS or spare_address_space() < _SPARE_BYTES
+            ):
                 self._open.popitem(last=False)
         self._open.move_to_end(index)
         return shard
 
-    def _shard_path(self, index: int) -> Path:
-        return self.path / SHARDS_FOLDER / shard_name(index)
+    def _opened(self, index: int) -> Shard:
+        path, bucket = self._shard_path(index), self._files()
+        if bucket is None:
+            return Shard(path, self.spec, self.plan, index)
+        shard = Shard(path, self.spec, self.plan, index, bucket.open(index))
+        position = self._position[index]
+        if position == 0 or self.shards[position - 1] in self._open:  # read in order, it seems
+            bucket.fetch_ahead(following(self.shards, position))
+        return shard
 
-    def _list_shards(self) -> list[int]:
-        try:
-            there = set(os.listdir(self.path / SHARDS_FOLDER))
-        except (FileNotFoundError, NotADirectoryError):
-            raise NotAStoreError(
-                f"{self.path}: has a store.json but no {SHARDS_FOLDER}/ folder. Copy the whole "
-                "store, or run the same `logitstore capture …` again."
-            ) from None
-        except OSError as e:
-            raise StorageError(
-                f"{self.path / SHARDS_FOLDER}: cannot be read ({e.strerror}). Mend that first."
-            ) from e
-        return [i for i in range(self.plan.shard_count) if shard_name(i) in there]
+    def _shard_path(self, index: int) -> StorePath:
+        return self.path / SHARDS_FOLDER / shard_name(index)
 
     def _check_complete(self) -> None:
         lost = sorted(set(range(self.plan.shard_count)) - set(self.shards))
@@ -311,9 +445,9 @@ class LogitStore:
                 rows=(first, stop - 1),
             )
 
-    def _check_indexed(self, shard: Shard, index: int) -> None:
+    def _check_indexed(self, shard: Shard | Skimmed, index: int) -> None:
         fact = self.shard_facts[self._position[index]]
-        if (shard.archive.digest, len(shard)) != (fact["sha256"], fact["sequences"]):
+        if (shard.archive.digest, shard.size.sequences) != (fact["sha256"], fact["sequences"]):
             raise CorruptStoreError(
                 f"{shard.path}: the file is not the one this store was sealed with (SHA-256 "
                 f"{shard.archive.digest[:12]}…, the index says {fact['sha256'][:12]}…). Restore it "
@@ -328,9 +462,46 @@ class LogitStore:
             sealed = read_seal(self.path, self.spec)[INDEX_FILE]
             path = self.path / INDEX_FILE
             return read_index(path, sealed, self.plan)
+        except StorageError:
+            raise
         except (OSError, ValueError) as e:
             raise CorruptStoreError(
                 f"{path}: {e}. Every shard may still be good: `logitstore repair {self.path}` "
                 "checks them, and rebuilds index and seal.",
                 path=path,
             ) from None
+
+
+def spare_address_space() -> float:
+    """Bytes that this process may still map (`ulimit -v`); infinite where there is no limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # not Linux
+        return math.inf
+    return limit - pages * resource.getpagesize()
+
+
+def list_shards(store: StorePath, plan: Plan) -> list[int]:
+    """Numbers of the shards that are there, by one listing.
+
+    Raises:
+        NotAStoreError: There is no folder of shards.
+        StorageError: It cannot be listed.
+    """
+    try:
+        there = set(names_in(store / SHARDS_FOLDER))
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotAStoreError(
+            f"{store}: has a store.json but no {SHARDS_FOLDER}/ folder. Copy the whole "
+            "store, or run the same `logitstore capture …` again."
+        ) from None
+    except StorageError:
+        raise
+    except OSError as e:
+        raise StorageError(
+            f"{store / SHARDS_FOLDER}: cannot be read ({e.strerror}). Mend that first."
+        ) from e
+    return [i for i in range(plan.shard_count) if shard_name(i) in there]

@@ -11,6 +11,9 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
+from logitstore.place import StorePath
+from logitstore.remote import RemotePath
+
 #: `store.json` holds a number a shard; this is room for 900,000 of them.
 MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
@@ -33,13 +36,15 @@ def open_file(path: Path) -> BinaryIO:
     return file
 
 
-def read_file(path: Path, limit: int) -> bytes:
-    """All bytes of an ordinary file.
+def read_file(path: StorePath, limit: int) -> bytes:
+    """All bytes of an ordinary file, or of an object.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is not an ordinary file, or has more than `limit` bytes.
     """
+    if isinstance(path, RemotePath):
+        return path.read_limited(limit)
     with open_file(path) as f:
         data = f.read(limit + 1)
     if len(data) > limit:

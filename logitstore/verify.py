@@ -13,13 +13,17 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.bucket import local_tokenizer
 from logitstore.decoding import TextCheck
-from logitstore.errors import CorruptStoreError, IncompleteStoreError
+from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
 from logitstore.index import index_line
+from logitstore.place import StorePath
 from logitstore.progress import progress
 from logitstore.records import TokenRecords
+from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256, read_seal
 from logitstore.shard import Shard, shard_name
+from logitstore.shard_cache import ShardCache
 from logitstore.spec import (
     DONE_FILE,
     INDEX_FILE,
@@ -29,7 +33,7 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
-from logitstore.store import LogitStore
+from logitstore.store import LogitStore, list_shards
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
 
@@ -78,11 +82,14 @@ class VerifyReport:
         }
 
 
-def verify_store(path: Path, *, deep: bool = False, allow_partial: bool = False) -> VerifyReport:
+def verify_store(
+    path: StorePath, *, deep: bool = False, allow_partial: bool = False
+) -> VerifyReport:
     """Check a store.
 
     Args:
-        path: The store's folder.
+        path: The store's folder, or its address in a bucket. Its objects are read anew, not from
+            the cache.
         deep: Decode everything, too.
         allow_partial: Check what an unfinished capture has committed.
 
@@ -112,14 +119,19 @@ def verify_store(path: Path, *, deep: bool = False, allow_partial: bool = False)
     return report
 
 
-def _check_tokenizer(path: Path, spec: StoreSpec) -> Iterator[Damage]:
+def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
     for name, digest in spec.tokenizer["files"].items():
         yield from _check_file(path, f"{TOKENIZER_FOLDER}/{name}", digest)
 
 
-def _check_file(path: Path, name: str, digest: str) -> Iterator[Damage]:
+def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
     try:
         found = file_sha256(path / name)
+    except FileNotFoundError:
+        yield Damage(name, None, "is missing")
+        return
+    except StorageError:
+        raise
     except (OSError, ValueError) as e:
         yield Damage(name, None, f"cannot be read ({e})")
         return
@@ -127,9 +139,11 @@ def _check_file(path: Path, name: str, digest: str) -> Iterator[Damage]:
         yield Damage(name, None, f"SHA-256 is {found[:12]}…, recorded as {digest[:12]}…")
 
 
-def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
+def _check_seal(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
     try:
         sealed = read_seal(path, spec)
+    except StorageError:
+        raise
     except (OSError, ValueError) as e:
         yield Damage(DONE_FILE, None, f"the seal cannot be used: {e}")
         return
@@ -147,19 +161,21 @@ def _check_seal(path: Path, spec: StoreSpec) -> Iterator[Damage]:
             yield Damage(INDEX_FILE, None, str(e))
 
 
-def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: bool) -> None:
+def _check_shards(path: StorePath, header: StoreHeader, report: VerifyReport, deep: bool) -> None:
     plan = header.plan
     indexed = _indexed(path) if report.is_complete else {}
-    check = TextCheck.from_folder(path / TOKENIZER_FOLDER) if deep else None
+    there = set(range(plan.shard_count) if report.is_complete else list_shards(path, plan))
+    tokenizer = _tokenizer(path, header.spec) if deep else None
+    check = None if tokenizer is None else TextCheck.from_folder(tokenizer)
     with progress(plan.shard_count, "verify", "shards") as shown:
         for index in range(plan.shard_count):
             name = f"{SHARDS_FOLDER}/{shard_name(index)}"
             first, stop = plan.shard_rows(index)
-            if report.is_complete or (path / name).exists():
+            if index in there:
                 report.shards += 1
                 report.rows += stop - first
                 try:
-                    shard = Shard(path / name, header.spec, plan, index)
+                    shard = _opened(path / name, header, index)
                     shard.archive.check_digest()
                     report.damaged += _check_index(shard, index, indexed.get(index))
                 except CorruptStoreError as e:
@@ -170,7 +186,24 @@ def _check_shards(path: Path, header: StoreHeader, report: VerifyReport, deep: b
             shown.update(1)
 
 
-def _indexed(path: Path) -> dict[int, dict[str, Any]]:
+def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
+    """A shard; of a bucket, as it is there now, whatever the cache holds."""
+    file = None
+    if isinstance(path, RemotePath):
+        file, _ = ShardCache.chosen().download(path)
+    return Shard(path, header.spec, header.plan, index, file)
+
+
+def _tokenizer(path: StorePath, spec: StoreSpec) -> Path | None:
+    if not isinstance(path, RemotePath):
+        return path / TOKENIZER_FOLDER
+    try:
+        return local_tokenizer(path, spec, ShardCache.chosen())
+    except CorruptStoreError:  # which the check of its files has said
+        return None
+
+
+def _indexed(path: StorePath) -> dict[int, dict[str, Any]]:
     try:
         return {f["shard"]: f for f in LogitStore(path).shard_facts}
     except CorruptStoreError:

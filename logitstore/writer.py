@@ -8,7 +8,10 @@
       DONE              last of all
 
 The journal (who wrote what, when) lies beside the folder, not in it: nothing in a store names a
-host, a time or a worker, so the same capture is the same bytes anywhere.
+host, a time or a worker, so the same capture is the same bytes anywhere (see `journal.py`).
+
+A store in a bucket has the same objects with the same bytes. It is sealed from the ends of its
+shards (`skim.py`): what other workers wrote is not read again.
 """
 
 import errno
@@ -16,8 +19,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -29,9 +30,13 @@ from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
 from logitstore.index import encode_index, index_line
+from logitstore.journal import Journal
+from logitstore.place import StorePath, names_in, to_write
 from logitstore.records import SequenceText
+from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256, seal_bytes, sealed_names
 from logitstore.shard import Shard, build_shard, shard_name
+from logitstore.skim import Skimmed, for_each
 from logitstore.spec import (
     DONE_FILE,
     INDEX_FILE,
@@ -42,7 +47,8 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
-from logitstore.untrusted import MAX_SPEC_BYTES
+from logitstore.store import list_shards
+from logitstore.untrusted import MAX_SPEC_BYTES, read_file
 
 _OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
 
@@ -51,7 +57,7 @@ class StoreWriter:
     """A store being written. Safe to kill at any moment and to make again with the same arguments.
 
     Attributes:
-        path: The store's folder.
+        path: The store's folder, or its address in a bucket.
         spec: What it holds.
         plan: Which rows are in which shard.
         provenance: As recorded when the store was begun.
@@ -59,7 +65,7 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | os.PathLike[str] | RemotePath,
         spec: StoreSpec,
         plan: Plan,
         tokenizer_files: Mapping[str, bytes],
@@ -72,8 +78,11 @@ class StoreWriter:
         Raises:
             MismatchError: The folder holds a store made with other settings, or something else.
             StorageError: The file system refused.
+            InputError: A URL that is for reading.
         """
-        self.path, self.spec, self.plan, self._fs = Path(path), spec, plan, fs
+        self.path: StorePath = to_write(path)
+        self.spec, self.plan, self._fs = spec, plan, fs
+        self._journal = Journal(self.path)
         spec.check()
         plan.check()
         header = StoreHeader(spec, plan, dict(provenance or {}))
@@ -84,11 +93,12 @@ class StoreWriter:
         self.provenance = found.provenance
         if not self.is_sealed:
             self._complete_folders(tokenizer_files)
+            self._check_conditional()
 
     def missing(self) -> list[int]:
         """Shards not committed yet, in order."""
-        there = set(os.listdir(self.path / SHARDS_FOLDER))
-        return [i for i in range(self.plan.shard_count) if shard_name(i) not in there]
+        there = set(list_shards(self.path, self.plan))
+        return [i for i in range(self.plan.shard_count) if i not in there]
 
     @property
     def is_sealed(self) -> bool:
@@ -109,7 +119,8 @@ class StoreWriter:
             kept_fidelity: As `shard.build_shard` takes it, for records of another store.
 
         Returns:
-            False if another worker had committed it already; then nothing changed.
+            False if another worker had committed it already; then nothing changed. (In a bucket:
+            False if its bytes are others.)
         """
         began, ended = self.plan.shard_rows(index)
         rows = [line.row for line, _ in sequences]
@@ -152,18 +163,7 @@ class StoreWriter:
 
     def note(self, event: str, **facts: Any) -> None:
         """Append a line to the journal beside the store."""
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "host": socket.gethostname(),
-            "process": os.getpid(),
-            "event": event,
-        } | facts
-        journal = self.path.with_name(f"{self.path.name}.journal.jsonl")
-        try:
-            with journal.open("a") as f:
-                f.write(json.dumps(line) + "\n")
-        except OSError as e:
-            raise commit.explain(e, journal) from e
+        self._journal.note(event, **facts)
 
     def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
         check_place(self.path)
@@ -180,6 +180,11 @@ class StoreWriter:
             )
         commit.create(self.path / SPEC_FILE, [described], self._fs)
 
+    def _check_conditional(self) -> None:
+        if isinstance(self.path, RemotePath):
+            spec_file = self.path / SPEC_FILE
+            spec_file.check_conditional(read_file(spec_file, MAX_SPEC_BYTES))
+
     def _complete_folders(self, tokenizer_files: Mapping[str, bytes]) -> None:
         """What a crash or a repair took away is made again."""
         try:
@@ -192,9 +197,16 @@ class StoreWriter:
         """A half-written folder from a crash is replaced; a twin's finished one is kept."""
         folder = self.path / TOKENIZER_FOLDER
         wanted = self.spec.tokenizer["files"]
+        if isinstance(folder, RemotePath):
+            there = self._tokenizer_digests()
+            for name, data in files.items():
+                if there.get(name) != wanted[name]:
+                    commit.overwrite(folder / name, data)
+        elif not folder.exists() or self._tokenizer_digests() != wanted:
+            self._replace_tokenizer(folder, files)
+
+    def _replace_tokenizer(self, folder: Path, files: Mapping[str, bytes]) -> None:
         if folder.exists():
-            if self._tokenizer_digests() == wanted:
-                return
             shutil.rmtree(folder)
         temporary = commit.temporary(folder)
         temporary.mkdir()
@@ -204,14 +216,15 @@ class StoreWriter:
         try:
             self._fs.replace(temporary, folder)
         except OSError:
-            if self._tokenizer_digests() != wanted:  # not a twin's that came first
-                raise
+            if self._tokenizer_digests() != self.spec.tokenizer["files"]:
+                raise  # else a twin's came first
             shutil.rmtree(temporary, ignore_errors=True)
-        self._fs.sync_folder(self.path)
+        self._fs.sync_folder(folder.parent)
 
     def _tokenizer_digests(self) -> dict[str, str]:
         folder = self.path / TOKENIZER_FOLDER
-        return {p.name: file_sha256(p) for p in folder.iterdir() if p.is_file()}
+        files = (folder / name for name in names_in(folder))
+        return {file.name: file_sha256(file) for file in files if file.is_file()}
 
     def _check_same(self, found: StoreHeader) -> None:
         different = [
@@ -229,11 +242,14 @@ class StoreWriter:
             )
 
     def _index(self) -> bytes:
-        lines = []
-        for i in range(self.plan.shard_count):
-            shard = Shard(self.path / SHARDS_FOLDER / shard_name(i), self.spec, self.plan, i)
-            lines.append(index_line(shard, i))
-        return encode_index(lines)
+        is_bucket = isinstance(self.path, RemotePath)
+
+        def line(i: int) -> dict[str, Any]:
+            kind = Skimmed if is_bucket else Shard
+            path = self.path / SHARDS_FOLDER / shard_name(i)
+            return index_line(kind(path, self.spec, self.plan, i), i)
+
+        return encode_index(for_each(range(self.plan.shard_count), line, at_once=is_bucket))
 
 
 def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -247,13 +263,18 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
-def check_place(path: Path) -> None:
+def check_place(path: StorePath) -> None:
     """Refuse a folder that no store can begin in. Makes nothing.
 
     Raises:
         MismatchError: It is a file or below one, or holds something else.
         StorageError: It cannot be read or written.
+        InputError: A URL that is for reading.
     """
+    if isinstance(path, RemotePath):
+        path.check_writable()
+        _check_free(path, path.names())
+        return
     places = (path, *path.absolute().parents)
     try:
         found = sorted(os.listdir(path))
@@ -264,15 +285,19 @@ def check_place(path: Path) -> None:
         raise MismatchError(f"{file}: is a file, not a folder. Choose another --out.") from None
     except OSError as e:
         raise commit.explain(e, path) from e
+    _check_free(path, found)
+    nearest = next(p for p in places if p.exists())
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise commit.explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), nearest)
+
+
+def _check_free(path: StorePath, found: Sequence[str]) -> None:
     strange = [n for n in found if n not in _OURS and not n.startswith(TEMPORARY_PREFIX)]
     if strange or set(found) & {INDEX_FILE, DONE_FILE}:
         raise MismatchError(
             f"{path}: the folder holds something else ({', '.join(strange or found)}) and no "
             "store. Choose another --out, or empty the folder."
         )
-    nearest = next(p for p in places if p.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise commit.explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), nearest)
 
 
 def _short(value: object) -> str:

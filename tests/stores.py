@@ -139,7 +139,7 @@ def row_sequences(
 
 
 def write(
-    path: Path,
+    path: Path | str,
     of: StoreSpec | None = None,
     boundaries: tuple[int, ...] = (0, 3, 7, 12),
     *,

@@ -15,8 +15,10 @@ from logitstore.capture.preview import Preview, outlook, stored_size, take_sampl
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import DEFAULT_TOKENS_PER_BATCH, Task, prepare
 from logitstore.capture.work import Job
+from logitstore.place import StorePath, to_write
 from logitstore.progress import JsonLog
 from logitstore.ranks import Ranks, find_ranks
+from logitstore.remote import RemotePath
 from logitstore.spec import SPEC_FILE
 from logitstore.stopping import stopper
 from logitstore.store import LogitStore
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 def capture(
     teacher: str | os.PathLike[str],
     dataset: "str | os.PathLike[str] | Dataset",
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | RemotePath,
     *,
     top_k: int = 64,
     max_tail: float | None = None,
@@ -63,7 +65,7 @@ def capture(
         dataset: Hub id, folder, `save_to_disk` folder, .jsonl, .parquet or .txt file, or a
             `datasets.Dataset`; with `text`, `prompt` and `completion`, `messages` or `input_ids`
             (see `logitstore.capture.rows`).
-        out: The store's folder.
+        out: The store's folder, or a URL: `s3://bucket/name`.
         top_k: Entries of a record at most.
         max_tail: Keep only the most probable entries that leave no more than this probability
             outside (never more than top_k).
@@ -119,17 +121,18 @@ def capture(
         shard_text_bytes=shard_text_bytes,
         trust_remote_code=trust_remote_code,
     )
+    place = to_write(out)
     with stopper() as stop:
         ranks = find_ranks() if ranks is None else ranks
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
-        return Job(task, Path(out), lambda: _writer(task, out), ranks, stop, events).run()
+        return Job(task, place, lambda: _writer(task, place), ranks, stop, events).run()
 
 
 def preview(
     teacher: str | os.PathLike[str],
     dataset: "str | os.PathLike[str] | Dataset",
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | RemotePath,
     **settings: Any,
 ) -> Preview:
     """What `capture` with the same arguments would do. Writes nothing.
@@ -138,14 +141,15 @@ def preview(
         InputError: A model, dataset or setting that cannot be used.
         MismatchError: `out` holds a store made with other settings.
     """
+    place = to_write(out)
     task = prepare(os.fspath(teacher), dataset, CaptureSettings(**settings))
     missing = list(range(task.plan.shard_count))
     budget = task.settings.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
-    if (Path(out) / SPEC_FILE).exists():  # then nothing is begun
-        writer = _writer(task, out)
+    if (place / SPEC_FILE).exists():  # then nothing is begun
+        writer = _writer(task, place)
         missing, budget = writer.missing(), task.budget(writer)
     else:
-        check_place(Path(out))
+        check_place(place)
     sample, found = take_sample(task.reader, task.text_bytes), None
     if missing and sample.records:
         taught = TeacherPass(task.teacher, task.spec, task.device(Ranks()))
@@ -155,6 +159,6 @@ def preview(
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
 
 
-def _writer(task: Task, out: str | os.PathLike[str]) -> StoreWriter:
+def _writer(task: Task, out: StorePath) -> StoreWriter:
     """Begins the store if it is not there yet."""
     return StoreWriter(out, task.spec, task.plan, task.teacher.tokenizer_files, task.provenance)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 
 from logitstore.capture.batches import TeacherPass, batches
 from logitstore.capture.preview import Outlook, Sample, outlook, seen, stored_size, take_sample
@@ -19,9 +18,11 @@ from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords
 from logitstore.errors import IncompleteStoreError
+from logitstore.place import StorePath, names_in_or_none, size_bytes
 from logitstore.progress import JsonLog, Progress, duration, progress
 from logitstore.ranks import PATIENCE_S, Heartbeat, Ranks, signs_of_life, wait_until
 from logitstore.records import SequenceText
+from logitstore.remote import RemotePath
 from logitstore.shard import shard_name
 from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
 from logitstore.stopping import Stopped, Stopper
@@ -30,6 +31,8 @@ from logitstore.writer import StoreWriter, check_place
 
 log = logging.getLogger(__name__)
 
+#: How often to look whether others are done; in a bucket every look is a request that costs.
+_POLL_FOLDER_S, _POLL_BUCKET_S = 0.2, 2.0
 _AGAIN = "Run the same command again: it does only what is missing."
 
 
@@ -38,7 +41,7 @@ class Job:
 
     Args:
         task: What is to be done.
-        out: The store's folder.
+        out: The store's folder, or its address in a bucket.
         make_writer: Opens the store for writing, and begins it if it is not there.
         ranks: Which process of how many this is.
         stop: Hears of signals.
@@ -48,7 +51,7 @@ class Job:
     def __init__(
         self,
         task: Task,
-        out: Path,
+        out: StorePath,
         make_writer: Callable[[], StoreWriter],
         ranks: Ranks,
         stop: Stopper,
@@ -145,7 +148,10 @@ class Job:
 
     def _wait(self, is_done: Callable[[], bool], for_what: str) -> None:
         shards = self.out / SHARDS_FOLDER
-        if not wait_until(is_done, lambda: signs_of_life(shards), patience_s=PATIENCE_S):
+        poll_s = _POLL_BUCKET_S if isinstance(self.out, RemotePath) else _POLL_FOLDER_S
+        if not wait_until(
+            is_done, lambda: signs_of_life(shards), patience_s=PATIENCE_S, poll_s=poll_s
+        ):
             raise IncompleteStoreError(
                 f"{self.out}: {self.ranks} waited {for_what}, and for {duration(PATIENCE_S)} no "
                 f"other rank gave a sign of life. {self._state()}. See what the other ranks said. "
@@ -153,10 +159,9 @@ class Job:
             )
 
     def _state(self) -> str:
-        shards = self.out / SHARDS_FOLDER
-        count = self.task.plan.shard_count
-        there = sum((shards / shard_name(i)).exists() for i in range(count))
-        return f"{self.out}: {there:,} of {count:,} shards are there, each of them whole"
+        count, there = self.task.plan.shard_count, set(names_in_or_none(self.out / SHARDS_FOLDER))
+        held = sum(shard_name(i) in there for i in range(count))
+        return f"{self.out}: {held:,} of {count:,} shards are there, each of them whole"
 
 
 class _Worker:
@@ -199,7 +204,7 @@ class _Worker:
     def commit(self, index: int, pairs: list[tuple[SequenceText, EncodedRecords | None]]) -> int:
         """On the committer's thread: the bytes of the shard, which is there now."""
         self.writer.write_shard(index, pairs)
-        size = (self.writer.path / SHARDS_FOLDER / shard_name(index)).stat().st_size
+        size = size_bytes(self.writer.path / SHARDS_FOLDER / shard_name(index))
         records = sum(len(r) for _, r in pairs if r is not None)
         self.shown.log.write("shard", shard=index, records=records, stored_bytes=size)
         return size

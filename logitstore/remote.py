@@ -1,0 +1,325 @@
+"""Objects below a URL, with those of pathlib's operations that a store needs, through fsspec.
+
+A `RemotePath` is an address: it holds no connection, so it may be pickled and forked. The client
+behind it is made when first used, in each process for itself. `retry.py` retries every request.
+
+How an object appears, whole and once (the counterpart of `commit.py`): one conditional create
+(S3: `If-None-Match: *`, also when the parts of a multipart upload are put together). If the name is
+taken, the object there is compared with ours: an answer that was lost on the way looks like that,
+and is a success. A service that ignores the condition would let a late twin replace a committed
+shard; `check_conditional` finds that out before anything depends on it.
+
+Credentials, regions and endpoints are those of the client libraries' own environment and files.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from logitstore.errors import InputError, StorageError
+from logitstore.retry import http_statuses, retrying
+
+_READ_BYTES = 32 * 1024 * 1024
+_PART_BYTES = 16 * 1024 * 1024  # of a multipart upload
+_PARTS_AT_ONCE = 4
+_COMPARED_BYTES = 8 * 1024 * 1024  # all of a store.json; of a shard the end, with its digest
+_BEYOND_END = 416  # the status of a range that begins where the object has ended
+_EXTRAS = {"s3": "remote", "s3a": "remote", "hf": "train"}
+_CONDITIONAL = ("s3", "s3a", "memory")
+_memory_lock = threading.Lock()  # fsspec's memory:// looks and writes in two steps
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """An object, or a prefix of objects.
+
+    Attributes:
+        url: With its protocol, without a slash at the end.
+    """
+
+    url: str
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(f"{self.url}/{name}")
+
+    @property
+    def protocol(self) -> str:
+        return self.url.split("://", 1)[0]
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+    @property
+    def parent(self) -> "RemotePath":
+        return RemotePath(self.url.rsplit("/", 1)[0])
+
+    def with_name(self, name: str) -> "RemotePath":
+        return self.parent / name
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        """Whether there is an object, or a prefix of some, at this address.
+
+        Raises:
+            StorageError: The store cannot be asked.
+        """
+        try:
+            self._info()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        """Whether there is an object at this address.
+
+        Raises:
+            StorageError: The store cannot be asked.
+        """
+        try:
+            return self._info().get("type") != "directory"
+        except FileNotFoundError:
+            return False
+
+    def is_symlink(self) -> bool:
+        """Never: objects have one name."""
+        return False
+
+    def size_bytes(self) -> int:
+        """Of the object.
+
+        Raises:
+            FileNotFoundError: There is none.
+            StorageError: The store cannot be asked.
+        """
+        return int(self._info()["size"])
+
+    def read_range(self, start: int, stop: int) -> bytes:
+        """Bytes `start` up to `stop`, fewer where the object ends before.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StorageError: The store refuses, again and again.
+        """
+        fs, key = self._located()
+
+        def read() -> bytes:
+            try:
+                return bytes(fs.cat_file(key, start=start, end=stop))
+            except Exception as e:
+                if _BEYOND_END in http_statuses(e):
+                    return b""
+                raise
+
+        return retrying(read, self.url)
+
+    def read_limited(self, limit: int) -> bytes:
+        """All bytes of a small object.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            ValueError: It has more than `limit` bytes.
+            StorageError: The store refuses, again and again.
+        """
+        size = self.size_bytes()
+        if size > limit:
+            raise ValueError(f"it has more than {limit:,} bytes, the most it may have")
+        return self.read_range(0, size) if size else b""
+
+    def read_bytes(self) -> bytes:
+        """All bytes; for objects known to be small."""
+        return b"".join(self.pieces())
+
+    def pieces(self, size: int | None = None) -> Iterator[bytes]:
+        """All bytes, a few megabytes at a time.
+
+        Args:
+            size: How many there are, where that is known.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StorageError: The store refuses, or the object shrinks while it is read.
+        """
+        size = self.size_bytes() if size is None else size
+        for start in range(0, size, _READ_BYTES):
+            stop = min(start + _READ_BYTES, size)
+            piece = self.read_range(start, stop)
+            if len(piece) != stop - start:
+                raise StorageError(
+                    f"{self}: {stop - start:,} bytes were asked for, {len(piece):,} came. Was the "
+                    "object replaced while it was read? Run the same command again."
+                )
+            yield piece
+
+    def names(self) -> list[str]:
+        """Names right below this prefix; none if there is nothing.
+
+        Raises:
+            StorageError: The store cannot be asked.
+        """
+        return sorted(self.signs())
+
+    def signs(self) -> dict[str, str]:
+        """Names right below this prefix, each with something that changes when it is written."""
+        fs, key = self._located()
+        try:
+            found = retrying(lambda: fs.ls(key, detail=True), self.url)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        below = [entry for entry in found if entry["name"].rstrip("/") != key.rstrip("/")]
+        marks = ("size", "ETag", "LastModified", "created")
+        return {
+            entry["name"].rstrip("/").rsplit("/", 1)[-1]: " ".join(str(entry.get(m)) for m in marks)
+            for entry in below
+        }
+
+    # -- writing ---------------------------------------------------------------------------------
+
+    def create(self, pieces: Iterable[Any]) -> bool:
+        """Make an object that must not be there yet.
+
+        Returns:
+            Whether the object now there has these bytes; False if another writer's came first.
+
+        Raises:
+            StorageError: The store refuses.
+        """
+        data = b"".join(pieces)
+        try:
+            self._put(data, "create")
+        except FileExistsError:  # a twin's, or our own whose answer was lost
+            return self._holds(data)
+        except FileNotFoundError:  # no such bucket, or an upload that is already put together
+            if not self._is_there_holding(data):
+                raise StorageError(
+                    f"{self}: there is no such bucket. Make it first, or choose another --out."
+                ) from None
+        return True
+
+    def overwrite(self, data: bytes) -> None:
+        """Write a derived object, replacing what was there.
+
+        Raises:
+            StorageError: The store refuses; what was there before is still there.
+        """
+        try:
+            self._put(data, "overwrite")
+        except FileNotFoundError:
+            raise StorageError(
+                f"{self}: there is no such bucket. Make it first, or choose another --out."
+            ) from None
+
+    def delete(self) -> None:
+        """Remove the object, if it is there."""
+        fs, key = self._located()
+        try:
+            retrying(lambda: fs.rm_file(key), self.url)
+        except FileNotFoundError:
+            return
+
+    def move_to(self, target: "RemotePath") -> None:
+        """Copy the object, then remove it here: an object store renames nothing."""
+        fs, key = self._located()
+        retrying(lambda: fs.cp_file(key, fs._strip_protocol(target.url)), self.url)
+        self.delete()
+
+    def check_conditional(self, data: bytes) -> None:
+        """See that this object, which is there with these bytes, cannot be created again.
+
+        Raises:
+            StorageError: The service ignores the condition, so workers could replace each other's
+                shards.
+        """
+        try:
+            self._put(data, "create")
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            pass
+        raise StorageError(
+            f"{self}: this object store replaces an object that was to be created only if absent "
+            "(If-None-Match), so a late worker could replace a committed shard. Capture to a "
+            "folder and copy the finished store there, or use a service that knows conditional "
+            "writes."
+        )
+
+    def check_writable(self) -> None:
+        """See that stores can be written behind this kind of address at all. Asks nobody.
+
+        Raises:
+            InputError: They cannot.
+        """
+        if self.protocol == "hf":
+            raise InputError(
+                f"{self}: hf:// is for reading. Capture to a folder or to s3://, then put the "
+                "finished store there with `hf upload`."
+            )
+        if self.protocol not in _CONDITIONAL:
+            raise InputError(
+                f"{self}: cannot be written to: expected a folder or s3://, where a file can be "
+                f"created only if it is absent; {self.protocol}:// is for reading. Capture to a "
+                "folder and copy the finished store there."
+            )
+        if self.url.count("/") < 3:
+            raise InputError(
+                f"{self}: is a whole bucket. Name a place in it, as in --out {self}/my-store."
+            )
+        _filesystem(self.protocol, os.getpid())
+
+    def _put(self, data: bytes, mode: str) -> None:
+        fs, key = self._located()
+        if self.protocol == "memory":
+            with _memory_lock:
+                retrying(lambda: fs.pipe_file(key, data, mode=mode), self.url)
+            return
+        parts = {"chunksize": _PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
+        retrying(lambda: fs.pipe_file(key, data, mode=mode, **parts), self.url)
+
+    def _holds(self, data: bytes) -> bool:
+        if self.size_bytes() != len(data):
+            return False
+        start = max(0, len(data) - _COMPARED_BYTES)
+        return self.read_range(start, len(data)) == data[start:]
+
+    def _is_there_holding(self, data: bytes) -> bool:
+        try:
+            return self._holds(data)
+        except FileNotFoundError:
+            return False
+
+    def _info(self) -> dict[str, Any]:
+        fs, key = self._located()
+        found: dict[str, Any] = retrying(lambda: fs.info(key), self.url)
+        return found
+
+    def _located(self) -> tuple[Any, str]:
+        fs = _filesystem(self.protocol, os.getpid())
+        fs.invalidate_cache()  # others write, too
+        return fs, str(fs._strip_protocol(self.url))
+
+
+@lru_cache(maxsize=16)
+def _filesystem(protocol: str, process: int) -> Any:
+    """fsspec's client of a protocol, one a process: none survives a fork."""
+    import fsspec  # here: opening a folder needs none of it
+
+    try:
+        return fsspec.filesystem(protocol, use_listings_cache=False)
+    except ImportError as e:
+        extra = _EXTRAS.get(protocol)
+        install = f"pip install 'logitstore[{extra}]'" if extra else "pip install …"
+        raise InputError(
+            f"{protocol}://: needs a package that is not installed ({e}). Install it with "
+            f"`{install}`."
+        ) from None
+    except ValueError as e:
+        raise InputError(
+            f"{protocol}://: is no protocol that fsspec knows ({e}). Use a folder, s3:// or hf://."
+        ) from None

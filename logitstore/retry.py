@@ -1,0 +1,124 @@
+"""Requests to an object store: which failures pass by themselves, and what to say of the others.
+
+The client libraries retry by themselves, each in its own way and for its own faults. Beyond that,
+whatever is transient by kind (a cut connection, a timeout, 408, 409, 425, 429, 5xx) is tried again
+with growing, jittered pauses. What is not there, is there already, or is forbidden is said at once.
+"""
+
+import errno
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from logitstore.errors import InputError, StorageError, in_a_line
+
+T = TypeVar("T")
+
+#: Seconds before each further attempt; about a minute in all.
+PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
+_PERMANENT = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    StorageError,
+    InputError,
+)
+_TRANSIENT_ERRNO = {
+    errno.EIO,
+    errno.EREMOTEIO,
+    errno.EBUSY,
+    errno.EAGAIN,
+    errno.EPIPE,
+    errno.ECONNABORTED,
+    errno.ECONNREFUSED,
+    errno.ECONNRESET,
+    errno.EHOSTUNREACH,
+    errno.ENETUNREACH,
+    errno.ETIMEDOUT,
+}
+_TRANSIENT_STATUS = {408, 409, 425, 429}
+#: Classes of the client libraries, by name: base installs have none of them.
+_TRANSIENT_NAMES = {"HTTPClientError", "ClientConnectionError", "ClientPayloadError"}
+_TRANSIENT_NAMES |= {"ConnectionError"}  # botocore's and requests', which are not Python's
+_TRANSIENT_NAMES |= {"FSTimeoutError", "IncompleteRead", "TransportError", "ResponseParserError"}
+_CREDENTIAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+_CREDENTIAL_NAMES |= {"NoAuthTokenError", "TokenRetrievalError", "UnauthorizedSSOTokenError"}
+_CREDENTIAL_NAMES |= {"ProfileNotFound", "SSOTokenLoadError", "ConfigNotFound", "ConfigParseError"}
+
+
+def retrying(action: Callable[[], T], url: str) -> T:
+    """What `action` gives, tried again while its failures are transient.
+
+    Raises:
+        FileNotFoundError: There is no such object.
+        FileExistsError: The object exists, and was not to be replaced.
+        StorageError: Everything else, with what to do about it.
+    """
+    for attempt, pause_s in enumerate((*PAUSES_S, None), start=1):
+        try:
+            return action()
+        except Exception as e:  # client libraries raise classes of their own
+            if is_taken(e):
+                raise FileExistsError(errno.EEXIST, "the object exists", url) from e
+            if isinstance(e, (FileNotFoundError, StorageError, InputError)):
+                raise
+            if pause_s is None or not is_transient(e):
+                raise explain(e, url, attempt) from e
+            time.sleep(pause_s * random.uniform(0.5, 1.0))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def is_taken(error: BaseException) -> bool:
+    """Whether a conditional create failed because the object is there."""
+    return isinstance(error, FileExistsError) or 412 in http_statuses(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, _PERMANENT):
+        return False
+    statuses = list(http_statuses(error))
+    if statuses:
+        return any(s in _TRANSIENT_STATUS or s >= 500 for s in statuses)
+    if isinstance(error, (TimeoutError, ConnectionError)) or _named(error, _TRANSIENT_NAMES):
+        return True
+    return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
+
+
+def explain(error: BaseException, url: str, attempts: int) -> StorageError:
+    """The failure, and what to do about it."""
+    said = in_a_line(error)
+    is_refused = isinstance(error, PermissionError) or _named(error, _CREDENTIAL_NAMES)
+    if is_refused or {401, 403} & set(http_statuses(error)):
+        return StorageError(
+            f"{url}: access was refused ({said}). Expected credentials that may read it (and "
+            "write, to capture there), found where the client libraries look: for s3:// "
+            "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL or ~/.aws, for hf:// HF_TOKEN or "
+            "`hf auth login`. Mend these, then run the same command again."
+        )
+    times = f"{attempts} attempts failed, the last with" if attempts > 1 else "the answer was"
+    return StorageError(
+        f"{url}: the object store refuses: {times} {said}. Nothing half-written is visible. See "
+        "that address, network and bucket are right, then run the same command again."
+    )
+
+
+def http_statuses(error: BaseException) -> Iterator[int]:
+    """HTTP statuses that an error and its causes carry, in the ways of the client libraries."""
+    seen: BaseException | None = error
+    while seen is not None:
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):  # botocore
+            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        else:  # requests, httpx; aiohttp
+            found = getattr(response, "status_code", None) or getattr(seen, "status", None)
+        if type(found) is int:
+            yield found
+        seen = seen.__cause__
+
+
+def _named(error: BaseException, names: set[str]) -> bool:
+    return bool({c.__name__ for c in type(error).__mro__} & names)
