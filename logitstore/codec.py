@@ -39,7 +39,6 @@ TAIL_STEP = 1 / 256
 ENTROPY_STEP = 1 / 256
 NEG_INF_CODE = 0xFFFF
 MAX_CODE = 0xFFFE
-_LOG_HALF = np.log(0.5)
 _BLOCK_ENTRIES = 65_536  # encoded at a time: half a megabyte, near the processor
 _COARSER = ((3.0, 2), (5.0, 4))  # beyond so many nats, round entries to multiples of so many steps
 
@@ -102,7 +101,9 @@ def entry_codes(logprobs: npt.ArrayLike) -> I32:
     x /= multiple
     np.rint(x, out=x)
     x *= multiple
-    return np.minimum(x, NEG_INF_CODE, out=x).astype(np.int32)
+    np.minimum(x, NEG_INF_CODE, out=x)
+    codes: I32 = x.astype(np.int32)
+    return codes
 
 
 def encode_entries(
@@ -183,12 +184,13 @@ def _distance(
     e^x (the teacher's own float32 sum is one up to 1e-6), an entry was m e^d / Z and is seen as
     m e^shift. |d| is at most two steps, so no exponential or logarithm has to be taken of it.
     """
-    d = codes_nK * ENTRY_STEP
+    d: F64 = codes_nK.astype(np.float64) * ENTRY_STEP
     d += logprobs_nK
     mass = _MASS_OF_CODE.take(codes_nK.astype(np.intp))
     if not kept_nK.all():
         d[~kept_nK] = mass[~kept_nK] = 0.0
-    tail, shift = _tail_and_shift(mass.sum(1), kept_nK.any(1), tail_codes)
+    has_entries: npt.NDArray[np.bool_] = np.any(kept_nK, axis=1)
+    tail, shift = _tail_and_shift(mass.sum(1), has_entries, tail_codes)
 
     growth = _exp_of_small(d)
     head, p_tail = np.einsum("nk,nk->n", mass, growth), np.exp(tail_n)
@@ -229,13 +231,23 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     Raises:
         ValueError: The codes of a record cannot be a distribution.
     """
+    n = len(count)
+    width = int(count[0]) if n else 0
+    if width and (count == width).all():  # rectangles are faster
+        codes_nK = deltas.reshape(n, width).cumsum(axis=1, dtype=np.int64)
+        _check_codes(codes_nK[:, -1])
+        head = _MASS_OF_CODE.take(codes_nK).sum(axis=1)
+        tail, shift = _tail_and_shift(head, count > 0, tail_codes)
+        logprobs_nK = codes_nK.astype(np.float32)
+        logprobs_nK *= np.float32(-ENTRY_STEP)
+        logprobs_nK += shift.astype(np.float32)[:, None]
+        return logprobs_nK.reshape(-1), tail.astype(np.float32)
     has = count > 0
     stops = np.cumsum(count)[has]
     starts = stops - count[has]
-    codes = _codes(deltas, starts)
-    if codes.size and int(codes[stops - 1].max()) >= NEG_INF_CODE:  # they only rise in a record
-        raise ValueError("an entry's code is beyond the range of the format")
-    head = np.zeros(len(count))
+    codes = running_sums(deltas.astype(np.int64), starts)
+    _check_codes(codes[stops - 1])
+    head = np.zeros(n)
     if codes.size:
         head[has] = np.add.reduceat(_MASS_OF_CODE.take(codes), starts)
     tail, shift = _tail_and_shift(head, has, tail_codes)
@@ -245,16 +257,26 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     return logprobs, tail.astype(np.float32)
 
 
-def _codes(deltas: U16, starts: I64) -> I64:
-    """Running sums that begin anew at each start."""
-    steps = deltas.astype(np.int64)
+def _check_codes(last: I64) -> None:
+    """Hold the last code of each record, which is its largest, to the format's range."""
+    if last.max(initial=0) >= NEG_INF_CODE:
+        raise ValueError("an entry's code is beyond the range of the format")
+
+
+def running_sums(steps: I64, starts: I64) -> I64:
+    """Running sums, in place, that begin anew at each start; `starts` ascend from 0."""
     if steps.size:
         sums = np.add.reduceat(steps, starts)
         steps[starts[1:]] -= sums[:-1]
     return np.cumsum(steps, out=steps)
 
 
-_MASS_OF_CODE = np.exp(-np.arange(NEG_INF_CODE + 1) * ENTRY_STEP)
+_CODES = np.arange(NEG_INF_CODE + 1)
+_MASS_OF_CODE = np.exp(_CODES * -ENTRY_STEP)
+_TAIL_OF_CODE = np.where(_CODES == NEG_INF_CODE, -np.inf, _CODES * -TAIL_STEP)
+with np.errstate(divide="ignore"):
+    _LOG_HEAD_OF_CODE = np.log(-np.expm1(_TAIL_OF_CODE))  # of what the tail leaves over
+_LAST_TRUSTING_HEAD = int(_CODES[np.log(0.5) <= _TAIL_OF_CODE][-1])
 
 
 def _tail_and_shift(
@@ -265,11 +287,14 @@ def _tail_and_shift(
     Raises:
         ValueError: A head of one or more, where the tail must follow it.
     """
-    tail = np.where(tail_codes_n == NEG_INF_CODE, -np.inf, tail_codes_n * -TAIL_STEP)
-    trusts_head = (tail >= _LOG_HALF) | ~has_entries_n
-    if (trusts_head & (head_n >= 1)).any():
+    tail = _TAIL_OF_CODE[tail_codes_n]
+    trusts_head = (tail_codes_n <= _LAST_TRUSTING_HEAD) | ~has_entries_n
+    if not trusts_head.any():
+        return tail, _LOG_HEAD_OF_CODE[tail_codes_n] - np.log(head_n)
+    if (head_n[trusts_head] >= 1).any():
         raise ValueError("a record's entries and tail add up to more than one")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tail = np.where(trusts_head, np.log1p(-head_n), tail)
-        shift = np.where(trusts_head, 0.0, np.log(-np.expm1(tail)) - np.log(head_n))
+    tail[trusts_head] = np.log1p(-head_n[trusts_head])
+    shift = np.zeros(len(head_n))
+    follows = ~trusts_head
+    shift[follows] = _LOG_HEAD_OF_CODE[tail_codes_n[follows]] - np.log(head_n[follows])
     return tail, shift

@@ -46,7 +46,8 @@ class StoreSpec:
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
         capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
             ``ids``, ``temperatures``, ``logit_std``, ``draws``.
-        codec: ``name`` and how many records and entries an inner chunk holds.
+        codec: ``name`` (``portable`` or ``compact``), how many records and entries an inner chunk
+            holds, and the ``layout`` of draws (``layout.py``), 1 where it is not named.
     """
 
     teacher: dict[str, Any]
@@ -56,6 +57,7 @@ class StoreSpec:
     codec: dict[str, Any] = field(
         default_factory=lambda: {
             "name": "portable",
+            "layout": 2,
             "records_per_chunk": 2048,
             "entries_per_chunk": 32768,
         }
@@ -87,6 +89,11 @@ class StoreSpec:
         return int(self.capture["draws"])
 
     @property
+    def layout(self) -> int:
+        """In which form draws are stored."""
+        return int(self.codec.get("layout", 1))
+
+    @property
     def vocab_size(self) -> int:
         return int(self.teacher["vocab_size"])
 
@@ -111,10 +118,11 @@ class StoreSpec:
         """
         for part, wanted in _CONTENT.items():
             value = getattr(self, part)
-            if not isinstance(value, dict) or set(value) != set(wanted):
+            optional = _OPTIONAL.get(part, set())
+            if not isinstance(value, dict) or set(value) | optional != set(wanted) | optional:
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
             for name, is_good in wanted.items():
-                if not is_good(value[name]):
+                if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is no object")  # noqa: TRY004
@@ -331,8 +339,10 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "draws": _upto(_MAX_U16),
     },
     "codec": {
-        "name": lambda value: value == "portable",
+        "name": lambda value: value in ("portable", "compact"),
+        "layout": _upto(2, 2),  # the first has no number
         "records_per_chunk": _upto(_MAX_CHUNK_RECORDS, 1),
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
     },
 }
+_OPTIONAL = {"codec": {"layout"}}

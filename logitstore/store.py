@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.index import index_line, read_index
-from logitstore.records import SequenceText, TokenRecords
+from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
 from logitstore.spec import (
@@ -43,6 +45,7 @@ from logitstore.spec import (
 )
 
 _OPEN_SHARDS = 64
+_DECODED_TOGETHER = 16  # sequences: more save little and leave the processor's cache
 
 
 @dataclass(frozen=True)
@@ -140,10 +143,34 @@ class LogitStore:
         return self.__dict__ | {"_open": OrderedDict()}  # maps do not travel between processes
 
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]:
-        """The records of several sequences, in the order asked for."""
-        wanted = list(indices)
-        found = {i: self[i] for i in sorted(set(wanted))}  # a shard after the other
-        return [found[i] for i in wanted]
+        """The records of several sequences, in the order asked for; faster than one at a time.
+
+        Sequences of a shard are decoded together, and no chunk twice. Their arrays are slices of
+        the same memory, which stays as long as any of them does.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Bytes of one of them are damaged.
+        """
+        wanted = [self._place(i) for i in indices]
+        found: dict[tuple[int, int], TokenRecords] = {}
+        for shard, group in groupby(sorted(set(wanted)), key=itemgetter(0)):
+            places = [place for _, place in group]
+            for start in range(0, len(places), _DECODED_TOGETHER):
+                some = places[start : start + _DECODED_TOGETHER]
+                records = self._shard(shard).records_of(some)
+                found |= {(shard, place): r for place, r in zip(some, records, strict=True)}
+        return [found[place] for place in wanted]
+
+    def entries(self, i: int) -> Entries:
+        """The entries of sequence i without the rest of its records: half of the work.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Bytes it needs are damaged.
+        """
+        shard, place = self._locate(i)
+        return shard.entries(place)
 
     def text(self, i: int) -> SequenceText:
         """The text of sequence i and where it comes from.
@@ -244,12 +271,17 @@ class LogitStore:
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def _locate(self, i: int) -> tuple[Shard, int]:
+        index, place = self._place(i)
+        return self._shard(index), place
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """The shard that holds sequence i, and which it is there."""
         if i < 0:
             i += len(self)
         if not 0 <= i < len(self):
             raise IndexError(f"{self.path} has {len(self)} sequences, there is no number {i}")
         position = int(np.searchsorted(self._first_sequence, i, side="right")) - 1
-        return self._shard(self.shards[position]), i - int(self._first_sequence[position])
+        return self.shards[position], i - int(self._first_sequence[position])
 
     def _shard(self, index: int) -> Shard:
         shard = self._open.get(index)

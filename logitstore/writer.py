@@ -25,13 +25,14 @@ from typing import Any
 
 from logitstore import commit
 from logitstore.archive import pack
+from logitstore.build import build_shard
 from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
 from logitstore.index import encode_index, index_line
 from logitstore.records import SequenceText
 from logitstore.seal import file_sha256, seal_bytes, sealed_names
-from logitstore.shard import Shard, build_shard, shard_name
+from logitstore.shard import Shard, shard_name
 from logitstore.spec import (
     DONE_FILE,
     INDEX_FILE,
