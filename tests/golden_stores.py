@@ -35,8 +35,11 @@ VARIANTS = {
     "logit-std": {"logit_std": True},
     "draws": {"draws": 4},
     "parts": {},
+    "compact": {"draws": 4, "temperatures": [2.0, 0.5]},
+    "gaps": {"draws": 4},
     "no-entries": {"top_k": 0, "max_tail": None, "draws": 4},
 }
+CODECS = {"compact": {"name": "compact", "layout": 2}, "gaps": {"name": "portable", "layout": 2}}
 
 
 def spec(variant: str) -> StoreSpec:
@@ -58,7 +61,8 @@ def spec(variant: str) -> StoreSpec:
         },
         rendering={"kind": "text", "add_eos": True, "max_length": 16},
         capture=capture,
-        codec={"name": "portable", "records_per_chunk": 2, "entries_per_chunk": 4},
+        codec=CODECS.get(variant, {"name": "portable"})
+        | {"records_per_chunk": 2, "entries_per_chunk": 4},
     )
 
 

@@ -26,6 +26,8 @@ def spec(
     logit_std: bool = False,
     draws: int = 0,
     chunks: tuple[int, int] = (2048, 32768),
+    codec: str = "portable",
+    layout: int = 2,
 ) -> StoreSpec:
     """A spec with the given settings."""
     return StoreSpec(
@@ -51,7 +53,8 @@ def spec(
             "draws": draws,
         },
         codec={
-            "name": "portable",
+            "name": codec,
+            **({"layout": layout} if layout > 1 else {}),
             "records_per_chunk": chunks[0],
             "entries_per_chunk": chunks[1],
         },

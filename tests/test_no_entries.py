@@ -53,7 +53,7 @@ def test_zarr_opens_a_shard_without_entries(tmp_path: Path) -> None:
         group = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
         arrays = {name: array[:] for name, array in group.arrays()}
     assert arrays["entry_logprobs"].shape == arrays["entry_ids"].shape == (0,)
-    assert arrays["draw_count"].sum() == len(arrays["sample_ids"])
+    assert arrays["draw_total"].sum() == arrays["sample_counts"].sum()
 
 
 @given(st.lists(st.integers(1, 2000), min_size=1, max_size=5))
