@@ -109,11 +109,12 @@ def encode_array(spec: ArraySpec, values: AnyArray, *, copy: bool = False) -> by
         part = np.ascontiguousarray(
             values[i * spec.chunk_length : (i + 1) * spec.chunk_length], spec.dtype
         )
+        filled = part.size
         if len(part) < spec.chunk_length:
             chunk = np.zeros(spec.chunk_shape, spec.dtype)
             chunk[: len(part)] = part
             part = chunk
-        payload = CODINGS[spec.coding].encode(part, copy=copy)
+        payload = CODINGS[spec.coding].encode(part, filled, copy=copy)
         piece = payload + _crc32c(payload)
         places.append((offset, len(piece)))
         pieces.append(piece)

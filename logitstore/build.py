@@ -13,6 +13,7 @@ from logitstore.arrays import (
     canonical_json,
     encode_array,
 )
+from logitstore.chunks import INSTEAD_OF_PCODEC
 from logitstore.encode import NOTHING_MEASURED, EncodedRecords, measure
 from logitstore.layout import (
     GROUP_MEMBER,
@@ -115,7 +116,7 @@ def _encode_arrays(
 
 
 def _copied(spec: ArraySpec) -> ArraySpec:
-    return replace(spec, coding="bitshuffle") if spec.coding == "pcodec" else spec
+    return replace(spec, coding=INSTEAD_OF_PCODEC.get(spec.coding, spec.coding))
 
 
 def _group(

@@ -30,10 +30,10 @@ _BLOSC_HEADER = struct.Struct("<2s2B3I")
 _BLOSC_VERSIONS, _BLOSC_ZSTD, _BLOSC_FREE_FLAGS = b"\2\1", 0x80, 0x12
 
 _PCODEC_LEVEL = 8
-_PCODEC_PAGE = 2**20  # no chunk is longer, so each is one page
+_PCODEC_PAGE = 2**20  # no chunk of an array is longer
 _PCODEC_TYPES = {"uint32": 1, "float32": 5, "uint16": 7}
 # A file of pcodec's: magic number, version 3 of the outer format, no common type; the count of
-# numbers; major and minor version of the inner format; then of its one chunk the type, the count
+# numbers; major and minor version of the inner format; then of its first part the type, the count
 # less one (24 bits), and half a byte each for the mode (0, classic) and for deltas (0, none).
 _PCODEC_MAGIC = b"pco!\3\0"
 _PCODEC_MAJOR = 4
@@ -45,8 +45,14 @@ class Coding(Protocol):
     def codecs(self, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
         """What stands for it in `zarr.json`, in front of the checksum."""
 
-    def encode(self, chunk: AnyArray, *, copy: bool = False) -> bytes:
-        """A chunk as bytes; `copy` leaves it as long as it is, where that can be."""
+    def encode(self, chunk: AnyArray, filled: int, *, copy: bool = False) -> bytes:
+        """A chunk as bytes; `copy` leaves it as long as it is, where that can be.
+
+        Args:
+            chunk: All of it.
+            filled: Its elements that are not padding, at least one.
+            copy: Do not compress.
+        """
 
     def decode_into(self, payload: bytes, out: AnyArray) -> None:
         """The reverse, into a contiguous array of a chunk's shape.
@@ -76,7 +82,7 @@ class Blosc:
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         return [little, {"name": "blosc", "configuration": settings}]
 
-    def encode(self, chunk: AnyArray, *, copy: bool = False) -> bytes:
+    def encode(self, chunk: AnyArray, filled: int, *, copy: bool = False) -> bytes:
         with one_thread():
             return bytes(blosc.compress(chunk, b"zstd", 0 if copy else _BLOSC_LEVEL, self.number))
 
@@ -99,8 +105,14 @@ class Blosc:
             blosc.use_threads = before
 
 
+@dataclass(frozen=True)
 class Pcodec:
-    """Numbers in classic mode, without deltas: ids and rank deltas have neither trend nor step."""
+    """Numbers in classic mode, without deltas: ids and rank deltas have neither trend nor step.
+
+    How hard `level` tries is not seen by a decoder, and not in `zarr.json`.
+    """
+
+    level: int = _PCODEC_LEVEL
 
     def codecs(self, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
         settings = {
@@ -113,13 +125,16 @@ class Pcodec:
         }
         return [{"name": "numcodecs.pcodec", "configuration": settings}]
 
-    def encode(self, chunk: AnyArray, *, copy: bool = False) -> bytes:
+    def encode(self, chunk: AnyArray, filled: int, *, copy: bool = False) -> bytes:
         library = pcodec_library()
         config = library.ChunkConfig(
-            compression_level=_PCODEC_LEVEL,
+            compression_level=self.level,
             mode_spec=library.ModeSpec.classic(),
             delta_spec=library.DeltaSpec.no_op(),
-            paging_spec=library.PagingSpec.equal_pages_up_to(_PCODEC_PAGE),
+            # Padding apart: zeros among the numbers would cost each of them a part of a bit.
+            paging_spec=library.PagingSpec.exact_page_sizes(
+                [n for n in (filled, chunk.size - filled) if n]
+            ),
         )
         payload = bytes(library.standalone.simple_compress(chunk.ravel(), config))
         _check_pcodec_header(payload, chunk)
@@ -140,14 +155,17 @@ class Pcodec:
 
 
 def _check_pcodec_header(payload: bytes, out: AnyArray) -> None:
-    """Hold it to one chunk of just so many numbers of this type."""
+    """Hold it to just so many numbers, and its first part to their type and the one mode."""
     log = out.size.bit_length() - 1
     count = (out.size << 6 | log).to_bytes(-(-(6 + log + 1) // 8), "little")
     start = _PCODEC_MAGIC + count + bytes([_PCODEC_MAJOR])
-    chunk = bytes([_PCODEC_TYPES[out.dtype.name]]) + (out.size - 1).to_bytes(3, "little") + b"\0"
     at = len(start) + 1  # behind the minor version
-    if payload[: len(start)] != start or payload[at : at + len(chunk)] != chunk:
+    part = payload[at : at + 5]
+    fits = payload[: len(start)] == start and len(part) == 5
+    if not fits or part[0] != _PCODEC_TYPES[out.dtype.name] or part[4] != 0:
         raise ValueError(f"is not {out.size} numbers coded in the one way the format has")
+    if int.from_bytes(part[1:4], "little") >= out.size:
+        raise ValueError(f"declares more than {out.size} numbers")
 
 
 def _is_pcodecs(e: BaseException) -> bool:
@@ -186,6 +204,9 @@ CODINGS: dict[str, Coding] = {
     "bitshuffle": Blosc("bitshuffle", blosc.BITSHUFFLE, 0x04),
     "shuffle": Blosc("shuffle", blosc.SHUFFLE, 0x01),
     "pcodec": Pcodec(),
+    "pcodec_slow": Pcodec(12),  # for arrays so short that five times the time is little
 }
 #: What pcodec codes; arrays of other types are as in a portable store.
 PCODEC_TYPES = frozenset(_PCODEC_TYPES)
+#: What else an array of a compact store may be, and is where its bytes must not be few.
+INSTEAD_OF_PCODEC = {"pcodec": "bitshuffle", "pcodec_slow": "bitshuffle"}

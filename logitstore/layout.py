@@ -61,7 +61,9 @@ def array_specs(spec: StoreSpec, size: ShardSize) -> list[ArraySpec]:
     def array(name: str, dtype: str, shape: tuple[int, ...], chunk: int, shuffle: str) -> ArraySpec:
         known = np.dtype(dtype)
         compact = spec.codec["name"] == "compact" and known.name in PCODEC_TYPES
-        return ArraySpec(name, known, shape, chunk, "pcodec" if compact else shuffle)
+        slow = name == "sample_gaps"
+        coding = ("pcodec_slow" if slow else "pcodec") if compact else shuffle
+        return ArraySpec(name, known, shape, chunk, coding)
 
     def record(name: str, dtype: str, *columns: int) -> ArraySpec:
         return array(name, dtype, (size.records, *columns), per_record, "bitshuffle")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from logitstore.archive import Archive
 from logitstore.arrays import ArrayReader, ArraySpec, array_metadata, canonical_json
+from logitstore.chunks import INSTEAD_OF_PCODEC
 from logitstore.codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.encode import NOTHING_MEASURED
 from logitstore.errors import CorruptStoreError
@@ -148,6 +149,18 @@ class Shard:
             self._raise(f"{LINES_MEMBER}: {e}", self.rows)
         return np.array(rows, np.int64)
 
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """An array of elements as it is stored, whole.
+
+        Raises:
+            CorruptStoreError: Its bytes are damaged.
+        """
+        reader = self._arrays[name]
+        try:
+            return reader[0 : reader.spec.shape[0]]
+        except ValueError as e:
+            self._raise(str(e), self.rows)
+
     def member_bytes(self) -> dict[str, int]:
         """Compressed bytes of each array, and of the text."""
         found = {
@@ -217,8 +230,8 @@ class Shard:
     def _recognised(self, spec: ArraySpec) -> ArraySpec:
         """The spec that the member's text is of: what pcodec could code, blosc may have."""
         text, others = self.archive[spec.metadata_member], [spec]
-        if spec.coding == "pcodec":
-            others.append(replace(spec, coding="bitshuffle"))
+        if spec.coding in INSTEAD_OF_PCODEC:
+            others.append(replace(spec, coding=INSTEAD_OF_PCODEC[spec.coding]))
         for one in others:
             if text == array_metadata(one):
                 return one

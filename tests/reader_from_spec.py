@@ -252,8 +252,10 @@ def decode_pcodec(piece, dtype, count, coding):
     log = count.bit_length() - 1
     hint = (count << 6 | log).to_bytes((6 + log + 1 + 7) // 8, "little")
     head = b"pco!\3\0" + hint + b"\4"
-    chunk = bytes([PCODEC[dtype.name]]) + (count - 1).to_bytes(3, "little") + b"\0"
-    must(piece.startswith(head) and piece[len(head) + 1 :].startswith(chunk), "pcodec header")
+    part = piece[len(head) + 1 : len(head) + 6]
+    must(piece.startswith(head) and len(part) == 5, "pcodec header")
+    must(part[0] == PCODEC[dtype.name] and part[4] == 0, "type and mode of a pcodec chunk")
+    must(int.from_bytes(part[1:4], "little") < count, "count of a pcodec chunk")
     values = PCodec().decode(piece)
     must(len(values) == count and values.dtype == dtype, "numbers of a pcodec chunk")
     return values

@@ -30,7 +30,7 @@ DIGESTS: dict[str, str] = {
     "temperatures": "edf9db53a15bd7cbbb7f1cbece3c172d10d2c7d71dfa6af3190d766ec772e163",
     "logit-std": "85a87f8c6c655292cde735c4ffcb0a1490b80c2e1955c0eb6dab3cd4527ccf2a",
     "draws": "bcf103b5a497e0bc157d822c4a7ee8c3b902e9bfcebc023e69861089f6bd560a",
-    "compact": "11f75dad786372ec150062183ae519773ea6e89d0c2ca32e2945cc0eefd9ce57",
+    "compact": "0bd0d2a7b5c8f64204d6aba7757924cb6228633871133666ef86484ce5782e35",
     "gaps": "aac83e36cbede9d01f735b4cb09540b5f111dcffda574dac3809f6b773c55c23",
     "no-entries": "af7c59ecf4072854b462536d51b70f4af119d0eca905beac055da8914028f4cf",
     "parts": "885d9cdf5db2879a216705e9bbe62b37cbc12dbbf187c43b2879d13a1797065a",
