@@ -28,6 +28,7 @@ DONE_FILE = "DONE"
 INDEX_FILE = "index.parquet"
 SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
+CODECS = ("portable", "compact")
 
 _MAX_U16, _MAX_U32 = 0xFFFF, 0xFFFF_FFFF
 _MAX_TEMPERATURES = 64
@@ -339,7 +340,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "draws": _upto(_MAX_U16),
     },
     "codec": {
-        "name": lambda value: value in ("portable", "compact"),
+        "name": lambda value: value in CODECS,
         "layout": _upto(2, 2),  # the first has no number
         "records_per_chunk": _upto(_MAX_CHUNK_RECORDS, 1),
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),

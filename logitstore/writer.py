@@ -26,6 +26,7 @@ from typing import Any
 from logitstore import commit
 from logitstore.archive import pack
 from logitstore.build import build_shard
+from logitstore.chunks import pcodec_library
 from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
@@ -73,10 +74,13 @@ class StoreWriter:
         Raises:
             MismatchError: The folder holds a store made with other settings, or something else.
             StorageError: The file system refused.
+            MissingLibraryError: The store is to be compact, and pcodec is not installed.
         """
         self.path, self.spec, self.plan, self._fs = Path(path), spec, plan, fs
         spec.check()
         plan.check()
+        if spec.codec["name"] == "compact":
+            pcodec_library()
         header = StoreHeader(spec, plan, dict(provenance or {}))
         if not (self.path / SPEC_FILE).exists():
             self._begin(header, tokenizer_files)

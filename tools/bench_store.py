@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from logitstore.arrays import encode_array
+from logitstore.arrays import ArraySpec, encode_array
 from logitstore.chunks import CODINGS
 from logitstore.codec import encode_entries
-from logitstore.encode import encode_records
+from logitstore.encode import RawRecords, encode_records
 from logitstore.layout import ShardSize, array_specs
 from logitstore.store import open_store
 from tools.demo.__main__ import capture_command
@@ -65,7 +66,7 @@ from tools.synthetic_teacher import Arrays, cached_topk
 BUILD = Path(__file__).resolve().parent.parent / "build"
 MAX_KL = 1e-5
 #: Of the demo's teacher only so much as its predictions have to be like a language model's.
-REAL = replace(FULL, teacher_steps=160, teacher_bytes=1_500_000, student_bytes=60_000)
+REAL = replace(FULL, teacher_steps=100, teacher_bytes=1_000_000, student_bytes=60_000)
 QUICK = {"n_tokens": 1024, "vocab_size": 2048, "k": 128}
 
 Goal = dict[str, Any]
@@ -131,28 +132,32 @@ def encoding(made: Arrays, repeats: int) -> dict[str, Goal]:
     for codec in CODECS:
         spec = spec_of(int(made["top_ids"].max()) + 1, codec)
         raw = raw_records(made, spec)
-        count = np.asarray(raw.entry_count, np.int64)
-        head = np.ascontiguousarray(raw.entry_logprobs, np.float32)
-        assert raw.entry_ids is not None
-        ids = np.ascontiguousarray(raw.entry_ids, np.uint32)
-        final = encode_records(raw, spec)
-        size = ShardSize(1, len(final), final.entry_total, 0)
-        specs = [s for s in array_specs(spec, size) if s.name in final.per_entry]
-
-        def ours(head=head, ids=ids, count=count, raw=raw, specs=specs) -> None:  # type: ignore[no-untyped-def]
-            coded = encode_entries(head, ids, count, raw.tail_logmass)
-            arrays = {"entry_ids": coded.ids, "entry_logprobs": coded.deltas}
-            for s in specs:
-                encode_array(s, arrays[s.name])
-
-        def alone(specs=specs, final=final) -> None:  # type: ignore[no-untyped-def]
-            for s in specs:
-                for i in range(s.shape[0] // s.chunk_length):
-                    part = final.per_entry[s.name][i * s.chunk_length : (i + 1) * s.chunk_length]
-                    CODINGS[s.coding].encode(part, part.size)
-
+        raw = replace(
+            raw,
+            entry_logprobs=np.ascontiguousarray(raw.entry_logprobs),
+            entry_ids=np.ascontiguousarray(raw.entry_ids),
+            entry_count=np.asarray(raw.entry_count, np.int64),
+        )
+        final = encode_records(raw, spec).per_entry
+        size = ShardSize(1, len(raw.token_ids), len(final["entry_ids"]), 0)
+        specs = [s for s in array_specs(spec, size) if s.name in final]
+        ours, alone = partial(_encode, raw, specs), partial(_compress, final, specs)
         found[codec] = at_least(ratio(alone, ours, repeats), 0.5)
     return found
+
+
+def _encode(raw: RawRecords, specs: list[ArraySpec]) -> None:
+    coded = encode_entries(raw.entry_logprobs, raw.entry_ids, raw.entry_count, raw.tail_logmass)
+    arrays: dict[str, Any] = {"entry_ids": coded.ids, "entry_logprobs": coded.deltas}
+    for s in specs:
+        encode_array(s, arrays[s.name])
+
+
+def _compress(final: dict[str, Any], specs: list[ArraySpec]) -> None:
+    for s in specs:
+        for i in range(0, s.shape[0], s.chunk_length):
+            part = final[s.name][i : i + s.chunk_length]
+            CODINGS[s.coding].encode(part, part.size)
 
 
 def ratio(a: Callable[[], None], b: Callable[[], None], repeats: int) -> float:
@@ -248,7 +253,7 @@ def main() -> None:
     pa.set_cpu_count(1)
     torch.set_num_threads(cores())
     began = time.monotonic()
-    made = cached_topk(**(QUICK if args.quick else {}))
+    made = cached_topk(QUICK if args.quick else None)
     found: dict[str, Any] = {"about": about(["python", "-m", "tools.bench_store", *sys.argv[1:]])}
     found["bytes a token, synthetic"] = synthetic_sizes(made)
     if not args.quick:

@@ -79,12 +79,14 @@ def _payloads(store: LogitStore, i: int) -> Iterator[tuple[str, bytes, tuple[int
 
 def through_zarr(store: LogitStore, folder: Path) -> Read:
     """The same arrays unpacked into folders, opened by zarr; stored codes, not yet decoded."""
-    opened, first, offsets = [], [0], []
+    names = ("entry_ids", "entry_logprobs", "entry_count", "tail_logmass")
+    opened: list[list[Any]] = []
+    offsets: list[tuple[Any, Any]] = []
+    first = [0]
     for path in sorted((store.path / "shards").iterdir()):
         with zipfile.ZipFile(path) as archive:
             archive.extractall(folder / path.name)
-        group = zarr.open_group(zarr.storage.LocalStore(folder / path.name), mode="r")
-        names = ("entry_ids", "entry_logprobs", "entry_count", "tail_logmass")
+        group: Any = zarr.open_group(zarr.storage.LocalStore(folder / path.name), mode="r")
         opened.append([group[name] for name in names])
         offsets.append((group["sequence_entries"][:], group["sequence_records"][:]))
         first.append(first[-1] + len(offsets[-1][0]) - 1)

@@ -45,7 +45,7 @@ CELLS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, float]]] = 
 
 def spec_of(vocab_size: int, codec: str, **capture: Any) -> StoreSpec:
     """A spec of a store that nobody captured."""
-    settings = {"top_k": 64, "max_tail": None, "ids": True, "temperatures": [], "draws": 0}
+    settings: dict[str, Any] = {"top_k": 64, "max_tail": None, "ids": True, "draws": 0}
     spec = StoreSpec(
         teacher={
             "fingerprint": "0" * 64,
@@ -55,7 +55,7 @@ def spec_of(vocab_size: int, codec: str, **capture: Any) -> StoreSpec:
         },
         tokenizer={"fingerprint": "0" * 64, "size": vocab_size, "eos_ids": [], "files": {}},
         rendering={"kind": "text"},
-        capture={**settings, "logit_std": False} | capture,
+        capture=settings | {"temperatures": [], "logit_std": False} | capture,
     )
     return replace(spec, codec=spec.codec | {"name": codec})
 

@@ -1,7 +1,7 @@
 """A teacher made of formulas: next-token distributions with the statistics of a language model's.
 
     from tools.synthetic_teacher import cached_topk
-    records = cached_topk()  # at its defaults a minute or two of work, kept under build/
+    records = cached_topk()  # at its defaults a minute or two of work; kept under build/
 
 For measuring stores at vocabulary sizes no small model has. logits = sharpness * h W + Zipf bias,
 with h an AR(1) walk (so neighbouring tokens resemble each other) and ids in rough order of
@@ -14,7 +14,7 @@ Shape legend: n = tokens, V = vocabulary, k = entries, b = tokens of a block.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,16 @@ _WIDTH, _PERSISTENCE, _BLOCK = 128, 0.6, 256
 Arrays = dict[str, npt.NDArray[Any]]
 
 
-def cached_topk(folder: Path = CACHE, **settings: Any) -> Arrays:
+def cached_topk(settings: Mapping[str, Any] | None = None, folder: Path = CACHE) -> Arrays:
     """`synthetic_topk`, made once for the same settings and torch."""
-    settings = DEFAULTS | settings
+    settings = DEFAULTS | dict(settings or {})
     name = json.dumps([settings, torch.__version__], sort_keys=True)
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part.npz")
-        np.savez(part, **synthetic_topk(**settings))
+        arrays: dict[str, Any] = synthetic_topk(**settings)
+        np.savez(part, **arrays)
         part.replace(path)
     with np.load(path, allow_pickle=False) as found:
         return dict(found)
