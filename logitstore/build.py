@@ -63,6 +63,8 @@ def build_shard(
         whole = EncodedRecords.concatenate(parts)
         fidelity = measure(whole, spec)
         arrays = _stored(whole, spec, offsets["sequence_records"])
+    if spec.layout == 2:
+        specs = [_smaller(s, arrays[s.name]) if s.name == "entry_ids" else s for s in specs]
     specs, coded = _encode_arrays(specs, arrays | offsets, offsets)
 
     lines = [line for line, _ in sequences]
@@ -113,6 +115,20 @@ def _encode_arrays(
             if s.name not in offsets and s.chunk_count:
                 coded[s.name] = encode_array(s, arrays[s.name], copy=True)
     return list(specs), coded
+
+
+def _smaller(spec: ArraySpec, values: Array) -> ArraySpec:
+    """Blosc's shuffle of bits or of bytes, whichever makes the first chunk smaller.
+
+    Bytes are better where some ids are far more frequent than others, as in most text; bits where
+    a large vocabulary is used evenly.
+    """
+    if spec.coding != "bitshuffle" or not spec.chunk_count:
+        return spec
+    first = replace(spec, shape=(min(spec.chunk_length, len(values)),))
+    others = [replace(first, coding=coding) for coding in ("bitshuffle", "shuffle")]
+    best = min(others, key=lambda one: len(encode_array(one, values[: one.shape[0]])))
+    return replace(spec, coding=best.coding)
 
 
 def _copied(spec: ArraySpec) -> ArraySpec:

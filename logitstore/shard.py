@@ -228,10 +228,12 @@ class Shard:
         return {s.name: ArrayReader(s, self.archive[s.data_member]) for s in specs if s.chunk_count}
 
     def _recognised(self, spec: ArraySpec) -> ArraySpec:
-        """The spec that the member's text is of: what pcodec could code, blosc may have."""
+        """The spec that the member's text is of: the coding may be one of two."""
         text, others = self.archive[spec.metadata_member], [spec]
         if spec.coding in INSTEAD_OF_PCODEC:
             others.append(replace(spec, coding=INSTEAD_OF_PCODEC[spec.coding]))
+        elif self.spec.layout == 2 and spec.name == "entry_ids":
+            others.append(replace(spec, coding="shuffle"))
         for one in others:
             if text == array_metadata(one):
                 return one

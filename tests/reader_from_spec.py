@@ -180,6 +180,8 @@ def codings_of(name, dtype, codec):
     blosc_way = "shuffle" if in_bytes else "bitshuffle"
     if codec["name"] == "compact" and np.dtype(dtype).name in PCODEC:
         return ["pcodec", "bitshuffle"]
+    if codec.get("layout") == 2 and name == "entry_ids":
+        return ["bitshuffle", "shuffle"]
     return [blosc_way]
 
 
