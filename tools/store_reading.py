@@ -28,7 +28,8 @@ from tools.synthetic_teacher import Arrays
 
 Read = Callable[[int], Any]
 
-_TURN = 15
+_TURN = 50
+_WARM = 10
 
 
 def write_store(folder: Path, made: Arrays, codec: str, shards: int) -> LogitStore:
@@ -129,29 +130,29 @@ def through_datasets(store: LogitStore, folder: Path) -> dict[str, Read]:
 def medians(readers: dict[str, Read], rows: list[int]) -> dict[str, float]:
     """Seconds of each, in turns of some rows; a reader named ``bare`` measures itself.
 
-    The first two reads of a turn only bring a contender's own code and tables back into the cache.
+    The first reads of a turn only bring a contender's own code and tables back into the cache.
     """
     times: dict[str, list[float]] = {name: [] for name in readers}
     for start in range(0, len(rows), _TURN):
         for name, read in readers.items():
-            for place, i in enumerate([*rows[:2], *rows[start : start + _TURN]]):
+            for place, i in enumerate([*rows[-_WARM:], *rows[start : start + _TURN]]):
                 began = time.process_time()
                 own = read(i)
                 spent = time.process_time() - began
-                if place >= 2:
+                if place >= _WARM:
                     times[name].append(own if name == "bare" else spent)
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
 def many(store: LogitStore, batches: list[list[int]]) -> dict[str, float]:
-    """Seconds a sequence of a batch, by itself and together."""
+    """Seconds a sequence of a batch, by itself and together; by the clock, because of threads."""
     one = {"single": lambda rows: [store[i] for i in rows], "together": store.read_many}
     times: dict[str, list[float]] = {name: [] for name in one}
     for rows in batches:
         for name, read in one.items():
-            began = time.process_time()
+            began = time.perf_counter()
             read(rows)
-            times[name].append((time.process_time() - began) / len(rows))
+            times[name].append((time.perf_counter() - began) / len(rows))
     return {name: float(np.median(t)) for name, t in times.items()}
 
 
