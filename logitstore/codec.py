@@ -40,6 +40,7 @@ ENTROPY_STEP = 1 / 256
 NEG_INF_CODE = 0xFFFF
 MAX_CODE = 0xFFFE
 _BLOCK_ENTRIES = 65_536  # encoded at a time: half a megabyte, near the processor
+_NARROW_ENTRIES = 2**31 // 0xFFFF  # so many of the largest deltas add up to less than 2^31
 _COARSER = ((3.0, 2), (5.0, 4))  # beyond so many nats, round entries to multiples of so many steps
 
 
@@ -234,9 +235,11 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     n = len(count)
     width = int(count[0]) if n else 0
     if width and (count == width).all():  # rectangles are faster
-        codes_nK = deltas.reshape(n, width).cumsum(axis=1, dtype=np.int64)
+        # Half the memory to pass over, where no sum of deltas can wrap around.
+        narrow = np.int32 if width < _NARROW_ENTRIES else np.int64
+        codes_nK = deltas.reshape(n, width).cumsum(axis=1, dtype=narrow)
         _check_codes(codes_nK[:, -1])
-        head = _MASS_OF_CODE.take(codes_nK).sum(axis=1)
+        head = np.einsum("nk->n", _MASS_OF_CODE.take(codes_nK, mode="clip"))  # in range: checked
         tail, shift = _tail_and_shift(head, count > 0, tail_codes)
         logprobs_nK = codes_nK.astype(np.float32)
         logprobs_nK *= np.float32(-ENTRY_STEP)
@@ -257,7 +260,7 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     return logprobs, tail.astype(np.float32)
 
 
-def _check_codes(last: I64) -> None:
+def _check_codes(last: npt.NDArray[np.signedinteger[Any]]) -> None:
     """Hold the last code of each record, which is its largest, to the format's range."""
     if last.max(initial=0) >= NEG_INF_CODE:
         raise ValueError("an entry's code is beyond the range of the format")
