@@ -106,6 +106,9 @@ def capture(
     shard_text_bytes: Annotated[
         int, typer.Option(help="Text of a shard: the most that a crash can cost.")
     ] = 4 * 1024 * 1024,
+    codec: Annotated[
+        str, typer.Option(help="portable, or compact: 4 % smaller, and its readers need pcodec.")
+    ] = "portable",
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False,
@@ -140,6 +143,7 @@ def capture(
         device=device,
         tokens_per_batch=tokens_per_batch,
         shard_text_bytes=shard_text_bytes,
+        codec=codec,
         trust_remote_code=trust_remote_code,
     )
     if dry_run:

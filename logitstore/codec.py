@@ -21,6 +21,7 @@ Shape legend: n = records, K = entries asked for, m = entries kept, flat.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 ENTRY_STEP = 1 / 96
@@ -37,6 +39,8 @@ TAIL_STEP = 1 / 256
 ENTROPY_STEP = 1 / 256
 NEG_INF_CODE = 0xFFFF
 MAX_CODE = 0xFFFE
+_BLOCK_ENTRIES = 65_536  # encoded at a time: half a megabyte, near the processor
+_NARROW_ENTRIES = 2**31 // 0xFFFF  # so many of the largest deltas add up to less than 2^31
 _COARSER = ((3.0, 2), (5.0, 4))  # beyond so many nats, round entries to multiples of so many steps
 
 
@@ -87,13 +91,20 @@ def dequantise_entropy(codes: U16) -> F32:
     return codes.astype(np.float32) * np.float32(ENTROPY_STEP)
 
 
-def entry_codes(logprobs: npt.ArrayLike) -> I64:
+def entry_codes(logprobs: npt.ArrayLike) -> I32:
     """Codes of entries, coarser where they are small; monotone, so sorted values stay sorted."""
-    x = np.maximum(-np.asarray(logprobs, np.float64), 0.0) / ENTRY_STEP
-    codes = np.rint(x)
-    for nats, multiple in _COARSER:
-        codes = np.where(x > nats / ENTRY_STEP, multiple * np.rint(x / multiple), codes)
-    return np.minimum(codes, NEG_INF_CODE).astype(np.int64)
+    x = np.asarray(logprobs, np.float32) * np.float32(-1 / ENTRY_STEP)
+    np.maximum(x, 0.0, out=x)
+    multiple, before = np.ones(x.shape, np.float32), 1
+    for nats, steps in _COARSER:  # powers of two: dividing by them is exact
+        multiple += (x > nats / ENTRY_STEP) * np.float32(steps - before)
+        before = steps
+    x /= multiple
+    np.rint(x, out=x)
+    x *= multiple
+    np.minimum(x, NEG_INF_CODE, out=x)
+    codes: I32 = x.astype(np.int32)
+    return codes
 
 
 def encode_entries(
@@ -107,47 +118,104 @@ def encode_entries(
         count_n: Entries of each record.
         tail_n: Log of the probability outside them.
     """
-    width = logprobs_nK.shape[1]
+    rows = max(1, _BLOCK_ENTRIES // max(logprobs_nK.shape[1], 1))
+    blocks = [
+        _encode_block(
+            logprobs_nK[i : i + rows],
+            None if ids_nK is None else ids_nK[i : i + rows],
+            count_n[i : i + rows],
+            tail_n[i : i + rows].astype(np.float64),
+        )
+        for i in range(0, max(len(count_n), 1), rows)
+    ]
+
+    def join(name: str) -> Any:
+        return np.concatenate([getattr(block, name) for block in blocks])
+
+    ids = None if ids_nK is None else join("ids")
+    deltas, count, tail_codes = join("deltas"), join("count"), join("tail_codes")
+    return EncodedEntries(deltas, ids, count, tail_codes, join("kl"), join("l1"), join("dropped"))
+
+
+def _encode_block(
+    logprobs_nK: F32, ids_nK: U32 | None, count_n: I64, tail_n: F64
+) -> EncodedEntries:
     codes = entry_codes(logprobs_nK)
-    offered = np.arange(width) < count_n[:, None]
+    slots = np.arange(codes.shape[1])
+    offered = slots < count_n[:, None]
     kept = offered & (codes < NEG_INF_CODE)
     count = kept.sum(1)
     # What the code cannot hold (below e^-682, less than any float32 sum can notice) is left out and
     # counted. A token that the teacher excludes, at -inf, has nothing to lose.
     dropped = (offered & ~kept & np.isfinite(logprobs_nK)).sum(1)
-    tail = tail_n.astype(np.float64)
-    tail_codes = quantise(tail, TAIL_STEP)
-
-    kl, l1 = _distance(logprobs_nK, tail, codes, kept, tail_codes)
+    tail_codes = quantise(tail_n, TAIL_STEP)
+    kl, l1 = _distance(logprobs_nK, tail_n, codes, kept, tail_codes)
+    first = slots < count[:, None]  # where the kept ones are once they are in order
     ids = None
-    if ids_nK is not None:
+    if ids_nK is None:
+        first = kept
+    else:
         # One key orders by (code, id): after rounding, ties are common and their order is fixed.
-        key = np.where(kept, (codes << 32) | ids_nK.astype(np.int64), np.iinfo(np.int64).max)
+        key = codes.astype(np.int64) << 32
+        key |= ids_nK
+        key[~kept] = np.iinfo(np.int64).max
         key.sort(axis=1)
-        first = np.arange(width) < count[:, None]
-        codes, kept = key >> 32, first
-        ids = (key[first] & 0xFFFF_FFFF).astype(np.uint32)
-    deltas = np.diff(codes, axis=1, prepend=0)[kept]
-    if (deltas < 0).any():
+        codes = (key >> 32).astype(np.int32)
+        ids = _where(first, key.astype(np.uint32))  # the lower half
+    deltas = codes.copy()
+    deltas[:, 1:] -= codes[:, :-1]
+    deltas = _where(first, deltas)
+    if deltas.min(initial=0) < 0:
         raise ValueError("entries are not sorted, most probable first")
-    deltas = deltas.astype(np.uint16)
-    return EncodedEntries(deltas, ids, count.astype(np.uint16), tail_codes, kl, l1, dropped)
+    stored = deltas.astype(np.uint16)
+    return EncodedEntries(stored, ids, count.astype(np.uint16), tail_codes, kl, l1, dropped)
+
+
+def _where(mask_nK: npt.NDArray[np.bool_], values_nK: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """`values[mask]`, without a look at each when the mask has no hole."""
+    return values_nK.ravel() if mask_nK.all() else values_nK[mask_nK]
 
 
 def _distance(
-    logprobs_nK: F32, tail_n: F64, codes_nK: I64, kept_nK: npt.NDArray[np.bool_], tail_codes: U16
+    logprobs_nK: F32, tail_n: F64, codes_nK: I32, kept_nK: npt.NDArray[np.bool_], tail_codes: U16
 ) -> tuple[F32, F32]:
-    """KL and L1 between what came in and what a reader will see, over entries and tail."""
-    true = np.where(kept_nK, logprobs_nK.astype(np.float64), -np.inf)
-    flat, tail = _normalise(codes_nK[kept_nK], kept_nK.sum(1), tail_codes)
-    seen = np.full(true.shape, -np.inf)
-    seen[kept_nK] = flat
-    p = np.exp(np.concatenate([true, tail_n[:, None]], axis=1))
-    q = np.exp(np.concatenate([seen, tail[:, None]], axis=1))
-    p = p / p.sum(1, keepdims=True)  # the teacher's own float32 sum is one up to 1e-6
-    with np.errstate(divide="ignore", invalid="ignore"):
-        terms = np.where(p > 0, p * (np.log(p) - np.log(np.maximum(q, 1e-300))), 0.0)
-    return terms.sum(1).astype(np.float32), np.abs(p - q).sum(1).astype(np.float32)
+    """KL and L1 between what came in and what a reader will see, over entries and tail.
+
+    With x what came in, d = x + q step what rounding changed, m = e^(-q step) and Z the sum of
+    e^x (the teacher's own float32 sum is one up to 1e-6), an entry was m e^d / Z and is seen as
+    m e^shift. |d| is at most two steps, so no exponential or logarithm has to be taken of it.
+    """
+    d: F64 = codes_nK.astype(np.float64) * ENTRY_STEP
+    d += logprobs_nK
+    mass = _MASS_OF_CODE.take(codes_nK.astype(np.intp))
+    if not kept_nK.all():
+        d[~kept_nK] = mass[~kept_nK] = 0.0
+    has_entries: npt.NDArray[np.bool_] = np.any(kept_nK, axis=1)
+    tail, shift = _tail_and_shift(mass.sum(1), has_entries, tail_codes)
+
+    growth = _exp_of_small(d)
+    head, p_tail = np.einsum("nk,nk->n", mass, growth), np.exp(tail_n)
+    total = head + p_tail
+    d *= growth
+    with np.errstate(invalid="ignore"):
+        in_tail = np.where(p_tail > 0, p_tail * (tail_n - tail), 0.0)
+    kl = (np.einsum("nk,nk->n", mass, d) - shift * head + in_tail) / total - np.log(total)
+
+    growth /= total[:, None]
+    growth -= np.exp(shift)[:, None]
+    l1 = np.einsum("nk,nk->n", mass, np.abs(growth, out=growth))
+    l1 += np.abs(p_tail / total - np.exp(tail))
+    return kl.astype(np.float32), l1.astype(np.float32)
+
+
+def _exp_of_small(d: F64) -> F64:
+    """e^d for |d| <= 2 ENTRY_STEP: four terms of its series, exact to 8e-9."""
+    found = d / 6
+    found += 0.5
+    for _ in range(2):
+        found *= d
+        found += 1
+    return found
 
 
 def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
@@ -164,33 +232,72 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     Raises:
         ValueError: The codes of a record cannot be a distribution.
     """
-    running = np.cumsum(deltas, dtype=np.int64)
-    starts = np.cumsum(count) - count
+    n = len(count)
+    width = int(count[0]) if n else 0
+    if width and (count == width).all():  # rectangles are faster
+        # Half the memory to pass over, where no sum of deltas can wrap around.
+        narrow = np.int32 if width < _NARROW_ENTRIES else np.int64
+        codes_nK = deltas.reshape(n, width).cumsum(axis=1, dtype=narrow)
+        _check_codes(codes_nK[:, -1])
+        head = np.einsum("nk->n", _MASS_OF_CODE.take(codes_nK, mode="clip"))  # in range: checked
+        tail, shift = _tail_and_shift(head, count > 0, tail_codes)
+        logprobs_nK = codes_nK.astype(np.float32)
+        logprobs_nK *= np.float32(-ENTRY_STEP)
+        logprobs_nK += shift.astype(np.float32)[:, None]
+        return logprobs_nK.reshape(-1), tail.astype(np.float32)
     has = count > 0
-    before = np.zeros(len(count), np.int64)
-    before[has] = running[starts[has]] - deltas[starts[has]]
-    codes = running - np.repeat(before, count)
-    if codes.size and int(codes.max()) >= NEG_INF_CODE:
+    stops = np.cumsum(count)[has]
+    starts = stops - count[has]
+    codes = running_sums(deltas.astype(np.int64), starts)
+    _check_codes(codes[stops - 1])
+    head = np.zeros(n)
+    if codes.size:
+        head[has] = np.add.reduceat(_MASS_OF_CODE.take(codes), starts)
+    tail, shift = _tail_and_shift(head, has, tail_codes)
+    logprobs = codes.astype(np.float32)
+    logprobs *= np.float32(-ENTRY_STEP)
+    logprobs += np.repeat(shift.astype(np.float32), count)
+    return logprobs, tail.astype(np.float32)
+
+
+def _check_codes(last: npt.NDArray[np.signedinteger[Any]]) -> None:
+    """Hold the last code of each record, which is its largest, to the format's range."""
+    if last.max(initial=0) >= NEG_INF_CODE:
         raise ValueError("an entry's code is beyond the range of the format")
-    logprobs, tail = _normalise(codes, count, tail_codes)
-    return logprobs.astype(np.float32), tail.astype(np.float32)
 
 
-_MASS_OF_CODE = np.exp(-np.arange(NEG_INF_CODE + 1) * ENTRY_STEP)
+def running_sums(steps: I64, starts: I64) -> I64:
+    """Running sums, in place, that begin anew at each start; `starts` ascend from 0."""
+    if steps.size:
+        sums = np.add.reduceat(steps, starts)
+        steps[starts[1:]] -= sums[:-1]
+    return np.cumsum(steps, out=steps)
 
 
-def _normalise(codes_m: I64, count_n: I64, tail_codes_n: U16) -> tuple[F64, F64]:
-    """The rule of the module docstring, in float64."""
-    head = np.zeros(len(count_n))
-    has = count_n > 0
-    if has.any():
-        starts = (np.cumsum(count_n) - count_n)[has]
-        head[has] = np.add.reduceat(_MASS_OF_CODE[codes_m], starts)
-    tail = np.where(tail_codes_n == NEG_INF_CODE, -np.inf, tail_codes_n * -TAIL_STEP)
-    trusts_head = (tail >= np.log(0.5)) | ~has
-    if (trusts_head & (head >= 1)).any():
+_CODES = np.arange(NEG_INF_CODE + 1)
+_MASS_OF_CODE = np.exp(_CODES * -ENTRY_STEP)
+_TAIL_OF_CODE = np.where(_CODES == NEG_INF_CODE, -np.inf, _CODES * -TAIL_STEP)
+with np.errstate(divide="ignore"):
+    _LOG_HEAD_OF_CODE = np.log(-np.expm1(_TAIL_OF_CODE))  # of what the tail leaves over
+_LAST_TRUSTING_HEAD = int(_CODES[np.log(0.5) <= _TAIL_OF_CODE][-1])
+
+
+def _tail_and_shift(
+    head_n: F64, has_entries_n: npt.NDArray[np.bool_], tail_codes_n: U16
+) -> tuple[F64, F64]:
+    """The rule of the module docstring: log tail masses, and what is added to the entries.
+
+    Raises:
+        ValueError: A head of one or more, where the tail must follow it.
+    """
+    tail = _TAIL_OF_CODE[tail_codes_n]
+    trusts_head = (tail_codes_n <= _LAST_TRUSTING_HEAD) | ~has_entries_n
+    if not trusts_head.any():
+        return tail, _LOG_HEAD_OF_CODE[tail_codes_n] - np.log(head_n)
+    if (head_n[trusts_head] >= 1).any():
         raise ValueError("a record's entries and tail add up to more than one")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tail = np.where(trusts_head, np.log1p(-head), tail)
-        shift = np.where(trusts_head, 0.0, np.log(-np.expm1(tail)) - np.log(head))
-    return codes_m * -ENTRY_STEP + np.repeat(shift, count_n), tail
+    tail[trusts_head] = np.log1p(-head_n[trusts_head])
+    shift = np.zeros(len(head_n))
+    follows = ~trusts_head
+    shift[follows] = _LOG_HEAD_OF_CODE[tail_codes_n[follows]] - np.log(head_n[follows])
+    return tail, shift

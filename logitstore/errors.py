@@ -7,6 +7,7 @@
     |-- MismatchError         (also ValueError)  store and request disagree: change one of them
     |-- CorruptStoreError                        bytes are not what was committed: repair
     |-- InputError            (also ValueError)  an unusable dataset, model or flag: mend it
+    |-- MissingLibraryError   (also ImportError) an optional library is not installed: install it
     `-- StorageError          (also OSError)     the disk or folder refuses: make room, resume
 
 A message says where, what is wrong, what was expected and found, then what to do next.
@@ -56,6 +57,10 @@ class CorruptStoreError(LogitStoreError):
 
 class InputError(LogitStoreError, ValueError):
     """A dataset, a model or a setting from the user that cannot be used as it is."""
+
+
+class MissingLibraryError(LogitStoreError, ImportError):
+    """What is asked for needs a library that is an extra, and it is not installed."""
 
 
 class StorageError(LogitStoreError, OSError):

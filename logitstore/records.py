@@ -58,6 +58,15 @@ class PaddedEntries(NamedTuple):
     mask: npt.NDArray[np.bool_]  # (n, K), True where there is an entry
 
 
+class Entries(NamedTuple):
+    """The entries of one sequence alone: four of the fields of `TokenRecords`."""
+
+    entry_count: npt.NDArray[np.int64]  # (n,)
+    entry_ids: npt.NDArray[np.uint32] | None  # (m,)
+    entry_logprobs: npt.NDArray[np.float32]  # (m,)
+    tail_logmass: npt.NDArray[np.float32]  # (n,)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRecords:
     """The records of one sequence, decoded: float32 log-probabilities in nats, head + tail = 1.

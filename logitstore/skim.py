@@ -19,11 +19,12 @@ import numpy.typing as npt
 from logitstore.archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
 from logitstore.arrays import ArrayReader
 from logitstore.errors import CorruptStoreError
+from logitstore.layout import array_specs
 from logitstore.lines import LINE_DIGEST_BYTES, LinesReader
 from logitstore.lines import MEMBER as LINES_MEMBER
 from logitstore.place import StorePath
 from logitstore.remote import RemotePath
-from logitstore.shard import array_specs, checked_size, read_group
+from logitstore.shard import checked_size, read_group
 from logitstore.spec import Plan, StoreSpec
 from logitstore.untrusted import open_file
 

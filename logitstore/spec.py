@@ -34,6 +34,7 @@ DONE_FILE = "DONE"
 INDEX_FILE = "index.parquet"
 SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
+CODECS = ("portable", "compact")
 
 #: What the source of an import may not say; see section 5 of FORMAT.md for what stands there.
 CAN_BE_MISSING = ("entropy", "tail_logmass", "token_logprob")
@@ -53,10 +54,11 @@ class StoreSpec:
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
-        capture: ``top_k``, ``max_tail`` (None: every record keeps top_k entries), ``ids``,
-            ``temperatures``, ``logit_std``, ``draws``; and of an import ``missing``, if its source
-            did not say some fields.
-        codec: ``name`` and how many records and entries an inner chunk holds.
+        capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
+            ``ids``, ``temperatures``, ``logit_std``, ``draws``; and of an import ``missing``, where
+            its source did not say some fields.
+        codec: ``name`` (``portable`` or ``compact``), how many records and entries an inner chunk
+            holds, and the ``layout`` of draws (``layout.py``), 1 where it is not named.
     """
 
     teacher: dict[str, Any]
@@ -66,6 +68,7 @@ class StoreSpec:
     codec: dict[str, Any] = field(
         default_factory=lambda: {
             "name": "portable",
+            "layout": 2,
             "records_per_chunk": 2048,
             "entries_per_chunk": 32768,
         }
@@ -102,6 +105,11 @@ class StoreSpec:
         return tuple(self.capture.get("missing", ()))
 
     @property
+    def layout(self) -> int:
+        """In which form draws are stored."""
+        return int(self.codec.get("layout", 1))
+
+    @property
     def vocab_size(self) -> int:
         return int(self.teacher["vocab_size"])
 
@@ -126,11 +134,11 @@ class StoreSpec:
         """
         for part, wanted in _CONTENT.items():
             value = getattr(self, part)
-            optional = {"missing"} if part == "capture" else set()
-            if not isinstance(value, dict) or set(value) - optional != set(wanted):
+            optional = _OPTIONAL.get(part, set())
+            if not isinstance(value, dict) or set(value) | optional != set(wanted) | optional:
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
             for name, is_good in wanted.items():
-                if not is_good(value[name]):
+                if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if "missing" in self.capture and not _is_missing(self.capture["missing"]):
             raise ValueError(f"capture.missing cannot be {str(self.capture['missing'])[:60]!r}")
@@ -349,7 +357,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "files": _is_files,
     },
     "capture": {
-        "top_k": _upto(_MAX_U16, 1),
+        "top_k": _upto(_MAX_U16),
         "max_tail": lambda value: value is None or _is_number(value),
         "ids": _is_flag,
         "temperatures": _is_temperatures,
@@ -357,8 +365,10 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "draws": _upto(_MAX_U16),
     },
     "codec": {
-        "name": lambda value: value == "portable",
+        "name": lambda value: value in CODECS,
+        "layout": _upto(2, 2),  # the first has no number
         "records_per_chunk": _upto(_MAX_CHUNK_RECORDS, 1),
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
     },
 }
+_OPTIONAL = {"capture": {"missing"}, "codec": {"layout"}}

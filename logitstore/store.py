@@ -25,6 +25,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,8 +42,9 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.index import index_line, read_index
+from logitstore.parallel import decode_parts
 from logitstore.place import StorePath, names_in, store_path
-from logitstore.records import SequenceText, TokenRecords
+from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.remote import RemotePath
 from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
@@ -60,6 +63,7 @@ from logitstore.spec import (
 log = logging.getLogger(__name__)
 
 _OPEN_SHARDS = 64
+_DECODED_TOGETHER = 16  # sequences: more save little and leave the processor's cache
 _SPARE_BYTES = 64 * 1024 * 1024  # that maps leave below a limit of address space: decoding needs it
 
 T = TypeVar("T")
@@ -181,11 +185,38 @@ class LogitStore:
         return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
 
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]:
-        """The records of several sequences, in the order asked for."""
-        wanted = list(indices)
-        self.fetch_ahead(wanted)
-        found = {i: self[i] for i in sorted(set(wanted))}  # a shard after the other
-        return [found[i] for i in wanted]
+        """The records of several sequences, in the order asked for; faster than one at a time.
+
+        Sequences of a shard are decoded together, no chunk twice, and a larger number on several
+        cores (but not in a process that multiprocessing started, such as a data loader's). Arrays
+        are slices of the same memory, which stays as long as any of them does.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Bytes of one of them are damaged.
+        """
+        asked = list(indices)
+        self.fetch_ahead(asked)
+        wanted = [self._locate(i) for i in asked]
+        parts: list[tuple[int, list[int]]] = []
+        for index, group in groupby(sorted(set(wanted)), key=itemgetter(0)):
+            places = [place for _, place in group]
+            starts = range(0, len(places), _DECODED_TOGETHER)
+            parts += [(index, places[start : start + _DECODED_TOGETHER]) for start in starts]
+        decoded = self._decoded(parts)
+        found: dict[tuple[int, int], TokenRecords] = {}
+        for (index, places), records in zip(parts, decoded, strict=True):
+            found |= {(index, place): r for place, r in zip(places, records, strict=True)}
+        return [found[place] for place in wanted]
+
+    def entries(self, i: int) -> Entries:
+        """The entries of sequence i without the rest of its records: half of the work.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Bytes it needs are damaged.
+        """
+        return self._read(i, Shard.entries)
 
     def text(self, i: int) -> SequenceText:
         """The text of sequence i and where it comes from.
@@ -203,8 +234,7 @@ class LogitStore:
             IndexError: There is no such sequence.
             CorruptStoreError: Its bytes are damaged.
         """
-        shard, place = self._locate(i)
-        return shard.encoded(place)
+        return self._read(i, Shard.encoded)
 
     def shard(self, index: int) -> Shard:
         """Shard number `index`, checked as far as opening it does.
@@ -354,9 +384,25 @@ class LogitStore:
         digests = "".join(str(f["sha256"]) for f in self.shard_facts)
         return kept_array(self.cache, f"{name}-{self.digest}-{digests}", len(self), read)
 
+    def _decoded(self, parts: list[tuple[int, list[int]]]) -> list[list[TokenRecords]]:
+        """Sequences of shards by their places, a few shards at a time: maps stay bounded."""
+        found: list[list[TokenRecords]] = []
+        for start in range(0, len(parts), _DECODED_TOGETHER):
+            some = parts[start : start + _DECODED_TOGETHER]
+            try:
+                found += decode_parts([(self._shard(index), places) for index, places in some])
+            except (MemoryError, CorruptStoreError):  # one at a time, what can be mended is
+                found += [
+                    [self._read_at(index, place, Shard.records) for place in places]
+                    for index, places in some
+                ]
+        return found
+
     def _read(self, i: int, what: Callable[[Shard, int], T]) -> T:
         """Something of sequence i; once more where what failed can be put right."""
-        index, place = self._locate(i)
+        return self._read_at(*self._locate(i), what)
+
+    def _read_at(self, index: int, place: int, what: Callable[[Shard, int], T]) -> T:
         try:
             return what(self._shard(index), place)
         except MemoryError:  # maps count against a limit of address space, and one may be large

@@ -26,6 +26,8 @@ from typing import Any
 
 from logitstore import commit
 from logitstore.archive import pack
+from logitstore.build import build_shard
+from logitstore.chunks import pcodec_library
 from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
@@ -35,7 +37,7 @@ from logitstore.place import StorePath, names_in, to_write
 from logitstore.records import SequenceText
 from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256, seal_bytes, sealed_names
-from logitstore.shard import Shard, build_shard, shard_name
+from logitstore.shard import Shard, shard_name
 from logitstore.skim import Skimmed, for_each
 from logitstore.spec import (
     DONE_FILE,
@@ -79,12 +81,15 @@ class StoreWriter:
             MismatchError: The folder holds a store made with other settings, or something else.
             StorageError: The file system refused.
             InputError: A URL that is for reading.
+            MissingLibraryError: The store is to be compact, and pcodec is not installed.
         """
         self.path: StorePath = to_write(path)
         self.spec, self.plan, self._fs = spec, plan, fs
         self._journal = Journal(self.path)
         spec.check()
         plan.check()
+        if spec.codec["name"] == "compact":
+            pcodec_library()
         header = StoreHeader(spec, plan, dict(provenance or {}))
         if not (self.path / SPEC_FILE).exists():
             self._begin(header, tokenizer_files)
@@ -116,7 +121,7 @@ class StoreWriter:
         Args:
             index: Which of the plan's shards.
             sequences: All of its rows in order, each with its records, or None for none.
-            kept_fidelity: As `shard.build_shard` takes it, for records of another store.
+            kept_fidelity: As `build_shard` takes it, for records of another store.
 
         Returns:
             False if another worker had committed it already; then nothing changed. (In a bucket:

@@ -15,8 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numcodecs import blosc
+from numcodecs.pcodec import PCodec
 
 CONTENT = {"teacher", "tokenizer", "rendering", "capture", "codec"}
+PCODEC = {"uint32": 1, "float32": 5, "uint16": 7}
 LINE = ("row", "part", "status", "supervised_start", "segments", "messages")
 
 
@@ -142,6 +144,7 @@ def read_archive(data):
 def arrays_of(content, size):
     """Section 5: name -> (type, shape, chunk length)."""
     capture, codec = content["capture"], content["codec"]
+    must(codec["name"] in ("portable", "compact") and codec.get("layout", 2) == 2, "codec")
     n, m, d, s = (size[k] for k in ("records", "entries", "draws", "sequences"))
     per_record, per_entry = codec["records_per_chunk"], codec["entries_per_chunk"]
     found = {
@@ -163,23 +166,41 @@ def arrays_of(content, size):
     if capture["logit_std"]:
         found["logit_std"] = found["lognorm_std"] = ("<f4", (n,), per_record)
     if capture["draws"]:
-        found["draw_count"] = ("<u2", (n,), per_record)
-        found["sample_ids"] = ("<u4", (d,), per_entry)
-        found["sample_counts"] = ("|u1", (d,), per_entry)
+        first = "layout" not in codec
+        found["draw_count" if first else "draw_total"] = ("<u2", (n,), per_record)
+        found["sample_ids" if first else "sample_gaps"] = ("<u4", (d,), per_entry)
+        found["sample_counts"] = ("|u1" if first else "<u2", (d,), per_entry)
         found["sequence_draws"] = ("<u8", (s + 1,), 1024)
     return found
 
 
-def metadata(dtype, shape, chunk):
-    """Section 4: the one `zarr.json` an array may have."""
+def codings_of(name, dtype, codec):
+    """Section 4: the ways in which an array may be coded."""
+    in_bytes = codec.get("layout") == 2 and name in ("sample_gaps", "sample_counts")
+    blosc_way = "shuffle" if in_bytes else "bitshuffle"
+    if codec["name"] == "compact" and np.dtype(dtype).name in PCODEC:
+        return ["pcodec", "bitshuffle"]
+    if codec.get("layout") == 2 and name == "entry_ids":
+        return ["bitshuffle", "shuffle"]
+    return [blosc_way]
+
+
+def metadata(dtype, shape, chunk, coding):
+    """Section 4: the one `zarr.json` an array of this coding may have."""
     dtype = np.dtype(dtype)
     little = {"name": "bytes", "configuration": {"endian": "little"}}
-    settings = {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle"}
-    settings |= {"typesize": dtype.itemsize, "blocksize": 0}
-    inner = [little, {"name": "blosc", "configuration": settings}, {"name": "crc32c"}]
+    if coding == "pcodec":
+        settings = {"level": 8, "mode_spec": "classic", "delta_spec": "none"}
+        settings |= {"paging_spec": "equal_pages_up_to", "equal_pages_up_to": 1048576}
+        settings |= {"delta_encoding_order": None}
+        inner = [{"name": "numcodecs.pcodec", "configuration": settings}]
+    else:
+        settings = {"cname": "zstd", "clevel": 5, "shuffle": coding}
+        settings |= {"typesize": dtype.itemsize, "blocksize": 0}
+        inner = [little, {"name": "blosc", "configuration": settings}]
     sharding = {
         "chunk_shape": [chunk, *shape[1:]],
-        "codecs": inner,
+        "codecs": [*inner, {"name": "crc32c"}],
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -199,7 +220,7 @@ def metadata(dtype, shape, chunk):
     )
 
 
-def read_array(data, dtype, shape, chunk):
+def read_array(data, dtype, shape, chunk, coding):
     """Section 4: all inner chunks, each checked."""
     dtype = np.dtype(dtype)
     chunks = -(-shape[0] // chunk)
@@ -207,20 +228,39 @@ def read_array(data, dtype, shape, chunk):
     must(start >= 0 and crc32c(data[start:-4]) == data[-4:], "checksum of the chunk index")
     index = np.frombuffer(data[start:-4], "<u8").reshape(-1, 2)
     parts, cursor = [], 0
-    full = chunk * int(np.prod(shape[1:])) * dtype.itemsize
+    full = chunk * int(np.prod(shape[1:]))
     for offset, size in index.tolist():
-        must(offset == cursor and 20 <= size <= start - cursor, "chunks back to back")
+        must(offset == cursor and 5 <= size <= start - cursor, "chunks back to back")
         piece = data[offset : offset + size]
         must(crc32c(piece[:-4]) == piece[-4:], "checksum of a chunk")
-        version, zstd, flags, typesize, decoded, block, stored = struct.unpack_from("<4B3I", piece)
-        must(
-            (version, zstd, flags & 0xED, typesize) == (2, 1, 0x84, dtype.itemsize), "blosc header"
-        )
-        must((decoded, stored) == (full, size - 4) and block <= full, "sizes in the blosc header")
-        parts.append(np.frombuffer(blosc.decompress(piece[:-4]), dtype))
+        decode = decode_pcodec if coding == "pcodec" else decode_blosc
+        parts.append(decode(piece[:-4], dtype, full, coding))
         cursor += size
     must(cursor == start, "no gap before the index")
     return np.concatenate(parts).reshape(-1, *shape[1:])[: shape[0]]
+
+
+def decode_blosc(piece, dtype, count, coding):
+    must(len(piece) >= 16, "room for a blosc header")
+    version, zstd, flags, typesize, decoded, block, stored = struct.unpack_from("<4B3I", piece)
+    shuffle = {"shuffle": 0x81, "bitshuffle": 0x84}[coding]
+    must((version, zstd, flags & 0xED, typesize) == (2, 1, shuffle, dtype.itemsize), "blosc header")
+    full = count * dtype.itemsize
+    must((decoded, stored) == (full, len(piece)) and block <= full, "sizes in the blosc header")
+    return np.frombuffer(blosc.decompress(piece), dtype)
+
+
+def decode_pcodec(piece, dtype, count, coding):
+    log = count.bit_length() - 1
+    hint = (count << 6 | log).to_bytes((6 + log + 1 + 7) // 8, "little")
+    head = b"pco!\3\0" + hint + b"\4"
+    part = piece[len(head) + 1 : len(head) + 6]
+    must(piece.startswith(head) and len(part) == 5, "pcodec header")
+    must(part[0] == PCODEC[dtype.name] and part[4] == 0, "type and mode of a pcodec chunk")
+    must(int.from_bytes(part[1:4], "little") < count, "count of a pcodec chunk")
+    values = PCodec().decode(piece)
+    must(len(values) == count and values.dtype == dtype, "numbers of a pcodec chunk")
+    return values
 
 
 def read_shard(members, content, plan, number):
@@ -236,13 +276,17 @@ def read_shard(members, content, plan, number):
     wanted, arrays = {"zarr.json", "rows.parquet"}, {}
     for name, (dtype, shape, chunk) in arrays_of(content, about["size"]).items():
         wanted.add(f"{name}/zarr.json")
-        must(members[f"{name}/zarr.json"] == metadata(dtype, shape, chunk), f"metadata of {name}")
+        ways = codings_of(name, dtype, content["codec"])
+        texts = {metadata(dtype, shape, chunk, way): way for way in ways}
+        must(members[f"{name}/zarr.json"] in texts, f"metadata of {name}")
         if 0 in shape:
             arrays[name] = np.zeros(shape, dtype)
             continue
         member = f"{name}/c" + "/0" * len(shape)
         wanted.add(member)
-        arrays[name] = read_array(members[member], dtype, shape, chunk)
+        arrays[name] = read_array(
+            members[member], dtype, shape, chunk, texts[members[f"{name}/zarr.json"]]
+        )
     must(set(members) == wanted, "no other member")
     lines = read_lines(members["rows.parquet"], about["size"]["sequences"])
     must(sorted({line["row"] for line in lines}) == list(range(first, stop)), "every row")
@@ -302,13 +346,40 @@ def decode(arrays, i, capture):
         found["token_logprob"] = np.where(unknown, np.float32(np.nan), found["token_logprob"])
     for name in ("lognorm", "logit_std", "lognorm_std"):
         found[name] = arrays[name][records] if name in arrays else None
-    draws = span("sequence_draws") if capture["draws"] else None
-    for name in ("sample_ids", "sample_counts"):
-        found[name] = None if draws is None else arrays[name][draws]
-    found["draw_count"] = None if draws is None else arrays["draw_count"][records].astype(np.int64)
-    if draws is not None:
-        must(found["draw_count"].sum() == draws.stop - draws.start, "draw counts add up")
+    found |= dict.fromkeys(("draw_count", "sample_ids", "sample_counts"))
+    if capture["draws"]:
+        found |= decode_draws(arrays, records, span("sequence_draws"))
     return found
+
+
+def decode_draws(arrays, records, draws):
+    """Section 5, "Draws"."""
+    times = arrays["sample_counts"][draws]
+    if "draw_count" in arrays:
+        count = arrays["draw_count"][records].astype(np.int64)
+        must(count.sum() == draws.stop - draws.start, "draw counts add up")
+        return {
+            "draw_count": count,
+            "sample_ids": arrays["sample_ids"][draws],
+            "sample_counts": times,
+        }
+    must(((times >= 1) & (times <= 255)).all(), "how often a draw was drawn")
+    gaps, counts, ids, at = arrays["sample_gaps"][draws].tolist(), [], [], 0
+    for total in arrays["draw_total"][records].tolist():
+        begin, last = at, 0
+        while total > 0:
+            must(at < len(gaps), "draws of a record")
+            total, last = total - int(times[at]), last + gaps[at]
+            ids.append(last)
+            at += 1
+        must(total == 0 and last < 2**32, "draws add up")
+        counts.append(at - begin)
+    must(at == len(gaps), "no draw is left")
+    return {
+        "draw_count": np.array(counts, np.int64),
+        "sample_ids": np.array(ids, np.uint32),
+        "sample_counts": times.astype(np.uint8),
+    }
 
 
 def decode_entries(deltas, counts, tail_codes):

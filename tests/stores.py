@@ -27,6 +27,8 @@ def spec(
     draws: int = 0,
     chunks: tuple[int, int] = (2048, 32768),
     missing: tuple[str, ...] = (),
+    codec: str = "portable",
+    layout: int = 2,
 ) -> StoreSpec:
     """A spec with the given settings."""
     return StoreSpec(
@@ -53,7 +55,8 @@ def spec(
             **({"missing": list(missing)} if missing else {}),
         },
         codec={
-            "name": "portable",
+            "name": codec,
+            **({"layout": layout} if layout > 1 else {}),
             "records_per_chunk": chunks[0],
             "entries_per_chunk": chunks[1],
         },

@@ -89,6 +89,17 @@ def test_a_record_is_what_the_live_teacher_says_of_its_token(
         np.testing.assert_allclose(records.lognorm[:, 0], (rows / 2).logsumexp(-1), atol=1e-5)
 
 
+def test_a_compact_capture_says_what_a_portable_one_says(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    portable = run(teacher, data, tmp_path / "p")
+    compact = run(teacher, data, tmp_path / "c", codec="compact")
+    assert compact.spec.codec == portable.spec.codec | {"name": "compact"}
+    for one, other in zip(portable, compact, strict=True):
+        np.testing.assert_array_equal(one.entry_logprobs, other.entry_logprobs)
+        np.testing.assert_array_equal(one.entry_ids, other.entry_ids)
+
+
 def test_records_shifted_by_one_would_be_seen(teacher: Path, data: Path, tmp_path: Path) -> None:
     records = run(teacher, data, tmp_path / "s")[0]
     ids, logp = live(teacher, tiny.corpus()[0])
@@ -379,6 +390,7 @@ def test_logits_that_are_not_finite_stop_with_the_row(
         ({"temperatures": (2.0, 2.0)}, r"given twice"),
         ({"tokens_per_batch": 0}, r"--tokens-per-batch is 0"),
         ({"shard_text_bytes": 0}, r"--shard-text-bytes is 0"),
+        ({"codec": "zip"}, r"--codec is zip, expected portable or compact"),
         ({"max_length": 1}, r"--max-length is 1; a record needs a token before it"),
         ({"max_length": 10_000}, r"reads 512 tokens at most.*--max-length 512"),
         ({"dtype": "int4"}, r"--dtype is int4, expected auto, float32, bfloat16, float16"),

@@ -138,3 +138,24 @@ def test_unsorted_values_are_refused() -> None:
 def test_codes_that_are_no_distribution_are_refused() -> None:
     with pytest.raises(ValueError, match="more than one"):
         decode_entries(np.array([0, 0], np.uint16), np.array([2]), np.array([0], np.uint16))
+
+
+@pytest.mark.parametrize("width", [40_000, 32_000, 3])
+def test_sums_of_deltas_that_would_wrap_around_are_refused(width: int) -> None:
+    """40,000 of the largest deltas are more than 31 bits hold: as a sum of those, below zero."""
+    deltas = np.full(2 * width, 65535, np.uint16)
+    with pytest.raises(ValueError, match="beyond the range"):
+        decode_entries(deltas, np.full(2, width), np.full(2, 1000, np.uint16))
+    with pytest.raises(ValueError, match="beyond the range"):
+        decode_entries(deltas[:-1], np.array([width, width - 1]), np.full(2, 1000, np.uint16))
+
+
+def test_records_of_one_width_are_decoded_as_among_others() -> None:
+    rng = np.random.default_rng(0)
+    deltas = rng.integers(0, 30, 7 * 5).astype(np.uint16)
+    tails = rng.integers(178, 400, 8).astype(np.uint16)
+    together, _ = decode_entries(
+        np.append(deltas, 1).astype(np.uint16), np.array([5] * 7 + [1]), tails
+    )
+    alone, _ = decode_entries(deltas, np.full(7, 5), tails[:7])
+    np.testing.assert_allclose(alone, together[:-1], rtol=1e-6)

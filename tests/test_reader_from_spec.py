@@ -28,6 +28,16 @@ VARIANTS: dict[str, StoreSpec] = {
     "draws": stores.spec(draws=4),
     "every block": stores.spec(temperatures=(4.0, 2.0), logit_std=True, draws=5, chunks=(4, 9)),
     "every block, no ids": stores.spec(ids=False, temperatures=(4.0,), logit_std=True, draws=5),
+    "draws, no entries": stores.spec(top_k=0, draws=5),
+    "scalars alone": stores.spec(top_k=0, temperatures=(2.0,)),
+    "draws, first layout": stores.spec(draws=5, layout=1, chunks=(4, 9)),
+    "compact": stores.spec(codec="compact"),
+    "compact, every block": stores.spec(
+        codec="compact", temperatures=(4.0, 2.0), logit_std=True, draws=5, chunks=(4, 9)
+    ),
+    "compact, ragged, first layout": stores.spec(
+        codec="compact", max_tail=0.1, top_k=20, draws=3, layout=1
+    ),
     "everything kept": stores.spec(vocab_size=30, top_k=30),
     "an import that lacks some": stores.spec(missing=("entropy", "token_logprob")),
     "18-bit ids": stores.spec(vocab_size=262_144, top_k=3),

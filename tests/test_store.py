@@ -35,6 +35,11 @@ VARIANTS = {
     "ragged": stores.spec(max_tail=0.1, top_k=20),
     "small chunks": stores.spec(chunks=(3, 7), temperatures=(2.0, 0.5)),
     "every block": stores.spec(temperatures=(4.0,), logit_std=True, draws=5),
+    "draws, first layout": stores.spec(draws=5, layout=1),
+    "compact": stores.spec(codec="compact", chunks=(3, 7), temperatures=(2.0, 0.5)),
+    "compact, every block": stores.spec(
+        codec="compact", temperatures=(4.0,), logit_std=True, draws=5, max_tail=0.1
+    ),
     "everything kept": stores.spec(vocab_size=30, top_k=30),
     "18-bit ids": stores.spec(vocab_size=262_144, top_k=3),
 }

@@ -1,6 +1,6 @@
 """Feed the shard reader hostile bytes for a while; anything but a clean answer is a bug.
 
-    python tools/fuzz_shard.py --seconds 600 [--seed 0] [--findings FOLDER]
+    python tools/fuzz_shard.py --seconds 600 [--seed 0] [--codec compact] [--findings FOLDER]
 
 With atheris installed (`pip install atheris`), coverage chooses what to mutate; without it, the
 same target runs on seeded random mutations. A shard is mutated below its checksums: after each
@@ -37,7 +37,7 @@ import pyarrow
 from logitstore.archive import Archive, pack
 from logitstore.errors import LogitStoreError
 from logitstore.shard import Shard
-from logitstore.spec import StoreHeader
+from logitstore.spec import CODECS, StoreHeader
 from tests import stores
 
 LIMIT_BYTES = 100 * 1024 * 1024
@@ -46,8 +46,9 @@ LIMIT_BYTES = 100 * 1024 * 1024
 class Target:
     """A small shard with every optional block, and a place to put its mutants."""
 
-    def __init__(self, folder: Path) -> None:
-        stores.write(folder / "s", stores.spec(chunks=(8, 16), temperatures=(2.0,), draws=3))
+    def __init__(self, folder: Path, codec: str) -> None:
+        of = stores.spec(chunks=(8, 16), temperatures=(2.0,), draws=3, codec=codec)
+        stores.write(folder / "s", of)
         header = StoreHeader.read(folder / "s")
         self.spec, self.plan = header.spec, header.plan
         archive = Archive(folder / "s" / "shards" / "00001.zarr.zip")
@@ -192,11 +193,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--codec", choices=CODECS, default="portable")
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"))
     args = parser.parse_args()
     pyarrow.set_cpu_count(1)
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Target(Path(folder)), args.seconds, args.findings)
+        run = Run(Target(Path(folder), args.codec), args.seconds, args.findings)
         if atheris is not None:
             options = [sys.argv[0], f"-seed={args.seed + 1}", "-max_len=80", "-verbosity=0"]
             atheris.Setup([*options, "-rss_limit_mb=0", f"-artifact_prefix={folder}/"], run)

@@ -41,9 +41,10 @@ except ImportError:
     h5py = None
 
 from logitstore.archive import pack
+from logitstore.build import build_shard
 from logitstore.encode import RawRecords, encode_records
 from logitstore.records import Segment, SequenceText
-from logitstore.shard import Shard, build_shard
+from logitstore.shard import Shard
 from logitstore.spec import Plan
 from tests import stores
 

@@ -51,6 +51,7 @@ def capture(
     device: str | None = None,
     tokens_per_batch: int | None = None,
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
+    codec: str = "portable",
     trust_remote_code: bool = False,
     log_json: str | os.PathLike[str] | None = None,
     ranks: Ranks | None = None,
@@ -86,6 +87,7 @@ def capture(
         tokens_per_batch: Padded tokens of a forward pass. Recorded by the first run of a store and
             then kept, so that a resumed store is the same bytes; default 8192.
         shard_text_bytes: Text of a shard, about; what a crash can cost.
+        codec: ``portable``, or ``compact``: 4 % smaller, and to be read where pcodec is installed.
         trust_remote_code: Run code that comes with the model. Only for models you have read.
         log_json: Append what happens to this file, a JSON object a line.
         ranks: Which of several processes this is; default: what the launcher's variables say.
@@ -95,6 +97,7 @@ def capture(
 
     Raises:
         InputError: A model, dataset or setting that cannot be used.
+        MissingLibraryError: `codec` is compact, and pcodec is not installed.
         MismatchError: `out` holds a store made with other settings, or something else.
         StorageError: The file system refused; what was committed stays good.
         IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
@@ -119,6 +122,7 @@ def capture(
         device=device,
         tokens_per_batch=tokens_per_batch,
         shard_text_bytes=shard_text_bytes,
+        codec=codec,
         trust_remote_code=trust_remote_code,
     )
     place = to_write(out)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from logitstore.build import build_shard
 from logitstore.capture.batches import TeacherPass, batches
 from logitstore.capture.reading import RowReader
 from logitstore.capture.windows import TeacherSequence
@@ -21,7 +22,6 @@ from logitstore.encode import EncodedRecords
 from logitstore.progress import byte_count, duration
 from logitstore.records import SequenceText
 from logitstore.report import printable
-from logitstore.shard import build_shard
 from logitstore.spec import Plan, StoreSpec
 
 _SAMPLE_ROWS = 200

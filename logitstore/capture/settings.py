@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.chunks import pcodec_library
 from logitstore.errors import InputError
+from logitstore.spec import CODECS
 
 #: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
 #: is for the user to say, every time, and not for a file.
@@ -35,6 +37,7 @@ class CaptureSettings:
     device: str | None = None
     tokens_per_batch: int | None = None
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
+    codec: str = "portable"
     trust_remote_code: bool = False
 
     def recorded(self) -> dict[str, Any]:
@@ -61,6 +64,7 @@ class CaptureSettings:
 
         Raises:
             InputError: Names the flag.
+            MissingLibraryError: It needs a library that is not installed.
         """
         if not 1 <= self.top_k <= _MAX_TOP_K:
             raise InputError(f"--top-k is {self.top_k}, expected 1 to {_MAX_TOP_K}.")
@@ -74,6 +78,13 @@ class CaptureSettings:
             raise InputError(f"--tokens-per-batch is {self.tokens_per_batch}, expected 1 or more.")
         if self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
+        self._check_codec()
+
+    def _check_codec(self) -> None:
+        if self.codec not in CODECS:
+            raise InputError(f"--codec is {self.codec}, expected {' or '.join(CODECS)}.")
+        if self.codec == "compact":
+            pcodec_library()
 
     def _check_temperatures(self) -> None:
         for t in self.temperatures:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +139,7 @@ def prepare(
             "draws": 0,
         },
     )
+    spec = replace(spec, codec=spec.codec | {"name": settings.codec})
     text_bytes = rows.text_bytes()
     plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
     is_named = isinstance(dataset, (str, os.PathLike))

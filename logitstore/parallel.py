@@ -1,0 +1,43 @@
+"""Decoding on several cores, for as long as one call takes.
+
+The decoders and numpy let go of the interpreter while they work, so threads help: of 32 sequences
+from eight shards, two cores decode 1.2 times as many, of 64 sequences 1.3 times.
+
+Threads that outlive a call would not survive a fork, and a data loader's worker, which is itself
+one of many, should take no more than its core. So threads are started when there is work for them
+and joined before it is handed out, and only in a process that no multiprocessing started.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from logitstore.chunks import one_thread
+from logitstore.records import TokenRecords
+from logitstore.shard import Shard
+
+_MOST_THREADS = 4
+_WORTH_A_THREAD = 12  # sequences; fewer are decoded sooner than a thread has started
+
+
+def decode_parts(parts: Sequence[tuple[Shard, list[int]]]) -> list[list[TokenRecords]]:
+    """Sequences of each shard by their positions in it, which ascend.
+
+    Raises:
+        CorruptStoreError: Of the first part that is damaged.
+    """
+    sequences = sum(len(places) for _, places in parts)
+    threads = min(len(parts), _MOST_THREADS, _cores(), sequences // _WORTH_A_THREAD)
+    if threads < 2 or multiprocessing.parent_process() is not None:
+        return [shard.records_of(places) for shard, places in parts]
+    with one_thread(), ThreadPoolExecutor(threads) as pool:  # blosc's switch is the process's
+        return list(pool.map(lambda part: part[0].records_of(part[1]), parts))
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        return os.cpu_count() or 1

@@ -1,0 +1,270 @@
+"""Is the store small and fast? Sizes of everything it may keep, and reading beside the rest.
+
+    python -m tools.bench_store [--json] [--quick]
+
+Sizes on the synthetic teacher (V = 128,256) and on a small real one, which the demo's code trains;
+both are kept under build/ for the next run. Then encoding beside the bare codec, and reading beside
+bare decoding, zarr and `datasets` (see `tools/store_reading.py`). A figure with a goal is an object
+{"value", "target", "met"}. At most 8 minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from logitstore.arrays import ArraySpec, encode_array
+from logitstore.chunks import CODINGS
+from logitstore.codec import encode_entries
+from logitstore.encode import RawRecords, encode_records
+from logitstore.layout import ShardSize, array_specs
+from logitstore.store import open_store
+from tools.demo.__main__ import capture_command
+from tools.demo.commands import Commands
+from tools.demo.corpus import load_corpus, write_jsonl
+from tools.demo.hub import make_models
+from tools.demo.settings import FULL, cores
+from tools.store_reading import (
+    bare,
+    loaders,
+    many,
+    medians,
+    through_datasets,
+    through_zarr,
+    write_store,
+)
+from tools.store_sizes import (
+    CELLS,
+    CODECS,
+    ENTRIES,
+    POSITIONS,
+    SCALARS,
+    beside,
+    cell,
+    raw_records,
+    recoded,
+    sizes,
+    spec_of,
+)
+from tools.synthetic_teacher import Arrays, cached_topk
+
+BUILD = Path(__file__).resolve().parent.parent / "build"
+MAX_KL = 1e-5
+#: Of the demo's teacher only so much as its predictions have to be like a language model's.
+REAL = replace(FULL, teacher_steps=100, teacher_bytes=1_000_000, student_bytes=60_000)
+QUICK = {"n_tokens": 1024, "vocab_size": 2048, "k": 128}
+
+Goal = dict[str, Any]
+
+
+def at_most(value: float, target: float) -> Goal:
+    return {"value": value, "target": target, "met": value <= target}
+
+
+def at_least(value: float, target: float) -> Goal:
+    return {"value": value, "target": target, "met": value >= target}
+
+
+def synthetic_sizes(made: Arrays) -> dict[str, Any]:
+    """The table of goals, by codec, and what is in no cell."""
+    vocab_size = int(made["top_ids"].max()) + 1
+    found: dict[str, Any] = {codec: {} for codec in CODECS}
+    for name, (capture, fields, goals) in CELLS.items():
+        for codec, goal in zip(CODECS, goals, strict=True):
+            one = sizes(made, spec_of(vocab_size, codec, **capture))
+            found[codec][name] = at_most(cell(one, fields), goal)
+            if capture.get("top_k"):
+                found[codec][f"KL in nats, {name}"] = at_most(one["kl"], MAX_KL)
+    for codec in CODECS:
+        found[codec] |= {"parts": parts(sizes(made, spec_of(vocab_size, codec)))}
+    return found | {"beside": beside(made)}
+
+
+def parts(by_array: dict[str, float]) -> dict[str, float]:
+    """Bytes a token of a whole record, summed up as people ask for them."""
+    arrays = {name: size for name, size in by_array.items() if name != "kl"}
+    scalars = [name for name in SCALARS if name not in POSITIONS]
+    return {
+        "entries": cell(arrays, ENTRIES),
+        "of these ids": cell(arrays, ("entry_ids",)),
+        "of these log-probabilities": cell(arrays, ("entry_logprobs",)),
+        "scalars": cell(arrays, tuple(scalars)),
+        "positions": cell(arrays, POSITIONS),
+        "total": sum(arrays.values()),
+    }
+
+
+def real_sizes() -> dict[str, Any]:
+    """The same parts of a store that a trained teacher's pass wrote."""
+    out = BUILD / "bench_store"
+    if not (out / "store" / "DONE").exists():
+        corpus = load_corpus(**REAL.corpus_bytes)
+        (out / "data").mkdir(parents=True, exist_ok=True)
+        write_jsonl(out / "data" / "student.jsonl", corpus.student)
+        if not (out / "teacher").exists():
+            make_models(out, REAL)
+        Commands(out / "cache").run(capture_command(out, REAL), threads=cores())
+    store = open_store(out / "store")
+    shards = [store._shard(i) for i in store.shards]
+    found: dict[str, Any] = {codec: parts(recoded(shards, codec)) for codec in CODECS}
+    facts = {"tokens": sum(s.size.records for s in shards), "vocab_size": store.spec.vocab_size}
+    return found | facts | {"KL in nats": store.fidelity.kl_mean}
+
+
+def encoding(made: Arrays, repeats: int) -> dict[str, Goal]:
+    """Bare speed of the codec over ours: compressing the final arrays beside all of encoding."""
+    found = {}
+    for codec in CODECS:
+        spec = spec_of(int(made["top_ids"].max()) + 1, codec)
+        raw = raw_records(made, spec)
+        raw = replace(
+            raw,
+            entry_logprobs=np.ascontiguousarray(raw.entry_logprobs),
+            entry_ids=np.ascontiguousarray(raw.entry_ids),
+            entry_count=np.asarray(raw.entry_count, np.int64),
+        )
+        final = encode_records(raw, spec).per_entry
+        size = ShardSize(1, len(raw.token_ids), len(final["entry_ids"]), 0)
+        specs = [s for s in array_specs(spec, size) if s.name in final]
+        ours, alone = partial(_encode, raw, specs), partial(_compress, final, specs)
+        found[codec] = at_least(ratio(alone, ours, repeats), 0.5)
+    return found
+
+
+def _encode(raw: RawRecords, specs: list[ArraySpec]) -> None:
+    coded = encode_entries(raw.entry_logprobs, raw.entry_ids, raw.entry_count, raw.tail_logmass)
+    arrays: dict[str, Any] = {"entry_ids": coded.ids, "entry_logprobs": coded.deltas}
+    for s in specs:
+        encode_array(s, arrays[s.name])
+
+
+def _compress(final: dict[str, Any], specs: list[ArraySpec]) -> None:
+    for s in specs:
+        for i in range(0, s.shape[0], s.chunk_length):
+            part = final[s.name][i : i + s.chunk_length]
+            CODINGS[s.coding].encode(part, part.size)
+
+
+def ratio(a: Callable[[], None], b: Callable[[], None], repeats: int) -> float:
+    """Median processor time of a over that of b, in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        for run, into in zip((a, b), times, strict=True):
+            began = time.process_time()
+            run()
+            into.append(time.process_time() - began)
+    return statistics.median(times[0]) / statistics.median(times[1])
+
+
+def reading(made: Arrays, codec: str, folder: Path, quick: bool) -> dict[str, Any]:
+    """Random sequences of about 500 tokens, warm."""
+    store = write_store(folder / "store", made, codec, shards=2 if quick else 8)
+    rng = np.random.default_rng(1)
+    rows = rng.integers(len(store), size=10 if quick else 150).tolist()
+    batches = rng.integers(len(store), size=(3 if quick else 24, 32)).tolist()
+    readers: dict[str, Any] = {
+        "bare": bare(store),
+        "entries": store.entries,
+        "record": store.__getitem__,
+        "record and text": lambda i: (store[i], store.text(i)),
+        "zarr": through_zarr(store, folder / "unpacked"),
+    }
+    nested = through_datasets(store, folder / "datasets")
+    for read in (*readers.values(), *nested.values()):
+        for i in range(len(store) if read is not nested["lists"] else 2):
+            read(i)  # warm
+    seconds = medians(readers, rows) | medians(nested, rows[: len(rows) // 5])
+    together = many(store, batches)
+    rates = loaders(folder / "store", batches * (2 if quick else 8), 1 if quick else 3)
+    tokens, ours = float(np.median(store.token_counts[rows])), seconds["entries"]
+    return {
+        "entries over bare decoding": at_least(seconds["bare"] / ours, 0.5),
+        "entries over zarr's LocalStore": at_least(seconds["zarr"] / ours, 8),
+        "entries over datasets, in numpy": at_least(seconds["numpy"] / ours, 20),
+        "read_many over single reads": at_least(together["single"] / together["together"], 1.5),
+        "two workers over one": at_least(rates[2] / rates[1], 1.7),
+        "beside": {
+            "entries over datasets, as lists": seconds["lists"] / ours,
+            "milliseconds": {name: 1e3 * s for name, s in seconds.items()},
+            "tokens a second, entries": tokens / ours,
+            "tokens a second, records": tokens / seconds["record"],
+            "tokens a second, read_many": tokens / together["together"],
+            "tokens a second, two workers": rates[2],
+            "tokens a sequence": tokens,
+        },
+    }
+
+
+def lines(value: Any, name: str = "", depth: int = 0) -> list[str]:
+    """For people: a line a figure, with goal and outcome."""
+    indent = "  " * depth
+    if isinstance(value, dict) and value.keys() == {"value", "target", "met"}:
+        outcome = "met" if value["met"] else "NOT met"
+        figure = f"{value['value']:>12.4g}"
+        return [f"{indent}{name:<{58 - 2 * depth}}{figure}  goal {value['target']:<8g}{outcome}"]
+    if isinstance(value, dict):
+        below = [line for key, item in value.items() for line in lines(item, key, depth + 1)]
+        return [f"{indent}{name}", *below]
+    figure = f"{value:>12,.4g}" if isinstance(value, float) else f"{value!s:>12}"
+    return [f"{indent}{name:<{58 - 2 * depth}}{figure}"]
+
+
+def about(command: list[str]) -> dict[str, Any]:
+    packages = (
+        "logitstore",
+        "numpy",
+        "numcodecs",
+        "pcodec",
+        "zarr",
+        "datasets",
+        "pyarrow",
+        "torch",
+    )
+    return {
+        "command": " ".join(command),
+        "date": time.strftime("%Y-%m-%d"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "python": platform.python_version(),
+        "versions": {p: version(p) for p in packages},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--quick", action="store_true", help="a smoke test; figures mean nothing")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # zarr's, on members of a shard that are no arrays
+    pa.set_cpu_count(1)
+    torch.set_num_threads(cores())
+    began = time.monotonic()
+    made = cached_topk(QUICK if args.quick else None)
+    found: dict[str, Any] = {"about": about(["python", "-m", "tools.bench_store", *sys.argv[1:]])}
+    found["bytes a token, synthetic"] = synthetic_sizes(made)
+    if not args.quick:
+        found["bytes a token, real"] = real_sizes()
+    found["encoding over the bare codec"] = encoding(made, 2 if args.quick else 9)
+    for codec in CODECS:
+        with tempfile.TemporaryDirectory() as folder:
+            found[f"reading, {codec}"] = reading(made, codec, Path(folder), args.quick)
+    found["about"]["time_s"] = time.monotonic() - began
+    print(json.dumps(found) if args.json else "\n".join(lines(found, "store")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,188 @@
+"""How fast a store is read, beside bare decoding, zarr and `datasets`, in one process.
+
+Times are of the processor (all threads), so that other programs on the machine disturb ratios
+little; contenders take turns; medians. Used by `tools/bench_store.py`.
+"""
+
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import zarr
+
+from logitstore.chunks import CODINGS, one_thread
+from logitstore.encode import encode_records
+from logitstore.spec import Plan
+from logitstore.store import LogitStore, open_store
+from logitstore.writer import StoreWriter
+from tools.store_sizes import as_sequence, raw_records, spec_of
+from tools.synthetic_teacher import Arrays
+
+Read = Callable[[int], Any]
+
+_TURN = 50
+_WARM = 10
+
+
+def write_store(folder: Path, made: Arrays, codec: str, shards: int) -> LogitStore:
+    """Sequences of 400 to 600 tokens (few tokens: shorter), each shard with all, shuffled."""
+    spec = spec_of(int(made["top_ids"].max()) + 1, codec)
+    spec = replace(spec, tokenizer=spec.tokenizer | {"size": spec.vocab_size})
+    encoded = encode_records(raw_records(made, spec), spec)
+    rng = np.random.default_rng(0)
+    longest = min(600, len(encoded) // 4)
+    lengths: list[int] = []
+    while sum(lengths) + longest < len(encoded):
+        lengths.append(int(rng.integers(longest * 2 // 3, longest)))
+    parts = encoded.split([*lengths, len(encoded) - sum(lengths)])
+    cuts = tuple(len(parts) * i for i in range(shards + 1))
+    writer = StoreWriter(folder, spec, Plan("0" * 64, cuts), {})
+    for index in range(shards):
+        order = rng.permutation(len(parts))
+        writer.write_shard(
+            index, [as_sequence(parts[j], cuts[index] + i) for i, j in enumerate(order)]
+        )
+    writer.seal()
+    return open_store(folder)
+
+
+def bare(store: LogitStore) -> Read:
+    """Decoding of the chunks that a sequence's entries lie in, already in memory."""
+
+    def read(i: int) -> float:
+        payloads = [(c, p, np.empty(s, d)) for c, p, s, d in _payloads(store, i)]
+        with one_thread():
+            began = time.process_time()
+            for coding, payload, out in payloads:
+                CODINGS[coding].decode_into(payload, out)
+            return time.process_time() - began
+
+    return read
+
+
+def _payloads(store: LogitStore, i: int) -> Iterator[tuple[str, bytes, tuple[int, ...], Any]]:
+    index, place = store._locate(i)
+    shard = store.shard(index)
+    for name in ("entry_ids", "entry_logprobs"):
+        reader = shard._arrays[name]
+        start, stop = (int(v) for v in shard._offsets["sequence_entries"][place : place + 2])
+        length = reader.spec.chunk_length
+        for j in range(start // length, -(-stop // length)):
+            at, size = reader._index[j].tolist()
+            payload = bytes(reader._data[at : at + size - 4])
+            yield reader.spec.coding, payload, reader.spec.chunk_shape, reader.spec.dtype
+
+
+def through_zarr(store: LogitStore, folder: Path) -> Read:
+    """The same arrays unpacked into folders, opened by zarr; stored codes, not yet decoded."""
+    names = ("entry_ids", "entry_logprobs", "entry_count", "tail_logmass")
+    opened: list[list[Any]] = []
+    offsets: list[tuple[Any, Any]] = []
+    first = [0]
+    assert isinstance(store.path, Path)
+    for path in sorted((store.path / "shards").iterdir()):
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder / path.name)
+        group: Any = zarr.open_group(zarr.storage.LocalStore(folder / path.name), mode="r")
+        opened.append([group[name] for name in names])
+        offsets.append((group["sequence_entries"][:], group["sequence_records"][:]))
+        first.append(first[-1] + len(offsets[-1][0]) - 1)
+
+    def read(i: int) -> Any:
+        shard = int(np.searchsorted(first, i, side="right")) - 1
+        entries, records = offsets[shard]
+        place = i - first[shard]
+        e, r = slice(*entries[place : place + 2]), slice(*records[place : place + 2])
+        ids, logprobs, count, tail = opened[shard]
+        return ids[e], logprobs[e], count[r], tail[r]
+
+    return read
+
+
+def through_datasets(store: LogitStore, folder: Path) -> dict[str, Read]:
+    """The same entries as nested lists in Parquet, as others' pipelines keep them."""
+    folder.mkdir()
+    path = folder / "entries.parquet"
+    writer = None
+    for i in range(len(store)):
+        entries = store.entries(i)
+        assert entries.entry_ids is not None
+        cuts = np.concatenate([[0], np.cumsum(entries.entry_count)]).astype(np.int32)
+        columns = {"ids": entries.entry_ids, "logprobs": entries.entry_logprobs.astype(np.float16)}
+        rows = {n: pa.ListArray.from_arrays(cuts, pa.array(v)) for n, v in columns.items()}
+        table = pa.table({n: pa.ListArray.from_arrays([0, len(v)], v) for n, v in rows.items()})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+    datasets.disable_progress_bars()
+    found = datasets.Dataset.from_parquet(str(path), cache_dir=str(folder / "cache"))
+    in_numpy = found.with_format("numpy")
+    return {"lists": lambda i: found[i], "numpy": lambda i: in_numpy[i]}
+
+
+def medians(readers: dict[str, Read], rows: list[int]) -> dict[str, float]:
+    """Seconds of each, in turns of some rows; a reader named ``bare`` measures itself.
+
+    The first reads of a turn only bring a contender's own code and tables back into the cache.
+    """
+    times: dict[str, list[float]] = {name: [] for name in readers}
+    for start in range(0, len(rows), _TURN):
+        for name, read in readers.items():
+            for place, i in enumerate([*rows[-_WARM:], *rows[start : start + _TURN]]):
+                began = time.process_time()
+                own = read(i)
+                spent = time.process_time() - began
+                if place >= _WARM:
+                    times[name].append(own if name == "bare" else spent)
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+def many(store: LogitStore, batches: list[list[int]]) -> dict[str, float]:
+    """Seconds a sequence of a batch, by itself and together; by the clock, because of threads."""
+    one = {"single": lambda rows: [store[i] for i in rows], "together": store.read_many}
+    times: dict[str, list[float]] = {name: [] for name in one}
+    for rows in batches:
+        for name, read in one.items():
+            began = time.perf_counter()
+            read(rows)
+            times[name].append((time.perf_counter() - began) / len(rows))
+    return {name: float(np.median(t)) for name, t in times.items()}
+
+
+class _Batches(torch.utils.data.Dataset[int]):
+    """Reads batches in a worker, and says only how many tokens it read."""
+
+    def __init__(self, path: Path, batches: list[list[int]]) -> None:
+        self.store, self.batches = open_store(path), batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, i: int) -> int:
+        return sum(len(records) for records in self.store.read_many(self.batches[i]))
+
+
+def loaders(path: Path, batches: list[list[int]], repeats: int) -> dict[int, float]:
+    """Tokens a second of wall time through data loaders with one and with two workers."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for _ in range(repeats):
+        for workers, found in rates.items():
+            loader = torch.utils.data.DataLoader(
+                _Batches(path, batches), batch_size=None, num_workers=workers
+            )
+            arriving = iter(loader)
+            for _ in range(2 * workers):  # until workers have started and opened the store
+                next(arriving)
+            began = time.perf_counter()
+            tokens = sum(int(n) for n in arriving)
+            found.append(tokens / (time.perf_counter() - began))
+    return {workers: float(np.median(found)) for workers, found in rates.items()}
