@@ -40,7 +40,7 @@ class StoreSpec:
 
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
-            width of its logits).
+            width of its logits); ``quantization``, if it was quantised when it was loaded.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -111,10 +111,11 @@ class StoreSpec:
         """
         for part, wanted in _CONTENT.items():
             value = getattr(self, part)
-            if not isinstance(value, dict) or set(value) != set(wanted):
+            optional = _OPTIONAL.get(part, {})
+            if not isinstance(value, dict) or set(value) - set(optional) != set(wanted):
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
-            for name, is_good in wanted.items():
-                if not is_good(value[name]):
+            for name, is_good in (wanted | optional).items():
+                if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is no object")  # noqa: TRY004
@@ -335,4 +336,9 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "records_per_chunk": _upto(_MAX_CHUNK_RECORDS, 1),
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
     },
+}
+
+#: Fields that a part may have or not.
+_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "teacher": {"quantization": lambda value: isinstance(value, dict)},
 }
