@@ -20,7 +20,7 @@ import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Self
@@ -71,8 +71,8 @@ class SignOfLife:
         path: The file.
     """
 
-    def __init__(self, path: Path, inode: int) -> None:
-        self.path, self._inode = path, inode
+    def __init__(self, path: Path, content: bytes) -> None:
+        self.path, self._content = path, content
 
     @classmethod
     def make(cls, path: Path) -> Self | None:
@@ -85,10 +85,11 @@ class SignOfLife:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
             return None
-        with open(descriptor, "w", encoding="utf-8") as f:
-            json.dump(vars(Process.this()), f)
-            f.flush()
-            return cls(path, os.fstat(f.fileno()).st_ino)
+        # The token tells it from every other: file systems give the same inode out again at once.
+        said = vars(Process.this()) | {"token": secrets.token_hex(8)}
+        with open(descriptor, "wb") as f:
+            f.write(json.dumps(said).encode())
+        return cls(path, json.dumps(said).encode())
 
     def refresh(self) -> None:
         """Still at work. Does not make the file anew: who took it away had a reason."""
@@ -97,8 +98,8 @@ class SignOfLife:
 
     def end(self) -> None:
         """Done; leaves the file alone if it is another's by now."""
-        with suppress(OSError):
-            if self.path.stat().st_ino == self._inode:
+        with suppress(OSError, ValueError):
+            if read_file(self.path, _MAX_BYTES) == self._content:
                 self.path.unlink()
 
 
@@ -139,7 +140,7 @@ class Seen:
     path: Path
     process: Process | None
     age_s: float
-    identity: tuple[int, int]
+    identity: tuple[bytes, int]
 
     def is_dead(self, expires_s: float) -> bool:
         """Whether who made it is gone; where that cannot be known, silent for so long."""
@@ -155,13 +156,13 @@ class Seen:
         aside = self.path.with_name(f"{self.path.name}-{secrets.token_hex(4)}")
         try:
             self.path.rename(aside)  # one of several who try succeeds
-            if _identity(aside) != self.identity:  # a fresh one, made since we looked
+            if _look(aside) != self.identity:  # a fresh one, made since we looked
                 with suppress(FileExistsError):
                     os.link(aside, self.path)
                 aside.unlink()
                 return False
             aside.unlink()
-        except OSError:
+        except (OSError, ValueError):
             return False
         return True
 
@@ -174,12 +175,11 @@ def look_at(path: Path, now_ns: Callable[[], int]) -> Seen | None:
         now_ns: The file system's clock, asked only if needed.
     """
     try:
-        raw = read_file(path, _MAX_BYTES)  # opening makes network file systems look again
-        touched = path.stat()
+        raw, touched_ns = identity = _look(path)
     except (OSError, ValueError):
         return None
-    age_s = max(now_ns() - touched.st_mtime_ns, 0) / 1e9
-    return Seen(path, _process(raw), age_s, (touched.st_ino, touched.st_mtime_ns))
+    age_s = max(now_ns() - touched_ns, 0) / 1e9
+    return Seen(path, _process(raw), age_s, identity)
 
 
 def clock_ns(folder: Path) -> int:
@@ -198,15 +198,16 @@ def clock_ns(folder: Path) -> int:
 
 def _process(raw: bytes) -> Process | None:
     try:
-        found = Process(**parse_json(raw))
-    except (TypeError, ValueError):
+        said = parse_json(raw)
+        found = Process(**{f.name: said[f.name] for f in fields(Process)})
+    except (KeyError, TypeError, ValueError):
         return None
     return found if type(found.number) is int else None
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns
+def _look(path: Path) -> tuple[bytes, int]:
+    """Content and time; opening it makes network file systems ask for both again."""
+    return read_file(path, _MAX_BYTES), path.stat().st_mtime_ns
 
 
 @cache

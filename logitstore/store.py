@@ -104,8 +104,8 @@ class LogitStore:
         self.spec: StoreSpec = header.spec
         self.plan: Plan = header.plan
         self.provenance = header.provenance
+        self.is_complete = (path / DONE_FILE).exists()  # first: it may be sealed while we look
         self.shards = self._list_shards()
-        self.is_complete = (path / DONE_FILE).exists()
         self._open: OrderedDict[int, Shard] = OrderedDict()
         if self.is_complete:
             self._check_complete()

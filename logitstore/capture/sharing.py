@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
-from logitstore.claims import Claims, alone, among_others
+from logitstore.claims import CLAIM_EXPIRES_S, Claims, alone, among_others
 from logitstore.errors import IncompleteStoreError
 from logitstore.progress import duration
 from logitstore.ranks import PATIENCE_S, Heartbeat, Pulse, Ranks, signs_of_life, wait_until
@@ -126,7 +126,7 @@ class ByClaim:
 
     def __init__(self, out: Path) -> None:
         self._shards_folder = out / SHARDS_FOLDER
-        self._claims = Claims(self._shards_folder)
+        self._claims = Claims(self._shards_folder, CLAIM_EXPIRES_S)
         self._pulse = Pulse(self._claims.touch)
         self._own: set[int] = set()
         self._unknown: set[int] = set()
