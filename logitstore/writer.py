@@ -202,8 +202,8 @@ class StoreWriter:
         here, there = self.plan, found.plan
         if here.dataset_sha256 != there.dataset_sha256:
             different.append(
-                f"the dataset is another or has changed (plan.dataset_sha256 is "
-                f"{_short(there.dataset_sha256)} in the store, {_short(here.dataset_sha256)} now; "
+                f"the dataset is another, or has changed (plan.dataset_sha256 is "
+                f"{there.dataset_sha256[:12]}… in the store, {here.dataset_sha256[:12]}… now; "
                 f"{there.rows:,} rows in the store, {here.rows:,} now)"
             )
         elif here.boundaries != there.boundaries:

@@ -175,8 +175,8 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
     """The teacher must be able to predict every id its tokenizer makes.
 
     Raises:
-        InputError: Its output embedding has fewer rows than the tokenizer has ids, or another
-            number than its configuration says.
+        InputError: One of its embeddings has fewer rows than the tokenizer has ids, or the output
+            embedding another number than its configuration says.
     """
     embedding = model.get_output_embeddings()
     rows = _rows(embedding, vocab_size)
@@ -191,6 +191,13 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
             f"{model.name_or_path}: the teacher predicts {vocab_size} ids, but its tokenizer makes "
             f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize "
             "its embeddings."
+        )
+    reads = getattr(model.get_input_embeddings(), "num_embeddings", tokenizer_size)
+    if tokenizer_size > reads:  # on an accelerator a row that is not there ends the process
+        raise InputError(
+            f"{model.name_or_path}: the teacher reads {reads} ids, but its tokenizer makes "
+            f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize its "
+            "embeddings."
         )
 
 

@@ -116,9 +116,10 @@ def _refusal(teacher: "Teacher", device: torch.device, error: Exception) -> Inpu
             "bitsandbytes-8bit."
         )
     if teacher.attn_implementation is not None and "attention" in why.lower():
+        first = why.split(". ")[0]  # the next one lists what no user would give
         return InputError(
             f"--attn-implementation {teacher.attn_implementation}: {name} cannot run with it here "
-            f"({why}). Use eager or sdpa, or leave it out; or install what it needs."
+            f"({first}). Use eager or sdpa, or leave it out; or install what it needs."
         )
     if isinstance(error, ImportError) and is_quantized(teacher):
         asked = teacher.quantization is not None

@@ -12,6 +12,7 @@ from typing import Any
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from logitstore.errors import InputError, in_a_line
+from logitstore.untrusted import parse_json
 
 NAMES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
 
@@ -24,23 +25,22 @@ def quantization_config(asked: str | Mapping[str, Any], dtype: str) -> dict[str,
         dtype: What 4-bit weights are multiplied in, unless the object says.
 
     Raises:
-        InputError: Neither, or `transformers` does not know the method.
+        InputError: Neither.
     """
     if asked == "bitsandbytes-8bit":
         return {"quant_method": "bitsandbytes", "load_in_8bit": True}
     if asked == "bitsandbytes-4bit":  # as QLoRA has it; the library's own default is fp4 in float32
         nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
         return {"quant_method": "bitsandbytes", "load_in_4bit": True, **nf4}
-    try:
-        found: Any = json.loads(asked) if isinstance(asked, str) else dict(asked)
-    except json.JSONDecodeError:
+    try:  # what is recorded is JSON, whatever it was given as
+        found: Any = parse_json((asked if isinstance(asked, str) else json.dumps(asked)).encode())
+    except (TypeError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise InputError(
             f"--quantization is {asked}, expected {', '.join(NAMES)}, or a quantization_config of "
             """transformers as JSON, such as '{"quant_method": "hqq", "nbits": 4}'."""
         )
-    transformers_config(found)
     return found
 
 
