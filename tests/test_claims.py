@@ -466,6 +466,22 @@ def test_a_twin_that_a_seal_sweeps_has_lost_and_nobody_else_has(tmp_path: Path) 
         writer_of(tmp_path / "s", Swept(1)).write_shard(0, sequences)
 
 
+def test_the_claim_on_the_seal_stays_while_the_index_is_made(tmp_path: Path) -> None:
+    """Others wait for it instead of making one of their own, and it is gone with the seal."""
+    stores.write(tmp_path / "s", seal=False)
+    claims, there = Claims(tmp_path / "s" / "shards"), []
+
+    class Watched(OsFs):
+        def replace(self, source: Path, target: Path) -> None:
+            there.append((target.name, (tmp_path / "s/shards/.tmp-claim-seal").exists()))
+            super().replace(source, target)
+
+    assert claims.take(["seal"])
+    writer_of(tmp_path / "s", Watched()).seal()
+    assert there == [("index.parquet", True), ("DONE", False)]
+    assert not list((tmp_path / "s").rglob(".tmp-*"))
+
+
 class Gone(OsFs):
     """The folder is taken away for good."""
 

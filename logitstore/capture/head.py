@@ -192,13 +192,20 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
             f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize "
             "its embeddings."
         )
-    reads = getattr(model.get_input_embeddings(), "num_embeddings", tokenizer_size)
+    reads = getattr(_input_embeddings(model), "num_embeddings", tokenizer_size)
     if tokenizer_size > reads:  # on an accelerator a row that is not there ends the process
         raise InputError(
             f"{model.name_or_path}: the teacher reads {reads} ids, but its tokenizer makes "
             f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize its "
             "embeddings."
         )
+
+
+def _input_embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # an architecture that has none in the usual place
+        return None
 
 
 def _rows(embedding: Any, otherwise: int) -> int:

@@ -43,7 +43,7 @@ def load_model(teacher: "Teacher", device: torch.device) -> Any:
             f"{missing[0]}. Download the model again, or save all of it with "
             "model.save_pretrained(FOLDER)."
         )
-    model.config.use_cache = False  # keys and values of every token, for nobody
+    model.config.get_text_config(decoder=True).use_cache = False  # keys and values, for nobody
     return model.eval()
 
 
@@ -82,10 +82,11 @@ def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model that is spread over devices takes its input."""
-    weight: torch.Tensor = model.get_input_embeddings().weight
-    # Weights that are kept elsewhere until they are needed: accelerate moves input where they go.
-    return torch.device("cpu") if weight.is_meta else weight.device
+    """Where a model that is spread over devices takes its input.
+
+    What is kept elsewhere until it is needed is nowhere now ("meta"): accelerate sends input on.
+    """
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def _options(teacher: "Teacher", device: torch.device) -> dict[str, Any]:
