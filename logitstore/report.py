@@ -83,12 +83,15 @@ def info_text(found: dict[str, Any]) -> str:
     kept = f"top {capture['top_k']}"
     if capture["max_tail"] is not None:
         kept += f", fewest that leave at most {capture['max_tail']:g} outside"
+    dtype = teacher["dtype"]
+    if "quantization" in teacher:
+        dtype += f", quantised: {json.dumps(teacher['quantization'])}"
     kept += "" if capture["ids"] else ", values only (no ids)"
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {
         "store": f"{found['path']} ({state})",
-        "teacher": f"{teacher['name']} · {teacher['architecture']} · {teacher['dtype']} · "
+        "teacher": f"{teacher['name']} · {teacher['architecture']} · {dtype} · "
         f"vocabulary {teacher['vocab_size']:,} · {teacher['fingerprint'][:12]}…",
         "tokenizer": f"{found['tokenizer']['size']:,} ids · "
         f"{found['tokenizer']['fingerprint'][:12]}…",

@@ -23,6 +23,7 @@ from logitstore.capture import budget as budget_module
 from logitstore.capture.batches import TeacherPass, batches
 from logitstore.capture.budget import largest_that_fits, smallest_that_is_fast
 from logitstore.capture.head import TeacherHead
+from logitstore.capture.job import preview
 from logitstore.capture.memory import is_out_of_memory
 from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
@@ -424,3 +425,15 @@ def test_another_budget_is_the_same_store_but_for_rounding(
         store = run(teacher, data, tmp_path / str(budget), tokens_per_batch=budget)
         assert_same_records(store, whole)
         assert store.digest == whole.digest
+
+
+def test_a_dry_run_reads_in_halves_too_and_finds_a_budget_that_it_does_not_write(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget_module, "gives_a_sign", lambda teacher: True)
+    Memory(monkeypatch, 150)
+    for budget in (8192, "auto"):
+        settings = SETTINGS | {"tokens_per_batch": budget}
+        found = preview(teacher, str(data), tmp_path / "s", **settings)
+        assert found.outlook is not None
+    assert list(tmp_path.iterdir()) == []

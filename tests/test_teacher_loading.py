@@ -19,6 +19,7 @@ from logitstore.capture.model import load_model
 from logitstore.capture.quantization import quantization_config
 from logitstore.errors import InputError, MismatchError
 from logitstore.ranks import Ranks
+from logitstore.report import facts, info_text
 from tests import reader_from_spec, tiny
 from tests.stores import tree
 
@@ -203,6 +204,7 @@ def test_a_quantised_teacher_is_recorded_and_no_other_resumes_its_store(
         "bnb_4bit_compute_dtype": "float32",
     }
     assert "quantization" not in plain.spec.teacher
+    assert "float32, quantised: {" in info_text(facts(store))
     assert store.digest != plain.digest
     for other in (None, "bitsandbytes-8bit"):
         with pytest.raises(MismatchError, match=r"teacher\.quantization is .* in the store, "):

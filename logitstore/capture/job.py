@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
+from logitstore.capture.halving import HalvingReader
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.capture.preview import Preview, outlook, stored_size, take_sample, try_out
 from logitstore.capture.settings import CaptureSettings
@@ -175,14 +176,19 @@ def preview(
         check_place(Path(out))
     sample, found = take_sample(task.reader, task.text_bytes), None
     if missing and sample.records:
-        taught = TeacherPass(task.teacher, task.spec, task.device(Ranks()))
+        device, on_nan = task.device(Ranks()), task.settings.on_nan
+        taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
         if budget is None and task.wants_budget:
             budget = find_budget(task, taught, sample).tokens
         budget = budget or int(task.provenance["tokens_per_batch"])
-        speed, pairs = try_out(taught, sample.sequences, budget)
+        speed, pairs = try_out(HalvingReader(taught, _nowhere), sample.sequences, budget)
         size = stored_size(task.spec, task.plan, pairs)
         found = outlook(sample, task.text_of(missing), len(missing), speed, size)
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
+
+
+def _nowhere(event: str, **facts: object) -> None:
+    """The journal of what writes nothing."""
 
 
 def _writer(task: Task, out: str | os.PathLike[str], budget: int | None = None) -> StoreWriter:
