@@ -32,6 +32,7 @@ from logitstore.place import StorePath
 from logitstore.remote import RemotePath
 
 TEMPORARY_PREFIX = ".tmp-"
+_SWEPT_TIMES = 16  # more workers than ever seal in the same second
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -136,6 +137,10 @@ def create(path: StorePath, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
             won = True
         except FileExistsError:
             won = False
+        except FileNotFoundError:  # a seal swept ours away, for all that it names was there
+            if not path.exists():
+                raise
+            won = False
         fs.unlink(unnamed)
         fs.sync_folder(path.parent)
     except OSError as e:
@@ -153,14 +158,20 @@ def overwrite(path: StorePath, data: bytes, fs: Fs = OS_FS) -> None:
     if isinstance(path, RemotePath):
         path.overwrite(data)
         return
-    unnamed = temporary(path)
-    try:
-        fs.write_durably(unnamed, [data])
-        fs.replace(unnamed, path)
-        fs.sync_folder(path.parent)
-    except OSError as e:
-        _clean_up(unnamed, fs)
-        raise explain(e, path) from e
+    for is_last in (*[False] * _SWEPT_TIMES, True):
+        unnamed = temporary(path)
+        try:
+            fs.write_durably(unnamed, [data])
+            fs.replace(unnamed, path)
+            fs.sync_folder(path.parent)
+        except FileNotFoundError as e:  # another seal swept ours away; each does so once
+            if is_last:
+                raise explain(e, path) from e
+        except OSError as e:
+            _clean_up(unnamed, fs)
+            raise explain(e, path) from e
+        else:
+            return
 
 
 def move(source: StorePath, target: StorePath, fs: Fs = OS_FS) -> None:
@@ -179,13 +190,16 @@ def move(source: StorePath, target: StorePath, fs: Fs = OS_FS) -> None:
 
 
 def remove_temporaries(folder: StorePath) -> None:
-    """Delete what crashed writers left behind. Only when no other writer can be at work."""
+    """Delete what crashed writers left behind.
+
+    Only when all shards are there: then a writer that is still at work can lose nothing by it.
+    """
     if isinstance(folder, RemotePath):
         for name in folder.names():
             if name.startswith(TEMPORARY_PREFIX):
                 (folder / name).delete()
         return
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    for leftover in list(folder.glob(f"{TEMPORARY_PREFIX}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

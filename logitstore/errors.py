@@ -8,7 +8,8 @@
     |-- CorruptStoreError                        bytes are not what was committed: repair
     |-- InputError            (also ValueError)  an unusable dataset, model or flag: mend it
     |-- MissingLibraryError   (also ImportError) an optional library is not installed: install it
-    `-- StorageError          (also OSError)     the disk or folder refuses: make room, resume
+    |-- StorageError          (also OSError)     the disk or folder refuses: make room, resume
+    `-- BusyError                                another process writes here: share, or wait
 
 A message says where, what is wrong, what was expected and found, then what to do next.
 """
@@ -65,6 +66,10 @@ class MissingLibraryError(LogitStoreError, ImportError):
 
 class StorageError(LogitStoreError, OSError):
     """The file system refused: full, read-only, or without a needed operation."""
+
+
+class BusyError(LogitStoreError):
+    """Another process is at work on the same store, and does not share it."""
 
 
 def in_a_line(error: BaseException) -> str:

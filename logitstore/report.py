@@ -93,11 +93,14 @@ def info_text(found: dict[str, Any]) -> str:
         kept += f", fewest that leave at most {capture['max_tail']:g} outside"
     kept += "" if capture["ids"] or not capture["top_k"] else ", values only (no ids)"
     kept += f", {capture['draws']} draws from the rest" if capture["draws"] else ""
+    dtype = teacher["dtype"]
+    if "quantization" in teacher:
+        dtype += f", quantised: {json.dumps(teacher['quantization'])}"
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {
         "store": f"{found['path']} ({state})",
-        "teacher": f"{teacher['name']} · {teacher['architecture']} · {teacher['dtype']} · "
+        "teacher": f"{teacher['name']} · {teacher['architecture']} · {dtype} · "
         f"vocabulary {teacher['vocab_size']:,} · {teacher['fingerprint'][:12]}…",
         "tokenizer": f"{found['tokenizer']['size']:,} ids · "
         f"{found['tokenizer']['fingerprint'][:12]}…",

@@ -50,7 +50,7 @@ class StoreSpec:
 
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
-            width of its logits).
+            width of its logits); ``quantization``, if it was quantised when it was loaded.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -134,14 +134,12 @@ class StoreSpec:
         """
         for part, wanted in _CONTENT.items():
             value = getattr(self, part)
-            optional = _OPTIONAL.get(part, set())
-            if not isinstance(value, dict) or set(value) | optional != set(wanted) | optional:
+            optional = _OPTIONAL.get(part, {})
+            if not isinstance(value, dict) or set(value) - set(optional) != set(wanted):
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
-            for name, is_good in wanted.items():
+            for name, is_good in (wanted | optional).items():
                 if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
-        if "missing" in self.capture and not _is_missing(self.capture["missing"]):
-            raise ValueError(f"capture.missing cannot be {str(self.capture['missing'])[:60]!r}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is no object")  # noqa: TRY004
 
@@ -366,9 +364,14 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
     "codec": {
         "name": lambda value: value in CODECS,
-        "layout": _upto(2, 2),  # the first has no number
         "records_per_chunk": _upto(_MAX_CHUNK_RECORDS, 1),
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
     },
 }
-_OPTIONAL = {"capture": {"missing"}, "codec": {"layout"}}
+
+#: Fields that a part may have or not.
+_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "teacher": {"quantization": lambda value: isinstance(value, dict)},
+    "capture": {"missing": _is_missing},
+    "codec": {"layout": _upto(2, 2)},  # the first has no number
+}

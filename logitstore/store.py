@@ -145,7 +145,7 @@ class LogitStore:
         self.spec: StoreSpec = header.spec
         self.plan: Plan = header.plan
         self.provenance = header.provenance
-        self.is_complete = (path / DONE_FILE).exists()
+        self.is_complete = (path / DONE_FILE).exists()  # first: it may be sealed while we look
         if self.is_complete and isinstance(path, RemotePath):
             self.shards = list(range(self.plan.shard_count))  # the index lists them all
         else:

@@ -306,6 +306,7 @@ def test_killed_anywhere_and_run_again_is_the_same_bytes(
             time.sleep(0.0005)
         process.send_signal(signal.SIGKILL)
         process.wait()
+        assert (shards / ".tmp-alone").exists(), "nobody would have seen that it was at work"
         for path in shards.glob("*.zarr.zip"):
             identity = (path.stat().st_ino, path.stat().st_mtime_ns)
             assert kept.setdefault(path.name, identity) == identity, "a committed shard changed"

@@ -163,6 +163,49 @@ WRONG = (
         "--tokens-per-batch is 0, expected 1 or more.",
     ),
     Wrong(
+        "a batch of some",
+        "logitstore capture teacher rows.jsonl --out s --tokens-per-batch some",
+        "--tokens-per-batch is some, expected a number or auto.",
+    ),
+    Wrong(
+        "another word for rows that are not finite",
+        "logitstore capture teacher rows.jsonl --out s --on-nan ignore",
+        "--on-nan is ignore, expected stop or skip.",
+    ),
+    Wrong(
+        "a quantisation that is not known",
+        "logitstore capture teacher rows.jsonl --out s --quantization int4",
+        "--quantization is int4, expected bitsandbytes-4bit, bitsandbytes-8bit, or a "
+        """quantization_config of transformers as JSON, such as '{"quant_method": "hqq", """
+        """"nbits": 4}'.""",
+    ),
+    Wrong(
+        "an attention that is not known",
+        "logitstore capture teacher rows.jsonl --out s --attn-implementation fast",
+        "--attn-implementation fast: teacher cannot run with it here (ValueError: Specified "
+        '`attn_implementation="fast"` is not supported). Use eager or sdpa, or leave it out; or '
+        "install what it needs.",
+    ),
+    Wrong(
+        "a device map that is none",
+        "logitstore capture teacher rows.jsonl --out s --device-map everywhere",
+        "--device-map is everywhere, expected auto, balanced, balanced_low_0, sequential, or "
+        """modules and their devices as JSON, such as '{"": 0}'.""",
+    ),
+    Wrong(
+        "a device and a map of them",
+        "logitstore capture teacher rows.jsonl --out s --device cpu --device-map auto",
+        "--device cpu and --device-map auto: each says where the teacher runs. Leave one of the "
+        "two out.",
+    ),
+    Wrong(
+        "a dataset that has changed since",
+        "logitstore capture teacher talk-as-text.jsonl --out begun --top-k 8 --shard-text-bytes 30",
+        "begun: the store was begun with other settings: the dataset is another, or has "
+        "changed (plan.dataset_sha256 is <digest>… in the store, <digest>… now; 3 rows in the "
+        "store, 1 now). Run with the store's settings to resume it, or choose another --out.",
+    ),
+    Wrong(
         "windows of one token",
         "logitstore capture teacher rows.jsonl --out s --max-length 1",
         "--max-length is 1; a record needs a token before it. Use --max-length 2 or more.",

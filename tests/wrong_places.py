@@ -67,6 +67,7 @@ def _cut(path: Path) -> None:
 def _datasets(here: Path) -> None:
     rows(here / "rows.jsonl", *({"text": text} for text in TEXTS))
     rows(here / "talk.jsonl", {"messages": TALK})
+    rows(here / "talk-as-text.jsonl", {"text": TEXTS[0]})
     rows(here / "columns.jsonl", {"question": "?", "reply": "!"})
     rows(here / "sharegpt.jsonl", {"conversations": [{"from": "human", "value": "?"}]})
     rows(here / "numbers.jsonl", {"text": 3})

@@ -1,12 +1,15 @@
 """`kill -9` a real capture at random moments, again and again; nothing committed may suffer.
 
-    python tools/kill_capture.py --kills 200 [--seed 0]
+    python tools/kill_capture.py --kills 200 [--seed 0] [--workers 3]
 
 A tiny teacher reads some fifty rows into as many shards as fit. Each attempt is a forked process
 (torch is imported once) that is killed at a random moment of its run, start and seal included.
 After each kill: every shard that was ever seen is still the same file with the same bytes, those of
 an uninterrupted capture, and the store verifies. When a store gets finished it must be byte for
 byte the uninterrupted one; then the next is begun, until there were enough kills.
+
+With `--workers N`, so many processes share a store by claims (`--claim`). Now and then one of them
+is killed, and another takes its place at once.
 
 Prints one line of counts; exit status 1 as soon as anything is not as it should be.
 """
@@ -56,7 +59,7 @@ class Trial:
         self.kept: dict[Path, tuple[int, int]] = {}
         self.counts: Counter[str] = Counter()
 
-    def begin(self, out: Path) -> int:
+    def begin(self, out: Path, *, claim: bool = False) -> int:
         """A capture in a process of its own."""
         child = os.fork()
         if child == 0:
@@ -65,7 +68,12 @@ class Trial:
             os.dup2(silence, 2)
             try:
                 job.capture(
-                    self.teacher, str(self.data), out, top_k=8, shard_text_bytes=SHARD_TEXT_BYTES
+                    self.teacher,
+                    str(self.data),
+                    out,
+                    top_k=8,
+                    shard_text_bytes=SHARD_TEXT_BYTES,
+                    claim=claim,
                 )
                 os._exit(0)
             finally:
@@ -82,6 +90,28 @@ class Trial:
         if code not in (0, -signal.SIGKILL):
             raise AssertionError(f"a resumed capture failed with exit status {code}")
         return code == -signal.SIGKILL
+
+    def share(self, out: Path, workers: int, kills: int, rng: np.random.Generator) -> int:
+        """Workers of one store, of which some are killed and replaced; returns how many were."""
+        children = [self.begin(out, claim=True) for _ in range(workers)]
+        killed = 0
+        while children:
+            # The second half of a lone run, if they come at the same time; later moments as well.
+            time.sleep(float(rng.uniform(0, self.duration_s)))
+            for child in list(children):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    children.remove(child)
+                    if code := os.waitstatus_to_exitcode(status):
+                        raise AssertionError(f"a worker failed with exit status {code}")
+            if children and killed < kills:
+                child = children.pop(int(rng.integers(len(children))))
+                os.kill(child, signal.SIGKILL)
+                if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
+                    killed += 1
+                    self.check(out)
+                children.append(self.begin(out, claim=True))
+        return killed
 
     def check(self, out: Path) -> None:
         """What a stranger finds after the kill."""
@@ -110,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="share each store by claims")
     args = parser.parse_args()
     torch.set_num_threads(1)
     # tqdm's own lock is a semaphore shared between forks: a killed one would hold it for ever.
@@ -119,6 +150,13 @@ def main() -> None:
         trial, kills, number, since = Trial(Path(name)), 0, 0, 0
         while kills < args.kills or since > 0:
             out = Path(name) / f"store-{number}"
+            if args.workers:
+                # A few for each store, so that there are ends of stores, too.
+                kills += trial.share(out, args.workers, min(5, args.kills - kills), rng)
+                print(f"{kills} kills", file=sys.stderr, flush=True)
+                trial.check_finished(out)
+                number += 1
+                continue
             # Starting up takes about half of a run: later moments have more to destroy.
             delay_s = float(rng.uniform(0, trial.duration_s * (0.7 + 0.2 * min(since, 10))))
             finish = kills >= args.kills

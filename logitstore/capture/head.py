@@ -124,6 +124,7 @@ class TeacherHead:
                 return result
             self._fall_back("its logits are not made from its output embedding as known here")
         logits = logits_of(self.model(**inputs)).flatten(0, 1)
+        positions_n = positions_n.to(logits.device)
         return self._summarise(lambda part: logits[positions_n[part]], targets_n)
 
     def _from_hidden(
@@ -137,7 +138,8 @@ class TeacherHead:
         def stand_in(hidden: Tensor) -> Tensor:
             nonlocal probe
             hidden_MD = hidden.flatten(0, -2)
-            caught.append(hidden_MD[positions_n])
+            # Of a model on several devices they come from the last one.
+            caught.append(hidden_MD[positions_n.to(hidden_MD.device)])
             # Taken where records are: a padded row may be anything.
             probe = torch.as_tensor(head(caught[0][: 0 if self._is_checked else PROBE_ROWS]))
             # One sequence of so few rows: whatever the model does to logits, it does to these.
@@ -152,9 +154,10 @@ class TeacherHead:
 
     def _summarise(self, rows_of: Callable[[slice], Tensor], targets_n: Tensor) -> HeadResult:
         chunks = [
-            summarise(rows_of(part), targets_n[part], self.settings)
+            summarise(logits, targets_n[part].to(logits.device), self.settings)
             for start in range(0, len(targets_n), self._chunk)
             for part in [slice(start, start + self._chunk)]
+            for logits in [rows_of(part)]
         ]
         return HeadResult(*(torch.cat(field).cpu() for field in zip(*chunks, strict=True)))
 
@@ -172,12 +175,11 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
     """The teacher must be able to predict every id its tokenizer makes.
 
     Raises:
-        InputError: Its output embedding has fewer rows than the tokenizer has ids, or another
-            number than its configuration says.
+        InputError: One of its embeddings has fewer rows than the tokenizer has ids, or the output
+            embedding another number than its configuration says.
     """
     embedding = model.get_output_embeddings()
-    weight = getattr(embedding, "weight", None)
-    rows = vocab_size if weight is None else int(weight.shape[0])
+    rows = _rows(embedding, vocab_size)
     if rows != vocab_size:
         raise InputError(
             f"{model.name_or_path}: the teacher's output embedding has {rows} rows, its "
@@ -190,3 +192,26 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
             f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize "
             "its embeddings."
         )
+    reads = getattr(_input_embeddings(model), "num_embeddings", tokenizer_size)
+    if tokenizer_size > reads:  # on an accelerator a row that is not there ends the process
+        raise InputError(
+            f"{model.name_or_path}: the teacher reads {reads} ids, but its tokenizer makes "
+            f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize its "
+            "embeddings."
+        )
+
+
+def _input_embeddings(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:  # an architecture that has none in the usual place
+        return None
+
+
+def _rows(embedding: Any, otherwise: int) -> int:
+    """How many ids an output embedding predicts."""
+    weight = getattr(embedding, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point():
+        return int(weight.shape[0])
+    # Quantised weights are packed in shapes of their own.
+    return int(getattr(embedding, "out_features", otherwise))

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.build import build_shard
-from logitstore.capture.batches import TeacherPass, batches
+from logitstore.capture.batches import batches
+from logitstore.capture.halving import HalvingReader
 from logitstore.capture.reading import RowReader
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords
@@ -177,7 +178,7 @@ def stored_size(spec: StoreSpec, plan: Plan, pairs: Pairs) -> tuple[float, float
 
 
 def try_out(
-    teacher: TeacherPass, sequences: Sequence[TeacherSequence], budget: int
+    teacher: HalvingReader, sequences: Sequence[TeacherSequence], budget: int
 ) -> tuple[float, Pairs]:
     """(tokens a second, what was made) of a small batch, and of a full one if that is quick."""
     found: Pairs = []

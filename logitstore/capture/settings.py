@@ -11,7 +11,19 @@ from logitstore.spec import CODECS
 
 #: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
 #: is for the user to say, every time, and not for a file.
-NOT_RECORDED = frozenset({"device", "tokens_per_batch", "trust_remote_code"})
+NOT_RECORDED = frozenset(
+    {
+        "attn_implementation",
+        "claim",
+        "device",
+        "device_map",
+        "tokens_per_batch",
+        "trust_remote_code",
+    }
+)
+#: Of `tokens_per_batch`: to be found out before the first shard.
+AUTO = "auto"
+ON_NAN = ("stop", "skip")
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 
 
@@ -34,8 +46,13 @@ class CaptureSettings:
     stride: int | None = None
     revision: str | None = None
     dtype: str = "auto"
+    quantization: str | Mapping[str, Any] | None = None
+    attn_implementation: str | None = None
     device: str | None = None
-    tokens_per_batch: int | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    tokens_per_batch: int | str | None = None
+    on_nan: str = "stop"
+    claim: bool = False
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
     codec: str = "portable"
     trust_remote_code: bool = False
@@ -74,8 +91,9 @@ class CaptureSettings:
                 "0.01."
             )
         self._check_temperatures()
-        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
-            raise InputError(f"--tokens-per-batch is {self.tokens_per_batch}, expected 1 or more.")
+        self._check_tokens_per_batch()
+        if self.on_nan not in ON_NAN:
+            raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
         if self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
         self._check_codec()
@@ -85,6 +103,13 @@ class CaptureSettings:
             raise InputError(f"--codec is {self.codec}, expected {' or '.join(CODECS)}.")
         if self.codec == "compact":
             pcodec_library()
+
+    def _check_tokens_per_batch(self) -> None:
+        asked = self.tokens_per_batch
+        if isinstance(asked, str) and asked != AUTO:
+            raise InputError(f"--tokens-per-batch is {asked}, expected a number or {AUTO}.")
+        if isinstance(asked, int) and asked < 1:
+            raise InputError(f"--tokens-per-batch is {asked}, expected 1 or more.")
 
     def _check_temperatures(self) -> None:
         for t in self.temperatures:
