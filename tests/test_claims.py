@@ -23,7 +23,8 @@ from logitstore.alive import Process, SignOfLife, clock_ns, look_at
 from logitstore.capture.sharing import ByClaim
 from logitstore.claims import CLAIM_EXPIRES_S, PROCESS_EXPIRES_S, Claims, alone, among_others
 from logitstore.commit import OsFs
-from logitstore.errors import BusyError, StorageError
+from logitstore.errors import BusyError, InputError, StorageError
+from logitstore.place import store_path
 from logitstore.ranks import Ranks
 from logitstore.spec import Plan
 from logitstore.verify import verify_store
@@ -155,6 +156,11 @@ def test_a_claim_that_is_no_ordinary_file_is_nobodys_business(tmp_path: Path) ->
     began = time.monotonic()
     assert Claims(tmp_path).take(["0", "1"]) == "1"
     assert time.monotonic() - began < 2, "waited for a pipe"
+
+
+def test_claims_in_a_bucket_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^s3://bucket/name: --claim works in a folder that all"):
+        ByClaim(store_path("s3://bucket/name"))
 
 
 def test_a_folder_that_refuses_is_told(tmp_path: Path) -> None:
