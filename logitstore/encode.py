@@ -36,6 +36,7 @@ NOTHING_MEASURED: dict[str, float | int] = {
 }
 
 _ONE_TOLERANCE = 1e-3  # what float32 sums over 262,144 tokens stay well within
+_MAX_U8 = 0xFF
 _MAX_U16 = 0xFFFF
 _MAX_U32 = 0xFFFF_FFFF
 
@@ -58,7 +59,7 @@ class RawRecords:
         logit_std: (n,), or None.
         lognorm_std: (n,), or None.
         sample_ids: (n, D) distinct draws, ascending, or None.
-        sample_counts: (n, D), or None.
+        sample_counts: (n, D) how often each was drawn, or None.
         draw_count: (n,) distinct draws of each record, or None.
     """
 
@@ -183,13 +184,39 @@ def encode_records(raw: RawRecords, spec: StoreSpec) -> EncodedRecords:
     per_entry: dict[str, Array] = {"entry_logprobs": entries.deltas}
     if entries.ids is not None:
         per_entry["entry_ids"] = entries.ids
-    per_draw: dict[str, Array] = {}
-    if raw.draw_count is not None and raw.sample_ids is not None and raw.sample_counts is not None:
-        drawn = np.arange(raw.sample_ids.shape[1]) < raw.draw_count[:, None]
-        per_record["draw_count"] = raw.draw_count.astype(np.uint16)
-        per_draw["sample_ids"] = raw.sample_ids[drawn].astype(np.uint32)
-        per_draw["sample_counts"] = raw.sample_counts[drawn].astype(np.uint8)
+    per_draw = _draws(raw, spec)
+    if per_draw:
+        per_record["draw_count"] = per_draw.pop("draw_count")
     return EncodedRecords(per_record, per_entry, per_draw, entries.kl, entries.l1, entries.dropped)
+
+
+def _draws(raw: RawRecords, spec: StoreSpec) -> dict[str, Array]:
+    """`draw_count` of each record and its draws, flat; empty where there are none to keep."""
+    if raw.draw_count is None or raw.sample_ids is None or raw.sample_counts is None:
+        return {}
+    drawn = np.arange(raw.sample_ids.shape[1]) < raw.draw_count[:, None]
+    times = np.where(drawn, raw.sample_counts, 0).astype(np.int64)
+    if (times[drawn] < 1).any():
+        raise InputError("sample_counts holds a count below 1. Leave out what was not drawn.")
+    slots = -(-times // _MAX_U8)  # what was drawn more often than a byte can say is there again
+    draw_count = slots.sum(1)
+    if int(draw_count.max(initial=0)) > spec.draws:
+        raise InputError(
+            f"a record has {draw_count.max()} distinct draws, but the spec says draws: {spec.draws}."
+        )
+    ids = np.asarray(raw.sample_ids).astype(np.uint32)
+    return {
+        "draw_count": draw_count.astype(np.uint16),
+        "sample_ids": np.repeat(ids.ravel(), slots.ravel()),
+        "sample_counts": _counts(times[drawn], slots[drawn]),
+    }
+
+
+def _counts(times: Array, slots: Array) -> Array:
+    """How often each was drawn, full slots first, none above 255."""
+    counts = np.full(int(slots.sum()), _MAX_U8, np.uint8)
+    counts[np.cumsum(slots) - 1] = times - _MAX_U8 * (slots - 1)
+    return counts
 
 
 def _check(raw: RawRecords, spec: StoreSpec) -> None:

@@ -80,10 +80,11 @@ def info_text(found: dict[str, Any]) -> str:
     teacher, capture, fidelity = found["teacher"], found["capture"], found["fidelity"]
     uld = found["uld_within"]
     state = "complete" if found["complete"] else "unfinished: run the same capture again"
-    kept = f"top {capture['top_k']}"
+    kept = f"top {capture['top_k']}" if capture["top_k"] else "no entries"
     if capture["max_tail"] is not None:
         kept += f", fewest that leave at most {capture['max_tail']:g} outside"
-    kept += "" if capture["ids"] else ", values only (no ids)"
+    kept += "" if capture["ids"] or not capture["top_k"] else ", values only (no ids)"
+    kept += f", {capture['draws']} draws from the rest" if capture["draws"] else ""
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {

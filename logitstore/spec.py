@@ -44,8 +44,8 @@ class StoreSpec:
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
-        capture: ``top_k``, ``max_tail`` (None: every record keeps top_k entries), ``ids``,
-            ``temperatures``, ``logit_std``, ``draws``.
+        capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
+            ``ids``, ``temperatures``, ``logit_std``, ``draws``.
         codec: ``name`` and how many records and entries an inner chunk holds.
     """
 
@@ -323,7 +323,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "files": _is_files,
     },
     "capture": {
-        "top_k": _upto(_MAX_U16, 1),
+        "top_k": _upto(_MAX_U16),
         "max_tail": lambda value: value is None or _is_number(value),
         "ids": _is_flag,
         "temperatures": _is_temperatures,

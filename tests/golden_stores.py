@@ -35,6 +35,7 @@ VARIANTS = {
     "logit-std": {"logit_std": True},
     "draws": {"draws": 4},
     "parts": {},
+    "no-entries": {"top_k": 0, "max_tail": None, "draws": 4},
 }
 
 
@@ -93,10 +94,11 @@ def raw(of: StoreSpec, spans: tuple[tuple[int, int], ...]) -> RawRecords:
     rows = RECORDS[: len(spans) - 1] + RECORDS[-1:]
     n, k = len(rows), of.top_k
     logprobs, ids = np.full((n, k), -np.inf, np.float32), np.zeros((n, k), np.uint32)
-    for i, (p, names, *_) in enumerate(rows):
+    kept = [(p[:k], names[:k]) for p, names, *_ in rows]
+    for i, (p, names) in enumerate(kept):
         logprobs[i, : len(p)] = [math.log(x) for x in p]
         ids[i, : len(p)] = names
-    rest = [1 - math.fsum(p) for p, *_ in rows]
+    rest = [1 - math.fsum(p) for p, _ in kept]
     steps = np.arange(n, dtype=np.float32)
     has_std = of.has_logit_std
     return RawRecords(
@@ -106,7 +108,7 @@ def raw(of: StoreSpec, spans: tuple[tuple[int, int], ...]) -> RawRecords:
         token_logprob=np.array([math.log(r[3]) for r in rows], np.float32),
         entry_logprobs=logprobs,
         entry_ids=ids if of.has_ids else None,
-        entry_count=np.array([len(r[0]) for r in rows]),
+        entry_count=np.array([len(p) for p, _ in kept]),
         tail_logmass=np.array([math.log(x) if x > 1e-9 else -np.inf for x in rest], np.float32),
         entropy=np.array([r[4] for r in rows]),
         lognorm=np.stack([steps / 4, steps / 8], 1) if of.temperatures else None,

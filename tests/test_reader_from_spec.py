@@ -28,6 +28,8 @@ VARIANTS: dict[str, StoreSpec] = {
     "draws": stores.spec(draws=4),
     "every block": stores.spec(temperatures=(4.0, 2.0), logit_std=True, draws=5, chunks=(4, 9)),
     "every block, no ids": stores.spec(ids=False, temperatures=(4.0,), logit_std=True, draws=5),
+    "draws, no entries": stores.spec(top_k=0, draws=5),
+    "scalars alone": stores.spec(top_k=0, temperatures=(2.0,)),
     "everything kept": stores.spec(vocab_size=30, top_k=30),
     "18-bit ids": stores.spec(vocab_size=262_144, top_k=3),
 }
