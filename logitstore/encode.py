@@ -202,7 +202,7 @@ def _draws(raw: RawRecords, spec: StoreSpec) -> dict[str, Array]:
     draw_count = slots.sum(1)
     if int(draw_count.max(initial=0)) > spec.draws:
         raise InputError(
-            f"a record has {draw_count.max()} distinct draws, but the spec says draws: {spec.draws}."
+            f"a record has {draw_count.max()} distinct draws, the spec allows {spec.draws}."
         )
     ids = np.asarray(raw.sample_ids).astype(np.uint32)
     return {
