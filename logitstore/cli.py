@@ -48,7 +48,9 @@ def capture(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Store folder to make or resume.", show_default=False)],
-    top_k: Annotated[int, typer.Option(help="Entries of a record at most.")] = 64,
+    top_k: Annotated[
+        int, typer.Option(help="Entries of a record at most; 0 for draws alone.")
+    ] = 64,
     max_tail: Annotated[
         float | None,
         typer.Option(help="Keep the fewest entries that leave this probability outside."),
@@ -59,6 +61,18 @@ def capture(
     temperature: Annotated[
         list[float] | None,
         typer.Option(help="Also keep the log-normaliser at this temperature. Repeatable."),
+    ] = None,
+    logit_std: Annotated[
+        bool,
+        typer.Option(
+            "--logit-std", help="Also keep the logits' standard deviation: multilevel_ot."
+        ),
+    ] = False,
+    draws: Annotated[
+        int, typer.Option(help="Draws from outside the entries, of each record: sampled_kl.")
+    ] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of what is drawn at random. Default: 0.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     config_name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
@@ -122,6 +136,9 @@ def capture(
         max_tail=max_tail,
         ids=not no_ids,
         temperatures=tuple(temperature or ()),
+        logit_std=logit_std,
+        draws=draws,
+        seed=seed,
         split=split,
         config_name=config_name,
         text_column=text_column,

@@ -85,6 +85,7 @@ def info_text(found: dict[str, Any]) -> str:
         kept += f", fewest that leave at most {capture['max_tail']:g} outside"
     kept += "" if capture["ids"] or not capture["top_k"] else ", values only (no ids)"
     kept += f", {capture['draws']} draws from the rest" if capture["draws"] else ""
+    kept += ", standard deviations of logits" if capture["logit_std"] else ""
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {

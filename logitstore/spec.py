@@ -45,7 +45,8 @@ class StoreSpec:
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
         capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
-            ``ids``, ``temperatures``, ``logit_std``, ``draws``.
+            ``ids``, ``temperatures``, ``logit_std``, ``draws``, and the ``seed`` of draws that were
+            made with one.
         codec: ``name`` and how many records and entries an inner chunk holds.
     """
 
@@ -87,6 +88,12 @@ class StoreSpec:
         return int(self.capture["draws"])
 
     @property
+    def seed(self) -> int | None:
+        """Of the draws; None where nobody said."""
+        value = self.capture.get("seed")
+        return None if value is None else int(value)
+
+    @property
     def vocab_size(self) -> int:
         return int(self.teacher["vocab_size"])
 
@@ -110,10 +117,12 @@ class StoreSpec:
             ValueError: A field is missing, unknown, or cannot be.
         """
         for part, wanted in _CONTENT.items():
-            value = getattr(self, part)
-            if not isinstance(value, dict) or set(value) != set(wanted):
+            value, optional = getattr(self, part), _OPTIONAL.get(part, {})
+            if not isinstance(value, dict) or not set(wanted) <= set(value) <= {*wanted, *optional}:
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
-            for name, is_good in wanted.items():
+            for name, is_good in (wanted | optional).items():
+                if name not in value:
+                    continue
                 if not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if not isinstance(self.rendering, dict):
@@ -336,3 +345,5 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
     },
 }
+#: Fields that may be there.
+_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {"capture": {"seed": _upto(_MAX_U32)}}

@@ -135,7 +135,8 @@ WRONG = (
     Wrong(
         "no entries",
         "logitstore capture teacher rows.jsonl --out s --top-k 0",
-        "--top-k is 0, expected 1 to 65535.",
+        "--top-k is 0, so no entries would be kept, and no draws are asked for. Draw from the "
+        "whole distribution with --draws 50, or keep entries with --top-k 64.",
     ),
     Wrong(
         "more entries than tokens",

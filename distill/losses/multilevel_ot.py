@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
-NEEDS = frozenset({"ids", "logit std"})
+NEEDS = frozenset({"entries", "ids", "logit std"})
 COLUMNS = 50
 SL_WEIGHT = SD_WEIGHT = 0.1
 SD_TEMPERATURE = 2.0

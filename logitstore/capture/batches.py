@@ -38,7 +38,7 @@ class TeacherPass:
             torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
         model = teacher.load(device)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
-        self._head = TeacherHead(model, HeadSettings(spec.top_k, spec.max_tail, spec.temperatures))
+        self._head = TeacherHead(model, _head_settings(spec))
 
     def read(self, batch: Sequence[TeacherSequence]) -> list[EncodedRecords]:
         """The records of each sequence.
@@ -60,10 +60,32 @@ class TeacherPass:
             {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)},
             (at - 1).to(self.device),
             input_ids.flatten()[at].to(self.device),
+            _places(batch).to(self.device) if self.spec.draws else None,
         )
         _check_finite(result, batch, at // length)
         raw = _raw_records(batch, result, self.spec)
         return encode_records(raw, self.spec).split([s.records for s in batch])
+
+
+def _head_settings(spec: StoreSpec) -> HeadSettings:
+    return HeadSettings(
+        spec.top_k,
+        spec.max_tail,
+        spec.temperatures,
+        logit_std=spec.has_logit_std,
+        draws=spec.draws,
+        seed=spec.seed or 0,
+    )
+
+
+def _places(batch: Sequence[TeacherSequence]) -> Tensor:
+    """(n, 3) row, part and position in its sequence of every token with a record."""
+    parts = []
+    for s in batch:
+        position = np.flatnonzero(s.text.has_record)
+        row, part = (np.full_like(position, value) for value in (s.line.row, s.line.part))
+        parts.append(np.stack([row, part, position], 1))
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _check_finite(result: HeadResult, batch: Sequence[TeacherSequence], row_n: Tensor) -> None:
@@ -74,6 +96,13 @@ def _check_finite(result: HeadResult, batch: Sequence[TeacherSequence], row_n: T
             f"row {row:,}: the teacher's logits are not finite (NaN or infinite). Nothing of "
             "this shard was written; every shard before it is good. Try --dtype float32, or "
             "check the teacher's weights, then run the same command again."
+        )
+    if result.logit_std is not None and not (is_number := result.logit_std.isfinite()).all():
+        row = batch[int(row_n[(~is_number).nonzero()[0, 0]])].line.row
+        raise InputError(
+            f"row {row:,}: the teacher excludes tokens (their logits are -inf), so its logits have "
+            "no standard deviation. Nothing of this shard was written. Capture without "
+            "--logit-std into another --out."
         )
 
 
@@ -94,4 +123,13 @@ def _raw_records(
         tail_logmass=result.tail_logmass.numpy(),
         entropy=result.entropy.numpy(),
         lognorm=result.lognorm.numpy() if spec.temperatures else None,
+        logit_std=_array(result.logit_std),
+        lognorm_std=_array(result.lognorm_std),
+        sample_ids=_array(result.sample_ids),
+        sample_counts=_array(result.sample_counts),
+        draw_count=_array(result.draw_count),
     )
+
+
+def _array(values: Tensor | None) -> np.ndarray[Any, Any] | None:
+    return None if values is None else values.numpy()

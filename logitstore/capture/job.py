@@ -35,6 +35,9 @@ def capture(
     max_tail: float | None = None,
     ids: bool = True,
     temperatures: Sequence[float] = (),
+    logit_std: bool = False,
+    draws: int = 0,
+    seed: int | None = None,
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
@@ -64,11 +67,16 @@ def capture(
             `datasets.Dataset`; with `text`, `prompt` and `completion`, `messages` or `input_ids`
             (see `logitstore.capture.rows`).
         out: The store's folder.
-        top_k: Entries of a record at most.
+        top_k: Entries of a record at most; 0 for draws alone.
         max_tail: Keep only the most probable entries that leave no more than this probability
             outside (never more than top_k).
         ids: Keep the entries' token ids. Without them ULD still works, at a fifth of the size.
         temperatures: Extra temperatures that losses may ask for; 1 always works.
+        logit_std: Keep the standard deviation of the logits and the log-normaliser at it, which
+            `multilevel_ot` reads.
+        draws: So many draws of each record, with replacement, from what lies outside its entries,
+            which `sampled_kl` reads. A token's draws are the same in any batch and on any rank.
+        seed: Of the draws; default 0.
         split: Of the dataset.
         config_name: Of a hub dataset with several.
         text_column: Read this column instead of `text`.
@@ -103,6 +111,9 @@ def capture(
         max_tail=max_tail,
         ids=ids,
         temperatures=temperatures,
+        logit_std=logit_std,
+        draws=draws,
+        seed=seed,
         split=split,
         config_name=config_name,
         text_column=text_column,

@@ -11,6 +11,8 @@ from logitstore.errors import InputError
 #: is for the user to say, every time, and not for a file.
 NOT_RECORDED = frozenset({"device", "tokens_per_batch", "trust_remote_code"})
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
+_MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
+_MAX_SEED = 0xFFFF_FFFF
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,9 @@ class CaptureSettings:
     max_tail: float | None = None
     ids: bool = True
     temperatures: Sequence[float] = ()
+    logit_std: bool = False
+    draws: int = 0
+    seed: int | None = None
     split: str | None = None
     config_name: str | None = None
     text_column: str | None = None
@@ -62,18 +67,50 @@ class CaptureSettings:
         Raises:
             InputError: Names the flag.
         """
-        if not 1 <= self.top_k <= _MAX_TOP_K:
-            raise InputError(f"--top-k is {self.top_k}, expected 1 to {_MAX_TOP_K}.")
+        if not 0 <= self.top_k <= _MAX_TOP_K:
+            raise InputError(f"--top-k is {self.top_k}, expected 0 to {_MAX_TOP_K}.")
         if self.max_tail is not None and not 0 < self.max_tail < 1:
             raise InputError(
                 f"--max-tail is {self.max_tail}, expected a probability between 0 and 1, such as "
                 "0.01."
             )
         self._check_temperatures()
+        self._check_draws()
         if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
             raise InputError(f"--tokens-per-batch is {self.tokens_per_batch}, expected 1 or more.")
         if self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
+
+    def _check_draws(self) -> None:
+        if not 0 <= self.draws <= _MAX_DRAWS:
+            raise InputError(f"--draws is {self.draws}, expected 0 to {_MAX_DRAWS}.")
+        if self.top_k == 0 and not self.draws:
+            raise InputError(
+                "--top-k is 0, so no entries would be kept, and no draws are asked for. Draw from "
+                "the whole distribution with --draws 50, or keep entries with --top-k 64."
+            )
+        if self.top_k == 0 and self.max_tail is not None:
+            raise InputError(
+                f"--max-tail is {self.max_tail}, but with --top-k 0 no entries are kept. Leave one "
+                "of the two out."
+            )
+        if self.draws and not self.ids:
+            raise InputError(
+                f"--draws is {self.draws}, but draws are token ids, and --no-ids keeps none. Leave "
+                "one of the two out."
+            )
+        if self.seed is not None and not 0 <= self.seed <= _MAX_SEED:
+            raise InputError(f"--seed is {self.seed}, expected 0 to {_MAX_SEED}.")
+        if self.seed is not None and not self.is_random:
+            raise InputError(
+                f"--seed is {self.seed}, but nothing is drawn at random. Leave it out, or ask for "
+                "--draws."
+            )
+
+    @property
+    def is_random(self) -> bool:
+        """Whether what is stored depends on the seed."""
+        return self.draws > 0
 
     def _check_temperatures(self) -> None:
         for t in self.temperatures:

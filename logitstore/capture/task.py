@@ -135,8 +135,9 @@ def prepare(
             "max_tail": settings.max_tail,
             "ids": settings.ids,
             "temperatures": [float(t) for t in settings.temperatures],
-            "logit_std": False,
-            "draws": 0,
+            "logit_std": settings.logit_std,
+            "draws": settings.draws,
+            **({"seed": settings.seed or 0} if settings.draws else {}),
         },
     )
     text_bytes = rows.text_bytes()
