@@ -8,7 +8,15 @@ import torch
 from hypothesis import given
 
 from logitstore.capture import draws as draws_module
-from logitstore.capture.draws import GENERATION, TAIL_DRAWS, draw, gumbel, philox, random_words
+from logitstore.capture.draws import (
+    GENERATION,
+    TAIL_DRAWS,
+    draw,
+    gumbel,
+    philox,
+    random_words,
+    running_sum,
+)
 from logitstore.capture.head import STD_FLOOR, HeadResult, HeadSettings, summarise
 
 V = 40
@@ -141,7 +149,7 @@ def test_small_probabilities_of_a_wide_vocabulary_are_not_lost() -> None:
     floats = logprobs.exp().cumsum(0).double().diff(prepend=torch.zeros(1).double())
     words = random_words(torch.tensor([[r, 0, 0] for r in range(20)]), 4000, 0, TAIL_DRAWS)
     found = draw(logprobs.expand(20, -1), torch.zeros(20), words)
-    integers = (logprobs.exp() * 2.0**46).long().double() / 2**46
+    integers = running_sum(logprobs[None], torch.zeros(1))[0].diff(prepend=torch.zeros(1).long())
     assert total_variation(integers, p) < 1e-6 < 1e-3 < total_variation(floats, p)
     seen = torch.zeros(width).double()
     for ids, counts, n in zip(*found, strict=True):
@@ -169,6 +177,16 @@ def test_a_record_without_a_tail_has_no_draws_and_one_with_a_sliver_has_all() ->
     assert found.draw_count.tolist()[0::2] == [0, 1]
     assert (counts[1, :3] == 0).all()
     assert found.draw_count[1] > 20
+
+
+def test_the_smallest_and_the_largest_number_draw_tokens_that_are_there() -> None:
+    """A running sum stands still over tokens without mass: none of them is drawn at its edges."""
+    row = torch.tensor([[-torch.inf, -torch.inf, 0.0, -torch.inf, 0.0, -torch.inf]]).log_softmax(-1)
+    middle = 2**31  # exactly where the first token's half ends
+    words = torch.tensor([[0, 0, middle, 0, 2**32 - 1, 2**32 - 1]])
+    found = draw(row, torch.zeros(1), words)
+    assert found.ids[0, :2].tolist() == [2, 4]
+    assert found.counts[0, :2].tolist() == [1, 2]
 
 
 def test_draws_do_not_depend_on_chunk_batch_or_neighbours() -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 
 import logitstore
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
+from distill.targets import sampled_arrays
 from logitstore.capture import head as head_module
 from logitstore.errors import InputError, MismatchError
 from logitstore.repair import capture_again, repair_store
@@ -50,7 +51,8 @@ def rows_of(store: logitstore.LogitStore) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize(
-    ("top_k", "max_tail", "draws"), [(0, None, 300), (4, None, 40), (16, 0.5, 40), (WIDTH, None, 3)]
+    ("top_k", "max_tail", "draws"),
+    [(0, None, 3000), (4, None, 40), (16, 0.5, 40), (WIDTH, None, 3)],
 )
 def test_sampled_kl_of_a_captured_store_is_the_live_one(
     folder: Path, tmp_path: Path, top_k: int, max_tail: float | None, draws: int
@@ -82,6 +84,22 @@ def test_sampled_kl_of_a_captured_store_is_the_live_one(
             values.append(float(torch.xlogy(target, target).sum() - (target * p[t]).sum()))
     assert found["eval_sampled_kl_loss"] == pytest.approx(np.mean(values), rel=2e-3)
     assert verify_store(store.path, deep=True).damaged == []
+
+
+def test_a_token_drawn_more_often_than_a_byte_says_is_one_target(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Stored twice or more, read as once: two halves of a target would have another entropy."""
+    store = run(folder, tmp_path / "s", top_k=0, draws=4096)
+    is_again = False
+    for records, _ in rows_of(store):
+        pairs = np.repeat(np.arange(len(records))[:, None], 2, 1)
+        found = sampled_arrays(records, pairs, np.arange(WIDTH, dtype=np.int32))
+        for ids, counts in zip(found["draw_ids"], found["counts"], strict=True):
+            assert len(set(ids[counts > 0])) == (counts > 0).sum()
+            assert counts.sum() == 4096
+        is_again |= bool((records.draw_count > (found["counts"] > 0).sum(1)).any())
+    assert is_again
 
 
 def test_draws_of_the_store_follow_the_live_teachers_tail(folder: Path, tmp_path: Path) -> None:

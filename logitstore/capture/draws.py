@@ -89,14 +89,19 @@ def draw(logprobs_nV: Tensor, tail_n: Tensor, words_nW: Tensor) -> Draws:
         tail_n: Log of the mass that is left; -inf for none.
         words_nW: Two random words for each draw.
     """
-    least = torch.finfo(logprobs_nV.dtype).min
-    share_nV = (logprobs_nV - tail_n.clamp(min=least)[:, None]).exp_()
-    running_nV = share_nV.mul_(2**_TAIL_BITS).long().cumsum_(1)
+    running_nV = running_sum(logprobs_nV, tail_n)
     total_n1 = running_nV[:, -1:].contiguous()
     target_nS = _scaled(words_nW[:, 0::2], words_nW[:, 1::2], total_n1)
     # The first column whose running sum is beyond the target; one without mass never is.
     ids_nS = torch.searchsorted(running_nV, target_nS, right=True)
     return _counted(ids_nS.clamp_(max=logprobs_nV.shape[1] - 1), total_n1.squeeze(1) > 0)
+
+
+def running_sum(logprobs_nV: Tensor, tail_n: Tensor) -> Tensor:
+    """(n, V) int64, the share of the tail up to and with each column, in units of 2^-46."""
+    least = torch.finfo(logprobs_nV.dtype).min
+    share_nV = (logprobs_nV - tail_n.clamp(min=least)[:, None]).exp_()
+    return share_nV.mul_(2**_TAIL_BITS).long().cumsum_(1)
 
 
 def gumbel(words: Tensor) -> Tensor:
