@@ -106,18 +106,47 @@ def capture(
     dtype: Annotated[
         str, typer.Option(help="auto (the model's own), float32, bfloat16 or float16.")
     ] = "auto",
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            help="Quantise the teacher: bitsandbytes-4bit, bitsandbytes-8bit, or the "
+            "quantization_config of transformers as JSON."
+        ),
+    ] = None,
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="sdpa, eager, flash_attention_2, … Default: the model's.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Default: the accelerator if there is one.")
     ] = None,
-    tokens_per_batch: Annotated[
-        int | None,
-        typer.Option(help="Padded tokens of a forward pass. Default: 8192, or as recorded."),
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto spreads the teacher over all devices; or a map as JSON."),
     ] = None,
+    tokens_per_batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Padded tokens of a forward pass, or auto: what fits. Default: 8192, or as "
+            "recorded. Records differ from one number to another by rounding alone."
+        ),
+    ] = None,
+    on_nan: Annotated[
+        str,
+        typer.Option(
+            help="Logits that are not finite: stop, or skip the row (counted as not_finite)."
+        ),
+    ] = "stop",
     shard_text_bytes: Annotated[
         int, typer.Option(help="Text of a shard: the most that a crash can cost.")
     ] = 4 * 1024 * 1024,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False,
+    claim: Annotated[
+        bool,
+        typer.Option(
+            "--claim", help="Share the store with other processes that say --claim; come and go."
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show rows, counts, size and time; write nothing.")
@@ -129,7 +158,8 @@ def capture(
 ) -> None:
     """Run the teacher once over a dataset and write a store. Run it again to resume.
 
-    Under torchrun, accelerate launch or srun every process takes whole shards.
+    Under torchrun, accelerate launch or srun every process takes whole shards. With --claim, any
+    number of processes that see the folder do.
     """
     settings = dict[str, Any](
         top_k=top_k,
@@ -150,8 +180,13 @@ def capture(
         stride=stride,
         revision=revision,
         dtype=dtype,
+        quantization=quantization,
+        attn_implementation=attn_implementation,
         device=device,
-        tokens_per_batch=tokens_per_batch,
+        device_map=device_map,
+        tokens_per_batch=_number_or_word(tokens_per_batch),
+        on_nan=on_nan,
+        claim=claim,
         shard_text_bytes=shard_text_bytes,
         trust_remote_code=trust_remote_code,
     )
@@ -172,6 +207,13 @@ def capture(
         raise typer.Exit(e.exit_status) from None
     if find_ranks().is_first:
         _print(facts(store), info_text, as_json)
+
+
+def _number_or_word(given: str | None) -> int | str | None:
+    try:
+        return None if given is None else int(given)
+    except ValueError:
+        return given  # refused later, unless it is `auto`
 
 
 def _be_quiet() -> None:

@@ -28,6 +28,7 @@ from logitstore.archive import Buffer
 from logitstore.errors import StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
+_SWEPT_TIMES = 16  # more workers than ever seal in the same second
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
@@ -129,6 +130,10 @@ def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
             won = True
         except FileExistsError:
             won = False
+        except FileNotFoundError:  # a seal swept ours away, for all that it names was there
+            if not path.exists():
+                raise
+            won = False
         fs.unlink(unnamed)
         fs.sync_folder(path.parent)
     except OSError as e:
@@ -143,19 +148,28 @@ def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
     Raises:
         StorageError: The file system refused; what was there before is still there.
     """
-    unnamed = temporary(path)
-    try:
-        fs.write_durably(unnamed, [data])
-        fs.replace(unnamed, path)
-        fs.sync_folder(path.parent)
-    except OSError as e:
-        _clean_up(unnamed, fs)
-        raise explain(e, path) from e
+    for is_last in (*[False] * _SWEPT_TIMES, True):
+        unnamed = temporary(path)
+        try:
+            fs.write_durably(unnamed, [data])
+            fs.replace(unnamed, path)
+            fs.sync_folder(path.parent)
+        except FileNotFoundError as e:  # another seal swept ours away; each does so once
+            if is_last:
+                raise explain(e, path) from e
+        except OSError as e:
+            _clean_up(unnamed, fs)
+            raise explain(e, path) from e
+        else:
+            return
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what crashed writers left behind. Only when no other writer can be at work."""
-    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+    """Delete what crashed writers left behind.
+
+    Only when all shards are there: then a writer that is still at work can lose nothing by it.
+    """
+    for leftover in list(folder.glob(f"{TEMPORARY_PREFIX}*")):
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:

@@ -7,7 +7,8 @@
     |-- MismatchError         (also ValueError)  store and request disagree: change one of them
     |-- CorruptStoreError                        bytes are not what was committed: repair
     |-- InputError            (also ValueError)  an unusable dataset, model or flag: mend it
-    `-- StorageError          (also OSError)     the disk or folder refuses: make room, resume
+    |-- StorageError          (also OSError)     the disk or folder refuses: make room, resume
+    `-- BusyError                                another process writes here: share, or wait
 
 A message says where, what is wrong, what was expected and found, then what to do next.
 """
@@ -55,6 +56,10 @@ class InputError(LogitStoreError, ValueError):
 
 class StorageError(LogitStoreError, OSError):
     """The file system refused: full, read-only, or without a needed operation."""
+
+
+class BusyError(LogitStoreError):
+    """Another process is at work on the same store, and does not share it."""
 
 
 def in_a_line(error: BaseException) -> str:

@@ -12,6 +12,8 @@ Who does what:
 * Rank 0 begins the store; the others wait for `store.json`.
 * Rank 0 seals the store when all shards are there; the others wait for the seal, so that every
   process that captures returns with a finished store.
+* Ranks are fixed when they start. Processes that come and go share a store by claims instead
+  (`--claim`, see `claims.py`).
 * While at work a rank touches a file of its own in the store. Who waits gives up when nothing has
   moved for half an hour: no new shard, no sign of life.
 """
@@ -81,18 +83,30 @@ def _ranks(env: Mapping[str, str], rank: str, size: str, local_rank: str) -> Ran
     return found
 
 
+class Pulse:
+    """Does something from time to time, however often it is asked to: at most every 20 s."""
+
+    def __init__(self, touch: Callable[[], object]) -> None:
+        self._touch, self._next = touch, 0.0
+
+    def beat(self) -> None:
+        """Work goes on."""
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _BEAT_EVERY_S
+            self._touch()
+
+
 class Heartbeat:
     """A file that a rank touches while it works; nothing for one process alone."""
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self._path = folder / f"{_ALIVE_PREFIX}{ranks.rank:05d}" if ranks.size > 1 else None
-        self._next = 0.0
+        self._pulse = None if self._path is None else Pulse(self._path.touch)
 
     def beat(self) -> None:
-        """Say that work goes on; touches the file at most every 20 s."""
-        if self._path is not None and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _BEAT_EVERY_S
-            self._path.touch()
+        """Say that work goes on."""
+        if self._pulse is not None:
+            self._pulse.beat()
 
     def stop(self) -> None:
         """The work is done."""

@@ -40,7 +40,7 @@ class StoreSpec:
 
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
-            width of its logits).
+            width of its logits); ``quantization``, if it was quantised when it was loaded.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -117,13 +117,12 @@ class StoreSpec:
             ValueError: A field is missing, unknown, or cannot be.
         """
         for part, wanted in _CONTENT.items():
-            value, optional = getattr(self, part), _OPTIONAL.get(part, {})
-            if not isinstance(value, dict) or not set(wanted) <= set(value) <= {*wanted, *optional}:
+            value = getattr(self, part)
+            optional = _OPTIONAL.get(part, {})
+            if not isinstance(value, dict) or set(value) - set(optional) != set(wanted):
                 raise ValueError(f"{part} has other fields than {', '.join(wanted)}")
             for name, is_good in (wanted | optional).items():
-                if name not in value:
-                    continue
-                if not is_good(value[name]):
+                if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is no object")  # noqa: TRY004
@@ -345,5 +344,9 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
         "entries_per_chunk": _upto(_MAX_CHUNK_ENTRIES, 1),
     },
 }
-#: Fields that may be there.
-_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {"capture": {"seed": _upto(_MAX_U32)}}
+
+#: Fields that a part may have or not.
+_OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
+    "capture": {"seed": _upto(_MAX_U32)},
+    "teacher": {"quantization": lambda value: isinstance(value, dict)},
+}

@@ -19,7 +19,6 @@ import shutil
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +116,17 @@ class StoreWriter:
         return won
 
     def seal(self) -> None:
-        """Write index and `DONE` once every shard is there.
+        """Write index and `DONE` once every shard is there. Several may do so at once.
 
         Raises:
             CorruptStoreError: A shard is not what was committed.
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
+        commit.overwrite(self.path / INDEX_FILE, self._index(), self._fs)
+        # Not before: among them is the claim on the seal, which tells others to wait.
         commit.remove_temporaries(self.path / SHARDS_FOLDER)
         commit.remove_temporaries(self.path)
-        commit.overwrite(self.path / INDEX_FILE, self._index(), self._fs)
         digests = {name: file_sha256(self.path / name) for name in sealed_names(self.spec)}
         commit.overwrite(self.path / DONE_FILE, seal_bytes(digests), self._fs)
         self.note("sealed")
@@ -199,10 +199,18 @@ class StoreWriter:
             f"{name} is {_short(there)} in the store, {_short(here)} now"
             for name, here, there in self.spec.differences(found.spec)
         ]
-        for name in ("dataset_sha256", "boundaries"):
-            here, there = asdict(self.plan)[name], asdict(found.plan)[name]
-            if here != there:
-                different.append(f"plan.{name} is {_short(there)} in the store, {_short(here)} now")
+        here, there = self.plan, found.plan
+        if here.dataset_sha256 != there.dataset_sha256:
+            different.append(
+                f"the dataset is another or has changed (plan.dataset_sha256 is "
+                f"{_short(there.dataset_sha256)} in the store, {_short(here.dataset_sha256)} now; "
+                f"{there.rows:,} rows in the store, {here.rows:,} now)"
+            )
+        elif here.boundaries != there.boundaries:
+            different.append(
+                f"plan.boundaries is {_short(list(there.boundaries))} in the store, "
+                f"{_short(list(here.boundaries))} now (--shard-text-bytes)"
+            )
         if different:
             raise MismatchError(
                 f"{self.path}: the store was begun with other settings: {'; '.join(different)}. "

@@ -187,6 +187,7 @@ class TeacherHead:
                 return result
             self._fall_back("its logits are not made from its output embedding as known here")
         logits = logits_of(self.model(**inputs)).flatten(0, 1)
+        positions_n = positions_n.to(logits.device)
         return self._summarise(lambda part: logits[positions_n[part]], targets_n, words_nW)
 
     def _words(self, places_n3: Tensor | None) -> Tensor | None:
@@ -212,7 +213,8 @@ class TeacherHead:
         def stand_in(hidden: Tensor) -> Tensor:
             nonlocal probe
             hidden_MD = hidden.flatten(0, -2)
-            caught.append(hidden_MD[positions_n])
+            # Of a model on several devices they come from the last one.
+            caught.append(hidden_MD[positions_n.to(hidden_MD.device)])
             # Taken where records are: a padded row may be anything.
             probe = torch.as_tensor(head(caught[0][: 0 if self._is_checked else PROBE_ROWS]))
             # One sequence of so few rows: whatever the model does to logits, it does to these.
@@ -231,8 +233,9 @@ class TeacherHead:
         chunks = []
         for start in range(0, len(targets_n), self._chunk):
             part = slice(start, start + self._chunk)
-            words = None if words_nW is None else words_nW[part]
-            chunks.append(summarise(rows_of(part), targets_n[part], self.settings, words))
+            logits, targets = rows_of(part), targets_n[part]
+            words = None if words_nW is None else words_nW[part].to(logits.device)
+            chunks.append(summarise(logits, targets.to(logits.device), self.settings, words))
         return HeadResult.on_host(chunks)
 
     def _fall_back(self, why: str) -> None:
@@ -253,8 +256,7 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
             number than its configuration says.
     """
     embedding = model.get_output_embeddings()
-    weight = getattr(embedding, "weight", None)
-    rows = vocab_size if weight is None else int(weight.shape[0])
+    rows = _rows(embedding, vocab_size)
     if rows != vocab_size:
         raise InputError(
             f"{model.name_or_path}: the teacher's output embedding has {rows} rows, its "
@@ -267,3 +269,12 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
             f"{tokenizer_size}. Use the tokenizer that belongs to this model, or resize "
             "its embeddings."
         )
+
+
+def _rows(embedding: Any, otherwise: int) -> int:
+    """How many ids an output embedding predicts."""
+    weight = getattr(embedding, "weight", None)
+    if isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point():
+        return int(weight.shape[0])
+    # Quantised weights are packed in shapes of their own.
+    return int(getattr(embedding, "out_features", otherwise))

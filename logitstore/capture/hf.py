@@ -2,20 +2,22 @@
 
 import json
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from logitstore.arrays import canonical_json
+from logitstore.capture.model import DTYPES, checkpoint_quantization, device_map_of, load_model
+from logitstore.capture.quantization import quantization_config, transformers_config
 from logitstore.errors import InputError
 from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.loading import why_not_loaded
 from logitstore.tokens import ByteTokenizer
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _UNLIMITED_TOKENS = 1_000_000_000  # tokenizers without a limit report a number beyond this
 
 
@@ -34,6 +36,9 @@ class Teacher:
         fingerprint: What the weights are.
         dtype: The precision it runs in, by name.
         trust_remote_code: Whether the user allowed the model's own code.
+        quantization: A `quantization_config` to load it with, beyond what the checkpoint has.
+        attn_implementation: As `transformers` names them; None: its choice.
+        device_map: How it is spread over devices; None: on one.
     """
 
     name: str
@@ -46,6 +51,9 @@ class Teacher:
     fingerprint: str
     dtype: str
     trust_remote_code: bool
+    quantization: dict[str, Any] | None = None
+    attn_implementation: str | None = None
+    device_map: str | dict[str, Any] | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -63,37 +71,23 @@ class Teacher:
         return int(positions) if positions else None
 
     def load(self, device: torch.device) -> Any:
-        """The model, in eval mode, on a device.
+        """The model, in eval mode, on a device or on those of `device_map`.
 
         Raises:
-            InputError: Its weights cannot be read, or some are missing.
+            InputError: It cannot be loaded (see `load_model`).
         """
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                self.name,
-                revision=self.revision,
-                dtype=_DTYPES[self.dtype],
-                trust_remote_code=self.trust_remote_code,
-                output_loading_info=True,
-            )
-        except Exception as e:  # a broken file gives any class
-            raise InputError(
-                f"{self.name}: AutoModelForCausalLM cannot load the teacher "
-                f"({why_not_loaded(self.name, e)}). Give a causal model, or download this one "
-                "again."
-            ) from e
-        model, found = loaded
-        if missing := sorted(found["missing_keys"]):  # filled with random numbers by transformers
-            raise InputError(
-                f"{self.name}: {len(missing)} of the teacher's weights are missing, first "
-                f"{missing[0]}. Download the model again, or save all of it with "
-                "model.save_pretrained(FOLDER)."
-            )
-        return model.to(device).eval()
+        return load_model(self, device)
 
 
 def find_teacher(
-    name: str, *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    quantization: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
 ) -> Teacher:
     """Everything about a teacher that needs no weights in memory.
 
@@ -111,6 +105,7 @@ def find_teacher(
             "reach or has cached."
         ) from e
     limit = int(min(tokenizer.model_max_length, _UNLIMITED_TOKENS))
+    precision = _resolve_dtype(dtype, config)
     return Teacher(
         name=name,
         revision=revision,
@@ -120,8 +115,11 @@ def find_teacher(
         tokenizer_files=_saved_files(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
         fingerprint=_fingerprint(name, config),
-        dtype=_resolve_dtype(dtype, config),
+        dtype=precision,
         trust_remote_code=trust_remote_code,
+        quantization=_quantization(name, quantization, precision, config),
+        attn_implementation=attn_implementation,
+        device_map=None if device_map is None else device_map_of(device_map),
     )
 
 
@@ -174,10 +172,25 @@ def _fingerprint(name: str, config: Any) -> str:
 def _resolve_dtype(dtype: str, config: Any) -> str:
     if dtype == "auto":
         own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-        return own if own in _DTYPES else "float32"
-    if dtype not in _DTYPES:
-        raise InputError(f"--dtype is {dtype}, expected auto, {', '.join(_DTYPES)}.")
+        return own if own in DTYPES else "float32"
+    if dtype not in DTYPES:
+        raise InputError(f"--dtype is {dtype}, expected auto, {', '.join(DTYPES)}.")
     return dtype
+
+
+def _quantization(
+    name: str, asked: str | Mapping[str, Any] | None, dtype: str, config: Any
+) -> dict[str, Any] | None:
+    if asked is None:
+        return None
+    if (method := checkpoint_quantization(config)) is not None:
+        raise InputError(
+            f"{name}: the teacher is quantised already ({method}), so --quantization would have no "
+            "effect. Leave it out: what the checkpoint says is honoured."
+        )
+    found = quantization_config(asked, dtype)
+    transformers_config(found)
+    return found
 
 
 def _saved_files(tokenizer: Any) -> dict[str, bytes]:

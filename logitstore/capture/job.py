@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.batches import TeacherPass
+from logitstore.capture.budget import find_budget
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.capture.preview import Preview, outlook, stored_size, take_sample, try_out
 from logitstore.capture.settings import CaptureSettings
-from logitstore.capture.task import DEFAULT_TOKENS_PER_BATCH, Task, prepare
+from logitstore.capture.task import Task, prepare
 from logitstore.capture.work import Job
 from logitstore.progress import JsonLog
 from logitstore.ranks import Ranks, find_ranks
@@ -49,17 +50,22 @@ def capture(
     stride: int | None = None,
     revision: str | None = None,
     dtype: str = "auto",
+    quantization: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
     device: str | None = None,
-    tokens_per_batch: int | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    tokens_per_batch: int | str | None = None,
+    on_nan: str = "stop",
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
     trust_remote_code: bool = False,
+    claim: bool = False,
     log_json: str | os.PathLike[str] | None = None,
     ranks: Ranks | None = None,
 ) -> LogitStore:
     """Run the teacher over a dataset and write a store; resume it if it is begun, or do nothing.
 
     Several processes may do this at once, each with the same arguments: each takes whole shards
-    (see `logitstore.ranks`), and all return when the store is finished.
+    (as ranks of a launcher, or with `claim`), and all return when the store is finished.
 
     Args:
         teacher: Hub id, or a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
@@ -88,11 +94,24 @@ def capture(
         stride: Tokens of context before the new ones of a window; default: max_length // 8.
         revision: Of a hub model.
         dtype: ``auto`` (the model's own), ``float32``, ``bfloat16`` or ``float16``.
+        quantization: Load the teacher quantised: ``bitsandbytes-4bit`` (nf4), ``bitsandbytes-8bit``
+            or a `quantization_config` of `transformers`, as a dict or JSON. Recorded, for it
+            changes the distribution. What a checkpoint was saved with needs no argument.
+        attn_implementation: As `transformers` names them (``sdpa``, ``eager``,
+            ``flash_attention_2``, …); default: its choice.
         device: Default: the accelerator if there is one, with several one a rank.
-        tokens_per_batch: Padded tokens of a forward pass. Recorded by the first run of a store and
-            then kept, so that a resumed store is the same bytes; default 8192.
+        device_map: Spread the teacher over devices: ``auto``, ``balanced``, ``balanced_low_0``,
+            ``sequential``, or modules and their devices as a dict or JSON.
+        tokens_per_batch: Padded tokens of a forward pass, or ``auto`` for what fits (see
+            `logitstore.capture.budget`). Recorded by the first run of a store and then kept, so
+            that a resumed store is the same bytes; default 8192. Records agree from one number to
+            another to within rounding (see `logitstore.capture.batches` for how much that is).
+        on_nan: ``stop`` at a row of which the logits are not finite, or ``skip`` it: its line has
+            the status ``not_finite`` and no records.
         shard_text_bytes: Text of a shard, about; what a crash can cost.
         trust_remote_code: Run code that comes with the model. Only for models you have read.
+        claim: Share the store with other processes that have this set, too, on any machine that
+            sees its folder. They may come and go; each takes the next shard that nobody has.
         log_json: Append what happens to this file, a JSON object a line.
         ranks: Which of several processes this is; default: what the launcher's variables say.
 
@@ -103,6 +122,7 @@ def capture(
         InputError: A model, dataset or setting that cannot be used.
         MismatchError: `out` holds a store made with other settings, or something else.
         StorageError: The file system refused; what was committed stays good.
+        BusyError: Another capture is writing this store, and one of the two has no `claim`.
         IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
         Stopped: SIGINT or SIGTERM came; what was committed stays good.
     """
@@ -125,8 +145,13 @@ def capture(
         stride=stride,
         revision=revision,
         dtype=dtype,
+        quantization=quantization,
+        attn_implementation=attn_implementation,
         device=device,
+        device_map=device_map,
         tokens_per_batch=tokens_per_batch,
+        on_nan=on_nan,
+        claim=claim,
         shard_text_bytes=shard_text_bytes,
         trust_remote_code=trust_remote_code,
     )
@@ -134,7 +159,9 @@ def capture(
         ranks = find_ranks() if ranks is None else ranks
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
-        return Job(task, Path(out), lambda: _writer(task, out), ranks, stop, events).run()
+        return Job(
+            task, Path(out), lambda budget: _writer(task, out, budget), ranks, stop, events
+        ).run()
 
 
 def preview(
@@ -151,7 +178,7 @@ def preview(
     """
     task = prepare(os.fspath(teacher), dataset, CaptureSettings(**settings))
     missing = list(range(task.plan.shard_count))
-    budget = task.settings.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH
+    budget: int | None = None
     if (Path(out) / SPEC_FILE).exists():  # then nothing is begun
         writer = _writer(task, out)
         missing, budget = writer.missing(), task.budget(writer)
@@ -160,12 +187,18 @@ def preview(
     sample, found = take_sample(task.reader, task.text_bytes), None
     if missing and sample.records:
         taught = TeacherPass(task.teacher, task.spec, task.device(Ranks()))
+        if budget is None and task.wants_budget:
+            budget = find_budget(task, taught, sample).tokens
+        budget = budget or int(task.provenance["tokens_per_batch"])
         speed, pairs = try_out(taught, sample.sequences, budget)
         size = stored_size(task.spec, task.plan, pairs)
         found = outlook(sample, task.text_of(missing), len(missing), speed, size)
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
 
 
-def _writer(task: Task, out: str | os.PathLike[str]) -> StoreWriter:
-    """Begins the store if it is not there yet."""
-    return StoreWriter(out, task.spec, task.plan, task.teacher.tokenizer_files, task.provenance)
+def _writer(task: Task, out: str | os.PathLike[str], budget: int | None = None) -> StoreWriter:
+    """Begins the store if it is not there yet; `budget` is what was found to fit in a batch."""
+    provenance = task.provenance
+    if budget is not None:
+        provenance = provenance | {"tokens_per_batch": budget}
+    return StoreWriter(out, task.spec, task.plan, task.teacher.tokenizer_files, provenance)

@@ -70,7 +70,7 @@ def same_logits(theirs: Tensor, ours: Tensor) -> bool:
     tolerance = 64 * max(torch.finfo(theirs.dtype).eps, torch.finfo(ours.dtype).eps)
     return torch.allclose(
         theirs.detach().double().flatten(),
-        ours.double().flatten(),
+        ours.double().flatten().to(theirs.device),
         rtol=tolerance,
         atol=tolerance,
         equal_nan=True,  # a fully masked row may be anything

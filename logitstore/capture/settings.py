@@ -9,7 +9,19 @@ from logitstore.errors import InputError
 
 #: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
 #: is for the user to say, every time, and not for a file.
-NOT_RECORDED = frozenset({"device", "tokens_per_batch", "trust_remote_code"})
+NOT_RECORDED = frozenset(
+    {
+        "attn_implementation",
+        "claim",
+        "device",
+        "device_map",
+        "tokens_per_batch",
+        "trust_remote_code",
+    }
+)
+#: Of `tokens_per_batch`: to be found out before the first shard.
+AUTO = "auto"
+ON_NAN = ("stop", "skip")
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 _MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
 _MAX_SEED = 0xFFFF_FFFF
@@ -37,8 +49,13 @@ class CaptureSettings:
     stride: int | None = None
     revision: str | None = None
     dtype: str = "auto"
+    quantization: str | Mapping[str, Any] | None = None
+    attn_implementation: str | None = None
     device: str | None = None
-    tokens_per_batch: int | None = None
+    device_map: str | Mapping[str, Any] | None = None
+    tokens_per_batch: int | str | None = None
+    on_nan: str = "stop"
+    claim: bool = False
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
     trust_remote_code: bool = False
 
@@ -76,10 +93,18 @@ class CaptureSettings:
             )
         self._check_temperatures()
         self._check_draws()
-        if self.tokens_per_batch is not None and self.tokens_per_batch < 1:
-            raise InputError(f"--tokens-per-batch is {self.tokens_per_batch}, expected 1 or more.")
+        self._check_tokens_per_batch()
+        if self.on_nan not in ON_NAN:
+            raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
         if self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
+
+    def _check_tokens_per_batch(self) -> None:
+        asked = self.tokens_per_batch
+        if isinstance(asked, str) and asked != AUTO:
+            raise InputError(f"--tokens-per-batch is {asked}, expected a number or {AUTO}.")
+        if isinstance(asked, int) and asked < 1:
+            raise InputError(f"--tokens-per-batch is {asked}, expected 1 or more.")
 
     def _check_draws(self) -> None:
         if not 0 <= self.draws <= _MAX_DRAWS:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from logitstore.capture.budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.capture.hf import (
     Teacher,
     chosen_device,
@@ -21,7 +22,7 @@ from logitstore.capture.plan import make_plan
 from logitstore.capture.reading import RowReader
 from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import Rows, load_rows
-from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.windows import limits_of, rendering_of
 from logitstore.errors import InputError
 from logitstore.ranks import Ranks
@@ -30,8 +31,6 @@ from logitstore.writer import StoreWriter, tokenizer_digests
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-DEFAULT_TOKENS_PER_BATCH = 8192
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,35 @@ class Task:
     settings: CaptureSettings
 
     def budget(self, writer: StoreWriter) -> int:
-        """Padded tokens of a batch: as asked for, else as the store recorded."""
-        return int(self.settings.tokens_per_batch or writer.provenance["tokens_per_batch"])
+        """Padded tokens of a batch: the number asked for, else what the store recorded."""
+        asked = self.settings.tokens_per_batch
+        return asked if isinstance(asked, int) else int(writer.provenance["tokens_per_batch"])
+
+    @property
+    def wants_budget(self) -> bool:
+        """Whether a new store is to find out how many tokens a batch holds."""
+        return self.settings.tokens_per_batch == AUTO
 
     def device(self, ranks: Ranks) -> torch.device:
-        """Where this rank's teacher runs."""
+        """Where this rank's teacher runs; with a device map, where it begins.
+
+        Raises:
+            InputError: Several ranks of a machine would each take all of its devices.
+        """
+        if self.settings.device_map is not None and ranks.local_rank > 0:
+            raise InputError(
+                f"--device-map {self.settings.device_map}: {ranks} is the second on this machine, "
+                "and each would spread its teacher over the same devices. Start one process a "
+                "machine, or show each its own devices (CUDA_VISIBLE_DEVICES) and use --claim."
+            )
         if self.settings.device is not None:
             return chosen_device(self.settings.device)
         return default_device(ranks.local_rank)
+
+    def work_of(self, shards: Sequence[int]) -> int:
+        """What some of the shards add to the progress: their text, and one a row."""
+        rows = sum(b - a for a, b in map(self.plan.shard_rows, shards))
+        return self.text_of(shards) + rows
 
     def text_of(self, shards: Sequence[int]) -> int:
         """Bytes of text in some of the shards."""
@@ -84,11 +104,19 @@ def prepare(
     settings.check()
     if settings.device is not None:
         chosen_device(settings.device)
+        if settings.device_map is not None:
+            raise InputError(
+                f"--device {settings.device} and --device-map {settings.device_map}: each says "
+                "where the teacher runs. Leave one of the two out."
+            )
     found = find_teacher(
         teacher,
         revision=settings.revision,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
+        quantization=settings.quantization,
+        attn_implementation=settings.attn_implementation,
+        device_map=settings.device_map,
     )
     if settings.top_k > found.vocab_size:
         raise InputError(
@@ -118,6 +146,7 @@ def prepare(
             "architecture": found.architecture,
             "dtype": found.dtype,
             "vocab_size": found.vocab_size,
+            **({} if found.quantization is None else {"quantization": found.quantization}),
         },
         tokenizer={
             "fingerprint": found.tokenizer.fingerprint,
@@ -149,7 +178,11 @@ def prepare(
         "dataset": os.fspath(dataset) if is_named else type(dataset).__name__,
         # What is in memory now cannot be found again by its name.
         "settings": settings.recorded() if is_named else None,
-        "tokens_per_batch": settings.tokens_per_batch or DEFAULT_TOKENS_PER_BATCH,
+        "tokens_per_batch": (
+            settings.tokens_per_batch
+            if isinstance(settings.tokens_per_batch, int)
+            else DEFAULT_TOKENS_PER_BATCH
+        ),
         "versions": {p: version(p) for p in ("logitstore", "torch", "transformers")},
     }
     reader = RowReader(render, limits)

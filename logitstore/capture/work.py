@@ -1,4 +1,4 @@
-"""Doing a capture: the missing shards of this rank one after the other, then the seal.
+"""Doing a capture: the missing shards of this process one after the other, then the seal.
 
 Batches never cross shards and are a function of shard and token budget alone, so a resumed run
 forwards the same batches and ends with the same bytes (same machine, versions and thread count),
@@ -6,40 +6,39 @@ whatever the number of processes. Encoding and committing a shard happen on a se
 the teacher reads the next one.
 """
 
+import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
-from logitstore.capture.batches import TeacherPass, batches
-from logitstore.capture.preview import Outlook, Sample, outlook, seen, stored_size, take_sample
+from logitstore.capture.batches import TeacherPass
+from logitstore.capture.budget import find_budget
+from logitstore.capture.preview import Sample, seen, take_sample
+from logitstore.capture.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
 from logitstore.capture.task import Task
-from logitstore.capture.windows import TeacherSequence
-from logitstore.encode import EncodedRecords
-from logitstore.errors import IncompleteStoreError
-from logitstore.progress import JsonLog, Progress, duration, progress
-from logitstore.ranks import PATIENCE_S, Heartbeat, Ranks, signs_of_life, wait_until
-from logitstore.records import SequenceText
-from logitstore.shard import shard_name
-from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
+from logitstore.capture.worker import NOT_FINITE, Sequences, Worker
+from logitstore.progress import JsonLog, progress
+from logitstore.ranks import Ranks
+from logitstore.spec import SPEC_FILE
 from logitstore.stopping import Stopped, Stopper
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter, check_place
 
 log = logging.getLogger(__name__)
 
-_AGAIN = "Run the same command again: it does only what is missing."
-
 
 class Job:
-    """One rank's part of a capture.
+    """One process's part of a capture.
 
     Args:
         task: What is to be done.
         out: The store's folder.
-        make_writer: Opens the store for writing, and begins it if it is not there.
+        make_writer: Opens the store for writing, and begins it if it is not there; takes the
+            tokens of a batch that a new store records, or None for those of the task.
         ranks: Which process of how many this is.
         stop: Hears of signals.
         events: Where to log them.
@@ -49,7 +48,7 @@ class Job:
         self,
         task: Task,
         out: Path,
-        make_writer: Callable[[], StoreWriter],
+        make_writer: Callable[[int | None], StoreWriter],
         ranks: Ranks,
         stop: Stopper,
         events: JsonLog,
@@ -57,76 +56,106 @@ class Job:
         self.task, self.out, self.make_writer = task, out, make_writer
         self.ranks, self.stop, self.events = ranks, stop, events
         self.sample: Sample | None = None
+        self.sharing: Sharing = (
+            ByClaim(out) if task.settings.claim else ByRank(out, task.plan.shard_count, ranks)
+        )
 
     def run(self) -> LogitStore:
-        """Do this rank's missing shards; return the store when all ranks' are there.
+        """Do this process's missing shards; return the store when all are there.
 
         Raises:
             Stopped: A signal came; says what is there, and how to go on.
+            BusyError: Another capture writes this store, and the two do not share it.
             IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
         """
         try:
-            writer = self._begin()
-            if writer.is_sealed:
-                log.info("%s is finished: all shards are there. Nothing to do.", self.out)
-            else:
-                self._do_own(writer)
-                self._finish(writer)
+            with ExitStack() as at_work:
+                writer = self._begin(at_work)
+                if writer.is_sealed:
+                    log.info("%s is finished: all shards are there. Nothing to do.", self.out)
+                else:
+                    self._do_missing(writer)
         except Stopped as e:
             self.events.write("stopped", signal=e.signal_number)
-            raise Stopped(e.signal_number, f"{e}. {self._state()}. {_AGAIN}") from None
+            where = state(self.out, self.task.plan.shard_count)
+            raise Stopped(e.signal_number, f"{e}. {where}. {AGAIN}") from None
         self.events.write("finished")
-        return open_store(self.out)
+        store = open_store(self.out)
+        _warn_of_skipped(store)
+        return store
 
-    def _begin(self) -> StoreWriter:
-        """The store to write to. Rank 0 first looks at some rows, and then may begin it."""
-        is_begun = (self.out / SPEC_FILE).exists
-        if not self.ranks.is_first:
-            self._wait(is_begun, "to begin the store; is --out a folder that all ranks share?")
-            return self.make_writer()
-        writer = self.make_writer() if is_begun() else None
-        if writer is None:
+    def _begin(self, at_work: ExitStack) -> StoreWriter:
+        """The store to write to. Who may begin it first looks at some rows, and at the teacher."""
+        if not self.sharing.may_begin:
+            self.sharing.wait_for_begin()
+        is_new = not (self.out / SPEC_FILE).exists()
+        if is_new:
             check_place(self.out)
-        if writer is None or writer.missing():
-            self.sample = take_sample(self.task.reader, self.task.text_bytes)
-            shards = self.task.plan.shard_count
-            missing = shards if writer is None else len(writer.missing())
-            log.info("%s", seen(self.sample, len(self.task.rows), missing, shards))
-        if writer is None:
-            _ = self.teacher  # one that cannot be loaded leaves no store behind
-        return writer or self.make_writer()
+        else:
+            writer = self._open(at_work)
+        if self.sharing.may_begin and (is_new or writer.missing()):
+            self._look(range(self.task.plan.shard_count) if is_new else writer.missing())
+        if is_new:
+            teacher = self.teacher  # one that cannot be loaded leaves no store behind
+            budget = None
+            if self.task.wants_budget:
+                assert self.sample is not None
+                budget = find_budget(self.task, teacher, self.sample).tokens
+            writer = self._open(at_work, budget)
+        return writer
+
+    def _open(self, at_work: ExitStack, budget: int | None = None) -> StoreWriter:
+        writer = self.make_writer(budget)
+        if not writer.is_sealed:
+            at_work.enter_context(self.sharing.at_work())
+        return writer
+
+    def _look(self, missing: "range | list[int]") -> None:
+        self.sample = take_sample(self.task.reader, self.task.text_bytes)
+        shards = self.task.plan.shard_count
+        log.info("%s", seen(self.sample, len(self.task.rows), len(missing), shards))
 
     @cached_property
     def teacher(self) -> TeacherPass:
         """The teacher, with its weights."""
-        return TeacherPass(self.task.teacher, self.task.spec, self.task.device(self.ranks))
+        task = self.task
+        return TeacherPass(
+            task.teacher, task.spec, task.device(self.ranks), on_nan=task.settings.on_nan
+        )
 
-    def _do_own(self, writer: StoreWriter) -> None:
-        missing = self.ranks.own(writer.missing())
+    def _do_missing(self, writer: StoreWriter) -> None:
+        missing = self.sharing.missing(writer)
         budget = self.task.budget(writer)
         writer.note("capture", missing_shards=len(missing), tokens_per_batch=budget)
-        if not missing:
-            return
-        heart = Heartbeat(self.out / SHARDS_FOLDER, self.ranks)
-        heart.beat()
-        teacher = self.teacher
-        rows = sum(b - a for a, b in map(self.task.plan.shard_rows, missing))
         try:
-            with progress(self.task.text_of(missing) + rows, "capture", "B", self.events) as shown:
-                worker = _Worker(self.task, writer, teacher, budget, shown, heart)
-                worker.outlook_of = None if self.sample is None else (self.sample, missing)
-                self._shards(missing, worker)
+            if missing:
+                self.sharing.beat()
+                self._do(missing, writer, budget)
+                self.sharing.stop()
+            self.sharing.finish(writer)
         finally:
-            heart.stop()
+            self.sharing.stop()
 
-    def _shards(self, missing: Sequence[int], worker: "_Worker") -> None:
+    def _do(self, missing: list[int], writer: StoreWriter, budget: int) -> None:
+        teacher = self.teacher
+        with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
+            worker = Worker(self.task, writer, teacher, budget, shown, self.sharing.beat)
+            worker.outlook_of = None if self.sample is None else (self.sample, missing)
+            self._shards(writer, worker)
+
+    def _shards(self, writer: StoreWriter, worker: Worker) -> None:
         pending: Future[int] | None = None
         with ThreadPoolExecutor(max_workers=1) as committer, self.stop.unhurried():
-            for index in missing:
-                sequences = worker.read_shard(index)
+            for index in self.sharing.shards(writer):
+                sequences = None if index is None else worker.read_shard(index)
+                worker.done_elsewhere(self.sharing.done_by_others())
                 if pending is not None:
                     worker.stored(pending.result())  # at most one shard waits: memory is bounded
-                pending = committer.submit(worker.commit, index, sequences)
+                    pending = None
+                elif index is None:
+                    time.sleep(POLL_S)  # all that is missing is in others' hands
+                if index is not None and sequences is not None:
+                    pending = committer.submit(self._commit, worker, index, sequences)
                 if self.stop.asked is not None:
                     break
             if pending is not None:
@@ -134,103 +163,23 @@ class Job:
         if self.stop.asked is not None:
             raise Stopped(self.stop.asked, "stopped after a whole shard")
 
-    def _finish(self, writer: StoreWriter) -> None:
-        if self.ranks.is_first:
-            if self.ranks.size > 1:
-                log.info("%s: done; waiting for the shards of the others.", self.ranks)
-                self._wait(lambda: not writer.missing(), "for their shards")
-            writer.seal()
-        else:
-            self._wait((self.out / DONE_FILE).exists, "for rank 0 to seal the store")
-
-    def _wait(self, is_done: Callable[[], bool], for_what: str) -> None:
-        shards = self.out / SHARDS_FOLDER
-        if not wait_until(is_done, lambda: signs_of_life(shards), patience_s=PATIENCE_S):
-            raise IncompleteStoreError(
-                f"{self.out}: {self.ranks} waited {for_what}, and for {duration(PATIENCE_S)} no "
-                f"other rank gave a sign of life. {self._state()}. See what the other ranks said. "
-                f"{_AGAIN}"
-            )
-
-    def _state(self) -> str:
-        shards = self.out / SHARDS_FOLDER
-        count = self.task.plan.shard_count
-        there = sum((shards / shard_name(i)).exists() for i in range(count))
-        return f"{self.out}: {there:,} of {count:,} shards are there, each of them whole"
+    def _commit(self, worker: Worker, index: int, sequences: Sequences) -> int:
+        try:
+            return worker.commit(index, sequences)
+        finally:
+            self.sharing.done(index)
 
 
-class _Worker:
-    """Reads and commits shards, and tells how far it is."""
-
-    def __init__(
-        self,
-        task: Task,
-        writer: StoreWriter,
-        teacher: TeacherPass,
-        budget: int,
-        shown: Progress,
-        heart: Heartbeat,
-    ) -> None:
-        self.task, self.writer, self.teacher = task, writer, teacher
-        self.budget, self.shown, self.heart = budget, shown, heart
-        self.outlook_of: tuple[Sample, Sequence[int]] | None = None
-        self._batches = 0
-
-    def read_shard(self, index: int) -> list[tuple[SequenceText, EncodedRecords | None]]:
-        """All sequences of a shard, in order, each with its records."""
-        sequences, weights = self._tokenise(index)
-        records: list[EncodedRecords | None] = [None] * len(sequences)
-        self.shown.update(sum(w for s, w in zip(sequences, weights, strict=True) if not s.records))
-        for batch in batches(sequences, self.budget):
-            self.heart.beat()
-            chosen = [sequences[i] for i in batch]
-            began = time.monotonic()
-            encoded = self.teacher.read(chosen)
-            self._tell_outlook(chosen, encoded, time.monotonic() - began)
-            for i, part in zip(batch, encoded, strict=True):
-                records[i] = part
-            self.shown.update(
-                sum(weights[i] for i in batch),
-                tokens=sum(s.length for s in chosen),
-                shard=f"{index + 1}/{self.task.plan.shard_count}",
-            )
-        return [(s.line, r) for s, r in zip(sequences, records, strict=True)]
-
-    def commit(self, index: int, pairs: list[tuple[SequenceText, EncodedRecords | None]]) -> int:
-        """On the committer's thread: the bytes of the shard, which is there now."""
-        self.writer.write_shard(index, pairs)
-        size = (self.writer.path / SHARDS_FOLDER / shard_name(index)).stat().st_size
-        records = sum(len(r) for _, r in pairs if r is not None)
-        self.shown.log.write("shard", shard=index, records=records, stored_bytes=size)
-        return size
-
-    def stored(self, size_bytes: int) -> None:
-        """A shard of so many bytes is committed."""
-        self.shown.update(0, stored_bytes=size_bytes)
-
-    def _tokenise(self, index: int) -> tuple[list[TeacherSequence], list[int]]:
-        """The sequences of a shard; and what each adds to the progress, in bytes of text."""
-        sequences: list[TeacherSequence] = []
-        weights: list[int] = []
-        for row in range(*self.task.plan.shard_rows(index)):
-            self.heart.beat()
-            parts = self.task.reader.sequences(row)
-            sequences += parts
-            # An empty row counts for one, as in the plan; a row in windows when its first is done.
-            weights += [int(self.task.text_bytes[row]) + 1, *[0] * (len(parts) - 1)]
-        return sequences, weights
-
-    def _tell_outlook(
-        self, batch: Sequence[TeacherSequence], encoded: Sequence[EncodedRecords], seconds: float
-    ) -> None:
-        """Once, after the second batch: the first is slow, kernels are chosen and heads checked."""
-        self._batches += 1
-        if self.outlook_of is None or self._batches != 2:
-            return
-        sample, missing = self.outlook_of
-        pairs = [(s.line, r) for s, r in zip(batch, encoded, strict=True)]
-        size = stored_size(self.task.spec, self.task.plan, pairs)
-        speed = sum(s.length for s in batch) / max(seconds, 1e-9)
-        found: Outlook = outlook(sample, self.task.text_of(missing), len(missing), speed, size)
-        log.info("%s", found)
-        self.shown.log.write("outlook", **vars(found))
+def _warn_of_skipped(store: LogitStore) -> None:
+    """What `--on-nan skip` left out, at the end, where it is seen."""
+    skipped = sum(json.loads(f["statuses"]).get(NOT_FINITE, 0) for f in store.shard_facts)
+    if skipped:
+        log.warning(
+            "%s: %s of %s sequences have no records, for the teacher's logits were not finite "
+            "(--on-nan skip). `logitstore info` counts them as %s; the journal beside the store "
+            "names their rows.",
+            store.path,
+            f"{skipped:,}",
+            f"{len(store):,}",
+            NOT_FINITE,
+        )

@@ -1,0 +1,66 @@
+"""A batch that does not fit is read in halves: no row is lost, none is read twice into the store.
+
+What was read before stays as it is, and so does every later batch. The halves are other batches
+than the plan's, so their records agree with it to within rounding, not to the bit.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+
+from logitstore.capture.batches import TeacherPass
+from logitstore.capture.budget import too_long
+from logitstore.capture.memory import free_memory, is_out_of_memory
+from logitstore.capture.windows import TeacherSequence
+from logitstore.encode import EncodedRecords
+from logitstore.errors import in_a_line
+
+log = logging.getLogger(__name__)
+
+Read = list[EncodedRecords | None]
+
+
+class HalvingReader:
+    """Reads batches, in halves where the device has no room for one.
+
+    Args:
+        teacher: Reads what fits.
+        note: Writes to the journal.
+    """
+
+    def __init__(self, teacher: TeacherPass, note: Callable[..., None]) -> None:
+        self._teacher, self._note = teacher, note
+        self._has_warned = False
+
+    def read(self, batch: Sequence[TeacherSequence]) -> Read:
+        """The records of each sequence, as `TeacherPass.read` has them.
+
+        Raises:
+            InputError: One sequence alone does not fit; or what `TeacherPass.read` raises.
+        """
+        try:
+            return self._teacher.read(batch)
+        except Exception as e:
+            if not is_out_of_memory(e):
+                raise
+            why = in_a_line(e)
+        free_memory()  # here, where the error no longer holds the tensors
+        if len(batch) == 1:
+            raise too_long(batch[0], self._teacher)
+        self._tell(batch, why)
+        middle = len(batch) // 2
+        return self.read(batch[:middle]) + self.read(batch[middle:])
+
+    def _tell(self, batch: Sequence[TeacherSequence], why: str) -> None:
+        tokens = len(batch) * max(s.length for s in batch)
+        rows = [s.line.row for s in batch]
+        self._note("out of memory", sequences=len(batch), tokens=tokens, rows=rows[:8], why=why)
+        if self._has_warned:
+            return
+        self._has_warned = True
+        log.warning(
+            "a batch of %s tokens does not fit the memory of %s: it is read in halves, and so is "
+            "every other that does not fit (the journal has them). Nothing is lost but time. If "
+            "it happens often, run the same command again with a lower --tokens-per-batch.",
+            f"{tokens:,}",
+            self._teacher.device,
+        )

@@ -1,0 +1,135 @@
+"""Loading a teacher's weights: onto which devices, how attended to, how quantised."""
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from logitstore.capture.memory import is_out_of_memory
+from logitstore.capture.quantization import transformers_config
+from logitstore.errors import InputError, in_a_line
+from logitstore.loading import why_not_loaded
+
+if TYPE_CHECKING:
+    from logitstore.capture.hf import Teacher
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def load_model(teacher: "Teacher", device: torch.device) -> Any:
+    """The model in eval mode, on a device or spread over those of its device map.
+
+    Raises:
+        InputError: Its weights cannot be read, some are missing, they do not fit, or what it was
+            asked to be loaded with is not there.
+    """
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            teacher.name, **_options(teacher, device)
+        )
+        model, found = loaded
+        if teacher.device_map is None and not is_quantized(teacher):  # those are placed already
+            model = model.to(device)
+    except InputError:
+        raise
+    except Exception as e:  # a broken file gives any class
+        raise _refusal(teacher, device, e) from e
+    if missing := sorted(found["missing_keys"]):  # filled with random numbers by transformers
+        raise InputError(
+            f"{teacher.name}: {len(missing)} of the teacher's weights are missing, first "
+            f"{missing[0]}. Download the model again, or save all of it with "
+            "model.save_pretrained(FOLDER)."
+        )
+    model.config.use_cache = False  # keys and values of every token, for nobody
+    return model.eval()
+
+
+def is_quantized(teacher: "Teacher") -> bool:
+    """Whether it is quantised when loaded, or was when it was saved."""
+    return teacher.quantization is not None or checkpoint_quantization(teacher.config) is not None
+
+
+def checkpoint_quantization(config: Any) -> str | None:
+    """How a checkpoint was quantised when it was saved, in a word."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    as_dict = found if isinstance(found, Mapping) else found.to_dict()
+    return str(as_dict.get("quant_method", "unknown"))
+
+
+def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """A `device_map` of `transformers`.
+
+    Raises:
+        InputError: It is neither a strategy nor an object of modules and devices.
+    """
+    if asked in DEVICE_MAPS:
+        return str(asked)
+    try:
+        found = json.loads(asked) if isinstance(asked, str) else dict(asked)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict) or not found:
+        raise InputError(
+            f"--device-map is {asked}, expected {', '.join(DEVICE_MAPS)}, or modules and their "
+            """devices as JSON, such as '{"": 0}'."""
+        )
+    return found
+
+
+def input_device(model: Any) -> torch.device:
+    """Where a model that is spread over devices takes its input."""
+    weight: torch.Tensor = model.get_input_embeddings().weight
+    # Weights that are kept elsewhere until they are needed: accelerate moves input where they go.
+    return torch.device("cpu") if weight.is_meta else weight.device
+
+
+def _options(teacher: "Teacher", device: torch.device) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "revision": teacher.revision,
+        "dtype": DTYPES[teacher.dtype],
+        "trust_remote_code": teacher.trust_remote_code,
+        "output_loading_info": True,
+    }
+    if teacher.attn_implementation is not None:
+        options["attn_implementation"] = teacher.attn_implementation
+    if teacher.quantization is not None:
+        options["quantization_config"] = transformers_config(teacher.quantization)
+    if teacher.device_map is not None:
+        options["device_map"] = teacher.device_map
+    elif is_quantized(teacher):  # quantised where it runs: moving it later is refused
+        options["device_map"] = {"": str(device)}
+    return options
+
+
+def _refusal(teacher: "Teacher", device: torch.device, error: Exception) -> InputError:
+    why, name = in_a_line(error), teacher.name
+    if is_out_of_memory(error):
+        where = "the devices of this machine" if teacher.device_map is not None else str(device)
+        return InputError(
+            f"{name}: the teacher does not fit the memory of {where} ({why}). Spread it with "
+            "--device-map auto, or load less of it with --dtype bfloat16 or --quantization "
+            "bitsandbytes-8bit."
+        )
+    if teacher.attn_implementation is not None and "attention" in why.lower():
+        return InputError(
+            f"--attn-implementation {teacher.attn_implementation}: {name} cannot run with it here "
+            f"({why}). Use eager or sdpa, or leave it out; or install what it needs."
+        )
+    if isinstance(error, ImportError) and is_quantized(teacher):
+        asked = teacher.quantization is not None
+        method = checkpoint_quantization(teacher.config)
+        what = "--quantization" if asked else f"it is quantised ({method}), and"
+        step = ", or leave --quantization out" if asked else ", or give a teacher that is not"
+        return InputError(
+            f"{name}: {what} needs a package that is not installed ({why}). Install it with pip"
+            f"{step}."
+        )
+    return InputError(
+        f"{name}: AutoModelForCausalLM cannot load the teacher ({why_not_loaded(name, error)}). "
+        "Give a causal model, or download this one again."
+    )
