@@ -74,6 +74,25 @@ def capture(
     seed: Annotated[
         int | None, typer.Option(help="Of what is drawn at random. Default: 0.")
     ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Rows are prompts: the teacher writes the completions."),
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a written completion at most. Default: 512.")
+    ] = None,
+    generate_temperature: Annotated[
+        float | None, typer.Option(help="Sample completions. Default: 0, the likeliest token.")
+    ] = None,
+    generate_top_k: Annotated[
+        int | None, typer.Option(help="Sample from so many of the likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the likeliest tokens with so much together.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A completion ends before this text. Repeatable.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     config_name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
     text_column: Annotated[str | None, typer.Option(help="Read this column as text.")] = None,
@@ -169,6 +188,12 @@ def capture(
         logit_std=logit_std,
         draws=draws,
         seed=seed,
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        generate_temperature=generate_temperature,
+        generate_top_k=generate_top_k,
+        top_p=top_p,
+        stop=tuple(stop or ()),
         split=split,
         config_name=config_name,
         text_column=text_column,

@@ -56,6 +56,7 @@ class TeacherPass:
         if device.type != "cpu" and device.index is not None:
             torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
         model = teacher.load(device)
+        self.model = model
         #: Where input goes: with a device map, where its first layer is.
         self.device = device if teacher.device_map is None else input_device(model)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
@@ -136,8 +137,8 @@ def _check_scale(result: HeadResult, batch: Sequence[TeacherSequence], sequence_
         return
     first = int(sequence_n[~result.logit_std.isfinite()][0])
     raise InputError(
-        f"row {batch[first].line.row:,}: the teacher excludes tokens (their logits are -inf), so its "
-        "logits have no standard deviation. Nothing of this shard was written. Capture without "
+        f"row {batch[first].line.row:,}: the teacher excludes tokens (their logits are -inf), so "
+        "its logits have no standard deviation. Nothing of this shard was written. Capture without "
         "--logit-std into another --out."
     )
 

@@ -39,6 +39,12 @@ def capture(
     logit_std: bool = False,
     draws: int = 0,
     seed: int | None = None,
+    generate: bool = False,
+    max_new_tokens: int | None = None,
+    generate_temperature: float | None = None,
+    generate_top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] = (),
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
@@ -82,7 +88,14 @@ def capture(
             `multilevel_ot` reads.
         draws: So many draws of each record, with replacement, from what lies outside its entries,
             which `sampled_kl` reads. A token's draws are the same in any batch and on any rank.
-        seed: Of the draws; default 0.
+        seed: Of the draws, and of completions that are sampled; default 0.
+        generate: The dataset has prompts only (`prompt`, or `messages` that end with the user's
+            turn): the teacher writes each completion, which is then captured.
+        max_new_tokens: Of a completion; default 512.
+        generate_temperature: Of sampling; 0, the default, takes the most probable token always.
+        generate_top_k: Sample from so many of the most probable tokens.
+        top_p: Sample from the fewest of the most probable tokens with this much together.
+        stop: Texts before which a completion ends.
         split: Of the dataset.
         config_name: Of a hub dataset with several.
         text_column: Read this column instead of `text`.
@@ -134,6 +147,12 @@ def capture(
         logit_std=logit_std,
         draws=draws,
         seed=seed,
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        generate_temperature=generate_temperature,
+        generate_top_k=generate_top_k,
+        top_p=top_p,
+        stop=stop,
         split=split,
         config_name=config_name,
         text_column=text_column,
@@ -155,12 +174,12 @@ def capture(
         shard_text_bytes=shard_text_bytes,
         trust_remote_code=trust_remote_code,
     )
-    with stopper() as stop:
+    with stopper() as signals:
         ranks = find_ranks() if ranks is None else ranks
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
         return Job(
-            task, Path(out), lambda budget: _writer(task, out, budget), ranks, stop, events
+            task, Path(out), lambda budget: _writer(task, out, budget), ranks, signals, events
         ).run()
 
 

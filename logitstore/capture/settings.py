@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
 
 #: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
@@ -38,6 +39,12 @@ class CaptureSettings:
     logit_std: bool = False
     draws: int = 0
     seed: int | None = None
+    generate: bool = False
+    max_new_tokens: int | None = None
+    generate_temperature: float | None = None
+    generate_top_k: int | None = None
+    top_p: float | None = None
+    stop: Sequence[str] = ()
     split: str | None = None
     config_name: str | None = None
     text_column: str | None = None
@@ -93,6 +100,7 @@ class CaptureSettings:
             )
         self._check_temperatures()
         self._check_draws()
+        self._check_generation()
         self._check_tokens_per_batch()
         if self.on_nan not in ON_NAN:
             raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
@@ -129,13 +137,48 @@ class CaptureSettings:
         if self.seed is not None and not self.is_random:
             raise InputError(
                 f"--seed is {self.seed}, but nothing is drawn at random. Leave it out, or ask for "
-                "--draws."
+                "--draws, or --generate with --generate-temperature."
             )
 
     @property
     def is_random(self) -> bool:
         """Whether what is stored depends on the seed."""
-        return self.draws > 0
+        return self.draws > 0 or (self.generate and bool(self.generate_temperature))
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How completions are written; None if they are there.
+
+        Raises:
+            InputError: Names the flag that cannot be.
+        """
+        if not self.generate:
+            return None
+        return Sampling.of_flags(
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.generate_temperature,
+            top_k=self.generate_top_k,
+            top_p=self.top_p,
+            stop=self.stop,
+            seed=self.seed,
+        )
+
+    def _check_generation(self) -> None:
+        if self.generate:
+            _ = self.sampling
+            if self.supervise is not None:
+                raise InputError(
+                    f"--supervise is {self.supervise}, but with --generate the completion that is "
+                    "written is supervised. Leave one of the two out."
+                )
+            return
+        for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
+            value = getattr(self, name)
+            if value not in (None, (), []):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is {value}, but nothing is written without "
+                    "--generate. Leave it out, or add --generate."
+                )
 
     def _check_temperatures(self) -> None:
         for t in self.temperatures:
