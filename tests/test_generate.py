@@ -107,8 +107,11 @@ def test_greedy_completions_are_what_generate_writes_one_by_one(
         ids = alone(folder, prompt)
         text, status = written(store)[i]
         own = [t for t in ids if t != eos]
-        data = b"".join(ByteTokenizer(tokenizer).written(np.array(own, int)))
-        assert text == data.decode(errors="ignore")
+        spelt = ByteTokenizer(tokenizer).token_bytes
+        assert text == b"".join(spelt[t] or b"" for t in own).decode(errors="ignore")
+        if not own:  # ended at once: as a completion that is given and empty
+            assert status == "no_supervised_text"
+            continue
         assert status == ("ok" if ids[-1] == eos else "unfinished")
         assert store.text(i).segments[0].text == prompt
         statuses.add(status)
@@ -487,6 +490,31 @@ def test_what_cannot_be_completed_is_refused_before_anything_is_written(
             folder / teacher, tmp_path / "rows.jsonl", tmp_path / "s", generate=True, **settings
         )
     assert not (tmp_path / "s").exists()
+
+
+def test_a_dry_run_shows_what_the_teacher_writes(folder: Path, tmp_path: Path) -> None:
+    """And what is to come: completions are most of it, and most of the time."""
+    settings = {"top_k": 8, "max_new_tokens": NEW}
+    found = preview(
+        str(folder / "teacher"), str(folder / "prompts.jsonl"), tmp_path / "s", generate=True,
+        **settings,
+    )  # fmt: skip
+    store = run(folder, tmp_path / "s")
+    assert f"row 0: {store.text(0).status}" in found.sample.first
+    assert "⟦" in found.sample.first
+    assert found.outlook is not None
+    assert found.outlook.records == pytest.approx(sum(map(len, store)), rel=0.5)
+    assert found.outlook.seconds > 0
+
+
+def test_a_log_counts_completions(folder: Path, tmp_path: Path) -> None:
+    run(folder, tmp_path / "s", log_json=tmp_path / "log", stop=("e",))
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    counts = [line for line in lines if line["event"] == "generated"]
+    assert len(counts) > 3
+    total = sum(line.get(s, 0) for line in counts for s in ("ok", "stopped", "unfinished"))
+    assert total == len(PROMPTS)
+    assert all("retokenised" in line for line in counts)
 
 
 def test_flags_of_writing_do_nothing_without_generate(folder: Path, tmp_path: Path) -> None:

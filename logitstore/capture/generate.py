@@ -129,7 +129,11 @@ class Completer:
 
     @classmethod
     def of(
-        cls, teacher: "TeacherPass", task: "Task", budget: int, beat: Callable[[], None]
+        cls,
+        teacher: "TeacherPass",
+        task: "Task",
+        budget: int,
+        beat: Callable[[], None] = lambda: None,
     ) -> "Completer | None":
         """For a task that asks for completions; None for one that does not."""
         sampling = task.settings.sampling

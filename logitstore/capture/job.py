@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
+from logitstore.capture.generate import Completer
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.capture.preview import Preview, outlook, stored_size, take_sample, try_out
+from logitstore.capture.rehearsal import write_some
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
 from logitstore.capture.work import Job
@@ -204,14 +206,19 @@ def preview(
     else:
         check_place(Path(out))
     sample, found = take_sample(task.reader, task.text_bytes), None
-    if missing and sample.records:
+    if missing and (sample.records or task.settings.generate):
         taught = TeacherPass(task.teacher, task.spec, task.device(Ranks()))
         if budget is None and task.wants_budget:
             budget = find_budget(task, taught, sample).tokens
         budget = budget or int(task.provenance["tokens_per_batch"])
-        speed, pairs = try_out(taught, sample.sequences, budget)
-        size = stored_size(task.spec, task.plan, pairs)
-        found = outlook(sample, task.text_of(missing), len(missing), speed, size)
+        completer = Completer.of(taught, task, budget)
+        if completer is not None:
+            sample, speed, pairs = write_some(completer, taught, sample, task.text_bytes)
+        else:
+            speed, pairs = try_out(taught, sample.sequences, budget)
+        if pairs:
+            size = stored_size(task.spec, task.plan, pairs)
+            found = outlook(sample, task.text_of(missing), len(missing), speed, size)
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
 
 
