@@ -206,7 +206,7 @@ class Completer:
     def _processors(self, batch: Sequence[Wanted], length: int) -> LogitsProcessorList:
         """In the order in which `transformers` samples."""
         how = self.sampling
-        found: list[LogitsProcessor] = [_OnlyTokens(self.reader.tokenizer.size)]
+        found: list[LogitsProcessor] = [_OnlyTokens(self.reader.tokenizer.size, self.beat)]
         if not how.is_greedy:
             found.append(TemperatureLogitsWarper(how.temperature))
             if how.top_k:
@@ -214,7 +214,7 @@ class Completer:
             if how.top_p < 1:
                 found.append(TopPLogitsWarper(how.top_p))
             rows = torch.tensor([w.row for w in batch], device=self.device)
-            found.append(_Noise(rows, length, how.seed, self.beat))
+            found.append(_Noise(rows, length, how.seed))
         return LogitsProcessorList(found)
 
     def _criteria(self, count: int, length: int) -> StoppingCriteriaList:
@@ -260,12 +260,16 @@ def batches(wanted: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
 
 
 class _OnlyTokens(LogitsProcessor):
-    """Ids beyond the tokenizer stand for nothing: heads are often padded."""
+    """Ids beyond the tokenizer stand for nothing: heads are often padded.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    A token may take a second, so each is a sign of life.
+    """
+
+    def __init__(self, size: int, beat: Callable[[], None]) -> None:
+        self._size, self._beat = size, beat
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._beat()
         if scores.shape[1] <= self._size:
             return scores
         scores = scores.clone()
@@ -276,11 +280,10 @@ class _OnlyTokens(LogitsProcessor):
 class _Noise(LogitsProcessor):
     """Makes the largest logit a draw: each row with numbers of its own."""
 
-    def __init__(self, rows: Tensor, length: int, seed: int, beat: Callable[[], None]) -> None:
-        self._rows, self._length, self._seed, self._beat = rows, length, seed, beat
+    def __init__(self, rows: Tensor, length: int, seed: int) -> None:
+        self._rows, self._length, self._seed = rows, length, seed
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self._beat()
         step = torch.full_like(self._rows, input_ids.shape[1] - self._length)
         places = torch.stack([self._rows, torch.zeros_like(step), step], 1).to(scores.device)
         return scores + gumbel(random_words(places, scores.shape[1], self._seed, GENERATION))

@@ -119,8 +119,8 @@ class CaptureSettings:
             raise InputError(f"--draws is {self.draws}, expected 0 to {_MAX_DRAWS}.")
         if self.top_k == 0 and not self.draws:
             raise InputError(
-                "--top-k is 0, so no entries would be kept, and no draws are asked for. Draw from "
-                "the whole distribution with --draws 50, or keep entries with --top-k 64."
+                "--top-k is 0, so no entries would be kept, and no draws are asked for. Add "
+                "--draws 50 to draw from the whole distribution, or keep entries with --top-k 64."
             )
         if self.top_k == 0 and self.max_tail is not None:
             raise InputError(
@@ -175,8 +175,9 @@ class CaptureSettings:
         for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
             value = getattr(self, name)
             if value not in (None, (), []):
+                said = ", ".join(value) if name == "stop" else value
                 raise InputError(
-                    f"--{name.replace('_', '-')} is {value}, but nothing is written without "
+                    f"--{name.replace('_', '-')} is {said}, but nothing is written without "
                     "--generate. Leave it out, or add --generate."
                 )
 
