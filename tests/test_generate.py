@@ -240,8 +240,9 @@ def test_two_ranks_write_and_draw_what_one_process_does(folder: Path, tmp_path: 
 def test_stop_strings_end_a_completion_before_them(folder: Path, tmp_path: Path) -> None:
     """Each text is cut at the first of any; a string may lie across tokens; no end is captured."""
     whole = written(run(folder, tmp_path / "a"))
-    pieces = [text[2:5] for text, _ in whole if len(text) > 8][:2]
-    stop = (*pieces, "never written")
+    longest = max((text for text, _ in whole), key=len)
+    stop = (longest[-4:-1], longest[2:5], "never written")  # the later one first
+    assert longest.find(stop[1]) < longest.find(stop[0])
     store = run(folder, tmp_path / "b", stop=stop)
     eos = store.spec.eos_ids[0]
     for i, ((text, status), (long, before)) in enumerate(zip(written(store), whole, strict=True)):

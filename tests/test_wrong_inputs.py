@@ -123,8 +123,8 @@ WRONG = (
     Wrong(
         "a flag misspelt",
         "logitstore capture teacher rows.jsonl --out s --topk 3",
-        "No such option: --topk (Possible options: --stop, --top-k, --top-p). See `logitstore capture "
-        "--help`.",
+        "No such option: --topk (Possible options: --stop, --top-k, --top-p). See `logitstore "
+        "capture --help`.",
     ),
     Wrong(
         "a word for a number",
