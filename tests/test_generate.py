@@ -254,22 +254,36 @@ def test_stop_strings_end_a_completion_before_them(folder: Path, tmp_path: Path)
 
 
 def test_nothing_is_written_behind_a_stop_string(folder: Path) -> None:
-    """The batch ends when all its rows have: no token more than needed."""
-    steps = []
-    completer = completer_of(folder, Sampling(40, stop=("e", "t", "a", " ")))
-    forward = completer.model.forward
+    """The batch ends with the token that completes it, though it lies across two."""
+    free = completer_of(folder, Sampling(NEW))
+    prompts = [free.reader.prompt(i).token_ids.tolist() for i in range(len(PROMPTS))]
+    spelt = free.reader.tokenizer.token_bytes
+    row, ids, k = next(
+        (row, ids, k)
+        for row, prompt in enumerate(prompts)
+        for ids in [free.write([Wanted(row, prompt, NEW)])[0].token_ids]
+        for k in range(len(ids) - 3)
+        if all((spelt[t] or b"\xff").isascii() for t in ids[k : k + 2])
+    )
+    stop = ((spelt[ids[k]] or b"")[-1:] + (spelt[ids[k + 1]] or b"")[:1]).decode()
+    completer = completer_of(folder, Sampling(NEW, stop=(stop,)))
+    found = completer.write([Wanted(row, prompts[row], NEW)])[0]
+    assert found.status == "stopped"
+    assert found.token_ids == ids[: len(found.token_ids)]
+    assert len(found.token_ids) <= k + 2
 
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        steps.append(1)
-        return forward(*args, **kwargs)
 
-    completer.model.forward = counted
-    ids = completer.reader.prompt(0).token_ids.tolist()
-    found = completer.write([Wanted(0, ids, 40)])[0]
-    tokenizer = completer.reader.tokenizer
-    text = b"".join(tokenizer.written(np.array(found.token_ids))).decode(errors="ignore")
-    assert len(steps) <= len(found.token_ids) + 1
-    assert found.status != "stopped" or (len(steps) < 40 and any(s in text for s in "eta "))
+def test_what_a_model_would_generate_by_itself_does_not_count(folder: Path, tmp_path: Path) -> None:
+    """Only the ends are taken of its `generation_config`: the store says all the rest."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
+    model = ending_llama(tokenizer)
+    model.generation_config.update(
+        do_sample=True, temperature=3.0, repetition_penalty=9.0, bad_words_ids=[[66]]
+    )
+    teacher = tiny.save(tmp_path / "t", model, tokenizer)
+    settings: dict[str, Any] = {"top_k": 8, "max_new_tokens": NEW, "generate": True}
+    store = logitstore.capture(teacher, folder / "prompts.jsonl", tmp_path / "s", **settings)
+    assert written(store) == written(run(folder, tmp_path / "plain"))
 
 
 SHAPES: dict[str, Callable[[str], dict[str, Any]]] = {
