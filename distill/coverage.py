@@ -84,6 +84,8 @@ def coverage(data: StoreDataset, *, sequences: int = 1000) -> Facts:
         "same_tokenizer": store.spec.tokenizer_fingerprint == student.fingerprint,
         "has_ids": has_ids,
         "missing": list(store.spec.missing),
+        "has_entries": bool(store.spec.top_k),
+        "has_draws": bool(store.spec.draws),
         "byte_student": max(map(len, filter(None, student.token_bytes)), default=0) <= 1,
         "sequences": len(chosen),
         "sequences_skipped": skipped,
@@ -123,6 +125,10 @@ def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
     """The loss for a pair, and why."""
     everything = facts["kinds"]["all"]
     shared = everything["shared_starts"] or 0.0
+    if not facts["has_entries"]:
+        if facts["same_tokenizer"] and facts["has_draws"]:
+            return "sampled_kl", "one tokenizer, and the store holds draws alone (--top-k 0)"
+        return "alm", "the store was captured with --top-k 0: it has no entries to compare"
     missing = facts.get("missing", ())
     if "tail_logmass" in missing:
         loss = "ce" if "token_logprob" in missing else "alm"

@@ -2,6 +2,7 @@
 
 A loss declares its needs beside its formula, as `NEEDS`, in these words:
 
+    entries          the most probable tokens of each record; a store of draws may have none
     ids              which token an entry's probability belongs to
     tail             the probability outside the entries; an import may lack it
     token logprob    the log-probability of every token itself; an import may lack some
@@ -69,6 +70,11 @@ def check_needs(
             "tokens by id, so they must be the same. Use --loss mapped_kl, or a student with the "
             "teacher's tokenizer."
         )
+    if "entries" in needs and not spec.top_k:
+        raise MismatchError(
+            f"{store.path}: captured with --top-k 0, so without the entries that {name} compares. "
+            "Use --loss alm, or run `logitstore capture …` again with --top-k 64."
+        )
     if "ids" in needs and not spec.has_ids:
         raise MismatchError(
             f"{store.path}: captured with --no-ids, but {name} must know which tokens the "
@@ -84,9 +90,9 @@ def check_needs(
         )
     _check_missing(store, name, needs if pairing == "bytes" else needs - {"token logprob"})
     if "logit std" in needs and not spec.has_logit_std:
-        raise MismatchError(_without(store, name, "logit_std and lognorm_std"))
+        raise MismatchError(_without(store, name, "logit_std and lognorm_std", "--logit-std"))
     if "draws" in needs and not spec.draws:
-        raise MismatchError(_without(store, name, "sample_ids and sample_counts"))
+        raise MismatchError(_without(store, name, "sample_ids and sample_counts", "--draws 50"))
 
 
 def _check_missing(store: Described, name: str, needs: frozenset[str]) -> None:
@@ -118,10 +124,10 @@ def teacher_name(store: Described) -> str:
     return str(store.provenance.get("teacher") or "its teacher")
 
 
-def _without(store: Described, name: str, arrays: str) -> str:
+def _without(store: Described, name: str, arrays: str, flag: str) -> str:
     return (
-        f"{store.path}: holds no {arrays}, the optional arrays that {name} reads. Use a store with "
-        "them, or --loss uld, which any store serves."
+        f"{store.path}: captured without {flag.split()[0]}, so without {arrays}, which {name} "
+        f"reads. Run `logitstore capture …` again with {flag}, or use --loss uld or alm."
     )
 
 

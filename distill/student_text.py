@@ -4,12 +4,15 @@
     conversations   the messages, written by the student's own chat template
     token rows      the store's segments, with the student's own BOS and EOS for the teacher's
 
+A text that its teacher was not done with (it was cut off at the most tokens, or ended by a stop
+string) has no end for the student either.
+
 Of a conversation only the supervised text must be the teacher's, byte for byte, since that is what
 teacher and student are aligned by. A template that writes it differently (some trim it) makes the
 line `text_changed`: it is counted and left out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -19,12 +22,13 @@ import numpy.typing as npt
 from distill.align import Spans
 from logitstore.conversation import Conversation
 from logitstore.place import StorePath
-from logitstore.records import SequenceText
+from logitstore.records import Segment, SequenceText
 from logitstore.render import ChatTemplate
 from logitstore.token_rows import begins_bare, for_student
 from logitstore.tokens import ByteTokenizer, TokenizedText
 
-_READ = ("ok", "truncated", "split")
+_ENDLESS = ("unfinished", "stopped")
+_READ = ("ok", "truncated", "split", *_ENDLESS)
 
 
 class StudentText(NamedTuple):
@@ -86,7 +90,8 @@ class StudentReader:
             )
         else:
             # A window is the end of its row only where the teacher, too, had the end there.
-            add_eos = line.status != "split" or bool(teacher.is_eos[-1:].any())
+            is_whole = line.status in ("ok", "truncated")
+            add_eos = is_whole or bool(teacher.is_eos[-1:].any())
             tokens = self.tokenizer.encode(
                 line.segments, max_length=self.max_length, add_eos=add_eos
             )
@@ -96,6 +101,8 @@ class StudentReader:
         assert self.template is not None
         where = f"{self.path}: row {line.row:,}"
         segments = self.template.segments(Conversation.from_json(messages), where)
+        if line.status in _ENDLESS:
+            segments = _without_end(segments)
         written = "".join(s.text for s in segments if s.supervised).encode()
         is_part, own = line.status == "split", line.supervised_bytes
         low = line.supervised_start
@@ -128,6 +135,12 @@ class StudentReader:
         starts = taken["byte_starts"] - line.supervised_start
         taken["byte_starts"] = np.where(taken["has_record"], starts, 0)
         return replace(tokens, **taken)
+
+
+def _without_end(segments: Sequence[Segment]) -> tuple[Segment, ...]:
+    """Without what a template writes behind the last supervised text."""
+    last = max((i for i, s in enumerate(segments) if s.supervised), default=len(segments) - 1)
+    return tuple(segments[: last + 1])
 
 
 def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.NDArray[np.bool_]:

@@ -166,11 +166,18 @@ def sampled_arrays(records: TokenRecords, pairs: Ints, mapping: npt.NDArray[np.i
     mask = entries.mask[at]
     ids = np.full(mask.shape, -1, np.int64)
     ids[mask] = mapping[entries.ids[at][mask]]
-    record, slot = runs(np.zeros_like(records.draw_count), records.draw_count)
-    shape = (len(records), int(records.draw_count.max(initial=0)))
+    record, _ = runs(np.zeros_like(records.draw_count), records.draw_count)
+    # An id drawn more than 255 times is stored again with the rest; as a target it is one.
+    draws = records.sample_ids.astype(np.int64)
+    is_new = np.diff(record, prepend=-1).astype(bool) | np.diff(draws, prepend=-1).astype(bool)
+    first = np.flatnonzero(is_new)
+    times = np.bincount(np.cumsum(is_new) - 1, records.sample_counts, len(first))
+    distinct = np.bincount(record[first], minlength=len(records))
+    record, slot = runs(np.zeros_like(distinct), distinct)
+    shape = (len(records), int(distinct.max(initial=0)))
     draw_ids, counts = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
-    draw_ids[record, slot] = mapping[records.sample_ids]
-    counts[record, slot] = np.where(draw_ids[record, slot] >= 0, records.sample_counts, 0)
+    draw_ids[record, slot] = mapping[draws[first]]
+    counts[record, slot] = np.where(draw_ids[record, slot] >= 0, times, 0)
     return {
         "index": pairs[:, 1],
         "ids": ids,

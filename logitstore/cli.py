@@ -52,7 +52,9 @@ def capture(
     out: Annotated[
         str, typer.Option(help="Store to make or resume: a folder, or s3://…", show_default=False)
     ],
-    top_k: Annotated[int, typer.Option(help="Entries of a record at most.")] = 64,
+    top_k: Annotated[
+        int, typer.Option(help="Entries of a record at most; 0 for draws alone.")
+    ] = 64,
     max_tail: Annotated[
         float | None,
         typer.Option(help="Keep the fewest entries that leave this probability outside."),
@@ -63,6 +65,37 @@ def capture(
     temperature: Annotated[
         list[float] | None,
         typer.Option(help="Also keep the log-normaliser at this temperature. Repeatable."),
+    ] = None,
+    logit_std: Annotated[
+        bool,
+        typer.Option(
+            "--logit-std", help="Also keep the logits' standard deviation: multilevel_ot."
+        ),
+    ] = False,
+    draws: Annotated[
+        int, typer.Option(help="Draws from outside the entries, of each record: sampled_kl.")
+    ] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Of what is drawn at random. Default: 0.")
+    ] = None,
+    generate: Annotated[
+        bool,
+        typer.Option("--generate", help="Rows are prompts: the teacher writes the completions."),
+    ] = False,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of a written completion at most. Default: 512.")
+    ] = None,
+    generate_temperature: Annotated[
+        float | None, typer.Option(help="Sample completions. Default: 0, the likeliest token.")
+    ] = None,
+    generate_top_k: Annotated[
+        int | None, typer.Option(help="Sample from so many of the likeliest tokens.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the likeliest tokens with so much together.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A completion ends before this text. Repeatable.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     config_name: Annotated[str | None, typer.Option(help="Configuration of a hub dataset.")] = None,
@@ -159,6 +192,15 @@ def capture(
         max_tail=max_tail,
         ids=not no_ids,
         temperatures=tuple(temperature or ()),
+        logit_std=logit_std,
+        draws=draws,
+        seed=seed,
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        generate_temperature=generate_temperature,
+        generate_top_k=generate_top_k,
+        top_p=top_p,
+        stop=tuple(stop or ()),
         split=split,
         config_name=config_name,
         text_column=text_column,

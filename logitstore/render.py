@@ -133,6 +133,22 @@ class ChatTemplate:
             spans = self._differences(conversation, text, where)
         return _cut(text, [self._content(text, span) for span in spans])
 
+    def prompt(self, conversation: Conversation, where: str) -> str:
+        """The rendered conversation up to where the assistant's next turn begins.
+
+        Args:
+            conversation: The row.
+            where: Names it in messages.
+
+        Raises:
+            InputError: The template refuses it.
+        """
+        if not conversation.messages:
+            return ""
+        text, _ = self._render(conversation, len(conversation.messages), where, prompt=True)
+        utf8(text, where)
+        return text
+
     def _marked(
         self, conversation: Conversation, marks: Sequence[tuple[int, int]], where: str
     ) -> list[_Span]:

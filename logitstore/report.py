@@ -96,6 +96,7 @@ def info_text(found: dict[str, Any]) -> str:
     dtype = teacher["dtype"]
     if "quantization" in teacher:
         dtype += f", quantised: {json.dumps(teacher['quantization'])}"
+    kept += ", standard deviations of logits" if capture["logit_std"] else ""
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {

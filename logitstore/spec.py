@@ -55,8 +55,8 @@ class StoreSpec:
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
         capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
-            ``ids``, ``temperatures``, ``logit_std``, ``draws``; and of an import ``missing``, where
-            its source did not say some fields.
+            ``ids``, ``temperatures``, ``logit_std``, ``draws``, and the ``seed`` of draws that were
+            made with one; and of an import ``missing``, where its source did not say some fields.
         codec: ``name`` (``portable`` or ``compact``), how many records and entries an inner chunk
             holds, and the ``layout`` of draws (``layout.py``), 1 where it is not named.
     """
@@ -98,6 +98,12 @@ class StoreSpec:
     @property
     def draws(self) -> int:
         return int(self.capture["draws"])
+
+    @property
+    def seed(self) -> int | None:
+        """Of the draws; None where nobody said."""
+        value = self.capture.get("seed")
+        return None if value is None else int(value)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -372,6 +378,6 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
 #: Fields that a part may have or not.
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
     "teacher": {"quantization": lambda value: isinstance(value, dict)},
-    "capture": {"missing": _is_missing},
+    "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }

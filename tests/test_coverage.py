@@ -148,8 +148,8 @@ def test_the_loss_that_a_pair_speaks_for(
 
 def test_a_store_without_ids_and_few_shared_starts_speaks_for_alm() -> None:
     kinds = {"all": {"shared_starts": 0.3, "mapped_mass": None}}
-    facts = {"same_tokenizer": False, "has_ids": False, "byte_student": False, "kinds": kinds}
-    assert recommend(facts)[0] == "alm"
+    facts = {"same_tokenizer": False, "has_ids": False, "has_entries": True, "kinds": kinds}
+    assert recommend(facts | {"byte_student": False})[0] == "alm"
 
 
 def test_only_so_many_sequences_are_looked_at_spread_over_the_store(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def run(language: str, code: str, folder: Path) -> "subprocess.CompletedProcess[
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the README says a user has: `teacher`, `student`, `train.jsonl`, `heldout.jsonl`."""
+    """What the README says a user has: `teacher`, `student`, and three datasets."""
     folder = tmp_path_factory.mktemp("readme")
     for name, tokenizer in (("teacher", tiny.byte_bpe()), ("student", tiny.unigram())):
         tiny.save(folder / name, tiny.llama(len(tokenizer)), tokenizer)
@@ -44,6 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, rows in (("train", texts[:-8]), ("heldout", texts[-8:])):
         lines = "".join(json.dumps({"text": text}) + "\n" for text in rows)
         (folder / f"{name}.jsonl").write_text(lines)
+    lines = "".join(json.dumps({"prompt": text}) + "\n" for text in texts[:5])
+    (folder / "prompts.jsonl").write_text(lines)
     return folder
 
 

@@ -22,7 +22,7 @@ def test_records_are_those_of_the_models_own_logits(
     mask = torch.arange(9) < torch.tensor([[9], [5], [7]])
     inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
     at = (mask & (torch.arange(9) > 0)).flatten().nonzero().squeeze(1)
-    settings = HeadSettings(7, max_tail=0.2, temperatures=(2.0, 0.5))
+    settings = HeadSettings(7, max_tail=0.2, temperatures=(2.0, 0.5), logit_std=True)
     with caplog.at_level(logging.WARNING):
         head = TeacherHead(model, settings)
         for _ in range(2):  # the checked call, then an unchecked one
@@ -30,7 +30,7 @@ def test_records_are_those_of_the_models_own_logits(
             with torch.no_grad():
                 rows = model(**inputs).logits.flatten(0, 1)[at - 1]
             wanted = summarise(rows, ids.flatten()[at], settings)
-            for ours, theirs in zip(vars(found).values(), wanted, strict=True):
+            for ours, theirs in zip(vars(found).values(), vars(wanted).values(), strict=True):
                 torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     assert "Its own logits are used whole" not in caplog.text
 

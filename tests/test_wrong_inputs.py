@@ -123,8 +123,8 @@ WRONG = (
     Wrong(
         "a flag misspelt",
         "logitstore capture teacher rows.jsonl --out s --topk 3",
-        "No such option: --topk (Possible options: --dtype, --top-k). See `logitstore capture "
-        "--help`.",
+        "No such option: --topk (Possible options: --stop, --top-k, --top-p). See `logitstore "
+        "capture --help`.",
     ),
     Wrong(
         "a word for a number",
@@ -135,12 +135,48 @@ WRONG = (
     Wrong(
         "no entries",
         "logitstore capture teacher rows.jsonl --out s --top-k 0",
-        "--top-k is 0, expected 1 to 65535.",
+        "--top-k is 0, so no entries would be kept, and no draws are asked for. Add --draws 50 to "
+        "draw from the whole distribution, or keep entries with --top-k 64.",
     ),
     Wrong(
         "more entries than tokens",
         "logitstore capture teacher rows.jsonl --out s --top-k 301",
         "--top-k is 301, but teacher has a vocabulary of 300. Use --top-k 300 or less.",
+    ),
+    Wrong(
+        "draws without ids",
+        "logitstore capture teacher rows.jsonl --out s --draws 9 --no-ids",
+        "--draws is 9, but draws are token ids, and --no-ids keeps none. Leave one of the two out.",
+    ),
+    Wrong(
+        "a seed for nothing",
+        "logitstore capture teacher rows.jsonl --out s --seed 9",
+        "--seed is 9, but nothing is drawn at random. Leave it out, or ask for --draws, or "
+        "--generate with --generate-temperature.",
+    ),
+    Wrong(
+        "completions of texts",
+        "logitstore capture teacher rows.jsonl --out s --generate",
+        "rows.jsonl: --generate writes completions for prompts; expected a column `prompt` (text "
+        "or messages) or `messages`, found text. Name a column of prompts with --text-column, or "
+        "leave out --generate.",
+    ),
+    Wrong(
+        "completions that are there",
+        "logitstore capture chatty talk.jsonl --out s --generate",
+        "talk.jsonl: row 0: has a completion already, and --generate writes completions. Leave out "
+        "--generate to capture what is there, or drop the completions.",
+    ),
+    Wrong(
+        "sampling without a temperature",
+        "logitstore capture teacher rows.jsonl --out s --generate --top-p 0.9",
+        "--top-p is 0.9, but without a temperature the most probable token is always taken. Give "
+        "--generate-temperature 1, or leave it out.",
+    ),
+    Wrong(
+        "a stop string for what is not written",
+        "logitstore capture teacher rows.jsonl --out s --stop X",
+        "--stop is X, but nothing is written without --generate. Leave it out, or add --generate.",
     ),
     Wrong(
         "a probability above one",

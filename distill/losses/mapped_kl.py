@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
-NEEDS = frozenset({"ids", "tail", "byte spans"})
+NEEDS = frozenset({"entries", "ids", "tail", "byte spans"})
 
 
 def mapped_kl(

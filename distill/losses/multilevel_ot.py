@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
-NEEDS = frozenset({"ids", "logit std"})
+NEEDS = frozenset({"entries", "ids", "logit std"})
 COLUMNS = 50
 SL_WEIGHT = SD_WEIGHT = 0.1
 SD_TEMPERATURE = 2.0

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 #: What a store must hold for it; :mod:`distill.needs` knows these words.
-NEEDS = frozenset({"tail", "token logprob", "byte spans"})
+NEEDS = frozenset({"entries", "tail", "token logprob", "byte spans"})
 #: 1 - sum(p) is known to so many units of rounding: below that, s - u has no direction to push in.
 ROUNDING = 16
 

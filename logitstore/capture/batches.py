@@ -56,10 +56,11 @@ class TeacherPass:
         if device.type != "cpu" and device.index is not None:
             torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
         model = teacher.load(device)
+        self.model = model
         #: Where input goes: with a device map, where its first layer is.
         self.device = device if teacher.device_map is None else input_device(model)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
-        self._head = TeacherHead(model, HeadSettings(spec.top_k, spec.max_tail, spec.temperatures))
+        self._head = TeacherHead(model, _head_settings(spec))
 
     def read(self, batch: Sequence[TeacherSequence]) -> list[EncodedRecords | None]:
         """The records of each sequence; None where the logits are not finite, if those are skipped.
@@ -75,7 +76,9 @@ class TeacherPass:
         if not good:
             return [None] * len(batch)
         if bad:
-            result = _only(result, ~torch.isin(sequence_n, torch.tensor(bad)))
+            is_good = ~torch.isin(sequence_n, torch.tensor(bad))
+            result, sequence_n = _only(result, is_good), sequence_n[is_good]
+        _check_scale(result, batch, sequence_n)
         encoded = encode_records(_raw_records(good, result, self.spec), self.spec)
         parts = iter(encoded.split([s.records for s in good]))
         return [None if i in bad else next(parts) for i in range(len(batch))]
@@ -96,14 +99,48 @@ class TeacherPass:
             {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)},
             (at - 1).to(self.device),
             input_ids.flatten()[at].to(self.device),
+            _places(batch).to(self.device) if self.spec.draws else None,
         )
         return result, at // length
+
+
+def _head_settings(spec: StoreSpec) -> HeadSettings:
+    return HeadSettings(
+        spec.top_k,
+        spec.max_tail,
+        spec.temperatures,
+        logit_std=spec.has_logit_std,
+        draws=spec.draws,
+        seed=spec.seed or 0,
+    )
+
+
+def _places(batch: Sequence[TeacherSequence]) -> Tensor:
+    """(n, 3) row, part and position in its sequence of every token with a record."""
+    parts = []
+    for s in batch:
+        position = np.flatnonzero(s.text.has_record)
+        row, part = (np.full_like(position, value) for value in (s.line.row, s.line.part))
+        parts.append(np.stack([row, part, position], 1))
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _not_finite(result: HeadResult, sequence_n: Tensor) -> list[int]:
     """The sequences with a distribution that is none."""
     bad_n = torch.isnan(result.entry_logprobs).any(1) | torch.isnan(result.tail_logmass)
     return sorted({int(i) for i in sequence_n[bad_n]})
+
+
+def _check_scale(result: HeadResult, batch: Sequence[TeacherSequence], sequence_n: Tensor) -> None:
+    """An excluded token (a logit of -inf) leaves a distribution, but no standard deviation."""
+    if result.logit_std is None or result.logit_std.isfinite().all():
+        return
+    first = int(sequence_n[~result.logit_std.isfinite()][0])
+    raise InputError(
+        f"row {batch[first].line.row:,}: the teacher excludes tokens (their logits are -inf), so "
+        "its logits have no standard deviation. Nothing of this shard was written. Capture without "
+        "--logit-std into another --out."
+    )
 
 
 def _stopped_by(sequence: TeacherSequence) -> InputError:
@@ -140,4 +177,13 @@ def _raw_records(
         tail_logmass=result.tail_logmass.numpy(),
         entropy=result.entropy.numpy(),
         lognorm=result.lognorm.numpy() if spec.temperatures else None,
+        logit_std=_array(result.logit_std),
+        lognorm_std=_array(result.lognorm_std),
+        sample_ids=_array(result.sample_ids),
+        sample_counts=_array(result.sample_counts),
+        draw_count=_array(result.draw_count),
     )
+
+
+def _array(values: Tensor | None) -> np.ndarray[Any, Any] | None:
+    return None if values is None else values.numpy()

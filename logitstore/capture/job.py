@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
+from logitstore.capture.generate import Completer
 from logitstore.capture.halving import HalvingReader
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.capture.preview import Preview, outlook, stored_size, take_sample, try_out
+from logitstore.capture.rehearsal import write_some
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
 from logitstore.capture.work import Job
@@ -39,6 +41,15 @@ def capture(
     max_tail: float | None = None,
     ids: bool = True,
     temperatures: Sequence[float] = (),
+    logit_std: bool = False,
+    draws: int = 0,
+    seed: int | None = None,
+    generate: bool = False,
+    max_new_tokens: int | None = None,
+    generate_temperature: float | None = None,
+    generate_top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] = (),
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
@@ -74,11 +85,23 @@ def capture(
             `datasets.Dataset`; with `text`, `prompt` and `completion`, `messages` or `input_ids`
             (see `logitstore.capture.rows`).
         out: The store's folder, or a URL: `s3://bucket/name`.
-        top_k: Entries of a record at most.
+        top_k: Entries of a record at most; 0 for draws alone.
         max_tail: Keep only the most probable entries that leave no more than this probability
             outside (never more than top_k).
         ids: Keep the entries' token ids. Without them ULD still works, at a fifth of the size.
         temperatures: Extra temperatures that losses may ask for; 1 always works.
+        logit_std: Keep the standard deviation of the logits and the log-normaliser at it, which
+            `multilevel_ot` reads.
+        draws: So many draws of each record, with replacement, from what lies outside its entries,
+            which `sampled_kl` reads. A token's draws are the same in any batch and on any rank.
+        seed: Of the draws, and of completions that are sampled; default 0.
+        generate: The dataset has prompts only (`prompt`, or `messages` that end with the user's
+            turn): the teacher writes each completion, which is then captured.
+        max_new_tokens: Of a completion; default 512.
+        generate_temperature: Of sampling; 0, the default, takes the most probable token always.
+        generate_top_k: Sample from so many of the most probable tokens.
+        top_p: Sample from the fewest of the most probable tokens with this much together.
+        stop: Texts before which a completion ends.
         split: Of the dataset.
         config_name: Of a hub dataset with several.
         text_column: Read this column instead of `text`.
@@ -129,6 +152,15 @@ def capture(
         max_tail=max_tail,
         ids=ids,
         temperatures=temperatures,
+        logit_std=logit_std,
+        draws=draws,
+        seed=seed,
+        generate=generate,
+        max_new_tokens=max_new_tokens,
+        generate_temperature=generate_temperature,
+        generate_top_k=generate_top_k,
+        top_p=top_p,
+        stop=stop,
         split=split,
         config_name=config_name,
         text_column=text_column,
@@ -152,12 +184,12 @@ def capture(
         trust_remote_code=trust_remote_code,
     )
     place = to_write(out)
-    with stopper() as stop:
+    with stopper() as signals:
         ranks = find_ranks() if ranks is None else ranks
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
         return Job(
-            task, place, lambda budget: _writer(task, place, budget), ranks, stop, events
+            task, place, lambda budget: _writer(task, place, budget), ranks, signals, events
         ).run()
 
 
@@ -183,15 +215,20 @@ def preview(
     else:
         check_place(place)
     sample, found = take_sample(task.reader, task.text_bytes), None
-    if missing and sample.records:
+    if missing and (sample.records or task.settings.generate):
         device, on_nan = task.device(Ranks()), task.settings.on_nan
         taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
         if budget is None and task.wants_budget:
             budget = find_budget(task, taught, sample).tokens
         budget = budget or int(task.provenance["tokens_per_batch"])
-        speed, pairs = try_out(HalvingReader(taught, _nowhere), sample.sequences, budget)
-        size = stored_size(task.spec, task.plan, pairs)
-        found = outlook(sample, task.text_of(missing), len(missing), speed, size)
+        completer, reader = Completer.of(taught, task, budget), HalvingReader(taught, _nowhere)
+        if completer is not None:
+            sample, speed, pairs = write_some(completer, reader, sample, task.text_bytes)
+        else:
+            speed, pairs = try_out(reader, sample.sequences, budget)
+        if pairs:
+            size = stored_size(task.spec, task.plan, pairs)
+            found = outlook(sample, task.text_of(missing), len(missing), speed, size)
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
 
 

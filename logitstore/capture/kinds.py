@@ -26,16 +26,22 @@ BESIDE = {
 
 
 def choose_columns(
-    dataset: Dataset, name: str, text_column: str | None
+    dataset: Dataset, name: str, text_column: str | None, *, prompts: bool = False
 ) -> tuple[str, tuple[str, ...]]:
     """The kind of the dataset, and the columns to read.
+
+    Args:
+        dataset: The dataset.
+        name: What the user called it.
+        text_column: The column that the user names; of prompts, if `prompts`.
+        prompts: Read what completions are to be written for; `completion` is left alone.
 
     Raises:
         InputError: No columns that are known, or they hold something else than they must.
     """
     found = dataset.column_names
     types = {field.name: field.type for field in dataset.features.arrow_schema}
-    kind, columns = _kind(types, text_column)
+    kind, columns = _prompt_kind(types, name, text_column) if prompts else _kind(types, text_column)
     if not set(columns) <= set(found):
         raise InputError(_no_columns(name, found, text_column))
     for column in columns:
@@ -58,6 +64,25 @@ def _kind(types: Mapping[str, pa.DataType], text_column: str | None) -> tuple[st
     if "messages" in types:
         return "conversation", ("messages",)
     return "text", ("text",)
+
+
+def _prompt_kind(
+    types: Mapping[str, pa.DataType], name: str, text_column: str | None
+) -> tuple[str, tuple[str, ...]]:
+    """The kind that rows are of once their completion is written, and where their prompts are."""
+    if text_column is not None:
+        return "prompt_completion", (text_column,)
+    if "prompt" in types:
+        return "conversation" if as_bytes.is_list(types["prompt"]) else "prompt_completion", (
+            "prompt",
+        )
+    if "messages" in types:
+        return "conversation", ("messages",)
+    raise InputError(
+        f"{name}: --generate writes completions for prompts; expected a column `prompt` (text or "
+        f"messages) or `messages`, found {', '.join(types) or 'none'}. Name a column of prompts "
+        "with --text-column, or leave out --generate."
+    )
 
 
 def _check_type(dtype: pa.DataType, name: str, column: str, kind: str) -> None:

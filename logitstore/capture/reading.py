@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from logitstore.capture.renderer import Renderer
+from logitstore.capture.renderer import Rendered, Renderer
 from logitstore.capture.windows import Limits, TeacherSequence, sequences_of_row
 from logitstore.records import SequenceText
 
@@ -25,12 +25,21 @@ class RowReader:
         Raises:
             InputError: It cannot be read or rendered.
         """
-        found = self.render(row)
-        line = SequenceText(row, 0, found.tokens.status, found.segments, messages=found.messages)
-        return TeacherSequence(line, found.tokens, found.prefix_length)
+        return _in_one_piece(row, self.render(row))
 
     def sequences(self, row: int) -> list[TeacherSequence]:
         """The row in one piece if it fits, else as the limits say; at least one, in order."""
-        whole = self.whole(row)
+        return self._cut(self.whole(row))
+
+    def cut(self, row: int, found: Rendered) -> list[TeacherSequence]:
+        """The same of a row that is rendered already."""
+        return self._cut(_in_one_piece(row, found))
+
+    def _cut(self, whole: TeacherSequence) -> list[TeacherSequence]:
         # A row that brings its own BOS has it in every window, one without has it in none.
         return sequences_of_row(whole, replace(self.limits, prefix_length=whole.prefix_length))
+
+
+def _in_one_piece(row: int, found: Rendered) -> TeacherSequence:
+    line = SequenceText(row, 0, found.tokens.status, found.segments, messages=found.messages)
+    return TeacherSequence(line, found.tokens, found.prefix_length)

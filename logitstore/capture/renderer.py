@@ -115,7 +115,7 @@ class Renderer:
             return self._conversation(i, self.template)
         if self.rows.kind == "tokens":
             segments, tokens = read_tokens(self.rows.tokens(i), self.tokenizer, self.rows.where(i))
-            return Rendered(segments, tokens, None, self._prefix_length(tokens))
+            return Rendered(segments, tokens, None, self.prefix_length(tokens))
         segments = self.rows.segments(i)
         tokens = self.tokenizer.encode(segments, add_eos=self.add_eos)
         return Rendered(segments, tokens, None, self.tokenizer.prefix_length)
@@ -127,9 +127,9 @@ class Renderer:
         )
         segments = template.segments(conversation, self.rows.where(i))
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
-        return Rendered(segments, tokens, conversation.to_json(), self._prefix_length(tokens))
+        return Rendered(segments, tokens, conversation.to_json(), self.prefix_length(tokens))
 
-    def _prefix_length(self, tokens: TokenizedText) -> int:
+    def prefix_length(self, tokens: TokenizedText) -> int:
         """Of a row that brings its own BOS, or none."""
         own = self.tokenizer.prefix
         if len(own) and tokens.token_ids[: len(own)].tolist() == own.tolist():

@@ -65,6 +65,7 @@ def load_rows(
     config_name: str | None = None,
     text_column: str | None = None,
     revision: str | None = None,
+    prompts: bool = False,
 ) -> Rows:
     """Opens a dataset.
 
@@ -74,17 +75,22 @@ def load_rows(
         config_name: Which of its configurations, for a hub id or a folder.
         text_column: The column to train on, instead of `text`.
         revision: Branch, tag or commit, for a hub id.
+        prompts: Only prompts are read, for completions that are yet to be written.
 
     Raises:
-        InputError: It is not there, cannot be read, has no rows, or its columns are not known.
+        InputError: It is not there, cannot be read, has no rows, or its columns are not known; a
+            prompt that has a completion already.
     """
     found, name = load_split(dataset, split, config_name, revision)
-    kind, columns = choose_columns(found, name, text_column)
+    kind, columns = choose_columns(found, name, text_column, prompts=prompts)
     if len(found) == 0:
         raise InputError(
             f"{name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
         )
-    return Rows(found.select_columns(list(columns)), name, kind, columns)
+    rows = Rows(found.select_columns(list(columns)), name, kind, columns)
+    if prompts:
+        _refuse_completed(found, rows)
+    return rows
 
 
 class Rows:
@@ -120,7 +126,7 @@ class Rows:
             texts = [table.column(column)[0].as_py() or "" for column in self.columns]
         except UnicodeDecodeError:
             raise self._not_utf8(i) from None
-        supervised = (True,) if self.kind == "text" else (False, True)
+        supervised = (True,) if self.kind == "text" else (False, True)[: len(texts)]
         return tuple(Segment(text, flag) for text, flag in zip(texts, supervised, strict=True))
 
     def dialogue(self, i: int) -> Dialogue:
@@ -233,6 +239,39 @@ class Rows:
             f"{self.name}: row {row:,} is not UTF-8 text. Write the dataset again from text "
             "that was decoded with its own encoding, or drop the row."
         )
+
+
+def _refuse_completed(dataset: Dataset, rows: Rows) -> None:
+    """A completion that is there would be lost, or read as if the teacher had written it."""
+    row = _first_answered(rows) if "messages" in rows.columns else _first_completion(dataset)
+    if row is not None:
+        raise InputError(
+            f"{rows.where(row)}: has a completion already, and --generate writes completions. "
+            "Leave out --generate to capture what is there, or drop the completions."
+        )
+
+
+def _first_completion(dataset: Dataset) -> int | None:
+    if "completion" not in dataset.column_names:
+        return None
+    chosen = dataset.select_columns(["completion"]).with_format(None)
+    for first in range(0, len(chosen), _BATCH_ROWS):
+        for i, value in enumerate(chosen[first : first + _BATCH_ROWS]["completion"], first):
+            if value:
+                return i
+    return None
+
+
+def _first_answered(rows: Rows) -> int | None:
+    """The first conversation that the assistant ends."""
+    return next(
+        (
+            i
+            for i in range(len(rows))
+            if (messages := rows.dialogue(i).messages) and messages[-1]["role"] == "assistant"
+        ),
+        None,
+    )
 
 
 def _beside(row: Mapping[str, Any], column: str, kind: type, where: str) -> Any:

@@ -19,6 +19,7 @@ from logitstore.capture.hf import (
     find_teacher,
 )
 from logitstore.capture.plan import make_plan
+from logitstore.capture.prompts import PromptReader
 from logitstore.capture.reading import RowReader
 from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import Rows, load_rows
@@ -43,7 +44,7 @@ class Task:
         reader: Makes sequences of its rows.
         spec: What the store will hold.
         plan: Which rows go into which shard.
-        text_bytes: Text of each row.
+        text_bytes: Text of each row, with what is to be written for it at most.
         provenance: For people; see `StoreHeader`.
         settings: As asked for.
     """
@@ -131,7 +132,9 @@ def prepare(
         split=settings.split,
         config_name=settings.config_name,
         text_column=settings.text_column,
+        prompts=settings.generate,
     )
+    sampling = settings.sampling
     render = Renderer.make(
         rows,
         found.transformers_tokenizer,
@@ -158,18 +161,22 @@ def prepare(
             **render.settings,
             "max_length": max_length,
             **rendering_of(limits),
+            **({} if sampling is None else {"generate": sampling.recorded()}),
         },
         capture={
             "top_k": settings.top_k,
             "max_tail": settings.max_tail,
             "ids": settings.ids,
             "temperatures": [float(t) for t in settings.temperatures],
-            "logit_std": False,
-            "draws": 0,
+            "logit_std": settings.logit_std,
+            "draws": settings.draws,
+            **({"seed": settings.seed or 0} if settings.draws else {}),
         },
     )
     spec = replace(spec, codec=spec.codec | {"name": settings.codec})
     text_bytes = rows.text_bytes()
+    if sampling is not None:
+        text_bytes = text_bytes + sampling.expected_bytes
     plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
     is_named = isinstance(dataset, (str, os.PathLike))
     provenance = {
@@ -185,5 +192,5 @@ def prepare(
         ),
         "versions": {p: version(p) for p in ("logitstore", "torch", "transformers")},
     }
-    reader = RowReader(render, limits)
+    reader = RowReader(render, limits) if sampling is None else PromptReader(render, limits)
     return Task(found, rows, reader, spec, plan, text_bytes, provenance, settings)

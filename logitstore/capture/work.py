@@ -140,7 +140,8 @@ class Job:
         teacher = self.teacher
         with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
             worker = Worker(self.task, writer, teacher, budget, shown, self.sharing.beat)
-            worker.outlook_of = None if self.sample is None else (self.sample, missing)
+            if self.sample is not None and self.sample.records:
+                worker.outlook_of = (self.sample, missing)
             self._shards(writer, worker)
 
     def _shards(self, writer: StoreWriter, worker: Worker) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from logitstore.capture.batches import TeacherPass, batches
+from logitstore.capture.generate import CompletedRows, Completer
 from logitstore.capture.halving import HalvingReader
 from logitstore.capture.preview import Outlook, Pairs, Sample, outlook, stored_size
 from logitstore.capture.task import Task
@@ -50,6 +51,7 @@ class Worker:
         self.budget, self.shown, self.beat = budget, shown, beat
         self.outlook_of: tuple[Sample, Sequence[int]] | None = None
         self._reader = HalvingReader(teacher, self._note)
+        self._completer = Completer.of(teacher, task, budget, beat)
         self._batches = 0
 
     def read_shard(self, index: int) -> Sequences:
@@ -105,12 +107,16 @@ class Worker:
         """The sequences of a shard; and what each adds to the progress, in bytes of text."""
         sequences: list[TeacherSequence] = []
         weights: list[int] = []
-        for row in range(*self.task.plan.shard_rows(index)):
+        rows = range(*self.task.plan.shard_rows(index))
+        reader = self.task.reader if self._completer is None else self._completer.complete(rows)
+        for row in rows:
             self.beat()
-            parts = self.task.reader.sequences(row)
+            parts = reader.sequences(row)
             sequences += parts
             # An empty row counts for one, as in the plan; a row in windows when its first is done.
             weights += [int(self.task.text_bytes[row]) + 1, *[0] * (len(parts) - 1)]
+        if isinstance(reader, CompletedRows):
+            self.shown.log.write("generated", shard=index, **reader.counts())
         return sequences, weights
 
     def _tell_outlook(

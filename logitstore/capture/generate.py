@@ -1,0 +1,320 @@
+"""Completions that the teacher writes for prompts, in batches, the same whatever the batch.
+
+`transformers` generates: prompts padded on the left, with a cache. What is drawn at random is drawn
+as the largest of logit plus Gumbel noise, and the noise of a token belongs to its row, its place in
+the completion and its column (see draws.py). So a row's completion does not depend on its batch, on
+the rank or on a resume, but for logits so close that their last bits decide. Sampling by a
+generator that a batch shares could not be repeated row by row.
+
+Of the model's own `generation_config` only its ends are taken: all else is said by the user, and is
+in the store.
+
+Shape legend: B = rows of a batch, L = padded length, V = vocabulary.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from logitstore.capture.draws import GENERATION, gumbel, random_words
+from logitstore.capture.memory import free_memory, is_out_of_memory
+from logitstore.capture.prompts import (
+    OK,
+    STOPPED,
+    TOO_LONG,
+    UNFINISHED,
+    Completion,
+    Prompt,
+    PromptReader,
+)
+from logitstore.capture.sampling import Sampling
+from logitstore.capture.windows import TeacherSequence
+from logitstore.errors import InputError
+from logitstore.tokens import ByteTokenizer
+
+if TYPE_CHECKING:
+    from logitstore.capture.batches import TeacherPass
+    from logitstore.capture.task import Task
+
+
+class Wanted(NamedTuple):
+    """A completion to be written.
+
+    Attributes:
+        row: Of the dataset: decides what is drawn.
+        token_ids: Of the prompt.
+        limit: Tokens to write at most.
+    """
+
+    row: int
+    token_ids: list[int]
+    limit: int
+
+
+class CompletedRows:
+    """Some rows with their completions: as a `RowReader` has them.
+
+    Attributes:
+        retokenised: Rows whose text has other tokens than were written.
+    """
+
+    def __init__(
+        self, reader: PromptReader, prompts: dict[int, Prompt], written: dict[int, Completion]
+    ) -> None:
+        self.reader, self.prompts, self.written = reader, prompts, written
+        self.retokenised = 0
+
+    def counts(self) -> dict[str, int]:
+        """Completions by status; and `retokenised`, of the rows that were asked for."""
+        statuses = Counter(each.status for each in self.written.values())
+        return {**dict(sorted(statuses.items())), "retokenised": self.retokenised}
+
+    def sequences(self, row: int) -> list[TeacherSequence]:
+        """The row in one piece if it fits, else as the limits say; at least one, in order."""
+        prompt, written = self.prompts[row], self.written[row]
+        found = self.reader.completed(row, prompt, written)
+        if len(found) > 1 or not self.reader.is_as_written(prompt, written, found[0]):
+            self.retokenised += 1
+        return found
+
+
+class Completer:
+    """Writes completions.
+
+    Args:
+        model: A causal language model in eval mode, on its device.
+        reader: Reads prompts.
+        sampling: How to write.
+        budget: Padded tokens of a batch, prompts and completions together.
+        device: Where input goes.
+        beat: Called while work goes on.
+
+    Raises:
+        InputError: The model cannot generate.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        reader: PromptReader,
+        sampling: Sampling,
+        budget: int,
+        device: torch.device,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.model, self.reader, self.sampling = model, reader, sampling
+        self.budget, self.device, self.beat = budget, device, beat
+        can_generate = getattr(model, "can_generate", None)
+        if can_generate is None or not can_generate():
+            raise InputError(
+                f"{model.name_or_path}: {type(model).__name__} cannot generate text. Give a causal "
+                "model of transformers, or completions in the dataset without --generate."
+            )
+        self.ends = _ends_of(model, reader.tokenizer)
+        model.generation_config = _config()  # else it fills in what is not said
+
+    @classmethod
+    def of(
+        cls,
+        teacher: "TeacherPass",
+        task: "Task",
+        budget: int,
+        beat: Callable[[], None] = lambda: None,
+    ) -> "Completer | None":
+        """For a task that asks for completions; None for one that does not."""
+        sampling = task.settings.sampling
+        if sampling is None:
+            return None
+        assert isinstance(task.reader, PromptReader)
+        return cls(teacher.model, task.reader, sampling, budget, teacher.device, beat)
+
+    def complete(self, rows: Sequence[int]) -> CompletedRows:
+        """The rows with their completions.
+
+        Raises:
+            InputError: A prompt that cannot be read; names the row.
+        """
+        prompts = {row: self.reader.prompt(row) for row in rows}
+        wanted = [
+            Wanted(row, prompt.token_ids.tolist(), self._limit(len(prompt.token_ids)))
+            for row, prompt in prompts.items()
+        ]
+        written = {w.row: Completion("", TOO_LONG, []) for w in wanted}
+        for batch in batches([w for w in wanted if w.token_ids and w.limit > 0], self.budget):
+            self.beat()
+            found = self.write(batch)
+            written |= {w.row: each for w, each in zip(batch, found, strict=True)}
+        return CompletedRows(self.reader, prompts, written)
+
+    def write(self, batch: Sequence[Wanted]) -> list[Completion]:
+        """A completion for each prompt of a batch, all with one limit; in halves if need be.
+
+        Raises:
+            InputError: One alone does not fit the device's memory.
+        """
+        try:
+            return self._write(batch)
+        except Exception as e:
+            if not is_out_of_memory(e):
+                raise
+        free_memory()  # here, where the error no longer holds the tensors
+        if len(batch) == 1:
+            tokens = len(batch[0].token_ids) + batch[0].limit
+            raise InputError(
+                f"row {batch[0].row:,}: its prompt and completion, up to {tokens:,} tokens, do not "
+                f"fit the memory of {self.device}. Use a smaller --max-new-tokens or --max-length."
+            )
+        middle = len(batch) // 2
+        return self.write(batch[:middle]) + self.write(batch[middle:])
+
+    def _write(self, batch: Sequence[Wanted]) -> list[Completion]:
+        length = max(len(w.token_ids) for w in batch)
+        pad = self.reader.tokenizer.pad_id
+        ids_BL = torch.full((len(batch), length), pad)
+        mask_BL = torch.zeros_like(ids_BL)
+        for ids_L, mask_L, w in zip(ids_BL, mask_BL, batch, strict=True):
+            ids_L[length - len(w.token_ids) :] = torch.tensor(w.token_ids)
+            mask_L[length - len(w.token_ids) :] = 1
+        out_BL = self.model.generate(
+            input_ids=ids_BL.to(self.device),
+            attention_mask=mask_BL.to(self.device),
+            generation_config=_config(
+                max_new_tokens=batch[0].limit,
+                do_sample=False,  # what is random is in the processors
+                eos_token_id=sorted(self.ends) or None,
+                pad_token_id=pad,
+            ),
+            logits_processor=self._processors(batch, length),
+            stopping_criteria=self._criteria(len(batch), length),
+        )
+        return [self._completion(ids) for ids in out_BL[:, length:].tolist()]
+
+    def _processors(self, batch: Sequence[Wanted], length: int) -> LogitsProcessorList:
+        """In the order in which `transformers` samples."""
+        how = self.sampling
+        found: list[LogitsProcessor] = [_OnlyTokens(self.reader.tokenizer.size, self.beat)]
+        if not how.is_greedy:
+            found.append(TemperatureLogitsWarper(how.temperature))
+            if how.top_k:
+                found.append(TopKLogitsWarper(how.top_k))
+            if how.top_p < 1:
+                found.append(TopPLogitsWarper(how.top_p))
+            rows = torch.tensor([w.row for w in batch], device=self.device)
+            found.append(_Noise(rows, length, how.seed))
+        return LogitsProcessorList(found)
+
+    def _criteria(self, count: int, length: int) -> StoppingCriteriaList:
+        found = []
+        if self.sampling.stop:
+            found.append(_StopStrings(self._bytes_of, self.sampling.stop, count, length))
+        return StoppingCriteriaList(found)
+
+    def _completion(self, token_ids: list[int]) -> Completion:
+        """What was written, from all that came of a row: its tokens, its end, and padding."""
+        stop = next((i for i, t in enumerate(token_ids) if t in self.ends), len(token_ids))
+        end_id = token_ids[stop] if stop < len(token_ids) else None
+        own = token_ids[:stop]
+        # A token may hold a part of a character, and the last one may be cut off.
+        text = b"".join(map(self._bytes_of, own)).decode(errors="ignore")
+        places = [place for s in self.sampling.stop if (place := text.find(s)) >= 0]
+        if places:
+            return Completion(text[: min(places)], STOPPED, own)
+        return Completion(text, UNFINISHED if end_id is None else OK, own, end_id)
+
+    def _bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to the text; special ones nothing."""
+        return self.reader.tokenizer.token_bytes[token_id] or b""
+
+    def _limit(self, prompt_length: int) -> int:
+        most = self.reader.limits.max_length
+        room = self.sampling.max_new_tokens if most is None else most - prompt_length
+        return min(self.sampling.max_new_tokens, room)
+
+
+def batches(wanted: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
+    """Of one limit each, longest prompts first, as many as fit the budget of padded tokens.
+
+    A row with less room than others would otherwise run past the end of what the model reads.
+    """
+    order = sorted(wanted, key=lambda w: (-w.limit, -len(w.token_ids), w.row))
+    for limit, group in groupby(order, key=lambda w: w.limit):
+        left = list(group)
+        while left:
+            count = max(1, budget // (len(left[0].token_ids) + limit))
+            yield left[:count]
+            left = left[count:]
+
+
+class _OnlyTokens(LogitsProcessor):
+    """Ids beyond the tokenizer stand for nothing: heads are often padded.
+
+    A token may take a second, so each is a sign of life.
+    """
+
+    def __init__(self, size: int, beat: Callable[[], None]) -> None:
+        self._size, self._beat = size, beat
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._beat()
+        if scores.shape[1] <= self._size:
+            return scores
+        scores = scores.clone()
+        scores[:, self._size :] = -torch.inf
+        return scores
+
+
+class _Noise(LogitsProcessor):
+    """Makes the largest logit a draw: each row with numbers of its own."""
+
+    def __init__(self, rows: Tensor, length: int, seed: int) -> None:
+        self._rows, self._length, self._seed = rows, length, seed
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = torch.full_like(self._rows, input_ids.shape[1] - self._length)
+        places = torch.stack([self._rows, torch.zeros_like(step), step], 1).to(scores.device)
+        return scores + gumbel(random_words(places, scores.shape[1], self._seed, GENERATION))
+
+
+class _StopStrings(StoppingCriteria):
+    """A row is done when its text has one of the strings; looks at the newest bytes only."""
+
+    def __init__(
+        self, bytes_of: Callable[[int], bytes], stop: Sequence[str], count: int, length: int
+    ) -> None:
+        self._bytes_of, self._stop = bytes_of, [s.encode() for s in stop]
+        self._longest, self._length = max(map(len, self._stop)), length
+        self._texts = [b""] * count
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        done = []
+        for i, token_id in enumerate(input_ids[:, -1].tolist()):
+            new = self._bytes_of(token_id)
+            self._texts[i] = self._texts[i][-self._longest :] + new
+            done.append(any(s in self._texts[i] for s in self._stop))
+        return torch.tensor(done, device=input_ids.device)
+
+
+def _config(**settings: Any) -> GenerationConfig:
+    return GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+
+
+def _ends_of(model: Any, tokenizer: ByteTokenizer) -> frozenset[int]:
+    """Tokens behind which nothing is written: the model's own, and the tokenizer's EOS."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    listed = [] if own is None else own if isinstance(own, list) else [own]
+    eos = tokenizer.eos_token_id
+    return frozenset([int(i) for i in listed] + ([] if eos is None else [eos]))

@@ -1,0 +1,145 @@
+"""Rows with a prompt only: as the teacher reads them before it writes, and after.
+
+    prompt        `prompt` is text, or a list of messages, or there are `messages` that no turn of
+                  the assistant ends; a conversation is rendered up to where the assistant begins
+    completed     the prompt's text, then the completion, which is supervised; then the end, if
+                  the teacher wrote one
+
+The completed row is tokenised once, as text, like any other row. So a store of written completions
+is the store that their text would give, and a student, which reads text, meets tokens as it would
+write them. Mostly these are the tokens that the teacher wrote; where it wrote others (two where its
+tokenizer has one, half of a character at the end), the records are those of the text.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.capture.reading import RowReader
+from logitstore.capture.renderer import Rendered
+from logitstore.capture.windows import TeacherSequence
+from logitstore.conversation import Conversation
+from logitstore.records import Segment, SequenceText
+from logitstore.tokens import ByteTokenizer
+
+#: Statuses of rows: a prompt nothing was written for yet; one that leaves no room to write; a
+#: completion cut off at the most tokens; one that a stop string ended. One that the teacher ended
+#: is `ok`.
+PROMPT, TOO_LONG, UNFINISHED, STOPPED, OK = "prompt", "too_long", "unfinished", "stopped", "ok"
+
+
+class Prompt(NamedTuple):
+    """What a completion is written for.
+
+    Attributes:
+        segments: Its text.
+        token_ids: Its tokens.
+        conversation: Where the row is one, without what is to be written.
+    """
+
+    segments: tuple[Segment, ...]
+    token_ids: npt.NDArray[np.int64]
+    conversation: Conversation | None
+
+
+class Completion(NamedTuple):
+    """What was written.
+
+    Attributes:
+        text: Without the end, a stop string, special tokens, or half of a character.
+        status: `OK`, `STOPPED`, `UNFINISHED` or `TOO_LONG`.
+        token_ids: The tokens, in full.
+        end_id: The token that ended it, with which `token_ids` does not end; None for none.
+    """
+
+    text: str
+    status: str
+    token_ids: list[int]
+    end_id: int | None = None
+
+
+class PromptReader(RowReader):
+    """Makes the sequences of a row that has a prompt only."""
+
+    def prompt(self, row: int) -> Prompt:
+        """The row's prompt; without tokens where there is no text.
+
+        Raises:
+            InputError: It cannot be read, or the template refuses it.
+        """
+        conversation = None
+        if self.render.template is not None:
+            found = self.rows.dialogue(row)
+            conversation = Conversation.choose(
+                found.messages, "last", first=len(found.messages), tools=found.tools,
+                kwargs=found.kwargs,
+            )  # fmt: skip
+            text = self.render.template.prompt(conversation, self.rows.where(row))
+            segments: tuple[Segment, ...] = (Segment(text, False),) if text else ()
+        else:
+            segments = self.rows.segments(row)
+        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=conversation is None)
+        return Prompt(segments, tokens.token_ids, conversation)
+
+    def whole(self, row: int) -> TeacherSequence:
+        """The prompt alone: nothing is written yet."""
+        prompt = self.prompt(row)
+        return self._waiting(row, prompt, PROMPT if len(prompt.token_ids) else "empty")
+
+    def completed(self, row: int, prompt: Prompt, written: Completion) -> list[TeacherSequence]:
+        """The sequences of the row with its completion."""
+        if not len(prompt.token_ids):
+            return [self._waiting(row, prompt, "empty")]
+        if written.status == TOO_LONG:
+            return [self._waiting(row, prompt, TOO_LONG)]
+        sequences = self.cut(row, self._rendered(prompt, written))
+        return [_with_status(s, written.status) for s in sequences]
+
+    def is_as_written(self, prompt: Prompt, written: Completion, found: TeacherSequence) -> bool:
+        """Whether the tokens of the text are those that the teacher wrote."""
+        ids: list[int] = found.text.token_ids.tolist()
+        length = len(prompt.token_ids) + len(written.token_ids)
+        return ids[:length] == [*prompt.token_ids.tolist(), *written.token_ids]
+
+    def _rendered(self, prompt: Prompt, written: Completion) -> Rendered:
+        is_ended = written.status == OK
+        if prompt.conversation is None:
+            segments = (*prompt.segments, Segment(written.text, True))
+            tokens = self.tokenizer.encode(segments, add_eos=is_ended)
+            return Rendered(segments, tokens, None, self.tokenizer.prefix_length)
+        segments = (*prompt.segments, Segment(written.text, True, "assistant"))
+        if is_ended:
+            segments += (Segment(_spelt(self.tokenizer, written.end_id), False),)
+        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        messages = _with_turn(prompt.conversation, written.text).to_json()
+        return Rendered(segments, tokens, messages, self.render.prefix_length(tokens))
+
+    def _waiting(self, row: int, prompt: Prompt, status: str) -> TeacherSequence:
+        conversation = prompt.conversation
+        messages = None if conversation is None else conversation.to_json()
+        line = SequenceText(row, 0, status, prompt.segments, messages=messages)
+        tokens = self.tokenizer.encode(
+            prompt.segments, add_eos=False, add_prefix=conversation is None
+        )
+        return TeacherSequence(line, tokens)
+
+
+def _with_turn(conversation: Conversation, text: str) -> Conversation:
+    messages = (*conversation.messages, {"role": "assistant", "content": text})
+    return Conversation(messages, (len(messages) - 1,), conversation.tools, conversation.kwargs)
+
+
+def _with_status(sequence: TeacherSequence, status: str) -> TeacherSequence:
+    """A text without an end stays one, also where not all of it fits in a sequence."""
+    if status == OK or sequence.line.status not in (OK, "truncated"):
+        return sequence
+    return replace(sequence, line=sequence.line._replace(status=status))
+
+
+def _spelt(tokenizer: ByteTokenizer, end_id: int | None) -> str:
+    """The token that ended a turn, as text; EOS where it is not known to end one."""
+    if end_id is None or end_id not in tokenizer.eos_ids:
+        return tokenizer.eos_token or ""
+    return tokenizer.written(np.array([end_id]))[0].decode()
