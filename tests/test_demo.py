@@ -23,8 +23,9 @@ from tools.demo.students import put_back, teacher_away
 from tools.demo.table import table
 
 ROOT = Path(__file__).parent.parent
-#: What 60 seconds on two cores can hold; unlike a clock, it does not see who else is computing.
-QUICK_CPU_S = 120
+#: A minute of two cores, on a machine where a process that trains takes five seconds to start; said
+#: in such starts, it holds on any machine, whoever else is computing there.
+QUICK_STARTS = 24
 
 
 def start_demo(out: Path, *flags: str) -> "subprocess.Popen[str]":
@@ -95,7 +96,11 @@ def test_peak_memory_is_each_process_s_own(demo: tuple[Path, str, float]) -> Non
 
 
 def test_the_quick_demo_fits_a_minute_of_two_cores(demo: tuple[Path, str, float]) -> None:
-    assert demo[2] < QUICK_CPU_S
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-c", "import transformers.trainer"], check=True)
+    now = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start_s = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
+    assert demo[2] < QUICK_STARTS * start_s
 
 
 def test_everything_lies_in_the_demo_folder(demo: tuple[Path, str, float]) -> None:

@@ -65,7 +65,8 @@ class PeakMemory:
         self._before = _status_bytes("VmRSS")
 
     def bytes_more(self) -> int:
-        return max(0, _status_bytes("VmHWM") - self._before)
+        """A page at least: what is smaller cannot be seen, and nothing is divided by zero."""
+        return max(os.sysconf("SC_PAGE_SIZE"), _status_bytes("VmHWM") - self._before)
 
 
 def _status_bytes(field: str) -> int:
