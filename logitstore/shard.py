@@ -230,9 +230,14 @@ class Shard:
             CorruptStoreError: Its bytes are damaged.
         """
         try:
-            return self._lines[i]
+            line = self._lines[i]
         except ValueError as e:
             self._raise(f"{LINES_MEMBER}: {e}", self.rows)
+        first, stop = self._rows
+        is_one_each = len(self) == stop - first  # every row has a line
+        if line.row != first + i if is_one_each else not first <= line.row < stop:
+            self._raise(f"{LINES_MEMBER}: line {i} is of row {line.row}", self.rows)
+        return line
 
     def sequence_rows(self) -> npt.NDArray[np.int64]:
         """The dataset row of each sequence."""

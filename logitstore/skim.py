@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from logitstore.archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
 from logitstore.arrays import ArrayReader
-from logitstore.errors import CorruptStoreError
+from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.layout import array_specs
 from logitstore.lines import LINE_DIGEST_BYTES, LinesReader
 from logitstore.lines import MEMBER as LINES_MEMBER
@@ -105,6 +105,8 @@ class ArchiveEnd:
             if data[cursor:stop] != central_header(name, crc, size, offset):
                 raise ValueError("a member's header is not of the profile that shards use")
             start = offset + LOCAL.size + len(name)
+            if start + size > begin:
+                raise ValueError("a member reaches into the directory")
             places[name.decode("ascii", "replace")] = (start, size, crc)
             cursor, offset = stop, start + size
         if cursor != len(data) or offset != begin:
@@ -147,8 +149,12 @@ class Skimmed:
             self.archive = ArchiveEnd(*_reader(path, size_bytes))
             self.about = read_group(self.archive, spec, plan, index)
             self.size = checked_size(self.about, spec, plan, index)
+        except StorageError:  # of a bucket: it says what to do
+            raise
         except FileNotFoundError:
             self._raise("it is missing")
+        except OSError as e:
+            self._raise(f"it cannot be read ({e.strerror})")
         except (ValueError, KeyError, TypeError) as e:
             self._raise(str(e))
         if self.size.sequences * LINE_DIGEST_BYTES > self.archive.size_bytes:

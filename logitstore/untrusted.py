@@ -29,11 +29,11 @@ def open_file(path: Path) -> BinaryIO:
         OSError: It cannot be opened.
         ValueError: It is a pipe, a device, a folder or the like.
     """
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", closefd=True)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
         raise ValueError("it is not an ordinary file")
-    return file
+    return os.fdopen(opened, "rb")
 
 
 def read_file(path: StorePath, limit: int) -> bytes:
