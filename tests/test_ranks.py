@@ -81,7 +81,9 @@ def committed_by(out: Path) -> Counter[int]:
     return Counter(line["process"] for line in lines if line.get("committed"))
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)]
+)
 def test_ranks_of_a_launcher_write_the_store_of_one_process(
     teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path, launcher: str
 ) -> None:
@@ -96,6 +98,7 @@ def test_ranks_of_a_launcher_write_the_store_of_one_process(
     assert json.loads(stdout)["complete"]  # once: only rank 0 prints
 
 
+@pytest.mark.slow  # as the launchers above, with other variables
 def test_tasks_of_slurm_write_the_store_of_one_process(
     teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -147,6 +150,7 @@ def test_a_rank_killed_midway_costs_its_shard_in_hand_and_no_other(
     assert {name: (out / name).stat().st_mtime_ns for name in there} == kept
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_resumes_the_same_store(
     teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -256,6 +260,7 @@ def test_a_rank_whose_peers_are_silent_says_what_is_there_and_how_to_go_on(
 # ---- training ----
 
 
+@pytest.mark.slow  # test_trainer.py has it without the command line
 def test_training_on_two_processes_is_training_on_one(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:
