@@ -197,6 +197,7 @@ class _InTheForward(torch.autograd.Function):
             value, slopes = _with_slopes(objective, rows.answer, start, stop)
             values.append(value)
             slope_ND[start:stop] = pull(rows.slope(slopes))
+            del logits_cV, rows, pull  # before the next chunk's are made
         ctx.slopes = (slope_ND, *_sums(head, weights))
         return torch.stack(values).sum()
 

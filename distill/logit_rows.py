@@ -72,10 +72,15 @@ class LogitRows:
         }
         self._label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1)
         self._own = own
-        if self._scaled is not None:  # which needs its rows again
-            logits_cV = self._scaled.spare_cV.copy_(logits_cV)
-        # Last, since it takes the logits themselves for its exponentials.
-        self._softmax = _Softmax(logits_cV, query.lookups[own] if own else None)
+        lookup = query.lookups[own] if own else None
+        # Last, since it takes the logits themselves for its exponentials, if no ranking needs them.
+        if self._scaled is None:
+            self._softmax = _Softmax(logits_cV, lookup)
+        elif lookup is None:
+            apart_cV = torch.empty_like(logits_cV)
+            self._softmax = _Softmax(logits_cV, None, apart_cV, self._scaled.top_c)
+        else:
+            self._softmax = _Softmax(logits_cV.clone(), lookup)
         self.answer = self._answer()
 
     def _answer(self) -> dict[str, Tensor]:
@@ -161,8 +166,10 @@ class _Softmax:
     """One softmax of the rows, as exponentials of what lies outside a lookup's ids.
 
     Args:
-        logits_cV: Overwritten.
+        logits_cV: Overwritten, unless there is `into_cV`.
         lookup: Whose ids; None: nothing is looked up.
+        into_cV: Where the exponentials go, if not in place of the logits. Without a lookup only.
+        top_c: The largest logits outside the ids, where they are known.
 
     Attributes:
         at_cK: The logits at the ids; -inf in padding.
@@ -170,15 +177,21 @@ class _Softmax:
         log_z_c: Of all.
     """
 
-    def __init__(self, logits_cV: Tensor, lookup: Lookup | None) -> None:
+    def __init__(
+        self,
+        logits_cV: Tensor,
+        lookup: Lookup | None,
+        into_cV: Tensor | None = None,
+        top_c: Tensor | None = None,
+    ) -> None:
         ids_cK = logits_cV.new_zeros(len(logits_cV), 0).long() if lookup is None else lookup.ids_NK
         self._places = _Places(ids_cK)
         self.at_cK = _at(logits_cV, ids_cK)
         self._places.overwrite(logits_cV, torch.full_like(self.at_cK, -torch.inf))
-        top_c1 = logits_cV.amax(-1, keepdim=True)
-        top_c1.masked_fill_(top_c1 == -torch.inf, 0)
-        self._top_c = top_c1.squeeze(1)
-        self._e_cV = logits_cV.sub_(top_c1).exp_()
+        top_c = logits_cV.amax(-1) if top_c is None else top_c
+        self._top_c = top_c.masked_fill(top_c == -torch.inf, 0)
+        into_cV = logits_cV if into_cV is None else into_cV
+        self._e_cV = torch.sub(logits_cV, self._top_c[:, None], out=into_cV).exp_()
         self.log_rest_c = self._e_cV.sum(-1).log() + self._top_c
         self.log_z_c = self.log_rest_c
         if ids_cK.shape[1]:  # no library sums nothing
