@@ -53,7 +53,8 @@ class ScaledRows:
         """(S, V) the probability of each column, summed over the rows of each sequence."""
         sequences = torch.arange(self._ranking.sequences, device=self._x_cV.device)
         is_of_Sc = self._ranking.sequence_N == sequences[:, None]
-        return (is_of_Sc / self._sum_c) @ self._e_cV
+        found: Tensor = (is_of_Sc / self._sum_c) @ self._e_cV
+        return found
 
     def choose(self, columns_Sk: Tensor) -> None:
         """Sets `logprobs_ck` to those at the columns chosen for the sequences; -1 is padding."""

@@ -52,20 +52,15 @@ def on_the_ruler(tokens: list[Token], others: list[Token]) -> list[tuple[int, in
 
 def loop(teacher: list[Token], student: list[Token]) -> tuple[list[list[int]], ...]:
     t, s = on_the_ruler(teacher, student), on_the_ruler(student, teacher)
-    return shared_in(t, s), strict_in(t, s), groups_in(t, s)
+    shared = shared_in(t, s)
+    strict = [[i, j] for i, j in shared if t[i][1] == s[j][1]]
+    return shared, strict, groups_in(t, s)
 
 
 def shared_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
-    found = {}
-    for i, (start, _) in enumerate(t):
-        for j, (other, _) in enumerate(s):
-            if start == other:
-                found[start] = [i, j]  # the last of each side stays
+    last = {start: i for i, (start, _) in enumerate(t)}  # of several the last stays
+    found = {start: [last[start], j] for j, (start, _) in enumerate(s) if start in last}
     return list(found.values())
-
-
-def strict_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
-    return [[i, j] for i, j in shared_in(t, s) if t[i][1] == s[j][1]]
 
 
 def groups_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:

@@ -2,8 +2,8 @@
 
     python -m tools.bench_align [--json] [--quick]
 
-* `align` on two tokenisations of one text, against a plain loop with two pointers that finds the
-  same, and against tokenising that text: by length, since numpy's calls cost what they cost.
+* `align` on two tokenisations of one text, against the plain loop with two pointers that the tests
+  hold it to, and against tokenising that text: by length, since numpy's calls cost what they cost.
 * `prefix_map` from 150,000 tokens to 128,000, against loading the two tokenizers.
 
 The tokenizers are byte-level BPE with random merges: the sizes of real ones, without a download.
@@ -27,39 +27,19 @@ from distill.align import Spans, align
 from distill.vocab_map import _made
 from logitstore.records import Segment
 from logitstore.tokens import ByteTokenizer
+from tests.test_align import loop
 from tools.benchmark import goal, said, surroundings, table
 
 LENGTHS = (512, 4_096, 32_768)
 SIZES = (150_000, 128_000)
 
-Pairs = list[tuple[int, int]]
 
-
-def plain_loop(
-    teacher: Spans, student: Spans
-) -> tuple[Pairs, Pairs, list[tuple[int, int, int, int]]]:
-    """Shared starts, strict pairs and groups of two sides without holes, one token at a time."""
-    sides = [
-        list(zip(s.starts.tolist(), s.lengths.tolist(), strict=True)) for s in (teacher, student)
-    ]
-    t, s = ([(start, start + max(length, 1)) for start, length in side] for side in sides)
-    shared, strict, groups = [], [], []
-    i = j = first_i = first_j = 0
-    while i < len(t) and j < len(s):
-        (start_i, end_i), (start_j, end_j) = t[i], s[j]
-        if start_i == start_j:
-            shared.append((i, j))
-            if end_i == end_j:
-                strict.append((i, j))
-        if end_i == end_j:
-            groups.append((first_i, i + 1, first_j, j + 1))
-            i, j = i + 1, j + 1
-            first_i, first_j = i, j
-        elif end_i < end_j:
-            i += 1
-        else:
-            j += 1
-    return shared, strict, groups
+def plain_loop(teacher: Spans, student: Spans) -> tuple[list[list[int]], ...]:
+    """The loop that the tests hold `align` to, from the same arrays."""
+    t, s = (
+        list(zip(*(each.tolist() for each in side), strict=True)) for side in (teacher, student)
+    )
+    return loop(t, s)
 
 
 def merged_at_random(size: int, seed: int) -> Any:
@@ -114,8 +94,8 @@ def measure_align(
     sides = [spans_of(each, text) for each in (teacher, student)]
     t, s = (Spans(x.starts[:length], x.lengths[:length], x.is_eos[:length]) for x in sides)
     found, plain = align(t, s), plain_loop(t, s)
-    for ours, theirs in zip((found.shared_starts, found.strict), plain[:2], strict=True):
-        assert ours.tolist() == [list(pair) for pair in theirs], "the loop finds the same"
+    for ours, theirs in zip(found, plain, strict=True):
+        assert ours.tolist() == theirs, "the loop finds the same"
     ours_s = median_s(lambda: align(t, s), repeats * 5)
     loop_s = median_s(lambda: plain_loop(t, s), repeats)
     tokens = len(sides[1].starts)
