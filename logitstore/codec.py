@@ -292,12 +292,12 @@ def _tail_and_shift(
     """
     tail = _TAIL_OF_CODE[tail_codes_n]
     trusts_head = (tail_codes_n <= _LAST_TRUSTING_HEAD) | ~has_entries_n
-    if not trusts_head.any():
-        return tail, _LOG_HEAD_OF_CODE[tail_codes_n] - np.log(head_n)
-    if (head_n[trusts_head] >= 1).any():
+    at = np.flatnonzero(trusts_head)  # as a rule few
+    head_of_those = head_n[at]
+    if (head_of_those >= 1).any():
         raise ValueError("a record's entries and tail add up to more than one")
-    tail[trusts_head] = np.log1p(-head_n[trusts_head])
-    shift = np.zeros(len(head_n))
-    follows = ~trusts_head
-    shift[follows] = _LOG_HEAD_OF_CODE[tail_codes_n[follows]] - np.log(head_n[follows])
+    shift = _LOG_HEAD_OF_CODE[tail_codes_n]
+    shift -= np.log(np.where(trusts_head, 1.0, head_n))
+    tail[at] = np.log1p(-head_of_those)
+    shift[at] = 0.0
     return tail, shift

@@ -204,6 +204,8 @@ class _Gathered:
 
     def split(self, fields: Mapping[str, Array | None]) -> list[dict[str, Any]]:
         """The fields of each sequence."""
+        if len(self._places) == 1:
+            return [dict(fields)]
         cuts = {
             name: np.concatenate([[0], np.cumsum(self._length(name))]).tolist() for name in fields
         }
