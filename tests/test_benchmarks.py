@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from tools.benchmark import goal, table
+from tools.bench_page import page
+from tools.benchmark import goal, is_goal, table
 
 
 def figures(value: Any) -> list[dict[str, Any]]:
     """Every figure with a goal, wherever it is."""
+    if is_goal(value):
+        return [value]
     if isinstance(value, dict):
-        if value.keys() == {"value", "target", "met"}:
-            return [value]
         value = list(value.values())
     return [found for each in value for found in figures(each)] if isinstance(value, list) else []
 
@@ -31,7 +32,10 @@ def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str
     report = json.loads(run.stdout)
     assert {"machine", "versions", "date", "command"} <= report.keys()
     assert f"tools.{name}" in report["command"]
+    shown = page({name: report})
+    assert shown.count("\n## ") == 1
     found = figures(report)
+    assert shown.count("| MISSED |") == sum(not each["met"] for each in found)
     assert found
     assert all(type(each["met"]) is bool and each["value"] > 0 for each in found)
 

@@ -30,7 +30,7 @@ from logitstore.codec import encode_entries
 from logitstore.encode import RawRecords, encode_records
 from logitstore.layout import ShardSize, array_specs
 from logitstore.store import open_store
-from tools.benchmark import goal, surroundings
+from tools.benchmark import goal, is_goal, surroundings
 from tools.demo.__main__ import capture_command
 from tools.demo.commands import Commands
 from tools.demo.corpus import load_corpus, write_jsonl
@@ -204,7 +204,7 @@ def reading(made: Arrays, codec: str, folder: Path, quick: bool) -> dict[str, An
 def lines(value: Any, name: str = "", depth: int = 0) -> list[str]:
     """For people: a line a figure, with goal and outcome."""
     indent = "  " * depth
-    if isinstance(value, dict) and value.keys() == {"value", "target", "met"}:
+    if is_goal(value):
         outcome = "" if value["met"] else "  MISSED"
         figure = f"{value['value']:>12.4g}"
         return [f"{indent}{name:<{58 - 2 * depth}}{figure}  goal {value['target']:<8g}{outcome}"]

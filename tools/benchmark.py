@@ -25,6 +25,11 @@ def goal(
     return {"value": value, "target": at_least, "met": value >= at_least}
 
 
+def is_goal(value: Any) -> bool:
+    """Whether a value of a report is a figure with a goal."""
+    return isinstance(value, dict) and value.keys() == {"value", "target", "met"}
+
+
 def said(figure: Mapping[str, Any], at: str) -> str:
     """A goal for people: `3.42x (>= 3x)`, and `MISSED` where it is."""
     target = f"{figure['value']:.2f} ({at} {figure['target']:g})"

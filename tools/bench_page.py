@@ -1,0 +1,139 @@
+"""BENCHMARKS.md of what the benchmarks said: one section each, goals first, then all other figures.
+
+    python -m tools.bench_page build/bench/*.json > tools/BENCHMARKS.md
+
+A report is what `python -m tools.bench_… --json` printed; the page adds nothing to it and leaves
+nothing out. `bash tools/bench.sh` makes both.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.benchmark import is_goal
+
+_SURROUNDINGS = ("machine", "versions", "date", "command")
+#: What names the members of a list, in the order of preference.
+_NAMES = ("name", "V", "tokens", "length")
+#: Names of parts that say nothing to a reader.
+_SILENT = {"sizes", "goals", "measured"}
+_INTRODUCTION = """# Benchmarks
+
+Made by `bash tools/bench.sh`, which takes at most eight minutes a section on two cores. A goal is a
+ratio within one run or a size, since seconds of one machine mean nothing on another; contenders
+take turns, figures are medians, and `MISSED` says so where a goal is. Peers are measured in the
+same run where they install from a package index, or where their method is a few lines.
+"""
+
+Row = tuple[str, Any]
+
+
+def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The whole page.
+
+    Args:
+        reports: What each benchmark printed, by its name (`bench_losses`).
+    """
+    sections = [_section(name, report) for name, report in sorted(reports.items())]
+    return "\n".join([_INTRODUCTION, *sections])
+
+
+def _section(name: str, report: Mapping[str, Any]) -> str:
+    measured = {key: value for key, value in report.items() if key not in _SURROUNDINGS}
+    rows = list(_leaves(measured))
+    goals = [(what, value) for what, value in rows if is_goal(value)]
+    others = [(what, value) for what, value in rows if not is_goal(value)]
+    met = sum(value["met"] for _, value in goals)
+    return "\n".join(
+        [
+            f"## {_title(name)}",
+            "",
+            *_where(report),
+            "",
+            f"{met} of {len(goals)} goals are met.",
+            "",
+            "| | measured | goal | |",
+            "|---|--:|--:|---|",
+            *(
+                f"| {_cell(what)} | {_number(g['value'])} | {_number(g['target'])} | "
+                f"{'' if g['met'] else 'MISSED'} |"
+                for what, g in goals
+            ),
+            "",
+            "<details><summary>All other figures</summary>",
+            "",
+            "| | |",
+            "|---|--:|",
+            *(f"| {_cell(what)} | {_number(value)} |" for what, value in others),
+            "",
+            "</details>",
+            "",
+        ]
+    )
+
+
+def _title(name: str) -> str:
+    """The first line of what the benchmark says of itself, without its full stop."""
+    about = importlib.import_module(f"tools.{name}").__doc__ or name
+    return about.splitlines()[0].rstrip(".")
+
+
+def _where(report: Mapping[str, Any]) -> Iterator[str]:
+    machine, versions = report["machine"], report["versions"]
+    yield f"`{report['command']}`, {report['date']}."
+    yield f"{machine['processor']}, {machine['cores']} cores, {machine['system']};"
+    yield ", ".join(f"{package} {it or 'not installed'}" for package, it in versions.items()) + "."
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[Row]:
+    """Every figure with where it stands in the report."""
+    if is_goal(value) or not isinstance(value, (dict, list)):
+        yield _path(path), value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaves(item, (*path, str(key)))
+    elif all(not isinstance(item, (dict, list)) for item in value):
+        yield _path(path), value
+    else:
+        for i, item in enumerate(value):
+            yield from _leaves(item, (*path, _name_of(item, i)))
+
+
+def _path(names: Sequence[str]) -> str:
+    return " · ".join(name for name in names if name not in _SILENT)
+
+
+def _name_of(item: Any, i: int) -> str:
+    names = [key for key in _NAMES if isinstance(item, dict) and key in item]
+    return f"{names[0]} = {_number(item[names[0]])}" if names else str(i + 1)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (int, float, list)):
+        return _cell(str(value))
+    if isinstance(value, list):
+        return ", ".join(map(_number, value))
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def read(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in paths}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("reports", nargs="+", type=Path, help="bench_….json")
+    print(page(read(parser.parse_args().reports)), end="")
+
+
+if __name__ == "__main__":
+    main()
