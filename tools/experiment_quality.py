@@ -1,0 +1,395 @@
+"""Does it help? Students by every loss, across tokenizers and with one, in held-out bits per byte.
+
+    python -m tools.experiment_quality [--quick] [--out build/quality]
+
+A teacher is trained on Python's documentation and sources, once; then some seventy short students
+on other documents, each with three seeds, by public commands alone:
+
+    main     each loss, from random weights, little text; the student's tokenizer is of another kind
+    ample    some of them with ten times the text
+    warm     some of them from weights that had read another text before
+    k        mapped KL and ULD from stores with 4 and 16 entries a token
+    same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher
+
+It may be stopped at any time and goes on where it was. In the end `results.json` and the table and
+plot (`results.md`, `results.svg`) are in the folder; the table can be pasted into BENCHMARKS.md. An
+hour or two on two cores.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from logitstore.progress import progress
+from tools.benchmark import surroundings
+from tools.demo.commands import CommandError, Commands
+from tools.demo.corpus import load_corpus, write_jsonl
+from tools.demo.settings import Shape, cores
+from tools.demo.students import evaluate_command
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Sizes of everything."""
+
+    teacher: Shape
+    student: Shape
+    teacher_bytes: int
+    tokenizer_bytes: int
+    text_bytes: dict[str, int]
+    heldout_bytes: int
+    teacher_steps: int
+    steps: dict[str, int]
+    warm_steps: int
+    seeds: tuple[int, ...]
+
+
+FULL = Scale(
+    teacher=Shape(width=256, layers=4, vocabulary=4096),
+    student=Shape(width=96, layers=2, vocabulary=2048),
+    teacher_bytes=6_000_000,
+    tokenizer_bytes=400_000,
+    text_bytes={"little": 100_000, "ample": 1_000_000},
+    heldout_bytes=100_000,
+    teacher_steps=2_000,
+    steps={"little": 250, "ample": 750},
+    warm_steps=500,
+    seeds=(0, 1, 2),
+)
+QUICK = Scale(
+    teacher=Shape(width=64, layers=1, vocabulary=600),
+    student=Shape(width=32, layers=1, vocabulary=500),
+    teacher_bytes=100_000,
+    tokenizer_bytes=50_000,
+    text_bytes={"little": 8_000, "ample": 12_000},
+    heldout_bytes=5_000,
+    teacher_steps=20,
+    steps={"little": 3, "ample": 3},
+    warm_steps=3,
+    seeds=(0,),
+)
+
+#: The losses, with the papers' weights where they name one.
+LOSSES = {
+    "ce": ("--loss", "ce"),
+    "uld by position": ("--loss", "uld:1.5", "--pairing", "position"),
+    "uld by bytes": ("--loss", "uld:1.5"),
+    "multilevel_ot": ("--loss", "multilevel_ot:0.15"),
+    "mapped_kl": ("--loss", "mapped_kl:1"),
+    "alm": ("--loss", "alm:1"),
+    "mapped_kl + uld": ("--loss", "mapped_kl:1,uld:1.5"),
+    "mapped_kl + alm": ("--loss", "mapped_kl:1,alm:1"),
+    "alm + uld": ("--loss", "alm:1,uld:1.5"),
+    "tail_kl": ("--loss", "tail_kl:1"),
+    "live KL": ("--loss", "ce"),
+}
+
+
+class Job(NamedTuple):
+    """One student.
+
+    Attributes:
+        part: Of the experiment, as in the head of this file.
+        loss: Of `LOSSES`.
+        seed: Of its weights, its order of rows and its dropout.
+        data: Which text.
+        k: Entries a token of its store.
+        start: Which weights it begins with: a folder beside `out`.
+    """
+
+    part: str
+    loss: str
+    seed: int
+    data: str = "little"
+    k: int = 64
+    start: str = "other"
+
+    @property
+    def name(self) -> str:
+        return "-".join([self.part, self.loss, str(self.k), str(self.seed)]).replace(" ", "_")
+
+    @property
+    def store(self) -> str:
+        return f"store-{self.data}-{self.k}"
+
+
+def jobs(scale: Scale) -> list[Job]:
+    """All students, most telling first."""
+    across = [name for name in LOSSES if name not in ("tail_kl", "live KL")]
+    some = ("ce", "uld by bytes", "mapped_kl", "alm")
+    wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
+    wanted += [partial(Job, "same", x, start="same") for x in ("ce", "tail_kl", "live KL")]
+    wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
+    wanted += [partial(Job, "ample", loss, data="ample") for loss in some]
+    wanted += [partial(Job, "warm", loss, start="warm") for loss in some]
+    return [job(seed=seed) for job in wanted for seed in scale.seeds]
+
+
+# ---- what it is made of ----
+
+
+def run(out: Path, scale: Scale) -> dict[str, Any]:
+    """Everything that is not there yet; returns what `results.json` holds."""
+    commands = Commands(cache=out.resolve() / "cache")
+    prepare_text(out, scale)
+    make_models(out, scale)
+    capture_all(out, commands)
+    warm_up(out, scale, commands)
+    measured = {
+        "teacher": commands.json(evaluate_command(out / "teacher", out), threads=cores()),
+        "runs": train_all(out, scale, commands),
+    }
+    return surroundings(["torch", "transformers"]) | {"scale": json_of(scale)} | measured
+
+
+def json_of(scale: Scale) -> Any:
+    return json.loads(json.dumps(vars(scale)))
+
+
+def prepare_text(out: Path, scale: Scale) -> None:
+    """The texts, split by document; the little one is the beginning of the ample one."""
+    if (out / "data").exists():
+        return
+    corpus = load_corpus(
+        teacher_bytes=scale.teacher_bytes,
+        student_bytes=max(scale.text_bytes.values()),
+        heldout_bytes=scale.heldout_bytes,
+    )
+    part = out / "data.part"
+    part.mkdir(parents=True, exist_ok=True)
+    for name, size in scale.text_bytes.items():
+        write_jsonl(part / f"{name}.jsonl", first_bytes(spread(corpus.student), size))
+    write_jsonl(part / "heldout.jsonl", corpus.heldout)
+    write_jsonl(part / "teacher.jsonl", corpus.teacher)
+    write_jsonl(part / "before.jsonl", first_bytes(corpus.teacher, scale.text_bytes["ample"]))
+    part.rename(out / "data")
+
+
+def spread(rows: list[str]) -> list[str]:
+    """Every tenth row first, and so on: the beginning is of all kinds of documents."""
+    return [row for start in range(10) for row in rows[start::10]]
+
+
+def first_bytes(rows: Sequence[str], size: int) -> list[str]:
+    found, total = [], 0
+    for row in rows:
+        if total >= size:
+            break
+        found.append(row)
+        total += len(row.encode())
+    return found
+
+
+def make_models(out: Path, scale: Scale) -> None:
+    """The teacher, and random students of both tokenizers, in a process of their own memory."""
+    if (out / "init").exists():
+        return
+    from tools.demo import models  # torch and transformers
+
+    rows = [json.loads(line)["text"] for line in (out / "data" / "teacher.jsonl").open()]
+    text = first_bytes(rows[::-1], scale.tokenizer_bytes)
+    ours = models.byte_bpe(text, scale.teacher.vocabulary)
+    theirs = models.unigram(text, scale.student.vocabulary)
+    model = models.train_teacher(
+        rows, ours, scale.teacher, steps=scale.teacher_steps, threads=cores()
+    )
+    models.save(out / "teacher", model, ours)
+    part = out / "init.part"
+    shutil.rmtree(part, ignore_errors=True)
+    for kind, tokenizer in (("other", theirs), ("same", ours)):
+        for seed in scale.seeds:
+            student = models.new_model(scale.student, tokenizer, seed)
+            models.save(part / kind / str(seed), student, tokenizer)
+    part.rename(out / "init")
+
+
+def capture_all(out: Path, commands: Commands) -> None:
+    """A store for each text and k, and one of values alone to read another text from."""
+    wanted = [("little", 64), ("little", 16), ("little", 4), ("ample", 64), ("before", 1)]
+    for data, k in wanted:
+        store = out / f"store-{data}-{k}"
+        if (store / "DONE").exists():
+            continue
+        source = str(out / "data" / f"{data}.jsonl")
+        flags = ["--out", str(store), "--top-k", str(k), "--logit-std"]
+        commands.run(
+            ["logitstore", "capture", str(out / "teacher"), source, *flags], threads=cores()
+        )
+
+
+def warm_up(out: Path, scale: Scale, commands: Commands) -> None:
+    """Students that have read another text, as those of a hub have."""
+    for seed in scale.seeds:
+        warm = out / "init" / "warm" / str(seed)
+        if (warm / "results.json").exists():
+            continue
+        shutil.rmtree(warm, ignore_errors=True)
+        job = Job("before", "ce", seed, data="before", k=1)
+        commands.run(train_command(out, job, scale.warm_steps, warm), threads=cores())
+
+
+def train_all(out: Path, scale: Scale, commands: Commands) -> list[dict[str, Any]]:
+    """As many at a time as there are cores, one thread each."""
+    wanted = jobs(scale)
+    done = []
+    with (
+        ThreadPoolExecutor(max_workers=cores()) as pool,
+        progress(len(wanted), "students", "students") as shown,
+    ):
+        try:
+            for found in pool.map(lambda job: student(out, job, scale, commands), wanted):
+                done.append(found)
+                shown.update(1, latest=f"{found['loss']} at {found['bits_per_byte']:.3f}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            commands.close()
+            raise
+    return done
+
+
+def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, Any]:
+    """Trains and measures one, unless an earlier run has."""
+    result = out / "runs" / f"{job.name}.json"
+    if result.exists():
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+    folder = out / "students" / job.name
+    shutil.rmtree(folder, ignore_errors=True)
+    log = out / "logs" / job.name
+    command = train_command(out, job, scale.steps[job.data], folder)
+    if job.loss == "live KL":
+        command = ["tools.live_teacher", str(out / "teacher"), *command[2:]]
+    commands.run(command, threads=1, log=log.with_suffix(".train.log"))
+    measured = commands.json(
+        evaluate_command(folder, out), threads=1, log=log.with_suffix(".evaluate.log")
+    )
+    found = job._asdict() | {name: measured[name] for name in ("bits_per_byte", "time_s")}
+    result.parent.mkdir(exist_ok=True)
+    part = result.with_suffix(".part")
+    part.write_text(json.dumps(found) + "\n")
+    part.rename(result)
+    shutil.rmtree(folder)  # seventy students are a gigabyte
+    return found
+
+
+def train_command(out: Path, job: Job, steps: int, folder: Path) -> list[str]:
+    return [
+        *("distill", "train"),
+        *("--model_name_or_path", str(out / "init" / job.start / str(job.seed))),
+        *("--store", str(out / job.store)),
+        *LOSSES[job.loss],
+        *("--output_dir", str(folder), "--run_name", job.name),
+        *("--max_steps", str(steps), "--per_device_train_batch_size", "16"),
+        *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
+        *("--seed", str(job.seed), "--save_strategy", "no"),
+    ]
+
+
+# ---- what came of it ----
+
+
+class Line(NamedTuple):
+    """A contender of a part, over its seeds; bits per byte."""
+
+    part: str
+    name: str
+    values: list[float]
+    differences: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+
+def lines(runs: Sequence[dict[str, Any]]) -> Iterator[Line]:
+    """Each contender against cross-entropy from the same weights and text, seed by seed."""
+    groups: dict[tuple[str, str], dict[int, float]] = {}
+    for each in runs:
+        label = each["loss"] if each["part"] != "k" else f"{each['loss']}, k = {each['k']}"
+        groups.setdefault((each["part"], label), {})[each["seed"]] = each["bits_per_byte"]
+    for (part, label), by_seed in groups.items():
+        baseline = groups["main" if part == "k" else part, "ce"]
+        differences = [value - baseline[seed] for seed, value in by_seed.items()]
+        yield Line(part, label, list(by_seed.values()), differences)
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown. A loss helps or harms where all its seeds say so."""
+    rows = [
+        "| | | bits/byte | spread | against ce | |",
+        "|---|---|--:|--:|--:|---|",
+    ]
+    for line in lines(results["runs"]):
+        low, high = min(line.values), max(line.values)
+        against, verdict = "", ""
+        if any(line.differences):
+            against = f"{statistics.mean(line.differences):+.3f}"
+            verdict = {1: "worse", -1: "better"}.get(_agreed(line.differences), "undecided")
+        rows.append(
+            f"| {line.part} | {line.name} | {line.mean:.3f} | {low:.3f}-{high:.3f} | {against} | "
+            f"{verdict} |"
+        )
+    return "\n".join([*rows, "", f"The teacher: {results['teacher']['bits_per_byte']:.3f}."])
+
+
+def _agreed(differences: Sequence[float]) -> int:
+    signs = {math.copysign(1, d) if d else 0 for d in differences}
+    return int(signs.pop()) if len(signs) == 1 else 0
+
+
+def plot(results: dict[str, Any]) -> str:
+    """SVG: of each contender every seed, as a difference to cross-entropy."""
+    found = [line for line in lines(results["runs"]) if any(line.differences)]
+    reach = max((abs(d) for line in found for d in line.differences), default=1.0)
+    middle, half, step = 380, 160, 18
+    height = step * (len(found) + 2)
+    said = f"bits/byte against cross-entropy; the edges are {reach:.3f}"
+    size = f'width="{middle + half + 20}" height="{height}"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-size="11" fill="#777">',
+        f'<path d="M{middle} 12V{height - 14}" stroke="#999"/>',
+        f'<text x="{middle}" y="{height - 2}" text-anchor="middle">{said}</text>',
+    ]
+    for i, line in enumerate(found):
+        y = step * (i + 1) + 4
+        parts.append(f'<text x="8" y="{y + 4}">{line.part}: {line.name}</text>')
+        parts += [
+            f'<circle cx="{middle + half * d / reach:.1f}" cy="{y}" r="3.5" '
+            f'fill="{"#2a9d5c" if d < 0 else "#c8553d"}"/>'
+            for d in line.differences
+        ]
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a smoke test; figures mean nothing")
+    parser.add_argument("--out", type=Path, default=Path("build/quality"))
+    args = parser.parse_args()
+    scale = QUICK if args.quick else FULL
+    args.out.mkdir(parents=True, exist_ok=True)
+    mark = args.out / "scale.json"
+    if mark.exists() and json.loads(mark.read_text()) != json_of(scale):
+        sys.exit(f"error: {args.out}: begun at other sizes. Name another folder with --out.")
+    mark.write_text(json.dumps(json_of(scale)) + "\n")
+    try:
+        results = run(args.out, scale)
+    except CommandError as error:
+        sys.exit(f"error: {error}\nRun it again to go on from here.")
+    (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    (args.out / "results.md").write_text(table(results) + "\n")
+    (args.out / "results.svg").write_text(plot(results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
