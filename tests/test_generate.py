@@ -212,6 +212,7 @@ def test_a_shard_done_again_is_the_same_bytes(folder: Path, tmp_path: Path) -> N
     assert tree(out) == wanted
 
 
+@pytest.mark.slow
 def test_two_ranks_write_and_draw_what_one_process_does(folder: Path, tmp_path: Path) -> None:
     settings = {"draws": 9, "logit_std": True, "seed": 4, **SAMPLED}
     one = run(folder, tmp_path / "one", **settings)
