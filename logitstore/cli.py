@@ -269,32 +269,74 @@ def _dry_run(teacher: str, dataset: str, out: str, settings: dict[str, Any], as_
 
 
 @app.command()
-def info(store: StoreArg, as_json: JsonOpt = False, allow_partial: PartialOpt = False) -> None:
+def info(
+    store: StoreArg,
+    full: Annotated[
+        bool, typer.Option("--full", help="Also how surprise, entropy, tail and entries spread.")
+    ] = False,
+    as_json: JsonOpt = False,
+    allow_partial: PartialOpt = False,
+) -> None:
     """What a store holds, how big it is, and how exact."""
+    from logitstore.inspection.scalars import histogram_text, histograms
     from logitstore.report import facts, info_text
     from logitstore.store import open_store
 
-    _print(facts(open_store(store, allow_partial=allow_partial)), info_text, as_json)
+    opened = open_store(store, allow_partial=allow_partial)
+    found = facts(opened)
+    if not full:
+        _print(found, info_text, as_json)
+        return
+    spread = histograms(opened)
+    if as_json:
+        typer.echo(json.dumps(found | {"histograms": spread}))
+    else:
+        typer.echo(f"{info_text(found)}\n{histogram_text(spread)}")
 
 
 @app.command()
 def show(
     store: StoreArg,
-    sequence: Annotated[int, typer.Argument(help="Number of the sequence.", show_default=False)],
+    sequence: Annotated[
+        int | None, typer.Argument(help="Number of the sequence.", show_default=False)
+    ] = None,
+    around: Annotated[
+        int | None,
+        typer.Option(help="The ten most probable tokens in the place of this record."),
+    ] = None,
+    worst: Annotated[
+        int | None,
+        typer.Option(help="Where the most surprising tokens and the largest tails are."),
+    ] = None,
     as_json: JsonOpt = False,
     allow_partial: PartialOpt = False,
 ) -> None:
     """One sequence: its text, and for each record the teacher's most probable tokens."""
-    from logitstore.report import sequence_facts, sequence_text
+    from logitstore.inspection import command as inspection
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)
-    if not 0 <= sequence < len(opened):
-        raise InputError(
-            f"{opened.path}: there is no sequence {sequence}; it holds 0 to {len(opened) - 1}. "
-            "Give one of these."
-        )
-    _print(sequence_facts(opened, sequence), sequence_text, as_json)
+    found, text = inspection.shown(opened, sequence, around, worst)
+    typer.echo(json.dumps(found) if as_json else text)
+
+
+@app.command()
+def diff(
+    a: StoreArg,
+    b: Annotated[str, typer.Argument(help="Another store.", show_default=False)],
+    sequences: Annotated[int, typer.Option(help="Compare so many, evenly spread.")] = 1000,
+    as_json: JsonOpt = False,
+    allow_partial: PartialOpt = False,
+) -> None:
+    """Two stores over the same rows: how they were made, and how far apart their records are."""
+    from logitstore.inspection.diff import diff as compared
+    from logitstore.inspection.diff import diff_text
+    from logitstore.store import open_store
+
+    if sequences < 1:
+        raise InputError(f"--sequences is {sequences}, expected 1 or more.")
+    one, other = (open_store(each, allow_partial=allow_partial) for each in (a, b))
+    _print(compared(one, other, sequences=sequences), diff_text, as_json)
 
 
 @app.command()

@@ -109,6 +109,12 @@ class TokenRecords:
     def __len__(self) -> int:
         return len(self.token_ids)
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from logitstore.inspection.notebook import records_html
+
+        return records_html(self)
+
     def padded(self, k: int | None = None) -> PaddedEntries:
         """Entries as (n, K) arrays; K is `k`, or the largest count of this sequence.
 

@@ -2,18 +2,11 @@
 
 import json
 import math
-import unicodedata
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from logitstore.codec import TAIL_STEP
-from logitstore.records import TokenRecords
 from logitstore.remote import RemotePath
 from logitstore.store import LogitStore
-
-_SHOWN_ENTRIES = 3
 
 
 def facts(store: LogitStore) -> dict[str, Any]:
@@ -139,109 +132,6 @@ def info_text(found: dict[str, Any]) -> str:
 
 def _at_worst(worst: float | None) -> str:
     return "" if worst is None else f", {worst:.4f} at worst"
-
-
-def sequence_facts(store: LogitStore, i: int) -> dict[str, Any]:
-    """Everything `logitstore show` says of sequence i."""
-    line, records = store.text(i), store[i]
-    text = line.supervised_bytes
-    names = _id_names(store.tokenizer_path)
-    tokens = []
-    for t in range(len(records)):
-        start = int(records.byte_starts[t]) - line.supervised_start
-        tokens.append(
-            {
-                "token_id": int(records.token_ids[t]),
-                "text": text[start : start + int(records.byte_lengths[t])].decode(
-                    errors="backslashreplace"
-                ),
-                "byte_start": int(records.byte_starts[t]),
-                "byte_length": int(records.byte_lengths[t]),
-                "logprob": _known(records.token_logprob[t]),
-                "entropy": _known(records.entropy[t]),
-                "tail": float(np.exp(records.tail_logmass[t])),
-                "entries": _entries(records, t, names),
-            }
-        )
-    return {
-        "sequence": i,
-        "row": line.row,
-        "part": line.part,
-        "status": line.status,
-        "segments": [s._asdict() for s in line.segments],
-        "tokens": tokens,
-    }
-
-
-def sequence_text(found: dict[str, Any]) -> str:
-    """A sequence as a table, one line a record, safe to print whatever the text holds."""
-    head = f"sequence {found['sequence']} · row {found['row']} part {found['part']}"
-    lines = [f"{head} · {found['status']} · {len(found['tokens'])} records"]
-    for segment in found["segments"]:
-        kind = "supervised" if segment["supervised"] else "context"
-        lines.append(f"  {kind}: {printable(segment['text'])}")
-    lines.append(f"{'byte':>8} {'p':>7} {'entropy':>8} {'tail':>7}  token")
-    for token in found["tokens"]:
-        best = "  ".join(
-            f"{printable(e['token']) if e['token'] is not None else e['id']} {e['p']:.3f}"
-            for e in token["entries"][:_SHOWN_ENTRIES]
-        )
-        p = "?" if token["logprob"] is None else f"{np.exp(token['logprob']):.4f}"
-        entropy = "?" if token["entropy"] is None else f"{token['entropy']:.3f}"
-        lines.append(
-            f"{token['byte_start']:>8} {p:>7} {entropy:>8} "
-            f"{token['tail']:>7.4f}  {printable(token['text']) or '(end)'}   <- {best}"
-        )
-    return "\n".join(lines)
-
-
-def _known(value: float) -> float | None:
-    """None for what an import's source did not say."""
-    return None if math.isnan(value) else float(value)
-
-
-def printable(text: str) -> str:
-    """Text without anything a terminal would obey: control, format and surrogate characters."""
-    return "".join(
-        c if unicodedata.category(c)[0] not in "CZ" or c == " " else _escaped(c) for c in text
-    )
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode() if character != "\N{NO-BREAK SPACE}" else "␣"
-
-
-def _entries(records: TokenRecords, t: int, names: list[str] | None) -> list[dict[str, Any]]:
-    stop = int(records.entry_count[: t + 1].sum())
-    start = stop - int(records.entry_count[t])
-    found = []
-    for j in range(start, stop):
-        token_id = None if records.entry_ids is None else int(records.entry_ids[j])
-        known = names is not None and token_id is not None and token_id < len(names)
-        found.append(
-            {
-                "id": token_id,
-                "token": names[token_id] if known and names and token_id is not None else None,
-                "p": float(np.exp(records.entry_logprobs[j])),
-            }
-        )
-    return found
-
-
-def _id_names(folder: Path) -> list[str] | None:
-    """Token strings by id, if the tokenizers library is installed."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return None
-    try:
-        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
-    except Exception:  # the library raises the bare class; ids are shown instead of names
-        return None
-    names = [""] * (max(vocabulary.values(), default=-1) + 1)
-    for token, i in vocabulary.items():
-        names[i] = token
-    return names
 
 
 def _bytes_by_field(store: LogitStore, records: int) -> dict[str, float]:

@@ -164,6 +164,12 @@ class LogitStore:
     def __len__(self) -> int:
         return int(self._first_sequence[-1])
 
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        from logitstore.inspection.notebook import store_html
+
+        return store_html(self)
+
     def __getitem__(self, i: int) -> TokenRecords:
         """The records of sequence i; of length 0 where the row yielded none.
 

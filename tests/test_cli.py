@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from logitstore.cli import main
-from logitstore.report import printable
+from logitstore.inspection.terminal import printable
 from tests import stores, tiny
 
 Run = Callable[..., tuple[int, str, str]]

@@ -20,9 +20,9 @@ from logitstore.capture.halving import HalvingReader
 from logitstore.capture.reading import RowReader
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords
+from logitstore.inspection.terminal import printable
 from logitstore.progress import byte_count, duration
 from logitstore.records import SequenceText
-from logitstore.report import printable
 from logitstore.spec import Plan, StoreSpec
 
 _SAMPLE_ROWS = 200

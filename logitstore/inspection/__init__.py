@@ -1,0 +1,1 @@
+"""Looking into a store: one sequence, the distribution of its numbers, two stores side by side."""

@@ -1,0 +1,203 @@
+"""Two stores over the same rows: what differs in how they were made, and in what they say.
+
+Compared are sequences of the same row and part, record by record where both have the same token at
+the same bytes. Of two records with heads p and q (most probable first) and tails u and v:
+
+    ULD    sum_i |p_i - q_i| + |u - v|, the shorter head filled up with zeros; for two teachers of
+           one distribution it is what coding and different k make of it
+    KL     over the tokens that both list, and all else as one: at most that of the teachers
+
+Shape legend: n = records, K = the wider head.
+"""
+
+import json
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.errors import MismatchError
+from logitstore.inspection.terminal import printable
+from logitstore.records import TokenRecords
+from logitstore.store import LogitStore
+
+F64 = npt.NDArray[np.float64]
+
+_PARTS = ("teacher", "tokenizer", "rendering", "capture", "codec")
+_WORST = 5
+_LEAST = 1e-12
+
+
+class _Compared(NamedTuple):
+    """Of one sequence: per record of A that B has, too."""
+
+    uld: F64
+    kl: F64 | None
+    logprob: F64
+
+
+def diff(a: LogitStore, b: LogitStore, *, sequences: int = 1000) -> dict[str, Any]:
+    """What `logitstore diff` says.
+
+    Args:
+        a: A store.
+        b: Another.
+        sequences: So many of A's, evenly spread, are compared.
+
+    Raises:
+        MismatchError: They have no row in common.
+    """
+    places = _places(b)
+    of_a = [(i, key) for key, i in _places(a).items() if key in places]
+    if not of_a:
+        raise MismatchError(
+            f"{a.path} and {b.path}: they have no row in common (row numbers and parts are "
+            "compared), so there is nothing to compare. Name two stores over the same dataset."
+        )
+    step = max(1, -(-len(of_a) // sequences))
+    chosen = of_a[::step]
+    uld, kl, logprob, worst = [], [], [], []
+    other_text = other_tokens = 0
+    for i, key in chosen:
+        j = places[key]
+        if a.text(i).supervised_bytes != b.text(j).supervised_bytes:
+            other_text += 1
+            continue
+        found = _compared(a[i], b[j])
+        if found is None:
+            other_tokens += 1
+            continue
+        uld.append(found.uld)
+        logprob.append(found.logprob)
+        if found.kl is not None:
+            kl.append(found.kl)
+        if len(found.uld):
+            facts = {"row": key[0], "part": key[1], "sequence": i}
+            worst.append(
+                facts | {"uld": float(found.uld.mean()), "record": int(found.uld.argmax())}
+            )
+    worst.sort(key=lambda each: -each["uld"])
+    return {
+        "a": str(a.path),
+        "b": str(b.path),
+        "same_content": a.spec.digest == b.spec.digest,
+        "same_dataset": a.plan.dataset_sha256 == b.plan.dataset_sha256,
+        "spec": spec_differences(a, b),
+        "rows_in_both": len({key[0] for _, key in of_a}),
+        "rows_only_in_a": len(set(_rows(a)) - set(_rows(b))),
+        "rows_only_in_b": len(set(_rows(b)) - set(_rows(a))),
+        "sequences_compared": len(chosen) - other_text - other_tokens,
+        "sequences_of_other_text": other_text,
+        "sequences_of_other_tokens": other_tokens,
+        "records_compared": sum(map(len, uld)),
+        "uld": _summary(uld),
+        "kl": _summary(kl),
+        "token_logprob": _summary(logprob),
+        "worst_rows": worst[:_WORST],
+    }
+
+
+def spec_differences(a: LogitStore, b: LogitStore) -> dict[str, list[Any]]:
+    """Field by field, what A has and what B has."""
+    found: dict[str, list[Any]] = {}
+    for part in _PARTS:
+        one, other = getattr(a.spec, part), getattr(b.spec, part)
+        for name in sorted(one.keys() | other.keys()):
+            if one.get(name) != other.get(name):
+                found[f"{part}.{name}"] = [one.get(name), other.get(name)]
+    return found
+
+
+def _rows(store: LogitStore) -> list[int]:
+    return [int(row) for row in store.sequence_rows]
+
+
+def _places(store: LogitStore) -> dict[tuple[int, int], int]:
+    """The sequence of each (row, part); parts of a row are one after the other."""
+    found: dict[tuple[int, int], int] = {}
+    part, before = 0, -1
+    for i, row in enumerate(_rows(store)):
+        part = part + 1 if row == before else 0
+        found[row, part] = i
+        before = row
+    return found
+
+
+def _compared(a: TokenRecords, b: TokenRecords) -> _Compared | None:
+    """None if they hold other tokens."""
+    is_same = np.array_equal(a.byte_starts, b.byte_starts)
+    if not is_same or not np.array_equal(a.byte_lengths, b.byte_lengths):
+        return None
+    k = int(max(a.entry_count.max(initial=0), b.entry_count.max(initial=0)))
+    heads, tails = [], []
+    for records in (a, b):
+        padded = records.padded(k)
+        heads.append(np.where(padded.mask, np.exp(padded.logprobs.astype(np.float64)), 0.0))
+        tails.append(np.exp(records.tail_logmass.astype(np.float64)))
+    uld = np.abs(heads[0] - heads[1]).sum(1) + np.abs(tails[0] - tails[1])
+    logprob = np.abs(a.token_logprob.astype(np.float64) - b.token_logprob)
+    return _Compared(uld, _kl(a, b, k), logprob)
+
+
+def _kl(a: TokenRecords, b: TokenRecords, k: int) -> F64 | None:
+    """(n,) KL(A || B) over the tokens that both list and all else; None where one has no ids."""
+    one, other = a.padded(k), b.padded(k)
+    if one.ids is None or other.ids is None or not k:
+        return None
+    p_nK, q_nK = np.zeros((2, len(a), k))
+    for t in range(len(a)):
+        _, at, there = np.intersect1d(
+            one.ids[t][one.mask[t]], other.ids[t][other.mask[t]], return_indices=True
+        )
+        p_nK[t, : len(at)] = np.exp(one.logprobs[t][at].astype(np.float64))
+        q_nK[t, : len(at)] = np.exp(other.logprobs[t][there].astype(np.float64))
+    parts = [p_nK, 1 - p_nK.sum(1, keepdims=True)], [q_nK, 1 - q_nK.sum(1, keepdims=True)]
+    p, q = (np.maximum(np.concatenate(each, 1), 0) for each in parts)
+    return np.asarray(
+        (p * np.log(np.maximum(p, _LEAST) / np.maximum(q, _LEAST))).sum(1), np.float64
+    )
+
+
+def _summary(parts: list[F64]) -> dict[str, float] | None:
+    values = np.concatenate(parts) if parts else np.zeros(0)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return None
+    p99 = float(np.quantile(values, 0.99))
+    return {"mean": float(values.mean()), "p99": p99, "max": float(values.max())}
+
+
+def diff_text(found: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"a  {printable(found['a'])}", f"b  {printable(found['b'])}", ""]
+    lines += [
+        f"{name}: {_short(one)} -> {_short(other)}" for name, (one, other) in found["spec"].items()
+    ] or ["made alike: teacher, tokenizer, rendering, capture and codec are the same"]
+    dataset = "the same dataset" if found["same_dataset"] else "different datasets"
+    lines += [
+        "",
+        (
+            f"{dataset}: {found['rows_in_both']:,} rows in both, {found['rows_only_in_a']:,} "
+            f"only in a, {found['rows_only_in_b']:,} only in b"
+        ),
+        (
+            f"compared: {found['sequences_compared']:,} sequences, {found['records_compared']:,} "
+            f"records; of other text {found['sequences_of_other_text']:,}, of other tokens "
+            f"{found['sequences_of_other_tokens']:,}"
+        ),
+    ]
+    for name, label in (("uld", "ULD"), ("kl", "KL"), ("token_logprob", "|log p - log q|")):
+        if found[name] is not None:
+            figures = " ".join(f"{what} {value:.3g}" for what, value in found[name].items())
+            lines.append(f"{label:<16} {figures}")
+    for each in found["worst_rows"]:
+        lines.append(
+            f"  row {each['row']} part {each['part']}: ULD {each['uld']:.3g} on average, most at "
+            f"record {each['record']}"
+        )
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    text = printable(json.dumps(value))
+    return text if len(text) <= 60 else text[:57] + "…"

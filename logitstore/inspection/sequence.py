@@ -1,0 +1,199 @@
+"""One sequence: its text with every token coloured by surprise, and what the teacher said of each.
+
+The surprise of a token is -log p, in nats: 0 where the teacher was sure of it.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from logitstore.inspection.terminal import bar, clipped, coloured, columns_of, printable
+from logitstore.records import TokenRecords
+from logitstore.store import LogitStore
+
+Facts = dict[str, Any]
+
+SHOWN_ENTRIES = 10
+_AROUND = 8
+_BESIDE = 3  # entries in a line of the table
+_TOKEN_COLUMNS, _BAR_COLUMNS = 16, 24
+#: From so many nats on: the colour behind a token, and its mark where there are no colours.
+_SURPRISE = ((6.0, "41;97", "!!"), (3.0, "43;30", "!"), (1.0, "46;30", ""))
+_DIM = "2"
+
+
+def sequence_facts(store: LogitStore, i: int) -> Facts:
+    """Everything `logitstore show` says of sequence i."""
+    line, records = store.text(i), store[i]
+    text, names = line.supervised_bytes, token_names(store.tokenizer_path)
+    stops = np.cumsum(records.entry_count).tolist()
+    tokens = []
+    for t in range(len(records)):
+        start = int(records.byte_starts[t]) - line.supervised_start
+        piece = text[start : start + int(records.byte_lengths[t])]
+        entries = range(stops[t] - int(records.entry_count[t]), stops[t])
+        tokens.append(
+            {
+                "token_id": int(records.token_ids[t]),
+                "text": piece.decode(errors="backslashreplace"),
+                "byte_start": int(records.byte_starts[t]),
+                "byte_length": int(records.byte_lengths[t]),
+                "logprob": _known(records.token_logprob[t]),
+                "entropy": _known(records.entropy[t]),
+                "tail": _known(np.exp(records.tail_logmass[t])),
+                "entries": [_entry(records, j, names) for j in entries],
+            }
+        )
+    return {
+        "sequence": i,
+        "row": line.row,
+        "part": line.part,
+        "status": line.status,
+        "segments": [s._asdict() for s in line.segments],
+        "supervised_start": line.supervised_start,
+        "tokens": tokens,
+    }
+
+
+def _entry(records: TokenRecords, j: int, names: Sequence[str] | None) -> Facts:
+    token_id = None if records.entry_ids is None else int(records.entry_ids[j])
+    known = names is not None and token_id is not None and token_id < len(names)
+    return {
+        "id": token_id,
+        "token": names[token_id] if known and names and token_id is not None else None,
+        "p": float(np.exp(records.entry_logprobs[j])),
+    }
+
+
+def token_names(folder: Path) -> list[str] | None:
+    """Token strings by id, if the tokenizers library is installed."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        return None
+    try:
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    except Exception:  # the library raises the bare class; ids are shown instead of names
+        return None
+    names = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, i in vocabulary.items():
+        names[i] = token
+    return names
+
+
+def _known(value: float) -> float | None:
+    """None for what an import's source did not say."""
+    return None if math.isnan(value) else float(value)
+
+
+# ---- as text ----
+
+
+def sequence_text(found: Facts, *, colour: bool = False) -> str:
+    """Its text, its tokens marked, and a line for each record; safe to print whatever it holds."""
+    tokens = found["tokens"]
+    lines = [
+        (
+            f"sequence {found['sequence']} · row {found['row']} part {found['part']} · "
+            f"{found['status']} · {len(tokens)} records"
+        ),
+        *_body(found, colour),
+        "",
+        _legend(colour),
+        _head(),
+    ]
+    return "\n".join([*lines, *(_line(t, token, colour) for t, token in enumerate(tokens))])
+
+
+def position_text(found: Facts, position: int, *, colour: bool = False) -> str:
+    """The neighbours of a record, and the ten most probable tokens in its place."""
+    tokens = found["tokens"]
+    token = tokens[position]
+    around = range(max(0, position - _AROUND), min(len(tokens), position + _AROUND + 1))
+    lines = [
+        (
+            f"sequence {found['sequence']} · row {found['row']} part {found['part']} · record "
+            f"{position} of {len(tokens)}"
+        ),
+        _head(),
+        *(("> " if t == position else "  ") + _line(t, tokens[t], colour)[2:] for t in around),
+        "",
+        f"in its place, of {len(token['entries'])} entries:",
+    ]
+    for entry in token["entries"][:SHOWN_ENTRIES]:
+        is_it = entry["id"] is not None and entry["id"] == token["token_id"]
+        name = _name(entry) + ("   <- this one" if is_it else "")
+        lines.append(f"{entry['p']:>9.4f}  {bar(entry['p'], _BAR_COLUMNS)}  {name}")
+    if token["tail"] is not None:
+        lines.append(f"{token['tail']:>9.4f}  {bar(token['tail'], _BAR_COLUMNS)}  (outside)")
+    return "\n".join(lines)
+
+
+def _name(entry: Facts) -> str:
+    if entry["token"] is None:
+        return "?" if entry["id"] is None else str(entry["id"])
+    return printable(entry["token"]) or f"({entry['id']})"
+
+
+def _body(found: Facts, colour: bool) -> list[str]:
+    """The text, a paragraph a segment."""
+    lines, shown, begun = [], 0, found["supervised_start"]
+    for segment in found["segments"]:
+        if not segment["supervised"]:
+            lines.append(coloured(f"  context: {printable(segment['text'])}", _DIM, colour))
+            continue
+        begun += len(segment["text"].encode())
+        text = ""
+        while shown < len(found["tokens"]) and found["tokens"][shown]["byte_start"] < begun:
+            text += _marked(found["tokens"][shown], colour)
+            shown += 1
+        lines.append(f"  supervised: {text or printable(segment['text'])}")
+    left = "".join(_marked(token, colour) for token in found["tokens"][shown:])
+    if left and lines and found["segments"][-1]["supervised"]:  # an end of text has no byte
+        lines[-1] += left
+    elif left:
+        lines.append(f"  supervised: {left}")
+    return lines
+
+
+def _marked(token: Facts, colour: bool) -> str:
+    code, mark = _surprise(token["logprob"])
+    text = printable(token["text"]) or "(end)"
+    return coloured(text, code, True) if colour else f"⟦{text}⟧{mark}"
+
+
+def _surprise(logprob: float | None) -> tuple[str, str]:
+    for nats, code, mark in _SURPRISE if logprob is not None else ():
+        if -logprob >= nats:  # type: ignore[operator]
+            return code, mark
+    return "", ""
+
+
+def _legend(colour: bool) -> str:
+    steps = [(f"{nats:g}", code, mark) for nats, code, mark in reversed(_SURPRISE)]
+    if colour:
+        shown = "  ".join(coloured(f" {nats} ", code, True) for nats, code, _ in steps)
+        return f"surprise of a token, -log p in nats, from: {shown}"
+    shown = ", ".join(f"{mark} from {nats}" for nats, _, mark in steps if mark)
+    return f"surprise of a token, -log p in nats: {shown}"
+
+
+def _head() -> str:
+    return f"{'':2}{'record':>7} {'byte':>8} {'p':>7} {'entropy':>8} {'tail':>7}  token"
+
+
+def _line(t: int, token: Facts, colour: bool) -> str:
+    p = "?" if token["logprob"] is None else f"{np.exp(token['logprob']):.4f}"
+    entropy = "?" if token["entropy"] is None else f"{token['entropy']:.3f}"
+    tail = "?" if token["tail"] is None else f"{token['tail']:.4f}"
+    best = "  ".join(f"{_name(e)} {e['p']:.3f}" for e in token["entries"][:_BESIDE])
+    text = clipped(printable(token["text"]) or "(end)", _TOKEN_COLUMNS)
+    padding = " " * (_TOKEN_COLUMNS - columns_of(text))
+    shown = coloured(text, _surprise(token["logprob"])[0], colour) + padding
+    return (
+        f"  {t:>7} {token['byte_start']:>8} {p:>7} {entropy:>8} {tail:>7}  "
+        f"{shown} {'<- ' + best if best else ''}".rstrip()
+    )

@@ -1,0 +1,63 @@
+"""Text for a terminal, whatever is in it: nothing it would obey, colours only where they are seen.
+
+`NO_COLOR` (https://no-color.org) and pipes turn colours off; what they said is then said by marks.
+Text of a dataset is always the last thing in its line, so that letters that run from right to left
+cannot carry a number along.
+"""
+
+import os
+import sys
+import unicodedata
+from typing import IO
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+_FULL = "█"
+
+
+def has_colour(stream: IO[str] | None = None) -> bool:
+    """Whether colours would be seen, and are wanted."""
+    stream = sys.stdout if stream is None else stream
+    return not os.environ.get("NO_COLOR") and stream.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def printable(text: str) -> str:
+    """Text without anything a terminal would obey: control, format and surrogate characters."""
+    return "".join(
+        c if unicodedata.category(c)[0] not in "CZ" or c == " " else _escaped(c) for c in text
+    )
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode() if character != "\N{NO-BREAK SPACE}" else "␣"
+
+
+def columns_of(text: str) -> int:
+    """How many columns of a terminal it takes: two for a wide letter, none for a mark over one."""
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1
+        for c in text
+    )
+
+
+def clipped(text: str, columns: int) -> str:
+    """As much as fits, and `…` for what does not."""
+    if columns_of(text) <= columns:
+        return text
+    kept = ""
+    for c in text:
+        if columns_of(kept + c) > columns - 1:
+            break
+        kept += c
+    return kept + "…"
+
+
+def bar(share: float, columns: int) -> str:
+    """A bar of `share` (0 to 1) of so many columns, in eighths of one."""
+    eighths = round(min(max(share, 0.0), 1.0) * columns * 8)
+    full, rest = divmod(eighths, 8)
+    return (_FULL * full + (_EIGHTHS[rest] if rest else "")).ljust(columns)
+
+
+def coloured(text: str, code: str, is_on: bool) -> str:
+    """With an SGR code such as `31;1`, if colours are on."""
+    return f"\x1b[{code}m{text}\x1b[0m" if is_on and code else text
