@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitstore
 from logitstore.archive import Buffer
 from logitstore.capture import head as head_module
-from logitstore.capture.head import HeadSettings, TeacherHead, summarise
+from logitstore.capture.head import TeacherHead
+from logitstore.capture.summary import HeadSettings, summarise
 from logitstore.commit import OsFs
 from logitstore.errors import InputError, MismatchError, StorageError
 from logitstore.verify import verify_store

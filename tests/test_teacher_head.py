@@ -5,8 +5,9 @@ import logging
 import pytest
 import torch
 
-from logitstore.capture.head import HeadSettings, TeacherHead, summarise
+from logitstore.capture.head import TeacherHead
 from logitstore.capture.output_embedding import PROBE_ROWS
+from logitstore.capture.summary import HeadSettings, summarise
 from tests.families import FAMILIES, V, build
 
 CAUSAL = [name for name in FAMILIES if not name.startswith("bart")]

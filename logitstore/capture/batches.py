@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.capture.head import HeadResult, HeadSettings, TeacherHead, check_vocabulary
+from logitstore.capture.head import TeacherHead, check_vocabulary
 from logitstore.capture.hf import Teacher
 from logitstore.capture.model import input_device
+from logitstore.capture.summary import HeadResult, HeadSettings
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import InputError
