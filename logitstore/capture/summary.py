@@ -170,7 +170,8 @@ class _Rows:
         sum_n = self._work_nV.mul_(self._y_nV).nan_to_num_(nan=0.0).sum(-1)
         logz_n = self._logz_n1.squeeze(1)
         head_n = torch.special.entr(self.entries_nK.exp()).sum(-1)
-        return head_n + logz_n * self.tail_n.exp() - sum_n * (-logz_n).exp()
+        found: Tensor = head_n + logz_n * self.tail_n.exp() - sum_n * (-logz_n).exp()
+        return found
 
     def logprob(self, targets_n: Tensor) -> Tensor:
         """Of one token a row."""
