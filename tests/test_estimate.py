@@ -1,6 +1,7 @@
 """`logitstore estimate`: bytes that come true, and advice that depends on the teacher."""
 
 import json
+import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             model.lm_head.weight.mul_(factor)
         tiny.save(folder / name, model, tiny.byte_bpe(400, bos=True))
     corpus = tiny.corpus()
-    texts = [" ".join(corpus[(i * 7 + j * 3) % 48] for j in range(1 + i % 9)) for i in range(225)]
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(corpus, k=rng.randint(1, 9))) for _ in range(225)]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     return folder
 
@@ -56,7 +58,7 @@ def shard_bytes(store: logitstore.LogitStore) -> int:
 def test_the_bytes_foretold_come_within_five_percent(
     folder: Path, tmp_path: Path, teacher: str, settings: dict[str, Any]
 ) -> None:
-    """From 100 of 225 rows, which are of nine lengths."""
+    """From 100 of 225 rows, of one to nine sentences."""
     given = str(folder / teacher), str(folder / "rows.jsonl")
     said = preview(*given, **settings).outlook
     assert said is not None

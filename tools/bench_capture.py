@@ -90,7 +90,7 @@ ON_GPU = Sizes(
 
 
 def make(sizes: Sizes, folder: Path) -> None:
-    """`folder/teacher`, and `folder/rows.jsonl`, of which every row is `length` tokens."""
+    """Write `folder/teacher`, and `folder/rows.jsonl`, of which every row is `length` tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -275,8 +275,12 @@ def contend(name: str, sizes: Sizes, folder: Path, pipe: Connection) -> None:
 def measure(sizes: Sizes, folder: Path, turns: int) -> dict[str, dict[str, float]]:
     """Medians of each contender's turns, after one for warming up."""
     context = multiprocessing.get_context("forkserver")
-    # Imported once, for all of them.
-    context.set_forkserver_preload([__name__, "transformers.models.llama", "logitstore.verify"])
+    context.set_forkserver_preload(  # imported once, for all of them
+        [__name__, "logitstore.capture.job", "transformers.models.llama.modeling_llama"]
+    )
+    making = context.Process(target=make, args=(sizes, folder))
+    making.start()
+    making.join()
     pipes, processes = {}, []
     for name in CONTENDERS:
         pipes[name], theirs = context.Pipe()
@@ -397,7 +401,6 @@ def main() -> None:
         all_sizes.append(ON_GPU)
     for sizes in all_sizes:
         with tempfile.TemporaryDirectory() as name:
-            make(sizes, Path(name))
             measured = measure(sizes, Path(name), turns=1 if args.quick else 3)
             goals = judged(sizes, measured)
         report["sizes"].append(vars(sizes) | {"measured": measured, "goals": goals})
