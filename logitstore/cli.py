@@ -4,6 +4,7 @@ Data goes to stdout, talk to stderr. Exit status: 0 fine, 1 `verify` found damag
 input (a damaged store included, where it had to be read).
 """
 
+import inspect
 import json
 import logging
 import sys
@@ -175,7 +176,8 @@ def capture(
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show rows, counts, size and time; write nothing.")
+        bool,
+        typer.Option("--dry-run", help="As estimate, for what OUT still lacks; write nothing."),
     ] = False,
     log_json: Annotated[
         Path | None, typer.Option(help="Append what happens to this file, one JSON object a line.")
@@ -240,6 +242,43 @@ def capture(
         raise typer.Exit(e.exit_status) from None
     if find_ranks().is_first:
         _print(facts(store), info_text, as_json)
+
+
+#: Of `capture`, what says how to do it and not what.
+_NOT_OF_ESTIMATES = ("out", "claim", "dry_run", "log_json")
+
+
+def estimate(**flags: Any) -> None:
+    """What a capture would take and hold: size, time, and how peaked the teacher is.
+
+    From a sample of the rows and some batches through the teacher; writes nothing. Takes the flags
+    of capture, and recommends a --top-k and a --max-tail.
+    """
+    from logitstore.capture.job import preview
+    from logitstore.ranks import find_ranks
+
+    teacher, dataset, as_json = (flags.pop(name) for name in ("teacher", "dataset", "as_json"))
+    flags |= {
+        "ids": not flags.pop("no_ids"),
+        "temperatures": tuple(flags.pop("temperature") or ()),
+        "stop": tuple(flags["stop"] or ()),
+        "tokens_per_batch": _number_or_word(flags["tokens_per_batch"]),
+    }
+    if find_ranks().is_first:
+        found = preview(teacher, dataset, **flags)
+        typer.echo(json.dumps(found.facts()) if as_json else str(found))
+
+
+def _with_flags_of_capture(command: Callable[..., None]) -> Callable[..., None]:
+    """One list of flags serves both commands."""
+    of_capture = inspect.signature(capture).parameters.values()
+    chosen = [p for p in of_capture if p.name not in _NOT_OF_ESTIMATES]
+    command.__signature__ = inspect.Signature(chosen)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in chosen}
+    return command
+
+
+app.command()(_with_flags_of_capture(estimate))
 
 
 def _number_or_word(given: str | None) -> int | str | None:

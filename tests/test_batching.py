@@ -182,7 +182,7 @@ def test_only_the_batch_that_did_not_fit_is_cut_differently(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    read, batches_read = TeacherPass.read, []
+    read, batches_read = TeacherPass.forward, []
 
     def once(self: TeacherPass, batch: Any) -> Any:
         batches_read.append(len(batch))
@@ -190,7 +190,7 @@ def test_only_the_batch_that_did_not_fit_is_cut_differently(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return read(self, batch)
 
-    monkeypatch.setattr(TeacherPass, "read", once)
+    monkeypatch.setattr(TeacherPass, "forward", once)
     store = run(teacher, data, tmp_path / "s")
     same = [
         (store.path / "shards" / f"{i:05d}.zarr.zip").read_bytes()

@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitstore
 from logitstore.archive import Buffer
 from logitstore.capture import head as head_module
-from logitstore.capture.head import HeadSettings, TeacherHead, summarise
+from logitstore.capture.head import TeacherHead
+from logitstore.capture.summary import HeadSettings, summarise
 from logitstore.commit import OsFs
 from logitstore.errors import InputError, MismatchError, StorageError
 from logitstore.verify import verify_store
@@ -198,7 +199,7 @@ def test_the_heads_chunks_do_not_change_what_is_kept(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(teacher, data, tmp_path / "a")
-    monkeypatch.setattr(head_module, "_CHUNK_BYTES", 3 * 4 * 400)
+    monkeypatch.setattr(head_module, "_CHUNK_ROWS", 3)
     run(teacher, data, tmp_path / "b")
     a, b = logitstore.open_store(tmp_path / "a"), logitstore.open_store(tmp_path / "b")
     for i in range(len(a)):

@@ -17,7 +17,7 @@ from logitstore.capture.draws import (
     random_words,
     running_sum,
 )
-from logitstore.capture.head import STD_FLOOR, HeadResult, HeadSettings, summarise
+from logitstore.capture.summary import STD_FLOOR, HeadResult, HeadSettings, summarise
 
 V = 40
 

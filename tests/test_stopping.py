@@ -73,7 +73,7 @@ def signalled(
 ) -> list[int]:
     """The process gets signals as it reads a batch; returns a list that counts the batches."""
     batches: list[int] = []
-    read = TeacherPass.read
+    read = TeacherPass.forward
 
     def spy(self: TeacherPass, batch: Any) -> Any:
         batches.append(len(batch))
@@ -82,7 +82,7 @@ def signalled(
                 os.kill(os.getpid(), number)
         return read(self, batch)
 
-    monkeypatch.setattr(TeacherPass, "read", spy)
+    monkeypatch.setattr(TeacherPass, "forward", spy)
     return batches
 
 

@@ -5,8 +5,9 @@ import logging
 import pytest
 import torch
 
-from logitstore.capture.head import HeadSettings, TeacherHead, summarise
+from logitstore.capture.head import TeacherHead
 from logitstore.capture.output_embedding import PROBE_ROWS
+from logitstore.capture.summary import HeadSettings, summarise
 from tests.families import FAMILIES, V, build
 
 CAUSAL = [name for name in FAMILIES if not name.startswith("bart")]
@@ -38,7 +39,7 @@ def test_records_are_those_of_the_models_own_logits(
 def test_the_full_logits_of_a_batch_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also not on the first batch, which is checked."""
     chunk = 6
-    monkeypatch.setattr("logitstore.capture.head._CHUNK_BYTES", 4 * V * chunk)
+    monkeypatch.setattr("logitstore.capture.head._CHUNK_ROWS", chunk)
     model = build("llama")
     forward, rows = model.lm_head.forward, []
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import logitstore
-from logitstore.capture.head import HeadSettings, TeacherHead, check_vocabulary
+from logitstore.capture.head import TeacherHead, check_vocabulary
 from logitstore.capture.model import load_model
 from logitstore.capture.quantization import quantization_config
+from logitstore.capture.summary import HeadSettings
 from logitstore.errors import InputError, MismatchError
 from logitstore.ranks import Ranks
 from logitstore.report import facts, info_text

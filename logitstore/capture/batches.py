@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.capture.head import HeadResult, HeadSettings, TeacherHead, check_vocabulary
+from logitstore.capture.head import TeacherHead, check_vocabulary
 from logitstore.capture.hf import Teacher
 from logitstore.capture.model import input_device
+from logitstore.capture.summary import HeadResult, HeadSettings
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import InputError
@@ -68,7 +69,20 @@ class TeacherPass:
         Raises:
             InputError: The teacher's logits are not finite, and that is to stop it.
         """
-        result, sequence_n = self.forward(batch)
+        return self.encode(batch, *self.forward(batch))
+
+    def encode(
+        self, batch: Sequence[TeacherSequence], result: HeadResult, sequence_n: Tensor
+    ) -> list[EncodedRecords | None]:
+        """The second half of `read`, which needs no device.
+
+        Args:
+            batch: What was read.
+            result, sequence_n: What `forward` gave for it.
+
+        Raises:
+            InputError: As `read`.
+        """
         bad = _not_finite(result, sequence_n)
         if bad and self._on_nan == "stop":
             raise _stopped_by(batch[bad[0]])
@@ -85,6 +99,21 @@ class TeacherPass:
 
     def forward(self, batch: Sequence[TeacherSequence]) -> tuple[HeadResult, Tensor]:
         """What the teacher says of every supervised token; and of which sequence each is."""
+        return self._forward(self._head, batch)
+
+    def likeliest(self, batch: Sequence[TeacherSequence], count: int) -> HeadResult:
+        """The most probable tokens, so many (or all there are), whatever the spec keeps."""
+        count = min(count, self.spec.vocab_size)
+        return self._forward(TeacherHead(self.model, HeadSettings(count)), batch)[0]
+
+    @property
+    def devices(self) -> int:
+        """That its weights are on."""
+        return len({p.device for p in self.model.parameters() if not p.is_meta}) or 1
+
+    def _forward(
+        self, head: TeacherHead, batch: Sequence[TeacherSequence]
+    ) -> tuple[HeadResult, Tensor]:
         length = max(s.length for s in batch)
         input_ids = torch.full((len(batch), length), self._pad_id)
         mask = torch.zeros_like(input_ids)
@@ -95,11 +124,11 @@ class TeacherPass:
             kept[i, : s.length] = torch.from_numpy(s.text.has_record)
         at = kept.flatten().nonzero().squeeze(1)
         # A record belongs to the token it predicted: the logit row before it.
-        result = self._head(
+        result = head(
             {"input_ids": input_ids.to(self.device), "attention_mask": mask.to(self.device)},
             (at - 1).to(self.device),
             input_ids.flatten()[at].to(self.device),
-            _places(batch).to(self.device) if self.spec.draws else None,
+            _places(batch).to(self.device) if head.settings.draws else None,
         )
         return result, at // length
 

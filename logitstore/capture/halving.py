@@ -7,9 +7,12 @@ than the plan's, so their records agree with it to within rounding, not to the b
 import logging
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import too_long
 from logitstore.capture.memory import free_memory, is_out_of_memory
+from logitstore.capture.summary import HeadResult
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords
 from logitstore.errors import in_a_line
@@ -17,6 +20,8 @@ from logitstore.errors import in_a_line
 log = logging.getLogger(__name__)
 
 Read = list[EncodedRecords | None]
+#: Parts of a batch that fitted, what the teacher says of them, the sequence of each position.
+Parts = list[tuple[Sequence[TeacherSequence], HeadResult, Tensor]]
 
 
 class HalvingReader:
@@ -37,8 +42,24 @@ class HalvingReader:
         Raises:
             InputError: One sequence alone does not fit; or what `TeacherPass.read` raises.
         """
+        return self.encode(self.forward(batch))
+
+    def encode(self, parts: Parts) -> Read:
+        """The records of what was forwarded; may run on another thread than the next `forward`.
+
+        Raises:
+            InputError: As `TeacherPass.read`.
+        """
+        return [record for part in parts for record in self._teacher.encode(*part)]
+
+    def forward(self, batch: Sequence[TeacherSequence]) -> Parts:
+        """What the teacher says of a batch, whole or in halves.
+
+        Raises:
+            InputError: One sequence alone does not fit.
+        """
         try:
-            return self._teacher.read(batch)
+            return [(batch, *self._teacher.forward(batch))]
         except Exception as e:
             if not is_out_of_memory(e):
                 raise
@@ -48,7 +69,7 @@ class HalvingReader:
             raise too_long(batch[0], self._teacher)
         self._tell(batch, why)
         middle = len(batch) // 2
-        return self.read(batch[:middle]) + self.read(batch[middle:])
+        return self.forward(batch[:middle]) + self.forward(batch[middle:])
 
     def _tell(self, batch: Sequence[TeacherSequence], why: str) -> None:
         tokens = len(batch) * max(s.length for s in batch)

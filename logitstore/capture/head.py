@@ -10,14 +10,13 @@ for, K = entries, T = extra temperatures, S = draws, 3 = (row, part, position).
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Self
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from logitstore.capture.draws import TAIL_DRAWS, draw, random_words
+from logitstore.capture.draws import TAIL_DRAWS, random_words
 from logitstore.capture.output_embedding import (
     PROBE_ROWS,
     after_the_embedding,
@@ -25,125 +24,16 @@ from logitstore.capture.output_embedding import (
     same_logits,
     standing_in,
 )
+from logitstore.capture.summary import HeadResult, HeadSettings, summarise_
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 64 * 1024 * 1024  # of float32 logits at a time
-#: Added to a standard deviation before anything is divided by it (MultiLevelOT, arXiv:2412.14528).
-STD_FLOOR = 1e-4
-
-
-@dataclass(frozen=True)
-class HeadSettings:
-    """What to keep.
-
-    Attributes:
-        top_k: Entries of a record at most.
-        max_tail: Keep the fewest entries that leave no more than this outside; None: always top_k.
-        temperatures: Extra temperatures to store the log-normaliser for.
-        logit_std: Also the standard deviation of the logits, and the log-normaliser at it.
-        draws: Draws, with replacement, from what lies outside the entries.
-        seed: Of the draws.
-    """
-
-    top_k: int
-    max_tail: float | None = None
-    temperatures: tuple[float, ...] = ()
-    logit_std: bool = False
-    draws: int = 0
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class HeadResult:
-    """Per position, float32, entries most probable first; None for what was not asked for."""
-
-    token_logprob: Tensor  # (n,)
-    entry_logprobs: Tensor  # (n, K)
-    entry_ids: Tensor  # (n, K) int32
-    entry_count: Tensor  # (n,)
-    tail_logmass: Tensor  # (n,)
-    entropy: Tensor  # (n,)
-    lognorm: Tensor  # (n, T)
-    logit_std: Tensor | None = None  # (n,)
-    lognorm_std: Tensor | None = None  # (n,) at temperature logit_std + STD_FLOOR
-    sample_ids: Tensor | None = None  # (n, S) int32, distinct draws, ascending
-    sample_counts: Tensor | None = None  # (n, S) int32
-    draw_count: Tensor | None = None  # (n,) distinct draws
-
-    @classmethod
-    def on_host(cls, parts: "Sequence[HeadResult]") -> Self:
-        """One after the other, on the CPU; needs at least one part."""
-        joined: dict[str, Any] = {}
-        for each in fields(cls):
-            column = [getattr(part, each.name) for part in parts]
-            joined[each.name] = None if column[0] is None else torch.cat(column).cpu()
-        return cls(**joined)
-
-
-def summarise(
-    logits_nV: Tensor,
-    targets_n: Tensor,
-    settings: HeadSettings,
-    words_nW: Tensor | None = None,
-) -> HeadResult:
-    """What is kept of a few positions, from their full logits.
-
-    Sums are float32 over the whole vocabulary; the tail is a log-sum-exp over what is outside the
-    entries, since 1 - sum cancels to noise where the teacher is sure.
-
-    Args:
-        logits_nV: As the model has them.
-        targets_n: The tokens that they predict.
-        settings: What to keep.
-        words_nW: Random words of each position, two a draw, if there are draws.
-    """
-    logp_nV = logits_nV.float().log_softmax(-1)
-    entries_nK, ids_nK = logp_nV.topk(min(settings.top_k, logp_nV.shape[-1]), dim=-1)
-    token_n = logp_nV.gather(1, targets_n[:, None]).squeeze(1)
-    entropy_n = torch.special.entr(logp_nV.exp()).sum(-1)
-    lognorm_nT = logp_nV.new_zeros(len(logp_nV), len(settings.temperatures))
-    for i, temperature in enumerate(settings.temperatures):
-        lognorm_nT[:, i] = (logp_nV / temperature).logsumexp(-1)
-    std_n = lognorm_std_n = None
-    if settings.logit_std:
-        std_n = logp_nV.std(-1)  # that of the logits: they differ by a constant
-        lognorm_std_n = (logp_nV / (std_n + STD_FLOOR)[:, None]).logsumexp(-1)
-    tail_n = logp_nV.scatter_(1, ids_nK, -torch.inf).logsumexp(-1)
-    count_n = torch.full_like(targets_n, entries_nK.shape[1])
-    if settings.max_tail is not None:
-        count_n, tail_n = _fewest(entries_nK, tail_n, settings.max_tail)
-    drawn = None
-    if words_nW is not None:
-        is_left = torch.arange(entries_nK.shape[1], device=count_n.device) >= count_n[:, None]
-        logp_nV.scatter_(1, ids_nK, entries_nK.masked_fill(~is_left, -torch.inf))
-        drawn = draw(logp_nV, tail_n, words_nW)
-    return HeadResult(
-        token_logprob=token_n,
-        entry_logprobs=entries_nK,
-        entry_ids=ids_nK.int(),
-        entry_count=count_n,
-        tail_logmass=tail_n,
-        entropy=entropy_n,
-        lognorm=lognorm_nT,
-        logit_std=std_n,
-        lognorm_std=lognorm_std_n,
-        sample_ids=None if drawn is None else drawn.ids,
-        sample_counts=None if drawn is None else drawn.counts,
-        draw_count=None if drawn is None else drawn.distinct,
-    )
-
-
-def _fewest(entries_nK: Tensor, tail_n: Tensor, max_tail: float) -> tuple[Tensor, Tensor]:
-    """The smallest count whose tail is within bounds, or all; and the tail it leaves."""
-    # left[:, k] = log mass outside the first k + 1 entries, summed from the small end.
-    parts = torch.cat([entries_nK[:, 1:], tail_n[:, None]], 1)
-    left = parts.flip(1).logcumsumexp(1).flip(1)
-    within = left.exp() <= max_tail
-    within[:, -1] = True
-    keep = within.int().argmax(1)
-    return keep + 1, left.gather(1, keep[:, None]).squeeze(1)
+#: Of logits at a time, over the whole vocabulary. With fewer the matrix product is slower, with
+#: more nothing is faster (V = 32,000, CPU us a row: 2,158 with 65, 1,378 with 262, 1,312 with
+#: 1,048). To cut the vocabulary instead is no faster either (1,342), and finds the tail as a
+#: difference, without its last digits: `python -m tools.bench_head`.
+_CHUNK_ROWS = 256
 
 
 class TeacherHead:
@@ -158,8 +48,6 @@ class TeacherHead:
         self.model, self.settings = model, settings
         self._embedding: Any = model.get_output_embeddings()
         self._is_checked = False
-        width = int(model.config.get_text_config(decoder=True).vocab_size)
-        self._chunk = max(1, _CHUNK_BYTES // (4 * width))
         if self._embedding is None:
             self._fall_back("it has no output embedding")
 
@@ -230,12 +118,15 @@ class TeacherHead:
     def _summarise(
         self, rows_of: Callable[[slice], Tensor], targets_n: Tensor, words_nW: Tensor | None
     ) -> HeadResult:
-        chunks = []
-        for start in range(0, len(targets_n), self._chunk):
-            part = slice(start, start + self._chunk)
+        chunks, work = [], None
+        for start in range(0, len(targets_n), _CHUNK_ROWS):
+            part = slice(start, start + _CHUNK_ROWS)
             logits, targets = rows_of(part), targets_n[part]
             words = None if words_nW is None else words_nW[part].to(logits.device)
-            chunks.append(summarise(logits, targets.to(logits.device), self.settings, words))
+            if work is None or len(work) != len(logits):  # the last chunk is another
+                work = torch.empty_like(logits, dtype=torch.float32)
+            targets = targets.to(logits.device)
+            chunks.append(summarise_(logits, targets, self.settings, words, work))
         return HeadResult.on_host(chunks)
 
     def _fall_back(self, why: str) -> None:

@@ -14,7 +14,17 @@ from logitstore.capture.budget import find_budget
 from logitstore.capture.generate import Completer
 from logitstore.capture.halving import HalvingReader
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
-from logitstore.capture.preview import Preview, outlook, stored_size, take_sample, try_out
+from logitstore.capture.preview import (
+    Foretold,
+    Preview,
+    Sample,
+    outlook,
+    spread,
+    stored_size,
+    take_sample,
+    try_out,
+)
+from logitstore.capture.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.rehearsal import write_some
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
@@ -30,6 +40,8 @@ from logitstore.writer import StoreWriter, check_place
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_PROFILED_TOKENS = 4096  # a batch or two, read once more with many entries
 
 
 def capture(
@@ -196,40 +208,56 @@ def capture(
 def preview(
     teacher: str | os.PathLike[str],
     dataset: "str | os.PathLike[str] | Dataset",
-    out: str | os.PathLike[str] | RemotePath,
+    out: str | os.PathLike[str] | RemotePath | None = None,
     **settings: Any,
 ) -> Preview:
     """What `capture` with the same arguments would do. Writes nothing.
+
+    Args:
+        teacher, dataset: As there.
+        out: The store of which the missing shards are looked at; None: a new one, anywhere.
+        **settings: As there.
 
     Raises:
         InputError: A model, dataset or setting that cannot be used.
         MismatchError: `out` holds a store made with other settings.
     """
-    place = to_write(out)
+    place = None if out is None else to_write(out)
     task = prepare(os.fspath(teacher), dataset, CaptureSettings(**settings))
     missing = list(range(task.plan.shard_count))
     budget: int | None = None
-    if (place / SPEC_FILE).exists():  # then nothing is begun
+    if place is not None and (place / SPEC_FILE).exists():  # then nothing is begun
         writer = _writer(task, place)
         missing, budget = writer.missing(), task.budget(writer)
-    else:
+    elif place is not None:
         check_place(place)
     sample, found = take_sample(task.reader, task.text_bytes), None
     if missing and (sample.records or task.settings.generate):
-        device, on_nan = task.device(Ranks()), task.settings.on_nan
-        taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
-        if budget is None and task.wants_budget:
-            budget = find_budget(task, taught, sample).tokens
-        budget = budget or int(task.provenance["tokens_per_batch"])
-        completer, reader = Completer.of(taught, task, budget), HalvingReader(taught, _nowhere)
-        if completer is not None:
-            sample, speed, pairs = write_some(completer, reader, sample, task.text_bytes)
-        else:
-            speed, pairs = try_out(reader, sample.sequences, budget)
-        if pairs:
-            size = stored_size(task.spec, task.plan, pairs)
-            found = outlook(sample, task.text_of(missing), len(missing), speed, size)
+        sample, found = _foretell(task, sample, missing, budget)
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
+
+
+def _foretell(
+    task: Task, sample: Sample, missing: Sequence[int], budget: int | None
+) -> tuple[Sample, Foretold | None]:
+    """With the teacher loaded. The sample is another where the teacher writes its completions."""
+    device, on_nan = task.device(Ranks()), task.settings.on_nan
+    taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
+    if budget is None and task.wants_budget:
+        budget = find_budget(task, taught, sample).tokens
+    budget = budget or int(task.provenance["tokens_per_batch"])
+    completer, reader = Completer.of(taught, task, budget), HalvingReader(taught, _nowhere)
+    if completer is not None:
+        sample, speed, pairs = write_some(completer, reader, sample, task.text_bytes)
+    else:
+        speed, pairs = try_out(reader, sample.sequences, budget)
+    if not pairs:
+        return sample, None
+    size = stored_size(task.spec, task.plan, pairs)
+    found = outlook(sample, task.text_of(missing), len(missing), speed, size, taught.devices)
+    few = spread(sample.sequences, _PROFILED_TOKENS)
+    profile = profile_of([taught.likeliest([s], MOST_ENTRIES) for s in few])
+    return sample, Foretold(found, size, profile)
 
 
 def _nowhere(event: str, **facts: object) -> None:

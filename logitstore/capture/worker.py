@@ -1,13 +1,14 @@
 """One process's work on shards: rows to sequences, sequences to records, records to a file."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 
-from logitstore.capture.batches import TeacherPass, batches
+from logitstore.capture.batches import TeacherPass
 from logitstore.capture.generate import CompletedRows, Completer
-from logitstore.capture.halving import HalvingReader
-from logitstore.capture.preview import Outlook, Pairs, Sample, outlook, stored_size
+from logitstore.capture.halving import HalvingReader, Parts
+from logitstore.capture.overlap import read_overlapped
+from logitstore.capture.preview import Foretold, Pairs, Sample, outlook, stored_size
+from logitstore.capture.profile import profile_of
 from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords
@@ -50,7 +51,7 @@ class Worker:
         self.task, self.writer = task, writer
         self.budget, self.shown, self.beat = budget, shown, beat
         self.outlook_of: tuple[Sample, Sequence[int]] | None = None
-        self._reader = HalvingReader(teacher, self._note)
+        self._teacher, self._reader = teacher, HalvingReader(teacher, self._note)
         self._completer = Completer.of(teacher, task, budget, beat)
         self._batches = 0
 
@@ -60,19 +61,14 @@ class Worker:
         lines = [s.line for s in sequences]
         records: list[EncodedRecords | None] = [None] * len(sequences)
         self.shown.update(sum(w for s, w in zip(sequences, weights, strict=True) if not s.records))
-        for batch in batches(sequences, self.budget):
-            self.beat()
-            chosen = [sequences[i] for i in batch]
-            began = time.monotonic()
-            encoded = self._reader.read(chosen)
-            self._tell_outlook(chosen, encoded, time.monotonic() - began)
+        for batch, encoded in read_overlapped(self._reader, sequences, self.budget, self._heard):
             for i, part in zip(batch, encoded, strict=True):
                 records[i] = part
                 if part is None:
                     lines[i] = self._not_finite(lines[i])
             self.shown.update(
                 sum(weights[i] for i in batch),
-                tokens=sum(s.length for s in chosen),
+                tokens=sum(sequences[i].length for i in batch),
                 shard=f"{index + 1}/{self.task.plan.shard_count}",
             )
         return list(zip(lines, records, strict=True))
@@ -119,20 +115,20 @@ class Worker:
             self.shown.log.write("generated", shard=index, **reader.counts())
         return sequences, weights
 
-    def _tell_outlook(
-        self,
-        batch: Sequence[TeacherSequence],
-        encoded: Sequence[EncodedRecords | None],
-        seconds: float,
-    ) -> None:
+    def _heard(self, batch: Sequence[TeacherSequence], parts: Parts, seconds: float) -> None:
         """Once, after the second batch: the first is slow, kernels are chosen and heads checked."""
+        self.beat()
         self._batches += 1
         if self.outlook_of is None or self._batches != 2:
             return
         sample, missing = self.outlook_of
-        pairs: Pairs = [(s.line, r) for s, r in zip(batch, encoded, strict=True)]
+        lines = (s.line for s in batch)
+        pairs: Pairs = list(zip(lines, self._reader.encode(parts), strict=True))
         size = stored_size(self.task.spec, self.task.plan, pairs)
         speed = sum(s.length for s in batch) / max(seconds, 1e-9)
-        found: Outlook = outlook(sample, self.task.text_of(missing), len(missing), speed, size)
-        log.info("%s", found)
-        self.shown.log.write("outlook", **vars(found))
+        found = outlook(
+            sample, self.task.text_of(missing), len(missing), speed, size, self._teacher.devices
+        )
+        said = Foretold(found, size, profile_of([result for _, result, _ in parts]))
+        log.info("%s", said)
+        self.shown.log.write("outlook", **said.facts())
