@@ -4,14 +4,8 @@ The folder is an ordinary transformers one (weights, tokenizer) with `results.js
 run as one JSON object, which `distill evaluate` adds its figures to.
 """
 
-import json
-import os
-import re
-import resource
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import (
@@ -23,14 +17,11 @@ from transformers import (
 
 from distill.config import CachedTeacherConfig, StudentArguments
 from distill.data import Store
+from distill.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.trainer import CachedTeacherTrainer
 from logitstore import open_store
-from logitstore.errors import InputError, StorageError, in_a_line
+from logitstore.errors import InputError
 from logitstore.loading import why_not_loaded
-
-RESULTS_FILE = "results.json"
-
-RunObject = dict[str, Any]
 
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
@@ -108,65 +99,6 @@ def load_student(
             "tokenizer, or a hub id that this machine can reach or has cached."
         ) from error
     return model, tokenizer
-
-
-def write_results(folder: Path, run: RunObject) -> None:
-    """Whole or not at all: a reader never meets half a file."""
-    path = folder / RESULTS_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_results(folder: Path) -> RunObject | None:
-    """The run object of a student folder; None where `distill train` wrote none.
-
-    Raises:
-        InputError: There is one, but it is damaged or could not be completed.
-    """
-    path = folder / RESULTS_FILE
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: the run object of this student cannot be read ({in_a_line(error)}). Restore "
-            "it from a copy, or delete it to evaluate without it."
-        ) from error
-    if not isinstance(run, dict) or "name" not in run:
-        return None
-    check_writable(folder)
-    return run
-
-
-def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be made or written to, before there is anything to write.
-
-    Raises:
-        StorageError: Names the part of its path that stands in the way.
-    """
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise StorageError(f"{folder}: {nearest} is a file, not a folder. Use another folder.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise StorageError(
-            f"{folder}: no permission to write to {nearest}. Mend its permissions, or use another "
-            "folder."
-        )
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this program ever held."""
-    # getrusage would also count what the parent held when it started us: Linux carries the peak of
-    # a process over an exec. VmHWM is of this program's own memory.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:

@@ -108,6 +108,35 @@ def test_evaluation_completes_the_students_run(
     assert f"bits per byte  {found['bits_per_byte']:.4f}" in stdout
 
 
+def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(here / "student", out)
+    (out / "results.json").write_text('{"name": "mine", "seed": 4}')
+    rows = [{"prompt": "The teacher", "completion": " reads"}, {"prompt": "A", "completion": "b"}]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = ("--store", str(here / "store"), "--metrics", ",".join(cli.METRICS))
+    status, stdout, _ = run(
+        capsys, "evaluate", str(out), str(pairs), *every, "--max-new-tokens", "4", "--json"
+    )
+    assert status == 0
+    found = json.loads(stdout)
+    assert found == json.loads((out / "results.json").read_text())
+    assert (found["name"], found["seed"], found["answered"]["prompts"]) == ("mine", 4, 2)
+    assert found["judged"]["store_digest"] == logitstore.open_store(here / "store").digest
+    for key in ("agreement", "uld", "calibration_error", "token_f1", "exact_match", "rougeLsum"):
+        assert 0 <= found[key] <= 2
+    status, stdout, _ = run(capsys, "evaluate", str(out), "--store", every[1], "--metrics", "uld")
+    assert status == 0
+    assert f"uld            {found['uld']:.4f}, of the live teacher within" in stdout
+    assert json.loads((out / "results.json").read_text())["bits_per_byte"] == found["bits_per_byte"]
+    status, stdout, _ = run(capsys, "compare", str(out))
+    assert status == 0
+    assert "calibration error (lower is better)" in stdout
+
+
 def test_evaluating_a_folder_of_others_writes_nothing_into_it(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -213,13 +242,18 @@ def test_an_unfinished_store_is_refused_unless_asked_for(
         (("--max-length", "1"), "expected at least 2 tokens"),
         (("--tokens-per-batch", "0"), "expected at least 1"),
         (("--text_column", "words"), "words"),
+        (("--metrics", "agreement"), "no store is given. Add --store"),
+        (("--store", "{here}/store"), "none of --metrics bits_per_byte reads it"),
+        (("--metrics", "uld", "--store", "{here}/store"), "reads a dataset. Leave it out"),
+        (("--metrics", "token_f1"), "has a prompt and a completion"),
+        (("--metrics", "token_f1", "--max-new-tokens", "0"), "--max-new-tokens 0: expected at"),
     ],
 )
 def test_a_bad_evaluation_is_one_message_and_status_2(
     here: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], says: str
 ) -> None:
     given = ("evaluate", str(here / "student"), str(here / "data.jsonl"))
-    status, stdout, stderr = run(capsys, *given, *more)
+    status, stdout, stderr = run(capsys, *given, *(part.format(here=here) for part in more))
     assert (status, stdout) == (2, "")
     assert says in stderr
 

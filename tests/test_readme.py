@@ -87,6 +87,7 @@ def test_every_flag_it_names_exists() -> None:
             ("distill", "train", "--help"),
             ("distill", "evaluate", "--help"),
             ("distill", "coverage", "--help"),
+            ("distill", "compare", "--help"),
         )
     )
     missing = [flag for flag in sorted(named) if not re.search(rf"{flag}(?![\w-])", known)]
