@@ -54,6 +54,7 @@ from distill.preflight import (
     check_student,
 )
 from distill.query import HeadAnswer
+from distill.schedule import one_cycle, parse_one_cycle
 from distill.terms import (
     LossSettings,
     Term,
@@ -274,6 +275,22 @@ class CachedTeacherTrainer(Trainer):
             for name, arrays in inputs["teacher"].items()
         }
         return {**prepared, "teacher": teacher, "pieces": inputs.get("pieces")}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Trainer's, or with `--one_cycle` a schedule that it does not know."""
+        if self.lr_scheduler is None and self.args.one_cycle is not None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None  # Trainer makes it first
+            self.lr_scheduler = one_cycle(  # type: ignore[assignment]  # declared as a LambdaLR
+                chosen,
+                num_training_steps,
+                self.args.learning_rate,
+                parse_one_cycle(self.args.one_cycle),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- what is logged ----
 

@@ -195,6 +195,22 @@ def test_the_logged_loss_is_the_sum_of_its_logged_terms(
         assert "skipped_sequences" not in entry
 
 
+def test_a_one_cycle_goes_up_and_down_once(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    shape = {"pct_start": 0.4, "div_factor": 2.0, "final_div_factor": 5.0, "cycle_momentum": False}
+    trainer = trainer_of(
+        model, store, tmp_path, one_cycle=shape, lr_scheduler_type="linear", max_steps=10
+    )
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in logged(trainer)]
+    peak = int(torch.tensor(rates).argmax())
+    assert rates[0] == pytest.approx(1e-2 / 2)
+    assert rates[peak] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-2 / 2 / 5)
+    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
+
+
 def test_training_again_counts_from_nothing(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path
 ) -> None:
