@@ -157,14 +157,23 @@ def write_answers(
         bos_token_id=model.generation_config.bos_token_id,
         decoder_start_token_id=model.generation_config.decoder_start_token_id,
     )
+    has_encoder = bool(model.config.is_encoder_decoder)
+    eos = tokenizer.eos_token_id
+    ends = [int(eos)] if has_encoder and isinstance(eos, int) else []  # of an encoder's input
     answers = [""] * len(asked)
+
+    def behind(ids: torch.Tensor) -> int:
+        """Columns before what is written: the prompt, or where a decoder starts."""
+        return 1 if has_encoder else int(ids.shape[1])
+
     with progress(len(asked), "answer", "prompts") as shown:
         for batch in _batches(asked, room, max_new_tokens, tokens_per_batch):
-            ids, mask = _left_padded([asked[i].token_ids[-room:] for i in batch], pad_id)
+            prompts = [asked[i].token_ids[-room:] + ends for i in batch]
+            ids, mask = _left_padded(prompts, pad_id)
             written = model.generate(
                 input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
             )
-            for i, row in zip(batch, written[:, ids.shape[1] :].tolist(), strict=True):
+            for i, row in zip(batch, written[:, behind(ids) :].tolist(), strict=True):
                 answers[i] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
             shown.update(len(batch))
     return answers

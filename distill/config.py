@@ -89,14 +89,68 @@ class StudentArguments:
     model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a hub id."}
     )
+    student_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --model_name_or_path: new weights, by --seed, of the architecture "
+            "in this folder, hub id or JSON file."
+        },
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Of the student, where its own folder has none."}
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
         default="float32",
         metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
     )
+    use_peft: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters on a student that stays as it is."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "They are scaled by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Before the adapters."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Ends of module names, or all-linear. Default: peft's for the model."},
+    )
 
     def __post_init__(self) -> None:
-        if not self.model_name_or_path:
-            raise InputError("--model_name_or_path is required: the student, a hub id or a folder.")
+        if not (self.model_name_or_path or self.student_config):
+            raise InputError(
+                "--model_name_or_path is required: the student, a hub id or a folder. Or "
+                "--student_config, for a new one."
+            )
+        if self.model_name_or_path and self.student_config:
+            raise InputError(
+                f"--student_config {self.student_config} makes a new student, and "
+                f"--model_name_or_path {self.model_name_or_path} loads one. Leave one of them out."
+            )
+        self._check_adapters()
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """What of the adapters decides the run; None without."""
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        return {name: getattr(self, name) for name in names} if self.use_peft else None
+
+    def _check_adapters(self) -> None:
+        if self.use_peft and self.student_config:
+            raise InputError(
+                "--use_peft with --student_config: adapters on new weights, which nothing would "
+                "save. Leave --use_peft out."
+            )
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if not self.use_peft and each.name.startswith("lora_") and value != each.default:
+                raise InputError(
+                    f"--{each.name} {value} would have no effect: without --use_peft there are no "
+                    "adapters. Add --use_peft, or leave it out."
+                )
+        if self.lora_r < 1 or not 0 <= self.lora_dropout < 1:
+            raise InputError(
+                f"--lora_r {self.lora_r} --lora_dropout {self.lora_dropout}: expected a rank of at "
+                "least 1 and a share from 0 to below 1."
+            )
 
 
 @dataclass

@@ -26,12 +26,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill import answers, judging
+from distill.asking import ask, batch_of
 from distill.data import Store
+from distill.encoder_decoder import Sides
 from distill.head import StudentHead
 from distill.preflight import check_embeddings
-from distill.query import HeadQuery
 from distill.results import RunObject, peak_rss_bytes, read_results, write_results
-from distill.run import load_student
+from distill.student import load_student
 from distill.student_text import StudentReader
 from logitstore import open_store
 from logitstore.capture.renderer import Renderer
@@ -240,7 +241,7 @@ def bits_per_byte(
     """Scores the supervised text of every row.
 
     Args:
-        model: A causal model, on its device.
+        model: On its device.
         render: The rows as it reads them, see :func:`renderer_of`.
         max_length: Tokens of a window; by default what the model reads, at most LONGEST_WINDOW.
         tokens_per_batch: Padded tokens of a batch; changes speed and memory only.
@@ -266,7 +267,8 @@ def bits_per_byte(
             f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict. "
             "Check --split and --text-column."
         )
-    bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch))
+    sides = Sides.of(model, reader)
+    bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch, sides))
     total = sum(int(w.is_counted.sum()) for w in windows)
     return Score(bits, counted, total, len(rows), left_out, skipped)
 
@@ -286,7 +288,11 @@ def cut(tokens: TokenizedText, width: int) -> list[Window]:
 
 
 def _bits(
-    model: nn.Module, windows: Sequence[Window], pad_id: int, tokens_per_batch: int
+    model: nn.Module,
+    windows: Sequence[Window],
+    pad_id: int,
+    tokens_per_batch: int,
+    sides: Sides | None,
 ) -> Iterator[float]:
     """Bits of each batch."""
     head = StudentHead(model)
@@ -294,23 +300,17 @@ def _bits(
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].token_ids), reverse=True)
     with progress(len(windows), "evaluate", "windows") as shown:
         for batch in _batches([windows[i] for i in order], tokens_per_batch):
-            yield _batch_bits(model, head, batch, pad_id)
+            yield _batch_bits(model, head, batch, pad_id, sides)
             shown.update(len(batch))
 
 
 @torch.no_grad()
-def _batch_bits(model: nn.Module, head: StudentHead, batch: Sequence[Window], pad_id: int) -> float:
-    shape = (len(batch), max(len(w.token_ids) for w in batch))
-    ids, is_counted, mask = np.full(shape, pad_id), np.zeros(shape, bool), np.zeros(shape, np.int64)
-    for b, window in enumerate(batch):
-        length = len(window.token_ids)
-        ids[b, :length], is_counted[b, :length], mask[b, :length] = *window, 1
-    flat = torch.from_numpy(np.flatnonzero(is_counted))
-    device = next(model.parameters()).device
-    input_ids = torch.from_numpy(ids).to(device)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.from_numpy(mask).to(device)}
-    flat = flat.to(device)
-    answer = head(model, inputs, flat - 1, HeadQuery(input_ids.flatten()[flat]))
+def _batch_bits(
+    model: nn.Module, head: StudentHead, batch: Sequence[Window], pad_id: int, sides: Sides | None
+) -> float:
+    places = [np.flatnonzero(window.is_counted) for window in batch]
+    asked = batch_of([window.token_ids for window in batch], places, pad_id)
+    answer = ask(model, head, asked, sides)
     return -float(answer.label_logprob_N.cpu().double().sum()) / math.log(2)
 
 

@@ -28,11 +28,13 @@ import torch
 from torch import nn
 
 from distill.align import Spans, align
+from distill.asking import ask, batch_of
 from distill.data import Store
+from distill.encoder_decoder import Sides
 from distill.head import StudentHead
 from distill.losses.uld import uld
 from distill.needs import check_needs, teacher_name
-from distill.query import HeadAnswer, HeadQuery
+from distill.query import HeadAnswer
 from distill.student_text import StudentReader
 from distill.targets import Arrays, Ints, teacher_spans, uld_arrays
 from logitstore.errors import InputError, MismatchError
@@ -117,11 +119,11 @@ def judge(
     same_ids = store.spec.tokenizer_fingerprint == reader.tokenizer.fingerprint
     teacher = reader.tokenizer if same_ids else ByteTokenizer.from_folder(store.tokenizer_path)
     written = (_written(teacher), _written(reader.tokenizer))
-    sums, head = Sums(), StudentHead(model)
+    sums, head, sides = Sums(), StudentHead(model), Sides.of(model, reader.tokenizer)
     model.eval()
     with progress(len(store), "judge", "sequences") as shown:
         for parts in _batches(_parts(store, reader, metrics, sums), tokens_per_batch):
-            answer = _ask(model, head, parts, reader.tokenizer.pad_id)
+            answer = _ask(model, head, parts, reader.tokenizer.pad_id, sides)
             _add(sums, parts, answer, metrics, written, same_ids)
             shown.update(len(parts))
     if not sums.labels:
@@ -190,23 +192,13 @@ def _batches(parts: Iterator[Part], tokens_per_batch: int) -> Iterator[list[Part
         yield batch
 
 
-@torch.no_grad()
-def _ask(model: nn.Module, head: StudentHead, parts: Sequence[Part], pad_id: int) -> HeadAnswer:
+def _ask(
+    model: nn.Module, head: StudentHead, parts: Sequence[Part], pad_id: int, sides: Sides | None
+) -> HeadAnswer:
     """At every label: its log-probability, and the largest ones with their ids."""
-    width = max(len(part.token_ids) for part in parts)
-    ids, mask = np.full((len(parts), width), pad_id), np.zeros((len(parts), width), np.int64)
-    flat = []
-    for b, part in enumerate(parts):
-        length = len(part.token_ids)
-        ids[b, :length], mask[b, :length] = part.token_ids, 1
-        flat.append(b * width + part.labels)
-    device = next(model.parameters()).device
-    input_ids = torch.from_numpy(ids).to(device)
-    at = torch.from_numpy(np.concatenate(flat)).to(device)
     k = max((p.groups["entry_logprobs"].shape[1] for p in parts if p.groups), default=1)
-    query = HeadQuery(input_ids.flatten()[at], top_k=max(k, 1), has_top_ids=True)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.from_numpy(mask).to(device)}
-    return head(model, inputs, at - 1, query)
+    batch = batch_of([part.token_ids for part in parts], [part.labels for part in parts], pad_id)
+    return ask(model, head, batch, sides, top_k=max(k, 1))
 
 
 def _add(

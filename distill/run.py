@@ -7,21 +7,13 @@ run as one JSON object, which `distill evaluate` adds its figures to.
 import time
 from pathlib import Path
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
 from distill.config import CachedTeacherConfig, StudentArguments
 from distill.data import Store
 from distill.results import RunObject, check_writable, peak_rss_bytes, write_results
+from distill.student import make_student
 from distill.trainer import CachedTeacherTrainer
 from logitstore import open_store
 from logitstore.errors import InputError
-from logitstore.loading import why_not_loaded
 
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
@@ -35,9 +27,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if config.should_save:
         _check_output(folder, resuming=bool(config.checkpoint))
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
-    model, tokenizer = load_student(
-        student.model_name_or_path, revision=student.model_revision, dtype=student.dtype
-    )
+    model, tokenizer = make_student(student, config.seed)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
     trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.
@@ -62,7 +52,9 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "temperature": config.temperature,
         "alm_temperature": config.alm_temperature,
         "balance": config.balance,
-        "model_name_or_path": student.model_name_or_path,
+        "model_name_or_path": student.model_name_or_path or None,
+        "student_config": student.student_config,
+        "lora": student.lora,
         "store": config.store,
         "store_digest": store.digest,
         "sequences": len(trainer.data),
@@ -76,29 +68,6 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if config.world_size > 1:
         trainer.end()
     return run
-
-
-def load_student(
-    name: str, *, revision: str | None = None, dtype: str = "float32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal model and its tokenizer, of a folder or a hub id; no code from there is run.
-
-    Raises:
-        InputError: When either cannot be loaded.
-    """
-    kept = {"revision": revision, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **kept)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **kept
-        )
-    except Exception as error:  # a broken file gives any class, a bare Exception too
-        raise InputError(
-            f"{name}: AutoModelForCausalLM and AutoTokenizer cannot load it "
-            f"({why_not_loaded(name, error)}). Give the folder of a causal model with its "
-            "tokenizer, or a hub id that this machine can reach or has cached."
-        ) from error
-    return model, tokenizer
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:
