@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill import answers, judging
 from distill.asking import ask, batch_of
+from distill.card import renew_results
 from distill.data import Store
 from distill.encoder_decoder import Sides
 from distill.head import StudentHead
@@ -158,6 +159,7 @@ def evaluate(
     if trained is not None:
         run = {**trained, **figures}
         write_results(Path(model_name), run)
+        renew_results(Path(model_name), run)
         return run
     return {"name": Path(model_name).name, "seed": None, **figures}
 

@@ -4,10 +4,14 @@ The folder is an ordinary transformers one (weights, tokenizer) with `results.js
 run as one JSON object, which `distill evaluate` adds its figures to.
 """
 
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from distill.card import write_card
 from distill.config import CachedTeacherConfig, StudentArguments
+from distill.curves import CURVES_FILE, can_draw, draw
 from distill.data import Store
 from distill.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.student import make_student
@@ -57,6 +61,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "lora": student.lora,
         "store": config.store,
         "store_digest": store.digest,
+        "teacher": _teacher(store),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
@@ -65,9 +70,29 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     }
     if config.should_save:
         write_results(folder, run)
+        write_card(folder, run)
+        if can_draw():
+            draw(trainer.state.log_history, folder / CURVES_FILE)
+        else:
+            line = (
+                f"no {CURVES_FILE}: matplotlib is not installed (pip install 'logitstore[report]')"
+            )
+            print(line, file=sys.stderr)
     if config.world_size > 1:
         trainer.end()
     return run
+
+
+def _teacher(store: Store) -> dict[str, Any]:
+    """What the card says of the teacher and its store."""
+    return {
+        "name": store.provenance.get("teacher"),
+        "revision": store.provenance.get("revision"),
+        "fingerprint": store.spec.teacher.get("fingerprint"),
+        "dataset": store.provenance.get("dataset"),
+        "top_k": store.spec.top_k,
+        "tail_mean": store.fidelity.tail_mean,
+    }
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:

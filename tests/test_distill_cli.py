@@ -86,6 +86,11 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     )
     assert metrics["eval_loss"] == pytest.approx(total)
     assert {"ce_loss", "kd_loss", "kd_gap", "aligned_fraction"} <= set(metrics)
+    card = (out / "README.md").read_text()
+    assert found["store_digest"] in card
+    assert "2402.12030" in card
+    assert str(here) not in card  # a path says where, and who, you are
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     student = AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("a")["input_ids"]
     assert student.config.vocab_size == 300
@@ -106,6 +111,7 @@ def test_evaluation_completes_the_students_run(
     assert found["bits_per_byte"] > 0
     assert {key: found[key] for key in trained} == trained
     assert json.loads((out / "results.json").read_text()) == found
+    assert f"| bits/byte | {found['bits_per_byte']:.3f} |" in (out / "README.md").read_text()
     status, stdout, _ = run(capsys, "evaluate", str(out), data)
     assert f"bits per byte  {found['bits_per_byte']:.4f}" in stdout
 
