@@ -7,6 +7,7 @@ Facts go to stdout, talk to stderr; exit status 2 means that the request was at 
 import json
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from typing import Annotated, Any
 
@@ -22,7 +23,15 @@ app = typer.Typer(
     help="Train students from a logit store, and measure them.",
 )
 
-METRICS = ("bits_per_byte",)
+METRICS = (
+    "bits_per_byte",
+    "agreement",
+    "uld",
+    "calibration",
+    "token_f1",
+    "exact_match",
+    "rouge",
+)
 
 
 @app.command(
@@ -49,8 +58,15 @@ def train(context: typer.Context) -> None:
 @app.command()
 def evaluate(
     model: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
-    data: Annotated[str, typer.Argument(help="A dataset, as `logitstore capture` takes it.")],
-    metrics: Annotated[str, typer.Option(help="Known: " + ", ".join(METRICS))] = METRICS[0],
+    data: Annotated[
+        str | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
+    ] = None,
+    metrics: Annotated[
+        str, typer.Option(help="With commas between them: " + ", ".join(METRICS))
+    ] = METRICS[0],
+    store: Annotated[
+        str | None, typer.Option(help="Of held-out text: for agreement, uld and calibration.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
     config_name: Annotated[
         str | None, typer.Option("--config-name", "--config_name", help="Of a hub dataset.")
@@ -82,18 +98,29 @@ def evaluate(
     max_length: Annotated[
         int | None, typer.Option("--max-length", "--max_length", help="Tokens of a window.")
     ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Of a written answer.")
+    ] = 64,
     tokens_per_batch: Annotated[
         int, typer.Option("--tokens-per-batch", "--tokens_per_batch", help="Padded tokens at once.")
     ] = 8192,
     as_json: Annotated[bool, typer.Option("--json", help="The run object as JSON.")] = False,
 ) -> None:
-    """Bits per byte of a model on a dataset: lower is better, whatever the tokenizer."""
-    _check_choices(metrics, dtype, max_length, tokens_per_batch)
+    """A model on a dataset, and against a teacher's store, comparable across tokenizers.
+
+    On DATA: bits_per_byte (lower is better); token_f1, exact_match and rouge of what it writes
+    after each prompt. Against --store: agreement of the most probable tokens, uld, calibration.
+    """
+    chosen = _check_choices(metrics, dtype, max_length, tokens_per_batch)
+    if max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {max_new_tokens}: expected at least 1.")
     from distill.evaluate import evaluate as run_evaluation
 
     run = run_evaluation(
         model,
         data,
+        metrics=chosen,
+        store=store,
         split=split,
         config_name=config_name,
         text_column=text_column,
@@ -103,9 +130,22 @@ def evaluate(
         revision=revision,
         dtype=dtype,
         max_length=max_length,
+        max_new_tokens=max_new_tokens,
         tokens_per_batch=tokens_per_batch,
     )
-    print(json.dumps(run, indent=1) if as_json else _table(run))
+    print(json.dumps(run, indent=1) if as_json else _table(run, chosen))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Student folders, or their results.json.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
+) -> None:
+    """A table of students: those of one name are seeds of one contender, the first the baseline."""
+    from distill import compare as comparing
+
+    found = comparing.compare([comparing.read(path) for path in runs])
+    print(json.dumps(found, indent=1) if as_json else comparing.table(found))
 
 
 @app.command()
@@ -154,9 +194,13 @@ def env(
     print(json.dumps(facts, indent=1) if as_json else environment.table(facts))
 
 
-def _check_choices(metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int) -> None:
-    for name in metrics.split(","):
-        if name.strip() not in METRICS:
+def _check_choices(
+    metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int
+) -> list[str]:
+    """The metrics, each once."""
+    chosen = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
+    for name in chosen:
+        if name not in METRICS:
             raise InputError(f"--metrics {name}: not known. Known: {', '.join(METRICS)}. Name one.")
     types = ("float32", "bfloat16", "float16", "auto")
     if dtype not in types:
@@ -165,20 +209,57 @@ def _check_choices(metrics: str, dtype: str, max_length: int | None, tokens_per_
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
     if tokens_per_batch < 1:
         raise InputError(f"--tokens-per-batch {tokens_per_batch}: expected at least 1.")
+    return chosen
 
 
-def _table(run: dict[str, Any]) -> str:
-    facts = run["evaluation"]
-    lines = {
-        "model": run["name"],
-        "data": facts["data"],
-        "bits per byte": f"{run['bits_per_byte']:.4f}",
-        "bytes": f"{facts['bytes']:,} predicted, {facts['bytes_left_out']:,} left out",
-        "tokens": f"{facts['tokens']:,}",
-        "rows": f"{facts['rows']:,}, of which {facts['rows_skipped']:,} without a predicted byte",
-        "time": f"{facts['time_s']:.1f} s",
-    }
+def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
+    lines = {"model": run["name"]}
+    if "bits_per_byte" in metrics:
+        facts = run["evaluation"]
+        lines |= {
+            "data": facts["data"],
+            "bits per byte": f"{run['bits_per_byte']:.4f}",
+            "bytes": f"{facts['bytes']:,} predicted, {facts['bytes_left_out']:,} left out",
+            "tokens": f"{facts['tokens']:,}",
+            "rows": f"{facts['rows']:,}, of which {facts['rows_skipped']:,} without a predicted "
+            "byte",
+        }
+    if set(metrics) & {"token_f1", "exact_match", "rouge"}:
+        facts = run["answered"]
+        lines["answers"] = f"{facts['prompts']:,}, of at most {facts['max_new_tokens']:,} tokens"
+        names = {"token_f1": "token F1", "exact_match": "exact match"}
+        names = {name: shown for name, shown in names.items() if name in metrics}
+        if "rouge" in metrics:
+            names |= {f"rouge{kind}": f"ROUGE-{kind}" for kind in ("1", "2", "L", "Lsum")}
+        lines |= {shown: f"{run[name]:.1%}" for name, shown in names.items()}
+    if "judged" in run and set(metrics) & {"agreement", "uld", "calibration"}:
+        facts = run["judged"]
+        lines["store"] = f"{facts['store']}, {facts['sequences']:,} sequences of {facts['teacher']}"
+        lines |= _judged(run, metrics)
+    lines["time"] = f"{facts['time_s']:.1f} s"
     return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+
+
+def _judged(run: dict[str, Any], metrics: Sequence[str]) -> dict[str, str]:
+    facts, lines = run["judged"], {}
+    if "agreement" in metrics:
+        lines["agreement"] = (
+            f"{_known(run['agreement'], '.1%')} of {facts['shared_starts']:,} shared starts, "
+            f"{_known(run['agreement_prefix'], '.1%')} but for where tokens end"
+        )
+    if "uld" in metrics:
+        within = _known(run["uld_gap"], ".4f")
+        lines["uld"] = f"{_known(run['uld'], '.4f')}, of the live teacher within {within}"
+    if "calibration" in metrics:
+        lines["calibration"] = (
+            f"expected error {_known(run['calibration_error'], '.1%')}, of the teacher "
+            f"{_known(run['teacher_calibration_error'], '.1%')}"
+        )
+    return lines
+
+
+def _known(value: float | None, how: str) -> str:
+    return "unknown" if value is None else format(value, how)
 
 
 def main() -> None:

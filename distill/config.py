@@ -13,7 +13,7 @@ import difflib
 import json
 import math
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,8 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from distill.presets import PRESETS, described, flags_of
+from distill.schedule import parse_one_cycle
 from logitstore.errors import InputError
 from logitstore.render import parse_kwargs
 
@@ -87,14 +89,68 @@ class StudentArguments:
     model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a hub id."}
     )
+    student_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --model_name_or_path: new weights, by --seed, of the architecture "
+            "in this folder, hub id or JSON file."
+        },
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Of the student, where its own folder has none."}
+    )
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
         default="float32",
         metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
     )
+    use_peft: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters on a student that stays as it is."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "They are scaled by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Before the adapters."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Ends of module names, or all-linear. Default: peft's for the model."},
+    )
 
     def __post_init__(self) -> None:
-        if not self.model_name_or_path:
-            raise InputError("--model_name_or_path is required: the student, a hub id or a folder.")
+        if not (self.model_name_or_path or self.student_config):
+            raise InputError(
+                "--model_name_or_path is required: the student, a hub id or a folder. Or "
+                "--student_config, for a new one."
+            )
+        if self.model_name_or_path and self.student_config:
+            raise InputError(
+                f"--student_config {self.student_config} makes a new student, and "
+                f"--model_name_or_path {self.model_name_or_path} loads one. Leave one of them out."
+            )
+        self._check_adapters()
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """What of the adapters decides the run; None without."""
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        return {name: getattr(self, name) for name in names} if self.use_peft else None
+
+    def _check_adapters(self) -> None:
+        if self.use_peft and self.student_config:
+            raise InputError(
+                "--use_peft with --student_config: adapters on new weights, which nothing would "
+                "save. Leave --use_peft out."
+            )
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if not self.use_peft and each.name.startswith("lora_") and value != each.default:
+                raise InputError(
+                    f"--{each.name} {value} would have no effect: without --use_peft there are no "
+                    "adapters. Add --use_peft, or leave it out."
+                )
+        if self.lora_r < 1 or not 0 <= self.lora_dropout < 1:
+            raise InputError(
+                f"--lora_r {self.lora_r} --lora_dropout {self.lora_dropout}: expected a rank of at "
+                "least 1 and a share from 0 to below 1."
+            )
 
 
 @dataclass
@@ -164,6 +220,13 @@ class CachedTeacherConfig(TrainingArguments):
     chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Variables of the chat template for every row, as JSON."}
     )
+    one_cycle: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate up and down once, instead of --lr_scheduler_type: JSON of "
+            "pct_start, div_factor, final_div_factor and the like; {} for the usual values."
+        },
+    )
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many steps, or a fraction of all steps."}
@@ -214,6 +277,14 @@ class CachedTeacherConfig(TrainingArguments):
                 self.chat_template_kwargs, "--chat_template_kwargs"
             )
         self._check_losses(weights)
+        if self.one_cycle is not None:
+            self.one_cycle = parse_one_cycle(self.one_cycle)
+            for flag, usual in (("lr_scheduler_type", "linear"), ("warmup_steps", 0)):
+                if getattr(self, flag) != usual:
+                    raise InputError(
+                        f"--{flag} {getattr(self, flag)} would have no effect beside --one_cycle, "
+                        f"which is a schedule by itself. Leave one of the two out."
+                    )
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 
@@ -323,13 +394,17 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     """
     files = ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config")
+    files.add_argument("--preset")
     chosen, flags = files.parse_known_args(list(argv))
     parser = _Parser()
     from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
+    in_file, from_file = files.parse_known_args(from_file)
+    preset = chosen.preset or in_file.preset
+    first = _without_rivals(flags_of(preset), [*from_file, *flags]) if preset else []
     try:
-        # The last of two flags wins, so the file comes first.
+        # The last of two flags wins, so the preset comes first, then the file.
         parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
-            [*from_file, *flags], return_remaining_strings=True, look_for_args_file=False
+            [*first, *from_file, *flags], return_remaining_strings=True, look_for_args_file=False
         )
     except InputError:
         raise
@@ -342,6 +417,17 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     return config, student
 
 
+def _without_rivals(preset: list[str], said: Sequence[str]) -> list[str]:
+    """A preset without its schedule, or what only its loss has, where another one is said."""
+    names = {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in said if flag[:2] == "--"}
+    schedules = {"one_cycle", "lr_scheduler_type", "warmup_steps"}
+    if "one_cycle" in names or (
+        names & schedules and any(flag.startswith("--one_cycle") for flag in preset)
+    ):
+        names |= schedules
+    return [flag for flag in preset if flag.split("=")[0][2:] not in names]
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
 
@@ -350,6 +436,13 @@ class _Parser(HfArgumentParser):
             (CachedTeacherConfig, StudentArguments),  # type: ignore[arg-type]  # upstream NewType
             prog="distill train",
             allow_abbrev=False,
+            epilog=described(),
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        self.add_argument(
+            "--preset",
+            choices=list(PRESETS),
+            help="Settings that belong together, listed below; the file and flags win over them.",
         )
         self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
 

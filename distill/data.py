@@ -44,6 +44,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.align import Spans, align
+from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
 from distill.pieces import cut
@@ -69,9 +70,8 @@ from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer
 
-#: Values that pad the second axis of an array, and the label that is none.
+#: Values that pad the second axis of an array.
 PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf, "draw_ids": -1, "counts": 0}
-NO_LABEL = -100
 
 
 class Store(Protocol):
@@ -257,7 +257,12 @@ class Collator:
     """Pads examples into one batch; the layout is at the head of this file."""
 
     def __init__(
-        self, pad_id: int, losses: Sequence[str] = (), *, chunk_tokens: int | None = None
+        self,
+        pad_id: int,
+        losses: Sequence[str] = (),
+        *,
+        chunk_tokens: int | None = None,
+        sides: Sides | None = None,
     ) -> None:
         """How to pad, and how to cut.
 
@@ -265,7 +270,9 @@ class Collator:
             pad_id: The student's.
             losses: Names.
             chunk_tokens: Labels that the student's head can answer for at once; None: do not cut.
+            sides: What goes to which side of an encoder-decoder; None for a causal student.
         """
+        self.sides = sides
         self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
@@ -292,7 +299,8 @@ class Collator:
         teacher = {name: _joined(name, examples) for name in self.losses}
         pieces = self.chunk_tokens and cut(teacher, example, self.chunk_tokens)
         tensors = {name: _tensors(arrays) for name, arrays in teacher.items()}
-        return {**_tensors(batch), "teacher": tensors, "pieces": pieces or None}
+        made = {**_tensors(batch), "teacher": tensors, "pieces": pieces or None}
+        return made if self.sides is None else self.sides.cut(made)
 
 
 def _joined(name: str, examples: Sequence[Example]) -> Arrays:

@@ -1,4 +1,6 @@
-"""Bits per byte: how well a model predicts a text, comparable across tokenizers.
+"""Measuring a model: bits per byte here, answers and a teacher's judgement in their own modules.
+
+Bits per byte say how well a model predicts a text, comparable across tokenizers:
 
     bits_per_byte = sum over predicted tokens of -log2 p(token | before)  /  their UTF-8 bytes
 
@@ -23,14 +25,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from distill import answers, judging
+from distill.asking import ask, batch_of
+from distill.card import renew_results
+from distill.data import Store
+from distill.encoder_decoder import Sides
 from distill.head import StudentHead
 from distill.preflight import check_embeddings
-from distill.query import HeadQuery
-from distill.run import RunObject, load_student, peak_rss_bytes, read_results, write_results
+from distill.results import RunObject, peak_rss_bytes, read_results, write_results
+from distill.student import load_student
+from distill.student_text import StudentReader
+from logitstore import open_store
 from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import Rows, load_rows
 from logitstore.errors import InputError
 from logitstore.progress import progress
+from logitstore.render import ChatTemplate, parse_kwargs
 from logitstore.tokens import ByteTokenizer, TokenizedText
 
 #: Padded tokens of a batch: enough to keep two cores busy, few enough for any machine.
@@ -63,8 +73,10 @@ class Score(NamedTuple):
 
 def evaluate(
     model_name: str,
-    data: str,
+    data: str | None = None,
     *,
+    metrics: Sequence[str] = ("bits_per_byte",),
+    store: str | None = None,
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
@@ -74,49 +86,137 @@ def evaluate(
     revision: str | None = None,
     dtype: str = "float32",
     max_length: int | None = None,
+    max_new_tokens: int = 64,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> RunObject:
-    """Bits per byte of a model folder or hub id on a dataset, as a run object.
+    """Measures a model folder or hub id on a dataset, or on a teacher's store, as a run object.
 
     Where `distill train` made the folder, its run object is taken over, and its file completed.
 
     Raises:
-        InputError: When model or data cannot be loaded, or nothing in the data can be predicted.
+        LogitStoreError: When model, data or store cannot be loaded, a metric lacks what it needs,
+            or nothing can be measured.
     """
     started = time.perf_counter()
+    check_metrics(metrics, data=data, store=store)
     trained = read_results(Path(model_name))  # now: damage is better met before the work
-    rows = load_rows(data, split=split, config_name=config_name, text_column=text_column)
+    opened = None if store is None else open_store(store)
+    rows = None
+    if data is not None:
+        rows = load_rows(data, split=split, config_name=config_name, text_column=text_column)
+    if "rouge" in metrics:
+        answers.rouge()  # what is not installed is better met before the work, too
     model, tokenizer = load_student(model_name, revision=revision, dtype=dtype)
     check_embeddings(model, ByteTokenizer(tokenizer))
-    render = renderer_of(
-        rows,
-        tokenizer,
-        supervise=supervise,
-        template_path=chat_template_path,
-        template_kwargs=chat_template_kwargs,
-    )
+    templates = {"path": chat_template_path, "kwargs": chat_template_kwargs}
+    reader = None
+    if opened is not None:
+        reader = reader_of(opened, model, tokenizer, max_length=max_length, **templates)
     nn.Module.to(model, torch.accelerator.current_accelerator() or torch.device("cpu"))
-    score = bits_per_byte(
-        model,
-        render,
-        max_length=max_length,
-        tokens_per_batch=tokens_per_batch,
-    )
-    figures = {
-        "bits_per_byte": score.bits_per_byte,
-        "evaluation": {
-            "data": data,
-            "split": split,
-            **score._asdict(),
-            "time_s": round(time.perf_counter() - started, 3),
-            "peak_rss_bytes": peak_rss_bytes(),
-        },
+    figures: RunObject = {}
+    if rows is not None:
+        render = renderer_of(
+            rows,
+            tokenizer,
+            supervise=supervise,
+            template_path=chat_template_path,
+            template_kwargs=chat_template_kwargs,
+        )
+        asked = answers.questions(render) if set(answers.METRICS) & set(metrics) else []
+        if "bits_per_byte" in metrics:
+            score = bits_per_byte(
+                model, render, max_length=max_length, tokens_per_batch=tokens_per_batch
+            )
+            figures["bits_per_byte"] = score.bits_per_byte
+            figures["evaluation"] = {"data": data, "split": split, **score._asdict()}
+        if asked:
+            written = answers.write_answers(
+                model,
+                tokenizer,
+                asked,
+                pad_id=render.tokenizer.pad_id,
+                max_new_tokens=max_new_tokens,
+                tokens_per_batch=tokens_per_batch,
+            )
+            references = [question.reference for question in asked]
+            figures |= answers.score_answers(written, references, metrics)
+            figures["answered"] = {
+                "data": data,
+                "split": split,
+                "prompts": len(asked),
+                "max_new_tokens": max_new_tokens,
+            }
+    if opened is not None and reader is not None:
+        judged = [name for name in metrics if name in judging.METRICS]
+        figures |= judging.judge(model, opened, reader, judged, tokens_per_batch=tokens_per_batch)
+    used = {
+        "time_s": round(time.perf_counter() - started, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
     }
+    for part in ("evaluation", "answered", "judged"):
+        if part in figures:
+            figures[part] |= used
     if trained is not None:
         run = {**trained, **figures}
         write_results(Path(model_name), run)
+        renew_results(Path(model_name), run)
         return run
     return {"name": Path(model_name).name, "seed": None, **figures}
+
+
+def check_metrics(metrics: Sequence[str], *, data: str | None, store: str | None) -> None:
+    """Every metric must have what it is measured on, and what is given must be measured on.
+
+    Raises:
+        InputError: Names the metric or the flag.
+    """
+    of_store = [name for name in metrics if name in judging.METRICS]
+    of_data = [name for name in metrics if name not in judging.METRICS]
+    if of_data and data is None:
+        raise InputError(
+            f"--metrics {','.join(of_data)}: measured on a dataset, but none is given. Name it "
+            "behind the model: `distill evaluate MODEL DATA`."
+        )
+    if of_store and store is None:
+        raise InputError(
+            f"--metrics {','.join(of_store)}: measured against a teacher, but no store is given. "
+            "Add --store with a store of held-out text."
+        )
+    if store is not None and not of_store:
+        raise InputError(
+            f"--store {store}: none of --metrics {','.join(metrics)} reads it. Leave it out, or "
+            f"add one of {', '.join(judging.METRICS)}."
+        )
+    if data is not None and not of_data:
+        raise InputError(
+            f"{data}: none of --metrics {','.join(metrics)} reads a dataset. Leave it out, or add "
+            "bits_per_byte."
+        )
+
+
+def reader_of(
+    store: Store,
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    path: str | None = None,
+    kwargs: str | None = None,
+) -> StudentReader:
+    """How a model reads the lines of a store: conversations through its own chat template."""
+    reader, template = ByteTokenizer(tokenizer), None
+    if store.spec.rendering["kind"] == "conversation":
+        given = parse_kwargs(kwargs, "--chat-template-kwargs")
+        template = ChatTemplate.of(
+            tokenizer, reader, path=path, kwargs=given, flag="--chat-template-path"
+        )
+    return StudentReader(
+        reader,
+        store.spec.rendering,
+        store.path,
+        template=template,
+        max_length=_window_width(model, max_length),
+    )
 
 
 def renderer_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, **settings: str | None) -> Renderer:
@@ -143,7 +243,7 @@ def bits_per_byte(
     """Scores the supervised text of every row.
 
     Args:
-        model: A causal model, on its device.
+        model: On its device.
         render: The rows as it reads them, see :func:`renderer_of`.
         max_length: Tokens of a window; by default what the model reads, at most LONGEST_WINDOW.
         tokens_per_batch: Padded tokens of a batch; changes speed and memory only.
@@ -169,7 +269,8 @@ def bits_per_byte(
             f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict. "
             "Check --split and --text-column."
         )
-    bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch))
+    sides = Sides.of(model, reader)
+    bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch, sides))
     total = sum(int(w.is_counted.sum()) for w in windows)
     return Score(bits, counted, total, len(rows), left_out, skipped)
 
@@ -189,7 +290,11 @@ def cut(tokens: TokenizedText, width: int) -> list[Window]:
 
 
 def _bits(
-    model: nn.Module, windows: Sequence[Window], pad_id: int, tokens_per_batch: int
+    model: nn.Module,
+    windows: Sequence[Window],
+    pad_id: int,
+    tokens_per_batch: int,
+    sides: Sides | None,
 ) -> Iterator[float]:
     """Bits of each batch."""
     head = StudentHead(model)
@@ -197,23 +302,17 @@ def _bits(
     order = sorted(range(len(windows)), key=lambda i: len(windows[i].token_ids), reverse=True)
     with progress(len(windows), "evaluate", "windows") as shown:
         for batch in _batches([windows[i] for i in order], tokens_per_batch):
-            yield _batch_bits(model, head, batch, pad_id)
+            yield _batch_bits(model, head, batch, pad_id, sides)
             shown.update(len(batch))
 
 
 @torch.no_grad()
-def _batch_bits(model: nn.Module, head: StudentHead, batch: Sequence[Window], pad_id: int) -> float:
-    shape = (len(batch), max(len(w.token_ids) for w in batch))
-    ids, is_counted, mask = np.full(shape, pad_id), np.zeros(shape, bool), np.zeros(shape, np.int64)
-    for b, window in enumerate(batch):
-        length = len(window.token_ids)
-        ids[b, :length], is_counted[b, :length], mask[b, :length] = *window, 1
-    flat = torch.from_numpy(np.flatnonzero(is_counted))
-    device = next(model.parameters()).device
-    input_ids = torch.from_numpy(ids).to(device)
-    inputs = {"input_ids": input_ids, "attention_mask": torch.from_numpy(mask).to(device)}
-    flat = flat.to(device)
-    answer = head(model, inputs, flat - 1, HeadQuery(input_ids.flatten()[flat]))
+def _batch_bits(
+    model: nn.Module, head: StudentHead, batch: Sequence[Window], pad_id: int, sides: Sides | None
+) -> float:
+    places = [np.flatnonzero(window.is_counted) for window in batch]
+    asked = batch_of([window.token_ids for window in batch], places, pad_id)
+    answer = ask(model, head, asked, sides)
     return -float(answer.label_logprob_N.cpu().double().sum()) / math.log(2)
 
 

@@ -26,6 +26,7 @@ from distill.query import (
     LABEL,
     REST,
     TOP,
+    TOP_IDS,
     HeadQuery,
     Lookup,
     rank_columns,
@@ -88,6 +89,8 @@ class LogitRows:
         answer = {LABEL: self._label_c - log_z_c1.squeeze(1)}
         if self._query.top_k:
             answer[TOP] = self._top_cK - log_z_c1
+            if self._query.has_top_ids:
+                answer[TOP_IDS] = self._top_ids_cK
         for name in self._query.lookups:
             if name in self._at:
                 answer[name + AT_IDS] = self._at[name] - log_z_c1

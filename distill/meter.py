@@ -56,7 +56,7 @@ class Meter:
         facts = [
             batch["aligned"].sum(),
             (batch["labels"] != -100).sum(),
-            batch["attention_mask"].sum(),
+            sum(batch[key].sum() for key in batch if key.endswith("attention_mask")),
             batch["skipped"].sum(),
             batch["text_changed"].sum(),
         ]

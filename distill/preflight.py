@@ -49,11 +49,6 @@ def check_student(
     model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
 ) -> None:
     """What would otherwise end as an index error, or as wrong numbers, in the first step."""
-    if model.config.is_encoder_decoder:
-        raise InputError(
-            f"{model.name_or_path}: an encoder-decoder model, and the trainer reads causal ones. "
-            "Choose a student that AutoModelForCausalLM loads as a decoder."
-        )
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs but one process: torch.nn.DataParallel would copy the model for "

@@ -73,6 +73,8 @@ class HeadQuery:
         top_k_mask_N: (N,) bool, where `top_k` is wanted; None for everywhere.
         top_k_columns_V: (V,) bool, of which tokens; None for all. The log-probabilities remain
             those over the full vocabulary.
+        has_top_ids: Whether the tokens of `top_k` are wanted too: of a run without gradient, such
+            as an evaluation. Where `top_k_mask_N` is False they mean nothing.
         lookups: Ids to look up, by a name of the asker's.
         ranking: Columns to choose for whole sequences; None for none.
     """
@@ -81,6 +83,7 @@ class HeadQuery:
     top_k: int = 0
     top_k_mask_N: Tensor | None = None
     top_k_columns_V: Tensor | None = None
+    has_top_ids: bool = False
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     ranking: Ranking | None = None
 
@@ -106,6 +109,7 @@ class HeadAnswer:
     Attributes:
         label_logprob_N: (N,) of the labels.
         top_logprobs_NK: (N, top_k) largest first; -inf beyond V and where masked. None: not asked.
+        top_ids_NK: (N, top_k) int64, whose they are; 0 beyond V. None: not asked.
         found: The answer to each lookup, by its name.
         column_logprobs_Nk: (N, k) at the ranked columns of the position's sequence, the one with
             most mass first, of logits at one scale; -inf beyond V. None: not asked.
@@ -113,6 +117,7 @@ class HeadAnswer:
 
     label_logprob_N: Tensor
     top_logprobs_NK: Tensor | None = None
+    top_ids_NK: Tensor | None = None
     found: Mapping[str, Found] = field(default_factory=dict)
     column_logprobs_Nk: Tensor | None = None
 
@@ -127,6 +132,7 @@ class HeadAnswer:
 
 #: What the tensors of an answer are called, those of a lookup behind its name.
 LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
+TOP_IDS = "top_ids_NK"
 AT_IDS, REST = ".at_ids", ".rest"
 
 
@@ -151,6 +157,9 @@ def answer_rows(
             logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
         )
         answer[TOP] = _top(listed_cV, log_z_c, query.top_k, query.top_k_mask_N)
+        if query.has_top_ids:
+            ids_cK = listed_cV.topk(min(query.top_k, listed_cV.shape[1])).indices
+            answer[TOP_IDS] = nn.functional.pad(ids_cK, (0, query.top_k - ids_cK.shape[1]))
     for name, lookup in query.lookups.items():
         at_ids_cK, rest_c = _look_up(logits_cV, log_z_c, lookup)
         answer[name + AT_IDS] = at_ids_cK

@@ -4,33 +4,20 @@ The folder is an ordinary transformers one (weights, tokenizer) with `results.js
 run as one JSON object, which `distill evaluate` adds its figures to.
 """
 
-import json
-import os
-import re
-import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-
+from distill.card import write_card
 from distill.config import CachedTeacherConfig, StudentArguments
+from distill.curves import CURVES_FILE, can_draw, draw
 from distill.data import Store
+from distill.results import RunObject, check_writable, peak_rss_bytes, write_results
+from distill.student import make_student
 from distill.trainer import CachedTeacherTrainer
 from logitstore import open_store
-from logitstore.errors import InputError, StorageError, in_a_line
-from logitstore.loading import why_not_loaded
-
-RESULTS_FILE = "results.json"
-
-RunObject = dict[str, Any]
+from logitstore.errors import InputError
 
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
@@ -44,9 +31,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if config.should_save:
         _check_output(folder, resuming=bool(config.checkpoint))
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
-    model, tokenizer = load_student(
-        student.model_name_or_path, revision=student.model_revision, dtype=student.dtype
-    )
+    model, tokenizer = make_student(student, config.seed)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
     trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.
@@ -71,9 +56,12 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "temperature": config.temperature,
         "alm_temperature": config.alm_temperature,
         "balance": config.balance,
-        "model_name_or_path": student.model_name_or_path,
+        "model_name_or_path": student.model_name_or_path or None,
+        "student_config": student.student_config,
+        "lora": student.lora,
         "store": config.store,
         "store_digest": store.digest,
+        "teacher": _teacher(store),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
@@ -82,91 +70,29 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     }
     if config.should_save:
         write_results(folder, run)
+        write_card(folder, run)
+        if can_draw():
+            draw(trainer.state.log_history, folder / CURVES_FILE)
+        else:
+            line = (
+                f"no {CURVES_FILE}: matplotlib is not installed (pip install 'logitstore[report]')"
+            )
+            print(line, file=sys.stderr)
     if config.world_size > 1:
         trainer.end()
     return run
 
 
-def load_student(
-    name: str, *, revision: str | None = None, dtype: str = "float32"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal model and its tokenizer, of a folder or a hub id; no code from there is run.
-
-    Raises:
-        InputError: When either cannot be loaded.
-    """
-    kept = {"revision": revision, "trust_remote_code": False}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **kept)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype if dtype == "auto" else getattr(torch, dtype), **kept
-        )
-    except Exception as error:  # a broken file gives any class, a bare Exception too
-        raise InputError(
-            f"{name}: AutoModelForCausalLM and AutoTokenizer cannot load it "
-            f"({why_not_loaded(name, error)}). Give the folder of a causal model with its "
-            "tokenizer, or a hub id that this machine can reach or has cached."
-        ) from error
-    return model, tokenizer
-
-
-def write_results(folder: Path, run: RunObject) -> None:
-    """Whole or not at all: a reader never meets half a file."""
-    path = folder / RESULTS_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def read_results(folder: Path) -> RunObject | None:
-    """The run object of a student folder; None where `distill train` wrote none.
-
-    Raises:
-        InputError: There is one, but it is damaged or could not be completed.
-    """
-    path = folder / RESULTS_FILE
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: the run object of this student cannot be read ({in_a_line(error)}). Restore "
-            "it from a copy, or delete it to evaluate without it."
-        ) from error
-    if not isinstance(run, dict) or "name" not in run:
-        return None
-    check_writable(folder)
-    return run
-
-
-def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be made or written to, before there is anything to write.
-
-    Raises:
-        StorageError: Names the part of its path that stands in the way.
-    """
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise StorageError(f"{folder}: {nearest} is a file, not a folder. Use another folder.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise StorageError(
-            f"{folder}: no permission to write to {nearest}. Mend its permissions, or use another "
-            "folder."
-        )
-
-
-def peak_rss_bytes() -> int:
-    """The most memory this program ever held."""
-    # getrusage would also count what the parent held when it started us: Linux carries the peak of
-    # a process over an exec. VmHWM is of this program's own memory.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
+def _teacher(store: Store) -> dict[str, Any]:
+    """What the card says of the teacher and its store."""
+    return {
+        "name": store.provenance.get("teacher"),
+        "revision": store.provenance.get("revision"),
+        "fingerprint": store.spec.teacher.get("fingerprint"),
+        "dataset": store.provenance.get("dataset"),
+        "top_k": store.spec.top_k,
+        "tail_mean": store.fidelity.tail_mean,
+    }
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:

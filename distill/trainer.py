@@ -43,6 +43,7 @@ from transformers.trainer_utils import (
 from distill.config import CachedTeacherConfig
 from distill.coverage import warn_if_low
 from distill.data import Collator, Store, StoreDataset
+from distill.encoder_decoder import SEEN, Sides
 from distill.head import StudentHead
 from distill.meter import Meter
 from distill.pieces import Pieces, piece_of
@@ -54,6 +55,7 @@ from distill.preflight import (
     check_student,
 )
 from distill.query import HeadAnswer
+from distill.schedule import one_cycle, parse_one_cycle
 from distill.terms import (
     LossSettings,
     Term,
@@ -75,7 +77,7 @@ class CachedTeacherTrainer(Trainer):
     """`transformers.Trainer` whose loss comes from a store instead of a teacher.
 
     Args:
-        model: A causal language model, unwrapped.
+        model: A causal language model or an encoder-decoder, unwrapped; adapters may be on it.
         args: The run. `args.store` and `args.eval_store` are opened when none is given here.
         store: What to train from, already open.
         eval_store: What to evaluate on, already open.
@@ -132,7 +134,12 @@ class CachedTeacherTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=Collator(student.pad_id, tuple(self.weights), chunk_tokens=chunk_tokens),
+            data_collator=Collator(
+                student.pad_id,
+                tuple(self.weights),
+                chunk_tokens=chunk_tokens,
+                sides=Sides.of(model, student),
+            ),
             train_dataset=self.data,
             eval_dataset=held_out,
             processing_class=processing_class,
@@ -200,7 +207,7 @@ class CachedTeacherTrainer(Trainer):
 
     def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
         """What the model itself is given."""
-        return {key: inputs[key] for key in ("input_ids", "attention_mask")}
+        return {key: inputs[key] for key in SEEN if key in inputs}
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
         query = query_of(inputs, self.settings)
@@ -274,6 +281,22 @@ class CachedTeacherTrainer(Trainer):
             for name, arrays in inputs["teacher"].items()
         }
         return {**prepared, "teacher": teacher, "pieces": inputs.get("pieces")}
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Trainer's, or with `--one_cycle` a schedule that it does not know."""
+        if self.lr_scheduler is None and self.args.one_cycle is not None:
+            chosen = optimizer or self.optimizer
+            assert chosen is not None  # Trainer makes it first
+            self.lr_scheduler = one_cycle(  # type: ignore[assignment]  # declared as a LambdaLR
+                chosen,
+                num_training_steps,
+                self.args.learning_rate,
+                parse_one_cycle(self.args.one_cycle),
+            )
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     # ---- what is logged ----
 

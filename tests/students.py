@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from distill.config import CachedTeacherConfig
 from distill.trainer import CachedTeacherTrainer
@@ -23,6 +24,27 @@ def ragged_rows() -> list[Row]:
     rows.append((Segment("A prompt: ", supervised=False), Segment("yes", supervised=True)))
     rows.append((Segment("Another? ", supervised=False), Segment("no, 🙂 no", supervised=True)))
     return rows
+
+
+def t5(seed: int = 0) -> PreTrainedModel:
+    """An encoder-decoder of T5's kind for the byte BPE, its weights far from uniform."""
+    config = T5Config(
+        vocab_size=300,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=1,
+        num_heads=2,
+        dropout_rate=0.0,
+        initializer_factor=0.5,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return T5ForConditionalGeneration(config).eval()
 
 
 def settings(out: Path, **more: Any) -> CachedTeacherConfig:

@@ -1,6 +1,7 @@
 """A run as flags, as YAML, as Python: the same checks on every way in, and no setting that lies."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from distill.config import (
     parse,
     parse_losses,
 )
+from distill.presets import PRESETS
 from logitstore.errors import InputError
 
 NEEDED = ("--store", "s", "--output_dir", "o", "--model_name_or_path", "m", "--use_cpu")
@@ -201,6 +203,58 @@ def test_a_config_survives_being_copied() -> None:
     again = dataclasses.replace(first)
     assert again.gradient_accumulation_steps == 4
     assert again.loss_weights == first.loss_weights
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_setting_of_a_preset_is_a_flag_and_has_a_source(name: str) -> None:
+    run, _ = parse(["--preset", name, *NEEDED])
+    for setting in PRESETS[name]:
+        assert setting.source
+        value = getattr(run, setting.flag)
+        if isinstance(value, dict):
+            assert value == json.loads(setting.value)
+        elif isinstance(value, str):
+            assert value == setting.value
+        else:
+            assert value == float(setting.value)
+
+
+def test_what_is_said_wins_over_a_preset_and_flags_win_over_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: uld_paper\nlearning_rate: 2e-6\nnum_train_epochs: 2\n")
+    run, _ = parse([*NEEDED, "--config", str(path), "--num-train-epochs", "3"])
+    assert (run.loss, run.learning_rate, run.num_train_epochs) == ("uld:1.5", 2e-6, 3)
+    run, _ = parse([*NEEDED, "--config", str(path), "--preset", "recommended"])
+    assert (run.loss, run.learning_rate) == ("mapped_kl:1", 2e-6)
+
+
+def test_another_schedule_takes_the_place_of_the_presets() -> None:
+    run, _ = parse(["--preset", "uld_paper", *NEEDED, "--lr-scheduler-type", "cosine"])
+    assert (run.one_cycle, run.lr_scheduler_type) == (None, "cosine")
+    run, _ = parse(["--preset", "recommended", *NEEDED, "--one_cycle", "{}"])
+    assert (run.one_cycle, run.lr_scheduler_type, run.warmup_steps) == ({}, "linear", 0)
+    with pytest.raises(InputError, match="--lr_scheduler_type cosine would have no effect beside"):
+        config(one_cycle={}, lr_scheduler_type="cosine")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object of pct_start"),
+        ('{"max_lr": 1}', "expected a JSON object of pct_start"),
+        ('{"pct_start": 1}', "pct_start is 1, expected a number between 0 and 1"),
+        ('{"div_factor": "2"}', "div_factor is 2, expected a number above 0"),
+    ],
+)
+def test_a_bad_schedule_is_named(given: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        config(one_cycle=given)
+
+
+def test_a_preset_that_is_not_known_is_named() -> None:
+    with pytest.raises(InputError, match="--preset uld: not known"):
+        parse(["--preset", "uld", *NEEDED])
 
 
 def test_the_student_is_required() -> None:

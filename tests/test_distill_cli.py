@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
 from distill import cli
 from logitstore.capture.job import capture
 from tests import tiny
+from tests.students import t5
 
 FLAGS = (
     "--max_steps 3 --per_device_train_batch_size 4 --logging_steps 1 --use_cpu --save_strategy no"
@@ -84,6 +86,11 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     )
     assert metrics["eval_loss"] == pytest.approx(total)
     assert {"ce_loss", "kd_loss", "kd_gap", "aligned_fraction"} <= set(metrics)
+    card = (out / "README.md").read_text()
+    assert found["store_digest"] in card
+    assert "2402.12030" in card
+    assert str(here) not in card  # a path says where, and who, you are
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     student = AutoModelForCausalLM.from_pretrained(out)
     assert AutoTokenizer.from_pretrained(out)("a")["input_ids"]
     assert student.config.vocab_size == 300
@@ -104,8 +111,38 @@ def test_evaluation_completes_the_students_run(
     assert found["bits_per_byte"] > 0
     assert {key: found[key] for key in trained} == trained
     assert json.loads((out / "results.json").read_text()) == found
+    assert f"| bits/byte | {found['bits_per_byte']:.3f} |" in (out / "README.md").read_text()
     status, stdout, _ = run(capsys, "evaluate", str(out), data)
     assert f"bits per byte  {found['bits_per_byte']:.4f}" in stdout
+
+
+def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(here / "student", out)
+    (out / "results.json").write_text('{"name": "mine", "seed": 4}')
+    rows = [{"prompt": "The teacher", "completion": " reads"}, {"prompt": "A", "completion": "b"}]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = ("--store", str(here / "store"), "--metrics", ",".join(cli.METRICS))
+    status, stdout, _ = run(
+        capsys, "evaluate", str(out), str(pairs), *every, "--max-new-tokens", "4", "--json"
+    )
+    assert status == 0
+    found = json.loads(stdout)
+    assert found == json.loads((out / "results.json").read_text())
+    assert (found["name"], found["seed"], found["answered"]["prompts"]) == ("mine", 4, 2)
+    assert found["judged"]["store_digest"] == logitstore.open_store(here / "store").digest
+    for key in ("agreement", "uld", "calibration_error", "token_f1", "exact_match", "rougeLsum"):
+        assert 0 <= found[key] <= 2
+    status, stdout, _ = run(capsys, "evaluate", str(out), "--store", every[1], "--metrics", "uld")
+    assert status == 0
+    assert f"uld            {found['uld']:.4f}, of the live teacher within" in stdout
+    assert json.loads((out / "results.json").read_text())["bits_per_byte"] == found["bits_per_byte"]
+    status, stdout, _ = run(capsys, "compare", str(out))
+    assert status == 0
+    assert "calibration error (lower is better)" in stdout
 
 
 def test_evaluating_a_folder_of_others_writes_nothing_into_it(
@@ -131,6 +168,92 @@ def test_a_student_learns_from_the_store(
         )  # fmt: skip
         losses.append(json.loads(stdout)["metrics"]["eval_mapped_kl_loss"])
     assert losses[1] < 0.9 * losses[0]
+
+
+def test_an_encoder_decoder_is_a_student_like_any_other(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.save(tmp_path / "t5", t5(), tiny.byte_bpe())
+    student = ("--model_name_or_path", str(tmp_path / "t5"))
+    status, stdout, _ = train(capsys, here, tmp_path / "out", *student, "--loss", "uld,mapped_kl")
+    assert (status, json.loads(stdout)["steps"]) == (0, 3)
+    rows = [{"prompt": "The teacher", "completion": " reads"}]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, stdout, _ = run(
+        capsys, "evaluate", str(tmp_path / "out"), str(tmp_path / "pairs.jsonl"),
+        "--store", str(here / "store"), "--metrics", ",".join(cli.METRICS), "--json",
+    )  # fmt: skip
+    assert status == 0
+    assert json.loads(stdout)["evaluation"]["bytes"] == 6
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
+def test_adapters_are_trained_alone_and_bring_their_base_when_they_are_loaded(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (here / "student" / "model.safetensors").read_bytes()
+    given = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj")
+    status, stdout, _ = train(capsys, here, tmp_path / "out", *given, "--learning_rate", "1e-1")
+    found = json.loads(stdout)
+    assert status == 0
+    assert found["lora"]["lora_r"] == 4
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert (here / "student" / "model.safetensors").read_bytes() == before
+    bits = []
+    for model in (tmp_path / "out", here / "student"):
+        _, stdout, _ = run(capsys, "evaluate", str(model), str(here / "data.jsonl"), "--json")
+        bits.append(json.loads(stdout)["bits_per_byte"])
+    assert bits[0] != bits[1]
+
+
+def test_a_new_student_is_its_config_and_its_seed(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(here / "student" / "config.json")
+    new = ("--student_config", config, "--tokenizer_name_or_path", str(here / "student"))
+    plain = (
+        "--store",
+        str(here / "store"),
+        "--max_steps",
+        "1",
+        "--learning_rate",
+        "0",
+        "--use_cpu",
+    )
+    weights = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        out = tmp_path / name
+        status, stdout, _ = run(
+            capsys, "train", *new, *plain, "--seed", seed, "--output_dir", str(out)
+        )
+        assert status == 0
+        assert json.loads(stdout)["student_config"] == config
+        weights.append(AutoModelForCausalLM.from_pretrained(out).lm_head.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--student_config", "c"), "Leave one of them out"),
+        (("--lora_r", "4"), "--lora_r 4 would have no effect: without --use_peft"),
+        (("--use_peft", "--lora_r", "0"), "expected a rank of at least 1"),
+        (("--use_peft", "--lora_target_modules", "nothing"), "--lora_target_modules nothing: "),
+    ],
+)
+def test_a_student_that_cannot_be_made_is_one_message(
+    here: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    says: str,
+) -> None:
+    status, stdout, stderr = train(capsys, here, tmp_path / "out", *more)
+    assert (status, stdout) == (2, "")
+    assert says in stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_goes_on_from_its_last_checkpoint(
@@ -213,13 +336,18 @@ def test_an_unfinished_store_is_refused_unless_asked_for(
         (("--max-length", "1"), "expected at least 2 tokens"),
         (("--tokens-per-batch", "0"), "expected at least 1"),
         (("--text_column", "words"), "words"),
+        (("--metrics", "agreement"), "no store is given. Add --store"),
+        (("--store", "{here}/store"), "none of --metrics bits_per_byte reads it"),
+        (("--metrics", "uld", "--store", "{here}/store"), "reads a dataset. Leave it out"),
+        (("--metrics", "token_f1"), "has a prompt and a completion"),
+        (("--metrics", "token_f1", "--max-new-tokens", "0"), "--max-new-tokens 0: expected at"),
     ],
 )
 def test_a_bad_evaluation_is_one_message_and_status_2(
     here: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], says: str
 ) -> None:
     given = ("evaluate", str(here / "student"), str(here / "data.jsonl"))
-    status, stdout, stderr = run(capsys, *given, *more)
+    status, stdout, stderr = run(capsys, *given, *(part.format(here=here) for part in more))
     assert (status, stdout) == (2, "")
     assert says in stderr
 

@@ -135,7 +135,9 @@ def test_chunks_give_value_and_gradient_of_the_models_own_logits(
     model, (inputs, rows, query) = build(family).double(), question()
     want = definition(model(**inputs).logits.flatten(0, -2), rows, query)
     want_grads = gradients(model, want)
-    got = StudentHead(model, chunk_tokens=chunk_tokens)(model, inputs, rows, query)
+    head = StudentHead(model, chunk_tokens=chunk_tokens)
+    got = head(model, inputs, rows, query)
+    assert not head.dense
     assert_close(fields(got), fields(want), rtol=1e-10, atol=1e-10)
     assert_close(gradients(model, got), want_grads, rtol=1e-9, atol=1e-10)
 

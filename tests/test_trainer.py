@@ -23,7 +23,7 @@ from logitstore.errors import InputError, MismatchError
 from logitstore.tokens import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, taught
-from tests.students import logged, ragged_rows, settings, trainer_of
+from tests.students import logged, ragged_rows, settings, t5, trainer_of
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,71 @@ def test_two_processes_make_the_run_of_one(store: FakeStore, tmp_path: Path) -> 
             assert two["eval"][key] == pytest.approx(value, rel=1e-4)
 
 
+# ---- other students ----
+
+
+def test_an_encoder_decoder_is_trained_and_feels_no_cut_of_its_batch(
+    store: FakeStore, tmp_path: Path
+) -> None:
+    runs = []
+    for batch in (8, 2):
+        trainer = trainer_of(
+            t5(),
+            store,
+            tmp_path,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=8 // batch,
+            max_steps=6,
+            learning_rate=1e-3,
+            eval_store=store,
+        )
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        assert not trainer.head.dense
+        assert trainer.evaluate()["eval_loss"] < before
+        runs.append(torch.tensor([[e["loss"], e["kd_gap"]] for e in logged(trainer)]))
+        assert logged(trainer)[0]["loss"] == pytest.approx(before, rel=1e-4)
+    torch.testing.assert_close(runs[1], runs[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_shards_of_the_student_make_the_run_of_one(
+    store: FakeStore, tmp_path: Path
+) -> None:
+    """`--fsdp`: `fully_shard` over two gloo ranks, each with half of every weight."""
+    (tmp_path / "store").write_bytes(pickle.dumps(store))
+    sharded = TWO_RANKS.replace(
+        "eval_store=store,",
+        'fsdp=True, fsdp_config={"version": 2, "reshard_after_forward": True},',
+    ).replace("metrics = trainer.evaluate()", "metrics = {}")
+    (tmp_path / "ranks.py").write_text(textwrap.dedent(sharded))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    given = [str(tmp_path / name) for name in ("ranks.py", "store", "out", "results")]
+    done = subprocess.run(
+        [*launch, *given],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = json.loads((tmp_path / "results").read_text())
+    one = trainer_of(tiny.llama(len(tiny.byte_bpe())), store, tmp_path / "one")
+    one.train()
+    for entry, other in zip(logged(one), two["logged"], strict=True):
+        for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
+            assert other[key] == pytest.approx(entry[key], rel=1e-3)
+
+
+def test_a_decoder_whose_start_is_not_known_is_refused(store: FakeStore, tmp_path: Path) -> None:
+    model = t5()
+    model.config.decoder_start_token_id = None
+    model.generation_config.decoder_start_token_id = None
+    with pytest.raises(InputError, match="decoder_start_token_id, so what its decoder begins with"):
+        trainer_of(model, store, tmp_path)
+
+
 # ---- what is logged ----
 
 
@@ -193,6 +258,22 @@ def test_the_logged_loss_is_the_sum_of_its_logged_terms(
         assert entry["tokens_per_second"] > 0
         assert entry["kd_gap"] > 0
         assert "skipped_sequences" not in entry
+
+
+def test_a_one_cycle_goes_up_and_down_once(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    shape = {"pct_start": 0.4, "div_factor": 2.0, "final_div_factor": 5.0, "cycle_momentum": False}
+    trainer = trainer_of(
+        model, store, tmp_path, one_cycle=shape, lr_scheduler_type="linear", max_steps=10
+    )
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in logged(trainer)]
+    peak = int(torch.tensor(rates).argmax())
+    assert rates[0] == pytest.approx(1e-2 / 2)
+    assert rates[peak] == pytest.approx(1e-2)
+    assert rates[-1] == pytest.approx(1e-2 / 2 / 5)
+    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
 
 
 def test_training_again_counts_from_nothing(
@@ -419,14 +500,6 @@ def test_a_student_without_tokenizer_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="processing_class is missing"):
         CachedTeacherTrainer(model, settings(tmp_path), store)
-
-
-def test_an_encoder_decoder_student_is_refused(
-    store: FakeStore, model: PreTrainedModel, tmp_path: Path
-) -> None:
-    model.config.is_encoder_decoder = True
-    with pytest.raises(InputError, match="an encoder-decoder model"):
-        trainer_of(model, store, tmp_path)
 
 
 def test_one_process_with_several_gpus_is_refused(

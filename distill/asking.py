@@ -1,0 +1,63 @@
+"""Running a model on some sequences without gradient, and asking its head about some places.
+
+Shape legend: B = sequences, T = padded length, N = places asked about.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from distill.encoder_decoder import NO_LABEL, SEEN, Sides
+from distill.head import StudentHead
+from distill.query import HeadAnswer, HeadQuery
+
+Ints = npt.NDArray[np.int64]
+
+
+def batch_of(sequences: Sequence[Ints], places: Sequence[Ints], pad_id: int) -> dict[str, Tensor]:
+    """A padded batch in which the tokens at the places (never the first) are labels.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels` (B, T); `rows`, which predict the labels, and
+        `example`, the sequence of each (N,).
+    """
+    shape = (len(sequences), max(map(len, sequences)))
+    ids, mask = np.full(shape, pad_id, np.int64), np.zeros(shape, np.int64)
+    labels = np.full(shape, NO_LABEL, np.int64)
+    for b, (sequence, at) in enumerate(zip(sequences, places, strict=True)):
+        ids[b, : len(sequence)], mask[b, : len(sequence)] = sequence, 1
+        labels[b, at] = sequence[at]
+    example, position = np.nonzero(labels != NO_LABEL)
+    arrays = {"input_ids": ids, "attention_mask": mask, "labels": labels, "example": example}
+    arrays["rows"] = example * shape[1] + position - 1
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+@torch.no_grad()
+def ask(
+    model: nn.Module,
+    head: StudentHead,
+    batch: Mapping[str, Tensor],
+    sides: Sides | None,
+    *,
+    top_k: int = 0,
+) -> HeadAnswer:
+    """The log-probability of every label, and with `top_k` the largest ones with their ids.
+
+    Args:
+        model: On its device.
+        head: Its.
+        batch: Of :func:`batch_of`.
+        sides: How an encoder-decoder is given it; None for a causal model.
+        top_k: How many of the largest.
+    """
+    if sides is not None:
+        batch = sides.cut(batch)
+    device = next(model.parameters()).device
+    labels_N = batch["labels"].flatten()[batch["rows"] + 1].to(device)
+    inputs = {name: batch[name].to(device) for name in SEEN if name in batch}
+    query = HeadQuery(labels_N, top_k=top_k, has_top_ids=top_k > 0)
+    return head(model, inputs, batch["rows"].to(device), query)

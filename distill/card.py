@@ -1,0 +1,169 @@
+"""The model card of a trained student, from its run object alone: `README.md` of its folder.
+
+Names in it come from stores and datasets, which may be anybody's: each is bounded, and written so
+that neither Markdown, HTML, YAML nor a terminal reads it as more than text. The results lie between
+two marks, where `distill evaluate` renews them; the rest is for people to edit.
+"""
+
+import html
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.compare import METRICS
+from distill.config import parse_losses
+from distill.results import RunObject
+from logitstore.inspection.terminal import printable
+from logitstore.untrusted import read_file
+
+CARD_FILE = "README.md"
+_LONGEST_TEXT, _MAX_CARD_BYTES = 120, 1024 * 1024
+_BEGIN, _END = "<!-- distill: results -->", "<!-- /distill -->"
+
+#: What to cite for each loss: (arXiv id, title).
+CITED = {
+    "uld": (
+        "2402.12030",
+        "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
+    ),
+    "alm": ("2503.20083", "Cross-Tokenizer Distillation via Approximate Likelihood Matching"),
+    "multilevel_ot": (
+        "2412.14528",
+        "Multi-Level Optimal Transport for Cross-Tokenizer Distillation",
+    ),
+    "sampled_kl": (
+        "2503.16870",
+        "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
+    ),
+}
+
+
+def write_card(folder: Path, run: RunObject) -> None:
+    """Writes the card of a finished run."""
+    _write(folder / CARD_FILE, card(run))
+
+
+def renew_results(folder: Path, run: RunObject) -> None:
+    """Brings the results of a card up to date; one without its marks is left alone."""
+    path = folder / CARD_FILE
+    try:
+        text = read_file(path, _MAX_CARD_BYTES).decode()
+    except (OSError, ValueError):
+        return
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if begin and end:
+        _write(path, f"{before}{_results(run)}{after}")
+
+
+def card(run: RunObject) -> str:
+    """The whole card: YAML for a hub, then Markdown."""
+    teacher = run.get("teacher") or {}
+    base = run.get("model_name_or_path")
+    front = {
+        "library_name": "peft" if run.get("lora") else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["distillation", "logitstore"],
+    }
+    if isinstance(base, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", base):
+        front["base_model"] = base  # a hub's id; a path on some machine is nobody else's business
+    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
+    lines += [f"# {_plain(run['name'])}", ""]
+    lines += [
+        "A student trained from a store of its teacher's probabilities by `distill train`.",
+        "",
+        *_table(_facts(run, teacher)),
+        "",
+        _results(run),
+        "",
+        "## Use",
+        "",
+        "An ordinary `transformers` folder. To measure it on public tasks:",
+        "",
+        "```bash",
+        f"lm-eval --model hf --model_args {_loading(run)} --tasks hellaswag,arc_easy",
+        "```",
+        "",
+        *_citations(run),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _loading(run: RunObject) -> str:
+    if not run.get("lora"):
+        return "pretrained=THIS_FOLDER"
+    return "pretrained=ITS_BASE_MODEL,peft=THIS_FOLDER"
+
+
+def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = run.get("metrics") or {}
+    tail = teacher.get("tail_mean")
+    facts = {
+        "teacher": _place(teacher.get("name")),
+        "teacher's revision": teacher.get("revision"),
+        "teacher's weights": teacher.get("fingerprint"),
+        "dataset": _place(teacher.get("dataset")),
+        "store": run.get("store_digest"),
+        "top k": teacher.get("top_k"),
+        "mass outside the top k": None if tail is None else f"{tail:.2%} on average",
+        "student before": _place(run.get("model_name_or_path") or run.get("student_config")),
+        "adapters": run.get("lora") and json.dumps(run["lora"]),
+        "loss": f"{run.get('ce_weight')} * CE + {run.get('loss')}",
+        "steps": run.get("steps"),
+        "tokens read": metrics.get("train_tokens"),
+        "sequences": run.get("sequences"),
+        "seed": run.get("seed"),
+    }
+    if run.get("loss") == "ce":
+        facts["loss"] = "cross-entropy alone"
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _results(run: RunObject) -> str:
+    """With its marks."""
+    found: dict[str, Any] = {
+        m.label: m.shown(run[m.name]) for m in METRICS if isinstance(run.get(m.name), int | float)
+    }
+    for part, label in (("evaluation", "measured on"), ("judged", "judged by")):
+        facts = run.get(part) or {}
+        if facts:
+            found[label] = _place(facts.get("data") or facts.get("store"))
+    return "\n".join([_BEGIN, "## Results", "", *_table(found), _END])
+
+
+def _citations(run: RunObject) -> list[str]:
+    names = [name for name in parse_losses(str(run["loss"])) if name in CITED]
+    if not names:
+        return []
+    cited = (CITED[name] for name in names)
+    links = [f"* {title}, [arXiv:{i}](https://arxiv.org/abs/{i})" for i, title in cited]
+    return ["## Cite", "", *links]
+
+
+def _table(facts: Mapping[str, Any]) -> list[str]:
+    return ["| | |", "|---|---|", *(f"| {name} | {_plain(v)} |" for name, v in facts.items())]
+
+
+def _place(name: Any) -> Any:
+    """A hub id as it is, but of a path its last part: the rest is of one machine alone."""
+    is_path = isinstance(name, str) and (name[:1] in ("/", "~", ".") or name.count("/") > 1)
+    return Path(name).name if is_path else name
+
+
+def _plain(value: object) -> str:
+    """Text that nothing reads as more than text: bounded, one line, every mark an entity."""
+    text = printable(str(value))
+    if len(text) > _LONGEST_TEXT:
+        text = text[: _LONGEST_TEXT - 1] + "…"
+    escaped = html.escape(text)
+    escaped = re.sub("(?i)www[.]", "www&period;", escaped)  # which would become a link
+    return re.sub(r"[\\`*_{}\[\]()#+!|~$:@]", lambda found: f"&#{ord(found[0])};", escaped)
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,81 @@
+"""A student folder's `results.json`: its run as one JSON object, which evaluations complete."""
+
+import json
+import os
+import re
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from logitstore.errors import InputError, StorageError, in_a_line
+from logitstore.untrusted import read_file
+
+RESULTS_FILE = "results.json"
+_MAX_BYTES = 8 * 1024 * 1024
+
+RunObject = dict[str, Any]
+
+
+def write_results(folder: Path, run: RunObject) -> None:
+    """Whole or not at all: a reader never meets half a file."""
+    path = folder / RESULTS_FILE
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_results(folder: Path, *, writable: bool = True) -> RunObject | None:
+    """The run object of a student folder; None where `distill train` wrote none.
+
+    Args:
+        folder: Of the student.
+        writable: Whether it is to be completed.
+
+    Raises:
+        InputError: There is one, but it is damaged or could not be completed.
+    """
+    path = folder / RESULTS_FILE
+    try:
+        run = json.loads(read_file(path, _MAX_BYTES))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: the run object of this student cannot be read ({in_a_line(error)}). Restore "
+            "it from a copy, or delete it to evaluate without it."
+        ) from error
+    if not isinstance(run, dict) or "name" not in run:
+        return None
+    if writable:
+        check_writable(folder)
+    return run
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be made or written to, before there is anything to write.
+
+    Raises:
+        StorageError: Names the part of its path that stands in the way.
+    """
+    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise StorageError(f"{folder}: {nearest} is a file, not a folder. Use another folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{folder}: no permission to write to {nearest}. Mend its permissions, or use another "
+            "folder."
+        )
+
+
+def peak_rss_bytes() -> int:
+    """The most memory this program ever held."""
+    # getrusage would also count what the parent held when it started us: Linux carries the peak of
+    # a process over an exec. VmHWM is of this program's own memory.
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

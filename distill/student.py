@@ -1,0 +1,168 @@
+"""The student before training: loaded, or made new from a config; whole, or with adapters.
+
+No code from a model's folder is run. An encoder-decoder is told by its config.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from distill.config import StudentArguments
+from logitstore.errors import InputError
+from logitstore.loading import why_not_loaded
+from logitstore.untrusted import read_file
+
+_T = TypeVar("_T")
+_ADAPTER_FILE, _MAX_ADAPTER_BYTES = "adapter_config.json", 1024 * 1024
+
+
+def load_student(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    tokenizer_name: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer, of a folder or a hub id; a folder of adapters brings its base.
+
+    Raises:
+        InputError: When either cannot be loaded.
+    """
+
+    def model() -> PreTrainedModel:
+        described = _base_of(name) or name
+        config = AutoConfig.from_pretrained(
+            described, trust_remote_code=False, revision=revision if described == name else None
+        )
+        found: PreTrainedModel = _class_of(config).from_pretrained(
+            name, dtype=_dtype(dtype), revision=revision, trust_remote_code=False
+        )
+        return found
+
+    tokenizer = _tokenizer(tokenizer_name or name, None if tokenizer_name else revision)
+    return _or_say(name, "AutoModelForCausalLM or AutoModelForSeq2SeqLM", model), tokenizer
+
+
+def make_student(
+    arguments: StudentArguments, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What a run trains, adapters included.
+
+    Args:
+        arguments: Of the run.
+        seed: Of new weights.
+
+    Raises:
+        InputError: For whatever cannot be loaded, or cannot be adapted.
+    """
+    if arguments.student_config is None:
+        model, tokenizer = load_student(
+            arguments.model_name_or_path,
+            revision=arguments.model_revision,
+            dtype=arguments.dtype,
+            tokenizer_name=arguments.tokenizer_name_or_path,
+        )
+    else:
+        model, tokenizer = _new(arguments, arguments.student_config, seed)
+    return (_adapted(model, arguments) if arguments.use_peft else model), tokenizer
+
+
+def _new(
+    arguments: StudentArguments, name: str, seed: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    tokenizer = _tokenizer(arguments.tokenizer_name_or_path or name, arguments.model_revision)
+
+    def model() -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(
+            name, trust_remote_code=False, revision=arguments.model_revision
+        )
+        set_seed(seed)
+        made: PreTrainedModel = _class_of(config).from_config(
+            config, dtype=_dtype(arguments.dtype, config), trust_remote_code=False
+        )
+        return made
+
+    return _or_say(name, "AutoConfig", model), tokenizer
+
+
+def _adapted(model: PreTrainedModel, arguments: StudentArguments) -> Any:
+    """The model with LoRA's adapters, and nothing else to learn."""
+    try:
+        import peft
+    except ImportError as error:
+        raise InputError(
+            "--use_peft: the package peft is not installed. Run `pip install 'logitstore[peft]'`, "
+            "or leave --use_peft out."
+        ) from error
+    kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
+    targets = arguments.lora_target_modules
+    config = peft.LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type=kind,
+    )
+    try:
+        return peft.get_peft_model(model, config)
+    except ValueError as error:  # names that the model has not, or an architecture it knows not
+        says = " ".join(str(error).split()).rstrip(".")
+        raise InputError(
+            f"--lora_target_modules {' '.join(targets or ['of peft itself'])}: {says}. Name the "
+            "ends of module names, such as q_proj v_proj, or all-linear."
+        ) from error
+
+
+def _base_of(name: str) -> str | None:
+    """What a folder of adapters was trained on."""
+    path = Path(name) / _ADAPTER_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(read_file(path, _MAX_ADAPTER_BYTES))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, str) else None
+
+
+def _class_of(config: Any) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+
+
+def _dtype(name: str, config: Any = None) -> Any:
+    if name != "auto":
+        return getattr(torch, name)
+    return "auto" if config is None else getattr(config, "dtype", None) or torch.float32
+
+
+def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+    def tokenizer() -> PreTrainedTokenizerBase:
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=False
+        )
+        return found
+
+    return _or_say(name, "AutoTokenizer", tokenizer)
+
+
+def _or_say(name: str, by: str, load: Callable[[], _T]) -> _T:
+    try:
+        return load()
+    except Exception as error:  # a broken file gives any class, a bare Exception too
+        raise InputError(
+            f"{name}: {by} cannot load it ({why_not_loaded(name, error)}). Give the folder of a "
+            "language model with its tokenizer, or a hub id that this machine can reach or has "
+            "cached."
+        ) from error
