@@ -18,6 +18,21 @@ from logitstore.tokens import ByteTokenizer
 #: In every checkpoint: what it was trained on.
 ORIGIN_FILE = "distill.json"
 _ORIGIN_KEYS = ("store_digest", "sequences")
+#: Flags that say what the steps of a run compute. (Rates and lengths of runs may be changed.)
+_SETTINGS = (
+    "loss",
+    "ce_weight",
+    "pairing",
+    "mapped_strict",
+    "tail_kl_kind",
+    "temperature",
+    "alm_temperature",
+    "balance",
+    "max_length",
+    "seed",
+    "data_seed",
+    "train_sampling_strategy",
+)
 
 
 def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
@@ -88,12 +103,40 @@ def check_checkpoint(
         )
     _check_whole(Path(found))
     before = json.loads(path.read_text(encoding="utf-8"))
-    if before != origin:
+    if any(before[key] != origin[key] for key in _ORIGIN_KEYS):
         raise MismatchError(
             f"{found}: trained on store {before['store_digest'][:12]} with {before['sequences']:,} "
             f"sequences, but {store} is {origin['store_digest'][:12]} with "
             f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
             f"--store, or start anew from its weights: --model_name_or_path {found}."
+        )
+    _check_settings(found, before.get("settings", {}), origin.get("settings", {}))
+
+
+def settings_of(args: CachedTeacherConfig) -> dict[str, Any]:
+    """What a run that goes on from a checkpoint must have in common with the one before.
+
+    Sequences in a step, since a checkpoint counts steps: with as many, another number of processes
+    goes on with the same rows.
+    """
+    per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return {"sequences_per_step": per_step} | {name: getattr(args, name) for name in _SETTINGS}
+
+
+def _check_settings(found: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in now.items():
+        if before.get(name, value) == value:
+            continue
+        if name == "sequences_per_step":
+            said = (
+                f"steps of {before[name]} sequences, but this run has {value} (processes x "
+                "--per_device_train_batch_size x --gradient_accumulation_steps)"
+            )
+        else:
+            said = f"--{name} {before[name]}, but this run has {value}"
+        raise MismatchError(
+            f"{found}: trained with {said}: it would be neither run. Give the same, or start anew "
+            f"from its weights: --model_name_or_path {found}."
         )
 
 

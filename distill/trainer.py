@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import (
     EvalLoopOutput,
@@ -46,6 +46,7 @@ from distill.data import Collator, Store, StoreDataset
 from distill.encoder_decoder import SEEN, Sides
 from distill.head import StudentHead
 from distill.meter import Meter
+from distill.order import RowOrder
 from distill.pieces import Pieces, piece_of
 from distill.preflight import (
     ORIGIN_FILE,
@@ -53,6 +54,7 @@ from distill.preflight import (
     check_no_template,
     check_nothing_to_evaluate,
     check_student,
+    settings_of,
 )
 from distill.query import HeadAnswer
 from distill.schedule import one_cycle, parse_one_cycle
@@ -129,6 +131,8 @@ class CachedTeacherTrainer(Trainer):
                 args.chat_template_path, "--chat_template_path"
             )
         self.head = StudentHead(model)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self._order = RowOrder(len(self.data), seed, self.store.digest)
         # With --balance the weights are not known before all of the loss is.
         chunk_tokens = None if args.balance else self.head.chunk_tokens
         super().__init__(
@@ -298,6 +302,17 @@ class CachedTeacherTrainer(Trainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
+        """Trainer's hook: its own shuffle depends on how the loader is wrapped, and on torch's."""
+        if self.args.train_sampling_strategy == "random":
+            return self._order
+        sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+        return sampler
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        self._order.epoch = kwargs["epoch"]
+        return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
+
     # ---- what is logged ----
 
     def get_batch_samples(
@@ -400,7 +415,11 @@ class CachedTeacherTrainer(Trainer):
             (folder / ORIGIN_FILE).write_text(json.dumps(self._origin(), indent=1) + "\n")
 
     def _origin(self) -> dict[str, Any]:
-        return {"store_digest": self.store.digest, "sequences": len(self.data)}
+        return {
+            "store_digest": self.store.digest,
+            "sequences": len(self.data),
+            "settings": settings_of(self.args),
+        }
 
 
 def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:

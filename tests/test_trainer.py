@@ -130,6 +130,7 @@ TWO_RANKS = """
     trainer = trainer_of(
         tiny.llama(len(tiny.byte_bpe())), store, Path(sys.argv[2]), eval_store=store,
         per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
+        max_steps=20,
     )
     trainer.train()
     metrics = trainer.evaluate()
@@ -156,11 +157,18 @@ def test_two_processes_make_the_run_of_one(store: FakeStore, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr[-3000:]
     two = json.loads((tmp_path / "results").read_text())
 
-    one = trainer_of(tiny.llama(len(tiny.byte_bpe())), store, tmp_path / "one", eval_store=store)
+    model = tiny.llama(len(tiny.byte_bpe()))
+    one = trainer_of(model, store, tmp_path / "one", eval_store=store, max_steps=20)
     one.train()
-    for entry, other in zip(logged(one), two["logged"], strict=True):
-        for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
-            assert other[key] == pytest.approx(entry[key], rel=1e-4)
+    keys = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction")
+    ours, theirs = (
+        torch.tensor([[entry[key] for key in keys] for entry in entries])
+        for entries in (logged(one), two["logged"])
+    )
+    apart = (theirs / ours - 1).abs()
+    print(f"2 processes = 1: max {apart.max():.1e}, mean {apart.mean():.1e}")
+    assert apart.max() < 1e-4
+    assert apart.mean() < 1e-5
     for key, value in one.evaluate().items():
         if key.endswith(("loss", "gap", "fraction")):
             assert two["eval"][key] == pytest.approx(value, rel=1e-4)
