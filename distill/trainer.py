@@ -125,7 +125,8 @@ class CachedTeacherTrainer(Trainer):
         else:
             check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
-            check_checkpoint(args.checkpoint, str(args.output_dir), self._origin(), self.store.path)
+            origin = self._origin(args)  # Trainer has not taken them yet
+            check_checkpoint(args.checkpoint, str(args.output_dir), origin, self.store.path)
         if args.chat_template_path is not None:  # saved with the student, which learns to read it
             processing_class.chat_template = read_template(
                 args.chat_template_path, "--chat_template_path"
@@ -400,7 +401,9 @@ class CachedTeacherTrainer(Trainer):
         """Trainer's, once a checkpoint to resume from is known to be of the same store."""
         if resume_from_checkpoint:
             output_dir = str(self.args.output_dir)
-            check_checkpoint(resume_from_checkpoint, output_dir, self._origin(), self.store.path)
+            check_checkpoint(
+                resume_from_checkpoint, output_dir, self._origin(self.args), self.store.path
+            )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def end(self) -> None:
@@ -412,13 +415,13 @@ class CachedTeacherTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():  # --save_total_limit may have removed it
-            (folder / ORIGIN_FILE).write_text(json.dumps(self._origin(), indent=1) + "\n")
+            (folder / ORIGIN_FILE).write_text(json.dumps(self._origin(self.args), indent=1) + "\n")
 
-    def _origin(self) -> dict[str, Any]:
+    def _origin(self, args: CachedTeacherConfig) -> dict[str, Any]:
         return {
             "store_digest": self.store.digest,
             "sequences": len(self.data),
-            "settings": settings_of(self.args),
+            "settings": settings_of(args),
         }
 
 

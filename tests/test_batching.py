@@ -427,6 +427,7 @@ def test_another_budget_is_the_same_store_but_for_rounding(
         assert store.digest == whole.digest
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_in_halves_too_and_finds_a_budget_that_it_does_not_write(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

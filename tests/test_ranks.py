@@ -81,8 +81,9 @@ def committed_by(out: Path) -> Counter[int]:
     return Counter(line["process"] for line in lines if line.get("committed"))
 
 
-@pytest.mark.slow  # the test below kills a rank of these, which is that and more
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)]
+)
 def test_ranks_of_a_launcher_write_the_store_of_one_process(
     teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path, launcher: str
 ) -> None:
@@ -118,6 +119,7 @@ def test_tasks_of_slurm_write_the_store_of_one_process(
     assert len(committed_by(out)) == 3
 
 
+@pytest.mark.slow
 def test_a_rank_killed_midway_costs_its_shard_in_hand_and_no_other(
     teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_every_flag_it_names_exists() -> None:
         for command in (
             ("logitstore", "capture", "--help"),
             ("logitstore", "info", "--help"),
+            ("logitstore", "show", "--help"),
             ("logitstore", "import", "--help"),
             ("logitstore", "export", "--help"),
             ("logitstore", "subset", "--help"),

@@ -66,6 +66,7 @@ def shards(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name.startswith(SHARDS)}
 
 
+@pytest.mark.slow  # four processes that load torch
 def test_a_capture_into_a_bucket_is_killed_resumed_and_trained_from(
     bucket: Bucket, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

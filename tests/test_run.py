@@ -6,6 +6,7 @@ import sys
 import numpy as np
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_programs_own_not_its_parents() -> None:
     held = np.ones(800_000_000 // 8)  # what a child would inherit as its peak
     code = "from distill.run import peak_rss_bytes; print(peak_rss_bytes())"

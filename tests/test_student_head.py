@@ -68,7 +68,9 @@ def definition(logits_MV: Tensor, rows_N: Tensor, query: HeadQuery) -> HeadAnswe
         tops.append(torch.stack(best + [_minus_inf()] * (query.top_k - len(best))))
     found = {name: _found(rows, each) for name, each in query.lookups.items()}
     columns = None if query.ranking is None else _columns(rows, query.ranking)
-    return HeadAnswer(torch.stack(labels), torch.stack(tops), found, columns)
+    return HeadAnswer(
+        torch.stack(labels), torch.stack(tops), found=found, column_logprobs_Nk=columns
+    )
 
 
 def _found(rows: list[Tensor], lookup: Lookup) -> Found:

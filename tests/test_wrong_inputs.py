@@ -710,7 +710,8 @@ WRONG = (
     Wrong(
         "a sequence that is not there",
         "logitstore show store 99",
-        "store: there is no sequence 99; it holds 0 to 2. Give one of these.",
+        "store: there is no sequence 99; it holds 0 to 2. Give one of these, or --worst 10 for "
+        "where to look.",
     ),
     Wrong(
         "a word for a sequence",
@@ -755,7 +756,8 @@ WRONG = (
     Wrong(
         "a student for nobody",
         "distill train --store store --output_dir out",
-        "--model_name_or_path is required: the student, a hub id or a folder.",
+        "--model_name_or_path is required: the student, a hub id or a folder. Or "
+        "--student_config, for a new one.",
     ),
     Wrong(
         "training from nothing",
@@ -777,24 +779,25 @@ WRONG = (
     Wrong(
         "a student that is not there",
         f"{TRAIN} --model_name_or_path /nowhere/student",
-        "/nowhere/student: AutoModelForCausalLM and AutoTokenizer cannot load it (there is no "
-        "such folder). Give the folder of a causal model with its tokenizer, or a hub id that "
+        "/nowhere/student: AutoTokenizer cannot load it (there is no "
+        "such folder). Give the folder of a language model with its tokenizer, or a hub id that "
         "this machine can reach or has cached.",
     ),
     Wrong(
         "a student's weights cut off",
         f"{TRAIN} --model_name_or_path cut-weights",
-        "cut-weights: AutoModelForCausalLM and AutoTokenizer cannot load it (model.safetensors "
+        "cut-weights: AutoModelForCausalLM or AutoModelForSeq2SeqLM cannot load it "
+        "(model.safetensors "
         "is damaged: SafetensorError: Error while deserializing header: incomplete metadata, "
-        "file not fully covered). Give the folder of a causal model with its tokenizer, or a hub "
+        "file not fully covered). Give the folder of a language model with its tokenizer, or a hub "
         "id that this machine can reach or has cached.",
     ),
     Wrong(
         "a student's tokenizer cut off",
         f"{TRAIN} --model_name_or_path bad-tokenizer",
-        "bad-tokenizer: AutoModelForCausalLM and AutoTokenizer cannot load it (tokenizer.json is "
+        "bad-tokenizer: AutoTokenizer cannot load it (tokenizer.json is "
         "damaged: JSONDecodeError: Expecting value: line 1 column 11 (char 10)). Give the folder "
-        "of a causal model with its tokenizer, or a hub id that this machine can reach or has "
+        "of a language model with its tokenizer, or a hub id that this machine can reach or has "
         "cached.",
     ),
     Wrong(
@@ -984,7 +987,8 @@ WRONG = (
     Wrong(
         "a metric that is not known",
         "distill evaluate student rows.jsonl --metrics accuracy",
-        "--metrics accuracy: not known. Known: bits_per_byte. Name one.",
+        "--metrics accuracy: not known. Known: bits_per_byte, agreement, uld, calibration, "
+        "token_f1, exact_match, rouge. Name one.",
     ),
     Wrong(
         "a type to evaluate in that is not known",
@@ -999,16 +1003,17 @@ WRONG = (
     Wrong(
         "a model that is not there",
         "distill evaluate /nowhere/student rows.jsonl",
-        "/nowhere/student: AutoModelForCausalLM and AutoTokenizer cannot load it (there is no "
-        "such folder). Give the folder of a causal model with its tokenizer, or a hub id that "
+        "/nowhere/student: AutoTokenizer cannot load it (there is no "
+        "such folder). Give the folder of a language model with its tokenizer, or a hub id that "
         "this machine can reach or has cached.",
     ),
     Wrong(
         "a model's weights cut off",
         "distill evaluate cut-weights rows.jsonl",
-        "cut-weights: AutoModelForCausalLM and AutoTokenizer cannot load it (model.safetensors "
+        "cut-weights: AutoModelForCausalLM or AutoModelForSeq2SeqLM cannot load it "
+        "(model.safetensors "
         "is damaged: SafetensorError: Error while deserializing header: incomplete metadata, "
-        "file not fully covered). Give the folder of a causal model with its tokenizer, or a hub "
+        "file not fully covered). Give the folder of a language model with its tokenizer, or a hub "
         "id that this machine can reach or has cached.",
     ),
     Wrong(
