@@ -174,6 +174,9 @@ def test_long_sequences_and_many_are_cut_to_the_size_of_a_page(
         assert shown == min(3, sequence["records"])
     monkeypatch.setattr(page_data, "_DATA_BYTES", 2 * len(as_script(found["sequences"][0])))
     assert 1 <= len(browsed(store, 5)["sequences"]) < 5
+    for limit in (10, 300, 1000, 3000):
+        monkeypatch.setattr(page_data, "_DATA_BYTES", limit)
+        assert len(as_script(browsed(store, 5)).encode()) <= limit + 100
 
 
 def test_figures_say_their_numbers_in_words() -> None:
@@ -192,7 +195,7 @@ def test_a_store_without_records_has_a_page_too(tmp_path: Path) -> None:
     writer.write_shard(0, [(SequenceText(0, 0, "empty", ()), None)])
     writer.seal()
     write_page(open_store(tmp_path / "s"), tmp_path / "r.html")
-    assert "No sequence of this store has records" in (tmp_path / "r.html").read_text()
+    assert "There is no sequence with records" in (tmp_path / "r.html").read_text()
 
 
 def test_the_command_says_what_it_wrote(store: LogitStore, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def _sizes(about: dict[str, Any]) -> str:
 
 def _browser(found: dict[str, Any]) -> str:
     if not found["sequences"]:
-        return '<p class="none">No sequence of this store has records.</p>'
+        return '<p class="none">There is no sequence with records that fits here.</p>'
     return """<noscript><p>The sequences are shown by a script, which is off.</p></noscript>
 <div id="browser" hidden>
 <p class="legend">Surprise of a token, &minus;log p in nats:

@@ -94,21 +94,27 @@ def browsed(store: LogitStore, count: int) -> dict[str, Any]:
     """
     names: dict[str, str] = {}
     sequences: list[dict[str, Any]] = []
-    size = 0
+    room = _DATA_BYTES
     for i in spread(store, count):
-        own: dict[str, str] = {}
-        sequence = _sequence(sequence_facts(store, i), own)
-        fresh = {token_id: name for token_id, name in own.items() if token_id not in names}
-        size += len(as_script(sequence)) + len(as_script(fresh))
-        if size > _DATA_BYTES and sequences:
+        found = sequence_facts(store, i)
+        # Text can be such that even one sequence is too much: of the first, fewer records then.
+        for most in (_SHOWN_RECORDS,) if sequences else (_SHOWN_RECORDS, 64, 8):
+            own: dict[str, str] = {}
+            sequence = _sequence(found, own, most)
+            fresh = {token_id: name for token_id, name in own.items() if token_id not in names}
+            size = len(as_script(sequence).encode()) + len(as_script(fresh).encode())
+            if size <= room:
+                break
+        if size > room:
             break
+        room -= size
         names |= fresh
         sequences.append(sequence)
     return {"names": names, "sequences": sequences}
 
 
-def _sequence(found: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
-    tokens = found["tokens"][:_SHOWN_RECORDS]
+def _sequence(found: dict[str, Any], names: dict[str, str], most: int) -> dict[str, Any]:
+    tokens = found["tokens"][:most]
     parts: list[list[Any]] = []
     shown, begun = 0, found["supervised_start"]
     for segment in found["segments"]:
@@ -121,7 +127,7 @@ def _sequence(found: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
             stop += 1
         parts.append([1, [_token(t, tokens[t], names) for t in range(shown, stop)]])
         shown = stop
-        if shown == _SHOWN_RECORDS:
+        if shown == most:
             break
     left = [_token(t, tokens[t], names) for t in range(shown, len(tokens))]  # an end has no byte
     if left and parts and parts[-1][0]:
