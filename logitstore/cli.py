@@ -379,6 +379,24 @@ def diff(
 
 
 @app.command()
+def report(
+    store: StoreArg,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("report.html"),
+    sequences: Annotated[int, typer.Option(help="To browse, evenly spread.")] = 24,
+    as_json: JsonOpt = False,
+    allow_partial: PartialOpt = False,
+) -> None:
+    """A store on one page for a browser, with nothing beside it: figures, and text to browse."""
+    from logitstore.inspection.page import write_page
+    from logitstore.store import open_store
+
+    opened = open_store(store, allow_partial=allow_partial)
+    found = write_page(opened, out, sequences=sequences)
+    said = f"{out}: {found['bytes']:,} bytes, {found['sequences']} sequences to browse"
+    typer.echo(json.dumps(found) if as_json else said)
+
+
+@app.command()
 def verify(
     store: StoreArg,
     deep: Annotated[bool, typer.Option("--deep", help="Decode everything, too.")] = False,

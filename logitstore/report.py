@@ -78,6 +78,11 @@ def uld_within(store: LogitStore) -> dict[str, float | None] | None:
 
 def info_text(found: dict[str, Any]) -> str:
     """The facts as aligned lines."""
+    return "\n".join(f"{name:<10}{value}" for name, value in info_lines(found).items())
+
+
+def info_lines(found: dict[str, Any]) -> dict[str, str]:
+    """The facts in words, each by its name; bytes by field have none, they go on from the size."""
     teacher, capture, fidelity = found["teacher"], found["capture"], found["fidelity"]
     uld = found["uld_within"]
     state = "complete" if found["complete"] else "unfinished: run the same capture again"
@@ -127,7 +132,7 @@ def info_text(found: dict[str, Any]) -> str:
         lines["missing"] = f"{', '.join(capture['missing'])}: the import's source did not say"
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
-    return "\n".join(f"{name:<10}{value}" for name, value in lines.items())
+    return lines
 
 
 def _at_worst(worst: float | None) -> str:

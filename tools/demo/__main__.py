@@ -35,7 +35,10 @@ def main(quick: QuickOpt = False, out: OutOpt = Path("build/demo")) -> None:
     except CommandError as error:
         typer.echo(f"error: {error}\nRun the demo again to go on from here.", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"\n{table(results)}\n\nAll of it is in {out / 'results.json'}.")
+    typer.echo(
+        f"\n{table(results)}\n\nAll of it is in {out / 'results.json'}, "
+        f"a look into the store in {out / 'report.html'}."
+    )
 
 
 def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
@@ -60,6 +63,8 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
     commands.run(capture_command(out, settings), threads=cores())
     commands.run(["logitstore", "verify", str(store)], threads=cores())
     stored = commands.json(["logitstore", "info", str(store), "--json"], threads=1)
+    report = ["logitstore", "report", str(store), "-o", str(out / "report.html")]
+    commands.run(report, threads=cores())
     measured = commands.json(evaluate_command(teacher, out), threads=cores())
 
     # 4. The students. The teacher is gone: all they have of it is the store.

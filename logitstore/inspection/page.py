@@ -1,0 +1,195 @@
+"""`logitstore report`: a store on one page, for a browser, with nothing beside it.
+
+The page asks no network: style, figures, script and data are in it. Its policy (a CSP) lets run
+the one script and the one style sheet that have the digests it names, and nothing else, so text of
+a dataset that looks like markup stays text even if an escape were forgotten.
+"""
+
+import base64
+import hashlib
+import os
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from logitstore.errors import InputError
+from logitstore.inspection.page_data import as_script, browsed, clipped_text, curves
+from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
+from logitstore.inspection.scalars import histograms
+from logitstore.report import facts, info_lines
+from logitstore.store import LogitStore
+
+#: Asked for by default; fewer are on the page where they are long.
+SEQUENCES = 24
+
+
+def write_page(store: LogitStore, out: Path, *, sequences: int = SEQUENCES) -> dict[str, Any]:
+    """Write the page, whole or not at all; one that is there is replaced.
+
+    Args:
+        store: The store.
+        out: The file.
+        sequences: So many to browse, evenly spread.
+
+    Returns:
+        ``report``, its path, ``bytes``, and ``sequences``, how many it has to browse.
+
+    Raises:
+        InputError: It cannot be written there, or `sequences` is less than 1.
+    """
+    if sequences < 1:
+        raise InputError(f"--sequences is {sequences}, expected 1 or more.")
+    _check_place(store, out)
+    found = browsed(store, sequences)
+    data = page(store, found).encode()
+    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(data)
+        os.replace(beside, out)
+    except OSError as e:
+        beside.unlink(missing_ok=True)
+        raise InputError(
+            f"{out}: the report cannot be written ({e.strerror}). Name another file with -o."
+        ) from None
+    return {"report": str(out), "bytes": len(data), "sequences": len(found["sequences"])}
+
+
+def _check_place(store: LogitStore, out: Path) -> None:
+    """Before the store is read: that may take a while."""
+    if not out.parent.is_dir() or out.is_dir():
+        what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise InputError(f"{out}: {what}. Name a file in a folder that is there with -o.")
+    if isinstance(store.path, Path) and store.path.resolve() in out.resolve().parents:
+        raise InputError(
+            f"{out}: is inside the store, which holds its own files alone. Name a file outside of "
+            "it with -o."
+        )
+
+
+def page(store: LogitStore, found: dict[str, Any]) -> str:
+    """The page, as HTML.
+
+    Args:
+        store: The store.
+        found: What `page_data.browsed` says of it.
+    """
+    about = facts(store)
+    style, script = (_beside(name) for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    title = escape(clipped_text(os.path.basename(str(store.path)) or "store", 80))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<link rel="icon" href="data:,">
+<title>{title} · logitstore</title>
+<style>{style}</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p class="dim">What a teacher thought of each token, kept for its students.</p>
+{_info(about)}
+<h2>How it spreads</h2>
+<div class="figures">
+{"".join(_figures(store, about))}
+</div>
+<h2>Sequences</h2>
+{_browser(found)}
+<script type="application/json" id="data">{as_script(found)}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _beside(name: str) -> str:
+    return (files("logitstore.inspection") / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _info(about: dict[str, Any]) -> str:
+    """What `logitstore info` prints, but for the bytes by field, which are a figure."""
+    lines = [
+        f"<dt>{escape(name)}</dt><dd>{escape(clipped_text(value, 2000))}</dd>"
+        for name, value in info_lines(about).items()
+        if name
+    ]
+    return f"<dl>{''.join(lines)}</dl>"
+
+
+def _figures(store: LogitStore, about: dict[str, Any]) -> list[str]:
+    spread = histograms(store)
+    drawn = [
+        _figure(h["label"][0].upper() + h["label"][1:], histogram(h), _unknown(h["unknown"]))
+        for h in (spread[name] for name in ("surprise", "entropy", "tail", "entries"))
+    ]
+    return [*drawn, *_curves(curves(store)), _sizes(about)]
+
+
+def _figure(title: str, drawn: str, caption: str = "") -> str:
+    below = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f"<figure><h3>{escape(title)}</h3>{drawn}{below}</figure>\n"
+
+
+def _unknown(count: int) -> str:
+    return f"not known for {count:,} tokens" if count else ""
+
+
+def _curves(found: dict[str, Any] | None) -> list[str]:
+    if found is None:
+        none = '<p class="none">no entries are kept, or what is outside them is not known</p>'
+        return [_figure("Mass of the k most probable", none)]
+    ks, of = found["k"], f"of {found['records']:,} tokens, evenly spread"
+    said = ", ".join(f"k {k}: {m:.4f}" for k, m in zip(ks, found["mass"], strict=True))
+    mass = curve(ks, {"first": found["mass"]}, 1.0, f"mass of the k most probable: {said}")
+    both = {"first": found["bound_mean"], "second": found["bound_p99"]}
+    pairs = zip(ks, both["first"], both["second"], strict=True)
+    said = ", ".join(f"k {k}: {mean:.4f} and {p99:.4f}" for k, mean, p99 in pairs)
+    top = axis_top(max(both["second"]))
+    bound = curve(ks, both, top, f"ULD bound on average and for 99 of 100 tokens: {said}")
+    caption = (
+        '<span class="key">— on average</span> · <span class="key second">- - 99 of 100 tokens'
+        f"</span>: how far a ULD from k entries can be from the exact one, {of}"
+    )
+    return [
+        _figure("Mass of the k most probable", mass, f"mean {of}; what is missing is the tail"),
+        _figure("ULD bound by k", bound, caption),
+    ]
+
+
+def _sizes(about: dict[str, Any]) -> str:
+    fields = sorted(about["bytes_per_token_by_field"].items(), key=lambda each: -each[1])
+    rows = [(name.replace("_", " "), size, f"{size:.2f}") for name, size in fields if size >= 0.005]
+    said = ", ".join(f"{name} {size}" for name, _, size in rows)
+    total = f"{about['bytes_per_token']:.1f} in all, directories of the files included"
+    return _figure("Bytes a token", bars(rows, f"bytes a token: {said}"), total)
+
+
+def _browser(found: dict[str, Any]) -> str:
+    if not found["sequences"]:
+        return '<p class="none">There is no sequence with records that fits here.</p>'
+    return """<noscript><p>The sequences are shown by a script, which is off.</p></noscript>
+<div id="browser" hidden>
+<p class="legend">Surprise of a token, &minus;log p in nats:
+<span class="token">below 1</span><span class="token s1">from 1</span>\
+<span class="token s2">from 3</span>\
+<span class="token s3">from 6</span></p>
+<p class="dim">Point at a token for what the teacher thought in its place; a click or tap keeps it.
+<span class="keys"><kbd>←</kbd> <kbd>→</kbd> go from token to token, <kbd>↑</kbd> <kbd>↓</kbd> by
+ten.</span></p>
+<div class="controls"><button id="before" type="button" aria-label="sequence before">←</button>\
+<select id="sequence" aria-label="sequence"></select>\
+<button id="after" type="button" aria-label="next sequence">→</button></div>
+<div class="browser"><div id="text" class="card" role="listbox" aria-label="tokens"></div>\
+<div id="detail" class="card" aria-live="polite"></div></div>
+</div>"""

@@ -1,0 +1,174 @@
+"""What the report page shows beyond `info`: mass and ULD bound at k, and sequences to browse.
+
+Both come from sequences spread evenly over the store, so that a large one takes no longer than a
+small one. With p_j the entries of a record, most probable first, and u its tail:
+
+    outside(k)    u + sum_{j>k} p_j: what a store of k entries a token would leave out
+    mass(k)       1 - mean of outside(k)
+    bound(k)      2 outside(k) + L1 of coding, at most 2: how far a ULD from such a store can be
+                  from the exact one (`logitstore.report.uld_within`)
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.codec import TAIL_STEP
+from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
+from logitstore.inspection.terminal import printable
+from logitstore.store import LogitStore
+
+_CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
+#: Of the page's < 2 MB, what the sequences may take; a sequence's own most, and a text's in it.
+_DATA_BYTES, _SHOWN_RECORDS, _TEXT_CHARACTERS, _NAME_CHARACTERS = 1_200_000, 512, 4000, 80
+
+
+def curves(store: LogitStore) -> dict[str, Any] | None:
+    """Mass and ULD bound for k = 1, 2, 4, … up to the most entries that a record has.
+
+    Returns:
+        ``k``, ``mass``, ``bound_mean`` and ``bound_p99`` (99 of 100 tokens are within), lists as
+        long as ``k``; ``records``, how many were looked at. None where no entries are kept, or the
+        tails are not known.
+    """
+    if not store.spec.top_k or "tail_logmass" in store.spec.missing:
+        return None
+    ks = _powers(store.spec.top_k)
+    parts: list[npt.NDArray[np.float64]] = []
+    for i in spread(store, _CURVE_SEQUENCES):
+        parts.append(_outside(store, i, ks))
+        if sum(map(len, parts)) >= _CURVE_RECORDS:
+            break
+    outside = np.concatenate(parts) if parts else np.zeros((0, len(ks)))
+    if not len(outside):
+        return None
+    rounding, fidelity = math.exp(TAIL_STEP / 2), store.fidelity
+    mean, p99 = outside.mean(0), np.quantile(outside, 0.99, axis=0)
+    return {
+        "k": ks,
+        "mass": (1 - mean).tolist(),
+        "bound_mean": np.minimum(2 * mean * rounding + fidelity.l1_mean, 2).tolist(),
+        "bound_p99": np.minimum(2 * p99 * rounding + fidelity.l1_max, 2).tolist(),
+        "records": len(outside),
+    }
+
+
+def _powers(most: int) -> list[int]:
+    return [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
+
+
+def _outside(store: LogitStore, i: int, ks: list[int]) -> npt.NDArray[np.float64]:
+    """(n, len(ks)): the probability outside the first k entries."""
+    records = store[i]
+    padded = records.padded(max(ks))
+    p = np.where(padded.mask, np.exp(padded.logprobs.astype(np.float64)), 0.0)
+    behind = np.cumsum(p[:, ::-1], axis=1)[:, ::-1]  # [:, k] is the sum from entry k on
+    behind = np.concatenate([behind, np.zeros((len(p), 1))], axis=1)
+    found: npt.NDArray[np.float64] = (
+        behind[:, ks] + np.exp(records.tail_logmass.astype(np.float64))[:, None]
+    )
+    return found
+
+
+def spread(store: LogitStore, count: int) -> list[int]:
+    """At most so many of the sequences that have records, evenly spread, in order."""
+    held = np.flatnonzero(store.token_counts)
+    if not len(held):
+        return []
+    places = np.linspace(0, len(held) - 1, min(count, len(held))).round().astype(np.int64)
+    return [int(i) for i in held[places]]
+
+
+def browsed(store: LogitStore, count: int) -> dict[str, Any]:
+    """Sequences as the page's script reads them; fewer than `count` where they would be too large.
+
+    Returns:
+        ``names``, the text of each id that occurs; ``sequences``, each with its number, row, part,
+        status, ``records`` (all of them), and ``parts``: ``[0, text]`` for context, ``[1, tokens]``
+        for supervised text, a token being ``[record, text, id, logprob, entropy, tail, entries,
+        [[id, p], …]]``, null for what is not known. Of a long sequence only the beginning.
+    """
+    names: dict[str, str] = {}
+    sequences: list[dict[str, Any]] = []
+    room = _DATA_BYTES
+    for i in spread(store, count):
+        found = sequence_facts(store, i)
+        # Text can be such that even one sequence is too much: of the first, fewer records then.
+        for most in (_SHOWN_RECORDS,) if sequences else (_SHOWN_RECORDS, 64, 8):
+            own: dict[str, str] = {}
+            sequence = _sequence(found, own, most)
+            fresh = {token_id: name for token_id, name in own.items() if token_id not in names}
+            size = len(as_script(sequence).encode()) + len(as_script(fresh).encode())
+            if size <= room:
+                break
+        if size > room:
+            break
+        room -= size
+        names |= fresh
+        sequences.append(sequence)
+    return {"names": names, "sequences": sequences}
+
+
+def _sequence(found: dict[str, Any], names: dict[str, str], most: int) -> dict[str, Any]:
+    tokens = found["tokens"][:most]
+    parts: list[list[Any]] = []
+    shown, begun = 0, found["supervised_start"]
+    for segment in found["segments"]:
+        if not segment["supervised"]:
+            parts.append([0, clipped_text(segment["text"], _TEXT_CHARACTERS)])
+            continue
+        begun += len(segment["text"].encode())
+        stop = shown
+        while stop < len(tokens) and tokens[stop]["byte_start"] < begun:
+            stop += 1
+        parts.append([1, [_token(t, tokens[t], names) for t in range(shown, stop)]])
+        shown = stop
+        if shown == most:
+            break
+    left = [_token(t, tokens[t], names) for t in range(shown, len(tokens))]  # an end has no byte
+    if left and parts and parts[-1][0]:
+        parts[-1][1] += left
+    elif left:
+        parts.append([1, left])
+    facts = {name: found[name] for name in ("sequence", "row", "part", "status")}
+    return facts | {"records": len(found["tokens"]), "parts": parts}
+
+
+def _token(t: int, token: dict[str, Any], names: dict[str, str]) -> list[Any]:
+    entries = token["entries"][:SHOWN_ENTRIES]
+    for entry in entries:
+        if entry["token"] is not None:
+            names[str(entry["id"])] = clipped_text(entry["token"], _NAME_CHARACTERS)
+    return [
+        t,
+        clipped_text(token["text"], _NAME_CHARACTERS),
+        token["token_id"],
+        *(_rounded(token[name]) for name in ("logprob", "entropy", "tail")),
+        len(token["entries"]),
+        [[entry["id"], _rounded(entry["p"])] for entry in entries],
+    ]
+
+
+def _rounded(value: float | None) -> float | str | None:
+    """Six digits: more than a store has. JSON knows no infinity, so it is a word."""
+    if value is None or math.isfinite(value):
+        return None if value is None else float(f"{value:.6g}")
+    return "-inf" if value < 0 else "inf"
+
+
+def clipped_text(text: str, characters: int) -> str:
+    """Text without anything invisible, but for its line ends; `…` for what is over."""
+    kept = text if len(text) <= characters else f"{text[:characters]}…"
+    return "\n".join(printable(line) for line in kept.split("\n"))
+
+
+def as_script(found: dict[str, Any] | Sequence[Any]) -> str:
+    """JSON that may stand inside a `<script>` element, whatever text it holds."""
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":  # no tag, no comment, no end of line of a script
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
