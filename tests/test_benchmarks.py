@@ -20,7 +20,11 @@ def figures(value: Any) -> list[dict[str, Any]]:
     return [found for each in value for found in figures(each)] if isinstance(value, list) else []
 
 
-@pytest.mark.parametrize("name", ["bench_align", "bench_capture", "bench_losses"])
+#: Each contender is a process that loads torch.
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bench_capture", "bench_losses")]
+
+
+@pytest.mark.parametrize("name", ["bench_align", *SLOW])
 def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"tools.{name}", "--json", "--quick"],

@@ -291,6 +291,7 @@ def command(teacher: Path, data: Path, out: Path) -> list[str]:
     return [*base, "--out", str(out), "--top-k", "8", "--shard-text-bytes", str(SHARD_TEXT_BYTES)]
 
 
+@pytest.mark.slow  # test_killed.py kills ten times, test_power_cut.py at every step
 def test_killed_anywhere_and_run_again_is_the_same_bytes(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:

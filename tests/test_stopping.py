@@ -36,10 +36,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}
 
 
-@pytest.mark.parametrize(
-    ("number", "status"),
-    [pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow), (signal.SIGTERM, 143)],
-)
+@pytest.mark.slow  # each starts the command three times
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_command_ends_at_the_shard_with_the_status_of_the_signal(
     teacher: Path, data: Path, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
