@@ -201,6 +201,7 @@ def test_only_the_batch_that_did_not_fit_is_cut_differently(
     assert batches_read[3] + batches_read[4] == batches_read[2]
 
 
+@pytest.mark.slow
 def test_one_row_that_does_not_fit_is_named_with_what_to_do(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

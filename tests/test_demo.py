@@ -95,6 +95,7 @@ def test_peak_memory_is_each_process_s_own(demo: tuple[Path, str, float]) -> Non
     assert len({run["peak_rss_bytes"] for run in runs}) > 1
 
 
+@pytest.mark.slow
 def test_the_quick_demo_fits_a_minute_of_two_cores(demo: tuple[Path, str, float]) -> None:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", "import transformers.trainer"], check=True)
@@ -164,6 +165,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_be_trained_is_an_error_and_no_hang(tmp_path: Path) -> None:
     hopeless = dataclasses.replace(QUICK, teacher=Shape(width=64, layers=1, vocabulary=-1))
     with pytest.raises(CommandError, match="training the teacher ended with status 1"):

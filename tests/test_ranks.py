@@ -81,9 +81,8 @@ def committed_by(out: Path) -> Counter[int]:
     return Counter(line["process"] for line in lines if line.get("committed"))
 
 
-@pytest.mark.parametrize(
-    "launcher", ["torchrun", pytest.param("accelerate", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow  # two processes that load torch
+@pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_ranks_of_a_launcher_write_the_store_of_one_process(
     teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path, launcher: str
 ) -> None:
