@@ -95,6 +95,8 @@ class _Recomputed(torch.autograd.Function):
             answer, ctx.open = rows.answer, (rows, pull)
         else:
             answer = LogitRows(head.logits(hidden_ND), query).answer
+        if ctx.open is None:
+            head.close()
         ctx.names = list(answer)
         names += answer
         return tuple(answer.values())
@@ -109,6 +111,7 @@ class _Recomputed(torch.autograd.Function):
             of_answer = dict(zip(ctx.names, (each[places] for each in slopes), strict=True))
             slope_ND[places] = pull(rows.slope(of_answer))
         ctx.open = None  # used up; a second backward pass makes it again
+        ctx.head.close()
         return (None, None, None, None, slope_ND, *_sums(ctx.head, weights))
 
 
@@ -132,11 +135,10 @@ def _in_parts(
     for places, part in parts:
         logits_cV = widened(head.logits(hidden_ND[places]))
         if part.ranking is not None:
-            scaled = ScaledRows(logits_cV, part.ranking)  # what follows does not feel the mean
-            more_SV = scaled.mass()
-            mass_SV = more_SV if mass_SV is None else mass_SV.add_(more_SV)
-            scales.append(scaled.scale_c2)
-            del scaled  # as large as the logits
+            if mass_SV is None:
+                mass_SV = logits_cV.new_zeros(part.ranking.sequences, logits_cV.shape[1])
+            # What follows does not feel the mean that this takes off.
+            scales.append(ScaledRows(logits_cV, part.ranking, mass_SV).scale_c2)
         answers.append(LogitRows(logits_cV, replace(part, ranking=None)).answer)
     answer = {name: torch.cat([each[name] for each in answers]) for name in answers[0]}
     if query.ranking is None or mass_SV is None:
@@ -198,6 +200,7 @@ class _InTheForward(torch.autograd.Function):
             values.append(value)
             slope_ND[start:stop] = pull(rows.slope(slopes))
             del logits_cV, rows, pull  # before the next chunk's are made
+        head.close()
         ctx.slopes = (slope_ND, *_sums(head, weights))
         return torch.stack(values).sum()
 

@@ -29,6 +29,7 @@ from distill.query import (
     TOP_IDS,
     HeadQuery,
     Lookup,
+    Ranking,
     rank_columns,
     widened,
 )
@@ -53,15 +54,11 @@ class LogitRows:
     ) -> None:
         logits_cV = widened(logits_cV)
         self._query = query
-        self._scaled = None if query.ranking is None else ScaledRows(logits_cV, query.ranking)
-        if self._scaled is not None:  # first: it takes the mean off, which nothing else feels
-            if columns_Sk is None:
-                assert query.ranking is not None
-                columns_Sk = rank_columns(self._scaled.mass(), query.ranking.k)
-            self._scaled.choose(columns_Sk)
+        # First: it takes the mean off, which nothing else feels.
+        self._scaled = _scaled(logits_cV, query.ranking, columns_Sk)
         self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
-        own = _whose_rest_is_summed_first(query)
-        self._others = {
+        own = None if self._scaled else _whose_rest_is_summed_first(query)
+        self._softmaxes = {
             name: _Softmax(logits_cV / each.temperature, each)
             for name, each in query.lookups.items()
             if name != own and (each.has_rest or each.temperature != 1)
@@ -69,23 +66,16 @@ class LogitRows:
         self._at = {  # of the rest, nothing but a few logits is needed
             name: _at(logits_cV, each.ids_NK)
             for name, each in query.lookups.items()
-            if name != own and name not in self._others
+            if name != own and name not in self._softmaxes
         }
         self._label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1)
         self._own = own
-        lookup = query.lookups[own] if own else None
-        # Last, since it takes the logits themselves for its exponentials, if no ranking needs them.
-        if self._scaled is None:
-            self._softmax = _Softmax(logits_cV, lookup)
-        elif lookup is None:
-            apart_cV = torch.empty_like(logits_cV)
-            self._softmax = _Softmax(logits_cV, None, apart_cV, self._scaled.top_c)
-        else:
-            self._softmax = _Softmax(logits_cV.clone(), lookup)
+        if self._scaled is None:  # last, since it takes the logits themselves for its exponentials
+            self._softmax = _Softmax(logits_cV, None if own is None else query.lookups[own])
         self.answer = self._answer()
 
     def _answer(self) -> dict[str, Tensor]:
-        log_z_c1 = self._softmax.log_z_c[:, None]
+        log_z_c1 = (self._scaled or self._softmax).log_z_c[:, None]
         answer = {LABEL: self._label_c - log_z_c1.squeeze(1)}
         if self._query.top_k:
             answer[TOP] = self._top_cK - log_z_c1
@@ -95,7 +85,7 @@ class LogitRows:
             if name in self._at:
                 answer[name + AT_IDS] = self._at[name] - log_z_c1
                 continue
-            softmax = self._softmax if name == self._own else self._others[name]
+            softmax = self._softmax if name == self._own else self._softmaxes[name]
             answer[name + AT_IDS] = softmax.at_cK - softmax.log_z_c[:, None]
             if self._query.lookups[name].has_rest:
                 answer[name + REST] = softmax.log_rest_c - softmax.log_z_c
@@ -119,24 +109,45 @@ class LogitRows:
             total_c = total_c + slopes[TOP].sum(-1)
         for name in self._at:
             total_c = total_c + slopes[name + AT_IDS].sum(-1)
-        slope_cV = self._softmax.slope(
-            total_c,
-            None if self._own is None else slopes[self._own + AT_IDS],
-            slopes.get(f"{self._own}{REST}"),
-        )
+        if self._scaled is not None:
+            slope_cV = self._scaled.slope(total_c, slopes[COLUMNS])
+        elif self._own is None:
+            slope_cV = self._softmax.slope(total_c, None, None)
+        else:
+            at_cK, rest_c = slopes[self._own + AT_IDS], slopes.get(self._own + REST)
+            slope_cV = self._softmax.slope(total_c, at_cK, rest_c)
         slope_cV.scatter_add_(1, self._query.labels_N[:, None], slopes[LABEL][:, None])
         if TOP in slopes:
             slope_cV.scatter_add_(1, self._top_ids_cK, slopes[TOP])
         for name in self._at:
             ids_cK = self._query.lookups[name].ids_NK.clamp(min=0)  # padding has no slope
             slope_cV.scatter_add_(1, ids_cK, slopes[name + AT_IDS])
-        for name, softmax in self._others.items():
+        for name, softmax in self._softmaxes.items():
             nothing_c = torch.zeros_like(total_c)
             tempered_cV = softmax.slope(nothing_c, slopes[name + AT_IDS], slopes.get(name + REST))
             slope_cV.add_(tempered_cV, alpha=1 / self._query.lookups[name].temperature)
-        if self._scaled is not None:
-            self._scaled.add_slope(slope_cV, slopes[COLUMNS])
         return slope_cV
+
+
+def _scaled(
+    logits_cV: Tensor, ranking: Ranking | None, columns_Sk: Tensor | None
+) -> ScaledRows | None:
+    """The rows at one scale, their columns chosen; None without a ranking."""
+    if ranking is None:
+        return None
+    if columns_Sk is not None:
+        scaled = ScaledRows(logits_cV, ranking)
+    else:  # whole sequences: those from the first to the last of these rows, and no others
+        sequences = ranking.sequence_N.tolist() or [0]
+        first, last = min(sequences), max(sequences)
+        ranking = ranking._replace(
+            sequence_N=ranking.sequence_N - first, sequences=last - first + 1
+        )
+        mass_SV = logits_cV.new_zeros(ranking.sequences, logits_cV.shape[1])
+        scaled = ScaledRows(logits_cV, ranking, mass_SV)
+        columns_Sk = rank_columns(mass_SV, ranking.k)
+    scaled.choose(columns_Sk)
+    return scaled
 
 
 def _whose_rest_is_summed_first(query: HeadQuery) -> str | None:
@@ -169,10 +180,8 @@ class _Softmax:
     """One softmax of the rows, as exponentials of what lies outside a lookup's ids.
 
     Args:
-        logits_cV: Overwritten, unless there is `into_cV`.
+        logits_cV: Overwritten.
         lookup: Whose ids; None: nothing is looked up.
-        into_cV: Where the exponentials go, if not in place of the logits. Without a lookup only.
-        top_c: The largest logits outside the ids, where they are known.
 
     Attributes:
         at_cK: The logits at the ids; -inf in padding.
@@ -180,21 +189,14 @@ class _Softmax:
         log_z_c: Of all.
     """
 
-    def __init__(
-        self,
-        logits_cV: Tensor,
-        lookup: Lookup | None,
-        into_cV: Tensor | None = None,
-        top_c: Tensor | None = None,
-    ) -> None:
+    def __init__(self, logits_cV: Tensor, lookup: Lookup | None) -> None:
         ids_cK = logits_cV.new_zeros(len(logits_cV), 0).long() if lookup is None else lookup.ids_NK
         self._places = _Places(ids_cK)
         self.at_cK = _at(logits_cV, ids_cK)
         self._places.overwrite(logits_cV, torch.full_like(self.at_cK, -torch.inf))
-        top_c = logits_cV.amax(-1) if top_c is None else top_c
+        top_c = logits_cV.amax(-1)
         self._top_c = top_c.masked_fill(top_c == -torch.inf, 0)
-        into_cV = logits_cV if into_cV is None else into_cV
-        self._e_cV = torch.sub(logits_cV, self._top_c[:, None], out=into_cV).exp_()
+        self._e_cV = logits_cV.sub_(self._top_c[:, None]).exp_()
         self.log_rest_c = self._e_cV.sum(-1).log() + self._top_c
         self.log_z_c = self.log_rest_c
         if ids_cK.shape[1]:  # no library sums nothing

@@ -32,10 +32,16 @@ class OutputHead(Protocol):
     sums: list[Tensor | None]
 
     def logits(self, hidden_cD: Tensor) -> Tensor:
-        """(c, V) without gradient; the caller may overwrite them."""
+        """(c, V) without gradient; the caller may overwrite them.
+
+        They last until the next logits of this head, which may take their memory.
+        """
 
     def open(self, hidden_cD: Tensor) -> tuple[Tensor, Pull]:
         """The same, and the way back: a call of it adds to `sums`."""
+
+    def close(self) -> None:
+        """No more logits are wanted of the last ones' memory."""
 
     def columns(self, hidden_cD: Tensor, ids_n: Tensor) -> Tensor | None:
         """(c, n) logits of some tokens, or None if that takes all of them."""
@@ -76,6 +82,9 @@ class AnyHead:
 
         return self._own(logits_cV.detach()), pull
 
+    def close(self) -> None:
+        pass
+
     def columns(self, hidden_cD: Tensor, ids_n: Tensor) -> Tensor | None:
         return None
 
@@ -96,6 +105,7 @@ class LinearHead:
         self.sums: list[Tensor | None] = [None] * len(self.weights)
         self._dtype = _autocast_dtype(linear.weight)
         self._cast: tuple[Tensor, Tensor | None] | None = None
+        self._memory: Tensor | None = None  # of logits: fresh pages cost a tenth of the product
 
     @property
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
@@ -136,10 +146,19 @@ class LinearHead:
             )
             return self._after(product_cn, ids_n)
 
+    def close(self) -> None:
+        self._memory = None
+
     def _product(self, hidden_cD: Tensor) -> Tensor:
         weight_VD, bias_V = self._weight_and_bias
+        rows, hidden_cD = len(hidden_cD), hidden_cD.to(weight_VD.dtype)
+        if self._memory is None or len(self._memory) < rows:
+            self._memory = weight_VD.new_empty(rows, len(weight_VD))
+        into_cV = self._memory[:rows].detach()
         with without_autocast(hidden_cD):
-            return nn.functional.linear(hidden_cD.to(weight_VD.dtype), weight_VD, bias_V)
+            if bias_V is None:
+                return torch.mm(hidden_cD, weight_VD.T, out=into_cV)
+            return torch.addmm(bias_V, hidden_cD, weight_VD.T, out=into_cV)
 
     def _pull(self, hidden_cD: Tensor, slope_cV: Tensor) -> Tensor:
         weight_VD, _ = self._weight_and_bias

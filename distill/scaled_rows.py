@@ -6,13 +6,34 @@ at some columns, G their sum, the gradient has two parts, the second through sig
 
     d / d z_j  =  a (g at j - G P_j)  -  a^2 (sum_i g_i x_i - G E_P[x]) x_j / ((V - 1) sigma)
 
-Shape legend: c = rows; V = vocabulary; S = sequences; k = columns of the ranking.
+Beside it stands the softmax of the logits as they are, for what else is asked of the same rows.
+Neither is kept: on a CPU a few rows at a time are read from memory once and everything that is
+summed over them is summed while they lie in its caches; their exponentials are made again for the
+gradient. A new [rows, vocabulary] tensor would cost more there, in fresh pages alone.
+
+Shape legend: c = rows; b = rows of a block; V = vocabulary; S = sequences; k = columns of the
+ranking.
 """
+
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from distill.query import STD_FLOOR, Ranking
+
+#: Logits of a block on a CPU: 4 MiB in float32, which its last cache holds beside two more like it.
+BLOCK_LOGITS = 2**20
+
+
+class _Block(NamedTuple):
+    """Some of the rows, and memory of their size for what is computed on the way."""
+
+    own: slice
+    x_bV: Tensor
+    below_bV: Tensor
+    e_bV: Tensor
 
 
 class ScaledRows:
@@ -21,60 +42,97 @@ class ScaledRows:
     Args:
         logits_cV: float32 or float64. Their mean is taken off, in place.
         ranking: Which sequence each row belongs to.
+        mass_SV: Added to: the probability of each column, summed over the rows of each sequence.
+            None: not wanted.
 
     Attributes:
         scale_c2: a, and the log-normaliser of a z: a log-probability is a z minus that.
-        top_c: The largest of each row, its mean taken off.
+        log_z_c: Log-normaliser of the logits as they are now.
         logprobs_ck: At the columns of the row's sequence, once they are chosen; -inf beyond V.
     """
 
     logprobs_ck: Tensor
 
-    def __init__(self, logits_cV: Tensor, ranking: Ranking) -> None:
-        self._ranking, width = ranking, logits_cV.shape[1]
-        middle_c1 = logits_cV.mean(-1, keepdim=True)
-        self._x_cV = logits_cV.sub_(middle_c1)
-        norm_c = torch.linalg.vector_norm(self._x_cV, dim=-1)
-        least = torch.finfo(logits_cV.dtype).tiny ** 0.5
-        self._std_c = (norm_c / max(1, width - 1) ** 0.5).clamp(min=least)
+    def __init__(self, logits_cV: Tensor, ranking: Ranking, mass_SV: Tensor | None = None) -> None:
+        self._x_cV, self._sequence_c = logits_cV, ranking.sequence_N
+        sequences = [] if mass_SV is None else ranking.sequence_N.tolist()
+        found = [self._read(block, mass_SV, sequences[block.own]) for block in self._blocks()]
+        middle_c, self._std_c, self._top_c, sum_c, scaled_sum_c, self._mean_c = (
+            torch.cat(each) for each in zip(*found, strict=True)
+        )
         self._a_c = 1 / (self._std_c + STD_FLOOR)
-        self.top_c = self._x_cV.amax(-1)
-        self._top_c = self.top_c * self._a_c
-        # In steps, since an addcmul that broadcasts twice takes three times as long.
-        self._e_cV = (self._x_cV * self._a_c[:, None]).sub_(self._top_c[:, None]).exp_()
-        self._sum_c = self._e_cV.sum(-1)
-        # A batched product, since vecdot would make a tensor of all products.
-        summed_c = torch.bmm(self._e_cV[:, None], self._x_cV[:, :, None]).flatten()
-        self._mean_c = summed_c / self._sum_c  # E_P[x]
-        log_z_c = self._sum_c.log() + self._top_c + middle_c1.squeeze(1) * self._a_c
+        self.log_z_c = sum_c.log() + self._top_c
+        self._scaled_log_z_c = scaled_sum_c.log() + self._top_c * self._a_c
+        log_z_c = self._scaled_log_z_c + middle_c * self._a_c
         self.scale_c2 = torch.stack([self._a_c, log_z_c], 1)
 
-    def mass(self) -> Tensor:
-        """(S, V) the probability of each column, summed over the rows of each sequence."""
-        sequences = torch.arange(self._ranking.sequences, device=self._x_cV.device)
-        is_of_Sc = self._ranking.sequence_N == sequences[:, None]
-        found: Tensor = (is_of_Sc / self._sum_c) @ self._e_cV
-        return found
+    def _blocks(self) -> Iterator["_Block"]:
+        rows, width = self._x_cV.shape
+        # A GPU would wait for the many small steps.
+        size = max(1, BLOCK_LOGITS // width) if self._x_cV.device.type == "cpu" else max(1, rows)
+        below_cV, e_cV = (torch.empty_like(self._x_cV[:size]) for _ in range(2))
+        for start in range(0, max(1, rows), size):  # at least one block, be it empty
+            x_bV = self._x_cV[start : start + size]
+            own = slice(start, start + len(x_bV))
+            yield _Block(own, x_bV, below_cV[: len(x_bV)], e_cV[: len(x_bV)])
+
+    def _read(
+        self, block: "_Block", mass_SV: Tensor | None, sequences: list[int]
+    ) -> tuple[Tensor, ...]:
+        """Centres a block, and adds its probabilities to the mass of its sequences.
+
+        Returns:
+            Each (b,): mean, sigma, largest x, sum of e^(x - largest), of e^(a (x - largest)), and
+            E_P[x].
+        """
+        _, x_bV, below_bV, e_bV = block
+        middle_b1 = x_bV.mean(-1, keepdim=True)
+        x_bV.sub_(middle_b1)
+        norm_b = torch.linalg.vector_norm(x_bV, dim=-1)
+        least = torch.finfo(x_bV.dtype).tiny ** 0.5
+        std_b = (norm_b / max(1, x_bV.shape[1] - 1) ** 0.5).clamp(min=least)
+        top_b1 = x_bV.amax(-1, keepdim=True)
+        torch.sub(x_bV, top_b1, out=below_bV)
+        torch.mul(below_bV, (1 / (std_b + STD_FLOOR))[:, None], out=e_bV).exp_()
+        sum_b = e_bV.sum(-1)
+        if mass_SV is not None and sequences:
+            first, last = min(sequences), max(sequences)
+            own_b = torch.tensor([s - first for s in sequences], device=x_bV.device)
+            share_Sb = x_bV.new_zeros(last - first + 1, len(own_b))
+            share_Sb[own_b, torch.arange(len(own_b), device=x_bV.device)] = 1 / sum_b
+            mass_SV[first : last + 1].addmm_(share_Sb, e_bV)
+        plain_b = below_bV.exp_().sum(-1)
+        mean_b = e_bV.mul_(x_bV).sum(-1) / sum_b
+        return middle_b1.flatten(), std_b, top_b1.flatten(), plain_b, sum_b, mean_b
 
     def choose(self, columns_Sk: Tensor) -> None:
         """Sets `logprobs_ck` to those at the columns chosen for the sequences; -1 is padding."""
-        self._ids_ck = columns_Sk[self._ranking.sequence_N]
+        self._ids_ck = columns_Sk[self._sequence_c]
         self._x_ck = self._x_cV.gather(1, self._ids_ck.clamp(min=0))
-        log_z_c1 = (self._sum_c.log() + self._top_c)[:, None]
-        logprobs_ck = self._x_ck * self._a_c[:, None] - log_z_c1
+        logprobs_ck = self._x_ck * self._a_c[:, None] - self._scaled_log_z_c[:, None]
         self.logprobs_ck = logprobs_ck.masked_fill(self._ids_ck < 0, -torch.inf)
 
-    def add_slope(self, into_cV: Tensor, slope_ck: Tensor) -> None:
-        """Adds the gradient with respect to the logits.
+    def slope(self, total_c: Tensor, slope_ck: Tensor) -> Tensor:
+        """(c, V) the gradient with respect to the logits, in place of them.
 
         Args:
-            into_cV: Added to.
+            total_c: Sum of the slopes of what is measured from `log_z_c`. (Their own place in the
+                gradient is the caller's to fill.)
             slope_ck: Slopes of `logprobs_ck`, 0 in padding.
         """
-        total_c = slope_ck.sum(-1)
-        along_c = torch.linalg.vecdot(slope_ck, self._x_ck) - total_c * self._mean_c
+        columns_c = slope_ck.sum(-1)
+        along_c = torch.linalg.vecdot(slope_ck, self._x_ck) - columns_c * self._mean_c
         freedom = max(1, self._x_cV.shape[1] - 1)
-        through_std_c = -self._a_c.square() * along_c / (freedom * self._std_c)
-        into_cV.addcmul_(self._x_cV, through_std_c[:, None])
-        into_cV.addcmul_(self._e_cV, (-self._a_c * total_c / self._sum_c)[:, None])
-        into_cV.scatter_add_(1, self._ids_ck.clamp(min=0), slope_ck * self._a_c[:, None])
+        through_std_c1 = (-self._a_c.square() * along_c / (freedom * self._std_c))[:, None]
+        # e^(x - top) times these
+        plain_c1 = (-total_c * (self._top_c - self.log_z_c).exp())[:, None]
+        scaled_c = (self._top_c * self._a_c - self._scaled_log_z_c).exp()
+        scaled_c1 = (-self._a_c * columns_c * scaled_c)[:, None]
+        for own, x_bV, below_bV, e_bV in self._blocks():
+            torch.sub(x_bV, self._top_c[own, None], out=below_bV)
+            torch.mul(below_bV, self._a_c[own, None], out=e_bV).exp_()
+            x_bV.mul_(through_std_c1[own])
+            # In two steps, since an addcmul that broadcasts twice takes three times as long.
+            x_bV.addcmul_(e_bV, scaled_c1[own])
+            x_bV.addcmul_(below_bV.exp_(), plain_c1[own])
+        return self._x_cV.scatter_add_(1, self._ids_ck.clamp(min=0), slope_ck * self._a_c[:, None])

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
+from distill import scaled_rows
 from distill.chunked import recomputed
 from distill.head import StudentHead
 from distill.output_head import LinearHead
@@ -27,6 +28,12 @@ from tests import tiny
 from tests.families import FAMILIES, SHAPE, V, build
 
 B, T = 3, 11
+
+
+@pytest.fixture(autouse=True)
+def several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of so few tokens would all be one block."""
+    monkeypatch.setattr(scaled_rows, "BLOCK_LOGITS", 2 * V)
 
 
 class Question(NamedTuple):
