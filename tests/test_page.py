@@ -17,8 +17,9 @@ from logitstore.cli import app
 from logitstore.encode import encode_records
 from logitstore.errors import InputError
 from logitstore.inspection import page_data
+from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.page import write_page
-from logitstore.inspection.page_data import as_script, browsed, clipped_text, curves, spread
+from logitstore.inspection.page_data import browsed, curves, spread
 from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
 from logitstore.inspection.sequence import sequence_facts
 from logitstore.records import Segment, SequenceText
