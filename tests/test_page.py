@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,9 +27,7 @@ from logitstore.spec import Plan
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter
 from tests import stores
-from tests.browser import Browser, find_browser
-
-ATTACK = "</script><script>window.ran=1</script><img src=x onerror=window.ran=2><!--<script>"
+from tests.browser import ATTACK, Browser
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +59,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     writer.write_shard(0, lines)
     writer.seal()
     return open_store(path)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    binary = find_browser()
-    if binary is None:
-        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
-    with Browser(binary, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 # ---- what is on the page ----

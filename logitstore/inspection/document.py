@@ -92,10 +92,21 @@ def write_document(out: Path, text: str) -> int:
     return len(data)
 
 
-def figure(title: str, drawn: str, caption: str = "") -> str:
-    """A figure with its title above and, below, a caption that is HTML already."""
+def figure(
+    title: str, drawn: str, caption: str = "", *, kind: str = "", at: int | None = None
+) -> str:
+    """A figure.
+
+    Args:
+        title: Above it.
+        drawn: HTML.
+        caption: Below it, HTML too.
+        kind: Its class, for style sheet and script.
+        at: Its number among those of its kind, for the script.
+    """
+    marks = (f' class="{kind}"' if kind else "") + ("" if at is None else f' data-at="{at}"')
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure><h3>{escape(title)}</h3>{drawn}{below}</figure>\n"
+    return f"<figure{marks}><h3>{escape(title)}</h3>{drawn}{below}</figure>\n"
 
 
 def definitions(lines: dict[str, str]) -> str:
