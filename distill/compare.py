@@ -11,7 +11,7 @@ read the same rows in the same order share most of their noise.
 
 is all that a table or a page needs; `std` is of the sample, None of a single run, and the last
 three are None for the baseline and where no seed is shared. Notes say what cannot be compared:
-figures that were not measured on the same text.
+figures that nobody measured, or not on the same text.
 """
 
 import math
@@ -147,8 +147,16 @@ def compare(runs: Sequence[RunObject], baseline: str | None = None) -> Compariso
             }
             for name, members in groups.items()
         ],
-        "notes": [note for part in _PARTS.items() for note in _unlike(*part, runs)],
+        "notes": [*_unmeasured(present), *(n for p in _PARTS.items() for n in _unlike(*p, runs))],
     }
+
+
+def _unmeasured(present: Sequence[Metric]) -> Iterator[str]:
+    if all(map(is_cost, present)):
+        yield (
+            "Nothing but their cost is known of these students: `distill evaluate FOLDER DATA` "
+            "measures how good they are."
+        )
 
 
 def _unlike(part: str, label: str, runs: Sequence[RunObject]) -> Iterator[str]:

@@ -58,6 +58,12 @@ def test_the_baseline_can_be_named_and_comes_first() -> None:
         compare.compare(RUNS, "uld")
 
 
+def test_students_that_nobody_measured_are_called_that() -> None:
+    found = compare.compare([run("a", 0, None), run("b", 0, None)])
+    assert "`distill evaluate FOLDER DATA` measures how good they are" in found["notes"][0]
+    assert compare.compare(RUNS)["notes"] == []
+
+
 def test_figures_of_other_texts_are_not_compared_without_a_word() -> None:
     def measured(text_bytes: int, left_out: int, path: str) -> dict[str, Any]:
         facts = {"data": path, "rows": 9, "bytes": text_bytes, "bytes_left_out": left_out}

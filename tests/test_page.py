@@ -212,6 +212,15 @@ def test_a_place_that_cannot_be_written_is_an_error(store: LogitStore, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_page_is_replaced_and_nothing_else(store: LogitStore, tmp_path: Path) -> None:
+    write_page(store, tmp_path / "r.html")
+    write_page(store, tmp_path / "r.html")
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="a file that is no page for a browser, and it is kept"):
+        write_page(store, tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
 # ---- in a browser ----
 
 

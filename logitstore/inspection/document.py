@@ -17,6 +17,9 @@ from typing import Any
 
 from logitstore.errors import InputError
 from logitstore.inspection.terminal import printable
+from logitstore.untrusted import open_file
+
+_BEGIN = "<!doctype html>"
 
 
 def document(title: str, body: str, *, style: str, script: str, data: Any) -> str:
@@ -34,7 +37,7 @@ def document(title: str, body: str, *, style: str, script: str, data: Any) -> st
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"
     )
-    return f"""<!doctype html>
+    return f"""{_BEGIN}
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -63,11 +66,24 @@ def check_place(out: Path) -> None:
     """Refuses a place that cannot take a page, before the page is made: that may take a while.
 
     Raises:
-        InputError: It is a folder, or in none.
+        InputError: It is a folder, in none, or holds something else than a page.
     """
     if not out.parent.is_dir() or out.is_dir():
         what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise InputError(f"{out}: {what}. Name a file in a folder that is there with -o.")
+    if out.exists() and not _is_page(out):
+        raise InputError(
+            f"{out}: there is a file that is no page for a browser, and it is kept. Name another "
+            "with -o."
+        )
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with open_file(path) as file:
+            return file.read(len(_BEGIN)) == _BEGIN.encode()
+    except (OSError, ValueError):  # not to be read, or a pipe or device
+        return False
 
 
 def write_document(out: Path, text: str) -> int:
