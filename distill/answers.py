@@ -24,6 +24,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from logitstore.capture.renderer import Renderer
 from logitstore.errors import InputError
 from logitstore.progress import progress
+from logitstore.records import Segment
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 #: Which metrics need written answers.
@@ -32,10 +33,11 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Question(NamedTuple):
-    """A prompt in tokens, and the text that the dataset goes on with."""
+    """A prompt in tokens, the text that the dataset goes on with, and the prompt as text."""
 
     token_ids: list[int]
     reference: str
+    prompt: str = ""
 
 
 def normalized(text: str) -> str:
@@ -102,21 +104,8 @@ def questions(render: Renderer) -> list[Question]:
     Raises:
         InputError: No row has both.
     """
-    found = []
-    conversation = render.template is not None
-    for i in range(len(render.rows)):
-        segments = render(i).segments
-        last = max((n for n, s in enumerate(segments) if s.supervised and s.text), default=None)
-        if last is None:
-            continue
-        first = last
-        while first and segments[first - 1].supervised:
-            first -= 1
-        before = [s._replace(supervised=False) for s in segments[:first]]
-        tokens = render.tokenizer.encode(before, add_eos=False, add_prefix=not conversation)
-        if len(tokens.token_ids):
-            reference = "".join(s.text for s in segments[first : last + 1])
-            found.append(Question(tokens.token_ids.tolist(), reference))
+    asked = (question_of(render, render(i).segments) for i in range(len(render.rows)))
+    found = [question for question in asked if question is not None]
     if not found:
         raise InputError(
             f"{render.rows.name}: none of its {len(render.rows):,} rows has a prompt and a "
@@ -124,6 +113,23 @@ def questions(render: Renderer) -> list[Question]:
             "or `messages`, or use --metrics bits_per_byte."
         )
     return found
+
+
+def question_of(render: Renderer, segments: Sequence[Segment]) -> Question | None:
+    """What stands before the last supervised text of a row, and that text; None without either."""
+    last = max((n for n, s in enumerate(segments) if s.supervised and s.text), default=None)
+    if last is None:
+        return None
+    first = last
+    while first and segments[first - 1].supervised:
+        first -= 1
+    before = [s._replace(supervised=False) for s in segments[:first]]
+    conversation = render.template is not None
+    tokens = render.tokenizer.encode(before, add_eos=False, add_prefix=not conversation)
+    if not len(tokens.token_ids):
+        return None
+    reference = "".join(s.text for s in segments[first : last + 1])
+    return Question(tokens.token_ids.tolist(), reference, "".join(s.text for s in before))
 
 
 @torch.no_grad()

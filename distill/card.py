@@ -29,10 +29,16 @@ CITED = {
         "2402.12030",
         "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
     ),
-    "alm": ("2503.20083", "Cross-Tokenizer Distillation via Approximate Likelihood Matching"),
+    "alm": (
+        "2503.20083",
+        "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching",
+    ),
     "multilevel_ot": (
         "2412.14528",
-        "Multi-Level Optimal Transport for Cross-Tokenizer Distillation",
+        (
+            "Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge Distillation on "
+            "Language Models"
+        ),
     ),
     "sampled_kl": (
         "2503.16870",

@@ -7,14 +7,16 @@ Facts go to stdout, talk to stderr; exit status 2 means that the request was at 
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from logitstore import command
 from logitstore.errors import InputError
+from logitstore.inspection.terminal import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,6 +34,8 @@ METRICS = (
     "exact_match",
     "rouge",
 )
+#: They stand in results.json, which is small.
+MOST_SAMPLES = 32
 
 
 @app.command(
@@ -101,6 +105,9 @@ def evaluate(
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Of a written answer.")
     ] = 64,
+    samples: Annotated[
+        int, typer.Option(help="Keep what it writes after so many prompts, or halves of texts.")
+    ] = 0,
     tokens_per_batch: Annotated[
         int, typer.Option("--tokens-per-batch", "--tokens_per_batch", help="Padded tokens at once.")
     ] = 8192,
@@ -114,6 +121,8 @@ def evaluate(
     chosen = _check_choices(metrics, dtype, max_length, tokens_per_batch)
     if max_new_tokens < 1:
         raise InputError(f"--max-new-tokens {max_new_tokens}: expected at least 1.")
+    if not 0 <= samples <= MOST_SAMPLES:
+        raise InputError(f"--samples {samples}: expected 0 to {MOST_SAMPLES}.")
     from distill.evaluate import evaluate as run_evaluation
 
     run = run_evaluation(
@@ -131,20 +140,41 @@ def evaluate(
         dtype=dtype,
         max_length=max_length,
         max_new_tokens=max_new_tokens,
+        samples=samples,
         tokens_per_batch=tokens_per_batch,
     )
-    print(json.dumps(run, indent=1) if as_json else _table(run, chosen))
+    if as_json:
+        print(json.dumps(run, indent=1))
+    else:
+        print("\n".join([_table(run, chosen), *_samples(run if samples else {})]))
 
 
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Student folders, or their results.json.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="The run name to compare with. Default: the first run's.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Also write a page for a browser: report.html."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
 ) -> None:
-    """A table of students: those of one name are seeds of one contender, the first the baseline."""
+    """A table of students, figure by figure; those of one name are seeds of one contender.
+
+    The page adds curves, how each was trained, and what `distill evaluate --samples` kept.
+    """
     from distill import compare as comparing
 
-    found = comparing.compare([comparing.read(path) for path in runs])
+    read = [comparing.read(path) for path in runs]
+    found = comparing.compare(read, baseline)
+    if out is not None:
+        from distill.report.page import write_page
+
+        places = {comparing.key_of(run): Path(path) for run, path in zip(read, runs, strict=True)}
+        written = write_page(found, places, out)
+        print(f"{out}: {written['bytes']:,} bytes, {written['runs']} runs", file=sys.stderr)
     print(json.dumps(found, indent=1) if as_json else comparing.table(found))
 
 
@@ -256,6 +286,13 @@ def _judged(run: dict[str, Any], metrics: Sequence[str]) -> dict[str, str]:
             f"{_known(run['teacher_calibration_error'], '.1%')}"
         )
     return lines
+
+
+def _samples(run: dict[str, Any]) -> Iterator[str]:
+    for sample in run.get("samples", {}).get("texts", ()):
+        yield f"\nrow {sample['row']:,}"
+        for name in ("prompt", "reference", "answer"):
+            yield f"  {name:<10} {printable(sample[name])}"
 
 
 def _known(value: float | None, how: str) -> str:

@@ -7,24 +7,25 @@ read the same rows in the same order share most of their noise.
     {"baseline": NAME, "metrics": [{"name", "label", "lower_is_better"}],
      "contenders": [{"name", "runs": [RUN, …], "metrics": {METRIC: {
          "mean", "std", "min", "max", "values": {SEED: VALUE},
-         "difference", "wins", "pairs"}}}]}
+         "difference", "wins", "pairs"}}}], "notes": [TEXT]}
 
 is all that a table or a page needs; `std` is of the sample, None of a single run, and the last
-three are None for the baseline and where no seed is shared.
+three are None for the baseline and where no seed is shared. Notes say what cannot be compared:
+figures that nobody measured, or not on the same text.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from distill.results import RunObject, read_results
 from logitstore.errors import InputError
 from logitstore.inspection.terminal import printable
 
 Comparison = dict[str, Any]
-_LONGEST_NAME = 40
+_LONGEST_NAME, _LARGEST = 40, 1e18
 
 
 class Metric(NamedTuple):
@@ -35,15 +36,17 @@ class Metric(NamedTuple):
         label: For people.
         lower_is_better: Or higher.
         how: The format of a value.
+        unit: Of the label, in that of the key.
     """
 
     name: str
     label: str
     lower_is_better: bool
     how: str = ".3f"
+    unit: float = 1
 
     def shown(self, value: float | None, sign: str = "") -> str:
-        return "-" if value is None else format(value, sign + self.how)
+        return "-" if value is None else format(value / self.unit, sign + "," + self.how)
 
 
 #: All that is known, in the order of the columns; a table has those that some run has.
@@ -60,9 +63,16 @@ METRICS = (
     Metric("rougeL", "ROUGE-L", lower_is_better=False),
     Metric("rougeLsum", "ROUGE-Lsum", lower_is_better=False),
     Metric("time_s", "time, s", lower_is_better=True, how=".1f"),
-    Metric("peak_rss_bytes", "peak memory, bytes", lower_is_better=True, how=".3g"),
+    Metric("peak_rss_bytes", "peak memory, MiB", lower_is_better=True, how=".0f", unit=2**20),
 )
 _COST = ("time_s", "peak_rss_bytes")
+_LONGEST_WAY = 160
+#: What `distill evaluate` says of how it measured, and which figures are meant.
+_PARTS = {
+    "evaluation": "bits/byte",
+    "answered": "token F1, exact match and ROUGE",
+    "judged": "agreement, ULD and calibration",
+}
 
 
 def read(path: str) -> RunObject:
@@ -81,11 +91,21 @@ def read(path: str) -> RunObject:
     return run
 
 
-def compare(runs: Sequence[RunObject]) -> Comparison:
+def key_of(run: RunObject) -> tuple[str, str]:
+    """Contender and seed: of the runs of a comparison, no two have the same."""
+    return str(run["name"]), str(run.get("seed"))
+
+
+def compare(runs: Sequence[RunObject], baseline: str | None = None) -> Comparison:
     """What the head of this file shows, JSON-ready.
 
+    Args:
+        runs: Of all contenders.
+        baseline: The name of a contender, which then comes first; without one, that of the first.
+
     Raises:
-        InputError: Two runs are of one contender and seed, or no figure is known of any.
+        InputError: Two runs are of one contender and seed, no figure is known of any, or the
+            baseline is none of them.
     """
     groups: dict[str, list[RunObject]] = {}
     for run in runs:
@@ -103,9 +123,15 @@ def compare(runs: Sequence[RunObject]) -> Comparison:
             "none of these runs has a figure. `distill evaluate FOLDER DATA` measures a student "
             "and adds its figures to its results.json."
         )
-    baseline = next(iter(groups.values()))
+    first = next(iter(groups)) if baseline is None else baseline
+    if first not in groups:
+        raise InputError(
+            f"--baseline {first}: none of these runs has this name. Name one of "
+            f"{', '.join(map(shown_name, groups))}."
+        )
+    groups = {first: groups.pop(first), **groups}
     return {
-        "baseline": str(baseline[0]["name"]),
+        "baseline": first,
         "metrics": [
             {"name": m.name, "label": m.label, "lower_is_better": m.lower_is_better}
             for m in present
@@ -115,13 +141,50 @@ def compare(runs: Sequence[RunObject]) -> Comparison:
                 "name": name,
                 "runs": members,
                 "metrics": {
-                    m.name: spread(members, None if members is baseline else baseline, m)
+                    m.name: spread(members, None if name == first else groups[first], m)
                     for m in present
                 },
             }
             for name, members in groups.items()
         ],
+        "notes": [*_unmeasured(present), *(n for p in _PARTS.items() for n in _unlike(*p, runs))],
     }
+
+
+def _unmeasured(present: Sequence[Metric]) -> Iterator[str]:
+    if all(map(is_cost, present)):
+        yield (
+            "Nothing but their cost is known of these students: `distill evaluate FOLDER DATA` "
+            "measures how good they are."
+        )
+
+
+def _unlike(part: str, label: str, runs: Sequence[RunObject]) -> Iterator[str]:
+    """A note if the figures of a part were not measured on one text, in one way."""
+    ways: dict[tuple[Any, ...], str] = {}
+    for run in runs:
+        facts = run.get(part)
+        if isinstance(facts, dict):
+            ways.setdefault(*_way(facts))
+    if len(ways) > 1:
+        shown = "; ".join(printable(way)[:_LONGEST_WAY] for way in list(ways.values())[:3])
+        yield f"{label}: not all were measured alike, so do not compare these: {shown}."
+
+
+def _way(facts: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
+    """What makes figures comparable, whatever the tokenizer and wherever the text lies."""
+    covered, left_out = facts.get("bytes"), facts.get("bytes_left_out")
+    text_bytes = covered + left_out if is_number(covered) and is_number(left_out) else None
+    found = {
+        "rows": facts.get("rows"),
+        "bytes": text_bytes,
+        "prompts": facts.get("prompts"),
+        "new tokens": facts.get("max_new_tokens"),
+        "digest": facts.get("store_digest"),
+    }
+    said = ", ".join(f"{value} {name}" for name, value in found.items() if is_number(value))
+    name = facts.get("data") or facts.get("store")
+    return tuple(map(str, found.values())), f"{name} ({said})" if said else str(name)
 
 
 def spread(
@@ -158,7 +221,8 @@ def table(found: Comparison) -> str:
         lines += [_line(contender, metric) for contender in found["contenders"]]
         lines.append(())
     text = aligned(lines[:-1])
-    return f"{text}\n\nagainst {_name(found['baseline'])}, seed by seed; spread is from - to."
+    meaning = f"against {shown_name(found['baseline'])}, seed by seed; spread is from - to."
+    return "\n".join([text, "", meaning, *found["notes"]])
 
 
 def aligned(lines: Sequence[tuple[str, ...]]) -> str:
@@ -178,19 +242,23 @@ def _line(contender: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
     own = contender["metrics"][metric.name]
     low, high = metric.shown(own["min"]), metric.shown(own["max"])
     pairs = own["pairs"]
-    is_cost = metric.name in _COST
     return (
-        "  " + _name(contender["name"]),
+        "  " + shown_name(contender["name"]),
         str(len(own["values"])),
         metric.shown(own["mean"]),
         "-" if own["min"] is None else f"{low} - {high}",
         "" if own["difference"] is None else metric.shown(own["difference"], "+"),
-        "" if pairs is None or is_cost else f"{own['wins']} of {pairs}",
+        "" if pairs is None or is_cost(metric) else f"{own['wins']} of {pairs}",
     )
 
 
-def _name(name: str) -> str:
-    """A run is called what anybody likes; a terminal reads this."""
+def is_cost(metric: Metric) -> bool:
+    """Whether it is a cost of training, which nobody wins."""
+    return metric.name in _COST
+
+
+def shown_name(name: str) -> str:
+    """A run is called what anybody likes; a terminal or a page shows this."""
     shown = printable(name)
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
 
@@ -202,9 +270,14 @@ def _by_seed(runs: Sequence[RunObject], metric: Metric) -> dict[str, float]:
 
 def _value(run: RunObject, metric: Metric) -> float | None:
     value = run.get(metric.name)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if math.isfinite(value) else None
+    return float(value) if is_number(value) else None
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """A finite number, and of a size that a table can show: JSON knows numbers of any."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < _LARGEST and math.isfinite(value)
 
 
 def _repeated(seeds: Sequence[Any]) -> Any:

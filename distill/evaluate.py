@@ -33,6 +33,7 @@ from distill.encoder_decoder import Sides
 from distill.head import StudentHead
 from distill.preflight import check_embeddings
 from distill.results import RunObject, peak_rss_bytes, read_results, write_results
+from distill.samples import write_samples
 from distill.student import load_student
 from distill.student_text import StudentReader
 from logitstore import open_store
@@ -87,6 +88,7 @@ def evaluate(
     dtype: str = "float32",
     max_length: int | None = None,
     max_new_tokens: int = 64,
+    samples: int = 0,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> RunObject:
     """Measures a model folder or hub id on a dataset, or on a teacher's store, as a run object.
@@ -98,7 +100,7 @@ def evaluate(
             or nothing can be measured.
     """
     started = time.perf_counter()
-    check_metrics(metrics, data=data, store=store)
+    check_metrics(metrics, data=data, store=store, samples=samples)
     trained = read_results(Path(model_name))  # now: damage is better met before the work
     opened = None if store is None else open_store(store)
     rows = None
@@ -146,6 +148,20 @@ def evaluate(
                 "prompts": len(asked),
                 "max_new_tokens": max_new_tokens,
             }
+        if samples:
+            figures["samples"] = {
+                "data": data,
+                "split": split,
+                "max_new_tokens": max_new_tokens,
+                "texts": write_samples(
+                    model,
+                    tokenizer,
+                    render,
+                    samples,
+                    max_new_tokens=max_new_tokens,
+                    tokens_per_batch=tokens_per_batch,
+                ),
+            }
     if opened is not None and reader is not None:
         judged = [name for name in metrics if name in judging.METRICS]
         figures |= judging.judge(model, opened, reader, judged, tokens_per_batch=tokens_per_batch)
@@ -164,7 +180,9 @@ def evaluate(
     return {"name": Path(model_name).name, "seed": None, **figures}
 
 
-def check_metrics(metrics: Sequence[str], *, data: str | None, store: str | None) -> None:
+def check_metrics(
+    metrics: Sequence[str], *, data: str | None, store: str | None, samples: int = 0
+) -> None:
     """Every metric must have what it is measured on, and what is given must be measured on.
 
     Raises:
@@ -187,7 +205,12 @@ def check_metrics(metrics: Sequence[str], *, data: str | None, store: str | None
             f"--store {store}: none of --metrics {','.join(metrics)} reads it. Leave it out, or "
             f"add one of {', '.join(judging.METRICS)}."
         )
-    if data is not None and not of_data:
+    if samples and data is None:
+        raise InputError(
+            f"--samples {samples}: written after prompts of a dataset, but none is given. Name it "
+            "behind the model: `distill evaluate MODEL DATA`."
+        )
+    if data is not None and not of_data and not samples:
         raise InputError(
             f"{data}: none of --metrics {','.join(metrics)} reads a dataset. Leave it out, or add "
             "bits_per_byte."

@@ -14,10 +14,15 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 TIMEOUT_S = 60
+#: Text that would run if a page took it for markup.
+ATTACK = "</script><script>window.ran=1</script><img src=x onerror=window.ran=2><!--<script>"
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -186,3 +191,13 @@ class Browser:
             self.said.append(f"dialog: {event['message']}")
         elif method == "Network.requestWillBeSent":
             self.asked_for.append(event["request"]["url"])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """For the tests of a file; they skip where there is none."""
+    binary = find_browser()
+    if binary is None:
+        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
+    with Browser(binary, tmp_path_factory.mktemp("profile")) as browser:
+        yield browser

@@ -9,9 +9,15 @@ import tempfile
 
 from hypothesis import settings
 
+from tests.browser import browser
 from tests.buckets import bucket, fresh_clients, s3_server
 
-__all__ = ["bucket", "fresh_clients", "s3_server"]  # fixtures, made when a test asks for them
+__all__ = [
+    "browser",
+    "bucket",
+    "fresh_clients",
+    "s3_server",
+]  # fixtures, made when a test asks for them
 
 # Read when torch, tokenizers and the hub's client are imported, so set before any test is.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")

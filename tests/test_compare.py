@@ -50,6 +50,35 @@ def test_the_table_says_what_was_compared_with_what() -> None:
     assert "against ce, seed by seed" in shown
 
 
+def test_the_baseline_can_be_named_and_comes_first() -> None:
+    found = compare.compare(RUNS, "mapped")
+    assert [each["name"] for each in found["contenders"]] == ["mapped", "ce"]
+    assert found["contenders"][1]["metrics"]["bits_per_byte"]["difference"] == pytest.approx(0.2)
+    with pytest.raises(InputError, match=r"--baseline uld: none of these.* ce, mapped"):
+        compare.compare(RUNS, "uld")
+
+
+def test_students_that_nobody_measured_are_called_that() -> None:
+    found = compare.compare([run("a", 0, None), run("b", 0, None)])
+    assert "`distill evaluate FOLDER DATA` measures how good they are" in found["notes"][0]
+    assert compare.compare(RUNS)["notes"] == []
+
+
+def test_figures_of_other_texts_are_not_compared_without_a_word() -> None:
+    def measured(text_bytes: int, left_out: int, path: str) -> dict[str, Any]:
+        facts = {"data": path, "rows": 9, "bytes": text_bytes, "bytes_left_out": left_out}
+        return {"evaluation": facts, "judged": {"store": "s", "store_digest": "d"}}
+
+    # What a tokenizer cannot predict, and where the text lies, make it no other text.
+    same = [run("a", 0, 1.0, **measured(90, 10, "x")), run("b", 0, 1.0, **measured(100, 0, "/y"))]
+    assert compare.compare(same)["notes"] == []
+    other = compare.compare([*same, run("c", 0, 1.0, **measured(80, 10, "\x1b[2Jz"))])
+    [note] = other["notes"]
+    assert note.startswith("bits/byte: not all were measured alike")
+    assert "x (9 rows, 100 bytes); \\x1b[2Jz (9 rows, 90 bytes)" in note
+    assert note in compare.table(other)
+
+
 def test_figures_that_are_none_or_not_finite_or_no_numbers_are_left_out() -> None:
     runs = [run("a", 0, None), run("a", 1, float("nan")), run("b", 0, 1.0, agreement="high")]
     found = compare.compare(runs)

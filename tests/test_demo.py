@@ -106,7 +106,7 @@ def test_the_quick_demo_fits_a_minute_of_two_cores(demo: tuple[Path, str, float]
 
 def test_everything_lies_in_the_demo_folder(demo: tuple[Path, str, float]) -> None:
     made = {path.name for path in demo[0].iterdir()}
-    assert {"teacher", "store", "students", "results.json", "report.html"} <= made
+    assert {"teacher", "store", "students", "results.json", "report.html", "compare.html"} <= made
     assert {path.name for path in demo[0].parent.iterdir()} == {"build"}
 
 

@@ -112,8 +112,11 @@ def test_evaluation_completes_the_students_run(
     assert {key: found[key] for key in trained} == trained
     assert json.loads((out / "results.json").read_text()) == found
     assert f"| bits/byte | {found['bits_per_byte']:.3f} |" in (out / "README.md").read_text()
-    status, stdout, _ = run(capsys, "evaluate", str(out), data)
+    status, stdout, _ = run(capsys, "evaluate", str(out), data, "--samples", "2")
     assert f"bits per byte  {found['bits_per_byte']:.4f}" in stdout
+    kept = json.loads((out / "results.json").read_text())["samples"]
+    assert (kept["data"], len(kept["texts"])) == (data, 2)
+    assert f"reference  {kept['texts'][1]['reference']}" in stdout
 
 
 def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
@@ -341,6 +344,7 @@ def test_an_unfinished_store_is_refused_unless_asked_for(
         (("--metrics", "uld", "--store", "{here}/store"), "reads a dataset. Leave it out"),
         (("--metrics", "token_f1"), "has a prompt and a completion"),
         (("--metrics", "token_f1", "--max-new-tokens", "0"), "--max-new-tokens 0: expected at"),
+        (("--samples", "33"), "--samples 33: expected 0 to 32"),
     ],
 )
 def test_a_bad_evaluation_is_one_message_and_status_2(

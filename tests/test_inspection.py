@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +16,26 @@ from logitstore.errors import InputError, MismatchError
 from logitstore.inspection import command
 from logitstore.inspection.diff import diff, diff_text, spec_differences
 from logitstore.inspection.scalars import histogram_text, histograms, worst
-from logitstore.inspection.sequence import position_text, sequence_facts, sequence_text
-from logitstore.inspection.terminal import bar, clipped, coloured, columns_of, has_colour, printable
+from logitstore.inspection.sequence import (
+    position_text,
+    sequence_facts,
+    sequence_text,
+    token_names,
+)
+from logitstore.inspection.terminal import (
+    bar,
+    clipped,
+    coloured,
+    columns_of,
+    has_colour,
+    marked_spaces,
+    printable,
+)
 from logitstore.records import Segment, SequenceText
 from logitstore.spec import Plan
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter
-from tests import stores
+from tests import stores, tiny
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +133,26 @@ def test_a_position_has_its_ten_most_probable_tokens(store: LogitStore) -> None:
         assert f"{entry['p']:>9.4f}" in text
     assert "(outside)" in text
     assert text.count("> ") >= 1
+
+
+@pytest.mark.parametrize("make", [tiny.byte_bpe, tiny.unigram])
+def test_a_token_of_the_vocabulary_is_called_what_it_writes(make: Any, tmp_path: Path) -> None:
+    """Not `Ġthe` or `▁the`, but as in the text that it stands beside."""
+    tokenizer = make()
+    tokenizer.save_pretrained(tmp_path)
+    names = token_names(tmp_path)
+    assert names is not None
+    ids = tokenizer(" The teacher reads.", add_special_tokens=False)["input_ids"]
+    assert "".join(names[i] for i in ids).replace("␣", " ") == " The teacher reads."
+    assert any(name[:1] == "␣" and len(name) > 1 for name in names)
+    assert token_names(tmp_path) is names  # read once
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert token_names(tmp_path) is None
+
+
+def test_spaces_at_the_ends_of_a_token_are_marked() -> None:
+    marked = {" a b ": "␣a b␣", "  ": "␣␣", "": "", "a": "a", " \n": "␣\n"}
+    assert {text: marked_spaces(text) for text in marked} == marked
 
 
 @pytest.mark.parametrize("of", [stores.spec(ids=False), stores.spec(top_k=0, draws=4)])

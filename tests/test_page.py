@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from logitstore.cli import app
 from logitstore.encode import encode_records
 from logitstore.errors import InputError
 from logitstore.inspection import page_data
+from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.page import write_page
-from logitstore.inspection.page_data import as_script, browsed, clipped_text, curves, spread
+from logitstore.inspection.page_data import browsed, curves, spread
 from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
 from logitstore.inspection.sequence import sequence_facts
 from logitstore.records import Segment, SequenceText
@@ -27,9 +27,7 @@ from logitstore.spec import Plan
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter
 from tests import stores
-from tests.browser import Browser, find_browser
-
-ATTACK = "</script><script>window.ran=1</script><img src=x onerror=window.ran=2><!--<script>"
+from tests.browser import ATTACK, Browser
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +59,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     writer.write_shard(0, lines)
     writer.seal()
     return open_store(path)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    binary = find_browser()
-    if binary is None:
-        pytest.skip("there is no Chromium here (Debian: apt-get install chromium)")
-    with Browser(binary, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 # ---- what is on the page ----
@@ -221,6 +210,15 @@ def test_a_place_that_cannot_be_written_is_an_error(store: LogitStore, tmp_path:
     with pytest.raises(InputError, match="--sequences is 0"):
         write_page(store, tmp_path / "r.html", sequences=0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_is_replaced_and_nothing_else(store: LogitStore, tmp_path: Path) -> None:
+    write_page(store, tmp_path / "r.html")
+    write_page(store, tmp_path / "r.html")
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="a file that is no page for a browser, and it is kept"):
+        write_page(store, tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years"
 
 
 # ---- in a browser ----

@@ -1,20 +1,21 @@
-"""`logitstore report`: a store on one page, for a browser, with nothing beside it.
+"""`logitstore report`: a store on one page, for a browser: what it is, how it spreads, its text."""
 
-The page asks no network: style, figures, script and data are in it. Its policy (a CSP) lets run
-the one script and the one style sheet that have the digests it names, and nothing else, so text of
-a dataset that looks like markup stays text even if an escape were forgotten.
-"""
-
-import base64
-import hashlib
 import os
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError
-from logitstore.inspection.page_data import as_script, browsed, clipped_text, curves
+from logitstore.inspection.document import (
+    beside,
+    check_place,
+    clipped_text,
+    definitions,
+    document,
+    figure,
+    write_document,
+)
+from logitstore.inspection.page_data import browsed, curves
 from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
 from logitstore.inspection.scalars import histograms
 from logitstore.report import facts, info_lines
@@ -40,31 +41,15 @@ def write_page(store: LogitStore, out: Path, *, sequences: int = SEQUENCES) -> d
     """
     if sequences < 1:
         raise InputError(f"--sequences is {sequences}, expected 1 or more.")
-    _check_place(store, out)
-    found = browsed(store, sequences)
-    data = page(store, found).encode()
-    beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(data)
-        os.replace(beside, out)
-    except OSError as e:
-        beside.unlink(missing_ok=True)
-        raise InputError(
-            f"{out}: the report cannot be written ({e.strerror}). Name another file with -o."
-        ) from None
-    return {"report": str(out), "bytes": len(data), "sequences": len(found["sequences"])}
-
-
-def _check_place(store: LogitStore, out: Path) -> None:
-    """Before the store is read: that may take a while."""
-    if not out.parent.is_dir() or out.is_dir():
-        what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise InputError(f"{out}: {what}. Name a file in a folder that is there with -o.")
+    check_place(out)
     if isinstance(store.path, Path) and store.path.resolve() in out.resolve().parents:
         raise InputError(
             f"{out}: is inside the store, which holds its own files alone. Name a file outside of "
             "it with -o."
         )
+    found = browsed(store, sequences)
+    size = write_document(out, page(store, found))
+    return {"report": str(out), "bytes": size, "sequences": len(found["sequences"])}
 
 
 def page(store: LogitStore, found: dict[str, Any]) -> str:
@@ -75,70 +60,29 @@ def page(store: LogitStore, found: dict[str, Any]) -> str:
         found: What `page_data.browsed` says of it.
     """
     about = facts(store)
-    style, script = (_beside(name) for name in ("page.css", "page.js"))
-    policy = (
-        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    title = escape(clipped_text(os.path.basename(str(store.path)) or "store", 80))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<link rel="icon" href="data:,">
-<title>{title} · logitstore</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>{title}</h1>
+    name = clipped_text(os.path.basename(str(store.path)) or "store", 80)
+    # What `logitstore info` prints, but for the bytes by field, which are a figure.
+    lines = {label: value for label, value in info_lines(about).items() if label}
+    body = f"""<h1>{escape(name)}</h1>
 <p class="dim">What a teacher thought of each token, kept for its students.</p>
-{_info(about)}
+{definitions(lines)}
 <h2>How it spreads</h2>
 <div class="figures">
 {"".join(_figures(store, about))}
 </div>
 <h2>Sequences</h2>
-{_browser(found)}
-<script type="application/json" id="data">{as_script(found)}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
-
-
-def _beside(name: str) -> str:
-    return (files("logitstore.inspection") / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-
-
-def _info(about: dict[str, Any]) -> str:
-    """What `logitstore info` prints, but for the bytes by field, which are a figure."""
-    lines = [
-        f"<dt>{escape(name)}</dt><dd>{escape(clipped_text(value, 2000))}</dd>"
-        for name, value in info_lines(about).items()
-        if name
-    ]
-    return f"<dl>{''.join(lines)}</dl>"
+{_browser(found)}"""
+    style, script = (beside("logitstore.inspection", f"browse.{kind}") for kind in ("css", "js"))
+    return document(f"{name} · logitstore", body, style=style, script=script, data=found)
 
 
 def _figures(store: LogitStore, about: dict[str, Any]) -> list[str]:
     spread = histograms(store)
     drawn = [
-        _figure(h["label"][0].upper() + h["label"][1:], histogram(h), _unknown(h["unknown"]))
+        figure(h["label"][0].upper() + h["label"][1:], histogram(h), _unknown(h["unknown"]))
         for h in (spread[name] for name in ("surprise", "entropy", "tail", "entries"))
     ]
     return [*drawn, *_curves(curves(store)), _sizes(about)]
-
-
-def _figure(title: str, drawn: str, caption: str = "") -> str:
-    below = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f"<figure><h3>{escape(title)}</h3>{drawn}{below}</figure>\n"
 
 
 def _unknown(count: int) -> str:
@@ -148,7 +92,7 @@ def _unknown(count: int) -> str:
 def _curves(found: dict[str, Any] | None) -> list[str]:
     if found is None:
         none = '<p class="none">no entries are kept, or what is outside them is not known</p>'
-        return [_figure("Mass of the k most probable", none)]
+        return [figure("Mass of the k most probable", none)]
     ks, of = found["k"], f"of {found['records']:,} tokens, evenly spread"
     said = ", ".join(f"k {k}: {m:.4f}" for k, m in zip(ks, found["mass"], strict=True))
     mass = curve(ks, {"first": found["mass"]}, 1.0, f"mass of the k most probable: {said}")
@@ -162,8 +106,8 @@ def _curves(found: dict[str, Any] | None) -> list[str]:
         f"</span>: how far a ULD from k entries can be from the exact one, {of}"
     )
     return [
-        _figure("Mass of the k most probable", mass, f"mean {of}; what is missing is the tail"),
-        _figure("ULD bound by k", bound, caption),
+        figure("Mass of the k most probable", mass, f"mean {of}; what is missing is the tail"),
+        figure("ULD bound by k", bound, caption),
     ]
 
 
@@ -172,7 +116,7 @@ def _sizes(about: dict[str, Any]) -> str:
     rows = [(name.replace("_", " "), size, f"{size:.2f}") for name, size in fields if size >= 0.005]
     said = ", ".join(f"{name} {size}" for name, _, size in rows)
     total = f"{about['bytes_per_token']:.1f} in all, directories of the files included"
-    return _figure("Bytes a token", bars(rows, f"bytes a token: {said}"), total)
+    return figure("Bytes a token", bars(rows, f"bytes a token: {said}"), total)
 
 
 def _browser(found: dict[str, Any]) -> str:

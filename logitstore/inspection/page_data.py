@@ -9,17 +9,15 @@ small one. With p_j the entries of a record, most probable first, and u its tail
                   from the exact one (`logitstore.report.uld_within`)
 """
 
-import json
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from logitstore.codec import TAIL_STEP
+from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
-from logitstore.inspection.terminal import printable
 from logitstore.store import LogitStore
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
@@ -158,17 +156,3 @@ def _rounded(value: float | None) -> float | str | None:
     if value is None or math.isfinite(value):
         return None if value is None else float(f"{value:.6g}")
     return "-inf" if value < 0 else "inf"
-
-
-def clipped_text(text: str, characters: int) -> str:
-    """Text without anything invisible, but for its line ends; `…` for what is over."""
-    kept = text if len(text) <= characters else f"{text[:characters]}…"
-    return "\n".join(printable(line) for line in kept.split("\n"))
-
-
-def as_script(found: dict[str, Any] | Sequence[Any]) -> str:
-    """JSON that may stand inside a `<script>` element, whatever text it holds."""
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    for character in "<>&\u2028\u2029":  # no tag, no comment, no end of line of a script
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text

@@ -3,13 +3,36 @@
 A figure is drawn 340 units wide, about as wide as a phone, and says in words what it shows.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
-_WIDTH, _LINE = 340, 20
+WIDTH, _LINE = 340, 20
 _LETTER, _RIGHT = 6.6, 56  # a letter's width, about; room for a figure behind its bar
-_CURVE_HEIGHT, _CURVE_LEFT, _CURVE_RIGHT, _CURVE_TOP, _CURVE_BOTTOM = 190, 44, 12, 12, 34
+
+
+class Frame(NamedTuple):
+    """Where curves are drawn: its four sides, and the height of the figure around it."""
+
+    left: float = 44
+    right: float = WIDTH - 12
+    top: float = 12
+    bottom: float = 156
+    height: float = 190
+
+    def x(self, share: float) -> float:
+        """From 0 at the left to 1 at the right."""
+        return self.left + (self.right - self.left) * share
+
+    def y(self, share: float) -> float:
+        """From 0 at the bottom to 1 at the top."""
+        return self.bottom - (self.bottom - self.top) * share
+
+
+FRAME = Frame()
+#: A place on an axis, from 0 to 1, and what stands there.
+Tick = tuple[float, str]
 
 
 def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
@@ -21,7 +44,7 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
     """
     most = max((length for _, length, _ in rows), default=0) or 1
     left = 14 + _LETTER * max((len(name) for name, _, _ in rows), default=0)
-    room, height = _WIDTH - left - _RIGHT, _LINE * len(rows)
+    room, height = WIDTH - left - _RIGHT, _LINE * len(rows)
     drawn = []
     for i, (name, length, said) in enumerate(rows):
         y, wide = i * _LINE, room * length / most
@@ -30,7 +53,7 @@ def bars(rows: Sequence[tuple[str, float, str]], label: str) -> str:
             f'<rect x="{left:.1f}" y="{y + 4}" width="{wide:.2f}" height="{_LINE - 7}" rx="2" '
             f'class="bar"/><text x="{left + wide + 6:.2f}" y="{y + 14}">{escape(said)}</text>'
         )
-    return _svg("".join(drawn), height, label)
+    return svg("".join(drawn), height, label)
 
 
 def histogram(found: dict[str, Any]) -> str:
@@ -60,34 +83,51 @@ def curve(ks: Sequence[int], lines: dict[str, Sequence[float]], top: float, labe
         top: The largest value of the axis, which begins at 0.
         label: What the figure shows, for those who cannot see it.
     """
-    wide = _WIDTH - _CURVE_LEFT - _CURVE_RIGHT
-    high = _CURVE_HEIGHT - _CURVE_TOP - _CURVE_BOTTOM
-    xs = [_CURVE_LEFT + wide * (i + 0.5) / len(ks) for i in range(len(ks))]
-    drawn = []
-    for share in (0, 0.25, 0.5, 0.75, 1):
-        y = _CURVE_TOP + high * (1 - share)
-        drawn.append(
-            f'<line x1="{_CURVE_LEFT}" y1="{y}" x2="{_WIDTH - _CURVE_RIGHT}" y2="{y}" '
-            f'class="grid"/><text x="{_CURVE_LEFT - 6}" y="{y + 4}" class="end">'
-            f"{top * share:.3g}</text>"
-        )
-    drawn += [
-        f'<text x="{x:.1f}" y="{_CURVE_HEIGHT - 18}" class="middle">{k}</text>'
-        for k, x in zip(ks, xs, strict=True)
-    ]
-    drawn.append(
-        f'<text x="{_CURVE_LEFT + wide / 2}" y="{_CURVE_HEIGHT - 3}" class="middle dim">k</text>'
-    )
+    xs = [(i + 0.5) / len(ks) for i in range(len(ks))]
+    shares = (0, 0.25, 0.5, 0.75, 1)
+    x_ticks = [(x, str(k)) for x, k in zip(xs, ks, strict=True)]
+    drawn = [axes(x_ticks, [(share, f"{top * share:.3g}") for share in shares], "k")]
     for name, values in lines.items():
-        ys = [_CURVE_TOP + high * (1 - min(value / top, 1)) for value in values]
-        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(xs, ys, strict=True))
-        drawn.append(f'<polyline points="{points}" class="curve {name}"/>')
+        points = [(FRAME.x(x), FRAME.y(min(v / top, 1))) for x, v in zip(xs, values, strict=True)]
+        drawn.append(polyline(points, f"curve {name}"))
         drawn += [
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" class="dot {name}"><title>k = {k}: '
             f"{value:.4f}</title></circle>"
-            for k, value, x, y in zip(ks, values, xs, ys, strict=True)
+            for k, value, (x, y) in zip(ks, values, points, strict=True)
         ]
-    return _svg("".join(drawn), _CURVE_HEIGHT, label)
+    return svg("".join(drawn), FRAME.height, label)
+
+
+def axes(x_ticks: Iterable[Tick], y_ticks: Iterable[Tick], x_name: str) -> str:
+    """A line across for each tick of y, and what stands beside both axes."""
+    drawn = [
+        f'<line x1="{FRAME.left}" y1="{FRAME.y(share):.1f}" x2="{FRAME.right}" '
+        f'y2="{FRAME.y(share):.1f}" class="grid"/><text x="{FRAME.left - 6}" '
+        f'y="{FRAME.y(share) + 4:.1f}" class="end">{escape(said)}</text>'
+        for share, said in y_ticks
+    ]
+    drawn += [
+        f'<text x="{FRAME.x(share):.1f}" y="{FRAME.height - 18}" '
+        f'class="{"end" if share > 0.97 else "middle"}">{escape(said)}</text>'
+        for share, said in x_ticks
+    ]
+    drawn.append(
+        f'<text x="{FRAME.x(0.5)}" y="{FRAME.height - 3}" class="middle dim">{escape(x_name)}'
+        "</text>"
+    )
+    return "".join(drawn)
+
+
+def polyline(points: Iterable[tuple[float, float]], classes: str) -> str:
+    """A line through points of the figure."""
+    listed = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    return f'<polyline points="{listed}" class="{classes}"/>'
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """The round numbers from `low` to `high`: at most `most` steps."""
+    step = axis_top((high - low) / most)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def axis_top(value: float) -> float:
@@ -100,8 +140,9 @@ def axis_top(value: float) -> float:
         step *= 10
 
 
-def _svg(inside: str, height: float, label: str) -> str:
+def svg(inside: str, height: float, label: str) -> str:
+    """A figure of this height, and what it shows for those who cannot see it."""
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
         f"{inside}</svg>"
     )

@@ -3,16 +3,26 @@
 The surprise of a token is -log p, in nats: 0 where the teacher was sure of it.
 """
 
+import json
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from logitstore.inspection.terminal import bar, clipped, coloured, columns_of, printable
+from logitstore.inspection.terminal import (
+    bar,
+    clipped,
+    coloured,
+    columns_of,
+    marked_spaces,
+    printable,
+)
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
+from logitstore.token_bytes import written_bytes
 
 Facts = dict[str, Any]
 
@@ -68,20 +78,25 @@ def _entry(records: TokenRecords, j: int, names: Sequence[str] | None) -> Facts:
     }
 
 
-def token_names(folder: Path) -> list[str] | None:
-    """Token strings by id, if the tokenizers library is installed."""
+def token_names(folder: Path) -> Sequence[str] | None:
+    """What each id writes, its outer spaces marked, if the tokenizers library is installed."""
+    path = folder / "tokenizer.json"
     try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        return None
-    try:
-        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+        about = path.stat()
+        return _names_in(path, about.st_mtime_ns, about.st_size)
     except Exception:  # the library raises the bare class; ids are shown instead of names
         return None
-    names = [""] * (max(vocabulary.values(), default=-1) + 1)
-    for token, i in vocabulary.items():
-        names[i] = token
-    return names
+
+
+@lru_cache(maxsize=2)  # a page asks for every sequence, and a vocabulary takes a second to read
+def _names_in(path: Path, _changed_ns: int, _size_bytes: int) -> Sequence[str]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    vocabulary = tokenizer.get_vocab()
+    size = max(vocabulary.values(), default=-1) + 1
+    written = written_bytes(json.loads(tokenizer.to_str()), vocabulary, size)
+    return [marked_spaces((b or b"").decode(errors="backslashreplace")) for b in written]
 
 
 def _known(value: float) -> float | None:
@@ -190,7 +205,7 @@ def _line(t: int, token: Facts, colour: bool) -> str:
     entropy = "?" if token["entropy"] is None else f"{token['entropy']:.3f}"
     tail = "?" if token["tail"] is None else f"{token['tail']:.4f}"
     best = "  ".join(f"{_name(e)} {e['p']:.3f}" for e in token["entries"][:_BESIDE])
-    text = clipped(printable(token["text"]) or "(end)", _TOKEN_COLUMNS)
+    text = clipped(printable(marked_spaces(token["text"])) or "(end)", _TOKEN_COLUMNS)
     padding = " " * (_TOKEN_COLUMNS - columns_of(text))
     shown = coloured(text, _surprise(token["logprob"])[0], colour) + padding
     return (

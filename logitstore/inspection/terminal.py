@@ -27,8 +27,17 @@ def printable(text: str) -> str:
     )
 
 
+def marked_spaces(text: str) -> str:
+    """With a mark for each space at its ends: a token alone shows where a word begins."""
+    inner = text.strip(" ")
+    if not inner:
+        return "␣" * len(text)
+    before = len(text) - len(text.lstrip(" "))
+    return "␣" * before + inner + "␣" * (len(text) - before - len(inner))
+
+
 def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode() if character != "\N{NO-BREAK SPACE}" else "␣"
+    return character.encode("unicode_escape").decode()
 
 
 def columns_of(text: str) -> int:

@@ -17,7 +17,13 @@ from tools.demo.commands import CommandError, Commands
 from tools.demo.corpus import load_corpus, write_jsonl
 from tools.demo.hub import make_models
 from tools.demo.settings import FULL, QUICK, Settings, cores
-from tools.demo.students import evaluate_command, put_back, teacher_away, train_all
+from tools.demo.students import (
+    compare_command,
+    evaluate_command,
+    put_back,
+    teacher_away,
+    train_all,
+)
 from tools.demo.table import table
 
 QuickOpt = Annotated[
@@ -36,8 +42,9 @@ def main(quick: QuickOpt = False, out: OutOpt = Path("build/demo")) -> None:
         typer.echo(f"error: {error}\nRun the demo again to go on from here.", err=True)
         raise typer.Exit(1) from None
     typer.echo(
-        f"\n{table(results)}\n\nAll of it is in {out / 'results.json'}, "
-        f"a look into the store in {out / 'report.html'}."
+        f"\n{table(results)}\n\nAll of it is in {out / 'results.json'}.\n"
+        f"For a browser: the store in {out / 'report.html'}, the students in "
+        f"{out / 'compare.html'}."
     )
 
 
@@ -71,7 +78,8 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
     with teacher_away(teacher):
         runs = train_all(out, settings, commands)
 
-    # 5. What was measured.
+    # 5. What was measured, also as a page.
+    commands.run(compare_command(out, settings), threads=1)
     results = {
         "runs": runs,
         "store": stored,

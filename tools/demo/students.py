@@ -83,9 +83,8 @@ def _student(
     shutil.rmtree(folder, ignore_errors=True)
     training = train_command(out, contender, seed, settings)
     commands.run(training, threads=1, log=logs / f"{name}-train.log")
-    return dict(
-        commands.json(evaluate_command(folder, out), threads=1, log=logs / f"{name}-evaluate.log")
-    )
+    evaluating = [*evaluate_command(folder, out), "--samples", "4"]
+    return dict(commands.json(evaluating, threads=1, log=logs / f"{name}-evaluate.log"))
 
 
 def train_command(out: Path, contender: Contender, seed: int, settings: Settings) -> list[str]:
@@ -100,6 +99,7 @@ def train_command(out: Path, contender: Contender, seed: int, settings: Settings
         *("--max_steps", str(settings.student_steps)),
         *("--per_device_train_batch_size", "16"),
         *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
+        *("--logging_steps", str(max(1, settings.student_steps // 25))),
         *("--seed", str(seed)),
         *("--save_strategy", "no"),
     ]
@@ -109,3 +109,13 @@ def evaluate_command(model: Path, out: Path) -> list[str]:
     """What a user would type to measure it."""
     heldout = str(out / "data" / "heldout.jsonl")
     return ["distill", "evaluate", str(model), heldout, "--metrics", "bits_per_byte", "--json"]
+
+
+def compare_command(out: Path, settings: Settings) -> list[str]:
+    """What a user would type to set the students side by side."""
+    students = [
+        str(out / "students" / f"{contender.name}-{seed}")
+        for contender in CONTENDERS
+        for seed in settings.seeds
+    ]
+    return ["distill", "compare", *students, "-o", str(out / "compare.html")]
