@@ -51,7 +51,7 @@ class LogitRows:
     def __init__(
         self, logits_cV: Tensor, query: HeadQuery, columns_Sk: Tensor | None = None
     ) -> None:
-        logits_cV = widened(logits_cV)
+        logits_cV, query = widened(logits_cV), query.indexing()
         self._query = query
         self._scaled = None if query.ranking is None else ScaledRows(logits_cV, query.ranking)
         if self._scaled is not None:  # first: it takes the mean off, which nothing else feels
