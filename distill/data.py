@@ -38,14 +38,13 @@ ids of all pairs, R = distinct draws of all pairs, E = labels before the last on
 L = labels of pairs, S = sequences with a pair, k = columns; n = records of a sequence.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.align import Spans, align
@@ -53,7 +52,7 @@ from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
 from distill.pieces import cut
-from distill.ragged import COUNTS, runs, slots_of
+from distill.ragged import narrow, runs, tensors_of
 from distill.sending import VocabularyMap
 from distill.student_text import StudentReader
 from distill.targets import (
@@ -102,7 +101,7 @@ class Store(Protocol):
 class Example(NamedTuple):
     """One sequence, tokenised by the student, with the teacher's arrays of each loss."""
 
-    token_ids: Ints  # (t,)
+    token_ids: npt.NDArray[np.int32]  # (t,)
     is_label: npt.NDArray[np.bool_]  # (t,), never at t = 0
     teacher: dict[str, Arrays]
     aligned: int  # labels that a teacher pair covers
@@ -192,7 +191,7 @@ class StoreDataset(Dataset[Example]):
         covered, arrays = np.zeros(len(student.starts), bool), {}
         for name in self.losses:
             found, labels = self._arrays(name, records, text, teacher, student, ends)
-            arrays[name] = {key: _narrow(array) for key, array in found.items()}
+            arrays[name] = {key: narrow(array) for key, array in found.items()}
             covered[labels] = True
         aligned = int(covered.sum())
         ids = tokens.token_ids.astype(np.int32)
@@ -296,18 +295,18 @@ class Collator:
             "input_ids": ids,
             "attention_mask": mask,
             "labels": np.where(is_label, ids, np.int32(NO_LABEL)),
-            "rows": _narrow(example * width + position - 1),
-            "example": _narrow(example),
-            "tokens": _narrow(mask.sum(1)),
-            "aligned": np.array([e.aligned for e in examples], np.int32),
+            "rows": example * width + position - 1,
+            "example": example,
+            "tokens": mask.sum(1),
+            "aligned": np.array([e.aligned for e in examples]),
             "skipped": np.array([e.skipped for e in examples]),
             "text_changed": np.array([e.text_changed for e in examples]),
-            "row": np.array([e.row for e in examples]),
         }
         teacher = {name: _joined(name, examples) for name in self.losses}
         pieces = self.chunk_tokens and cut(teacher, example, self.chunk_tokens)
-        tensors = {name: _tensors(arrays) for name, arrays in teacher.items()}
-        made = {**_tensors(batch), "teacher": tensors, "pieces": pieces or None}
+        tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}
+        numbers = torch.tensor([e.row for e in examples])  # int64: a store may count that far
+        made = {**tensors_of(batch), "row": numbers, "teacher": tensors, "pieces": pieces or None}
         return made if self.sides is None else self.sides.cut(made)
 
 
@@ -325,25 +324,10 @@ def _joined(name: str, examples: Sequence[Example]) -> Arrays:
                 parts.setdefault(key, []).append(array + shift[key] if key in shift else array)
             pairs += len(arrays["index"])
         labels += int(np.count_nonzero(each.is_label))
-    if not parts:
-        joined = {key: _narrow(array) for key, array in no_pairs(name).items()}
-    else:
-        joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    return joined | {COUNTS[key]: slots_of(joined[key]) for key in COUNTS if key in joined}
+    return {key: np.concatenate(arrays) for key, arrays in parts.items()} or no_pairs(name)
 
 
-def _narrow(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Integers of 32 bits: what is counted in a batch, and ids, are far below their limit."""
-    return array.astype(np.int32) if array.dtype == np.int64 else array
-
-
-def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
-
-
-def _mapping(
-    store: Store, student: ByteTokenizer, name: str, strict: bool
-) -> VocabularyMap | None:
+def _mapping(store: Store, student: ByteTokenizer, name: str, strict: bool) -> VocabularyMap | None:
     """For every id that the teacher's head can name; by loss."""
     if "ids" not in NEEDS[name] or name == "multilevel_ot":  # which never compares an id with one
         return None

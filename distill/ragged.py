@@ -34,7 +34,7 @@ _FLAT: dict[str, tuple[str, str, float]] = {
     "counts": ("draw_count", "draw_slots", 0),
 }
 #: Which of those arrays there are, for what is counted and how wide that is.
-COUNTS = {"count": "slots", "draw_count": "draw_slots"}
+_COUNTS = {"count": "slots", "draw_count": "draw_slots"}
 
 
 def rectangles(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,14 +43,15 @@ def rectangles(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Ids stay int32: they are the bulk, and are widened with the logits of a chunk.
 
     Args:
-        arrays: Of a batch, on the device. Without counts they are rectangles already.
+        arrays: As :func:`tensors_of` makes them, on the device. Without counts they are rectangles
+            already.
     """
     found: dict[str, Tensor] = {}
     for key, values in arrays.items():
         count, slots, filler = _FLAT.get(key, ("", "", 0.0))
         if count in arrays:
             found[key] = _rectangle(values, arrays[count], arrays[slots], filler)
-        elif key not in (*COUNTS, *COUNTS.values()):
+        elif key not in (*_COUNTS, *_COUNTS.values()):
             found[key] = values.long() if values.dtype == torch.int32 else values
     return found
 
@@ -63,12 +64,25 @@ def _rectangle(values_M: Tensor, count_P: Tensor, slots_K: Tensor, filler: float
     return values_M.new_full(shape, filler).masked_scatter_(slots_K < count_P[:, None], values_M)
 
 
-def slots_of(count: Array) -> Array:
-    """0, 1, … up to the largest count, in the dtype of the counts."""
-    return np.arange(int(count.max(initial=0)), dtype=count.dtype)
+def tensors_of(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
+    """A loss's arrays as they travel: integers of 32 bits, and beside each count its slots."""
+    found = {key: _tensor(array) for key, array in arrays.items()}
+    for count, slots in _COUNTS.items():
+        if count in arrays:
+            found[slots] = torch.arange(int(arrays[count].max(initial=0)), dtype=torch.int32)
+    return found
 
 
-def lists_of(count_n: Ints, chosen: Ints, *flat: Array) -> tuple[Ints, list[Array]]:
+def narrow(array: Array) -> Array:
+    """Integers of 32 bits: ids, and what is counted in a batch, are far below their limit."""
+    return array.astype(np.int32) if array.dtype == np.int64 else array
+
+
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(narrow(array)))
+
+
+def lists_of(count_n: Ints, chosen: Ints, *flat: Array) -> tuple[Ints, list[Any]]:
     """The lists of some records, in that order: their counts, and each flat array's members.
 
     Args:

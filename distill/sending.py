@@ -1,15 +1,15 @@
 """Sends a teacher's entries to a student's tokens: masses that meet at one token are added up.
 
 This is the most work of all that is done for a token, so nothing is done twice. Where no two
-teacher tokens share a student token (one tokenizer; strict maps) it is one look-up. Else entries of
+tokens can meet (one tokenizer; nearly all of a strict map) it is one look-up. Else entries of
 a record are sorted by where they go, each as one integer of target and place, a short sort that
 processors do many of at once; only masses that meet are ever made of their logarithms.
 
 Shape legend: P = records, M = entries of all of them, W = most entries of one.
 """
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +18,11 @@ from distill.ragged import Ints, runs
 
 Ids = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 
-class Sent(NamedTuple):
+@dataclass(frozen=True)
+class Sent:
     """Entries by student token, ascending within a record where any were added up.
 
     Attributes:
@@ -33,7 +35,7 @@ class Sent(NamedTuple):
     count: Ints
     ids: Ids
     logmass: F32
-    left_out: npt.NDArray[np.float64] | None
+    left_out: F64 | None
 
 
 class VocabularyMap:
@@ -50,10 +52,15 @@ class VocabularyMap:
         return len(self.ids)
 
     @cached_property
-    def is_injective(self) -> bool:
-        """Whether no two teacher tokens go to one student token."""
-        taken = self.ids[self.ids >= 0]
-        return len(np.unique(taken)) == len(taken)
+    def shares(self) -> npt.NDArray[np.bool_]:
+        """(V_T,) of the teacher's tokens, those that go where another goes, too."""
+        targets, which, count = np.unique(self.ids, return_inverse=True, return_counts=True)
+        found: npt.NDArray[np.bool_] = ((targets >= 0) & (count > 1))[which]
+        return found
+
+    @cached_property
+    def _can_meet(self) -> bool:
+        return bool(self.shares.any())
 
     def with_ends(self, teacher_ids: list[int], student_id: int) -> "VocabularyMap":
         """This map, but for the teacher's ends of a text, which go to one token."""
@@ -70,13 +77,13 @@ class VocabularyMap:
             logprobs_M: Their log-probabilities.
         """
         target_M = self.ids.take(ids_M)
-        if not self.is_injective:
+        if self._can_meet and self.shares.take(ids_M).any():
             return _added_up(count_P, target_M, logprobs_M)
         is_sent_M = target_M >= 0
         if is_sent_M.all():
             return Sent(count_P, target_M, logprobs_M, None)
         owner_M = np.repeat(np.arange(len(count_P)), count_P)
-        left = np.bincount(owner_M[~is_sent_M], _exp(logprobs_M[~is_sent_M]), len(count_P))
+        left = _totals(owner_M[~is_sent_M], _exp(logprobs_M[~is_sent_M]), len(count_P))
         count = np.bincount(owner_M[is_sent_M], minlength=len(count_P))
         return Sent(count, target_M[is_sent_M], logprobs_M[is_sent_M], left)
 
@@ -86,33 +93,43 @@ def _added_up(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
     rows, width = target_PW.shape
     if not target_PW.size:
         return Sent(count_P, target_M, logprobs_M, None)
-    # Unsent ones sort behind all others. A place below the target: one integer is the whole order.
-    none = int(target_PW.max()) + 1
-    bits = int(width - 1).bit_length()
-    dtype = np.int32 if (none + 1) << bits < 2**31 else np.int64
-    key_PW = np.where(target_PW < 0, none, target_PW).astype(dtype)
-    key_PW <<= bits
+    none = int(target_PW.max()) + 1  # where what has no token goes: behind all others
+    sorted_M, place_M = _sorted_rows(np.where(target_PW < 0, none, target_PW), none)
+    logprobs_M = logprobs_PW.reshape(-1)[place_M]
+    start, length = _runs_of_equals(sorted_M, width)
+    target, row, logmass = sorted_M[start], start // width, logprobs_M[start]
+    is_sent = target < none
+
+    met = np.flatnonzero((length > 1) | ~is_sent)  # all others are as they were
+    run, member = runs(start[met], start[met] + length[met])
+    mass = _totals(run, _exp(logprobs_M[member]), len(met))
+    left_out = _totals(row[met], np.where(is_sent[met], 0.0, mass), rows)
+    with np.errstate(divide="ignore"):  # log 0 = -inf: no mass at all
+        logmass[met] = np.log(mass)
+    count = np.bincount(row[is_sent], minlength=rows)
+    return Sent(count, target[is_sent], logmass[is_sent], left_out)
+
+
+def _sorted_rows(target_PW: Ids, largest: int) -> tuple[Ids, npt.NDArray[np.intp]]:
+    """Every row sorted, all in one line, and where in that line each member was before."""
+    rows, width = target_PW.shape
+    bits = int(width - 1).bit_length()  # a place, below the target: one integer is the whole order
+    dtype = np.int32 if (largest + 1) << bits < 2**31 else np.int64
+    key_PW = target_PW.astype(dtype) << np.array(bits, dtype)
     key_PW |= np.arange(width, dtype=dtype)
     key_PW.sort(axis=1)
-    place = key_PW & ((1 << bits) - 1)
-    place += np.arange(0, rows * width, width, dtype=dtype)[:, None]
-    sorted_M, logprobs_M = (key_PW >> bits).reshape(-1), logprobs_PW.reshape(-1)[place.reshape(-1)]
+    place_PW = (key_PW & ((1 << bits) - 1)).astype(np.intp)
+    place_PW += np.arange(0, rows * width, width)[:, None]
+    return (key_PW >> np.array(bits, dtype)).astype(np.int32).reshape(-1), place_PW.reshape(-1)
+
+
+def _runs_of_equals(sorted_M: Ids, width: int) -> tuple[Ints, Ints]:
+    """First and length of every run of one target in one row of so many."""
     is_first = np.empty(len(sorted_M), bool)
     np.not_equal(sorted_M[1:], sorted_M[:-1], out=is_first[1:])
     is_first[::width] = True
     start = np.flatnonzero(is_first)
-    length = np.diff(start, append=len(sorted_M))
-    target, row = sorted_M[start], start // width
-    logmass = logprobs_M[start]
-    is_sent = target < none
-    met = np.flatnonzero((length > 1) | ~is_sent)
-    run, member = runs(start[met], start[met] + length[met])
-    mass = np.bincount(run, _exp(logprobs_M[member]), len(met))
-    left_out = np.bincount(row[met], np.where(is_sent[met], 0, mass), rows)
-    with np.errstate(divide="ignore"):  # log 0 = -inf: no mass at all
-        logmass[met] = np.log(mass)
-    count = np.bincount(row[is_sent], minlength=rows)
-    return Sent(count, target[is_sent].astype(np.int32), logmass[is_sent], left_out)
+    return start, np.diff(start, append=len(sorted_M))
 
 
 def _as_rows(count_P: Ints, target_M: Ids, logprobs_M: F32) -> tuple[Ids, F32]:
@@ -127,5 +144,10 @@ def _as_rows(count_P: Ints, target_M: Ids, logprobs_M: F32) -> tuple[Ids, F32]:
     return target_PW, logprobs_PW
 
 
-def _exp(logprobs: F32) -> npt.NDArray[np.float64]:
-    return np.exp(logprobs, dtype=np.float64)
+def _totals(owner: Ints, mass: F64, count: int) -> F64:
+    return np.bincount(owner, mass, count).astype(np.float64, copy=False)
+
+
+def _exp(logprobs: F32) -> F64:
+    found: F64 = np.exp(logprobs, dtype=np.float64)
+    return found

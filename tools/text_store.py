@@ -9,8 +9,8 @@ Shape legend: n = records of a sequence, K = entries.
 """
 
 from collections.abc import Iterator
-from itertools import cycle
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
