@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
+import torch
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import (
@@ -245,6 +246,8 @@ class CachedTeacherConfig(TrainingArguments):
         if self.disable_tqdm is None and not sys.stderr.isatty():
             self.disable_tqdm = True  # a log file gets a plain line every --logging_steps
         super().__post_init__()  # type: ignore[no-untyped-call]
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # torch warns of it, and nothing would be pinned
         self._refuse_accelerate_options()
         self._check_loggers()
 

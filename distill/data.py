@@ -8,19 +8,21 @@ that predicted it.
 
 A batch:
 
-    input_ids, attention_mask, labels  (B, T)   right-padded; labels -100 where not supervised
-    rows                               (N,)     flat logit rows b * T + t - 1, one a label
-    example                            (N,)     the b of each label
-    aligned                            (B,)     labels that a teacher pair covers
-    skipped, text_changed              (B,)     unusable rows; those that the template changes
-    row                                (B,)     number of the dataset's row
-    pieces                                      where it may be cut, see distill.pieces; or None
-    teacher[name]                               one dict a loss:
-      uld        index (P,), entry_logprobs (P, K), tail_logmass (P,), log_scale (P,),
+    input_ids, labels          (B, T)   right-padded; labels -100 where not supervised
+    attention_mask             (B, T)   bool
+    rows                       (N,)     flat logit rows b * T + t - 1, one a label
+    example                    (N,)     the b of each label
+    tokens                     (B,)     that the model reads of each row
+    aligned                    (B,)     labels that a teacher pair covers
+    skipped, text_changed      (B,)     unusable rows; those that the template changes
+    row                        (B,)     number of the dataset's row
+    pieces                              where it may be cut, see distill.pieces; or None
+    teacher[name]                       one dict a loss:
+      uld        index (P,), entry_logprobs (M), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
-      mapped_kl  index (P,), ids (P, K), logmass (P, K), rest_logmass (P,); tail_kl likewise
-      sampled_kl index (P,), ids (P, K), entry_logprobs (P, K), tail_logmass (P,),
-                 draw_ids (P, D), counts (P, D)
+      mapped_kl  index (P,), ids (M), logmass (M), rest_logmass (P,); tail_kl likewise
+      sampled_kl index (P,), ids (M), entry_logprobs (M), tail_logmass (P,), draw_ids (R),
+                 counts (R)
       alm        index (P,), logprob (P,), token_index (L,), token_pair (L,)
       multilevel_ot   index (S,), entry_logprobs (L, k), token_index (L,), token_pair (L,)
 
@@ -28,19 +30,21 @@ A batch:
 student's side of pair `earlier_pair` (uld by bytes: the chain rule over a group). `token_index` are
 all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a sequence).
 
-Shape legend: B = rows, T = padded length, N = labels, P = pairs of a loss, K = entries or mapped
-ids, E = labels before the last one of their group, L = labels of pairs, D = distinct draws, S =
-sequences with a pair, k = columns; n = records of a sequence.
+It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
+flat, with counts (:mod:`distill.ragged`). What torch needs wider becomes so on the device.
+
+Shape legend: B = rows, T = padded length, N = labels, P = pairs of a loss, M = entries or mapped
+ids of all pairs, R = distinct draws of all pairs, E = labels before the last one of their group,
+L = labels of pairs, S = sequences with a pair, k = columns; n = records of a sequence.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from distill.align import Spans, align
@@ -48,6 +52,8 @@ from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
 from distill.pieces import cut
+from distill.ragged import narrow, runs, tensors_of
+from distill.sending import VocabularyMap
 from distill.student_text import StudentReader
 from distill.targets import (
     Arrays,
@@ -57,7 +63,6 @@ from distill.targets import (
     multilevel_arrays,
     no_pairs,
     position_groups,
-    runs,
     sampled_arrays,
     tail_arrays,
     teacher_spans,
@@ -69,9 +74,6 @@ from logitstore.place import StorePath
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer
-
-#: Values that pad the second axis of an array.
-PADDING = {"entry_logprobs": -np.inf, "ids": -1, "logmass": -np.inf, "draw_ids": -1, "counts": 0}
 
 
 class Store(Protocol):
@@ -99,7 +101,7 @@ class Store(Protocol):
 class Example(NamedTuple):
     """One sequence, tokenised by the student, with the teacher's arrays of each loss."""
 
-    token_ids: Ints  # (t,)
+    token_ids: npt.NDArray[np.int32]  # (t,)
     is_label: npt.NDArray[np.bool_]  # (t,), never at t = 0
     teacher: dict[str, Arrays]
     aligned: int  # labels that a teacher pair covers
@@ -159,6 +161,7 @@ class StoreDataset(Dataset[Example]):
                 f"`logitstore info {store.path}` says why."
             )
         self.mappings = {name: _mapping(store, student, name, mapped_strict) for name in losses}
+        self._with_ends: dict[int, VocabularyMap] = {}
         if template is not None:
             self[0]  # a template that refuses every row must not wait for the first step
 
@@ -178,7 +181,7 @@ class StoreDataset(Dataset[Example]):
         teacher = teacher_spans(records, text, self.store.spec.eos_ids)
         tokens, text_changed = self.reader.read(text, teacher)
         if tokens is None:
-            nothing = np.zeros(0, np.int64)
+            nothing = np.zeros(0, np.int32)
             return Example(nothing, nothing.astype(bool), {}, 0, True, text_changed, text.row)
         is_label = tokens.has_record
         student = Spans(
@@ -187,10 +190,12 @@ class StoreDataset(Dataset[Example]):
         ends = tokens.token_ids[is_label][student.is_eos]
         covered, arrays = np.zeros(len(student.starts), bool), {}
         for name in self.losses:
-            arrays[name], labels = self._arrays(name, records, text, teacher, student, ends)
+            found, labels = self._arrays(name, records, text, teacher, student, ends)
+            arrays[name] = {key: narrow(array) for key, array in found.items()}
             covered[labels] = True
         aligned = int(covered.sum())
-        return Example(tokens.token_ids, is_label, arrays, aligned, skipped=False, row=text.row)
+        ids = tokens.token_ids.astype(np.int32)
+        return Example(ids, is_label, arrays, aligned, skipped=False, row=text.row)
 
     def _arrays(
         self,
@@ -229,7 +234,7 @@ class StoreDataset(Dataset[Example]):
         column = None if self.temperature == 1 else held.index(self.temperature)
         return tail_arrays(records, pairs, mapping, self.temperature, column)
 
-    def _ending(self, mapping: npt.NDArray[np.int32], ends: Ints) -> npt.NDArray[np.int32]:
+    def _ending(self, mapping: VocabularyMap, ends: Ints) -> VocabularyMap:
         """The mapping, with the teacher's ends sent to the token that ends this row's turns.
 
         A chat template may end a turn with another token than the student's EOS. Where both sides
@@ -239,9 +244,10 @@ class StoreDataset(Dataset[Example]):
         is_same = self.store.spec.tokenizer_fingerprint == student.fingerprint
         if is_same or not len(ends) or ends[-1] == student.eos_token_id:
             return mapping
-        mapping = mapping.copy()
-        mapping[list(self.store.spec.eos_ids)] = ends[-1]
-        return mapping
+        end = int(ends[-1])
+        if end not in self._with_ends:
+            self._with_ends[end] = mapping.with_ends(list(self.store.spec.eos_ids), end)
+        return self._with_ends[end]
 
 
 def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
@@ -278,28 +284,29 @@ class Collator:
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         # A batch of skipped rows still needs one column for the model to run on.
         width = max(1, *(len(e.token_ids) for e in examples))
-        ids = np.full((len(examples), width), self.pad_id, np.int64)
-        is_label, mask = np.zeros(ids.shape, bool), np.zeros(ids.shape, np.int64)
+        ids = np.full((len(examples), width), self.pad_id, np.int32)
+        is_label, mask = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
         for row, each in enumerate(examples):
             length = len(each.token_ids)
             ids[row, :length], is_label[row, :length] = each.token_ids, each.is_label
-            mask[row, : max(length, 1)] = 1  # a row without any token still attends to something
+            mask[row, : max(length, 1)] = True  # one without any token still attends to something
         example, position = np.nonzero(is_label)
         batch = {
             "input_ids": ids,
             "attention_mask": mask,
-            "labels": np.where(is_label, ids, NO_LABEL),
+            "labels": np.where(is_label, ids, np.int32(NO_LABEL)),
             "rows": example * width + position - 1,
             "example": example,
+            "tokens": mask.sum(1),
             "aligned": np.array([e.aligned for e in examples]),
             "skipped": np.array([e.skipped for e in examples]),
             "text_changed": np.array([e.text_changed for e in examples]),
-            "row": np.array([e.row for e in examples]),
         }
         teacher = {name: _joined(name, examples) for name in self.losses}
         pieces = self.chunk_tokens and cut(teacher, example, self.chunk_tokens)
-        tensors = {name: _tensors(arrays) for name, arrays in teacher.items()}
-        made = {**_tensors(batch), "teacher": tensors, "pieces": pieces or None}
+        tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}
+        numbers = torch.tensor([e.row for e in examples])  # int64: a store may count that far
+        made = {**tensors_of(batch), "row": numbers, "teacher": tensors, "pieces": pieces or None}
         return made if self.sides is None else self.sides.cut(made)
 
 
@@ -314,32 +321,14 @@ def _joined(name: str, examples: Sequence[Example]) -> Arrays:
             shift = dict.fromkeys(label_keys, labels)
             shift |= dict.fromkeys(("earlier_pair", "token_pair"), pairs)
             for key, array in arrays.items():
-                parts.setdefault(key, []).append(array + shift.get(key, 0))
+                parts.setdefault(key, []).append(array + shift[key] if key in shift else array)
             pairs += len(arrays["index"])
-        labels += int(each.is_label.sum())
-    if not parts:
-        return no_pairs(name)
-    return {key: _stacked(arrays, PADDING.get(key)) for key, arrays in parts.items()}
+        labels += int(np.count_nonzero(each.is_label))
+    return {key: np.concatenate(arrays) for key, arrays in parts.items()} or no_pairs(name)
 
 
-def _stacked(arrays: list[npt.NDArray[Any]], padding: float | None) -> npt.NDArray[Any]:
-    if padding is None:
-        return np.concatenate(arrays)
-    width = max(a.shape[1] for a in arrays)
-    fill = [((0, 0), (0, width - a.shape[1])) for a in arrays]
-    return np.concatenate(
-        [np.pad(a, f, constant_values=padding) for a, f in zip(arrays, fill, strict=True)]
-    )
-
-
-def _tensors(arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Tensor]:
-    return {key: torch.from_numpy(np.ascontiguousarray(array)) for key, array in arrays.items()}
-
-
-def _mapping(
-    store: Store, student: ByteTokenizer, name: str, strict: bool
-) -> npt.NDArray[np.int32] | None:
-    """Teacher id -> student id or -1, for every id that the teacher's head can name; by loss."""
+def _mapping(store: Store, student: ByteTokenizer, name: str, strict: bool) -> VocabularyMap | None:
+    """For every id that the teacher's head can name; by loss."""
     if "ids" not in NEEDS[name] or name == "multilevel_ot":  # which never compares an id with one
         return None
     # Within one tokenizer even tokens that write the same bytes, and its several ends, are apart.
@@ -351,4 +340,4 @@ def _mapping(
     # Heads are often padded past the tokenizer; those ids stand for no bytes at all.
     mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)
     mapping[: len(known)] = known
-    return mapping
+    return VocabularyMap(mapping)

@@ -70,8 +70,8 @@ class Sides:
                 (N,); the rest is handed on.
 
         Returns:
-            With `input_ids` and `attention_mask` (B, E); `decoder_input_ids`, its mask and
-            `labels` (B, D); and `rows` that count in B * D.
+            With `input_ids` and `attention_mask` (B, E); `decoder_input_ids` and `labels` (B, D);
+            `rows` that count in B * D; and `tokens` of both sides.
         """
         ids, labels = batch["input_ids"], batch["labels"]
         lengths = batch["attention_mask"].sum(1)
@@ -94,17 +94,19 @@ class Sides:
         decoder_ids = _padded(decoder, self.pad_id)
         example, width = batch["example"], ids.shape[1]
         position = batch["rows"] - example * width + 1  # of each label in its row
+        read = [len(e) + len(d) for e, d in zip(encoder, decoder, strict=True)]
         return {
             **batch,
             "input_ids": _padded(encoder, self.pad_id),
-            "attention_mask": _padded([[1] * len(row) for row in encoder], 0),
+            "attention_mask": _padded([[1] * len(row) for row in encoder], 0).bool(),
             "decoder_input_ids": decoder_ids,
-            "decoder_attention_mask": _padded([[1] * len(row) for row in decoder], 0),
             "labels": _padded(targets, NO_LABEL),
-            "rows": example * decoder_ids.shape[1] + position - first[example],
+            "rows": example * decoder_ids.shape[1] + position - first[example].int(),
+            "tokens": torch.tensor(read, dtype=torch.int32),
         }
 
 
 def _padded(rows: Sequence[Sequence[int]], filler: int) -> Tensor:
     width = max(map(len, rows))
-    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows])
+    padded = [[*row, *[filler] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int32)

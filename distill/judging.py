@@ -35,8 +35,9 @@ from distill.head import StudentHead
 from distill.losses.uld import uld
 from distill.needs import check_needs, teacher_name
 from distill.query import HeadAnswer
+from distill.ragged import rectangles, tensors_of
 from distill.student_text import StudentReader
-from distill.targets import Arrays, Ints, teacher_spans, uld_arrays
+from distill.targets import Ints, teacher_spans, uld_arrays
 from logitstore.errors import InputError, MismatchError
 from logitstore.progress import progress
 from logitstore.records import TokenRecords
@@ -80,7 +81,7 @@ class Part(NamedTuple):
     labels: Ints  # (n,) places of its supervised tokens, never 0
     shared_starts: Ints  # (P, 2) teacher, student
     records: TokenRecords
-    groups: Arrays | None  # of uld
+    groups: dict[str, torch.Tensor] | None  # of uld
 
 
 class Sums:
@@ -173,7 +174,7 @@ def _parts(
             )
             found = align(teacher, spans)
             l1 = float(store.fidelity.l1_max)
-            groups = uld_arrays(records, found.groups, l1) if "uld" in metrics else None
+            groups = _groups(records, found.groups, l1) if "uld" in metrics else None
             yield Part(tokens.token_ids, labels, found.shared_starts, records, groups)
 
 
@@ -269,22 +270,27 @@ def _of(written: Sequence[bytes | None], token: int) -> bytes | None:
     return written[token] if token < len(written) else None
 
 
-def _add_uld(sums: Sums, groups: Arrays, label_N: torch.Tensor, top_NK: torch.Tensor) -> None:
-    index = torch.from_numpy(groups["index"])
-    entries = torch.from_numpy(groups["entry_logprobs"])
+def _groups(records: TokenRecords, groups: Ints, l1_max: float) -> dict[str, torch.Tensor]:
+    return rectangles(tensors_of(uld_arrays(records, groups, l1_max)))
+
+
+def _add_uld(
+    sums: Sums, groups: dict[str, torch.Tensor], label_N: torch.Tensor, top_NK: torch.Tensor
+) -> None:
+    index, entries = groups["index"], groups["entry_logprobs"]
     scale = torch.zeros(len(index), dtype=label_N.dtype).index_add(
-        0, torch.from_numpy(groups["earlier_pair"]), label_N[groups["earlier_index"]]
+        0, groups["earlier_pair"], label_N[groups["earlier_index"]]
     )
     loss, gap = uld(
         top_NK[index, : entries.shape[1]],
         entries,
-        torch.from_numpy(groups["tail_logmass"]),
+        groups["tail_logmass"],
         student_log_scale_N=scale,
-        teacher_log_scale_N=torch.from_numpy(groups["log_scale"]),
+        teacher_log_scale_N=groups["log_scale"],
     )
     sums.groups += len(index)
     sums.uld += float(loss.double().sum())
-    sums.gap += float(gap.double().sum()) + float(groups["codec_bound"].sum())
+    sums.gap += float(gap.double().sum()) + float(groups["codec_bound"].double().sum())
 
 
 def _figures(sums: Sums, metrics: Sequence[str], store: Store) -> dict[str, Any]:

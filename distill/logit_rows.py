@@ -52,7 +52,7 @@ class LogitRows:
     def __init__(
         self, logits_cV: Tensor, query: HeadQuery, columns_Sk: Tensor | None = None
     ) -> None:
-        logits_cV = widened(logits_cV)
+        logits_cV, query = widened(logits_cV), query.indexing()
         self._query = query
         # First: it takes the mean off, which nothing else feels.
         self._scaled = _scaled(logits_cV, query.ranking, columns_Sk)

@@ -56,7 +56,7 @@ class Meter:
         facts = [
             batch["aligned"].sum(),
             (batch["labels"] != -100).sum(),
-            sum(batch[key].sum() for key in batch if key.endswith("attention_mask")),
+            batch["tokens"].sum(),
             batch["skipped"].sum(),
             batch["text_changed"].sum(),
         ]

@@ -23,7 +23,7 @@ class Lookup(NamedTuple):
     """Log-probabilities at given ids, and of all else together.
 
     Attributes:
-        ids_NK: (N, K) int64, ids to look up, distinct in a row; -1 is padding.
+        ids_NK: (N, K) int32 or int64, ids to look up, distinct in a row; -1 is padding.
         temperature: Of the softmax: log-probabilities of z / temperature.
         has_rest: Whether the mass outside the ids is wanted.
     """
@@ -101,6 +101,11 @@ class HeadQuery:
             ranking=ranking and ranking._replace(sequence_N=ranking.sequence_N[start:stop]),
         )
 
+    def indexing(self) -> "HeadQuery":
+        """The same with ids as torch indexes by them: of a chunk, never of a whole batch."""
+        lookups = {n: each._replace(ids_NK=each.ids_NK.long()) for n, each in self.lookups.items()}
+        return replace(self, lookups=lookups)
+
 
 @dataclass(frozen=True)
 class HeadAnswer:
@@ -146,7 +151,7 @@ def answer_rows(
         query: The question about just these rows.
         columns_Sk: What :func:`rank_columns` chose, where the query has a ranking.
     """
-    logits_cV = widened(logits_cV)
+    logits_cV, query = widened(logits_cV), query.indexing()
     log_z_c = logits_cV.logsumexp(-1)
     # Differences, not views of something: an in-place change must not reach past a wrapper's hooks.
     label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c

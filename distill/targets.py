@@ -18,6 +18,8 @@ import numpy.typing as npt
 from distill.align import Spans
 from distill.losses.multilevel_ot import COLUMNS
 from distill.query import STD_FLOOR
+from distill.ragged import lists_of, runs
+from distill.sending import VocabularyMap
 from logitstore.records import SequenceText, TokenRecords
 
 #: A token's own log-probability is stored in steps of 1/512 nats, so it is off by half of one.
@@ -57,7 +59,6 @@ def uld_arrays(records: TokenRecords, groups: Ints, l1_max: float) -> Arrays:
     store rounds: c · (l1_max + e^(E h) - 1), with c the scale, E the earlier tokens and h the error
     of one stored token log-probability, since |c q - c' q'|_1 <= c |q - q'|_1 + |c - c'|.
     """
-    entries = records.padded()
     last = groups[:, 1] - 1
     pair, record = runs(groups[:, 0], last)
     # Not a difference of running sums: one token that the teacher excluded (-inf) would spoil all
@@ -67,9 +68,11 @@ def uld_arrays(records: TokenRecords, groups: Ints, l1_max: float) -> Arrays:
         l1_max + np.expm1((last - groups[:, 0]) * TOKEN_LOGPROB_ERROR_NATS)
     )
     earlier_pair, earlier_index = runs(groups[:, 2], groups[:, 3] - 1)
+    count, (logprobs,) = lists_of(records.entry_count, last, records.entry_logprobs)
     return {
         "index": groups[:, 3] - 1,
-        "entry_logprobs": entries.logprobs[last],
+        "count": count.astype(np.int32),
+        "entry_logprobs": logprobs,
         "tail_logmass": records.tail_logmass[last],
         "log_scale": log_scale.astype(np.float32),
         "codec_bound": bound.astype(np.float32),
@@ -78,41 +81,34 @@ def uld_arrays(records: TokenRecords, groups: Ints, l1_max: float) -> Arrays:
     }
 
 
-def mapped_arrays(records: TokenRecords, pairs: Ints, mapping: npt.NDArray[np.int32]) -> Arrays:
+def mapped_arrays(records: TokenRecords, pairs: Ints, mapping: VocabularyMap) -> Arrays:
     """The teacher's entries sent through `mapping`, masses of one student token added up.
 
     What is not mapped joins the tail in `rest_logmass`: it is summed, never got as 1 - sum, which
     would cancel exactly where the head holds nearly everything.
     """
-    entries = records.padded()
-    assert entries.ids is not None
-    logprobs, mask = entries.logprobs[pairs[:, 0]], entries.mask[pairs[:, 0]]
-    target = np.full(mask.shape, -1, np.int64)
-    target[mask] = mapping[entries.ids[pairs[:, 0]][mask]]
-    mass = np.exp(logprobs, dtype=np.float64)
-    rest = np.exp(records.tail_logmass[pairs[:, 0]], dtype=np.float64)
-    rest += np.where(target < 0, mass, 0).sum(1)
-
-    pair, slot = np.nonzero(target >= 0)
-    width = np.int64(target.max(initial=0) + 1)
-    keys, source = np.unique(pair * width + target[pair, slot], return_inverse=True)
-    summed = np.bincount(source, mass[pair, slot], len(keys))
-    row, ids = keys // width, keys % width
-    count = np.bincount(row, minlength=len(pairs))
-    column = runs(np.zeros_like(count), count)[1]
-    shape = (len(pairs), int(count.max(initial=0)))
-    arrays: Arrays = {"index": pairs[:, 1], "ids": np.full(shape, -1, np.int64)}
-    arrays["logmass"] = np.full(shape, -np.inf, np.float32)
-    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
-        arrays["ids"][row, column], arrays["logmass"][row, column] = ids, np.log(summed)
-        arrays["rest_logmass"] = np.log(rest).astype(np.float32)
-    return arrays
+    assert records.entry_ids is not None
+    count, (ids, logprobs) = lists_of(
+        records.entry_count, pairs[:, 0], records.entry_ids, records.entry_logprobs
+    )
+    rest = records.tail_logmass[pairs[:, 0]]
+    sent = mapping.send(count, ids, logprobs)
+    if sent.left_out is not None:
+        with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
+            rest = np.log(np.exp(rest, dtype=np.float64) + sent.left_out).astype(np.float32)
+    return {
+        "index": pairs[:, 1],
+        "count": sent.count.astype(np.int32),
+        "ids": sent.ids,
+        "logmass": sent.logmass,
+        "rest_logmass": rest,
+    }
 
 
 def tail_arrays(
     records: TokenRecords,
     pairs: Ints,
-    mapping: npt.NDArray[np.int32],
+    mapping: VocabularyMap,
     temperature: float,
     column: int | None,
 ) -> Arrays:
@@ -121,7 +117,7 @@ def tail_arrays(
     Args:
         records: The sequence's.
         pairs: (P, 2) shared starts.
-        mapping: Teacher id -> the same student id, or -1 for an id that is no token.
+        mapping: Teacher id -> the same student id, or none for an id that is no token.
         temperature: Of the softmax.
         column: Of `lognorm`, where that temperature lies; None at temperature 1.
     """
@@ -156,35 +152,34 @@ def _tempered(
     )
 
 
-def sampled_arrays(records: TokenRecords, pairs: Ints, mapping: npt.NDArray[np.int32]) -> Arrays:
+def sampled_arrays(records: TokenRecords, pairs: Ints, mapping: VocabularyMap) -> Arrays:
     """Entries and draws by the student's ids; what is no token of the student's is left out."""
+    assert records.entry_ids is not None
     assert records.sample_ids is not None
     assert records.sample_counts is not None
     assert records.draw_count is not None
-    entries, at = records.padded(), pairs[:, 0]
-    assert entries.ids is not None
-    mask = entries.mask[at]
-    ids = np.full(mask.shape, -1, np.int64)
-    ids[mask] = mapping[entries.ids[at][mask]]
+    at = pairs[:, 0]
+    count, (ids, logprobs) = lists_of(
+        records.entry_count, at, records.entry_ids, records.entry_logprobs
+    )
+    target = mapping.ids[ids]
     record, _ = runs(np.zeros_like(records.draw_count), records.draw_count)
     # An id drawn more than 255 times is stored again with the rest; as a target it is one.
     draws = records.sample_ids.astype(np.int64)
     is_new = np.diff(record, prepend=-1).astype(bool) | np.diff(draws, prepend=-1).astype(bool)
     first = np.flatnonzero(is_new)
-    times = np.bincount(np.cumsum(is_new) - 1, records.sample_counts, len(first))
+    times = np.bincount(np.cumsum(is_new) - 1, records.sample_counts, len(first)).astype(np.int32)
     distinct = np.bincount(record[first], minlength=len(records))
-    record, slot = runs(np.zeros_like(distinct), distinct)
-    shape = (len(records), int(distinct.max(initial=0)))
-    draw_ids, counts = np.full(shape, -1, np.int64), np.zeros(shape, np.int64)
-    draw_ids[record, slot] = mapping[draws[first]]
-    counts[record, slot] = np.where(draw_ids[record, slot] >= 0, times, 0)
+    draw_count, (draw_ids, counts) = lists_of(distinct, at, mapping.ids[draws[first]], times)
     return {
         "index": pairs[:, 1],
-        "ids": ids,
-        "entry_logprobs": np.where(ids >= 0, entries.logprobs[at], -np.inf).astype(np.float32),
+        "count": count.astype(np.int32),
+        "ids": target,
+        "entry_logprobs": np.where(target >= 0, logprobs, np.float32(-np.inf)),
         "tail_logmass": records.tail_logmass[at],
-        "draw_ids": draw_ids[at],
-        "counts": counts[at],
+        "draw_count": draw_count.astype(np.int32),
+        "draw_ids": draw_ids,
+        "counts": np.where(draw_ids >= 0, counts, np.int32(0)),
     }
 
 
@@ -257,7 +252,7 @@ def no_pairs(name: str) -> Arrays:
         draw_count=ints,
     )
     pairs, groups = np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64)
-    mapping = np.zeros(0, np.int32)
+    mapping = VocabularyMap(np.zeros(0, np.int32))
     made: dict[str, Callable[[], Arrays]] = {
         "uld": lambda: uld_arrays(nothing, groups, 0.0),
         "mapped_kl": lambda: mapped_arrays(nothing, pairs, mapping),
@@ -267,11 +262,3 @@ def no_pairs(name: str) -> Arrays:
         "multilevel_ot": lambda: multilevel_arrays(nothing, groups, COLUMNS),
     }
     return made[name]()
-
-
-def runs(first: Ints, stop: Ints) -> tuple[Ints, Ints]:
-    """All of first..stop-1 of every run in one line: (number of the run, member)."""
-    count = stop - first
-    run = np.repeat(np.arange(len(first)), count)
-    within = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
-    return run, first[run] + within

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
 from distill.query import HeadAnswer, HeadQuery, Lookup, Ranking
+from distill.ragged import rectangles
 
 Batch = Mapping[str, Any]
 
@@ -49,10 +50,20 @@ class LossSettings:
     alm_temperature: float = alm.TEMPERATURE
 
 
+def unpacked(batch: Batch) -> dict[str, Any]:
+    """A batch that has come to the device as its terms read it: rectangles, and int64 to index by.
+
+    A batch travels at the size of the records it was made of, see :mod:`distill.ragged`.
+    """
+    wide = {key: batch[key].long() for key in ("rows", "example")}
+    teacher = {name: rectangles(arrays) for name, arrays in batch["teacher"].items()}
+    return {**batch, **wide, "teacher": teacher}
+
+
 def query_of(batch: Batch, settings: LossSettings) -> HeadQuery:
-    """All that the terms of this batch need of the student."""
+    """All that the terms of this batch, which is unpacked, need of the student."""
     rows_N, teacher = batch["rows"], batch["teacher"]
-    labels_N = batch["labels"].flatten()[rows_N + 1]  # row t - 1 predicts token t
+    labels_N = batch["labels"].flatten()[rows_N + 1].long()  # row t - 1 predicts token t
     top_k, wanted_N, ranking = 0, None, None
     if "uld" in teacher:
         top_k = teacher["uld"]["entry_logprobs"].shape[1]

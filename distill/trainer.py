@@ -68,6 +68,7 @@ from distill.terms import (
     query_of,
     row_sums,
     terms_of,
+    unpacked,
 )
 from logitstore import open_store
 from logitstore.errors import InputError
@@ -192,6 +193,7 @@ class CachedTeacherTrainer(Trainer):
 
         The terms then have no gradient: it is taken already.
         """
+        inputs = unpacked(inputs)
         pieces: Pieces | None = inputs.get("pieces") if torch.is_grad_enabled() else None
         by_start = {} if pieces is None else {piece.start: piece for piece in pieces.each}
         shares: list[dict[str, Term]] = []
@@ -211,10 +213,11 @@ class CachedTeacherTrainer(Trainer):
         return loss, joined(shares)
 
     def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What the model itself is given."""
-        return {key: inputs[key] for key in SEEN if key in inputs}
+        """What the model itself is given, as it would be by any other collator."""
+        return {key: inputs[key].long() for key in SEEN if key in inputs}
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
+        inputs = unpacked(inputs)
         query = query_of(inputs, self.settings)
         answer = self.head(model, self._seen(inputs), inputs["rows"], query)
         return terms_of(inputs["teacher"], answer, self.settings)

@@ -137,7 +137,8 @@ def test_cross_entropy_is_the_models_own(tmp_path: Path) -> None:
     trainer = trainer_of(model, store, tmp_path, eval_store=store, loss="ce", ce_weight=0.5)
     batch = Collator(0)([trainer.data[i] for i in range(8)])
     with torch.no_grad():
-        own = model(batch["input_ids"], batch["attention_mask"], labels=batch["labels"]).loss
+        ids, labels = batch["input_ids"].long(), batch["labels"].long()
+        own = model(ids, batch["attention_mask"], labels=labels).loss
     metrics = trainer.evaluate()
     assert metrics["eval_ce_loss"] == pytest.approx(float(own), rel=1e-5)
     assert metrics["eval_loss"] == pytest.approx(float(own) / 2, rel=1e-5)

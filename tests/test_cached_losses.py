@@ -468,10 +468,10 @@ def test_the_teachers_ends_go_to_the_token_that_ends_the_students_turns(
         data = StoreDataset(store, reader, ["mapped_kl"])
         mapping = data.mappings["mapped_kl"]
         assert mapping is not None
-        ends, before = list(store.spec.eos_ids), mapping.copy()
-        moved = data._ending(mapping, np.array([5, 7]))
+        ends, before = list(store.spec.eos_ids), mapping.ids.copy()
+        moved = data._ending(mapping, np.array([5, 7])).ids
         assert (moved[ends] == 7).all() == is_moved
         assert (np.delete(moved, ends) == np.delete(before, ends)).all()
-        assert (mapping == before).all()
+        assert (mapping.ids == before).all()
         assert data._ending(mapping, nothing) is mapping
         assert data._ending(mapping, np.array([reader.eos_token_id])) is mapping

@@ -3,6 +3,7 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from distill.align import Spans
 from distill.data import Collator, StoreDataset
+from distill.ragged import rectangles, tensors_of
+from distill.sending import VocabularyMap
 from distill.targets import TOKEN_LOGPROB_ERROR_NATS, mapped_arrays, position_groups, uld_arrays
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
@@ -45,6 +48,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
 @pytest.fixture(scope="module")
 def student() -> ByteTokenizer:
     return ByteTokenizer(tiny.byte_bpe())
+
+
+def wide(arrays: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """A loss's arrays as its terms read them on the device."""
+    return {key: found.numpy() for key, found in rectangles(tensors_of(arrays)).items()}
 
 
 def records_of(entries: list[dict[int, float]], own: list[float]) -> TokenRecords:
@@ -99,14 +107,14 @@ def test_position_counts_tokens_of_the_text_not_records(store: FakeStore) -> Non
     """The teacher begins with BOS, the student does not: token 1 of both sides is one pair."""
     reader = ByteTokenizer(tiny.byte_bpe())
     data = StoreDataset(store, reader, ["uld"], pairing="position")
-    arrays = data[0].teacher["uld"]
+    arrays = wide(data[0].teacher["uld"])
     np.testing.assert_array_equal(
         arrays["entry_logprobs"][0], store.records[0].padded().logprobs[1]
     )
     np.testing.assert_array_equal(arrays["index"][:3], [0, 1, 2])
     assert not arrays["log_scale"].any()
     # After a prompt both sides predict their first token.
-    arrays = data[len(data) - 1].teacher["uld"]
+    arrays = wide(data[len(data) - 1].teacher["uld"])
     np.testing.assert_array_equal(
         arrays["entry_logprobs"][0], store.records[-1].padded().logprobs[0]
     )
@@ -120,7 +128,7 @@ def test_after_a_prompt_a_dropped_space_is_no_missing_token(
     row = (Segment("A question?", supervised=False), Segment(" An answer", supervised=True))
     store = taught(tiny.llama(len(tokenizer)), tokenizer, [row], tmp_path)
     assert store.records[0].byte_starts[0] == 1
-    arrays = StoreDataset(store, student, ["uld"], pairing="position")[0].teacher["uld"]
+    arrays = wide(StoreDataset(store, student, ["uld"], pairing="position")[0].teacher["uld"])
     np.testing.assert_array_equal(
         arrays["entry_logprobs"][0], store.records[0].padded().logprobs[0]
     )
@@ -132,7 +140,7 @@ def test_after_a_prompt_a_dropped_space_is_no_missing_token(
 
 def test_a_groups_record_is_its_last_and_its_scale_the_earlier_ones() -> None:
     records = records_of([{5: 0.5, 6: 0.25}, {7: 0.9}, {8: 0.6, 9: 0.1}], own=[0.5, 0.25, 0.125])
-    arrays = uld_arrays(records, np.array([[0, 1, 0, 2], [1, 3, 2, 5]]), l1_max=0.0)
+    arrays = wide(uld_arrays(records, np.array([[0, 1, 0, 2], [1, 3, 2, 5]]), l1_max=0.0))
     np.testing.assert_array_equal(arrays["index"], [1, 4])
     np.testing.assert_allclose(np.exp(arrays["entry_logprobs"]), [[0.5, 0.25], [0.6, 0.1]])
     np.testing.assert_allclose(np.exp(arrays["tail_logmass"]), [0.25, 0.3], rtol=1e-6)
@@ -184,7 +192,7 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
 ) -> None:
     records = records_of(entries, own=[1.0] * len(entries))
     pairs = np.stack([np.arange(len(entries)), 2 * np.arange(len(entries))], 1)
-    arrays = mapped_arrays(records, pairs, np.array(mapping, np.int32))
+    arrays = wide(mapped_arrays(records, pairs, VocabularyMap(np.array(mapping, np.int32))))
     np.testing.assert_array_equal(arrays["index"], pairs[:, 1])
     for p, entry in enumerate(entries):
         expected: dict[int, float] = {}
@@ -206,7 +214,7 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
 def test_the_rest_is_exact_where_the_head_holds_nearly_everything() -> None:
     """1 - sum would be noise of 1e-8 here; the tail itself is known to six digits."""
     records = replace(records_of([{0: 1.0}], own=[1.0]), tail_logmass=np.array([-40.0], np.float32))
-    arrays = mapped_arrays(records, np.array([[0, 0]]), np.array([3], np.int32))
+    arrays = mapped_arrays(records, np.array([[0, 0]]), VocabularyMap(np.array([3], np.int32)))
     assert arrays["rest_logmass"][0] == pytest.approx(-40.0, rel=1e-6)
 
 
@@ -218,7 +226,7 @@ def test_ids_past_the_teachers_tokenizer_go_to_the_rest(
     data = StoreDataset(padded, student, ["mapped_kl"])
     assert data.mappings["mapped_kl"] is not None
     assert len(data.mappings["mapped_kl"]) == 9999
-    assert (data.mappings["mapped_kl"][store.spec.vocab_size :] == -1).all()
+    assert (data.mappings["mapped_kl"].ids[store.spec.vocab_size :] == -1).all()
 
 
 # ---- rows and batches ----
@@ -357,9 +365,10 @@ def test_strict_maps_a_token_only_to_the_same_bytes(
     strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True).mappings["mapped_kl"]
     assert loose is not None
     assert strict is not None
-    assert 0 < (strict >= 0).sum() < (loose >= 0).sum()
-    for teacher_id in np.flatnonzero(strict >= 0):
-        same = student.token_bytes[strict[teacher_id]]
+    assert 0 < (strict.ids >= 0).sum() < (loose.ids >= 0).sum()
+    assert strict.shares.sum() < loose.shares.sum()
+    for teacher_id in np.flatnonzero(strict.ids >= 0):
+        same = student.token_bytes[strict.ids[teacher_id]]
         assert same == teacher.token_bytes[teacher_id]
 
 

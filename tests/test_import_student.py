@@ -11,6 +11,7 @@ import pytest
 from distill import cli
 from distill.data import StoreDataset
 from distill.needs import check_needs
+from distill.ragged import rectangles, tensors_of
 from logitstore.cli import main
 from logitstore.errors import MismatchError
 from logitstore.moving.dumps.importing import import_dump
@@ -107,7 +108,7 @@ def test_a_student_of_the_same_tokenizer_is_given_the_dump_itself(
     rows = teacher.logprobs(ids)
     labels = np.flatnonzero(example.is_label)
     assert example.token_ids[: len(ids)].tolist() == ids
-    found = example.teacher["tail_kl"]
+    found = rectangles(tensors_of(example.teacher["tail_kl"]))
     for p, label in enumerate(found["index"]):
         t = labels[label]
         expected = dict(teacher.top(rows[t]))

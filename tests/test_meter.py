@@ -19,7 +19,7 @@ class TwoAlike:
 
 def batch(tokens: int) -> dict[str, Tensor]:
     return {
-        "attention_mask": torch.ones(1, tokens),
+        "tokens": torch.tensor([tokens]),
         "labels": torch.tensor([[-100] + [5] * (tokens - 1)]),
         "aligned": torch.tensor([(tokens - 1) // 2]),
         "skipped": torch.tensor([False]),

@@ -11,6 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 
 import logitstore
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
+from distill.ragged import rectangles, tensors_of
+from distill.sending import VocabularyMap
 from distill.targets import sampled_arrays
 from logitstore.capture import head as head_module
 from logitstore.errors import InputError, MismatchError
@@ -94,7 +96,9 @@ def test_a_token_drawn_more_often_than_a_byte_says_is_one_target(
     is_again = False
     for records, _ in rows_of(store):
         pairs = np.repeat(np.arange(len(records))[:, None], 2, 1)
-        found = sampled_arrays(records, pairs, np.arange(WIDTH, dtype=np.int32))
+        itself = VocabularyMap(np.arange(WIDTH, dtype=np.int32))
+        found = rectangles(tensors_of(sampled_arrays(records, pairs, itself)))
+        found = {key: array.numpy() for key, array in found.items()}
         for ids, counts in zip(found["draw_ids"], found["counts"], strict=True):
             assert len(set(ids[counts > 0])) == (counts > 0).sum()
             assert counts.sum() == 4096
