@@ -216,6 +216,15 @@ def test_a_run_interrupted_at_any_step_ends_with_the_same_bits(
         ({"loss": "uld:1"}, r"trained with --loss uld:1.5,mapped_kl:2, but this run has uld:1:"),
         ({"seed": 5}, "trained with --seed 42, but this run has 5:"),
         ({"gradient_accumulation_steps": 4}, "steps of 2 sequences, but this run has 4 "),
+        ({"max_grad_norm": 1.0}, "--max_grad_norm 0.0, but this run has 1.0: it would be neither"),
+        (
+            {"learning_rate": 1e-3},
+            "--learning_rate 0.01, but this run has 0.001: the checkpoint brings the old value",
+        ),
+        (
+            {"lr_scheduler_type": "linear", "one_cycle": {"pct_start": 0.1}},
+            "--lr_scheduler_type cosine, but this run has linear: the checkpoint brings the old",
+        ),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(
@@ -229,6 +238,27 @@ def test_a_checkpoint_of_other_settings_is_refused(
         dropping(store, tmp_path, **flags).train(
             resume_from_checkpoint=str(uninterrupted[0] / "checkpoint-2")
         )
+
+
+def test_a_one_cycle_goes_on_only_as_it_was_begun(store: FakeStore, tmp_path: Path) -> None:
+    """torch keeps its length and shape with its state; all others may be made longer."""
+    how = {"one_cycle": {"pct_start": 0.25}, "lr_scheduler_type": "linear", "max_steps": 4}
+    dropping(store, tmp_path, save_strategy="steps", save_steps=2, **how).train()
+    checkpoint = str(tmp_path / "checkpoint-2")
+    for other in ({"one_cycle": {"pct_start": 0.5}}, {"max_steps": 8}):
+        with pytest.raises(MismatchError, match=f"--{next(iter(other))} .* but this run has"):
+            dropping(store, tmp_path, **(how | other)).train(resume_from_checkpoint=checkpoint)
+    again = dropping(store, tmp_path, **how)
+    again.train(resume_from_checkpoint=checkpoint)
+    assert again.state.global_step == 4
+
+
+def test_a_run_may_be_made_longer(
+    store: FakeStore, uninterrupted: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    longer = dropping(store, tmp_path, max_steps=STEPS + 2)
+    longer.train(resume_from_checkpoint=str(uninterrupted[0] / f"checkpoint-{STEPS}"))
+    assert longer.state.global_step == STEPS + 2
 
 
 def test_a_checkpoint_goes_on_with_the_same_rows_however_they_are_cut(

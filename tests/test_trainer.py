@@ -219,6 +219,46 @@ def test_skipped_rows_are_logged_and_change_no_other_value(
         assert with_it[key] == pytest.approx(without[key], rel=1e-5)
 
 
+def test_a_batch_without_an_aligned_position_is_cross_entropy_and_counted(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    alone = replace(store, records=store.records[3:4] * 2, texts=store.texts[3:4] * 2)
+    trainer = trainer_of(model, alone, tmp_path, per_device_train_batch_size=1, max_steps=3)
+    trained = trainer.train()
+    for number, entry in enumerate(logged(trainer), 1):
+        assert entry["loss"] == pytest.approx(entry["ce_loss"]) > 0
+        assert entry["kd_loss"] == entry["aligned_fraction"] == 0
+        assert entry["unaligned_sequences"] == number
+        assert math.isfinite(entry["grad_norm"])
+    assert trained.metrics["train_unaligned_sequences"] == 3
+
+
+def test_an_eval_store_of_another_teacher_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    spec = SimpleNamespace(**vars(store.spec) | {"teacher": {"fingerprint": "another"}})
+    held_out = replace(store, spec=spec, provenance={"teacher": "hub/other"}, path=Path("held"))
+    with pytest.raises(MismatchError, match=r"held: its teacher is hub/other .*that of fake-store"):
+        trainer_of(model, store, tmp_path / "out", eval_store=held_out)
+    assert not (tmp_path / "out").exists()
+    trainer_of(model, store, tmp_path, eval_store=held_out, loss="ce")  # which asks no teacher
+    moved = replace(held_out, provenance={"teacher": "/models/tiny-teacher"})
+    trainer_of(model, store, tmp_path, eval_store=moved)
+
+
+def test_an_eval_store_of_the_rows_that_are_trained_on_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"--eval_store .*: holds what --store does"):
+        CachedTeacherTrainer(
+            model,
+            settings(tmp_path, eval_store="a-copy"),
+            store,
+            replace(store, path=Path("a-copy")),
+            processing_class=tiny.byte_bpe(),
+        )
+
+
 def test_a_step_without_anything_to_learn_leaves_the_student_alone(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path
 ) -> None:
@@ -380,7 +420,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step(
     trainer = trainer_of(model, store, tmp_path, callbacks=[Poison()])
     with pytest.raises(
         InputError,
-        match=r"step 2, row 0 of the dataset: the loss is nan \(ce nan, .*--learning_rate",
+        match=r"step 2, rows 0, 1, .* of the dataset: the loss is nan \(ce nan, .*--learning_rate",
     ):
         trainer.train()
     assert trainer.state.global_step == 1
@@ -395,7 +435,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
 
     model.model.norm.weight.register_hook(explode)
     trainer = trainer_of(model, store, tmp_path)
-    with pytest.raises(InputError, match=r"step 1: the gradient norm is (nan|inf) though"):
+    with pytest.raises(
+        InputError,
+        match=r"step 1, rows 0, 1, 2, 3, 4, 5, 6, 7 of the dataset: the gradient norm is (nan|inf) ",
+    ):
         trainer.train()
     assert trainer.state.global_step == 0
 

@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
     steps: int
 
 
-FULL = Sizes(Shape(768, 7, 32_000), Shape(1024, 12, 32_000), 16_000, 6_000_000, 500, 4, 4)
+FULL = Sizes(Shape(768, 7, 32_000), Shape(1024, 12, 32_000), 16_000, 6_000_000, 500, 10, 3)
 QUICK = Sizes(Shape(64, 1, 600), Shape(64, 1, 600), 500, 50_000, 100, 4, 3)
 
 #: Logits of a new model hardly differ; a teacher's do. So much larger are its output embeddings.
@@ -160,7 +160,7 @@ def live(
         **_common(out, sizes),
     )
     return with_teacher(
-        teacher=LlamaForCausalLM.from_pretrained(folder / "same").eval(),
+        teacher=teacher_of(folder, "same"),
         model=_student(folder),
         args=args,
         processing_class=_tokenizer(folder, "student"),
@@ -194,7 +194,7 @@ def gold(
     lines = (folder / "rows.jsonl").read_text().splitlines()
     trainer: Trainer = InOrder(
         model=_student(folder),
-        teacher_model=LlamaForCausalLM.from_pretrained(folder / "other").eval(),
+        teacher_model=teacher_of(folder, "other"),
         args=args,
         train_dataset=Dataset.from_list([json.loads(line) for line in lines]),
         processing_class=_tokenizer(folder, "student"),
@@ -232,8 +232,14 @@ def _student(folder: Path) -> LlamaForCausalLM:
     return model
 
 
+def teacher_of(folder: Path, name: str) -> LlamaForCausalLM:
+    """The live one."""
+    model: Any = LlamaForCausalLM.from_pretrained(folder / name)
+    return model.eval()  # type: ignore[no-any-return]
+
+
 def _tokenizer(folder: Path, name: str) -> PreTrainedTokenizerFast:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / name)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder / name)
     tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -246,8 +252,7 @@ CE, DENSE, LIVE, GOLD, FORWARD = (
     "the teacher's forward",
 )
 FROM_STORE = {
-    "uld by bytes": Contender(from_a_store, "other", {"loss": "uld"}),
-    "uld by position": Contender(from_a_store, "other", {"loss": "uld", "pairing": "position"}),
+    "uld": Contender(from_a_store, "other", {"loss": "uld"}),
     "mapped_kl": Contender(from_a_store, "other", {"loss": "mapped_kl"}),
     "multilevel_ot": Contender(from_a_store, "other", {"loss": "multilevel_ot"}),
     "alm": Contender(from_a_store, "other", {"loss": "alm"}),
