@@ -25,7 +25,8 @@ class Meter:
 
     def reset(self) -> None:
         """As new: a training begins."""
-        self._total_tokens = self._total_s = self._total_skipped = self._total_changed = 0.0
+        self._total_tokens = self._total_s = 0.0
+        self._total_skipped = self._total_changed = self._total_unaligned = 0.0
         self._started: float | None = None
         self._clear()
 
@@ -53,12 +54,15 @@ class Meter:
         self, batch: Mapping[str, Any], means: Sequence[Tensor], bounds: Sequence[Tensor]
     ) -> None:
         """A micro-batch's share of the means of its step, on this process."""
+        rows = len(batch["aligned"])
+        has_label = torch.bincount(batch["example"], minlength=rows) > 0
         facts = [
             batch["aligned"].sum(),
             (batch["labels"] != -100).sum(),
             batch["tokens"].sum(),
             batch["skipped"].sum(),
             batch["text_changed"].sum(),
+            (has_label & (batch["aligned"] == 0)).sum(),
         ]
         sums = torch.stack([x.detach().float() for x in (*means, *bounds, *facts)])
         self._sums = sums if self._sums is None else self._sums + sums
@@ -77,7 +81,7 @@ class Meter:
         bounds = (x / self._steps for x in summed[count : 2 * count])
         report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
 
-        aligned, labels, tokens, skipped, changed, wait_s, busy_s = summed[2 * count :]
+        aligned, labels, tokens, skipped, changed, alone, wait_s, busy_s = summed[2 * count :]
         busy_here_s = busy_s / accelerator.num_processes
         if weights:
             report["aligned_fraction"] = aligned / max(labels, 1)
@@ -91,6 +95,9 @@ class Meter:
             report["skipped_sequences"] = self._total_skipped
         if self._total_changed:  # of those skipped
             report["template_changed_text"] = self._total_changed
+        self._total_unaligned += alone if weights else 0
+        if self._total_unaligned:
+            report["unaligned_sequences"] = self._total_unaligned
         self._clear()
         return report
 
@@ -101,4 +108,5 @@ class Meter:
             "train_tokens_per_second": self._total_tokens / max(self._total_s, 1e-9),
             "train_skipped_sequences": self._total_skipped,
             "train_template_changed_text": self._total_changed,
+            "train_unaligned_sequences": self._total_unaligned,
         }

@@ -1,5 +1,6 @@
 """What is checked before a run begins, so that a bad request costs nothing and leaves nothing."""
 
+import hashlib
 import json
 import zipfile
 from operator import itemgetter
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from distill.config import CachedTeacherConfig
+from distill.needs import Described, teacher_name
 from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.place import StorePath
 from logitstore.tokens import ByteTokenizer
@@ -18,8 +20,8 @@ from logitstore.tokens import ByteTokenizer
 #: In every checkpoint: what it was trained on.
 ORIGIN_FILE = "distill.json"
 _ORIGIN_KEYS = ("store_digest", "sequences")
-#: Flags that say what the steps of a run compute. (Rates and lengths of runs may be changed.)
-_SETTINGS = (
+#: Flags that say what the steps of a run compute. Lengths of runs may be changed.
+_COMPUTED = (
     "loss",
     "ce_weight",
     "pairing",
@@ -29,10 +31,31 @@ _SETTINGS = (
     "alm_temperature",
     "balance",
     "max_length",
+    "chat_template_kwargs",
     "seed",
     "data_seed",
     "train_sampling_strategy",
+    "max_grad_norm",
+    "neftune_noise_alpha",
+    "bf16",
+    "fp16",
 )
+#: Flags whose values a checkpoint brings along with the states of optimizer and schedule: another
+#: one would be replaced by the old without a word.
+_BROUGHT_ALONG = (
+    "optim",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "one_cycle",
+)
+#: Likewise, but only of a schedule that knows its end from the beginning.
+_LENGTHS = ("max_steps", "num_train_epochs")
 
 
 def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
@@ -48,6 +71,36 @@ def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
     ):
         if is_asked:
             raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
+
+
+def check_eval_store(held_out: Described, store: Described, args: CachedTeacherConfig) -> None:
+    """Figures on held-out text mean something beside those of training, or none are taken.
+
+    A hub's teacher and the same in a folder have different fingerprints, so that of another one
+    must also have another name or tokenizer.
+
+    Raises:
+        InputError: `--eval_store` names the store that is trained on.
+        MismatchError: It is of another teacher.
+    """
+    if args.eval_store and held_out.digest == store.digest:
+        raise InputError(
+            f"--eval_store {held_out.path}: holds what --store does, {store.digest[:12]}, so its "
+            "figures would say nothing of other text, and those of training are logged anyway. "
+            "Capture rows that are not trained on, or leave --eval_store out."
+        )
+    theirs, ours = (each.spec.teacher.get("fingerprint") for each in (held_out, store))
+    names = [teacher_name(each) for each in (held_out, store)]
+    same_tokenizer = held_out.spec.tokenizer_fingerprint == store.spec.tokenizer_fingerprint
+    if theirs == ours or (same_tokenizer and len({Path(name).name for name in names}) == 1):
+        return
+    if args.loss_weights:
+        raise MismatchError(
+            f"{held_out.path}: its teacher is {names[0]} ({str(theirs)[:8]}…), but that of "
+            f"{store.path} is {names[1]} ({str(ours)[:8]}…): --loss {args.loss} would be measured "
+            "against one and trained against the other. Capture the held-out text with the teacher "
+            "of the training store, or leave --eval_store out."
+        )
 
 
 def check_no_template(args: CachedTeacherConfig, store: StorePath) -> None:
@@ -113,30 +166,44 @@ def check_checkpoint(
     _check_settings(found, before.get("settings", {}), origin.get("settings", {}))
 
 
-def settings_of(args: CachedTeacherConfig) -> dict[str, Any]:
-    """What a run that goes on from a checkpoint must have in common with the one before.
+def settings_of(args: CachedTeacherConfig, chat_template: object = None) -> dict[str, Any]:
+    """What a run that goes on from a checkpoint must have in common with the one before, as JSON.
 
     Sequences in a step, since a checkpoint counts steps: with as many, another number of processes
     goes on with the same rows.
+
+    Args:
+        args: The run.
+        chat_template: What the student reads conversations by; None: there are none.
     """
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    return {"sequences_per_step": per_step} | {name: getattr(args, name) for name in _SETTINGS}
+    flags = [*_COMPUTED, *_BROUGHT_ALONG, *(_LENGTHS if args.one_cycle is not None else ())]
+    template = chat_template and hashlib.sha256(repr(chat_template).encode()).hexdigest()
+    found = {"sequences_per_step": per_step, "chat_template": template}
+    found |= {name: getattr(args, name) for name in flags}
+    as_json: dict[str, Any] = json.loads(json.dumps(found))  # as it will be read again
+    return as_json
 
 
 def _check_settings(found: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name, value) == value:
             continue
+        why = "it would be neither run"
+        if name in _BROUGHT_ALONG + _LENGTHS:
+            why = "the checkpoint brings the old value along, and yours would have no effect"
         if name == "sequences_per_step":
             said = (
                 f"steps of {before[name]} sequences, but this run has {value} (processes x "
                 "--per_device_train_batch_size x --gradient_accumulation_steps)"
             )
+        elif name == "chat_template":
+            said = "another chat template (--chat_template_path, or the student's own)"
         else:
             said = f"--{name} {before[name]}, but this run has {value}"
         raise MismatchError(
-            f"{found}: trained with {said}: it would be neither run. Give the same, or start anew "
-            f"from its weights: --model_name_or_path {found}."
+            f"{found}: trained with {said}: {why}. Give the same, or start anew from its weights: "
+            f"--model_name_or_path {found}."
         )
 
 

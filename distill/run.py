@@ -66,6 +66,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "sequences_without_records": trainer.data.without_records,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
         "sequences_template_changed_text": int(metrics.pop("train_template_changed_text")),
+        "sequences_unaligned": int(metrics.pop("train_unaligned_sequences")),
         "metrics": metrics,
     }
     if config.should_save:

@@ -204,13 +204,14 @@ _TERMS = {
 }
 
 
-def first_bad_row(terms: Mapping[str, Term], batch: Batch) -> int | None:
-    """The dataset row of the first value that is not finite; None if only their sum is not."""
+def bad_rows(terms: Mapping[str, Term], batch: Batch) -> list[int]:
+    """The dataset rows with a value that is not finite; all of them if only their sum is not."""
+    example_N, bad = batch["example"], torch.zeros(len(batch["aligned"]), dtype=torch.bool)
     for term in terms.values():
         bad_P = ~torch.isfinite(term.values_P.detach())
-        if bool(bad_P.any()):
-            return int(batch["row"][batch["example"][term.index_P[bad_P][0]]])
-    return None
+        bad[example_N[term.index_P[bad_P]].cpu()] = True
+    found: list[int] = batch["row"].cpu()[bad if bool(bad.any()) else ~bad].tolist()
+    return found
 
 
 def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:

@@ -22,12 +22,13 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
     tokens_per_second      input tokens without padding, over all processes
     skipped_sequences      so far, rows that this student cannot read (when not 0)
     template_changed_text  of them, those whose supervised text its chat template changes
+    unaligned_sequences    so far, rows with labels of which no teacher pair covers any (when not 0)
 
 Shape legend: N = labels, P = pairs of a loss.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from distill.pieces import Pieces, piece_of
 from distill.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
+    check_eval_store,
     check_no_template,
     check_nothing_to_evaluate,
     check_student,
@@ -61,7 +63,7 @@ from distill.schedule import one_cycle, parse_one_cycle
 from distill.terms import (
     LossSettings,
     Term,
-    first_bad_row,
+    bad_rows,
     joined,
     named,
     placed,
@@ -122,6 +124,7 @@ class CachedTeacherTrainer(Trainer):
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
             opened = _opened(eval_store, args.eval_store, args)
+            check_eval_store(opened, self.store, args)
             held_out = _dataset(opened, student, processing_class, model, args)
         else:
             check_nothing_to_evaluate(args)
@@ -155,6 +158,7 @@ class CachedTeacherTrainer(Trainer):
         #: What was measured last in training, of the steps after the last log too.
         self.last_report: dict[str, float] = {}
         self._eval_sums: Tensor | None = None
+        self._rows: list[int] = []  # of the dataset, in this step of this process
 
     # ---- the loss ----
 
@@ -259,13 +263,10 @@ class CachedTeacherTrainer(Trainer):
     ) -> None:
         if not bool(torch.isfinite(loss)):
             parts = ", ".join(f"{name} {mean.item():g}" for name, mean in means.items())
-            row = first_bad_row(terms, inputs)
             raise InputError(
-                f"step {self.state.global_step + 1}"
-                + ("" if row is None else f", row {row:,} of the dataset")
-                + f": the loss is {loss.item():g} ({parts}); "
-                "training stopped before this step touched the weights. Lower --learning_rate or "
-                "raise --warmup_steps; with --fp16, try --bf16."
+                f"step {self.state.global_step + 1}, {_said(bad_rows(terms, inputs))}: the loss is "
+                f"{loss.item():g} ({parts}); training stopped before this step touched the "
+                "weights. Lower --learning_rate or raise --warmup_steps; with --fp16, try --bf16."
             )
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -273,7 +274,7 @@ class CachedTeacherTrainer(Trainer):
         # With fp16, infinite gradients are how the loss scaler finds its scale.
         if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise InputError(
-                f"step {self.state.global_step + 1}: the gradient norm is "
+                f"step {self.state.global_step + 1}, {_said(self._rows)}: the gradient norm is "
                 f"{torch.as_tensor(norm).item():g} though the loss is finite; training stopped "
                 "before this step touched the weights. Lower --learning_rate; with --bf16, try "
                 "without."
@@ -326,6 +327,7 @@ class CachedTeacherTrainer(Trainer):
         self._meter.start()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._meter.received()
+        self._rows = [row for batch in batches for row in batch["row"].tolist()]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -404,9 +406,8 @@ class CachedTeacherTrainer(Trainer):
         """Trainer's, once a checkpoint to resume from is known to be of the same store."""
         if resume_from_checkpoint:
             output_dir = str(self.args.output_dir)
-            check_checkpoint(
-                resume_from_checkpoint, output_dir, self._origin(self.args), self.store.path
-            )
+            origin = self._origin(self.args)
+            check_checkpoint(resume_from_checkpoint, output_dir, origin, self.store.path)
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def end(self) -> None:
@@ -418,14 +419,25 @@ class CachedTeacherTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():  # --save_total_limit may have removed it
-            (folder / ORIGIN_FILE).write_text(json.dumps(self._origin(self.args), indent=1) + "\n")
+            origin = self._origin(self.args)
+            (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
 
     def _origin(self, args: CachedTeacherConfig) -> dict[str, Any]:
+        template = None
+        written_by = self.data.reader.template
+        if written_by is not None:
+            template = (written_by.source, written_by.tool_source)
         return {
             "store_digest": self.store.digest,
             "sequences": len(self.data),
-            "settings": settings_of(args),
+            "settings": settings_of(args, template),
         }
+
+
+def _said(rows: Sequence[int]) -> str:
+    """Rows of the dataset for a message: the first of them where they are many."""
+    shown = ", ".join(f"{row:,}" for row in rows[:8]) + (", …" if len(rows) > 8 else "")
+    return f"row{'' if len(rows) == 1 else 's'} {shown} of the dataset"
 
 
 def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:

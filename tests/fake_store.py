@@ -67,6 +67,7 @@ def taught(
     reader = ByteTokenizer(tokenizer)
     spec = SimpleNamespace(
         top_k=top_k,
+        teacher={"fingerprint": "fake-teacher"},
         rendering={"kind": "text"},
         has_ids=has_ids,
         vocab_size=model.config.vocab_size,

@@ -1,11 +1,5 @@
 """The student run: aligned with the teacher, and the same run however its batch is cut."""
 
-import json
-import os
-import pickle
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,61 +113,6 @@ def test_one_count_for_all_terms_would_be_seen(store: FakeStore, tmp_path: Path)
     assert (right[:, 0] - wrong[:, 0]).abs().min() > 0.02
 
 
-TWO_RANKS = """
-    import json, sys, pickle, torch
-    from pathlib import Path
-    from transformers.utils import logging
-    from tests.students import trainer_of, logged
-    from tests import tiny
-
-    store = pickle.loads(Path(sys.argv[1]).read_bytes())
-    trainer = trainer_of(
-        tiny.llama(len(tiny.byte_bpe())), store, Path(sys.argv[2]), eval_store=store,
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, per_device_eval_batch_size=3,
-        max_steps=20,
-    )
-    trainer.train()
-    metrics = trainer.evaluate()
-    if trainer.is_world_process_zero():
-        Path(sys.argv[3]).write_text(json.dumps({"logged": logged(trainer), "eval": metrics}))
-    trainer.end()
-"""
-
-
-def test_two_processes_make_the_run_of_one(store: FakeStore, tmp_path: Path) -> None:
-    (tmp_path / "store").write_bytes(pickle.dumps(store))
-    (tmp_path / "ranks.py").write_text(textwrap.dedent(TWO_RANKS))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    given = [str(tmp_path / name) for name in ("ranks.py", "store", "out", "results")]
-    root = str(Path(__file__).parents[1])
-    done = subprocess.run(
-        [*launch, *given],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "PYTHONPATH": root},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((tmp_path / "results").read_text())
-
-    model = tiny.llama(len(tiny.byte_bpe()))
-    one = trainer_of(model, store, tmp_path / "one", eval_store=store, max_steps=20)
-    one.train()
-    keys = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction")
-    ours, theirs = (
-        torch.tensor([[entry[key] for key in keys] for entry in entries])
-        for entries in (logged(one), two["logged"])
-    )
-    apart = (theirs / ours - 1).abs()
-    print(f"2 processes = 1: max {apart.max():.1e}, mean {apart.mean():.1e}")
-    assert apart.max() < 1e-4
-    assert apart.mean() < 1e-5
-    for key, value in one.evaluate().items():
-        if key.endswith(("loss", "gap", "fraction")):
-            assert two["eval"][key] == pytest.approx(value, rel=1e-4)
-
-
 # ---- other students ----
 
 
@@ -199,36 +138,6 @@ def test_an_encoder_decoder_is_trained_and_feels_no_cut_of_its_batch(
         runs.append(torch.tensor([[e["loss"], e["kd_gap"]] for e in logged(trainer)]))
         assert logged(trainer)[0]["loss"] == pytest.approx(before, rel=1e-4)
     torch.testing.assert_close(runs[1], runs[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_two_processes_with_shards_of_the_student_make_the_run_of_one(
-    store: FakeStore, tmp_path: Path
-) -> None:
-    """`--fsdp`: `fully_shard` over two gloo ranks, each with half of every weight."""
-    (tmp_path / "store").write_bytes(pickle.dumps(store))
-    sharded = TWO_RANKS.replace(
-        "eval_store=store,",
-        'fsdp=True, fsdp_config={"version": 2, "reshard_after_forward": True},',
-    ).replace("metrics = trainer.evaluate()", "metrics = {}")
-    (tmp_path / "ranks.py").write_text(textwrap.dedent(sharded))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    given = [str(tmp_path / name) for name in ("ranks.py", "store", "out", "results")]
-    done = subprocess.run(
-        [*launch, *given],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two = json.loads((tmp_path / "results").read_text())
-    one = trainer_of(tiny.llama(len(tiny.byte_bpe())), store, tmp_path / "one")
-    one.train()
-    for entry, other in zip(logged(one), two["logged"], strict=True):
-        for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
-            assert other[key] == pytest.approx(entry[key], rel=1e-3)
 
 
 def test_a_decoder_whose_start_is_not_known_is_refused(store: FakeStore, tmp_path: Path) -> None:
@@ -308,6 +217,46 @@ def test_skipped_rows_are_logged_and_change_no_other_value(
     assert with_it.pop("skipped_sequences") == 1
     for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
         assert with_it[key] == pytest.approx(without[key], rel=1e-5)
+
+
+def test_a_batch_without_an_aligned_position_is_cross_entropy_and_counted(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    alone = replace(store, records=store.records[3:4] * 2, texts=store.texts[3:4] * 2)
+    trainer = trainer_of(model, alone, tmp_path, per_device_train_batch_size=1, max_steps=3)
+    trained = trainer.train()
+    for number, entry in enumerate(logged(trainer), 1):
+        assert entry["loss"] == pytest.approx(entry["ce_loss"]) > 0
+        assert entry["kd_loss"] == entry["aligned_fraction"] == 0
+        assert entry["unaligned_sequences"] == number
+        assert math.isfinite(entry["grad_norm"])
+    assert trained.metrics["train_unaligned_sequences"] == 3
+
+
+def test_an_eval_store_of_another_teacher_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    spec = SimpleNamespace(**vars(store.spec) | {"teacher": {"fingerprint": "another"}})
+    held_out = replace(store, spec=spec, provenance={"teacher": "hub/other"}, path=Path("held"))
+    with pytest.raises(MismatchError, match=r"held: its teacher is hub/other .*that of fake-store"):
+        trainer_of(model, store, tmp_path / "out", eval_store=held_out)
+    assert not (tmp_path / "out").exists()
+    trainer_of(model, store, tmp_path, eval_store=held_out, loss="ce")  # which asks no teacher
+    moved = replace(held_out, provenance={"teacher": "/models/tiny-teacher"})
+    trainer_of(model, store, tmp_path, eval_store=moved)
+
+
+def test_an_eval_store_of_the_rows_that_are_trained_on_is_refused(
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"--eval_store .*: holds what --store does"):
+        CachedTeacherTrainer(
+            model,
+            settings(tmp_path, eval_store="a-copy"),
+            store,
+            replace(store, path=Path("a-copy")),
+            processing_class=tiny.byte_bpe(),
+        )
 
 
 def test_a_step_without_anything_to_learn_leaves_the_student_alone(
@@ -471,7 +420,7 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step(
     trainer = trainer_of(model, store, tmp_path, callbacks=[Poison()])
     with pytest.raises(
         InputError,
-        match=r"step 2, row 0 of the dataset: the loss is nan \(ce nan, .*--learning_rate",
+        match=r"step 2, rows 0, 1, .* of the dataset: the loss is nan \(ce nan, .*--learning_rate",
     ):
         trainer.train()
     assert trainer.state.global_step == 1
@@ -486,7 +435,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
 
     model.model.norm.weight.register_hook(explode)
     trainer = trainer_of(model, store, tmp_path)
-    with pytest.raises(InputError, match=r"step 1: the gradient norm is (nan|inf) though"):
+    with pytest.raises(
+        InputError,
+        match=r"step 1, rows 0, 1, 2, 3, 4, 5, 6, 7 of the dataset: the gradient norm is (nan|inf) ",
+    ):
         trainer.train()
     assert trainer.state.global_step == 0
 

@@ -3,8 +3,9 @@
     python -m tools.live_teacher TEACHER --store … --model_name_or_path …  (as distill train)
 
 The teacher's weights are in memory and asked in every step for its whole distribution; the loss is
-cross-entropy plus KL(teacher || student) over the full vocabulary, averaged over labels. Rows,
-their order, labels and optimizer are those of `distill train` on the same store.
+cross-entropy plus KL(teacher || student) over the full vocabulary, averaged over labels, from one
+forward pass of each. Rows, their order, labels and optimizer are those of `distill train` on the
+same store.
 
 Shape legend: N = labels, V = vocabulary.
 """
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
 from distill.config import CachedTeacherConfig
+from distill.terms import Term
 from distill.trainer import CachedTeacherTrainer
 
 
@@ -34,29 +36,20 @@ class LiveTeacherTrainer(CachedTeacherTrainer):
         super().__init__(**kwargs)
         self.teacher = teacher
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
+    def _loss(
+        self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
+    ) -> tuple[Tensor, dict[str, Term]]:
         """Cross-entropy as from a store, and the KL of all that the teacher says."""
-        ce = super().compute_loss(model, inputs, False, num_items_in_batch)
         seen, rows_N = self._seen(inputs), inputs["rows"]
+        labels_N = inputs["labels"].flatten()[rows_N + 1]
         with torch.no_grad():
-            teacher_NV = self.teacher(**seen).logits.flatten(0, 1)[rows_N]
-        student_NV = model(**seen).logits.flatten(0, 1)[rows_N]
-        counts = self._counts([inputs]) if num_items_in_batch is None else num_items_in_batch
-        assert isinstance(counts, Tensor)
-        kl = nn.functional.kl_div(
-            student_NV.float().log_softmax(-1),
-            teacher_NV.float().log_softmax(-1),
-            reduction="sum",
-            log_target=True,
-        )
-        loss = ce + kl / counts[0].to(kl.device).clamp(min=1)
-        return (loss, {}) if return_outputs else loss
+            teacher_NV = self.teacher(**seen).logits.flatten(0, 1)[rows_N].float().log_softmax(-1)
+        student_NV = model(**seen).logits.flatten(0, 1)[rows_N].float().log_softmax(-1)
+        ce_N = -student_NV.gather(1, labels_N[:, None]).squeeze(1)
+        kl = nn.functional.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)
+        nothing_N = torch.zeros_like(ce_N).detach()
+        terms = {"ce": Term(ce_N, torch.arange(len(ce_N), device=ce_N.device), nothing_N)}
+        return (ce_N.sum() + kl) / counts[0], terms
 
 
 def main() -> None:
