@@ -1,5 +1,6 @@
 """The student run: aligned with the teacher, and the same run however its batch is cut."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -437,7 +438,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(
     trainer = trainer_of(model, store, tmp_path)
     with pytest.raises(
         InputError,
-        match=r"step 1, rows 0, 1, 2, 3, 4, 5, 6, 7 of the dataset: the gradient norm is (nan|inf) ",
+        match=r"step 1, rows 0, 1, 2, .*, 7 of the dataset: the gradient norm is (nan|inf) ",
     ):
         trainer.train()
     assert trainer.state.global_step == 0

@@ -139,7 +139,7 @@ def dense_ce(
     other = from_a_store(CachedTeacherTrainer, folder, sizes, out, store, loss="ce")
     keys, collate = ("input_ids", "attention_mask", "labels"), other.data_collator
     return cls(
-        model=other.model,  # type: ignore[arg-type]  # declared as None too
+        model=other.model,
         args=TrainingArguments(
             **_common(out, sizes), train_sampling_strategy="sequential", remove_unused_columns=False
         ),
@@ -159,12 +159,13 @@ def live(
         loss="ce",
         **_common(out, sizes),
     )
-    return with_teacher(
+    trainer: Trainer = with_teacher(
         teacher=teacher_of(folder, "same"),
         model=_student(folder),
         args=args,
         processing_class=_tokenizer(folder, "student"),
     )
+    return trainer
 
 
 def gold(
