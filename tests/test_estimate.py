@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import logitstore
-from logitstore.capture import preview as preview_module
+from logitstore.capture import sample as sample_module
 from logitstore.capture.job import preview
 from logitstore.capture.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.summary import HeadResult, HeadSettings, summarise
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview_module, "_SAMPLE_ROWS", 100)
+    monkeypatch.setattr(sample_module, "_SAMPLE_ROWS", 100)
 
 
 def shard_bytes(store: logitstore.LogitStore) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.capture import preview as preview_module
+from logitstore.capture import sample as sample_module
+from logitstore.capture import trial
 from logitstore.capture.job import preview
 from logitstore.cli import main
 from logitstore.errors import InputError, MismatchError
@@ -136,7 +137,7 @@ def test_a_dry_run_of_a_begun_store_is_about_what_is_missing(
 def test_a_sample_is_spread_over_the_dataset(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preview_module, "_SAMPLE_ROWS", 5)
+    monkeypatch.setattr(sample_module, "_SAMPLE_ROWS", 5)
     texts = [*["short"] * 40, *[WORDS * 5] * 40]
     data = rows(tmp_path / "r.jsonl", *({"text": t} for t in texts))
     said = preview(str(teacher), str(data), tmp_path / "s", top_k=8)
@@ -177,6 +178,41 @@ def test_a_capture_shows_the_same_before_and_the_outlook_after_two_batches(
     assert events[1]["records"] == events[2]["records"]
     assert events[2]["stored_bytes"] == (tmp_path / "s/shards/00000.zarr.zip").stat().st_size
     assert all(e["time"] and e["since_s"] >= 0 for e in events)
+
+
+@pytest.mark.parametrize("generate", [False, True])
+def test_a_long_capture_is_headed_by_what_estimate_says(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, generate: bool
+) -> None:
+    """Before there is a store, so who does not like it has nothing to remove."""
+    settings: dict[str, Any] = {"top_k": 8}
+    if generate:
+        prompts = [{"prompt": text} for text in tiny.corpus()]
+        data = rows(tmp_path / "prompts.jsonl", *prompts)
+        settings |= {"generate": True, "max_new_tokens": 4}
+    said = preview(teacher, data, **settings)
+    monkeypatch.setattr(trial, "_HEAD_SHARE", 100.0)  # a trial costs more than these few rows
+    log = tmp_path / "log.jsonl"
+    had_store = []
+    foretell = trial.foretell
+
+    def watched(*args: Any, **more: Any) -> Any:
+        had_store.append((tmp_path / "s").exists())
+        return foretell(*args, **more)
+
+    monkeypatch.setattr(trial, "foretell", watched)
+    store = logitstore.capture(teacher, data, tmp_path / "s", log_json=log, **settings)
+    assert had_store == [False]
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    (coming,) = (e for e in events if e["event"] == "outlook")
+    assert events[1] == coming
+    assert said.foretold is not None
+    expected = json.loads(json.dumps(said.foretold.facts()))
+    for fact in ("tokens", "records", "file_bytes", "teacher"):
+        assert coming[fact] == expected[fact]
+    # nothing that was read beforehand is in the store
+    logitstore.capture(teacher, data, tmp_path / "t", **settings)
+    assert store.digest == logitstore.open_store(tmp_path / "t").digest
 
 
 def test_a_log_that_cannot_be_written_is_refused_before_anything_is(

@@ -22,7 +22,7 @@ from logitstore.errors import InputError
 
 if TYPE_CHECKING:
     from logitstore.capture.batches import TeacherPass
-    from logitstore.capture.preview import Sample
+    from logitstore.capture.sample import Sample
     from logitstore.capture.task import Task
 
 log = logging.getLogger(__name__)

@@ -11,23 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
-from logitstore.capture.generate import Completer
-from logitstore.capture.halving import HalvingReader
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
-from logitstore.capture.preview import (
-    Foretold,
-    Preview,
-    Sample,
-    outlook,
-    spread,
-    stored_size,
-    take_sample,
-    try_out,
-)
-from logitstore.capture.profile import MOST_ENTRIES, profile_of
-from logitstore.capture.rehearsal import write_some
+from logitstore.capture.preview import Preview
+from logitstore.capture.sample import take_sample
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
+from logitstore.capture.trial import foretell
 from logitstore.capture.work import Job
 from logitstore.place import StorePath, to_write
 from logitstore.progress import JsonLog
@@ -40,8 +29,6 @@ from logitstore.writer import StoreWriter, check_place
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_PROFILED_TOKENS = 4096  # a batch or two, read once more with many entries
 
 
 def capture(
@@ -233,35 +220,13 @@ def preview(
         check_place(place)
     sample, found = take_sample(task.reader, task.text_bytes), None
     if missing and (sample.records or task.settings.generate):
-        sample, found = _foretell(task, sample, missing, budget)
+        device, on_nan = task.device(Ranks()), task.settings.on_nan
+        taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
+        if budget is None and task.wants_budget:
+            budget = find_budget(task, taught, sample).tokens
+        budget = budget or int(task.provenance["tokens_per_batch"])
+        sample, found = foretell(task, taught, sample, missing, budget)
     return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
-
-
-def _foretell(
-    task: Task, sample: Sample, missing: Sequence[int], budget: int | None
-) -> tuple[Sample, Foretold | None]:
-    """With the teacher loaded. The sample is another where the teacher writes its completions."""
-    device, on_nan = task.device(Ranks()), task.settings.on_nan
-    taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
-    if budget is None and task.wants_budget:
-        budget = find_budget(task, taught, sample).tokens
-    budget = budget or int(task.provenance["tokens_per_batch"])
-    completer, reader = Completer.of(taught, task, budget), HalvingReader(taught, _nowhere)
-    if completer is not None:
-        sample, speed, pairs = write_some(completer, reader, sample, task.text_bytes)
-    else:
-        speed, pairs = try_out(reader, sample.sequences, budget)
-    if not pairs:
-        return sample, None
-    size = stored_size(task.spec, task.plan, pairs)
-    found = outlook(sample, task.text_of(missing), len(missing), speed, size, taught.devices)
-    few = spread(sample.sequences, _PROFILED_TOKENS)
-    profile = profile_of([taught.likeliest([s], MOST_ENTRIES) for s in few])
-    return sample, Foretold(found, size, profile)
-
-
-def _nowhere(event: str, **facts: object) -> None:
-    """The journal of what writes nothing."""
 
 
 def _writer(task: Task, out: StorePath, budget: int | None = None) -> StoreWriter:

@@ -6,44 +6,71 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.capture.generate import Completer
-from logitstore.capture.halving import HalvingReader
-from logitstore.capture.preview import Pairs, Sample, marked
+from logitstore.capture.halving import HalvingReader, Read
+from logitstore.capture.outlook import Pairs
+from logitstore.capture.overlap import read_overlapped
 from logitstore.capture.prompts import PROMPT
+from logitstore.capture.sample import Sample, marked
+from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
 
-_ROWS = 8
+_FEWEST_ROWS = 8
+
+
+def rows_to_write(sample: Sample, task: Task, budget: int) -> list[int]:
+    """Of a sample, evenly spread: as many as a batch holds, for a larger one is faster a row."""
+    waiting = [s for s in sample.sequences if s.line.status == PROMPT]
+    if not waiting:
+        return []
+    new_tokens = task.settings.sampling.max_new_tokens if task.settings.sampling else 0
+    each = sum(s.length for s in waiting) / len(waiting) + new_tokens
+    wanted = max(_FEWEST_ROWS, int(budget / each))
+    return [s.line.row for s in waiting[:: max(1, -(-len(waiting) // wanted))]]
 
 
 def write_some(
     completer: Completer,
     teacher: HalvingReader,
     sample: Sample,
+    rows: list[int],
     text_bytes: npt.NDArray[np.int64],
 ) -> tuple[Sample, float, Pairs]:
-    """A few rows of a sample with their completions, evenly spread.
+    """Some rows of a sample with their completions.
 
     Args:
         completer: Writes.
         teacher: Reads what is written.
         sample: Of rows without completions.
+        rows: Of it, those to be completed.
         text_bytes: Text of every row of the dataset, with what is to be written for it at most.
 
     Returns:
         The rows as a sample, tokens read a second (all told: writing and reading), their records.
     """
-    waiting = [s.line.row for s in sample.sequences if s.line.status == PROMPT]
-    rows = waiting[:: max(1, -(-len(waiting) // _ROWS))]
     began = time.monotonic()
     completed = completer.complete(rows)
     per_row = {row: completed.sequences(row) for row in rows}
+    writing_s = time.monotonic() - began
     batch = [s for sequences in per_row.values() for s in sequences if s.records]
-    encoded = teacher.read(batch) if batch else []
-    seconds = time.monotonic() - began
+    encoded, reading_s = _read(teacher, batch, completer.budget) if batch else ([], 0.0)
     written = Sample(rows=len(rows), text_bytes=int(text_bytes[rows].sum()), sequences=batch)
     written.statuses.update(s.line.status for each in per_row.values() for s in each)
     written.first = next((_shown(each) for each in per_row.values() if _shown(each)), sample.first)
-    speed = written.tokens / max(seconds, 1e-9)
+    speed = written.tokens / max(writing_s + reading_s, 1e-9)
     return written, speed, list(zip((s.line for s in batch), encoded, strict=True))
+
+
+def _read(
+    teacher: HalvingReader, written: list[TeacherSequence], budget: int
+) -> tuple[Read, float]:
+    """As a capture reads them, and in how many seconds; one before, since the first is slow."""
+    teacher.read(written[:1])
+    began = time.monotonic()
+    records: Read = [None] * len(written)
+    for batch, encoded in read_overlapped(teacher, written, budget):
+        for i, record in zip(batch, encoded, strict=True):
+            records[i] = record
+    return records, time.monotonic() - began
 
 
 def _shown(sequences: list[TeacherSequence]) -> str:

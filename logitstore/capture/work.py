@@ -16,9 +16,11 @@ from functools import cached_property
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
-from logitstore.capture.preview import Sample, seen, take_sample
+from logitstore.capture.outlook import announce
+from logitstore.capture.sample import Sample, seen, take_sample
 from logitstore.capture.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
 from logitstore.capture.task import Task
+from logitstore.capture.trial import foretell_at_head
 from logitstore.capture.worker import NOT_FINITE, Sequences, Worker
 from logitstore.place import StorePath
 from logitstore.progress import JsonLog, progress
@@ -56,6 +58,7 @@ class Job:
         self.task, self.out, self.make_writer = task, out, make_writer
         self.ranks, self.stop, self.events = ranks, stop, events
         self.sample: Sample | None = None
+        self.is_foretold = False
         self.sharing: Sharing = (
             ByClaim(out) if task.settings.claim else ByRank(out, task.plan.shard_count, ranks)
         )
@@ -96,12 +99,7 @@ class Job:
         if self.sharing.may_begin and (is_new or writer.missing()):
             self._look(range(self.task.plan.shard_count) if is_new else writer.missing())
         if is_new:
-            teacher = self.teacher  # one that cannot be loaded leaves no store behind
-            budget = None
-            if self.task.wants_budget:
-                assert self.sample is not None
-                budget = find_budget(self.task, teacher, self.sample).tokens
-            writer = self._open(at_work, budget)
+            writer = self._open(at_work, self._ask_teacher())
         return writer
 
     def _open(self, at_work: ExitStack, budget: int | None = None) -> StoreWriter:
@@ -114,6 +112,23 @@ class Job:
         self.sample = take_sample(self.task.reader, self.task.text_bytes)
         shards = self.task.plan.shard_count
         log.info("%s", seen(self.sample, len(self.task.rows), len(missing), shards))
+
+    def _ask_teacher(self) -> int | None:
+        """Before there is a store: one that cannot be loaded, or fails at once, leaves none behind.
+
+        Returns:
+            The tokens of a batch that the store is to record, if they were to be found out.
+        """
+        assert self.sample is not None
+        task, found = self.task, None
+        if task.wants_budget:
+            found = find_budget(task, self.teacher, self.sample).tokens
+        budget = found or int(task.provenance["tokens_per_batch"])
+        said = foretell_at_head(task, self.teacher, self.sample, budget)
+        if said is not None:
+            announce(said, self.events)
+            self.is_foretold = True
+        return found
 
     @cached_property
     def teacher(self) -> TeacherPass:
@@ -140,7 +155,7 @@ class Job:
         teacher = self.teacher
         with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
             worker = Worker(self.task, writer, teacher, budget, shown, self.sharing.beat)
-            if self.sample is not None and self.sample.records:
+            if self.sample is not None and self.sample.records and not self.is_foretold:
                 worker.outlook_of = (self.sample, missing)
             self._shards(writer, worker)
 

@@ -1,14 +1,14 @@
 """One process's work on shards: rows to sequences, sequences to records, records to a file."""
 
-import logging
 from collections.abc import Callable, Sequence
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.generate import CompletedRows, Completer
 from logitstore.capture.halving import HalvingReader, Parts
+from logitstore.capture.outlook import Foretold, Pairs, announce, outlook, stored_size
 from logitstore.capture.overlap import read_overlapped
-from logitstore.capture.preview import Foretold, Pairs, Sample, outlook, stored_size
 from logitstore.capture.profile import profile_of
+from logitstore.capture.sample import Sample
 from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords
@@ -18,8 +18,6 @@ from logitstore.records import SequenceText
 from logitstore.shard import shard_name
 from logitstore.spec import SHARDS_FOLDER
 from logitstore.writer import StoreWriter
-
-log = logging.getLogger(__name__)
 
 Sequences = list[tuple[SequenceText, EncodedRecords | None]]
 
@@ -116,7 +114,10 @@ class Worker:
         return sequences, weights
 
     def _heard(self, batch: Sequence[TeacherSequence], parts: Parts, seconds: float) -> None:
-        """Once, after the second batch: the first is slow, kernels are chosen and heads checked."""
+        """Once, after the second batch: the first is slow, kernels are chosen and heads checked.
+
+        For a short capture, or one that goes on; a long one was foretold at its head.
+        """
         self.beat()
         self._batches += 1
         if self.outlook_of is None or self._batches != 2:
@@ -129,6 +130,6 @@ class Worker:
         found = outlook(
             sample, self.task.text_of(missing), len(missing), speed, size, self._teacher.devices
         )
-        said = Foretold(found, size, profile_of([result for _, result, _ in parts]))
-        log.info("%s", said)
-        self.shown.log.write("outlook", **said.facts())
+        announce(
+            Foretold(found, size, profile_of([result for _, result, _ in parts])), self.shown.log
+        )
