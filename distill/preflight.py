@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import zipfile
 from operator import itemgetter
 from pathlib import Path
@@ -16,6 +17,8 @@ from distill.needs import Described, teacher_name
 from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.place import StorePath
 from logitstore.tokens import ByteTokenizer
+
+log = logging.getLogger(__name__)
 
 #: In every checkpoint: what it was trained on.
 ORIGIN_FILE = "distill.json"
@@ -79,15 +82,16 @@ def check_eval_store(held_out: Described, store: Described, args: CachedTeacherC
     A hub's teacher and the same in a folder have different fingerprints, so that of another one
     must also have another name or tokenizer.
 
+    The same rows may be wanted, to see a student overfit, so they are only told of.
+
     Raises:
-        InputError: `--eval_store` names the store that is trained on.
         MismatchError: It is of another teacher.
     """
-    if args.eval_store and held_out.digest == store.digest:
-        raise InputError(
-            f"--eval_store {held_out.path}: holds what --store does, {store.digest[:12]}, so its "
-            "figures would say nothing of other text, and those of training are logged anyway. "
-            "Capture rows that are not trained on, or leave --eval_store out."
+    if held_out.digest == store.digest:
+        log.warning(
+            "--eval_store %s: holds what --store does, so its figures say how well the student "
+            "knows its own lessons, and nothing of other text.",
+            held_out.path,
         )
     theirs, ours = (each.spec.teacher.get("fingerprint") for each in (held_out, store))
     names = [teacher_name(each) for each in (held_out, store)]

@@ -22,6 +22,7 @@ def batch(tokens: int) -> dict[str, Tensor]:
         "tokens": torch.tensor([tokens]),
         "labels": torch.tensor([[-100] + [5] * (tokens - 1)]),
         "aligned": torch.tensor([(tokens - 1) // 2]),
+        "example": torch.zeros(tokens - 1, dtype=torch.long),
         "skipped": torch.tensor([False]),
         "text_changed": torch.tensor([False]),
     }
@@ -53,6 +54,7 @@ def test_values_are_means_over_steps_and_rates_are_of_all_processes(
         "train_tokens_per_second": 11,
         "train_skipped_sequences": 0,
         "train_template_changed_text": 0,
+        "train_unaligned_sequences": 0,
     }
     assert meter.totals() == pytest.approx(totals)
 

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from logitstore.capture.task import Task
 
 
+_WARM_TOKENS = 2
+
+
 class Wanted(NamedTuple):
     """A completion to be written.
 
@@ -141,6 +144,14 @@ class Completer:
             return None
         assert isinstance(task.reader, PromptReader)
         return cls(teacher.model, task.reader, sampling, budget, teacher.device, beat)
+
+    def warm_up(self, rows: Sequence[int]) -> None:
+        """Write a few tokens for nothing: the first ones are slow, for kernels are chosen."""
+        prompts = [self.reader.prompt(row).token_ids.tolist() for row in rows]
+        wanted = [Wanted(0, ids, min(_WARM_TOKENS, self._limit(len(ids)))) for ids in prompts]
+        for one in wanted:
+            if one.token_ids and one.limit > 0:
+                self.write([one])
 
     def complete(self, rows: Sequence[int]) -> CompletedRows:
         """The rows with their completions.

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.capture.generate import Completer
+from logitstore.capture.generate import Completer, Wanted, batches
 from logitstore.capture.halving import HalvingReader, Read
 from logitstore.capture.outlook import Pairs
 from logitstore.capture.overlap import read_overlapped
@@ -14,18 +14,25 @@ from logitstore.capture.sample import Sample, marked
 from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
 
-_FEWEST_ROWS = 8
+_FEWEST_ROWS, _MOST_BATCHES = 8, 2
 
 
 def rows_to_write(sample: Sample, task: Task, budget: int) -> list[int]:
-    """Of a sample, evenly spread: as many as a batch holds, for a larger one is faster a row."""
-    waiting = [s for s in sample.sequences if s.line.status == PROMPT]
-    if not waiting:
-        return []
+    """Of a sample, evenly spread: as many as two batches hold, but eight at least.
+
+    A full batch is faster a row than one that is not, and a capture's nearly all are full.
+    """
     new_tokens = task.settings.sampling.max_new_tokens if task.settings.sampling else 0
-    each = sum(s.length for s in waiting) / len(waiting) + new_tokens
-    wanted = max(_FEWEST_ROWS, int(budget / each))
-    return [s.line.row for s in waiting[:: max(1, -(-len(waiting) // wanted))]]
+    waiting = [
+        Wanted(s.line.row, s.text.token_ids.tolist(), new_tokens)
+        for s in sample.sequences
+        if s.line.status == PROMPT
+    ]
+    for count in range(len(waiting), _FEWEST_ROWS, -1):
+        chosen = [waiting[i * len(waiting) // count] for i in range(count)]
+        if len(list(batches(chosen, budget))) <= _MOST_BATCHES:
+            return [w.row for w in chosen]
+    return [w.row for w in waiting[:: max(1, len(waiting) // _FEWEST_ROWS)]]
 
 
 def write_some(
@@ -47,6 +54,7 @@ def write_some(
     Returns:
         The rows as a sample, tokens read a second (all told: writing and reading), their records.
     """
+    completer.warm_up(rows[:1])
     began = time.monotonic()
     completed = completer.complete(rows)
     per_row = {row: completed.sequences(row) for row in rows}
