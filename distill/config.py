@@ -211,6 +211,13 @@ class CachedTeacherConfig(TrainingArguments):
             "help": "Cut rows at so many student tokens. Default: what the student can read."
         },
     )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Lay the sequences of a batch into as few rows as its longest one allows, each "
+            "attending to itself alone: the same loss and gradient with less padding."
+        },
+    )
     chat_template_path: str | None = field(
         default=None,
         metadata={

@@ -48,6 +48,7 @@ from distill.encoder_decoder import SEEN, Sides
 from distill.head import StudentHead
 from distill.meter import Meter
 from distill.order import RowOrder
+from distill.packing import check_packing, layout_of, one_a_row
 from distill.pieces import Pieces, piece_of
 from distill.preflight import (
     ORIGIN_FILE,
@@ -115,6 +116,8 @@ class CachedTeacherTrainer(Trainer):
             )
         student = ByteTokenizer(processing_class)
         check_student(model, args, student)
+        if args.packing:
+            check_packing(model)
         self.weights = args.loss_weights
         self.settings = LossSettings(args.tail_kl_kind, args.temperature, args.alm_temperature)
         self.store: Store = _opened(store, args.store, args)
@@ -148,6 +151,7 @@ class CachedTeacherTrainer(Trainer):
                 tuple(self.weights),
                 chunk_tokens=chunk_tokens,
                 sides=Sides.of(model, student),
+                layout=layout_of(model) if args.packing else one_a_row,
             ),
             train_dataset=self.data,
             eval_dataset=held_out,
@@ -216,9 +220,14 @@ class CachedTeacherTrainer(Trainer):
         loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
         return loss, joined(shares)
 
-    def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model itself is given, as it would be by any other collator."""
-        return {key: inputs[key].long() for key in SEEN if key in inputs}
+        seen: dict[str, Any] = {key: inputs[key].long() for key in SEEN if key in inputs}
+        if "position_ids" in seen:
+            # Models make the mask of packed sequences where they are given no other, nor a cache.
+            del seen["attention_mask"]
+            seen["use_cache"] = False
+        return seen
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
         inputs = unpacked(inputs)
