@@ -239,6 +239,14 @@ class CachedTeacherConfig(TrainingArguments):
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many steps, or a fraction of all steps."}
     )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "Order of rows. `group_by_length`: as `random`, but those of 64 steps sorted by "
+            "their records (supervised tokens; prompts do not count) and dealt out again.",
+            "choices": ["random", "group_by_length", "sequential"],
+        },
+    )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Not used: a store has no columns."}
     )
@@ -333,10 +341,11 @@ class CachedTeacherConfig(TrainingArguments):
                     f"--{each.name} {value} would have no effect: {REFUSED[each.name]}. "
                     f"Leave --{each.name} out."
                 )
-        if self.train_sampling_strategy not in ("random", "sequential"):
+        if self.train_sampling_strategy not in ("random", "group_by_length", "sequential"):
             raise InputError(
                 f"--train_sampling_strategy {self.train_sampling_strategy} would have no effect: "
-                "lengths are known only after tokenising. Use `random` or `sequential`."
+                "how long rows are for the student is known only after tokenising. Use `random`, "
+                "`group_by_length` or `sequential`."
             )
 
     def _check_loggers(self) -> None:

@@ -155,7 +155,10 @@ class StoreDataset(Dataset[Example]):
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
-        self.sequences = np.flatnonzero(np.asarray(store.token_counts) > 0)
+        counts = np.asarray(store.token_counts)
+        self.sequences = np.flatnonzero(counts > 0)
+        #: Of each sequence: all that is known of its length before its text is read.
+        self.records: Ints = counts[self.sequences]
         self.without_records = len(store) - len(self.sequences)
         if not len(self.sequences):
             raise InputError(

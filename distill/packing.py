@@ -7,9 +7,9 @@ where they lie changes, and with it how much of the rectangle is padding:
                  b b b - - -                b b b c c -                     0 1 2 0 1 0
                  c c - - - -
 
-Rows are as wide as the longest sequence. Attention over half a row each costs less than over a
-whole one, and models know positions up to that width anyway. Only FlashAttention, which takes the
-bounds of sequences instead of a mask, gets everything in one row.
+Rows are at most half as wide again as the longest sequence: what padding saves, an attention over
+the square of the width would soon cost again. Only FlashAttention, which takes the bounds of
+sequences instead of a mask and skips what lies outside them, gets everything in one row.
 
 Nothing but `position_ids` says where a sequence begins: they start again at 0. transformers makes
 the attention's mask of that (or, for FlashAttention, the bounds), provided that it is given no
@@ -19,7 +19,9 @@ that a program could read, so :func:`check_packing` tries the model itself.
 Shape legend: B = sequences; R = rows; W = their width.
 """
 
+import heapq
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,18 +59,37 @@ def one_a_row(lengths: Ints) -> Places:
     return Places(np.arange(len(lengths)), np.zeros_like(lengths), (len(lengths), width))
 
 
-def packed(lengths: Ints) -> Places:
-    """In few rows: the longest first, each into the first row that has room for it."""
-    width = max(1, int(lengths.max(initial=0)))
-    row, column, filled = np.zeros_like(lengths), np.zeros_like(lengths), [0]
+def packed(lengths: Ints, most: int | None = None) -> Places:
+    """In the number of rows that leaves the least padding.
+
+    Args:
+        lengths: (B,) tokens of each.
+        most: Columns that a row may have, if that is less; some models cannot run on more.
+    """
+    longest, total = max(1, int(lengths.max(initial=0))), int(lengths.sum())
+    widest = max(longest, min(longest * 3 // 2, most or longest * 3 // 2))
+    best = one_a_row(lengths)
+    for rows in range(max(1, -(-total // widest)), len(lengths)):
+        found = _dealt(lengths, rows)
+        if found.shape[1] <= widest and _cells(found) < _cells(best):
+            best = found
+        if found.shape[1] == longest:  # from here on rows only get emptier
+            break
+    return best
+
+
+def _dealt(lengths: Ints, rows: int) -> Places:
+    """The longest first, each into the row that is emptiest."""
+    row, column = np.zeros_like(lengths), np.zeros_like(lengths)
+    filled = [(0, r) for r in range(rows)]
     for each in np.argsort(-lengths, kind="stable").tolist():
-        length = int(lengths[each])
-        at = next((r for r, used in enumerate(filled) if used + length <= width), len(filled))
-        if at == len(filled):
-            filled.append(0)
-        row[each], column[each] = at, filled[at]
-        filled[at] += length
-    return Places(row, column, (len(filled), width))
+        column[each], row[each] = filled[0]
+        heapq.heapreplace(filled, (filled[0][0] + int(lengths[each]), filled[0][1]))
+    return Places(row, column, (rows, max(1, *(used for used, _ in filled))))
+
+
+def _cells(places: Places) -> int:
+    return places.shape[0] * places.shape[1]
 
 
 def in_one_row(lengths: Ints) -> Places:
@@ -79,7 +100,10 @@ def in_one_row(lengths: Ints) -> Places:
 
 def layout_of(model: Any) -> Layout:
     """How to pack for this model, which :func:`check_packing` has let pass."""
-    return in_one_row if _is_flash(model) else packed
+    if _is_flash(model):
+        return in_one_row
+    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return partial(packed, most=readable)
 
 
 def check_packing(model: Any) -> None:

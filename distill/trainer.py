@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import (
     EvalLoopOutput,
@@ -140,7 +140,8 @@ class CachedTeacherTrainer(Trainer):
             )
         self.head = StudentHead(model)
         seed = args.seed if args.data_seed is None else args.data_seed
-        self._order = RowOrder(len(self.data), seed, self.store.digest)
+        lengths = self.data.records if args.train_sampling_strategy == "group_by_length" else None
+        self._order = RowOrder(len(self.data), seed, self.store.digest, lengths)
         # With --balance the weights are not known before all of the loss is.
         chunk_tokens = None if args.balance else self.head.chunk_tokens
         super().__init__(
@@ -318,10 +319,16 @@ class CachedTeacherTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         """Trainer's hook: its own shuffle depends on how the loader is wrapped, and on torch's."""
-        if self.args.train_sampling_strategy == "random":
-            return self._order
-        sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
-        return sampler
+        if self.args.train_sampling_strategy == "sequential":
+            return SequentialSampler(self.data)
+        args = self.args  # of the batch size, --auto_find_batch_size makes another one
+        batches = args.gradient_accumulation_steps * args.world_size
+        self._order.step_rows = self._train_batch_size * batches
+        return self._order
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
+        """Trainer's hook, which would look for the lengths of rows in them."""
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]  # a StoreDataset is sized
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._order.epoch = kwargs["epoch"]

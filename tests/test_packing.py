@@ -67,17 +67,20 @@ def test_every_token_has_a_cell_of_its_own_in_rows_no_longer_than_the_longest(
         found = cells(places, lengths)
         assert len(set(found)) == len(found)
         assert all(r < places.shape[0] and c < places.shape[1] for r, c in found)
-    rows, width = packed(np.array(lengths)).shape
-    assert width == max(1, *lengths)
-    assert rows <= max(1, sum(n > 0 for n in lengths))
+    longest = max(1, *lengths)
     assert in_one_row(np.array(lengths)).shape == (1, max(1, sum(lengths)))
+    for most, widest in ((None, longest * 3 // 2), (longest + 1, longest + 1), (1, longest)):
+        rows, width = packed(np.array(lengths), most).shape
+        assert longest <= width <= max(widest, longest)
+        assert rows * width <= len(lengths) * longest
 
 
-def test_rows_are_filled_until_only_what_fits_nowhere_is_padding() -> None:
+def test_what_is_shorter_shares_rows_with_little_padding() -> None:
     places = packed(np.array(LENGTHS))
-    assert places.shape == (4, 9)  # 30 tokens; 54 cells if each had a row
-    assert places.row.tolist() == [3, 0, 2, 2, 1, 1]
-    assert places.column.tolist() == [0, 0, 0, 5, 7, 0]
+    assert places.shape == (3, 11)  # 30 tokens; 54 cells if each had a row
+    assert places.row.tolist() == [1, 0, 2, 2, 0, 1]
+    assert places.column.tolist() == [7, 0, 0, 5, 9, 0]
+    assert packed(np.array(LENGTHS), 9).shape == (4, 9)
 
 
 @pytest.mark.parametrize("layout", [packed, in_one_row])
