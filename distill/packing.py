@@ -141,10 +141,10 @@ def check_packing(model: Any) -> None:
         model.train(was_training)
     if not leaked <= _ROUNDING.get(model.dtype, _ROUNDING_OF_HALF) * seen:  # also NaN
         raise InputError(
-            f"--packing: {name} reads a text otherwise when another one lies in front of it in its "
+            f"--packing: {name} reads a text otherwise when another lies in front of it in its "
             f"row: {_kind(model)} does not keep to position_ids that start again (a recurrent "
-            "state, positions counted elsewhere, or an attention that takes no mask). Leave "
-            "--packing out; --train_sampling_strategy group_by_length also saves padding."
+            "state, positions of its own, or an attention without a mask). Leave --packing out; "
+            "--train_sampling_strategy group_by_length also saves padding."
         )
 
 

@@ -20,7 +20,7 @@ from logitstore.errors import InputError
 from tests import tiny
 from tests.families import FAMILIES, SHAPE, V
 from tests.fake_store import FakeStore, taught
-from tests.students import LOSSES, logged, ragged_rows, t5, trainer_of
+from tests.students import LOSSES, bloom, logged, ragged_rows, t5, trainer_of
 
 #: Lengths of which some share a row, in an order that packing changes.
 LENGTHS = (3, 9, 5, 4, 2, 7)
@@ -236,7 +236,7 @@ def unmasked(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("Bloom", {"hidden_size": 16, "n_layer": 1, "n_head": 2}),  # positions from the mask
+        ("Mamba", {"hidden_size": 16, "num_hidden_layers": 1, "state_size": 4}),  # a state
         ("OPT", {"hidden_size": 16, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
                  "word_embed_proj_dim": 16}),  # learned positions, counted by themselves
         ("Lfm2", SHAPE | {"layer_types": ["conv", "full_attention"]}),  # a convolution looks back
@@ -273,7 +273,7 @@ def test_rounding_of_half_precision_is_no_leak(dtype: torch.dtype) -> None:
     check_packing(build("llama", "sdpa").to(dtype))
     check_packing(build("gpt2", "eager").to(dtype))
     with pytest.raises(InputError, match="reads a text otherwise"):
-        check_packing(small("Bloom", hidden_size=16, n_layer=1, n_head=2).to(dtype))
+        check_packing(bloom().to(dtype))
 
 
 # ---- training ----
