@@ -211,6 +211,13 @@ class CachedTeacherConfig(TrainingArguments):
             "help": "Cut rows at so many student tokens. Default: what the student can read."
         },
     )
+    packing: bool = field(
+        default=False,
+        metadata={
+            "help": "Lay the sequences of a batch into as few rows as its longest one allows, each "
+            "attending to itself alone: the same loss and gradient with less padding."
+        },
+    )
     chat_template_path: str | None = field(
         default=None,
         metadata={
@@ -231,6 +238,14 @@ class CachedTeacherConfig(TrainingArguments):
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     logging_steps: float = field(
         default=10, metadata={"help": "Log every so many steps, or a fraction of all steps."}
+    )
+    train_sampling_strategy: str = field(
+        default="random",
+        metadata={
+            "help": "Order of rows. `group_by_length`: as `random`, but those of 64 steps sorted by "
+            "their records (supervised tokens; prompts do not count) and dealt out again.",
+            "choices": ["random", "group_by_length", "sequential"],
+        },
     )
     remove_unused_columns: bool = field(
         default=False, metadata={"help": "Not used: a store has no columns."}
@@ -326,10 +341,11 @@ class CachedTeacherConfig(TrainingArguments):
                     f"--{each.name} {value} would have no effect: {REFUSED[each.name]}. "
                     f"Leave --{each.name} out."
                 )
-        if self.train_sampling_strategy not in ("random", "sequential"):
+        if self.train_sampling_strategy not in ("random", "group_by_length", "sequential"):
             raise InputError(
                 f"--train_sampling_strategy {self.train_sampling_strategy} would have no effect: "
-                "lengths are known only after tokenising. Use `random` or `sequential`."
+                "how long rows are for the student is known only after tokenising. Use `random`, "
+                "`group_by_length` or `sequential`."
             )
 
     def _check_loggers(self) -> None:

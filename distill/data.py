@@ -8,13 +8,14 @@ that predicted it.
 
 A batch:
 
-    input_ids, labels          (B, T)   right-padded; labels -100 where not supervised
-    attention_mask             (B, T)   bool
-    rows                       (N,)     flat logit rows b * T + t - 1, one a label
-    example                    (N,)     the b of each label
-    tokens                     (B,)     that the model reads of each row
+    input_ids, labels          (R, T)   right-padded; labels -100 where not supervised
+    attention_mask             (R, T)   bool
+    position_ids               (R, T)   of packed sequences alone, see distill.packing
+    rows                       (N,)     flat logit rows r * T + t - 1, one a label
+    example                    (N,)     the sequence of each label, ascending
+    tokens                     (B,)     that the model reads of each sequence
     aligned                    (B,)     labels that a teacher pair covers
-    skipped, text_changed      (B,)     unusable rows; those that the template changes
+    skipped, text_changed      (B,)     unusable sequences; those that the template changes
     row                        (B,)     number of the dataset's row
     pieces                              where it may be cut, see distill.pieces; or None
     teacher[name]                       one dict a loss:
@@ -33,7 +34,7 @@ all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a s
 It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
 flat, with counts (:mod:`distill.ragged`). What torch needs wider becomes so on the device.
 
-Shape legend: B = rows, T = padded length, N = labels, P = pairs of a loss, M = entries or mapped
+Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P = pairs of a loss, M = entries or mapped
 ids of all pairs, R = distinct draws of all pairs, E = labels before the last one of their group,
 L = labels of pairs, S = sequences with a pair, k = columns; n = records of a sequence.
 """
@@ -51,6 +52,7 @@ from distill.align import Spans, align
 from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
+from distill.packing import Layout, one_a_row
 from distill.pieces import cut
 from distill.ragged import narrow, runs, tensors_of
 from distill.sending import VocabularyMap
@@ -153,7 +155,10 @@ class StoreDataset(Dataset[Example]):
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
-        self.sequences = np.flatnonzero(np.asarray(store.token_counts) > 0)
+        counts = np.asarray(store.token_counts)
+        self.sequences = np.flatnonzero(counts > 0)
+        #: Of each sequence: all that is known of its length before its text is read.
+        self.records: Ints = counts[self.sequences]
         self.without_records = len(store) - len(self.sequences)
         if not len(self.sequences):
             raise InputError(
@@ -260,7 +265,7 @@ def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
 
 
 class Collator:
-    """Pads examples into one batch; the layout is at the head of this file."""
+    """Lays examples into one batch; the layout is at the head of this file."""
 
     def __init__(
         self,
@@ -269,45 +274,59 @@ class Collator:
         *,
         chunk_tokens: int | None = None,
         sides: Sides | None = None,
+        layout: Layout = one_a_row,
     ) -> None:
-        """How to pad, and how to cut.
+        """How to lay out, and how to cut.
 
         Args:
             pad_id: The student's.
             losses: Names.
             chunk_tokens: Labels that the student's head can answer for at once; None: do not cut.
             sides: What goes to which side of an encoder-decoder; None for a causal student.
+            layout: Which sequences share a row.
         """
-        self.sides = sides
+        self.sides, self.layout = sides, layout
         self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        # A batch of skipped rows still needs one column for the model to run on.
-        width = max(1, *(len(e.token_ids) for e in examples))
-        ids = np.full((len(examples), width), self.pad_id, np.int32)
-        is_label, mask = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
-        for row, each in enumerate(examples):
-            length = len(each.token_ids)
-            ids[row, :length], is_label[row, :length] = each.token_ids, each.is_label
-            mask[row, : max(length, 1)] = True  # one without any token still attends to something
-        example, position = np.nonzero(is_label)
-        batch = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": np.where(is_label, ids, np.int32(NO_LABEL)),
-            "rows": example * width + position - 1,
-            "example": example,
-            "tokens": mask.sum(1),
+        batch = self._rows(examples)
+        batch |= {
             "aligned": np.array([e.aligned for e in examples]),
             "skipped": np.array([e.skipped for e in examples]),
             "text_changed": np.array([e.text_changed for e in examples]),
         }
         teacher = {name: _joined(name, examples) for name in self.losses}
-        pieces = self.chunk_tokens and cut(teacher, example, self.chunk_tokens)
+        pieces = self.chunk_tokens and cut(teacher, batch["example"], self.chunk_tokens)
         tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}
         numbers = torch.tensor([e.row for e in examples])  # int64: a store may count that far
         made = {**tensors_of(batch), "row": numbers, "teacher": tensors, "pieces": pieces or None}
         return made if self.sides is None else self.sides.cut(made)
+
+    def _rows(self, examples: Sequence[Example]) -> Arrays:
+        """What the model reads, and where its labels are."""
+        lengths = np.array([len(e.token_ids) for e in examples])
+        places = self.layout(lengths)
+        ids = np.full(places.shape, self.pad_id, np.int32)
+        labels, mask = np.full(places.shape, NO_LABEL, np.int32), np.zeros(places.shape, bool)
+        first = places.row * places.shape[1] + places.column
+        example, cell = runs(first, first + lengths)
+        is_label = np.concatenate([e.is_label for e in examples])
+        ids.reshape(-1)[cell] = np.concatenate([e.token_ids for e in examples])
+        labels.reshape(-1)[cell[is_label]] = ids.reshape(-1)[cell[is_label]]
+        mask.reshape(-1)[cell] = True
+        mask[:, 0] = True  # one without any token still attends to something
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "rows": cell[is_label] - 1,  # never of another sequence: its first token is no label
+            "example": example[is_label],
+            "tokens": np.maximum(lengths, 1) if self.layout is one_a_row else lengths,
+        }
+        if self.layout is not one_a_row:
+            batch["position_ids"] = np.zeros(places.shape, np.int32)
+            batch["position_ids"].reshape(-1)[cell] = cell - first[example]
+        return batch
 
 
 def _joined(name: str, examples: Sequence[Example]) -> Arrays:

@@ -25,7 +25,7 @@ from logitstore.tokens import ByteTokenizer
 
 NO_LABEL = -100
 #: What a model is given of a batch, where it is there.
-SEEN = ("input_ids", "attention_mask", "decoder_input_ids")
+SEEN = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 
 
 @dataclass(frozen=True)

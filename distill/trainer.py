@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import (
     EvalLoopOutput,
@@ -48,6 +48,7 @@ from distill.encoder_decoder import SEEN, Sides
 from distill.head import StudentHead
 from distill.meter import Meter
 from distill.order import RowOrder
+from distill.packing import check_packing, layout_of, one_a_row
 from distill.pieces import Pieces, piece_of
 from distill.preflight import (
     ORIGIN_FILE,
@@ -115,6 +116,8 @@ class CachedTeacherTrainer(Trainer):
             )
         student = ByteTokenizer(processing_class)
         check_student(model, args, student)
+        if args.packing:
+            check_packing(model)
         self.weights = args.loss_weights
         self.settings = LossSettings(args.tail_kl_kind, args.temperature, args.alm_temperature)
         self.store: Store = _opened(store, args.store, args)
@@ -137,7 +140,8 @@ class CachedTeacherTrainer(Trainer):
             )
         self.head = StudentHead(model)
         seed = args.seed if args.data_seed is None else args.data_seed
-        self._order = RowOrder(len(self.data), seed, self.store.digest)
+        lengths = self.data.records if args.train_sampling_strategy == "group_by_length" else None
+        self._order = RowOrder(len(self.data), seed, self.store.digest, lengths)
         # With --balance the weights are not known before all of the loss is.
         chunk_tokens = None if args.balance else self.head.chunk_tokens
         super().__init__(
@@ -148,6 +152,7 @@ class CachedTeacherTrainer(Trainer):
                 tuple(self.weights),
                 chunk_tokens=chunk_tokens,
                 sides=Sides.of(model, student),
+                layout=layout_of(model) if args.packing else one_a_row,
             ),
             train_dataset=self.data,
             eval_dataset=held_out,
@@ -216,9 +221,14 @@ class CachedTeacherTrainer(Trainer):
         loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
         return loss, joined(shares)
 
-    def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What the model itself is given, as it would be by any other collator."""
-        return {key: inputs[key].long() for key in SEEN if key in inputs}
+        seen: dict[str, Any] = {key: inputs[key].long() for key in SEEN if key in inputs}
+        if "position_ids" in seen:
+            # Models make the mask of packed sequences where they are given no other, nor a cache.
+            del seen["attention_mask"]
+            seen["use_cache"] = False
+        return seen
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
         inputs = unpacked(inputs)
@@ -309,10 +319,16 @@ class CachedTeacherTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
         """Trainer's hook: its own shuffle depends on how the loader is wrapped, and on torch's."""
-        if self.args.train_sampling_strategy == "random":
-            return self._order
-        sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
-        return sampler
+        if self.args.train_sampling_strategy == "sequential":
+            return SequentialSampler(self.data)
+        args = self.args  # of the batch size, --auto_find_batch_size makes another one
+        batches = args.gradient_accumulation_steps * args.world_size
+        self._order.step_rows = self._train_batch_size * batches
+        return self._order
+
+    def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
+        """Trainer's hook, which would look for the lengths of rows in them."""
+        return SequentialSampler(eval_dataset)  # type: ignore[arg-type]  # a StoreDataset is sized
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._order.epoch = kwargs["epoch"]

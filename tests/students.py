@@ -4,7 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from distill.config import CachedTeacherConfig
 from distill.trainer import CachedTeacherTrainer
@@ -45,6 +51,14 @@ def t5(seed: int = 0) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return T5ForConditionalGeneration(config).eval()
+
+
+def bloom() -> PreTrainedModel:
+    """A decoder that counts positions by the mask, so that packed sequences would meet in it."""
+    config = BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return BloomForCausalLM(config)
 
 
 def settings(out: Path, **more: Any) -> CachedTeacherConfig:

@@ -183,7 +183,6 @@ def test_every_flag_of_trainer_has_been_decided() -> None:
         ("torch_compile_backend", "inductor"),
         ("torch_compile_mode", "default"),
         ("use_liger_kernel", True),
-        ("train_sampling_strategy", "group_by_length"),
         ("train_sampling_strategy", "batch_rebalance"),
     ],
 )

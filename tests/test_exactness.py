@@ -65,6 +65,29 @@ def test_a_batch_is_the_sum_of_its_parts(
     )
 
 
+def test_packed_rows_train_as_padded_ones_do(
+    store: FakeStore, whole: Tensor, tmp_path: Path, record_property: Record
+) -> None:
+    found = curve(prepared(store, tmp_path, packing=True))
+    assert_same(record_property, "packed = padded", found, whole)
+
+
+def test_packed_parts_of_a_batch_by_workers_train_as_padded_ones_do(
+    store: FakeStore, whole: Tensor, tmp_path: Path, record_property: Record
+) -> None:
+    """With all else that changes where rows lie and how they are read."""
+    how = {
+        "packing": True,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "dataloader_num_workers": 2,
+        "dataloader_persistent_workers": True,
+        "activation_checkpointing": True,
+    }
+    found = curve(prepared(store, tmp_path, **how))
+    assert_same(record_property, "packed 2 x 4, workers, checkpointing = padded", found, whole)
+
+
 def test_gradient_checkpointing_changes_nothing(
     store: FakeStore, whole: Tensor, tmp_path: Path, record_property: Record
 ) -> None:

@@ -118,6 +118,25 @@ def test_one_process_goes_on_where_two_were(
 
 
 @pytest.mark.slow
+def test_two_processes_with_packed_rows_grouped_by_length_make_the_run_of_one(
+    tmp_path: Path, record_property: Record
+) -> None:
+    """Also where they go on from a checkpoint of one that did not pack."""
+    tokenizer = tiny.unigram()
+    teacher = tiny.llama(len(tokenizer), seed=7)
+    rows = ragged_rows() * 4
+    store = taught(teacher, tokenizer, rows, tmp_path / "teacher", rounded=True)
+    how = ONE | {"train_sampling_strategy": "group_by_length"}
+    one = prepared(store, tmp_path / "one", eval_store=store, **how)
+    one.train()
+    found, want = launched(tmp_path, store, "--packed"), of_log(logged(one), KEYS)
+    assert in_order(found["two"]) == rows_of(one)
+    assert in_order(found["resumed"]) == rows_of(one)[4 * SAVED_STEP :]
+    for name, what in (("two", "packed on 2 processes = 1"), ("resumed", "packed, resumed = 1")):
+        assert_same(record_property, what, of_log(found[name][0]["logged"], KEYS), want)
+
+
+@pytest.mark.slow
 def test_two_processes_with_shards_of_the_student_make_the_run_of_one(
     store: FakeStore, one: Noting, tmp_path: Path, record_property: Record
 ) -> None:

@@ -784,6 +784,28 @@ WRONG = (
         "this machine can reach or has cached.",
     ),
     Wrong(
+        "packed texts for an encoder-decoder",
+        f"{TRAIN} --model_name_or_path two-sided --packing",
+        "--packing: two-sided is an encoder-decoder, whose decoder would read the prompts of all "
+        "texts in a row. Leave --packing out; --train_sampling_strategy group_by_length also "
+        "saves padding.",
+    ),
+    Wrong(
+        "packed texts for a model that sees its neighbours",
+        f"{TRAIN} --model_name_or_path alibi --packing",
+        "--packing: alibi reads a text otherwise when another lies in front of it in its row: "
+        "BloomForCausalLM with eager attention does not keep to position_ids that start again (a "
+        "recurrent state, positions of its own, or an attention without a mask). Leave --packing "
+        "out; --train_sampling_strategy group_by_length also saves padding.",
+    ),
+    Wrong(
+        "an order that needs lengths",
+        f"{TRAIN} --train_sampling_strategy batch_rebalance",
+        "argument --train_sampling_strategy/--train-sampling-strategy: invalid choice: "
+        "'batch_rebalance' (choose from 'random', 'group_by_length', 'sequential'). See `distill "
+        "train --help`.",
+    ),
+    Wrong(
         "a student's weights cut off",
         f"{TRAIN} --model_name_or_path cut-weights",
         "cut-weights: AutoModelForCausalLM or AutoModelForSeq2SeqLM cannot load it "

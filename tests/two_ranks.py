@@ -1,6 +1,6 @@
 """What each of two processes does for tests/test_world_size.py, which starts them by torchrun.
 
-torchrun --nproc-per-node=2 -m tests.two_ranks FOLDER [--shards]
+torchrun --nproc-per-node=2 -m tests.two_ranks FOLDER [--shards | --packed]
 """
 
 import json
@@ -20,6 +20,13 @@ SAVED_STEP = 11
 #: Four sequences a step, on one process or two.
 ONE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 TWO = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+#: With two sequences of a process in one micro-batch, or there would be nothing to pack.
+PACKED = {
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 1,
+    "packing": True,
+    "train_sampling_strategy": "group_by_length",
+}
 SHARDS = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
 
@@ -55,9 +62,9 @@ def prepared(store: FakeStore, out: Path, **more: Any) -> Noting:
 def main() -> None:
     folder = Path(sys.argv[1])
     sharded = "--shards" in sys.argv
-    how = TWO | (SHARDS if sharded else {})
+    how = PACKED if "--packed" in sys.argv else TWO | (SHARDS if sharded else {})
     store = pickle.loads((folder / "store").read_bytes())
-    # A run of shards goes on from its own checkpoint, the other from that of one process.
+    # A run of shards goes on from its own checkpoint, others from that of one process.
     begun = folder / ("two" if sharded else "one") / f"checkpoint-{SAVED_STEP}"
     for name, checkpoint in (("two", None), ("resumed", str(begun))):
         trainer = prepared(store, folder / name, eval_store=store, **how)

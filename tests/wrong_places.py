@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.capture.job import capture
-from tests import templates, tiny
+from tests import students, templates, tiny
 
 TEXTS = ("The teacher reads.", "A student writes, then stops.", "One more row of text.")
 TALK = templates.turns("Who reads?", "The teacher.", "And who writes?", "The student.")
@@ -36,6 +36,8 @@ def _models(here: Path) -> None:
     chatty = templates.gemma()
     tiny.save(here / "chatty", tiny.llama(len(chatty)), chatty)
     tiny.save(here / "small", tiny.llama(280), tokenizer)
+    tiny.save(here / "two-sided", students.t5(), tokenizer)
+    tiny.save(here / "alibi", students.bloom(), tokenizer)
     broken: dict[str, Callable[[Path], object]] = {
         "no-config": lambda f: (f / "config.json").unlink(),
         "bad-config": lambda f: (f / "config.json").write_text('{"model_type": "llama",'),
