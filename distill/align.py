@@ -28,6 +28,7 @@ has no uncovered byte on either side.
 Shape legend: P = shared starts, Q = strict pairs, G = groups.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +92,52 @@ def align(teacher: Spans, student: Spans) -> Alignment:
     )
     groups = _columns(t_at[:-1], t_at[1:], s_at[:-1], s_at[1:])
     return Alignment(pairs, pairs.compress(ends_too, 0), groups.compress(is_whole, 0))
+
+
+def align_many(sides: Sequence[tuple[Spans, Spans]]) -> list[Alignment]:
+    """What `align` finds of each (teacher, student), of all at once.
+
+    The texts are laid one behind another, a byte apart: nobody covers that byte, so nothing reaches
+    across. A short text costs mostly numpy's calls, which all of them now share.
+    """
+    ends = [max(map(_end, each), default=0) for each in sides]
+    tokens = np.array([[len(t.starts), len(s.starts)] for t, s in sides]).reshape(-1, 2)
+    if len(sides) < 2 or (ends > _MAX_BYTES_PER_PLACE * tokens.sum(1)).any():
+        return [align(*each) for each in sides]  # not every byte has room on a ruler
+    behind = np.cumsum([0, *(end + 1 for end in ends[:-1])])
+    found = align(
+        _laid_out([t for t, _ in sides], behind), _laid_out([s for _, s in sides], behind)
+    )
+    first = np.zeros_like(tokens)  # of each text, on each side
+    np.cumsum(tokens[:-1], axis=0, out=first[1:])
+    return [
+        Alignment(*parts)
+        for parts in zip(
+            _taken_apart(found.shared_starts, first),
+            _taken_apart(found.strict, first),
+            _taken_apart(found.groups, np.repeat(first, 2, axis=1)),
+            strict=True,
+        )
+    ]
+
+
+def _taken_apart(rows: Ints, first: Ints) -> list[Ints]:
+    """The rows of each text, counting its own tokens. The first column never falls."""
+    cuts = np.searchsorted(rows[:, 0], first[:, 0])
+    own = rows - np.repeat(first, np.diff(cuts, append=len(rows)), axis=0)
+    stops = [*cuts[1:].tolist(), len(rows)]
+    return [own[a:b] for a, b in zip(cuts.tolist(), stops, strict=True)]
+
+
+def _end(spans: Spans) -> int:
+    """The byte behind the last token."""
+    return int(spans.starts[-1] + spans.lengths[-1]) if len(spans.starts) else 0
+
+
+def _laid_out(texts: Sequence[Spans], offsets: Ints) -> Spans:
+    sizes = [len(each.starts) for each in texts]
+    starts, lengths, is_eos = (np.concatenate(each) for each in zip(*texts, strict=True))
+    return Spans(starts + np.repeat(offsets, sizes), lengths, is_eos)
 
 
 class _Ruler(NamedTuple):

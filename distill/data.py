@@ -48,7 +48,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from distill.align import Spans, align
+from distill.align import Alignment, Spans, align_many
 from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
@@ -75,7 +75,7 @@ from logitstore.errors import InputError
 from logitstore.place import StorePath
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
-from logitstore.tokens import ByteTokenizer
+from logitstore.tokens import ByteTokenizer, TokenizedText
 
 
 class Store(Protocol):
@@ -110,6 +110,26 @@ class Example(NamedTuple):
     skipped: bool  # this student can make nothing of the row
     text_changed: bool = False  # because its chat template changes supervised text
     row: int = -1  # of the dataset
+
+
+class _BothSides(NamedTuple):
+    """A line with its records, as both sides tokenise it."""
+
+    records: TokenRecords
+    text: SequenceText
+    teacher: Spans
+    student: Spans  # of its labels; none where it can make nothing of the line
+    tokens: TokenizedText | None
+    text_changed: bool
+
+    @property
+    def ends(self) -> Ints:
+        """The tokens that end something for the student."""
+        assert self.tokens is not None
+        return self.tokens.token_ids[self.tokens.has_record][self.student.is_eos]
+
+
+_NO_SPANS = Spans(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
 class StoreDataset(Dataset[Example]):
@@ -180,43 +200,49 @@ class StoreDataset(Dataset[Example]):
         """A batch at once, as DataLoader asks for it: one read of the store."""
         chosen = [int(self.sequences[i]) for i in indices]
         read = zip(self.store.read_many(chosen), map(self.store.text, chosen), strict=True)
-        return [self._example(records, text) for records, text in read]
+        both = [self._both_sides(records, text) for records, text in read]
+        if all(map(self._is_by_position, self.losses)):
+            return [self._example(each, None) for each in both]
+        alignments = align_many([(each.teacher, each.student) for each in both])
+        return list(map(self._example, both, alignments))
 
-    def _example(self, records: TokenRecords, text: SequenceText) -> Example:
+    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
         teacher = teacher_spans(records, text, self.store.spec.eos_ids)
         tokens, text_changed = self.reader.read(text, teacher)
         if tokens is None:
-            nothing = np.zeros(0, np.int32)
-            return Example(nothing, nothing.astype(bool), {}, 0, True, text_changed, text.row)
+            return _BothSides(records, text, teacher, _NO_SPANS, None, text_changed)
         is_label = tokens.has_record
         student = Spans(
             tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
         )
-        ends = tokens.token_ids[is_label][student.is_eos]
-        covered, arrays = np.zeros(len(student.starts), bool), {}
+        return _BothSides(records, text, teacher, student, tokens, text_changed)
+
+    def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
+        tokens, row = both.tokens, both.text.row
+        if tokens is None:
+            nothing = np.zeros(0, np.int32)
+            return Example(nothing, nothing.astype(bool), {}, 0, True, both.text_changed, row)
+        covered, arrays = np.zeros(len(both.student.starts), bool), {}
         for name in self.losses:
-            found, labels = self._arrays(name, records, text, teacher, student, ends)
+            found, labels = self._arrays(name, both, alignment)
             arrays[name] = {key: narrow(array) for key, array in found.items()}
             covered[labels] = True
-        aligned = int(covered.sum())
         ids = tokens.token_ids.astype(np.int32)
-        return Example(ids, is_label, arrays, aligned, skipped=False, row=text.row)
+        return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
+
+    def _is_by_position(self, name: str) -> bool:
+        return name == "multilevel_ot" or (name == "uld" and self.pairing == "position")
 
     def _arrays(
-        self,
-        name: str,
-        records: TokenRecords,
-        text: SequenceText,
-        teacher: Spans,
-        student: Spans,
-        ends: Ints,
+        self, name: str, both: _BothSides, alignment: Alignment | None
     ) -> tuple[Arrays, Ints]:
         """A loss's arrays of one sequence, and the labels that it covers."""
-        by_position = name == "multilevel_ot" or (name == "uld" and self.pairing == "position")
-        if by_position:
-            groups = _by_position(teacher, student, text)
+        records = both.records
+        if self._is_by_position(name):
+            groups = _by_position(both.teacher, both.student, both.text)
         else:
-            shared_starts, strict, groups = align(teacher, student)
+            assert alignment is not None
+            groups = alignment.groups
         if name == "uld":
             arrays = uld_arrays(records, groups, float(self.store.fidelity.l1_max))
         elif name == "alm":
@@ -224,8 +250,10 @@ class StoreDataset(Dataset[Example]):
         elif name == "multilevel_ot":
             arrays = multilevel_arrays(records, groups, COLUMNS)
         else:
-            pairs = strict if name == "mapped_kl" and self.mapped_strict else shared_starts
-            return self._by_ids(name, records, pairs, ends), pairs[:, 1]
+            assert alignment is not None
+            is_strict = name == "mapped_kl" and self.mapped_strict
+            pairs = alignment.strict if is_strict else alignment.shared_starts
+            return self._by_ids(name, records, pairs, both.ends), pairs[:, 1]
         return arrays, runs(groups[:, 2], groups[:, 3])[1]
 
     def _by_ids(self, name: str, records: TokenRecords, pairs: Ints, ends: Ints) -> Arrays:

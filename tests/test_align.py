@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from distill.align import Alignment, Spans, align
+from distill.align import Alignment, Spans, align, align_many
 
 Token = tuple[int, int, bool]  # start, length, is_eos
 
@@ -118,6 +118,23 @@ def pairs(draw: st.DrawFn) -> tuple[list[Token], list[Token]]:
 def test_agrees_with_a_plain_loop(pair: tuple[list[Token], list[Token]]) -> None:
     teacher, student = pair
     assert as_lists(align(spans(teacher), spans(student))) == loop(teacher, student)
+
+
+@given(st.lists(pairs(), max_size=5))
+def test_many_at_once_are_each_alone(texts: list[tuple[list[Token], list[Token]]]) -> None:
+    sides = [(spans(teacher), spans(student)) for teacher, student in texts]
+    found = align_many(sides)
+    assert [as_lists(each) for each in found] == [as_lists(align(*each)) for each in sides]
+
+
+def test_many_texts_need_no_more_memory_than_they_have_tokens() -> None:
+    """One that claims to lie behind an exabyte is aligned by itself."""
+    far = spans([(0, 1, False), (2**61, 3, False)])
+    near = words(1, 2, 1), words(2, 1, 1)
+    found = align_many([near, (far, far), near, (far, far)])
+    assert [as_lists(each) for each in found] == [
+        as_lists(align(*each)) for each in (near, (far, far), near, (far, far))
+    ]
 
 
 @given(pairs())
