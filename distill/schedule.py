@@ -63,8 +63,11 @@ def one_cycle(
     Raises:
         InputError: An argument that torch refuses, such as momentum for an optimizer without any.
     """
+    shape = dict(given)
+    if math.isclose(shape.get("pct_start", 0.3) * steps, 1):  # or torch divides by zero
+        shape["pct_start"] = (1 + 1e-6) / steps
     try:
-        return OneCycleLR(optimizer, max_lr, total_steps=steps, **given)
+        return OneCycleLR(optimizer, max_lr, total_steps=steps, **shape)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"--one_cycle {json.dumps(dict(given))}: {error}. For --optim without momentum or "

@@ -24,17 +24,21 @@ FLAGS = (
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a teacher, a student, data and two stores."""
+    """A folder with a teacher, a student, data, two stores of it, and one of its rows reversed."""
     folder = tmp_path_factory.mktemp("here")
     teacher, student = tiny.unigram(), tiny.byte_bpe()
     tiny.save(folder / "teacher", tiny.llama(len(teacher), seed=7), teacher)
     tiny.save(folder / "student", tiny.llama(len(student)), student)
     rows = [json.dumps({"text": text}) for text in [*tiny.corpus()[:12], "", *tiny.corpus()[36:]]]
     (folder / "data.jsonl").write_text("\n".join(rows))
-    for name, ids in (("store", True), ("blind", False)):
-        capture(
-            str(folder / "teacher"), str(folder / "data.jsonl"), out=folder / name, top_k=8, ids=ids
-        )
+    (folder / "reversed.jsonl").write_text("\n".join(reversed(rows)))
+    for name, data, ids in (
+        ("store", "data", True),
+        ("blind", "data", False),
+        ("reversed", "reversed", True),
+    ):
+        rows_file = str(folder / f"{data}.jsonl")
+        capture(str(folder / "teacher"), rows_file, out=folder / name, top_k=8, ids=ids)
     return folder
 
 
@@ -65,7 +69,7 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     out = tmp_path / "out"
     status, stdout, stderr = train(
         capsys, here, out, "--loss", "uld:1.5,mapped_kl", "--seed", "3", "--run_name", "both",
-        "--eval_store", str(here / "store"),
+        "--eval_store", str(here / "reversed"),
     )  # fmt: skip
     assert status == 0
     found = json.loads(stdout)  # nothing else is on stdout
@@ -167,7 +171,7 @@ def test_a_student_learns_from_the_store(
     for steps in ("1", "20"):
         _, stdout, _ = train(
             capsys, here, tmp_path / steps, "--max_steps", steps, "--loss", "mapped_kl",
-            "--learning_rate", "1e-2", "--eval_store", str(here / "store"),
+            "--learning_rate", "1e-2", "--eval_store", str(here / "reversed"),
         )  # fmt: skip
         losses.append(json.loads(stdout)["metrics"]["eval_mapped_kl_loss"])
     assert losses[1] < 0.9 * losses[0]
