@@ -34,9 +34,10 @@ all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a s
 It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
 flat, with counts (:mod:`distill.ragged`). What torch needs wider becomes so on the device.
 
-Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P = pairs of a loss, M = entries or mapped
-ids of all pairs, R = distinct draws of all pairs, E = labels before the last one of their group,
-L = labels of pairs, S = sequences with a pair, k = columns; n = records of a sequence.
+Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels,
+P = pairs of a loss, M = entries or mapped ids of all pairs, D = distinct draws of all pairs,
+E = labels before the last one of their group, L = labels of pairs, S = sequences with a pair,
+k = columns; n = records of a sequence.
 """
 
 from collections.abc import Iterable, Sequence
