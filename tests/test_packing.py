@@ -18,8 +18,8 @@ from distill.data import Collator, Example
 from distill.packing import Places, check_packing, in_one_row, layout_of, one_a_row, packed
 from logitstore.errors import InputError
 from tests import tiny
-from tests.families import FAMILIES, SHAPE, V
 from tests.fake_store import FakeStore, taught
+from tests.families import FAMILIES, SHAPE, V
 from tests.students import LOSSES, bloom, logged, ragged_rows, t5, trainer_of
 
 #: Lengths of which some share a row, in an order that packing changes.
@@ -175,7 +175,9 @@ def test_with_a_mask_of_padding_alone_neighbours_would_be_seen() -> None:
     mask = Collator(0, layout=packed)(examples_of(texts))["attention_mask"].long()
     leaking, _ = read(model, texts, attention_mask=mask)
     alone, _ = read(model, texts, one_a_row)
-    apart = [float((a - b).detach().abs().max()) > 1e-3 for a, b in zip(leaking, alone, strict=True)]
+    apart = [
+        float((a - b).detach().abs().max()) > 1e-3 for a, b in zip(leaking, alone, strict=True)
+    ]
     assert any(apart)
 
 

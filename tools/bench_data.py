@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from distill import data as data_module
+from distill.align import align
 from distill.config import CachedTeacherConfig
 from distill.data import Collator, Example, StoreDataset
 from distill.order import RowOrder
@@ -96,7 +96,7 @@ def timed(data: StoreDataset, clock: Clock) -> Iterator[None]:
         mock.patch.object(data.store, "read_many", clock.around("records", data.store.read_many)),
         mock.patch.object(data.store, "text", clock.around("text", data.store.text)),
         mock.patch.object(data.reader, "read", clock.around("tokenising", data.reader.read)),
-        mock.patch.object(data_module, "align", clock.around("alignment", data_module.align)),
+        mock.patch("distill.data.align", clock.around("alignment", align)),
     ):
         yield
 
@@ -116,8 +116,9 @@ def way_of(store: LogitStore, student: ByteTokenizer, loss: str, repeats: int) -
             examples = [clock.around("all", prepare)(rows) for rows in order]
         batches = [clock.around("batch", collate)(each) for each in examples]
         whole = clock.spent_s.pop("all")
-        known = sum(clock.spent_s[part] for part in PARTS if part in clock.spent_s) - (
-            clock.spent_s["batch"]
+        known = (
+            sum(clock.spent_s[part] for part in PARTS if part in clock.spent_s)
+            - (clock.spent_s["batch"])
         )
         epochs.append({**clock.spent_s, "teacher's arrays": whole - known})
     tokens = sum(int(batch["tokens"].sum()) for batch in batches)
@@ -171,7 +172,7 @@ def padding(data: StoreDataset, lengths: np.ndarray[Any, np.dtype[np.int64]]) ->
     before = shares["as they come"]
     return {
         "padded_share": shares,
-        "of padding, packing leaves": goal(shares["packed"] / before, at_most=0.4),
+        "of padding, packing leaves": goal(shares["packed"] / before, at_most=0.3),
         "of padding, grouping leaves": goal(shares["grouped by length"] / before, at_most=0.5),
     }
 
@@ -245,9 +246,7 @@ def shown(report: dict[str, Any]) -> str:
     figures = [
         f"  {name}: {what}: {said(figure, 'at most')}"
         for part in ("losses", "padding", "workers")
-        for name, each in (
-            {part: report[part]} if part == "padding" else report[part]
-        ).items()
+        for name, each in ({part: report[part]} if part == "padding" else report[part]).items()
         for what, figure in each.items()
         if is_goal(figure)
     ]
