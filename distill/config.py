@@ -242,8 +242,9 @@ class CachedTeacherConfig(TrainingArguments):
     train_sampling_strategy: str = field(
         default="random",
         metadata={
-            "help": "Order of rows. `group_by_length`: as `random`, but those of 64 steps sorted "
-            "by their records (supervised tokens; prompts do not count) and dealt out again.",
+            "help": "Order of rows. `group_by_length`: as `random`, but those of up to 64 steps "
+            "sorted by their records (supervised tokens; prompts do not count) and dealt out "
+            "again: less padding.",
             "choices": ["random", "group_by_length", "sequential"],
         },
     )

@@ -22,8 +22,8 @@ A batch:
       uld        index (P,), entry_logprobs (M), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
       mapped_kl  index (P,), ids (M), logmass (M), rest_logmass (P,); tail_kl likewise
-      sampled_kl index (P,), ids (M), entry_logprobs (M), tail_logmass (P,), draw_ids (R),
-                 counts (R)
+      sampled_kl index (P,), ids (M), entry_logprobs (M), tail_logmass (P,), draw_ids (D),
+                 counts (D)
       alm        index (P,), logprob (P,), token_index (L,), token_pair (L,)
       multilevel_ot   index (S,), entry_logprobs (L, k), token_index (L,), token_pair (L,)
 
@@ -34,10 +34,10 @@ all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a s
 It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
 flat, with counts (:mod:`distill.ragged`). What torch needs wider becomes so on the device.
 
-Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels,
-P = pairs of a loss, M = entries or mapped ids of all pairs, D = distinct draws of all pairs,
-E = labels before the last one of their group, L = labels of pairs, S = sequences with a pair,
-k = columns; n = records of a sequence.
+Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P =
+pairs of a loss, M = entries or mapped ids of all pairs, D = distinct draws of all pairs, E = labels
+before the last one of their group, L = labels of pairs, S = sequences with a pair, k = columns; n =
+records of a sequence.
 """
 
 from collections.abc import Iterable, Sequence

@@ -99,7 +99,11 @@ def _written(table: pa.Table, *, compression: str, use_dictionary: bool) -> pa.B
 
 
 class LinesReader:
-    """Lines by position; one row group is decoded at a time and kept."""
+    """Lines by position. The last row group is kept, and from its second line on all of it.
+
+    A shuffled epoch reads one line of a group and goes elsewhere; its 63 neighbours would cost as
+    much again as the group itself.
+    """
 
     def __init__(self, data: memoryview, count: int) -> None:
         """Read the footer.
@@ -124,7 +128,8 @@ class LinesReader:
         self.count = count
         self._by_reference: pq.ParquetFile | None = None
         self._chunks: list[list[ColumnChunk]] | None = None
-        self._cached: tuple[int, list[SequenceText]] | None = None
+        self._table: tuple[int, pa.Table] | None = None
+        self._lines: tuple[int, list[SequenceText]] | None = None
 
     def __getitem__(self, i: int) -> SequenceText:
         """Line i.
@@ -133,9 +138,15 @@ class LinesReader:
             ValueError: Its bytes are damaged.
         """
         group, place = divmod(i, GROUP_LINES)
-        if self._cached is None or self._cached[0] != group:
-            self._cached = (group, [_line(item) for item in self.table(group).to_pylist()])
-        return self._cached[1][place]
+        if self._lines is not None and self._lines[0] == group:
+            return self._lines[1][place]
+        if self._table is None or self._table[0] != group:
+            table = self.table(group)
+            self._table = (group, table)
+            return _line(table.slice(place, 1).to_pylist()[0])
+        lines = [_line(item) for item in self._table[1].to_pylist()]
+        self._lines = (group, lines)
+        return lines[place]
 
     def rows(self, first: int, stop: int) -> list[int]:
         """The dataset row of every line, without reading the text.

@@ -20,8 +20,11 @@ def figures(value: Any) -> list[dict[str, Any]]:
     return [found for each in value for found in figures(each)] if isinstance(value, list) else []
 
 
-#: Each contender is a process that loads torch.
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("bench_capture", "bench_losses")]
+#: They load torch, some once for each contender.
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow)
+    for name in ("bench_capture", "bench_data", "bench_losses")
+]
 
 
 @pytest.mark.parametrize("name", ["bench_align", *SLOW])
