@@ -40,7 +40,7 @@ def why_unreachable(name: str) -> str | None:
     None where it may be: a folder, what was loaded before, and where a proxy asks for us.
     """
     from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.utils import HFValidationError
+    from huggingface_hub.errors import HFValidationError
 
     host = urlsplit(constants.ENDPOINT).hostname
     if Path(name).exists() or constants.HF_HUB_OFFLINE or getproxies() or host is None:
