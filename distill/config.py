@@ -46,6 +46,9 @@ _NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no pre
 _COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
 _LIGER = "it replaces the forward pass whose hidden states the losses read"
 
+#: Loggers that are named as the package is that brings them.
+_PACKAGES = ("tensorboard", "trackio", "wandb")
+
 #: What torch would refuse in the first step, in its own words.
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
@@ -356,6 +359,11 @@ class CachedTeacherConfig(TrainingArguments):
         for name in self.report_to or ():
             # Flyte is the one that does not say whether it is installed.
             if name not in known or name not in (*here, "flyte"):
+                if name in _PACKAGES:
+                    raise InputError(
+                        f"--report_to {name}: the package {name} is not installed. Run `pip "
+                        f"install {name}`, or use --report_to none."
+                    )
                 what = "installed" if name in known else "known"
                 raise InputError(
                     f"--report_to {name}: no logger that is {what}; found "

@@ -188,6 +188,16 @@ def check_metrics(
     Raises:
         InputError: Names the metric or the flag.
     """
+    if samples and data is None:
+        raise InputError(
+            f"--samples {samples}: written after prompts of a dataset, but none is given. Name it "
+            "behind the model: `distill evaluate MODEL DATA`."
+        )
+    if data is not None and (Path(data) / "store.json").is_file():
+        raise InputError(
+            f"{data}: is a store, and where a dataset is expected. Give it as --store {data}, with "
+            f"--metrics {','.join(judging.METRICS)}, or name the dataset of held-out text."
+        )
     of_store = [name for name in metrics if name in judging.METRICS]
     of_data = [name for name in metrics if name not in judging.METRICS]
     if of_data and data is None:
@@ -204,11 +214,6 @@ def check_metrics(
         raise InputError(
             f"--store {store}: none of --metrics {','.join(metrics)} reads it. Leave it out, or "
             f"add one of {', '.join(judging.METRICS)}."
-        )
-    if samples and data is None:
-        raise InputError(
-            f"--samples {samples}: written after prompts of a dataset, but none is given. Name it "
-            "behind the model: `distill evaluate MODEL DATA`."
         )
     if data is not None and not of_data and not samples:
         raise InputError(

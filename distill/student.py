@@ -21,7 +21,7 @@ from transformers import (
 
 from distill.config import StudentArguments
 from logitstore.errors import InputError
-from logitstore.loading import why_not_loaded
+from logitstore.loading import why_not_loaded, why_unreachable
 from logitstore.untrusted import read_file
 
 _T = TypeVar("_T")
@@ -158,11 +158,13 @@ def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
 
 
 def _or_say(name: str, by: str, load: Callable[[], _T]) -> _T:
-    try:
-        return load()
-    except Exception as error:  # a broken file gives any class, a bare Exception too
-        raise InputError(
-            f"{name}: {by} cannot load it ({why_not_loaded(name, error)}). Give the folder of a "
-            "language model with its tokenizer, or a hub id that this machine can reach or has "
-            "cached."
-        ) from error
+    why, cause = why_unreachable(name), None
+    if why is None:
+        try:
+            return load()
+        except Exception as error:  # a broken file gives any class, a bare Exception too
+            why, cause = why_not_loaded(name, error), error
+    raise InputError(
+        f"{name}: {by} cannot load it ({why}). Give the folder of a language model with its "
+        "tokenizer, or a hub id that this machine can reach or has cached."
+    ) from cause

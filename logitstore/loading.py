@@ -1,12 +1,18 @@
 """Loading and saving models and tokenizers: why one does not load, what one writes."""
 
 import json
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from logitstore.arrays import canonical_json
 from logitstore.errors import in_a_line
+
+#: One of them is cached of whatever was loaded before: of a model, a tokenizer, adapters.
+_DESCRIBING = ("config.json", "tokenizer_config.json", "adapter_config.json")
 
 
 def why_not_loaded(name: str, error: Exception) -> str:
@@ -26,6 +32,30 @@ def why_not_loaded(name: str, error: Exception) -> str:
         is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
         return "there is no such folder" if is_path else in_a_line(error)
     return _damage(folder) or in_a_line(error)
+
+
+def why_unreachable(name: str) -> str | None:
+    """Why a hub id cannot be had at all, without the minute of retries of `huggingface_hub`.
+
+    None where it may be: a folder, what was loaded before, and where a proxy asks for us.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if Path(name).exists() or constants.HF_HUB_OFFLINE or getproxies() or host is None:
+        return None
+    try:
+        if any(isinstance(try_to_load_from_cache(name, each), str) for each in _DESCRIBING):
+            return None
+        socket.getaddrinfo(host, None)
+    except HFValidationError:  # a path
+        return None
+    except OSError as error:
+        return (
+            f"there is no such folder here, and {host} cannot be reached: {error.strerror or error}"
+        )
+    return None
 
 
 def _damage(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """The benchmarks run, at sizes that measure nothing, and say what they must."""
 
 import json
+import math
 import subprocess
 import sys
 from typing import Any
@@ -23,7 +24,7 @@ def figures(value: Any) -> list[dict[str, Any]]:
 #: They load torch, some once for each contender.
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("bench_capture", "bench_data", "bench_losses")
+    for name in ("bench_capture", "bench_data", "bench_losses", "bench_train")
 ]
 
 
@@ -44,7 +45,8 @@ def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str
     found = figures(report)
     assert shown.count("| MISSED |") == sum(not each["met"] for each in found)
     assert found
-    assert all(type(each["met"]) is bool and each["value"] > 0 for each in found)
+    # What a student saves beside its teacher may be less than nothing at such sizes.
+    assert all(type(each["met"]) is bool and math.isfinite(each["value"]) for each in found)
 
 
 def test_a_goal_is_met_on_the_right_side_of_it() -> None:

@@ -103,6 +103,14 @@ def only_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "get_available_reporting_integrations", lambda: ["tensorboard"])
 
 
+def no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", fails)
+
+
 WRONG = (
     # ---- the command line ----
     Wrong(
@@ -935,7 +943,7 @@ WRONG = (
     Wrong(
         "a logger that is not installed",
         f"{TRAIN} --report_to wandb",
-        "--report_to wandb: no logger that is installed; found tensorboard. Use one of these, or "
+        "--report_to wandb: the package wandb is not installed. Run `pip install wandb`, or use "
         "--report_to none.",
         only_tensorboard,
     ),
@@ -1011,6 +1019,26 @@ WRONG = (
         "distill evaluate student rows.jsonl --metrics accuracy",
         "--metrics accuracy: not known. Known: bits_per_byte, agreement, uld, calibration, "
         "token_f1, exact_match, rouge. Name one.",
+    ),
+    Wrong(
+        "a store where a dataset is expected",
+        "distill evaluate student store",
+        "store: is a store, and where a dataset is expected. Give it as --store store, with "
+        "--metrics agreement,uld,calibration, or name the dataset of held-out text.",
+    ),
+    Wrong(
+        "samples of no dataset",
+        "distill evaluate student --samples 2",
+        "--samples 2: written after prompts of a dataset, but none is given. Name it behind the "
+        "model: `distill evaluate MODEL DATA`.",
+    ),
+    Wrong(
+        "a model that is no folder, and no hub to ask",
+        "distill evaluate nowhere rows.jsonl",
+        "nowhere: AutoTokenizer cannot load it (there is no such folder here, and huggingface.co "
+        "cannot be reached: no network). Give the folder of a language model with its tokenizer, "
+        "or a hub id that this machine can reach or has cached.",
+        no_network,
     ),
     Wrong(
         "a type to evaluate in that is not known",

@@ -137,14 +137,19 @@ def dense_ce(
 ) -> Trainer:
     """transformers' own Trainer and loss on the rows, labels and batches of the others."""
     other = from_a_store(CachedTeacherTrainer, folder, sizes, out, store, loss="ce")
-    keys, collate = ("input_ids", "attention_mask", "labels"), other.data_collator
+    keys, collated = ("input_ids", "attention_mask", "labels"), other.data_collator
+
+    def collate(examples: Any) -> dict[str, Any]:
+        batch = collated(examples)
+        return {key: batch[key].long() for key in keys}  # torch's own loss takes no others
+
     return cls(
         model=other.model,
         args=TrainingArguments(
             **_common(out, sizes), train_sampling_strategy="sequential", remove_unused_columns=False
         ),
         train_dataset=other.train_dataset,
-        data_collator=lambda examples: {k: v for k, v in collate(examples).items() if k in keys},
+        data_collator=collate,
     )
 
 
