@@ -91,6 +91,8 @@ LOSSES = {
     "alm + uld": ("--loss", "alm:1,uld:1.5"),
     "tail_kl": ("--loss", "tail_kl:1"),
     "live KL": ("--loss", "ce"),
+    "live KL, top 64": ("--loss", "ce", "--top_k", "64"),
+    "live KL, top 512": ("--loss", "ce", "--top_k", "512"),
 }
 
 
@@ -124,10 +126,11 @@ class Job(NamedTuple):
 
 def jobs(scale: Scale) -> list[Job]:
     """All students, most telling first."""
-    across = [name for name in LOSSES if name not in ("tail_kl", "live KL")]
+    same = ("tail_kl", *(name for name in LOSSES if name.startswith("live KL")))
+    across = [name for name in LOSSES if name not in same]
     some = ("ce", "uld by bytes", "mapped_kl", "alm")
     wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
-    wanted += [partial(Job, "same", x, start="same") for x in ("ce", "tail_kl", "live KL")]
+    wanted += [partial(Job, "same", x, start="same") for x in ("ce", *same)]
     wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
     wanted += [partial(Job, "ample", loss, data="ample") for loss in some]
     wanted += [partial(Job, "warm", loss, start="warm") for loss in some]
@@ -266,7 +269,7 @@ def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, 
     shutil.rmtree(folder, ignore_errors=True)
     log = out / "logs" / job.name
     command = train_command(out, job, scale.steps[job.data], folder)
-    if job.loss == "live KL":
+    if job.loss.startswith("live KL"):
         command = ["tools.live_teacher", str(out / "teacher"), *command[2:]]
     commands.run(command, threads=1, log=log.with_suffix(".train.log"))
     measured = commands.json(
