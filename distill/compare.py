@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from distill.results import RunObject, read_results
 from logitstore.errors import InputError
-from logitstore.inspection.terminal import printable
+from logitstore.inspection.terminal import aligned, printable
 
 Comparison = dict[str, Any]
 _LONGEST_NAME, _LARGEST = 40, 1e18
@@ -223,19 +223,6 @@ def table(found: Comparison) -> str:
     text = aligned(lines[:-1])
     meaning = f"against {shown_name(found['baseline'])}, seed by seed; spread is from - to."
     return "\n".join([text, "", meaning, *found["notes"]])
-
-
-def aligned(lines: Sequence[tuple[str, ...]]) -> str:
-    """Columns of equal width, the first to the left; an empty tuple is an empty line."""
-    columns = max(map(len, lines))
-    widths = [max(len(line[i]) for line in lines if line) for i in range(columns)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=False))
-        ).rstrip()
-        for line in lines
-    )
 
 
 def _line(contender: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:

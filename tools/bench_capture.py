@@ -18,7 +18,6 @@ also one of 1.2B in bfloat16, V = 128,256.
 Shape legend: V = vocabulary, K = entries.
 """
 
-import argparse
 import json
 import logging
 import multiprocessing
@@ -37,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tools.benchmark import PeakMemory, goal, said, surroundings, table
+from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 BARE, NAIVE, OURS, ESTIMATE = "bare forward", "naive", "ours", "estimate"
 K = 64
@@ -359,7 +358,8 @@ def judged(sizes: Sizes, measured: dict[str, dict[str, float]]) -> dict[str, Any
     return goals
 
 
-def shown(sizes: Sizes, measured: dict[str, Any], goals: dict[str, Any]) -> str:
+def shown(sizes: Sizes, part: dict[str, Any]) -> str:
+    measured, goals = part["measured"], part["goals"]
     rows = [["", "CPU s", "wall s", "peak MiB", "tokens/s"]]
     rows += [
         [
@@ -386,28 +386,28 @@ def shown(sizes: Sizes, measured: dict[str, Any], goals: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def wanted(quick: bool) -> list[Sizes]:
+    if quick:
+        return [QUICK]
+    return [ON_CPU, ON_GPU] if torch.cuda.is_available() else [ON_CPU]
+
+
+def part_of_report(sizes: Sizes, quick: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as name:
+        measured = measure(sizes, Path(name), turns=1 if quick else 3)
+        goals = judged(sizes, measured)
+    return vars(sizes) | {"measured": measured, "goals": goals}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
-    args = parser.parse_args()
-    report: dict[str, Any] = {
-        **surroundings(["torch", "transformers", "numpy", "pyarrow"]),
-        "threads": min(2, len(os.sched_getaffinity(0))),
-        "sizes": [],
-    }
-    all_sizes = [QUICK] if args.quick else [ON_CPU]
-    if torch.cuda.is_available() and not args.quick:
-        all_sizes.append(ON_GPU)
-    for sizes in all_sizes:
-        with tempfile.TemporaryDirectory() as name:
-            measured = measure(sizes, Path(name), turns=1 if args.quick else 3)
-            goals = judged(sizes, measured)
-        report["sizes"].append(vars(sizes) | {"measured": measured, "goals": goals})
-        if not args.json:
-            print(shown(sizes, measured, goals), flush=True)
-    if args.json:
-        print(json.dumps(report, indent=1))
+    run_sizes(
+        __doc__,
+        ["torch", "transformers", "numpy", "pyarrow"],
+        threads=min(2, len(os.sched_getaffinity(0))),
+        sizes=wanted,
+        measure=part_of_report,
+        shown=shown,
+    )
 
 
 if __name__ == "__main__":

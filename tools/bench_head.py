@@ -15,23 +15,29 @@ Time is the process's own on all cores.
 Shape legend: n = rows, D = width, V = vocabulary, K = entries, c = rows or columns of a chunk.
 """
 
-import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from logitstore.capture.summary import HeadSettings, summarise_
-from tools.benchmark import goal, said, surroundings, table
+from tools.benchmark import goal, run_sizes, said, table
 
 K = 64
 FLOOR = "matrix product alone"
+
+
+class Sizes(NamedTuple):
+    """Rows, width and vocabulary."""
+
+    n: int
+    D: int
+    V: int
 
 
 def by_tokens(hidden_nD: Tensor, weight_VD: Tensor, targets_n: Tensor, size: int) -> Tensor:
@@ -86,8 +92,9 @@ def contenders(vocabulary: int) -> dict[str, tuple[Callable[..., Tensor], int]]:
     return found | {f"vocabulary, {size} columns": (by_vocabulary, size) for size in (4096, 16_384)}
 
 
-def measure(n: int, width: int, vocabulary: int, turns: int) -> dict[str, float]:
+def measure(sizes: Sizes, turns: int) -> dict[str, float]:
     """Median CPU seconds; contenders take turns."""
+    n, width, vocabulary = sizes
     gen = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, width, generator=gen)
     weight = torch.randn(vocabulary, width, generator=gen) * 3 / width**0.5
@@ -107,33 +114,35 @@ def measure(n: int, width: int, vocabulary: int, turns: int) -> dict[str, float]
     return {name: statistics.median(each) for name, each in spent.items()}
 
 
+def wanted(quick: bool) -> list[Sizes]:
+    return [Sizes(8, 16, 5000)] if quick else [Sizes(1024, 768, 32_000), Sizes(256, 1024, 128_256)]
+
+
+def part_of_report(sizes: Sizes, quick: bool) -> dict[str, Any]:
+    with torch.inference_mode():
+        measured = measure(sizes, turns=1 if quick else 5)
+    tokens = min(s for name, s in measured.items() if name.startswith("tokens"))
+    columns = min(s for name, s in measured.items() if name.startswith("vocabulary"))
+    goals = {"tokens, of the time of vocabulary": goal(tokens / columns, at_most=1.0)}
+    return sizes._asdict() | {"cpu_s": measured, "goals": goals}
+
+
+def shown(sizes: Sizes, part: dict[str, Any]) -> str:
+    rows = [["", "CPU us a row"]]
+    rows += [[name, f"{s / sizes.n * 1e6:.0f}"] for name, s in part["cpu_s"].items()]
+    judged = "\n".join(f"  {k}: {said(g, 'at most')}" for k, g in part["goals"].items())
+    return f"n = {sizes.n:,}, D = {sizes.D:,}, V = {sizes.V:,}, K = {K}\n{table(rows)}\n{judged}\n"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
-    args = parser.parse_args()
-    report: dict[str, Any] = {
-        **surroundings(["torch"]),
-        "threads": torch.get_num_threads(),
-        "sizes": [],
-    }
-    sizes = [(8, 16, 5000)] if args.quick else [(1024, 768, 32_000), (512, 1024, 128_256)]
-    for n, width, vocabulary in sizes:
-        with torch.inference_mode():
-            measured = measure(n, width, vocabulary, turns=1 if args.quick else 5)
-        tokens = min(s for name, s in measured.items() if name.startswith("tokens"))
-        columns = min(s for name, s in measured.items() if name.startswith("vocabulary"))
-        judged = goal(tokens / columns, at_most=1.0)
-        report["sizes"].append(
-            {"n": n, "D": width, "V": vocabulary, "cpu_s": measured}
-            | {"goals": {"tokens, of the time of vocabulary": judged}}
-        )
-        if not args.json:
-            rows = [["", "CPU us a row"], *([k, f"{s / n * 1e6:.0f}"] for k, s in measured.items())]
-            print(f"n = {n:,}, D = {width:,}, V = {vocabulary:,}, K = {K}\n{table(rows)}")
-            print(f"  tokens, of the time of vocabulary: {said(judged, 'at most')}\n", flush=True)
-    if args.json:
-        print(json.dumps(report, indent=1))
+    run_sizes(
+        __doc__,
+        ["torch"],
+        threads=torch.get_num_threads(),
+        sizes=wanted,
+        measure=part_of_report,
+        shown=shown,
+    )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,6 @@ own on all cores; memory is the most it held beyond what was there before its tu
 Shape legend: N = labels, D = hidden width, V = vocabulary, K = entries, B = sequences.
 """
 
-import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -38,7 +36,7 @@ from torch.utils.checkpoint import checkpoint
 from distill.head import StudentHead, chunk_tokens_of
 from distill.pieces import cut, piece_of
 from distill.terms import LossSettings, query_of, terms_of
-from tools.benchmark import PeakMemory, goal, said, surroundings, table
+from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
 LOSSES = ("uld", "mapped_kl", "tail_kl", "multilevel_ot", "alm", "sampled_kl")
@@ -375,7 +373,8 @@ def judged(measured: dict[str, dict[str, float]], vocabulary: int) -> dict[str, 
     return goals
 
 
-def shown(sizes: Sizes, measured: dict[str, Any], goals: dict[str, Any]) -> str:
+def shown(sizes: Sizes, part: dict[str, Any]) -> str:
+    measured, goals = part["measured"], part["goals"]
     rows = [["", "CPU s", "wall s", "peak MiB"]]
     rows += [
         [name, f"{m['cpu_s']:.2f}", f"{m['wall_s']:.2f}", f"{m['peak_bytes'] / 2**20:.0f}"]
@@ -389,27 +388,24 @@ def shown(sizes: Sizes, measured: dict[str, Any], goals: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def wanted(quick: bool) -> list[Sizes]:
+    return [TINY] if quick else [Sizes(N=1024, D=512, V=v, B=8) for v in (32_000, 128_256)]
+
+
+def part_of_report(sizes: Sizes, quick: bool) -> dict[str, Any]:
+    measured = measure(sizes, turns=2 if quick else 4)
+    return vars(sizes) | {"measured": measured, "goals": judged(measured, sizes.V)}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="for machines")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
-    args = parser.parse_args()
-    report: dict[str, Any] = {
-        **surroundings(["torch", "trl", "transformers"]),
-        "threads": len(os.sched_getaffinity(0)),
-        "sizes": [],
-    }
-    all_sizes = [Sizes(N=1024, D=512, V=v, B=8) for v in (32_000, 128_256)]
-    if args.quick:
-        all_sizes = [TINY]
-    for sizes in all_sizes:
-        measured = measure(sizes, turns=2 if args.quick else 4)
-        goals = judged(measured, sizes.V)
-        report["sizes"].append(vars(sizes) | {"measured": measured, "goals": goals})
-        if not args.json:
-            print(shown(sizes, measured, goals), flush=True)
-    if args.json:
-        print(json.dumps(report, indent=1))
+    run_sizes(
+        __doc__,
+        ["torch", "trl", "transformers"],
+        threads=len(os.sched_getaffinity(0)),
+        sizes=wanted,
+        measure=part_of_report,
+        shown=shown,
+    )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m tools.bench_page build/bench/*.json > tools/BENCHMARKS.md
 
 A report is what `python -m tools.bench_… --json` printed; the page adds nothing to it and leaves
-nothing out. `bash tools/bench.sh` makes both.
+nothing out. `bash tools/bench.sh` makes both. The experiment, which takes hours, is not run again
+for it: its section is made of what `tools.experiment_page` keeps.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tools import experiment_page
 from tools.benchmark import is_goal
 
 _SURROUNDINGS = ("machine", "versions", "date", "command")
@@ -38,7 +40,14 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
         reports: What each benchmark printed, by its name (`bench_losses`).
     """
     sections = [_section(name, report) for name, report in sorted(reports.items())]
-    return "\n".join([_INTRODUCTION, *sections])
+    return "\n".join([_INTRODUCTION, _experiment(), *sections])
+
+
+def _experiment() -> str:
+    """What students learn from a store: the first thing that anybody asks."""
+    results = json.loads(experiment_page.KEPT.read_text())
+    lines = [f"## {_title('experiment_quality')}", "", *_where(results), ""]
+    return "\n".join([*lines, *experiment_page.section(results)])
 
 
 def _section(name: str, report: Mapping[str, Any]) -> str:
@@ -76,7 +85,7 @@ def _section(name: str, report: Mapping[str, Any]) -> str:
 
 
 def _title(name: str) -> str:
-    """The first line of what the benchmark says of itself, without its full stop."""
+    """The first line of what a module says of itself, without its full stop."""
     about = importlib.import_module(f"tools.{name}").__doc__ or name
     return about.splitlines()[0].rstrip(".")
 
@@ -131,7 +140,7 @@ def read(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("reports", nargs="+", type=Path, help="bench_….json")
+    parser.add_argument("reports", nargs="*", type=Path, help="bench_….json")
     print(page(read(parser.parse_args().reports)), end="")
 
 

@@ -4,15 +4,23 @@ A goal is a ratio within the run or a size, never an absolute time. In the JSON 
 one is `{"value": …, "target": …, "met": true|false}`.
 """
 
+import argparse
+import json
 import os
 import platform
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from logitstore.inspection.terminal import aligned
+
+S = TypeVar("S")
+#: What they print for people.
+table = aligned
 
 
 def goal(
@@ -50,16 +58,37 @@ def surroundings(packages: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns flush: the first to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+def run_sizes(
+    about: str,
+    packages: Sequence[str],
+    *,
+    threads: int,
+    sizes: Callable[[bool], Sequence[S]],
+    measure: Callable[[S, bool], dict[str, Any]],
+    shown: Callable[[S, dict[str, Any]], str],
+) -> None:
+    """The command line of a benchmark that measures the same at several sizes.
+
+    Args:
+        about: What the module says of itself.
+        packages: Whose versions decide.
+        threads: That were used.
+        sizes: What to measure, given whether to be quick.
+        measure: One of them, likewise; returns a member of the report's `sizes`.
+        shown: That member for people; each as soon as it is there.
+    """
+    parser = argparse.ArgumentParser(description=about.split("\n")[0])
+    parser.add_argument("--json", action="store_true", help="for machines")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
+    args = parser.parse_args()
+    found = []
+    for size in sizes(args.quick):
+        found.append(measure(size, args.quick))
+        if not args.json:
+            print(shown(size, found[-1]), flush=True)
+    if args.json:
+        report = {**surroundings(packages), "threads": threads, "sizes": found}
+        print(json.dumps(report, indent=1))
 
 
 class PeakMemory:

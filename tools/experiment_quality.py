@@ -8,21 +8,22 @@ on other documents, each with three seeds, by public commands alone:
     main     each loss, from random weights, little text; the student's tokenizer is of another kind
     ample    some of them with ten times the text
     warm     some of them from weights that had read another text before
+    gentle   those again as trained students are used to it: ample text twice, a tenth of the
+             learning rate
     k        mapped KL and ULD from stores with 4 and 16 entries a token
-    same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher
+    same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher, whole and
+             cut as a store cuts it
 
 It may be stopped at any time and goes on where it was. In the end `results.json` and the table and
-plot (`results.md`, `results.svg`) are in the folder; the table can be pasted into BENCHMARKS.md. An
-hour or two on two cores.
+plot (`results.md`, `results.svg`) are in the folder; `python -m tools.experiment_page` takes them
+over into BENCHMARKS.md. Four hours on two cores.
 """
 
 import argparse
 import json
-import math
 import shutil
-import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,10 +32,12 @@ from typing import Any, NamedTuple
 
 from logitstore.progress import progress
 from tools.benchmark import surroundings
+from tools.demo import settings as demo
 from tools.demo.commands import CommandError, Commands
 from tools.demo.corpus import load_corpus, write_jsonl
 from tools.demo.settings import Shape, cores
-from tools.demo.students import evaluate_command
+from tools.demo.students import TRAINING, evaluate_command
+from tools.experiment_page import plot, table
 
 
 @dataclass(frozen=True)
@@ -55,29 +58,31 @@ class Scale:
 
 FULL = Scale(
     teacher=Shape(width=256, layers=4, vocabulary=4096),
-    student=Shape(width=96, layers=2, vocabulary=2048),
+    student=demo.FULL.student,
     teacher_bytes=6_000_000,
-    tokenizer_bytes=400_000,
-    text_bytes={"little": 100_000, "ample": 1_000_000},
-    heldout_bytes=100_000,
+    tokenizer_bytes=demo.FULL.tokenizer_bytes,
+    text_bytes={"little": demo.FULL.student_bytes, "ample": 1_000_000},
+    heldout_bytes=demo.FULL.heldout_bytes,
     teacher_steps=2_000,
-    steps={"little": 250, "ample": 750},
+    steps={"little": demo.FULL.student_steps, "ample": 750, "gentle": 200},
     warm_steps=500,
     seeds=(0, 1, 2),
 )
 QUICK = Scale(
-    teacher=Shape(width=64, layers=1, vocabulary=600),
-    student=Shape(width=32, layers=1, vocabulary=500),
-    teacher_bytes=100_000,
-    tokenizer_bytes=50_000,
+    teacher=demo.QUICK.teacher,
+    student=demo.QUICK.student,
+    teacher_bytes=demo.QUICK.teacher_bytes,
+    tokenizer_bytes=demo.QUICK.tokenizer_bytes,
     text_bytes={"little": 8_000, "ample": 12_000},
-    heldout_bytes=5_000,
-    teacher_steps=20,
-    steps={"little": 3, "ample": 3},
+    heldout_bytes=demo.QUICK.heldout_bytes,
+    teacher_steps=demo.QUICK.teacher_steps,
+    steps={"little": 3, "ample": 3, "gentle": 3},
     warm_steps=3,
-    seeds=(0,),
+    seeds=demo.QUICK.seeds,
 )
 
+#: In place of a loss: a student as it begins.
+UNTRAINED = "untrained"
 #: The losses, with the papers' weights where they name one.
 LOSSES = {
     "ce": ("--loss", "ce"),
@@ -91,6 +96,9 @@ LOSSES = {
     "alm + uld": ("--loss", "alm:1,uld:1.5"),
     "tail_kl": ("--loss", "tail_kl:1"),
     "live KL": ("--loss", "ce"),
+    "live KL, top 64": ("--loss", "ce", "--top_k", "64"),
+    "live KL, top 512": ("--loss", "ce", "--top_k", "512"),
+    UNTRAINED: (),
 }
 
 
@@ -124,13 +132,15 @@ class Job(NamedTuple):
 
 def jobs(scale: Scale) -> list[Job]:
     """All students, most telling first."""
-    across = [name for name in LOSSES if name not in ("tail_kl", "live KL")]
+    same = ("tail_kl", *(name for name in LOSSES if name.startswith("live KL")))
+    across = [name for name in LOSSES if name not in (*same, UNTRAINED)]
     some = ("ce", "uld by bytes", "mapped_kl", "alm")
     wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
-    wanted += [partial(Job, "same", x, start="same") for x in ("ce", "tail_kl", "live KL")]
+    wanted += [partial(Job, "same", x, start="same") for x in ("ce", *same)]
     wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
     wanted += [partial(Job, "ample", loss, data="ample") for loss in some]
-    wanted += [partial(Job, "warm", loss, start="warm") for loss in some]
+    wanted += [partial(Job, "warm", x, start="warm") for x in (*some, UNTRAINED)]
+    wanted += [partial(Job, "gentle", x, data="ample", start="warm") for x in (*some, UNTRAINED)]
     return [job(seed=seed) for job in wanted for seed in scale.seeds]
 
 
@@ -265,10 +275,12 @@ def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, 
     folder = out / "students" / job.name
     shutil.rmtree(folder, ignore_errors=True)
     log = out / "logs" / job.name
-    command = train_command(out, job, scale.steps[job.data], folder)
-    if job.loss == "live KL":
-        command = ["tools.live_teacher", str(out / "teacher"), *command[2:]]
-    commands.run(command, threads=1, log=log.with_suffix(".train.log"))
+    if job.loss == UNTRAINED:
+        shutil.copytree(initial(out, job), folder)
+    else:
+        steps = scale.steps["gentle" if job.part == "gentle" else job.data]
+        command = train_command(out, job, steps, folder)
+        commands.run(command, threads=1, log=log.with_suffix(".train.log"))
     measured = commands.json(
         evaluate_command(folder, out), threads=1, log=log.with_suffix(".evaluate.log")
     )
@@ -281,93 +293,22 @@ def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, 
     return found
 
 
+def initial(out: Path, job: Job) -> Path:
+    return out / "init" / job.start / str(job.seed)
+
+
 def train_command(out: Path, job: Job, steps: int, folder: Path) -> list[str]:
+    live = ("tools.live_teacher", str(out / "teacher"))
     return [
-        *("distill", "train"),
-        *("--model_name_or_path", str(out / "init" / job.start / str(job.seed))),
+        *(live if job.loss.startswith("live KL") else ("distill", "train")),
+        *("--model_name_or_path", str(initial(out, job))),
         *("--store", str(out / job.store)),
         *LOSSES[job.loss],
         *("--output_dir", str(folder), "--run_name", job.name),
-        *("--max_steps", str(steps), "--per_device_train_batch_size", "16"),
-        *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
-        *("--seed", str(job.seed), "--save_strategy", "no"),
+        *("--max_steps", str(steps), "--seed", str(job.seed)),
+        *TRAINING,
+        *(("--learning_rate", "2e-4") if job.part == "gentle" else ()),  # the last one wins
     ]
-
-
-# ---- what came of it ----
-
-
-class Line(NamedTuple):
-    """A contender of a part, over its seeds; bits per byte."""
-
-    part: str
-    name: str
-    values: list[float]
-    differences: list[float]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-
-def lines(runs: Sequence[dict[str, Any]]) -> Iterator[Line]:
-    """Each contender against cross-entropy from the same weights and text, seed by seed."""
-    groups: dict[tuple[str, str], dict[int, float]] = {}
-    for each in runs:
-        label = each["loss"] if each["part"] != "k" else f"{each['loss']}, k = {each['k']}"
-        groups.setdefault((each["part"], label), {})[each["seed"]] = each["bits_per_byte"]
-    for (part, label), by_seed in groups.items():
-        baseline = groups["main" if part == "k" else part, "ce"]
-        differences = [value - baseline[seed] for seed, value in by_seed.items()]
-        yield Line(part, label, list(by_seed.values()), differences)
-
-
-def table(results: dict[str, Any]) -> str:
-    """Markdown. A loss helps or harms where all its seeds say so."""
-    rows = [
-        "| | | bits/byte | spread | against ce | |",
-        "|---|---|--:|--:|--:|---|",
-    ]
-    for line in lines(results["runs"]):
-        low, high = min(line.values), max(line.values)
-        against, verdict = "", ""
-        if any(line.differences):
-            against = f"{statistics.mean(line.differences):+.3f}"
-            verdict = {1: "worse", -1: "better"}.get(_agreed(line.differences), "undecided")
-        rows.append(
-            f"| {line.part} | {line.name} | {line.mean:.3f} | {low:.3f}-{high:.3f} | {against} | "
-            f"{verdict} |"
-        )
-    return "\n".join([*rows, "", f"The teacher: {results['teacher']['bits_per_byte']:.3f}."])
-
-
-def _agreed(differences: Sequence[float]) -> int:
-    signs = {math.copysign(1, d) if d else 0 for d in differences}
-    return int(signs.pop()) if len(signs) == 1 else 0
-
-
-def plot(results: dict[str, Any]) -> str:
-    """SVG: of each contender every seed, as a difference to cross-entropy."""
-    found = [line for line in lines(results["runs"]) if any(line.differences)]
-    reach = max((abs(d) for line in found for d in line.differences), default=1.0)
-    middle, half, step = 380, 160, 18
-    height = step * (len(found) + 2)
-    said = f"bits/byte against cross-entropy; the edges are {reach:.3f}"
-    size = f'width="{middle + half + 20}" height="{height}"'
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-size="11" fill="#777">',
-        f'<path d="M{middle} 12V{height - 14}" stroke="#999"/>',
-        f'<text x="{middle}" y="{height - 2}" text-anchor="middle">{said}</text>',
-    ]
-    for i, line in enumerate(found):
-        y = step * (i + 1) + 4
-        parts.append(f'<text x="8" y="{y + 4}">{line.part}: {line.name}</text>')
-        parts += [
-            f'<circle cx="{middle + half * d / reach:.1f}" cy="{y}" r="3.5" '
-            f'fill="{"#2a9d5c" if d < 0 else "#c8553d"}"/>'
-            for d in line.differences
-        ]
-    return "\n".join([*parts, "</svg>", ""])
 
 
 def main() -> None:

@@ -5,9 +5,10 @@
 The teacher's weights are in memory and asked in every step for its whole distribution; the loss is
 cross-entropy plus KL(teacher || student) over the full vocabulary, averaged over labels, from one
 forward pass of each. Rows, their order, labels and optimizer are those of `distill train` on the
-same store.
+same store. `--top_k K` cuts the teacher as a store does, to its K most probable tokens and one
+bucket for all others: what is then left of the distance to `tail_kl` is the store's, not the cut's.
 
-Shape legend: N = labels, V = vocabulary.
+Shape legend: N = labels, V = vocabulary, K = tokens of their own.
 """
 
 import json
@@ -30,11 +31,12 @@ class LiveTeacherTrainer(CachedTeacherTrainer):
 
     Args:
         teacher: Of the student's tokenizer, in eval mode.
+        top_k: Tokens that are compared by themselves; None: all.
     """
 
-    def __init__(self, teacher: PreTrainedModel, **kwargs: Any) -> None:
+    def __init__(self, teacher: PreTrainedModel, top_k: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.teacher = teacher
+        self.teacher, self.top_k = teacher, top_k
 
     def _loss(
         self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
@@ -46,10 +48,19 @@ class LiveTeacherTrainer(CachedTeacherTrainer):
             teacher_NV = self.teacher(**seen).logits.flatten(0, 1)[rows_N].float().log_softmax(-1)
         student_NV = model(**seen).logits.flatten(0, 1)[rows_N].float().log_softmax(-1)
         ce_N = -student_NV.gather(1, labels_N[:, None]).squeeze(1)
+        if self.top_k is not None:
+            top_NK = teacher_NV.topk(self.top_k).indices
+            teacher_NV, student_NV = cut(teacher_NV, top_NK), cut(student_NV, top_NK)
         kl = nn.functional.kl_div(student_NV, teacher_NV, reduction="sum", log_target=True)
         nothing_N = torch.zeros_like(ce_N).detach()
         terms = {"ce": Term(ce_N, torch.arange(len(ce_N), device=ce_N.device), nothing_N)}
         return (ce_N.sum() + kl) / counts[0], terms
+
+
+def cut(logprobs_NV: Tensor, top_NK: Tensor) -> Tensor:
+    """(N, K + 1): log-probabilities of the K tokens, and of all others together."""
+    others_NV = logprobs_NV.scatter(1, top_NK, -torch.inf)
+    return torch.cat([logprobs_NV.gather(1, top_NK), others_NV.logsumexp(1, keepdim=True)], 1)
 
 
 def main() -> None:
@@ -57,12 +68,14 @@ def main() -> None:
     started = time.monotonic()
     parser: Any = HfArgumentParser(CachedTeacherConfig)  # type: ignore[arg-type]
     parser.add_argument("--model_name_or_path", required=True)
+    parser.add_argument("--top_k", type=int)
     args, rest = parser.parse_args_into_dataclasses(flags)
     student: Any = AutoModelForCausalLM.from_pretrained(rest.model_name_or_path)
     tokenizer: Any = AutoTokenizer.from_pretrained(rest.model_name_or_path)
     asked: Any = AutoModelForCausalLM.from_pretrained(teacher)
     trainer = LiveTeacherTrainer(
         teacher=asked.eval(),
+        top_k=rest.top_k,
         model=student,
         args=args,
         processing_class=tokenizer,

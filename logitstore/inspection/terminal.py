@@ -8,6 +8,7 @@ cannot carry a number along.
 import os
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import IO
 
 _EIGHTHS = " ▏▎▍▌▋▊▉"
@@ -34,6 +35,26 @@ def marked_spaces(text: str) -> str:
         return "␣" * len(text)
     before = len(text) - len(text.lstrip(" "))
     return "␣" * before + inner + "␣" * (len(text) - before - len(inner))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell, the first flush left, all others flush right.
+
+    Args:
+        rows: Those without cells are empty lines; all others have the same number.
+    """
+    widths = [max(map(columns_of, cells)) for cells in zip(*filter(None, rows), strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell + _room(cell, width) if i == 0 else _room(cell, width) + cell
+            for i, (cell, width) in enumerate(zip(row, widths, strict=False))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _room(cell: str, columns: int) -> str:
+    return " " * (columns - columns_of(cell))
 
 
 def _escaped(character: str) -> str:

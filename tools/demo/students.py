@@ -18,6 +18,13 @@ from tools.demo.settings import CONTENDERS, Contender, Settings, cores
 
 Run = dict[str, Any]
 
+#: How all students are trained, here and in `tools.experiment_quality`.
+TRAINING = (
+    *("--per_device_train_batch_size", "16"),
+    *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
+    *("--save_strategy", "no"),
+)
+
 
 @contextmanager
 def teacher_away(teacher: Path) -> Iterator[None]:
@@ -96,12 +103,9 @@ def train_command(out: Path, contender: Contender, seed: int, settings: Settings
         *contender.flags,
         *("--output_dir", str(out / "students" / f"{contender.name}-{seed}")),
         *("--run_name", contender.name),
-        *("--max_steps", str(settings.student_steps)),
-        *("--per_device_train_batch_size", "16"),
-        *("--learning_rate", "2e-3", "--lr_scheduler_type", "cosine", "--warmup_steps", "20"),
+        *("--max_steps", str(settings.student_steps), "--seed", str(seed)),
         *("--logging_steps", str(max(1, settings.student_steps // 25))),
-        *("--seed", str(seed)),
-        *("--save_strategy", "no"),
+        *TRAINING,
     ]
 
 

@@ -1,0 +1,207 @@
+"""What `tools.experiment_quality` measured, as the table and the plot of BENCHMARKS.md.
+
+    python -m tools.experiment_page build/quality/results.json     (keeps it beside this file)
+
+The page has three files from here: `experiment_quality.json`, the runs; `experiment_quality.svg`,
+the plot; and `experiment_quality.md`, what people concluded, whose figures a test looks up in the
+table.
+
+A student is compared with one that differs in nothing but its loss: of the same seed, so of the
+same weights, rows in the same order and dropout, trained by cross-entropy alone. (The part `k` is
+compared with `main`, whose store is another, so its rows come in another order.) Of the differences
+of n seeds d, the table has their mean, and the half width of Student's 95 % interval around it,
+t(n-1) std(d) / sqrt(n): for three seeds, 2.5 standard deviations. A loss is `better` or `worse`
+where that interval leaves out zero; `better?` and `worse?` where all seeds agree and it does not:
+of losses that do nothing, one in four would; `undecided` otherwise.
+"""
+
+import argparse
+import html
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).parent
+KEPT, PLOT, SAID = (HERE / f"experiment_quality.{ending}" for ending in ("json", "svg", "md"))
+
+#: Student's t at 97.5 %, by the number of differences; of more than these, the last.
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+#: What the parts are, for people.
+PARTS = {
+    "main": "another tokenizer, random weights, little text",
+    "k": "the same, from stores of fewer entries",
+    "ample": "another tokenizer, random weights, ample text",
+    "warm": "another tokenizer, trained weights, little text",
+    "gentle": "another tokenizer, trained weights, ample text, a tenth of the learning rate",
+    "same": "the teacher's tokenizer, random weights, little text",
+}
+
+
+class Line(NamedTuple):
+    """A contender of a part, over its seeds; bits per byte.
+
+    Attributes:
+        part: Of `PARTS`.
+        name: Of its loss.
+        values: Of each seed.
+        differences: To cross-entropy, seed by seed; empty for cross-entropy itself.
+    """
+
+    part: str
+    name: str
+    values: list[float]
+    differences: list[float]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.differences)
+
+    @property
+    def half_width(self) -> float | None:
+        """Of the 95 % interval around the mean difference; None of a single seed."""
+        n = len(self.differences)
+        if n < 2:
+            return None
+        return float(T_95[min(n, max(T_95))] * statistics.stdev(self.differences) / math.sqrt(n))
+
+    @property
+    def verdict(self) -> str:
+        """In the words of the head of this file."""
+        word = "worse" if self.mean > 0 else "better"
+        if self.half_width is not None and abs(self.mean) > self.half_width:
+            return word
+        agree = len({d > 0 for d in self.differences}) == 1 and 0 not in self.differences
+        return f"{word}?" if agree and self.half_width is not None else "undecided"
+
+
+def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
+    """Every contender, parts in the order of `PARTS`."""
+    groups: dict[tuple[str, str], dict[int, float]] = {}
+    for run in sorted(runs, key=lambda run: list(PARTS).index(run["part"])):
+        label = run["loss"] if run["part"] != "k" else f"{run['loss']}, k = {run['k']}"
+        groups.setdefault((run["part"], label), {})[run["seed"]] = run["bits_per_byte"]
+    for (part, label), by_seed in groups.items():
+        baseline = groups["main" if part == "k" else part, "ce"]
+        differences = [value - baseline[seed] for seed, value in by_seed.items()]
+        yield Line(part, label, list(by_seed.values()), differences if label != "ce" else [])
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown; a heading line for each part."""
+    rows = [
+        "| | bits/byte | of the seeds | against `ce` | 95 % | |",
+        "|---|--:|--:|--:|--:|---|",
+    ]
+    part = None
+    for line in lines(results["runs"]):
+        if line.part != part:
+            part = line.part
+            rows.append(f"| **{PARTS[part]}** | | | | | |")
+        rows.append(f"| {' | '.join(_cells(line))} |")
+    return "\n".join([*rows, "", f"The teacher: {results['teacher']['bits_per_byte']:.3f}."])
+
+
+def _cells(line: Line) -> list[str]:
+    spread = f"{min(line.values):.3f} to {max(line.values):.3f}"
+    cells = [line.name, f"{statistics.mean(line.values):.3f}", spread]
+    if not line.differences:
+        return [*cells, "", "", ""]
+    width = "" if line.half_width is None else f"± {line.half_width:.3f}"
+    return [*cells, f"{line.mean:+.3f}", width, line.verdict]
+
+
+# ---- the plot ----
+
+_LABELS, _WIDTH, _STEP, _TICK = 250, 400, 20, 0.1
+_STYLE = """<style>
+svg{background:#fff}text{fill:#24292f;font:12px sans-serif}.head{font-weight:600}
+.axis{stroke:#8c959f}.grid{stroke:#d8dee4}.span{stroke:#57606a;stroke-width:2}.less{fill:#1a7f37}.more{fill:#cf222e}
+@media(prefers-color-scheme:dark){svg{background:#0d1117}text{fill:#e6edf3}.axis{stroke:#7d8590}
+.grid{stroke:#30363d}.span{stroke:#8d96a0}.less{fill:#3fb950}.more{fill:#f85149}}
+</style>"""
+
+
+def plot(results: Mapping[str, Any]) -> str:
+    """SVG: of each contender every seed's difference to cross-entropy, and the 95 % interval."""
+    found = [line for line in lines(results["runs"]) if line.differences]
+    largest = max(abs(d) for line in found for d in line.differences)
+    ticks = int(largest / _TICK + 1)
+    middle, scale = _LABELS + _WIDTH / 2, _WIDTH / 2 / (ticks * _TICK)
+    shapes: list[str] = []
+    y, part = 4, None
+    for line in found:
+        if line.part != part:
+            part = line.part
+            y += _STEP + 4
+            shapes.append(f'<text class="head" x="8" y="{y + 4}">{html.escape(PARTS[part])}</text>')
+        y += _STEP
+        shapes += _drawn(line, y, middle, scale)
+    width, height = _LABELS + _WIDTH + 30, y + 54
+    label = "bits per byte against cross-entropy: left is better; lines are 95 % intervals"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+            f"<title>{label}</title>",
+            _STYLE,
+            *_axis(ticks, y + _STEP, middle, scale),
+            *shapes,
+            f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{label}</text>',
+            "</svg>",
+            "",
+        ]
+    )
+
+
+def _axis(ticks: int, bottom: int, middle: float, scale: float) -> Iterator[str]:
+    for i in range(-ticks, ticks + 1):
+        x = f"{middle + i * _TICK * scale:.1f}"
+        yield f'<path class="{"grid" if i else "axis"}" d="M{x} 10V{bottom}"/>'
+        shown = f"{i * _TICK:+.1f}" if i else "0"
+        yield f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{shown}</text>'
+
+
+def _drawn(line: Line, y: int, middle: float, scale: float) -> Iterator[str]:
+    yield f'<text x="20" y="{y + 4}">{html.escape(line.name)}</text>'
+    if line.half_width is not None:
+        ends = (middle + scale * (line.mean + side * line.half_width) for side in (-1, 1))
+        left, right = (f"{min(max(x, _LABELS), _LABELS + _WIDTH):.1f}" for x in ends)
+        yield f'<path class="span" d="M{left} {y}H{right}"/>'
+    for d in line.differences:
+        side = "less" if d < 0 else "more"
+        yield f'<circle class="{side}" cx="{middle + scale * d:.1f}" cy="{y}" r="4"/>'
+
+
+# ---- what is kept ----
+
+
+def section(results: Mapping[str, Any]) -> list[str]:
+    """The lines of the page beneath its heading and surroundings."""
+    return [
+        SAID.read_text(encoding="utf-8").strip(),
+        "",
+        table(results),
+        "",
+        f"![Each seed's difference to cross-entropy]({PLOT.name})",
+        "",
+    ]
+
+
+def keep(results: Mapping[str, Any]) -> None:
+    """Writes the files that the page is made of: a line a run, so that changes can be read."""
+    runs = ",\n".join(json.dumps(run) for run in results["runs"])
+    rest = json.dumps({k: v for k, v in results.items() if k != "runs"}, indent=1)
+    KEPT.write_text(f'{rest[:-2]},\n "runs": [\n{runs}\n]}}\n')
+    PLOT.write_text(plot(results), encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="results.json of a run at full size")
+    keep(json.loads(parser.parse_args().results.read_text()))
+
+
+if __name__ == "__main__":
+    main()
