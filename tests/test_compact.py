@@ -25,7 +25,7 @@ from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter
 from tests import hostile, stores
 from tests.hostile import data_member, members_of, put_members
-from tests.test_attacks import index_of
+from tests.attacks_on_shards import index_of
 
 EVERY_BLOCK: dict[str, Any] = {"temperatures": (2.0,), "logit_std": True, "draws": 3}
 
