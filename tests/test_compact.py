@@ -24,8 +24,8 @@ from logitstore.spec import Plan, StoreSpec
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter
 from tests import hostile, stores
-from tests.hostile import data_member, members_of, put_members
 from tests.attacks_on_shards import index_of
+from tests.hostile import data_member, members_of, put_members
 
 EVERY_BLOCK: dict[str, Any] = {"temperatures": (2.0,), "logit_std": True, "draws": 3}
 
