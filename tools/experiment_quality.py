@@ -91,6 +91,7 @@ LOSSES = {
     "multilevel_ot": ("--loss", "multilevel_ot:0.15"),
     "mapped_kl": ("--loss", "mapped_kl:1"),
     "mapped_kl, a fifth": ("--loss", "mapped_kl:0.2"),
+    "mapped_kl, strict": ("--loss", "mapped_kl:1", "--mapped_strict"),
     "alm": ("--loss", "alm:1"),
     "alm, balanced": ("--loss", "alm:1", "--balance"),
     "mapped_kl + uld": ("--loss", "mapped_kl:1,uld:1.5"),
@@ -135,15 +136,15 @@ class Job(NamedTuple):
 def jobs(scale: Scale) -> list[Job]:
     """All students, most telling first."""
     same = ("tail_kl", *(name for name in LOSSES if name.startswith("live KL")))
-    other_weights = ("mapped_kl, a fifth", "alm, balanced")
-    across = [name for name in LOSSES if name not in (*same, *other_weights, UNTRAINED)]
+    others = ("mapped_kl, a fifth", "mapped_kl, strict", "alm, balanced")
+    across = [name for name in LOSSES if name not in (*same, *others, UNTRAINED)]
     some = ("ce", "uld by bytes", "mapped_kl", "alm")
     wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
     wanted += [partial(Job, "same", x, start="same") for x in ("ce", *same)]
     wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
-    wanted += [partial(Job, "ample", x, data="ample") for x in (*some, *other_weights)]
+    wanted += [partial(Job, "ample", x, data="ample") for x in (*some, *others)]
     wanted += [partial(Job, "warm", x, start="warm") for x in (*some, UNTRAINED)]
-    gentle = (*some, *other_weights, UNTRAINED)
+    gentle = (*some, *others, UNTRAINED)
     wanted += [partial(Job, "gentle", x, data="ample", start="warm") for x in gentle]
     return [job(seed=seed) for job in wanted for seed in scale.seeds]
 
