@@ -77,16 +77,15 @@ def align(teacher: Spans, student: Spans) -> Alignment:
     s_starts, s_ends = _places(student, student_matched)
     ruler, (t_first, t_last, s_first, s_last) = _on_a_ruler(t_starts, t_ends, s_starts, s_ends)
 
-    t_before, s_before = (_starts_before(each, ruler.length) for each in (t_first, s_first))
-    t_edge, s_edge = t_before[1:] > t_before[:-1], s_before[1:] > s_before[:-1]  # one begins here
-    places = np.flatnonzero(t_edge & s_edge)
-    pairs = _columns(t_before[places + 1] - 1, s_before[places + 1] - 1)
+    t_edge, s_edge = _marked(t_first, ruler.length), _marked(s_first, ruler.length)
+    places = np.flatnonzero(t_edge & s_edge)  # both sides begin a token here
+    pairs = _columns(_last_at(places, t_first, ruler), _last_at(places, s_first, ruler))
     ends_too = t_ends[pairs[:, 0]] == s_ends[pairs[:, 1]]
 
     t_edge[t_last] = s_edge[s_last] = True  # now: begins or ends
     cuts = np.flatnonzero(t_edge & s_edge)
+    t_at, s_at = _before(cuts, t_first, t_last, ruler), _before(cuts, s_first, s_last, ruler)
     between = np.diff(ruler.bytes_at(cuts))
-    t_at, s_at = t_before[cuts], s_before[cuts]
     is_whole = (_covered(t_starts, t_ends, t_at) == between) & (
         _covered(s_starts, s_ends, s_at) == between
     )
@@ -152,25 +151,46 @@ class _Ruler(NamedTuple):
 
 
 def _on_a_ruler(*places: Ints) -> tuple[_Ruler, list[Ints]]:
-    """A ruler with all the places on it, and where each of them is on that ruler.
+    """A ruler with all the places on it, none of which falls, and where each is on that ruler.
 
     It has every byte from the first to the last place; or, where few places lie far apart, only the
     places themselves, so that no file can ask for more memory than it has tokens.
     """
     filled = [each for each in places if len(each)]
-    first = min((int(each.min()) for each in filled), default=0)
-    length = max((int(each.max()) for each in filled), default=-1) + 1 - first
+    first = min((int(each[0]) for each in filled), default=0)
+    length = max((int(each[-1]) for each in filled), default=-1) + 1 - first
     if length <= _MAX_BYTES_PER_PLACE * sum(map(len, places)):
-        return _Ruler(length, first, None), [each - first for each in places]
+        return _Ruler(length, first, None), [each - first if first else each for each in places]
     marks = np.unique(np.concatenate(places))
     return _Ruler(len(marks), 0, marks), [np.searchsorted(marks, each) for each in places]
 
 
-def _starts_before(starts: Ints, length: int) -> Ints:
-    """(length + 1,) how many tokens start before each place of a ruler, and before its end."""
-    before = np.zeros(length + 1, np.int64)
-    np.cumsum(np.bincount(starts, minlength=length), out=before[1:])
-    return before
+def _marked(places: Ints, length: int) -> npt.NDArray[np.bool_]:
+    """(length,) of a ruler, True where one of the places is."""
+    marked = np.zeros(length, np.bool_)
+    marked[places] = True
+    return marked
+
+
+# Tables of a place each are filled where tokens are and read only there, so the rest may hold
+# anything. Of several values for one place numpy keeps the last.
+
+
+def _last_at(places: Ints, firsts: Ints, ruler: _Ruler) -> Ints:
+    """The last token that starts at each of the places; one does."""
+    table = np.empty(ruler.length, np.int64)
+    table[firsts] = np.arange(len(firsts))
+    return table[places]
+
+
+def _before(places: Ints, firsts: Ints, lasts: Ints, ruler: _Ruler) -> Ints:
+    """How many tokens start before each of the places; one starts or ends there."""
+    table = np.empty(ruler.length, np.int64)
+    tokens = np.arange(len(firsts))
+    table[lasts] = tokens + 1
+    # Where tokens start, also one without width that ends there, those before the first of them.
+    table[firsts[::-1]] = tokens[::-1]
+    return table[places]
 
 
 def _match_events(teacher: Spans, student: Spans) -> tuple[Ints, Ints]:
