@@ -14,7 +14,9 @@ on other documents, each with three seeds, by public commands alone:
     same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher, whole and
              cut as a store cuts it
 
-It may be stopped at any time and goes on where it was. In the end `results.json` and the table and
+It may be stopped at any time and goes on where it was, on another machine too: `--known` takes the
+students of an earlier `results.json` over if its teacher measures the same to the last bit, as it
+does on processors of one kind. In the end `results.json` and the table and
 plot (`results.md`, `results.svg`) are in the folder; `python -m tools.experiment_page` takes them
 over into BENCHMARKS.md. Five hours on two cores.
 """
@@ -152,18 +154,33 @@ def jobs(scale: Scale) -> list[Job]:
 # ---- what it is made of ----
 
 
-def run(out: Path, scale: Scale) -> dict[str, Any]:
+def run(out: Path, scale: Scale, known: Path | None) -> dict[str, Any]:
     """Everything that is not there yet; returns what `results.json` holds."""
     commands = Commands(cache=out.resolve() / "cache")
     prepare_text(out, scale)
     make_models(out, scale)
     capture_all(out, commands)
     warm_up(out, scale, commands)
-    measured = {
-        "teacher": commands.json(evaluate_command(out / "teacher", out), threads=cores()),
-        "runs": train_all(out, scale, commands),
-    }
+    teacher = commands.json(evaluate_command(out / "teacher", out), threads=cores())
+    if known is not None:
+        take_over(out, known, teacher)
+    measured = {"teacher": teacher, "runs": train_all(out, scale, commands)}
     return surroundings(["torch", "transformers"]) | {"scale": json_of(scale)} | measured
+
+
+def take_over(out: Path, known: Path, teacher: dict[str, Any]) -> None:
+    """Counts the students of `known` as trained; they are those of this teacher or of none."""
+    results = json.loads(known.read_text())
+    if results["teacher"]["bits_per_byte"] != teacher["bits_per_byte"]:
+        sys.exit(
+            f"error: {known}: another teacher's students: it reaches "
+            f"{results['teacher']['bits_per_byte']} bits per byte, this one "
+            f"{teacher['bits_per_byte']}. Leave out --known to train them all."
+        )
+    for found in results["runs"]:
+        job = Job(**{name: found[name] for name in Job._fields})
+        if not result_of(out, job).exists():
+            keep(result_of(out, job), found)
 
 
 def json_of(scale: Scale) -> Any:
@@ -273,7 +290,7 @@ def train_all(out: Path, scale: Scale, commands: Commands) -> list[dict[str, Any
 
 def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, Any]:
     """Trains and measures one, unless an earlier run has."""
-    result = out / "runs" / f"{job.name}.json"
+    result = result_of(out, job)
     if result.exists():
         found: dict[str, Any] = json.loads(result.read_text())
         return found
@@ -290,12 +307,20 @@ def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, 
         evaluate_command(folder, out), threads=1, log=log.with_suffix(".evaluate.log")
     )
     found = job._asdict() | {name: measured[name] for name in ("bits_per_byte", "time_s")}
+    keep(result, found)
+    shutil.rmtree(folder)  # a hundred students are a gigabyte
+    return found
+
+
+def result_of(out: Path, job: Job) -> Path:
+    return out / "runs" / f"{job.name}.json"
+
+
+def keep(result: Path, found: dict[str, Any]) -> None:
     result.parent.mkdir(exist_ok=True)
     part = result.with_suffix(".part")
     part.write_text(json.dumps(found) + "\n")
     part.rename(result)
-    shutil.rmtree(folder)  # a hundred students are a gigabyte
-    return found
 
 
 def initial(out: Path, job: Job) -> Path:
@@ -320,6 +345,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a smoke test; figures mean nothing")
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
+    parser.add_argument("--known", type=Path, help="a results.json to take students over from")
     args = parser.parse_args()
     scale = QUICK if args.quick else FULL
     args.out.mkdir(parents=True, exist_ok=True)
@@ -328,7 +354,7 @@ def main() -> None:
         sys.exit(f"error: {args.out}: begun at other sizes. Name another folder with --out.")
     mark.write_text(json.dumps(json_of(scale)) + "\n")
     try:
-        results = run(args.out, scale)
+        results = run(args.out, scale, args.known)
     except CommandError as error:
         sys.exit(f"error: {error}\nRun it again to go on from here.")
     (args.out / "results.json").write_text(json.dumps(results, indent=1) + "\n")
