@@ -35,7 +35,6 @@ PARTS = {
     "k": "the same, from stores of fewer entries",
     "ample": "another tokenizer, random weights, ample text",
     "warm": "another tokenizer, trained weights, little text",
-    "gentle": "another tokenizer, trained weights, ample text, a tenth of the learning rate",
     "same": "the teacher's tokenizer, random weights, little text",
 }
 

@@ -66,7 +66,7 @@ FULL = Scale(
     text_bytes={"little": demo.FULL.student_bytes, "ample": 1_000_000},
     heldout_bytes=demo.FULL.heldout_bytes,
     teacher_steps=2_000,
-    steps={"little": demo.FULL.student_steps, "ample": 750, "gentle": 200},
+    steps={"little": demo.FULL.student_steps, "ample": 750},
     warm_steps=500,
     seeds=(0, 1, 2),
 )
@@ -78,7 +78,7 @@ QUICK = Scale(
     text_bytes={"little": 8_000, "ample": 12_000},
     heldout_bytes=demo.QUICK.heldout_bytes,
     teacher_steps=demo.QUICK.teacher_steps,
-    steps={"little": 3, "ample": 3, "gentle": 3},
+    steps={"little": 3, "ample": 3},
     warm_steps=3,
     seeds=demo.QUICK.seeds,
 )
@@ -92,10 +92,7 @@ LOSSES = {
     "uld by bytes": ("--loss", "uld:1.5"),
     "multilevel_ot": ("--loss", "multilevel_ot:0.15"),
     "mapped_kl": ("--loss", "mapped_kl:1"),
-    "mapped_kl, a fifth": ("--loss", "mapped_kl:0.2"),
-    "mapped_kl, strict": ("--loss", "mapped_kl:1", "--mapped_strict"),
     "alm": ("--loss", "alm:1"),
-    "alm, balanced": ("--loss", "alm:1", "--balance"),
     "mapped_kl + uld": ("--loss", "mapped_kl:1,uld:1.5"),
     "mapped_kl + alm": ("--loss", "mapped_kl:1,alm:1"),
     "alm + uld": ("--loss", "alm:1,uld:1.5"),
@@ -103,7 +100,6 @@ LOSSES = {
     "live KL": ("--loss", "ce"),
     "live KL, top 64": ("--loss", "ce", "--top_k", "64"),
     "live KL, top 512": ("--loss", "ce", "--top_k", "512"),
-    UNTRAINED: (),
 }
 
 
@@ -138,16 +134,13 @@ class Job(NamedTuple):
 def jobs(scale: Scale) -> list[Job]:
     """All students, most telling first."""
     same = ("tail_kl", *(name for name in LOSSES if name.startswith("live KL")))
-    others = ("mapped_kl, a fifth", "mapped_kl, strict", "alm, balanced")
-    across = [name for name in LOSSES if name not in (*same, *others, UNTRAINED)]
+    across = [name for name in LOSSES if name not in same]
     some = ("ce", "uld by bytes", "mapped_kl", "alm")
     wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
     wanted += [partial(Job, "same", x, start="same") for x in ("ce", *same)]
     wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
-    wanted += [partial(Job, "ample", x, data="ample") for x in (*some, *others)]
-    wanted += [partial(Job, "warm", x, start="warm") for x in (*some, UNTRAINED)]
-    gentle = (*some, *others, UNTRAINED)
-    wanted += [partial(Job, "gentle", x, data="ample", start="warm") for x in gentle]
+    wanted += [partial(Job, "ample", x, data="ample") for x in some]
+    wanted += [partial(Job, "warm", x, start="warm") for x in some]
     return [job(seed=seed) for job in wanted for seed in scale.seeds]
 
 
@@ -300,7 +293,7 @@ def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, 
     if job.loss == UNTRAINED:
         shutil.copytree(initial(out, job), folder)
     else:
-        steps = scale.steps["gentle" if job.part == "gentle" else job.data]
+        steps = scale.steps[job.data]
         command = train_command(out, job, steps, folder)
         commands.run(command, threads=1, log=log.with_suffix(".train.log"))
     measured = commands.json(
