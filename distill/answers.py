@@ -5,6 +5,10 @@
     rouge1, rouge2, rougeL, rougeLsum   F of the `rouge-score` package, with stemming; of rougeLsum,
                             lines are sentences
 
+Where a row has several references, its completion and those in its column `references`, an answer
+counts as what it is at best: of each metric by itself the largest value, as SQuAD and ROUGE
+(Lin, 2004, section 2.1) have it.
+
 Text is written greedily: the most probable token, up to the model's end or a limit. A prompt is
 what stands before the last supervised text of a row, through the model's own chat template for a
 conversation; an encoder-decoder reads it with its encoder.
@@ -33,11 +37,23 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Question(NamedTuple):
-    """A prompt in tokens, the text that the dataset goes on with, and the prompt as text."""
+    """A prompt, and what may follow it.
+
+    Attributes:
+        token_ids: The prompt.
+        reference: What the dataset goes on with.
+        prompt: The prompt as text.
+        others: What would do as well.
+    """
 
     token_ids: list[int]
     reference: str
     prompt: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        return (self.reference, *self.others)
 
 
 def normalized(text: str) -> str:
@@ -83,19 +99,32 @@ def rouge() -> Callable[[str, str], dict[str, float]]:
 
 
 def score_answers(
-    answers: Sequence[str], references: Sequence[str], metrics: Sequence[str]
+    answers: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
 ) -> dict[str, float]:
-    """Means over all answers, each in [0, 1]."""
-    pairs = list(zip(answers, references, strict=True))
-    found: dict[str, float] = {}
-    for name, function in (("token_f1", token_f1), ("exact_match", exact_match)):
-        if name in metrics:
-            found[name] = sum(function(*pair) for pair in pairs) / len(pairs)
-    if "rouge" in metrics:
-        score = rouge()
-        each = [score(*pair) for pair in pairs]
-        found |= {name: sum(one[name] for one in each) / len(each) for name in ROUGE}
-    return found
+    """Means over all answers, each in [0, 1] and held against the best of its references."""
+    score = _scorer(metrics)
+    each = [
+        _best([score(answer, reference) for reference in several])
+        for answer, several in zip(answers, references, strict=True)
+    ]
+    return {name: sum(one[name] for one in each) / len(each) for name in each[0]}
+
+
+def _scorer(metrics: Sequence[str]) -> Callable[[str, str], dict[str, float]]:
+    """All figures of one answer and one reference."""
+    words = {"token_f1": token_f1, "exact_match": exact_match}
+    chosen = {name: function for name, function in words.items() if name in metrics}
+    n_grams = rouge() if "rouge" in metrics else None
+
+    def score(answer: str, reference: str) -> dict[str, float]:
+        found = {name: function(answer, reference) for name, function in chosen.items()}
+        return found | (n_grams(answer, reference) if n_grams else {})
+
+    return score
+
+
+def _best(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {name: max(score[name] for score in scores) for name in scores[0]}
 
 
 def questions(render: Renderer) -> list[Question]:
@@ -104,8 +133,11 @@ def questions(render: Renderer) -> list[Question]:
     Raises:
         InputError: No row has both.
     """
-    asked = (question_of(render, render(i).segments) for i in range(len(render.rows)))
-    found = [question for question in asked if question is not None]
+    found = []
+    for i in range(len(render.rows)):
+        question = question_of(render, render(i).segments)
+        if question is not None:
+            found.append(question._replace(others=tuple(render.rows.references(i))))
     if not found:
         raise InputError(
             f"{render.rows.name}: none of its {len(render.rows):,} rows has a prompt and a "

@@ -78,6 +78,14 @@ def evaluate(
     text_column: Annotated[
         str | None, typer.Option("--text-column", "--text_column", help="Column to read as text.")
     ] = None,
+    references_column: Annotated[
+        str | None,
+        typer.Option(
+            "--references-column",
+            "--references_column",
+            help="Texts that do as well as the completion: a list a row. Default: references.",
+        ),
+    ] = None,
     supervise: Annotated[
         str | None, typer.Option(help="Of conversations: all assistant turns, or the last.")
     ] = None,
@@ -133,6 +141,7 @@ def evaluate(
         split=split,
         config_name=config_name,
         text_column=text_column,
+        references_column=references_column,
         supervise=supervise,
         chat_template_path=chat_template_path,
         chat_template_kwargs=chat_template_kwargs,
@@ -257,6 +266,8 @@ def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
     if set(metrics) & {"token_f1", "exact_match", "rouge"}:
         facts = run["answered"]
         lines["answers"] = f"{facts['prompts']:,}, of at most {facts['max_new_tokens']:,} tokens"
+        if facts["references"] > facts["prompts"]:
+            lines["references"] = f"{facts['references']:,}: the best for each answer counts"
         names = {"token_f1": "token F1", "exact_match": "exact match"}
         names = {name: shown for name, shown in names.items() if name in metrics}
         if "rouge" in metrics:

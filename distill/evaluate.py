@@ -81,6 +81,7 @@ def evaluate(
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
+    references_column: str | None = None,
     supervise: str | None = None,
     chat_template_path: str | None = None,
     chat_template_kwargs: str | None = None,
@@ -101,11 +102,22 @@ def evaluate(
     """
     started = time.perf_counter()
     check_metrics(metrics, data=data, store=store, samples=samples)
+    if references_column is not None and not set(answers.METRICS) & set(metrics):
+        raise InputError(
+            f"--references-column {references_column}: none of --metrics {','.join(metrics)} reads "
+            f"it. Leave it out, or add one of {', '.join(answers.METRICS)}."
+        )
     trained = read_results(Path(model_name))  # now: damage is better met before the work
     opened = None if store is None else open_store(store)
     rows = None
     if data is not None:
-        rows = load_rows(data, split=split, config_name=config_name, text_column=text_column)
+        rows = load_rows(
+            data,
+            split=split,
+            config_name=config_name,
+            text_column=text_column,
+            references_column=references_column,
+        )
     if "rouge" in metrics:
         answers.rouge()  # what is not installed is better met before the work, too
     model, tokenizer = load_student(model_name, revision=revision, dtype=dtype)
@@ -140,12 +152,13 @@ def evaluate(
                 max_new_tokens=max_new_tokens,
                 tokens_per_batch=tokens_per_batch,
             )
-            references = [question.reference for question in asked]
+            references = [question.references for question in asked]
             figures |= answers.score_answers(written, references, metrics)
             figures["answered"] = {
                 "data": data,
                 "split": split,
                 "prompts": len(asked),
+                "references": sum(map(len, references)),
                 "max_new_tokens": max_new_tokens,
             }
         if samples:

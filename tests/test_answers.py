@@ -1,6 +1,7 @@
 """Written answers: scored as the papers score them, and the same in any batch."""
 
 import sys
+from typing import Any
 
 import pytest
 from datasets import Dataset
@@ -34,11 +35,53 @@ def test_squad_normalises_case_punctuation_articles_and_spaces() -> None:
 
 
 def test_rouge_counts_n_grams_and_takes_lines_for_sentences() -> None:
-    found = score_answers(["a cat sat.\nThe dogs"], ["the cat sat\ndog"], ["rouge"])
+    found = score_answers(["a cat sat.\nThe dogs"], [["the cat sat\ndog"]], ["rouge"])
     # Of 5 and 4 words ("dogs" is stemmed): 4 are common and 1 pair is; in order 3, by lines 4.
     expected = {"rouge1": 8 / 9, "rouge2": 2 / 7, "rougeL": 2 / 3, "rougeLsum": 8 / 9}
     assert found == pytest.approx(expected)
-    assert score_answers(["one two"], ["one two"], ["rouge"]) == dict.fromkeys(answers.ROUGE, 1.0)
+    assert score_answers(["one two"], [["one two"]], ["rouge"]) == dict.fromkeys(answers.ROUGE, 1.0)
+
+
+def test_an_answer_counts_as_what_it_is_beside_its_best_reference() -> None:
+    """Of each metric by itself: the best for one may be the worse for another."""
+    answers_ = ["the cat sat down", "no"]
+    references = [["cat", "a dog sat down there", "The cat sat down."], ["yes", "perhaps"]]
+    found = score_answers(answers_, references, ["token_f1", "exact_match"])
+    assert found == {"token_f1": 0.5, "exact_match": 0.5}
+    several = score_answers(["a b c d"], [["a b x y", "a c d z"]], ["rouge"])
+    alone = [score_answers(["a b c d"], [[r]], ["rouge"]) for r in ("a b x y", "a c d z")]
+    assert alone[0]["rouge1"] < alone[1]["rouge1"]
+    assert alone[0]["rouge2"] == alone[1]["rouge2"]
+    assert several == {name: max(one[name] for one in alone) for name in answers.ROUGE}
+
+
+@pytest.mark.parametrize("others", [["b", "c"], {"text": ["b", "c"], "answer_start": [1, 2]}])
+def test_references_are_a_list_a_row_or_as_squad_has_them(others: Any) -> None:
+    rows = [{"prompt": "Who?", "completion": "a", "references": others}]
+    asked = questions(renderer_of(load_rows(Dataset.from_list(rows)), tiny.byte_bpe()))
+    assert asked[0].references == ("a", "b", "c")
+
+
+def test_references_may_have_another_name_or_be_missing() -> None:
+    data = Dataset.from_list(
+        [
+            {"prompt": "Who?", "completion": "a", "answers": ["b"]},
+            {"prompt": "What?", "completion": "c", "answers": None},
+        ]
+    )
+    for column, expected in ((None, [("a",), ("c",)]), ("answers", [("a", "b"), ("c",)])):
+        rows = load_rows(data, references_column=column)
+        asked = questions(renderer_of(rows, tiny.byte_bpe()))
+        assert [question.references for question in asked] == expected
+    assert load_rows(data).digest() == load_rows(data, references_column="answers").digest()
+
+
+def test_references_that_are_none_are_refused() -> None:
+    rows = Dataset.from_list([{"prompt": "Who?", "completion": "a", "references": "b"}])
+    with pytest.raises(InputError, match="row 0: 'references' holds 'b', expected a list of texts"):
+        questions(renderer_of(load_rows(rows), tiny.byte_bpe()))
+    with pytest.raises(InputError, match="no column 'answers'; found prompt, completion, ref"):
+        load_rows(rows, references_column="answers")
 
 
 def test_rouge_that_is_not_installed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

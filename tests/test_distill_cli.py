@@ -129,7 +129,10 @@ def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
     out = tmp_path / "out"
     shutil.copytree(here / "student", out)
     (out / "results.json").write_text('{"name": "mine", "seed": 4}')
-    rows = [{"prompt": "The teacher", "completion": " reads"}, {"prompt": "A", "completion": "b"}]
+    rows = [
+        {"prompt": "The teacher", "completion": " reads", "references": ["x", "y"]},
+        {"prompt": "A", "completion": "b", "references": []},
+    ]
     pairs = tmp_path / "pairs.jsonl"
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     every = ("--store", str(here / "store"), "--metrics", ",".join(cli.METRICS))
@@ -140,6 +143,7 @@ def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
     found = json.loads(stdout)
     assert found == json.loads((out / "results.json").read_text())
     assert (found["name"], found["seed"], found["answered"]["prompts"]) == ("mine", 4, 2)
+    assert found["answered"]["references"] == 4
     assert found["judged"]["store_digest"] == logitstore.open_store(here / "store").digest
     for key in ("agreement", "uld", "calibration_error", "token_f1", "exact_match", "rougeLsum"):
         assert 0 <= found[key] <= 2
@@ -348,6 +352,7 @@ def test_an_unfinished_store_is_refused_unless_asked_for(
         (("--metrics", "uld", "--store", "{here}/store"), "reads a dataset. Leave it out"),
         (("--metrics", "token_f1"), "has a prompt and a completion"),
         (("--metrics", "token_f1", "--max-new-tokens", "0"), "--max-new-tokens 0: expected at"),
+        (("--references-column", "answers"), "none of --metrics bits_per_byte reads it"),
         (("--samples", "33"), "--samples 33: expected 0 to 32"),
     ],
 )

@@ -10,8 +10,9 @@ first of these that it has:
     conversation        the same as lists of messages, or `messages`: assistant turns are supervised
     text                `text`, or the column that the user names, is supervised
 
-A conversation may have `tools` and `chat_template_kwargs` beside it. Rows keep their order and
-number: an empty or missing text is still a row.
+A conversation may have `tools` and `chat_template_kwargs` beside it. `references`, other texts that
+would do as well as a row's completion, are for who judges answers; no store has them. Rows keep
+their order and number: an empty or missing text is still a row.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 _NOT_TRAINED_ON = -100  # in `labels`
 _BATCH_ROWS = 10_000
+#: Which column has what would do as well as the completion.
+REFERENCES = "references"
 
 
 class Dialogue(NamedTuple):
@@ -66,6 +69,7 @@ def load_rows(
     text_column: str | None = None,
     revision: str | None = None,
     prompts: bool = False,
+    references_column: str | None = None,
 ) -> Rows:
     """Opens a dataset.
 
@@ -76,6 +80,7 @@ def load_rows(
         text_column: The column to train on, instead of `text`.
         revision: Branch, tag or commit, for a hub id.
         prompts: Only prompts are read, for completions that are yet to be written.
+        references_column: The column of `Rows.references`, instead of `references`.
 
     Raises:
         InputError: It is not there, cannot be read, has no rows, or its columns are not known; a
@@ -87,7 +92,8 @@ def load_rows(
         raise InputError(
             f"{name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
         )
-    rows = Rows(found.select_columns(list(columns)), name, kind, columns)
+    references = _references(found, name, references_column)
+    rows = Rows(found.select_columns(list(columns)), name, kind, columns, references)
     if prompts:
         _refuse_completed(found, rows)
     return rows
@@ -102,8 +108,16 @@ class Rows:
         columns: The columns that are read, in the order of the segments.
     """
 
-    def __init__(self, dataset: Dataset, name: str, kind: str, columns: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        name: str,
+        kind: str,
+        columns: tuple[str, ...],
+        references: Dataset | None = None,
+    ) -> None:
         self.name, self.kind, self.columns = name, kind, columns
+        self._references = references
         self._dataset = dataset.with_format("arrow")
         self._decoded = dataset.with_format(None)  # nested values, JSON among them, as Python's
 
@@ -167,6 +181,25 @@ class Rows:
             is_wanted &= row[mask] != 0
         is_there = row.get("attention_mask", np.ones_like(ids)) != 0
         return TokenRow(ids[is_there], is_wanted[is_there])
+
+    def references(self, i: int) -> list[str]:
+        """Texts that would do as well as the completion of row `i`; empty where it names none.
+
+        Raises:
+            InputError: They are no list of texts, nor one under `text` as SQuAD has it.
+        """
+        if self._references is None:
+            return []
+        ((column, found),) = self._references[i].items()
+        listed = found.get("text") if isinstance(found, dict) else found
+        if listed is None:
+            return []
+        if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
+            raise InputError(
+                f"{self.where(i)}: {column!r} holds {found!r:.80}, expected a list of texts. Write "
+                "the column so, or name another one with --references-column."
+            )
+        return listed
 
     def text_bytes(self) -> npt.NDArray[np.int64]:
         """(rows,) bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""
@@ -239,6 +272,18 @@ class Rows:
             f"{self.name}: row {row:,} is not UTF-8 text. Write the dataset again from text "
             "that was decoded with its own encoding, or drop the row."
         )
+
+
+def _references(found: Dataset, name: str, column: str | None) -> Dataset | None:
+    if column is None and REFERENCES not in found.column_names:
+        return None
+    chosen = column or REFERENCES
+    if chosen not in found.column_names:
+        raise InputError(
+            f"{name}: no column {chosen!r}; found {', '.join(found.column_names)}. Name one of "
+            "these with --references-column, or leave it out."
+        )
+    return found.select_columns([chosen]).with_format(None)
 
 
 def _refuse_completed(dataset: Dataset, rows: Rows) -> None:
