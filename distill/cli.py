@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -48,12 +48,12 @@ def train(context: typer.Context) -> None:
     Takes every flag of transformers' TrainingArguments, or --config run.yaml, where flags win.
     `distill train --help` lists them.
     """
-    from distill.config import parse
-
+    with _talk_to_stderr():
+        from distill.config import parse
     config, student = parse(context.args)
-    from distill.run import train as run_training
+    with _talk_to_stderr():  # where Trainer's logs go
+        from distill.run import train as run_training
 
-    with redirect_stdout(sys.stderr):  # where Trainer's logs go: stdout is for the run object
         run = run_training(config, student)
     if config.process_index == 0:
         print(json.dumps(run, indent=1))
@@ -131,27 +131,28 @@ def evaluate(
         raise InputError(f"--max-new-tokens {max_new_tokens}: expected at least 1.")
     if not 0 <= samples <= MOST_SAMPLES:
         raise InputError(f"--samples {samples}: expected 0 to {MOST_SAMPLES}.")
-    from distill.evaluate import evaluate as run_evaluation
+    with _talk_to_stderr():
+        from distill.evaluate import evaluate as run_evaluation
 
-    run = run_evaluation(
-        model,
-        data,
-        metrics=chosen,
-        store=store,
-        split=split,
-        config_name=config_name,
-        text_column=text_column,
-        references_column=references_column,
-        supervise=supervise,
-        chat_template_path=chat_template_path,
-        chat_template_kwargs=chat_template_kwargs,
-        revision=revision,
-        dtype=dtype,
-        max_length=max_length,
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        tokens_per_batch=tokens_per_batch,
-    )
+        run = run_evaluation(
+            model,
+            data,
+            metrics=chosen,
+            store=store,
+            split=split,
+            config_name=config_name,
+            text_column=text_column,
+            references_column=references_column,
+            supervise=supervise,
+            chat_template_path=chat_template_path,
+            chat_template_kwargs=chat_template_kwargs,
+            revision=revision,
+            dtype=dtype,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            samples=samples,
+            tokens_per_batch=tokens_per_batch,
+        )
     if as_json:
         print(json.dumps(run, indent=1))
     else:
@@ -209,16 +210,17 @@ def coverage(
         raise InputError(f"--sequences {sequences}: expected at least 1.")
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
-    from distill import coverage as reports
+    with _talk_to_stderr():
+        from distill import coverage as reports
 
-    facts = reports.of_pair(
-        store,
-        student,
-        sequences=sequences,
-        max_length=max_length,
-        chat_template_path=chat_template_path,
-        allow_partial=allow_partial,
-    )
+        facts = reports.of_pair(
+            store,
+            student,
+            sequences=sequences,
+            max_length=max_length,
+            chat_template_path=chat_template_path,
+            allow_partial=allow_partial,
+        )
     print(reports.as_json(facts) if as_json else reports.table(facts))
 
 
@@ -231,6 +233,11 @@ def env(
 
     facts = environment.facts()
     print(json.dumps(facts, indent=1) if as_json else environment.table(facts))
+
+
+def _talk_to_stderr() -> redirect_stdout[TextIO]:
+    """Libraries print, some where they are imported; stdout is for what was asked for."""
+    return redirect_stdout(sys.stderr)
 
 
 def _check_choices(

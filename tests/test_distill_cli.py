@@ -1,6 +1,7 @@
 """`distill` as it is typed: a store in, a student folder and one JSON object out."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -377,6 +378,20 @@ def test_help_imports_no_torch() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "evaluate" in done.stdout
+
+
+def test_stdout_is_for_the_answer_whatever_libraries_print(here: Path) -> None:
+    """As transformers does where it is imported beside an offline wandb."""
+    command = ("evaluate", str(here / "student"), str(here / "data.jsonl"), "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "distill", *command],
+        env=os.environ | {"WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout)["bits_per_byte"] > 0
+    assert "WANDB" in done.stderr
 
 
 def test_every_flag_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
