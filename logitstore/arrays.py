@@ -148,7 +148,7 @@ class ArrayReader:
             raise ValueError(f"{spec.name}: chunks overlap, are missing, or leave gaps")
         self._index = index
         self._coding = CODINGS[spec.coding]
-        self._last: tuple[int, AnyArray] | None = None
+        self._last: tuple[int, bytes, AnyArray] | None = None
 
     def __getitem__(self, rows: slice) -> AnyArray:
         """Rows of the array, copied out of the chunks that hold them."""
@@ -178,15 +178,22 @@ class ArrayReader:
             low, high = max(start, first), min(stop, first + length)
             target = out[low - start : high - start]
             if high - low == length:
-                self._decode(i, target)
+                self._decode(i, self._payload(i), target)
             elif low < high:
                 target[:] = self._kept(i)[low - first : high - first]
 
     def _kept(self, i: int) -> AnyArray:
         last = self._last
         if last is None or last[0] != i:
-            last = self._last = (i, self.chunk(i))
-        return last[1]
+            payload = self._payload(i)
+            if last is not None and last[1] == payload:  # as of counts that are all the same
+                last = (i, payload, last[2])
+            else:
+                out = np.empty(self.spec.chunk_shape, self.spec.dtype)
+                self._decode(i, payload, out)
+                last = (i, payload, out)
+            self._last = last
+        return last[2]
 
     def cost(self, start: int, stop: int) -> tuple[int, int]:
         """Bytes of rows when decoded, and stored bytes of the chunks that hold them."""
@@ -196,22 +203,17 @@ class ArrayReader:
         stored = int(self._index[start // length : -(-stop // length), 1].sum())
         return (stop - start) * self.spec.row_bytes, stored
 
-    def chunk(self, i: int) -> AnyArray:
-        """One inner chunk, decoded and checked.
-
-        Raises:
-            ValueError: Its checksum or its declared size is wrong.
-        """
-        out = np.empty(self.spec.chunk_shape, self.spec.dtype)
-        self._decode(i, out)
-        return out
-
-    def _decode(self, i: int, out: AnyArray) -> None:
+    def _payload(self, i: int) -> bytes:
+        """A chunk as it is stored, checked against its checksum."""
         offset, size = self._index[i].tolist()
         stop = offset + size
         payload = bytes(self._data[offset : stop - _CRC_BYTES])
         if _crc32c(payload) != self._data[stop - _CRC_BYTES : stop]:
             raise ValueError(f"{self.spec.name}: chunk {i} does not match its checksum")
+        return payload
+
+    def _decode(self, i: int, payload: bytes, out: AnyArray) -> None:
+        """Raises ValueError where it declares another size than `out`'s, or cannot be decoded."""
         try:
             self._coding.decode_into(payload, out)
         except ValueError as e:

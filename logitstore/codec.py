@@ -235,9 +235,11 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     n = len(count)
     width = int(count[0]) if n else 0
     if width and (count == width).all():  # rectangles are faster
-        # Half the memory to pass over, where no sum of deltas can wrap around.
+        # Half the memory to pass over, where no record's sum of deltas can wrap around. That of all
+        # records may: differences of what wrapped are right again.
         narrow = np.int32 if width < _NARROW_ENTRIES else np.int64
-        codes_nK = deltas.reshape(n, width).cumsum(axis=1, dtype=narrow)
+        codes_nK = deltas.cumsum(dtype=narrow).reshape(n, width)
+        codes_nK[1:] -= codes_nK[:-1, -1].copy()[:, None]
         _check_codes(codes_nK[:, -1])
         head = np.einsum("nk->n", _MASS_OF_CODE.take(codes_nK, mode="clip"))  # in range: checked
         tail, shift = _tail_and_shift(head, count > 0, tail_codes)

@@ -139,6 +139,8 @@ def offsets_of(lengths: Sequence[int] | Array) -> Array:
 
 def sums_of(values: Array, lengths: I64) -> I64:
     """Sums of consecutive parts of so many values each; 0 for an empty part."""
+    if len(lengths) == 1:  # one sequence, read by itself
+        return np.array([values.sum(dtype=np.int64)])
     running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
     stops = np.cumsum(lengths)
     return np.asarray(running[stops] - running[stops - lengths], np.int64)

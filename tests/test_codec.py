@@ -159,3 +159,12 @@ def test_records_of_one_width_are_decoded_as_among_others() -> None:
     )
     alone, _ = decode_entries(deltas, np.full(7, 5), tails[:7])
     np.testing.assert_allclose(alone, together[:-1], rtol=1e-6)
+
+
+def test_more_records_than_a_running_sum_can_hold_are_decoded_as_one() -> None:
+    """70,000 records of a probability near zero: all codes together wrap around, twice."""
+    deltas, tail = np.array([60_000, 5_000], np.uint16), np.array([300], np.uint16)
+    one, _ = decode_entries(deltas, np.array([2]), tail)
+    n = 70_000
+    found, _ = decode_entries(np.tile(deltas, n), np.full(n, 2), np.tile(tail, n))
+    np.testing.assert_array_equal(found.reshape(n, 2), np.tile(one, (n, 1)))
