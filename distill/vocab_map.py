@@ -14,7 +14,9 @@ prefix[v]. Several rules keep the map from saying what the teacher did not:
 * White space alone maps to its exact twin or to ⊥. A shorter white space would claim that a word
   follows it: the known failure, which cost a code model 40 points of pass rate.
 
-Where several student tokens write the same bytes, the lowest id stands for all.
+Where several student tokens write the same bytes, the map takes the one that the student's
+tokenizer writes: `,` and not `<0x2C>`, which no text that has a `,` is made of. Among those, the
+lowest id.
 
 The last few maps of a process are kept, by the fingerprints of the two tokenizers.
 """
@@ -59,7 +61,7 @@ def prefix_map(teacher: ByteTokenizer, student: ByteTokenizer) -> VocabMap:
 
 
 def _made(teacher: ByteTokenizer, student: ByteTokenizer) -> VocabMap:
-    ids = _lowest_ids(student.token_bytes)
+    ids = _ids_by_bytes(student)
     longest = max(map(len, ids), default=0)
     prefix = np.full(teacher.size, -1, np.int32)
     exact = np.full(teacher.size, -1, np.int32)
@@ -76,10 +78,11 @@ def _made(teacher: ByteTokenizer, student: ByteTokenizer) -> VocabMap:
     return VocabMap(prefix, exact)
 
 
-def _lowest_ids(token_bytes: list[bytes | None]) -> dict[bytes, int]:
-    """Bytes -> the lowest id that writes them, for tokens that write any."""
+def _ids_by_bytes(student: ByteTokenizer) -> dict[bytes, int]:
+    """Bytes -> the id that the tokenizer writes them with, for tokens that write any."""
     ids: dict[bytes, int] = {}
-    for i, written in enumerate(token_bytes):
+    for i in np.argsort(student.is_standin, kind="stable").tolist():
+        written = student.token_bytes[i]
         if written:
             ids.setdefault(written, i)
     return ids

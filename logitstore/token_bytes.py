@@ -39,13 +39,42 @@ def written_bytes(
     return written
 
 
+def standins(content: Mapping[str, Any], vocabulary: Mapping[str, int], size: int) -> list[bool]:
+    """Per id whether the tokenizer writes it only where no other token has these bytes.
+
+    That is `<0x2C>` beside `,`: byte fallback is for characters without a token. And `, ` where a
+    space is written with a mark: no text that has been normalised holds it.
+
+    Args:
+        content: A parsed `tokenizer.json`.
+        vocabulary: Token -> id, with the added tokens.
+        size: Ids are below it.
+    """
+    found = [False] * size
+    if "ByteLevel" in {part["type"] for part in _parts(content)}:
+        return found
+    added = {t["content"] for t in content["added_tokens"]}
+    has_bytes, has_marks = _has_bytes(content), bool(_space_marks(content))
+    for token, i in vocabulary.items():
+        if token not in added:
+            found[i] = bool(has_bytes and _BYTE_PIECE.fullmatch(token)) or (
+                has_marks and " " in token
+            )
+    return found
+
+
+def _has_bytes(content: Mapping[str, Any]) -> bool:
+    kinds = {part["type"] for part in _parts(content)}
+    return bool(content["model"].get("byte_fallback") or "ByteFallback" in kinds)
+
+
 def _writer(content: Mapping[str, Any]) -> Callable[[str], bytes]:
     """Token of the model's vocabulary -> bytes."""
     kinds = {part["type"] for part in _parts(content)}
     if "ByteLevel" in kinds:
         return _from_byte_alphabet
     marks = _space_marks(content)
-    has_bytes = content["model"].get("byte_fallback") or "ByteFallback" in kinds
+    has_bytes = _has_bytes(content)
     prefix = content["model"].get("continuing_subword_prefix") or ""
     suffix = content["model"].get("end_of_word_suffix") or ""
 

@@ -28,7 +28,7 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.loading import why_not_loaded
 from logitstore.records import Segment
-from logitstore.token_bytes import written_bytes
+from logitstore.token_bytes import standins, written_bytes
 from logitstore.token_spans import Bools, Int64s, spans_from_offsets
 
 if TYPE_CHECKING:
@@ -103,6 +103,8 @@ class ByteTokenizer:
         token_bytes: V entries: the bytes that a token writes; None for special tokens and for ids
             that stand for nothing.
         is_text: (V,) False where `token_bytes` has None.
+        is_standin: (V,) True for a token that it writes only where no other has the same bytes,
+            such as `<0x2C>`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -132,6 +134,7 @@ class ByteTokenizer:
         written = written_bytes(content, vocabulary, self.size)
         self.token_bytes = [None if i in special else text for i, text in enumerate(written)]
         self.is_text = np.array([text is not None for text in self.token_bytes], np.bool_)
+        self.is_standin = np.array(standins(content, vocabulary, self.size), np.bool_)
         self._written = [text or b"" for text in written]
         self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
         self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))

@@ -3,13 +3,14 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tools.bench_page import page
-from tools.experiment_page import KEPT, PARTS, PLOT, SAID, Line, lines, plot, table
-from tools.experiment_quality import FULL, QUICK, jobs
+from tools.experiment_page import KEPT, PARTS, PLOT, SAID, Line, lines, plot, table, teachers
+from tools.experiment_quality import FULL, QUICK, jobs, take_over
 
 
 def line(*differences: float) -> Line:
@@ -20,7 +21,14 @@ def runs(**differences: list[float]) -> list[dict[str, Any]]:
     """Runs of `main` at 2, 3, … bits by seed for cross-entropy, and as far from it as given."""
     all_of_them = {"ce": [0.0] * 3, **differences}
     return [
-        {"part": "main", "loss": loss, "seed": seed, "k": 64, "bits_per_byte": 2 + seed + d}
+        {
+            "part": "main",
+            "loss": loss,
+            "seed": seed,
+            "k": 64,
+            "teacher": 1,
+            "bits_per_byte": 2 + seed + d,
+        }
         for loss, each in all_of_them.items()
         for seed, d in enumerate(each)
     ]
@@ -83,3 +91,25 @@ def test_the_plot_is_that_of_the_table_and_is_read_in_dark_too() -> None:
     wanted = [d for each in lines(kept()["runs"]) for d in each.differences]
     assert len(circles) == len(wanted)
     assert [c.get("class") for c in circles] == ["less" if d < 0 else "more" for d in wanted]
+
+
+def test_only_whole_parts_are_taken_over_and_keep_their_teacher(tmp_path: Path) -> None:
+    wanted = [job for job in jobs(FULL) if job.part in ("main", "warm")]
+    runs = [
+        job._asdict() | {"bits_per_byte": 2.5, "time_s": 1.0, "teacher": 1.25} for job in wanted
+    ]
+    known, out = tmp_path / "known.json", tmp_path / "out"
+    known.write_text(json.dumps({"runs": runs[:-1]}))  # a student of `warm` is missing
+    take_over(out, known, FULL)
+    found = [json.loads(path.read_text()) for path in (out / "runs").iterdir()]
+    assert len(found) == sum(job.part == "main" for job in wanted)
+    assert {(run["part"], run["teacher"]) for run in found} == {("main", 1.25)}
+
+
+def test_students_are_compared_with_those_of_the_same_teacher() -> None:
+    two = [{**run, "teacher": run["part"]} for run in kept()["runs"]]
+    with pytest.raises(ValueError, match="several teachers"):
+        list(lines(two))
+    theirs = [{**run, "teacher": 1.5 + (run["part"] == "warm")} for run in kept()["runs"]]
+    assert teachers(theirs)[2.5] == [PARTS["warm"]]
+    assert "2.500 of another tokenizer, trained weights, little text." in table({"runs": theirs})

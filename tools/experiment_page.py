@@ -35,6 +35,7 @@ PARTS = {
     "k": "the same, from stores of fewer entries",
     "ample": "another tokenizer, random weights, ample text",
     "warm": "another tokenizer, trained weights, little text",
+    "gentle": "another tokenizer, trained weights, ample text, a tenth of the learning rate",
     "same": "the teacher's tokenizer, random weights, little text",
 }
 
@@ -77,7 +78,12 @@ class Line(NamedTuple):
 
 
 def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Every contender, parts in the order of `PARTS`."""
+    """Every contender, parts in the order of `PARTS`.
+
+    Raises:
+        ValueError: What is compared had different teachers.
+    """
+    teachers(runs)
     groups: dict[tuple[str, str], dict[int, float]] = {}
     for run in sorted(runs, key=lambda run: list(PARTS).index(run["part"])):
         label = run["loss"] if run["part"] != "k" else f"{run['loss']}, k = {run['k']}"
@@ -86,6 +92,23 @@ def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
         baseline = groups["main" if part == "k" else part, "ce"]
         differences = [value - baseline[seed] for seed, value in by_seed.items()]
         yield Line(part, label, list(by_seed.values()), differences if label != "ce" else [])
+
+
+def teachers(runs: Sequence[Mapping[str, Any]]) -> dict[float, list[str]]:
+    """Bits per byte of each teacher, and the parts whose students learnt from it.
+
+    Raises:
+        ValueError: The students of a part learnt from several; of `k`, not from that of `main`.
+    """
+    by_part: dict[str, set[float]] = {}
+    for run in runs:
+        by_part.setdefault("main" if run["part"] == "k" else run["part"], set()).add(run["teacher"])
+    if any(len(each) > 1 for each in by_part.values()):
+        raise ValueError(f"students of one part had several teachers: {by_part}")
+    found: dict[float, list[str]] = {}
+    for part in (part for part in PARTS if part in by_part):
+        found.setdefault(by_part[part].pop(), []).append(PARTS[part])
+    return found
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -100,7 +123,14 @@ def table(results: Mapping[str, Any]) -> str:
             part = line.part
             rows.append(f"| **{PARTS[part]}** | | | | | |")
         rows.append(f"| {' | '.join(_cells(line))} |")
-    return "\n".join([*rows, "", f"The teacher: {results['teacher']['bits_per_byte']:.3f}."])
+    return "\n".join([*rows, "", _said_of(teachers(results["runs"]))])
+
+
+def _said_of(found: Mapping[float, Sequence[str]]) -> str:
+    if len(found) == 1:
+        return f"The teacher: {next(iter(found)):.3f}."
+    each = (f"{bits:.3f} of {'; '.join(parts)}" for bits, parts in found.items())
+    return f"The teachers, of one recipe on two machines: {'. '.join(each)}."
 
 
 def _cells(line: Line) -> list[str]:

@@ -14,10 +14,10 @@ on other documents, each with three seeds, by public commands alone:
     same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher, whole and
              cut as a store cuts it
 
-It may be stopped at any time and goes on where it was, on another machine too: `--known` takes the
-students of an earlier `results.json` over if its teacher measures the same to the last bit, as it
-does on processors of one kind. In the end `results.json` and the table and
-plot (`results.md`, `results.svg`) are in the folder; `python -m tools.experiment_page` takes them
+It may be stopped at any time and goes on where it was. On another machine `--known` takes the
+finished parts of an earlier `results.json` over, with the teacher that theirs was: of the same
+seeds, but other processors round differently. In the end `results.json` and the table and plot
+(`results.md`, `results.svg`) are in the folder; `python -m tools.experiment_page` takes them
 over into BENCHMARKS.md. Five hours on two cores.
 """
 
@@ -66,7 +66,7 @@ FULL = Scale(
     text_bytes={"little": demo.FULL.student_bytes, "ample": 1_000_000},
     heldout_bytes=demo.FULL.heldout_bytes,
     teacher_steps=2_000,
-    steps={"little": demo.FULL.student_steps, "ample": 750},
+    steps={"little": demo.FULL.student_steps, "ample": 750, "gentle": 200},
     warm_steps=500,
     seeds=(0, 1, 2),
 )
@@ -78,7 +78,7 @@ QUICK = Scale(
     text_bytes={"little": 8_000, "ample": 12_000},
     heldout_bytes=demo.QUICK.heldout_bytes,
     teacher_steps=demo.QUICK.teacher_steps,
-    steps={"little": 3, "ample": 3},
+    steps={"little": 3, "ample": 3, "gentle": 3},
     warm_steps=3,
     seeds=demo.QUICK.seeds,
 )
@@ -92,7 +92,10 @@ LOSSES = {
     "uld by bytes": ("--loss", "uld:1.5"),
     "multilevel_ot": ("--loss", "multilevel_ot:0.15"),
     "mapped_kl": ("--loss", "mapped_kl:1"),
+    "mapped_kl, a fifth": ("--loss", "mapped_kl:0.2"),
+    "mapped_kl, strict": ("--loss", "mapped_kl:1", "--mapped_strict"),
     "alm": ("--loss", "alm:1"),
+    "alm, balanced": ("--loss", "alm:1", "--balance"),
     "mapped_kl + uld": ("--loss", "mapped_kl:1,uld:1.5"),
     "mapped_kl + alm": ("--loss", "mapped_kl:1,alm:1"),
     "alm + uld": ("--loss", "alm:1,uld:1.5"),
@@ -100,6 +103,7 @@ LOSSES = {
     "live KL": ("--loss", "ce"),
     "live KL, top 64": ("--loss", "ce", "--top_k", "64"),
     "live KL, top 512": ("--loss", "ce", "--top_k", "512"),
+    UNTRAINED: (),
 }
 
 
@@ -134,13 +138,16 @@ class Job(NamedTuple):
 def jobs(scale: Scale) -> list[Job]:
     """All students, most telling first."""
     same = ("tail_kl", *(name for name in LOSSES if name.startswith("live KL")))
-    across = [name for name in LOSSES if name not in same]
+    others = ("mapped_kl, a fifth", "mapped_kl, strict", "alm, balanced")
+    across = [name for name in LOSSES if name not in (*same, *others, UNTRAINED)]
     some = ("ce", "uld by bytes", "mapped_kl", "alm")
     wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
     wanted += [partial(Job, "same", x, start="same") for x in ("ce", *same)]
     wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
-    wanted += [partial(Job, "ample", x, data="ample") for x in some]
-    wanted += [partial(Job, "warm", x, start="warm") for x in some]
+    wanted += [partial(Job, "ample", x, data="ample") for x in some if x != "mapped_kl"]
+    wanted += [partial(Job, "warm", x, start="warm") for x in (*some, UNTRAINED)]
+    gentle = (*some, *others, UNTRAINED)
+    wanted += [partial(Job, "gentle", x, data="ample", start="warm") for x in gentle]
     return [job(seed=seed) for job in wanted for seed in scale.seeds]
 
 
@@ -154,26 +161,26 @@ def run(out: Path, scale: Scale, known: Path | None) -> dict[str, Any]:
     make_models(out, scale)
     capture_all(out, commands)
     warm_up(out, scale, commands)
-    teacher = commands.json(evaluate_command(out / "teacher", out), threads=cores())
     if known is not None:
-        take_over(out, known, teacher)
-    measured = {"teacher": teacher, "runs": train_all(out, scale, commands)}
+        take_over(out, known, scale)
+    teacher = commands.json(evaluate_command(out / "teacher", out), threads=cores())
+    runs = train_all(out, scale, commands, teacher["bits_per_byte"])
+    measured = {"teacher": teacher, "runs": runs}
     return surroundings(["torch", "transformers"]) | {"scale": json_of(scale)} | measured
 
 
-def take_over(out: Path, known: Path, teacher: dict[str, Any]) -> None:
-    """Counts the students of `known` as trained; they are those of this teacher or of none."""
-    results = json.loads(known.read_text())
-    if results["teacher"]["bits_per_byte"] != teacher["bits_per_byte"]:
-        sys.exit(
-            f"error: {known}: another teacher's students: it reaches "
-            f"{results['teacher']['bits_per_byte']} bits per byte, this one "
-            f"{teacher['bits_per_byte']}. Leave out --known to train them all."
-        )
-    for found in results["runs"]:
-        job = Job(**{name: found[name] for name in Job._fields})
-        if not result_of(out, job).exists():
-            keep(result_of(out, job), found)
+def take_over(out: Path, known: Path, scale: Scale) -> None:
+    """Counts the students of every part that is whole in `known` as trained."""
+    found = {Job(**{name: run[name] for name in Job._fields}): run for run in read(known)["runs"]}
+    wanted = jobs(scale)
+    lacking = {job.part for job in wanted if job not in found}
+    for job in wanted:
+        if job.part not in lacking and not result_of(out, job).exists():
+            keep(result_of(out, job), found[job])
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 def json_of(scale: Scale) -> Any:
@@ -262,8 +269,8 @@ def warm_up(out: Path, scale: Scale, commands: Commands) -> None:
         commands.run(train_command(out, job, scale.warm_steps, warm), threads=cores())
 
 
-def train_all(out: Path, scale: Scale, commands: Commands) -> list[dict[str, Any]]:
-    """As many at a time as there are cores, one thread each."""
+def train_all(out: Path, scale: Scale, commands: Commands, teacher: float) -> list[dict[str, Any]]:
+    """As many at a time as there are cores, one thread each; each says how good its teacher is."""
     wanted = jobs(scale)
     done = []
     with (
@@ -271,7 +278,7 @@ def train_all(out: Path, scale: Scale, commands: Commands) -> list[dict[str, Any
         progress(len(wanted), "students", "students") as shown,
     ):
         try:
-            for found in pool.map(lambda job: student(out, job, scale, commands), wanted):
+            for found in pool.map(lambda job: student(out, job, scale, commands, teacher), wanted):
                 done.append(found)
                 shown.update(1, latest=f"{found['loss']} at {found['bits_per_byte']:.3f}")
         except BaseException:
@@ -281,11 +288,13 @@ def train_all(out: Path, scale: Scale, commands: Commands) -> list[dict[str, Any
     return done
 
 
-def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, Any]:
+def student(
+    out: Path, job: Job, scale: Scale, commands: Commands, teacher: float
+) -> dict[str, Any]:
     """Trains and measures one, unless an earlier run has."""
     result = result_of(out, job)
     if result.exists():
-        found: dict[str, Any] = json.loads(result.read_text())
+        found: dict[str, Any] = read(result)
         return found
     folder = out / "students" / job.name
     shutil.rmtree(folder, ignore_errors=True)
@@ -293,13 +302,14 @@ def student(out: Path, job: Job, scale: Scale, commands: Commands) -> dict[str, 
     if job.loss == UNTRAINED:
         shutil.copytree(initial(out, job), folder)
     else:
-        steps = scale.steps[job.data]
+        steps = scale.steps["gentle" if job.part == "gentle" else job.data]
         command = train_command(out, job, steps, folder)
         commands.run(command, threads=1, log=log.with_suffix(".train.log"))
     measured = commands.json(
         evaluate_command(folder, out), threads=1, log=log.with_suffix(".evaluate.log")
     )
     found = job._asdict() | {name: measured[name] for name in ("bits_per_byte", "time_s")}
+    found["teacher"] = teacher
     keep(result, found)
     shutil.rmtree(folder)  # a hundred students are a gigabyte
     return found
@@ -310,7 +320,7 @@ def result_of(out: Path, job: Job) -> Path:
 
 
 def keep(result: Path, found: dict[str, Any]) -> None:
-    result.parent.mkdir(exist_ok=True)
+    result.parent.mkdir(parents=True, exist_ok=True)
     part = result.with_suffix(".part")
     part.write_text(json.dumps(found) + "\n")
     part.rename(result)
