@@ -7,6 +7,9 @@ Counted over the student's labels, the supervised tokens that something predicts
     shared vocabulary   of the teacher's stored mass at shared starts, what lies on tokens that the
                     student has byte for byte
     mapped          what lies on tokens of which some student token is a beginning
+    borne out       shared starts where the token there of the teacher's text is mapped to the
+                    student's label; elsewhere the two cut the same text in other places, and
+                    a teacher that is right asks for a token that does not come
 
 What the store does not hold, the tail, has no tokens; its sizes are listed by themselves.
 
@@ -45,7 +48,13 @@ SAMPLE = 32
 TAIL_EDGES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 KINDS = ("all", "numerals", "white space")
 #: Of the table, with their widths.
-COLUMNS = (("shared starts", 15), ("strict", 9), ("shared vocabulary", 19), ("mapped", 9))
+COLUMNS = {
+    "shared_starts": ("shared starts", 15),
+    "strict": ("strict", 9),
+    "shared_mass": ("shared vocabulary", 19),
+    "mapped_mass": ("mapped", 9),
+    "borne_out": ("borne out", 11),
+}
 
 Facts = dict[str, Any]
 
@@ -63,7 +72,7 @@ def coverage(data: StoreDataset, *, sequences: int = 1000) -> Facts:
     store, student = data.store, data.reader.tokenizer
     has_ids = bool(store.spec.has_ids)
     mapping = _maps(data) if has_ids else None
-    counts = {kind: np.zeros(6) for kind in KINDS}
+    counts = {kind: np.zeros(7) for kind in KINDS}
     tails = np.zeros(len(TAIL_EDGES), np.int64)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(sequences, len(data))).astype(int))
     skipped = 0
@@ -175,13 +184,12 @@ def table(facts: Facts) -> str:
         f"student      {facts['student']}",
         f"sequences    {facts['sequences']:,} looked at, {facts['sequences_skipped']:,} unusable",
         "",
-        f"{'labels':<14}{'count':>10}" + "".join(f"{name:>{w}}" for name, w in COLUMNS),
+        f"{'labels':<14}{'count':>10}" + "".join(f"{name:>{w}}" for name, w in COLUMNS.values()),
     ]
     for kind, share in facts["kinds"].items():
-        cells = [share[name] for name in ("shared_starts", "strict", "shared_mass", "mapped_mass")]
-        parts = ["-" if cell is None else f"{cell:.1%}" for cell in cells]
-        cells_text = (f"{part:>{w}}" for part, (_, w) in zip(parts, COLUMNS, strict=True))
-        lines.append(f"{kind:<14}{share['labels']:>10,}" + "".join(cells_text))
+        cells = [(share[name], width) for name, (_, width) in COLUMNS.items()]
+        shown = (("-" if cell is None else f"{cell:.1%}").rjust(width) for cell, width in cells)
+        lines.append(f"{kind:<14}{share['labels']:>10,}" + "".join(shown))
     lines += ["", "teacher's mass outside its stored entries"]
     if "tail_logmass" in facts["missing"]:
         lines[-1] += ": not known, they were renormalised"
@@ -223,16 +231,17 @@ def _maps(data: StoreDataset) -> VocabMap:
 def _sequence(
     data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: VocabMap | None
 ) -> dict[str, npt.NDArray[np.float64]] | None:
-    """By kind: labels, shared starts, strict pairs; mass stored, on shared, on mapped tokens."""
+    """By kind: labels, shared starts, strict pairs; mass stored, on shared, on mapped; borne out."""
     teacher = teacher_spans(records, line, data.store.spec.eos_ids)
     tokens, _ = data.reader.read(line, teacher)
     if tokens is None:
         return None
     is_label = tokens.has_record
+    label_ids = tokens.token_ids[is_label]
     lengths, is_eos = tokens.byte_lengths[is_label], tokens.is_eos[is_label]
     found = align(teacher, Spans(tokens.byte_starts[is_label], lengths, is_eos))
     at, on = found.shared_starts.T
-    values = np.zeros((len(lengths), 6))
+    values = np.zeros((len(lengths), 7))
     values[:, 0] = 1
     values[on, 1] = 1
     values[found.strict[:, 1], 2] = 1
@@ -240,7 +249,8 @@ def _sequence(
         every = np.zeros_like(mapping.exact)
         for column, known in enumerate((every, mapping.exact, mapping.prefix), start=3):
             values[on, column] = _mass(records, known)[at]
-    written = data.reader.tokenizer.written(tokens.token_ids[is_label])
+        values[on, 6] = mapping.prefix[records.token_ids[at]] == label_ids[on]
+    written = data.reader.tokenizer.written(label_ids)
     is_kind = {
         "all": np.ones(len(written), bool),
         "numerals": np.array([any(48 <= b <= 57 for b in w) for w in written], bool),
@@ -258,13 +268,14 @@ def _mass(records: TokenRecords, known: npt.NDArray[np.int32]) -> npt.NDArray[np
 
 
 def _shares(counts: npt.NDArray[np.float64], has_ids: bool) -> Facts:
-    labels, shared, strict, stored, exact, mapped = counts.tolist()
+    labels, shared, strict, stored, exact, mapped, borne_out = counts.tolist()
     return {
         "labels": int(labels),
         "shared_starts": _share(shared, labels),
         "strict": _share(strict, labels),
         "shared_mass": _share(exact, stored) if has_ids else None,
         "mapped_mass": _share(mapped, stored) if has_ids else None,
+        "borne_out": _share(borne_out, shared) if has_ids else None,
     }
 
 

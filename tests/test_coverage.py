@@ -40,8 +40,8 @@ def pair(
 def by_hand(
     store: FakeStore, rows: list[Row], teacher: ByteTokenizer, student: ByteTokenizer
 ) -> dict[str, list[float]]:
-    """Labels, shared starts, strict; stored, shared and mapped mass, token by token."""
-    counts = {kind: [0.0] * 6 for kind in KINDS}
+    """Labels, shared starts, strict; stored, shared and mapped mass; borne out; token by token."""
+    counts = {kind: [0.0] * 7 for kind in KINDS}
     known = {b for b in student.token_bytes if b}
     for records, segments in zip(store.records, rows, strict=True):
         theirs = {
@@ -60,10 +60,14 @@ def by_hand(
             kinds += ["white space"] if written.isspace() else []
             is_event = bool(tokens.is_eos[t])
             found = theirs.get((start, is_event)) if is_event or length else None
-            line = [1.0, 0, 0, 0, 0, 0]
+            line = [1.0, 0, 0, 0, 0, 0, 0]
             if found is not None:
                 j, end = found
                 line[1], line[2] = 1, end == start + length
+                own = teacher.token_bytes[records.token_ids[j]] or b""
+                longest = max((x for x in known if own.startswith(x)), key=len, default=None)
+                twin_only = own.decode(errors="replace").isspace() and longest != own
+                line[6] = is_event or (longest == written and not twin_only)
                 entries = records.padded()
                 assert entries.ids is not None
                 for v, logprob in zip(entries.ids[j].tolist(), entries.logprobs[j], strict=True):
@@ -91,7 +95,7 @@ def test_the_figures_are_those_counted_by_hand(tmp_path: Path, student: Any) -> 
     assert counts["numerals"][0] >= 3
     assert counts["white space"][0] >= 1
     for kind in KINDS:
-        labels, shared, strict, stored, exact, mapped = counts[kind]
+        labels, shared, strict, stored, exact, mapped, borne_out = counts[kind]
         assert facts["kinds"][kind] == pytest.approx(
             {
                 "labels": labels,
@@ -99,6 +103,7 @@ def test_the_figures_are_those_counted_by_hand(tmp_path: Path, student: Any) -> 
                 "strict": strict / labels,
                 "shared_mass": exact / stored,
                 "mapped_mass": mapped / stored,
+                "borne_out": borne_out / shared,
             }
         )
 
@@ -121,6 +126,7 @@ def test_one_tokenizer_shares_everything(tmp_path: Path) -> None:
     facts = coverage(data)
     assert facts["kinds"]["all"]["shared_starts"] == facts["kinds"]["all"]["strict"] == 1
     assert facts["kinds"]["all"]["shared_mass"] == pytest.approx(1)
+    assert facts["kinds"]["all"]["borne_out"] == 1
     assert facts["recommended"] == "tail_kl"
 
 
