@@ -231,7 +231,7 @@ def _maps(data: StoreDataset) -> VocabMap:
 def _sequence(
     data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: VocabMap | None
 ) -> dict[str, npt.NDArray[np.float64]] | None:
-    """By kind: labels, shared starts, strict pairs; mass stored, on shared, on mapped; borne out."""
+    """By kind: labels, shared starts, strict pairs; mass stored, on shared, mapped; borne out."""
     teacher = teacher_spans(records, line, data.store.spec.eos_ids)
     tokens, _ = data.reader.read(line, teacher)
     if tokens is None:
