@@ -144,7 +144,7 @@ def jobs(scale: Scale) -> list[Job]:
     wanted: list[partial[Job]] = [partial(Job, "main", loss) for loss in across]
     wanted += [partial(Job, "same", x, start="same") for x in ("ce", *same)]
     wanted += [partial(Job, "k", x, k=k) for k in (4, 16) for x in ("uld by bytes", "mapped_kl")]
-    wanted += [partial(Job, "ample", x, data="ample") for x in some if x != "mapped_kl"]
+    wanted += [partial(Job, "ample", x, data="ample") for x in some]
     wanted += [partial(Job, "warm", x, start="warm") for x in (*some, UNTRAINED)]
     gentle = (*some, *others, UNTRAINED)
     wanted += [partial(Job, "gentle", x, data="ample", start="warm") for x in gentle]
