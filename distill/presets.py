@@ -56,8 +56,8 @@ PRESETS: dict[str, tuple[Setting, ...]] = {
         Setting(
             "loss",
             "mapped_kl:1",
-            "ahead of sorted values in arXiv:2512.14954, 2605.21699 and 2610.08448; `distill "
-            "coverage` says where another is better",
+            "ahead of sorted values in arXiv:2512.14954, 2605.21699 and 2610.08448, and in "
+            "tools/BENCHMARKS.md; `distill coverage` says where another is better",
         ),
         Setting("ce_weight", "1", "mapped labels with cross-entropy were best in arXiv:2512.14954"),
         Setting("learning_rate", "2e-5", _ZEPHYR),

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from distill.align import align
+from distill.align import align_many
 from distill.config import CachedTeacherConfig
 from distill.data import Collator, Example, StoreDataset
 from distill.order import RowOrder
@@ -96,7 +96,7 @@ def timed(data: StoreDataset, clock: Clock) -> Iterator[None]:
         mock.patch.object(data.store, "read_many", clock.around("records", data.store.read_many)),
         mock.patch.object(data.store, "text", clock.around("text", data.store.text)),
         mock.patch.object(data.reader, "read", clock.around("tokenising", data.reader.read)),
-        mock.patch("distill.data.align", clock.around("alignment", align)),
+        mock.patch("distill.data.align_many", clock.around("alignment", align_many)),
     ):
         yield
 

@@ -49,7 +49,7 @@ class Sizes(NamedTuple):
     steps: int
 
 
-FULL = Sizes(Shape(768, 7, 32_000), Shape(1024, 12, 32_000), 16_000, 6_000_000, 500, 10, 3)
+FULL = Sizes(Shape(768, 7, 32_000), Shape(1024, 12, 32_000), 16_000, 6_000_000, 500, 16, 3)
 QUICK = Sizes(Shape(64, 1, 600), Shape(64, 1, 600), 500, 50_000, 100, 4, 3)
 
 #: Logits of a new model hardly differ; a teacher's do. So much larger are its output embeddings.
