@@ -44,8 +44,8 @@ from logitstore.capture.output_embedding import (
 from logitstore.errors import InputError
 
 #: Logits of a chunk at most, 128 MiB in float32: 261 positions of a vocabulary of 128k. With half
-#: as many a matrix product over them is slower by a fifth, with twice as many no faster. And so many
-#: positions at most: with 256, ULD holds just over a tenth of what sorting both sides does.
+#: as many a matrix product over them is slower by a fifth, with twice as many no faster. And at
+#: most so many positions: with 256, ULD holds just over a tenth of what sorting both sides does.
 CHUNK_LOGITS, CHUNK_TOKENS = 2**25, 208
 
 
