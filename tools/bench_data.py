@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
     steps: int
 
 
-FULL = Sizes(512, 1000, (12_000, 8_000), train_contenders.FULL.student, 2, 3)
+FULL = Sizes(512, 1000, (12_000, 8_000), train_contenders.FULL.student, 2, 8)
 QUICK = Sizes(40, 200, (400, 300), train_contenders.QUICK.student, 1, 3)
 
 
