@@ -64,7 +64,7 @@ class Sizes(NamedTuple):
     steps: int
 
 
-FULL = Sizes(512, 1000, (12_000, 8_000), train_contenders.FULL.student, 2, 8)
+FULL = Sizes(512, 1000, (12_000, 8_000), train_contenders.FULL.student, 2, 5)
 QUICK = Sizes(40, 200, (400, 300), train_contenders.QUICK.student, 1, 3)
 
 
@@ -197,7 +197,7 @@ def wait_of(
             store=str(store.path),
             loss="uld,mapped_kl",
             max_steps=sizes.steps,
-            per_device_train_batch_size=BATCH // 2,  # a step is long enough for two cores
+            per_device_train_batch_size=2 * BATCH,  # about the tokens of a step of bench_train
             dataloader_num_workers=workers,
             logging_steps=1,
             save_strategy="no",
