@@ -152,6 +152,16 @@ def test_sequences_to_browse_are_those_of_show(store: LogitStore) -> None:
             assert token[6] == len(wanted["entries"])
 
 
+def test_a_token_that_is_the_end_of_a_line_is_seen() -> None:
+    """As `show` has it; in the text itself a line still ends."""
+    entry = {"id": 7, "token": "\n\t␣", "p": 0.5}
+    numbers = {"token_id": 7, "logprob": -1.0, "entropy": 1.0, "tail": 0.1}
+    names: dict[str, str] = {}
+    token = page_data._token(0, {"text": "\n", "entries": [entry], **numbers}, names)
+    assert names == {"7": r"\n\t␣"}
+    assert token[1] == "\n"
+
+
 def test_long_sequences_and_many_are_cut_to_the_size_of_a_page(
     store: LogitStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,8 @@
     element.classList.add("on");
     element.tabIndex = 0;
     const title = make("h3", "", "record " + record + ": ");
-    title.appendChild(make("bdi", "name", element.textContent));
+    const written = element.textContent;
+    title.appendChild(make("bdi", "name", written.trim() ? written : nameOf(id)));
     const facts = make("dl");
     const said = [["id", id], ["p", number(probability(logprob), 4)], ["surprise", number(surprise(logprob), 3)],
       ["entropy", number(entropy, 3)], ["outside", number(tail, 4)], ["entries", count]];

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from logitstore.codec import TAIL_STEP
 from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
+from logitstore.inspection.terminal import printable
 from logitstore.store import LogitStore
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
@@ -140,7 +141,8 @@ def _token(t: int, token: dict[str, Any], names: dict[str, str]) -> list[Any]:
     entries = token["entries"][:SHOWN_ENTRIES]
     for entry in entries:
         if entry["token"] is not None:
-            names[str(entry["id"])] = clipped_text(entry["token"], _NAME_CHARACTERS)
+            # A line's end alone would be seen as nothing.
+            names[str(entry["id"])] = clipped_text(printable(entry["token"]), _NAME_CHARACTERS)
     return [
         t,
         clipped_text(token["text"], _NAME_CHARACTERS),
