@@ -5,6 +5,7 @@ one is `{"value": …, "target": …, "met": true|false}`.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -95,6 +96,7 @@ class PeakMemory:
     """How much more memory this process held, at most, than when this was made (Linux)."""
 
     def __init__(self) -> None:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed, but kept, would hide as much of a peak
         Path("/proc/self/clear_refs").write_text("5")  # forget the largest so far
         self._before = _status_bytes("VmRSS")
 
