@@ -26,8 +26,8 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from logitstore.capture.renderer import Renderer
+from logitstore.console.progress import progress
 from logitstore.errors import InputError
-from logitstore.progress import progress
 from logitstore.records import Segment
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")

@@ -16,7 +16,7 @@ from typing import Any
 from distill.compare import METRICS
 from distill.config import parse_losses
 from distill.results import RunObject
-from logitstore.inspection.terminal import printable
+from logitstore.console.terminal import printable
 from logitstore.untrusted import read_file
 
 CARD_FILE = "README.md"

@@ -14,9 +14,9 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from logitstore import command
+from logitstore.console import entry
+from logitstore.console.terminal import printable
 from logitstore.errors import InputError
-from logitstore.inspection.terminal import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -320,4 +320,4 @@ def _known(value: float | None, how: str) -> str:
 def main() -> None:
     """The console script."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after tokenising
-    command.run(app, "distill")
+    entry.run(app, "distill")

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from distill.results import RunObject, read_results
+from logitstore.console.terminal import aligned, printable
 from logitstore.errors import InputError
-from logitstore.inspection.terminal import aligned, printable
 
 Comparison = dict[str, Any]
 _LONGEST_NAME, _LARGEST = 40, 1e18

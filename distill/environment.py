@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from logitstore.progress import byte_count
+from logitstore.console.progress import byte_count
 
 #: Everything that a store or a training run goes through; None where it is not installed.
 PACKAGES = (

@@ -39,8 +39,8 @@ from distill.student_text import StudentReader
 from logitstore import open_store
 from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import Rows, load_rows
+from logitstore.console.progress import progress
 from logitstore.errors import InputError
-from logitstore.progress import progress
 from logitstore.render import ChatTemplate, parse_kwargs
 from logitstore.tokens import ByteTokenizer, TokenizedText
 

@@ -38,8 +38,8 @@ from distill.query import HeadAnswer
 from distill.ragged import rectangles, tensors_of
 from distill.student_text import StudentReader
 from distill.targets import Ints, teacher_spans, uld_arrays
+from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
-from logitstore.progress import progress
 from logitstore.records import TokenRecords
 from logitstore.tokens import ByteTokenizer
 

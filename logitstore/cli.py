@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore import command
+from logitstore.console import entry
 from logitstore.errors import InputError
 from logitstore.moving import cli as moving
 from logitstore.place import store_path, to_write
@@ -229,9 +229,9 @@ def capture(
         _dry_run(teacher, dataset, out, settings, as_json)
         return
     from logitstore.capture.job import capture as run
+    from logitstore.console.signals import Stopped
     from logitstore.ranks import find_ranks
     from logitstore.report import facts, info_text
-    from logitstore.stopping import Stopped
 
     if not find_ranks().is_first:
         _be_quiet()
@@ -273,9 +273,9 @@ def _with_flags_of_capture(command: Callable[..., None]) -> Callable[..., None]:
     """One list of flags serves both commands."""
     of_capture = inspect.signature(capture).parameters.values()
     chosen = [p for p in of_capture if p.name not in _NOT_OF_ESTIMATES]
-    command.__signature__ = inspect.Signature(chosen)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in chosen}
-    return command
+    entry.__signature__ = inspect.Signature(chosen)  # type: ignore[attr-defined]
+    entry.__annotations__ = {p.name: p.annotation for p in chosen}
+    return entry
 
 
 app.command()(_with_flags_of_capture(estimate))
@@ -450,4 +450,4 @@ def _print(found: dict[str, Any], as_text: Callable[[dict[str, Any]], str], as_j
 
 def main() -> None:
     """Console entry: errors raised on purpose become one message and an exit status."""
-    command.run(app, "logitstore")
+    entry.run(app, "logitstore")

@@ -111,7 +111,7 @@ class TokenRecords:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        from logitstore.inspection.notebook import records_html
+        from logitstore.console.notebook import records_html
 
         return records_html(self)
 

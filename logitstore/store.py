@@ -166,7 +166,7 @@ class LogitStore:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        from logitstore.inspection.notebook import store_html
+        from logitstore.console.notebook import store_html
 
         return store_html(self)
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from logitstore.bucket import local_tokenizer
+from logitstore.console.progress import progress
 from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
 from logitstore.index import index_line
 from logitstore.place import StorePath
-from logitstore.progress import progress
 from logitstore.records import TokenRecords
 from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256, read_seal

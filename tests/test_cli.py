@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from logitstore.cli import main
-from logitstore.inspection.terminal import printable
+from logitstore.console.terminal import printable
 from tests import stores, tiny
 
 Run = Callable[..., tuple[int, str, str]]

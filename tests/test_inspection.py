@@ -12,6 +12,15 @@ from typer.testing import CliRunner
 
 from logitstore import open_store
 from logitstore.cli import app
+from logitstore.console.terminal import (
+    bar,
+    clipped,
+    coloured,
+    columns_of,
+    has_colour,
+    marked_spaces,
+    printable,
+)
 from logitstore.errors import InputError, MismatchError
 from logitstore.inspection import command
 from logitstore.inspection.diff import diff, diff_text, spec_differences
@@ -21,15 +30,6 @@ from logitstore.inspection.sequence import (
     sequence_facts,
     sequence_text,
     token_names,
-)
-from logitstore.inspection.terminal import (
-    bar,
-    clipped,
-    coloured,
-    columns_of,
-    has_colour,
-    marked_spaces,
-    printable,
 )
 from logitstore.records import Segment, SequenceText
 from logitstore.spec import Plan

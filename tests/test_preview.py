@@ -13,8 +13,8 @@ from logitstore.capture import sample as sample_module
 from logitstore.capture import trial
 from logitstore.capture.job import preview
 from logitstore.cli import main
+from logitstore.console.progress import JsonLog, Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError
-from logitstore.progress import JsonLog, Progress, byte_count, duration, progress
 from tests import tiny
 from tests.stores import tree
 
@@ -232,7 +232,7 @@ def test_without_a_terminal_there_is_a_line_every_30_seconds(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("logitstore.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("logitstore.console.progress.time.monotonic", lambda: now[0])
     with progress(1000, "capture", "B", JsonLog(tmp_path / "log")) as shown:
         for _ in range(7):
             now[0] += 10

@@ -14,7 +14,7 @@ import pytest
 
 import logitstore
 from logitstore.capture.batches import TeacherPass
-from logitstore.stopping import Stopped, stopper
+from logitstore.console.signals import Stopped, stopper
 from logitstore.verify import verify_store
 from tests import tiny
 from tests.stores import tree

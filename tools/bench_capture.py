@@ -183,9 +183,9 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
 def ours(sizes: Sizes, folder: Path) -> Turn:
     from logitstore.capture.job import _writer
     from logitstore.capture.work import Job
-    from logitstore.progress import JsonLog
+    from logitstore.console.progress import JsonLog
+    from logitstore.console.signals import stopper
     from logitstore.ranks import Ranks
-    from logitstore.stopping import stopper
     from logitstore.verify import verify_store
 
     spent = timed_stages()

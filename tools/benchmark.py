@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from logitstore.inspection.terminal import aligned
+from logitstore.console.terminal import aligned
 
 S = TypeVar("S")
 #: What they print for people.

@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from logitstore.progress import progress
+from logitstore.console.progress import progress
 from tools.benchmark import surroundings
 from tools.demo import settings as demo
 from tools.demo.commands import CommandError, Commands

@@ -18,12 +18,12 @@ from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
 from logitstore.capture.trial import foretell
 from logitstore.capture.work import Job
+from logitstore.console.progress import JsonLog
+from logitstore.console.signals import stopper
 from logitstore.place import StorePath, to_write
-from logitstore.progress import JsonLog
 from logitstore.ranks import Ranks, find_ranks
 from logitstore.remote import RemotePath
 from logitstore.spec import SPEC_FILE
-from logitstore.stopping import stopper
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter, check_place
 

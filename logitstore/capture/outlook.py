@@ -12,8 +12,8 @@ from logitstore.archive import pack
 from logitstore.build import build_shard
 from logitstore.capture.profile import Profile
 from logitstore.capture.sample import Sample
+from logitstore.console.progress import JsonLog, byte_count, duration
 from logitstore.encode import EncodedRecords
-from logitstore.progress import JsonLog, byte_count, duration
 from logitstore.records import SequenceText
 from logitstore.spec import Plan, StoreSpec
 

@@ -30,9 +30,9 @@ import pyarrow as pa
 from logitstore.capture import columns as as_bytes
 from logitstore.capture.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
 from logitstore.capture.sources import load_split
+from logitstore.console.progress import progress
 from logitstore.conversation import Message, parsed, read_messages, without_missing
 from logitstore.errors import InputError
-from logitstore.progress import progress
 from logitstore.records import Segment
 from logitstore.token_rows import TokenRow
 

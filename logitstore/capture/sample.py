@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from logitstore.capture.reading import RowReader
 from logitstore.capture.windows import TeacherSequence
-from logitstore.inspection.terminal import printable
+from logitstore.console.terminal import printable
 
 _SAMPLE_ROWS = 200
 _SAMPLE_BYTES = 2_000_000

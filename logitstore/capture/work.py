@@ -22,11 +22,11 @@ from logitstore.capture.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, 
 from logitstore.capture.task import Task
 from logitstore.capture.trial import foretell_at_head
 from logitstore.capture.worker import NOT_FINITE, Sequences, Worker
+from logitstore.console.progress import JsonLog, progress
+from logitstore.console.signals import Stopped, Stopper
 from logitstore.place import StorePath
-from logitstore.progress import JsonLog, progress
 from logitstore.ranks import Ranks
 from logitstore.spec import SPEC_FILE
-from logitstore.stopping import Stopped, Stopper
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter, check_place
 

@@ -11,9 +11,9 @@ from logitstore.capture.profile import profile_of
 from logitstore.capture.sample import Sample
 from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
+from logitstore.console.progress import Progress
 from logitstore.encode import EncodedRecords
 from logitstore.place import size_bytes
-from logitstore.progress import Progress
 from logitstore.records import SequenceText
 from logitstore.shard import shard_name
 from logitstore.spec import SHARDS_FOLDER

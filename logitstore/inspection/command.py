@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from logitstore.console.terminal import has_colour
 from logitstore.errors import InputError
 from logitstore.inspection.scalars import worst
 from logitstore.inspection.sequence import position_text, sequence_facts, sequence_text
-from logitstore.inspection.terminal import has_colour
 from logitstore.store import LogitStore
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from logitstore.console.terminal import printable
 from logitstore.errors import MismatchError
-from logitstore.inspection.terminal import printable
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 

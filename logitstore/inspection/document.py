@@ -15,8 +15,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from logitstore.console.terminal import printable
 from logitstore.errors import InputError
-from logitstore.inspection.terminal import printable
 from logitstore.untrusted import open_file
 
 _BEGIN = "<!doctype html>"

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.codec import TAIL_STEP
+from logitstore.console.terminal import printable
 from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
-from logitstore.inspection.terminal import printable
 from logitstore.store import LogitStore
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.codec import TAIL_STEP, TOKEN_STEP, dequantise, dequantise_entropy
-from logitstore.inspection.terminal import bar
+from logitstore.console.terminal import bar
 from logitstore.store import LogitStore
 
 F32 = npt.NDArray[np.float32]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.inspection.terminal import (
+from logitstore.console.terminal import (
     bar,
     clipped,
     coloured,

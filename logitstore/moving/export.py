@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from logitstore import commit
+from logitstore.console.progress import progress
 from logitstore.errors import MismatchError
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.moving.parquet import (
@@ -19,7 +20,6 @@ from logitstore.moving.parquet import (
     schema_of,
     table_of,
 )
-from logitstore.progress import progress
 from logitstore.shard import Shard
 from logitstore.spec import TOKENIZER_FOLDER
 from logitstore.store import LogitStore

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.arrays import canonical_json
+from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.moving.folders import open_finished, tokenizer_files
-from logitstore.progress import progress
 from logitstore.shard import Shard
 from logitstore.spec import Plan
 from logitstore.store import LogitStore, open_store

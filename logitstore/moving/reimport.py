@@ -20,6 +20,7 @@ from logitstore.codec import (
     quantise,
     quantise_entropy,
 )
+from logitstore.console.progress import progress
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.moving.exported import EXPORT_AGAIN, Exported
@@ -27,7 +28,6 @@ from logitstore.moving.folders import read_tokenizer
 from logitstore.moving.nested import Nested, nested
 from logitstore.moving.parquet import schema_of
 from logitstore.pages import PYARROW_ERRORS
-from logitstore.progress import progress
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.spec import SPEC_FILE, TOKENIZER_FOLDER, StoreSpec
 from logitstore.store import LogitStore, open_store

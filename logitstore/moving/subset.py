@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
+from logitstore.console.progress import progress
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
-from logitstore.progress import progress
 from logitstore.records import SequenceText
 from logitstore.spec import Plan
 from logitstore.store import LogitStore, open_store

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from logitstore.progress import progress
+from logitstore.console.progress import progress
 from tools.demo.settings import Shape
 from tools.demo.unigram import unigram_pieces
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from logitstore.progress import progress
+from logitstore.console.progress import progress
 from tools.demo.commands import Commands, show
 from tools.demo.settings import CONTENDERS, Contender, Settings, cores
 

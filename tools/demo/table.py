@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distill.compare import METRICS, spread
-from logitstore.inspection.terminal import aligned
+from logitstore.console.terminal import aligned
 from tools.demo.settings import CONTENDERS
 
 Run = dict[str, Any]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.inspection.terminal import printable
+from logitstore.console.terminal import printable
 from logitstore.records import TokenRecords
 
 _SHOWN_RECORDS = 20
