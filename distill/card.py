@@ -17,7 +17,7 @@ from distill.compare import METRICS
 from distill.config import parse_losses
 from distill.results import RunObject
 from logitstore.console.terminal import printable
-from logitstore.untrusted import read_file
+from logitstore.storage.files import read_file
 
 CARD_FILE = "README.md"
 _LONGEST_TEXT, _MAX_CARD_BYTES = 120, 1024 * 1024

@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 from distill.config import CachedTeacherConfig
 from distill.needs import Described, teacher_name
 from logitstore.errors import InputError, MismatchError, in_a_line
-from logitstore.place import StorePath
+from logitstore.storage.paths import StorePath
 from logitstore.tokens import ByteTokenizer
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError, StorageError, in_a_line
-from logitstore.untrusted import read_file
+from logitstore.storage.files import read_file
 
 RESULTS_FILE = "results.json"
 _MAX_BYTES = 8 * 1024 * 1024

@@ -22,7 +22,7 @@ from transformers import (
 from distill.config import StudentArguments
 from logitstore.errors import InputError
 from logitstore.loading import why_not_loaded, why_unreachable
-from logitstore.untrusted import read_file
+from logitstore.storage.files import read_file
 
 _T = TypeVar("_T")
 _ADAPTER_FILE, _MAX_ADAPTER_BYTES = "adapter_config.json", 1024 * 1024

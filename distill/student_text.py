@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from distill.align import Spans
 from logitstore.conversation import Conversation
-from logitstore.place import StorePath
 from logitstore.records import Segment, SequenceText
 from logitstore.render import ChatTemplate
+from logitstore.storage.paths import StorePath
 from logitstore.token_rows import begins_bare, for_student
 from logitstore.tokens import ByteTokenizer, TokenizedText
 

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from logitstore.untrusted import parse_json, read_file
+from logitstore.storage.files import parse_json, read_file
 
 _MAX_BYTES = 4096
 _PROC = Path("/proc")

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from logitstore.errors import CorruptStoreError, InputError
-from logitstore.place import StorePath, local
-from logitstore.untrusted import open_file
+from logitstore.storage.files import open_file
+from logitstore.storage.paths import StorePath, local
 
 _DOS_1980 = 0x0021 << 16  # date 1980-01-01 in the high half, time 00:00 in the low
 LOCAL = struct.Struct("<4s3H4s3I2H")

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.prefetch import Prefetcher
-from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256
 from logitstore.shard import shard_name
 from logitstore.shard_cache import ShardCache
 from logitstore.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec
+from logitstore.storage.objects import RemotePath
 
 _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in order
 

@@ -21,9 +21,9 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from logitstore import commit
 from logitstore.alive import Beating, Seen, SignOfLife, clock_ns, look_at
 from logitstore.errors import BusyError
+from logitstore.storage import commit
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ import typer
 from logitstore.console import entry
 from logitstore.errors import InputError
 from logitstore.moving import cli as moving
-from logitstore.place import store_path, to_write
+from logitstore.storage.paths import store_path, to_write
 
 app = typer.Typer(
     no_args_is_help=True,

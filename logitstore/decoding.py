@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from logitstore.records import SequenceText, TokenRecords
+from logitstore.storage.files import read_file
 from logitstore.token_bytes import written_bytes
-from logitstore.untrusted import read_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

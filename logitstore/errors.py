@@ -17,7 +17,7 @@ A message says where, what is wrong, what was expected and found, then what to d
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from logitstore.place import StorePath
+    from logitstore.storage.paths import StorePath
 
 
 class LogitStoreError(Exception):

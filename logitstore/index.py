@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
 from logitstore.pages import PYARROW_ERRORS, check_footer, column_chunks, columns_cost
-from logitstore.place import StorePath
 from logitstore.shard import Shard
 from logitstore.skim import Skimmed
 from logitstore.spec import Plan
-from logitstore.untrusted import parse_json, read_file
+from logitstore.storage.files import parse_json, read_file
+from logitstore.storage.paths import StorePath
 
 _COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
 _SCHEMA = pa.schema(

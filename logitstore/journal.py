@@ -15,9 +15,9 @@ import threading
 import time
 from typing import Any
 
-from logitstore import commit
-from logitstore.place import StorePath
-from logitstore.remote import RemotePath
+from logitstore.storage import commit
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 _LINES_AN_OBJECT = 100
 

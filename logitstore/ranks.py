@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from logitstore.errors import InputError
-from logitstore.place import StorePath
-from logitstore.remote import RemotePath
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 #: A wait ends when nothing has moved for so long. Loading a large teacher takes minutes.
 PATIENCE_S = 1800.0

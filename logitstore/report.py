@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from logitstore.codec import TAIL_STEP
-from logitstore.remote import RemotePath
+from logitstore.storage.objects import RemotePath
 from logitstore.store import LogitStore
 
 

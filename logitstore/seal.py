@@ -11,8 +11,6 @@ import hashlib
 from collections.abc import Mapping
 
 from logitstore.arrays import canonical_json
-from logitstore.place import StorePath
-from logitstore.remote import RemotePath
 from logitstore.spec import (
     DONE_FILE,
     FORMAT_NAME,
@@ -22,7 +20,9 @@ from logitstore.spec import (
     TOKENIZER_FOLDER,
     StoreSpec,
 )
-from logitstore.untrusted import MAX_SEAL_BYTES, open_file, parse_json, read_file
+from logitstore.storage.files import MAX_SEAL_BYTES, open_file, parse_json, read_file
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 _PIECE_BYTES = 1024 * 1024
 

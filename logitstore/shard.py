@@ -23,11 +23,11 @@ from logitstore.errors import CorruptStoreError
 from logitstore.layout import GROUP_MEMBER, ShardSize, array_specs, group_of
 from logitstore.lines import MEMBER as LINES_MEMBER
 from logitstore.lines import LinesReader
-from logitstore.place import StorePath
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.sequences import SequenceReader
 from logitstore.spec import FORMAT_VERSION, Plan, StoreSpec
-from logitstore.untrusted import parse_json
+from logitstore.storage.files import parse_json
+from logitstore.storage.paths import StorePath
 
 _MAX_GROUP_BYTES = 64 * 1024
 _MAX_SIZE = 2**32 - 1

@@ -26,7 +26,7 @@ from typing import BinaryIO
 
 from logitstore.archive import DIGEST_CHARS, END
 from logitstore.errors import CorruptStoreError, InputError, StorageError
-from logitstore.remote import RemotePath
+from logitstore.storage.objects import RemotePath
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "LOGITSTORE_CACHE", "LOGITSTORE_CACHE_BYTES"
 DEFAULT_LIMIT_BYTES = 64 * 1024**3

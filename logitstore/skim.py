@@ -22,11 +22,11 @@ from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.layout import array_specs
 from logitstore.lines import LINE_DIGEST_BYTES, LinesReader
 from logitstore.lines import MEMBER as LINES_MEMBER
-from logitstore.place import StorePath
-from logitstore.remote import RemotePath
 from logitstore.shard import checked_size, read_group
 from logitstore.spec import Plan, StoreSpec
-from logitstore.untrusted import open_file
+from logitstore.storage.files import open_file
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 _TAIL_BYTES = 128 * 1024
 _MAX_DIRECTORY_BYTES = 64 * 1024  # ours take about 3 KB

@@ -24,8 +24,8 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
-from logitstore.place import StorePath
-from logitstore.untrusted import MAX_SPEC_BYTES, parse_json, read_file
+from logitstore.storage.files import MAX_SPEC_BYTES, parse_json, read_file
+from logitstore.storage.paths import StorePath
 
 FORMAT_NAME = "logitstore"
 FORMAT_VERSION = 1

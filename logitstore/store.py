@@ -43,9 +43,7 @@ from logitstore.errors import (
 )
 from logitstore.index import index_line, read_index
 from logitstore.parallel import decode_parts
-from logitstore.place import StorePath, names_in, store_path
 from logitstore.records import Entries, SequenceText, TokenRecords
-from logitstore.remote import RemotePath
 from logitstore.seal import read_seal
 from logitstore.shard import Shard, shard_name
 from logitstore.shard_cache import LIMIT_VARIABLE, ShardCache
@@ -59,6 +57,8 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath, names_in, store_path
 
 log = logging.getLogger(__name__)
 

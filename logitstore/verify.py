@@ -18,9 +18,7 @@ from logitstore.console.progress import progress
 from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
 from logitstore.index import index_line
-from logitstore.place import StorePath
 from logitstore.records import TokenRecords
-from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256, read_seal
 from logitstore.shard import Shard, shard_name
 from logitstore.shard_cache import ShardCache
@@ -33,6 +31,8 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, list_shards
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries

@@ -23,18 +23,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logitstore import commit
 from logitstore.archive import pack
 from logitstore.build import build_shard
 from logitstore.chunks import pcodec_library
-from logitstore.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
 from logitstore.index import encode_index, index_line
 from logitstore.journal import Journal
-from logitstore.place import StorePath, names_in, to_write
 from logitstore.records import SequenceText
-from logitstore.remote import RemotePath
 from logitstore.seal import file_sha256, seal_bytes, sealed_names
 from logitstore.shard import Shard, shard_name
 from logitstore.skim import Skimmed, for_each
@@ -48,8 +44,12 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.storage import commit
+from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
+from logitstore.storage.files import MAX_SPEC_BYTES, read_file
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath, names_in, to_write
 from logitstore.store import list_shards
-from logitstore.untrusted import MAX_SPEC_BYTES, read_file
 
 _OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
 

@@ -191,7 +191,7 @@ def use_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Pa
         "LOGITSTORE_CACHE": str(tmp_path / "cache"),
     }.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("logitstore.retry.PAUSES_S", (0.01,) * 4)
+    monkeypatch.setattr("logitstore.storage.retry.PAUSES_S", (0.01,) * 4)
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
 
 
@@ -207,7 +207,7 @@ def forget_clients() -> None:
     """Make clients anew when they are next used."""
     from s3fs import S3FileSystem
 
-    from logitstore import remote
+    from logitstore.storage import objects
 
-    remote._filesystem.cache_clear()
+    objects._filesystem.cache_clear()
     S3FileSystem.clear_instance_cache()

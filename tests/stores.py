@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.commit import OS_FS, Fs
 from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.records import Segment, SequenceText
 from logitstore.spec import Plan, StoreSpec
+from logitstore.storage.commit import OS_FS, Fs
 from logitstore.writer import StoreWriter
 
 TOKENIZER_FILES = {"tokenizer.json": b'{"model": {}}', "special.txt": b"<eos>"}

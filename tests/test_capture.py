@@ -21,8 +21,8 @@ from logitstore.archive import Buffer
 from logitstore.capture import head as head_module
 from logitstore.capture.head import TeacherHead
 from logitstore.capture.summary import HeadSettings, summarise
-from logitstore.commit import OsFs
 from logitstore.errors import InputError, MismatchError, StorageError
+from logitstore.storage.commit import OsFs
 from logitstore.verify import verify_store
 from tests import tiny
 from tests.stores import tree

@@ -18,15 +18,15 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore import commit
 from logitstore.alive import Process, SignOfLife, clock_ns, look_at
 from logitstore.capture.sharing import ByClaim
 from logitstore.claims import CLAIM_EXPIRES_S, PROCESS_EXPIRES_S, Claims, alone, among_others
-from logitstore.commit import OsFs
 from logitstore.errors import BusyError, InputError, StorageError
-from logitstore.place import store_path
 from logitstore.ranks import Ranks
 from logitstore.spec import Plan
+from logitstore.storage import commit
+from logitstore.storage.commit import OsFs
+from logitstore.storage.paths import store_path
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter
 from tests import stores, tiny

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from logitstore import commit, open_store
+from logitstore import open_store
 from logitstore.archive import Buffer
-from logitstore.commit import OsFs
 from logitstore.errors import LogitStoreError, StorageError
+from logitstore.storage import commit
+from logitstore.storage.commit import OsFs
 from logitstore.verify import verify_store
 from tests import stores
 

@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from logitstore import commit, open_store
+from logitstore import open_store
 from logitstore.archive import Buffer
-from logitstore.commit import OsFs
 from logitstore.encode import encode_records
 from logitstore.errors import StorageError
 from logitstore.records import Segment, SequenceText
 from logitstore.spec import Plan
+from logitstore.storage import commit
+from logitstore.storage.commit import OsFs
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter
 from tests import stores

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import logitstore
-from logitstore import Segment, SequenceText, open_store, pages, untrusted
+from logitstore import Segment, SequenceText, open_store, pages
 from logitstore.arrays import ArraySpec, array_metadata
 from logitstore.codec import ENTRY_STEP, TAIL_STEP
 from logitstore.lines import GROUP_LINES
 from logitstore.records import TokenRecords
 from logitstore.spec import StoreSpec
+from logitstore.storage import files as untrusted
 from logitstore.verify import verify_store
 from tests import reader_from_spec, stores, tiny
 

@@ -24,10 +24,10 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
-from logitstore.place import store_path
-from logitstore.remote import RemotePath
 from logitstore.repair import repair_store
 from logitstore.spec import Plan
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import store_path
 from logitstore.store import LogitStore
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter
@@ -264,7 +264,7 @@ def test_a_service_that_ignores_conditions_is_refused(bucket: Bucket) -> None:
 def test_large_objects_go_up_in_parts_and_only_once(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitstore.remote._PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr("logitstore.storage.objects._PART_BYTES", 5 * 2**20)
     place, data = RemotePath(f"{bucket.url}/large"), bytes(range(256)) * 45_000
     assert place.create([data[:100], data[100:]])
     assert [p for m, p in bucket.requests if "partNumber=3" in p]
@@ -296,9 +296,9 @@ def test_places_that_cannot_be_written_are_named_before_anything_is_done(
 def test_a_protocol_whose_package_is_missing_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from logitstore import remote
+    from logitstore.storage import objects
 
-    remote._filesystem.cache_clear()
+    objects._filesystem.cache_clear()
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(InputError, match=r"^s3://: needs .* `pip install 'logitstore\[remote\]'`"):

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from logitstore import open_store, retry
+from logitstore import open_store
 from logitstore.errors import CorruptStoreError, InputError, StorageError
-from logitstore.remote import RemotePath
-from logitstore.retry import is_transient, retrying
 from logitstore.shard_cache import ShardCache
+from logitstore.storage import retry
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.retry import is_transient, retrying
 from logitstore.store import LogitStore
 from tests import stores
 from tests.buckets import Bucket, forget_clients
@@ -85,7 +86,7 @@ def test_an_object_that_exists_after_a_lost_answer_may_be_a_twins(bucket: Bucket
 def test_an_upload_in_parts_survives_faults_that_pass(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, step: str, kind: str
 ) -> None:
-    monkeypatch.setattr("logitstore.remote._PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr("logitstore.storage.objects._PART_BYTES", 5 * 2**20)
     place, data = RemotePath(f"{bucket.url}/large"), bytes(range(256)) * 45_000
     original = bucket.faults._kind
 
@@ -242,7 +243,7 @@ def cached(store: LogitStore) -> list[Path]:
 def test_an_interrupted_download_is_never_used(
     bucket: Bucket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitstore.remote._READ_BYTES", 1000)
+    monkeypatch.setattr("logitstore.storage.objects._READ_BYTES", 1000)
     store = open_store(url)
     digest, size = store._fact(0)
     original, left = RemotePath.read_range, [3]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitstore import commit, open_store
+from logitstore import open_store
 from logitstore.encode import NOTHING_MEASURED
 from logitstore.errors import LogitStoreError
 from logitstore.index import encode_index, index_line
@@ -22,6 +22,7 @@ from logitstore.seal import file_sha256, seal_bytes, sealed_names
 from logitstore.shard import Shard, shard_name
 from logitstore.skim import Skimmed
 from logitstore.spec import Plan, StoreHeader
+from logitstore.storage import commit
 from tests import stores
 from tests.buckets import Bucket
 

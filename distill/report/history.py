@@ -12,7 +12,7 @@ from typing import Any
 
 from distill.compare import is_number
 from distill.curves import series
-from logitstore.untrusted import read_file
+from logitstore.storage.files import read_file
 
 STATE_FILE = "trainer_state.json"
 _MAX_BYTES = 64 * 1024 * 1024

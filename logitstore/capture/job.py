@@ -20,10 +20,10 @@ from logitstore.capture.trial import foretell
 from logitstore.capture.work import Job
 from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
-from logitstore.place import StorePath, to_write
 from logitstore.ranks import Ranks, find_ranks
-from logitstore.remote import RemotePath
 from logitstore.spec import SPEC_FILE
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath, to_write
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter, check_place
 

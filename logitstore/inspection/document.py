@@ -17,7 +17,7 @@ from typing import Any
 
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
-from logitstore.untrusted import open_file
+from logitstore.storage.files import open_file
 
 _BEGIN = "<!doctype html>"
 

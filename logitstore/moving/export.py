@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from logitstore import commit
 from logitstore.console.progress import progress
 from logitstore.errors import MismatchError
 from logitstore.moving.folders import open_finished, tokenizer_files
@@ -22,6 +21,7 @@ from logitstore.moving.parquet import (
 )
 from logitstore.shard import Shard
 from logitstore.spec import TOKENIZER_FOLDER
+from logitstore.storage import commit
 from logitstore.store import LogitStore
 
 _GROUP_RECORDS = 16_384  # of a row group: about 16 MB in memory at 64 entries

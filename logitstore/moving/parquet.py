@@ -26,7 +26,7 @@ from logitstore.encode import EncodedRecords
 from logitstore.lines import SCHEMA as LINES_SCHEMA
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.spec import StoreSpec
-from logitstore.untrusted import parse_json
+from logitstore.storage.files import parse_json
 
 METADATA_KEY = b"logitstore"
 EXPORT_VERSION = 1

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any
 
 from logitstore.errors import InputError, StorageError
-from logitstore.retry import http_statuses, retrying
+from logitstore.storage.retry import http_statuses, retrying
 
 _READ_BYTES = 32 * 1024 * 1024
 _PART_BYTES = 16 * 1024 * 1024  # of a multipart upload

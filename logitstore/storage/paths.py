@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from logitstore.errors import InputError
-from logitstore.remote import RemotePath
+from logitstore.storage.objects import RemotePath
 
 #: A folder or a prefix in a bucket; a file or an object.
 StorePath = Path | RemotePath

@@ -28,8 +28,8 @@ from typing import Protocol
 
 from logitstore.archive import Buffer
 from logitstore.errors import StorageError
-from logitstore.place import StorePath
-from logitstore.remote import RemotePath
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 TEMPORARY_PREFIX = ".tmp-"
 _SWEPT_TIMES = 16  # more workers than ever seal in the same second

@@ -11,8 +11,8 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-from logitstore.place import StorePath
-from logitstore.remote import RemotePath
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 #: `store.json` holds a number a shard; this is room for 900,000 of them.
 MAX_SPEC_BYTES = 8 * 1024 * 1024
