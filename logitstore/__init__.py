@@ -10,8 +10,8 @@ Importing this package imports neither torch nor transformers; `capture` does, w
 import importlib
 from typing import TYPE_CHECKING
 
+from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
-from logitstore.spec import Plan, StoreSpec
 from logitstore.store import Fidelity, LogitStore, open_store
 from logitstore.writer import StoreWriter
 

@@ -5,17 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from logitstore.archive import Buffer
-from logitstore.arrays import (
-    ArrayReader,
-    ArraySpec,
-    array_metadata,
-    canonical_json,
-    encode_array,
-)
-from logitstore.chunks import INSTEAD_OF_PCODEC
 from logitstore.encode import NOTHING_MEASURED, EncodedRecords, measure
-from logitstore.layout import (
+from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
+from logitstore.format.parquet_limits import FREE_BYTES
+from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
+from logitstore.format.rows_parquet import encode_lines
+from logitstore.format.shard_arrays import (
     GROUP_MEMBER,
     Array,
     ShardSize,
@@ -26,11 +21,16 @@ from logitstore.layout import (
     pack_draws,
     pack_starts,
 )
-from logitstore.lines import MEMBER as LINES_MEMBER
-from logitstore.lines import encode_lines
-from logitstore.pages import FREE_BYTES
+from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
+from logitstore.format.zarr_arrays import (
+    ArrayReader,
+    ArraySpec,
+    array_metadata,
+    canonical_json,
+    encode_array,
+)
+from logitstore.format.zip_archive import Buffer
 from logitstore.records import SequenceText
-from logitstore.spec import FORMAT_VERSION, Plan, StoreSpec
 
 
 def build_shard(

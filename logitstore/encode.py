@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.codec import (
+from logitstore.errors import InputError
+from logitstore.format.logprob_codec import (
     TAIL_STEP,
     TOKEN_STEP,
     dequantise,
@@ -18,8 +19,7 @@ from logitstore.codec import (
     quantise,
     quantise_entropy,
 )
-from logitstore.errors import InputError
-from logitstore.spec import StoreSpec
+from logitstore.format.spec import StoreSpec
 
 Array = npt.NDArray[Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from logitstore.arrays import canonical_json
 from logitstore.errors import in_a_line
+from logitstore.format.zarr_arrays import canonical_json
 
 #: One of them is cached of whatever was loaded before: of a model, a tokenizer, adapters.
 _DESCRIBING = ("config.json", "tokenizer_config.json", "adapter_config.json")

@@ -14,7 +14,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from logitstore.chunks import one_thread
+from logitstore.format.chunk_codecs import one_thread
 from logitstore.records import TokenRecords
 from logitstore.shard import Shard
 

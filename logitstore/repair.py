@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from logitstore.errors import InputError
-from logitstore.spec import DONE_FILE, INDEX_FILE, TOKENIZER_FOLDER, StoreHeader
+from logitstore.format.spec import DONE_FILE, INDEX_FILE, TOKENIZER_FOLDER, StoreHeader
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.paths import StorePath

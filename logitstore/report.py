@@ -4,7 +4,7 @@ import json
 import math
 from typing import Any
 
-from logitstore.codec import TAIL_STEP
+from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.storage.objects import RemotePath
 from logitstore.store import LogitStore
 

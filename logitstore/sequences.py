@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.arrays import ArrayReader
-from logitstore.codec import (
+from logitstore.encode import EncodedRecords
+from logitstore.format.logprob_codec import (
     NEG_INF_CODE,
     TOKEN_STEP,
     decode_entries,
     dequantise,
     dequantise_entropy,
 )
-from logitstore.encode import EncodedRecords
-from logitstore.layout import (
+from logitstore.format.parquet_limits import FREE_BYTES
+from logitstore.format.shard_arrays import (
     I64,
     Array,
     ShardSize,
@@ -31,9 +31,9 @@ from logitstore.layout import (
     unpack_draws,
     unpack_starts,
 )
-from logitstore.pages import FREE_BYTES
+from logitstore.format.spec import StoreSpec
+from logitstore.format.zarr_arrays import ArrayReader
 from logitstore.records import Entries, TokenRecords
-from logitstore.spec import StoreSpec
 
 _PLAIN = ("lognorm", "logit_std", "lognorm_std")
 

@@ -14,18 +14,18 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.archive import Archive
-from logitstore.arrays import ArrayReader, ArraySpec, array_metadata, canonical_json
-from logitstore.chunks import INSTEAD_OF_PCODEC
-from logitstore.codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.encode import NOTHING_MEASURED, EncodedRecords
 from logitstore.errors import CorruptStoreError
-from logitstore.layout import GROUP_MEMBER, ShardSize, array_specs, group_of
-from logitstore.lines import MEMBER as LINES_MEMBER
-from logitstore.lines import LinesReader
+from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
+from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
+from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
+from logitstore.format.rows_parquet import LinesReader
+from logitstore.format.shard_arrays import GROUP_MEMBER, ShardSize, array_specs, group_of
+from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
+from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, canonical_json
+from logitstore.format.zip_archive import Archive
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.sequences import SequenceReader
-from logitstore.spec import FORMAT_VERSION, Plan, StoreSpec
 from logitstore.storage.files import parse_json
 from logitstore.storage.paths import StorePath
 

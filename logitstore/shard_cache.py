@@ -24,8 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from logitstore.archive import DIGEST_CHARS, END
 from logitstore.errors import CorruptStoreError, InputError, StorageError
+from logitstore.format.zip_archive import DIGEST_CHARS, END
 from logitstore.storage.objects import RemotePath
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "LOGITSTORE_CACHE", "LOGITSTORE_CACHE_BYTES"

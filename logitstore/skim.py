@@ -16,14 +16,14 @@ from typing import NoReturn, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
-from logitstore.arrays import ArrayReader
 from logitstore.errors import CorruptStoreError, StorageError
-from logitstore.layout import array_specs
-from logitstore.lines import LINE_DIGEST_BYTES, LinesReader
-from logitstore.lines import MEMBER as LINES_MEMBER
+from logitstore.format.rows_parquet import LINE_DIGEST_BYTES, LinesReader
+from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
+from logitstore.format.shard_arrays import array_specs
+from logitstore.format.spec import Plan, StoreSpec
+from logitstore.format.zarr_arrays import ArrayReader
+from logitstore.format.zip_archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
 from logitstore.shard import checked_size, read_group
-from logitstore.spec import Plan, StoreSpec
 from logitstore.storage.files import open_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath

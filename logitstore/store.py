@@ -41,14 +41,9 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
-from logitstore.index import index_line, read_index
-from logitstore.parallel import decode_parts
-from logitstore.records import Entries, SequenceText, TokenRecords
-from logitstore.seal import read_seal
-from logitstore.shard import Shard, shard_name
-from logitstore.shard_cache import LIMIT_VARIABLE, ShardCache
-from logitstore.skim import Skimmed, for_each
-from logitstore.spec import (
+from logitstore.format.index import index_line, read_index
+from logitstore.format.seal import read_seal
+from logitstore.format.spec import (
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
@@ -57,6 +52,11 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.parallel import decode_parts
+from logitstore.records import Entries, SequenceText, TokenRecords
+from logitstore.shard import Shard, shard_name
+from logitstore.shard_cache import LIMIT_VARIABLE, ShardCache
+from logitstore.skim import Skimmed, for_each
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in, store_path
 

@@ -17,12 +17,9 @@ from logitstore.bucket import local_tokenizer
 from logitstore.console.progress import progress
 from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
-from logitstore.index import index_line
-from logitstore.records import TokenRecords
-from logitstore.seal import file_sha256, read_seal
-from logitstore.shard import Shard, shard_name
-from logitstore.shard_cache import ShardCache
-from logitstore.spec import (
+from logitstore.format.index import index_line
+from logitstore.format.seal import file_sha256, read_seal
+from logitstore.format.spec import (
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
@@ -31,6 +28,9 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.records import TokenRecords
+from logitstore.shard import Shard, shard_name
+from logitstore.shard_cache import ShardCache
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, list_shards

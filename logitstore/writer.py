@@ -23,18 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logitstore.archive import pack
 from logitstore.build import build_shard
-from logitstore.chunks import pcodec_library
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
-from logitstore.index import encode_index, index_line
-from logitstore.journal import Journal
-from logitstore.records import SequenceText
-from logitstore.seal import file_sha256, seal_bytes, sealed_names
-from logitstore.shard import Shard, shard_name
-from logitstore.skim import Skimmed, for_each
-from logitstore.spec import (
+from logitstore.format.chunk_codecs import pcodec_library
+from logitstore.format.index import encode_index, index_line
+from logitstore.format.seal import file_sha256, seal_bytes, sealed_names
+from logitstore.format.spec import (
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
@@ -44,6 +39,11 @@ from logitstore.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.format.zip_archive import pack
+from logitstore.journal import Journal
+from logitstore.records import SequenceText
+from logitstore.shard import Shard, shard_name
+from logitstore.skim import Skimmed, for_each
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.storage.files import MAX_SPEC_BYTES, read_file

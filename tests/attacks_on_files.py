@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from logitstore.lines import SCHEMA, encode_lines, line_digest
+from logitstore.format.rows_parquet import SCHEMA, encode_lines, line_digest
 from logitstore.records import Segment, SequenceText
 from tests.attacks_on_shards import ATTACKS, Attack, attack
 from tests.hostile import (

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numcodecs import blosc
 
-from logitstore.archive import pack
-from logitstore.arrays import ArraySpec, array_metadata, canonical_json
+from logitstore.format.zarr_arrays import ArraySpec, array_metadata, canonical_json
+from logitstore.format.zip_archive import pack
 from tests.hostile import (
     END_BYTES,
     SHARD,

@@ -21,11 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.archive import Archive, pack
-from logitstore.arrays import canonical_json
-from logitstore.index import _SCHEMA, encode_index
+from logitstore.format.index import _SCHEMA, encode_index
+from logitstore.format.seal import file_sha256, seal_bytes
+from logitstore.format.zarr_arrays import canonical_json
+from logitstore.format.zip_archive import Archive, pack
 from logitstore.report import facts
-from logitstore.seal import file_sha256, seal_bytes
 from logitstore.store import open_store
 from logitstore.verify import verify_store
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from logitstore.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
-from logitstore.spec import Plan, StoreSpec
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.writer import StoreWriter
 

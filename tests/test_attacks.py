@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from logitstore.errors import CorruptStoreError
-from logitstore.lines import LinesReader, encode_lines
+from logitstore.format.rows_parquet import LinesReader, encode_lines
 from logitstore.records import Segment, SequenceText
 from logitstore.store import open_store
 from logitstore.verify import verify_store

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from logitstore.codec import decode_entries, encode_entries
+from logitstore.format.logprob_codec import decode_entries, encode_entries
 from tools.store_sizes import CELLS, CODECS, order_0, raw_records, spec_of
 from tools.synthetic_teacher import DEFAULTS, Arrays, synthetic_topk
 

@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
-from logitstore.archive import Buffer
 from logitstore.capture import head as head_module
 from logitstore.capture.head import TeacherHead
 from logitstore.capture.summary import HeadSettings, summarise
 from logitstore.errors import InputError, MismatchError, StorageError
+from logitstore.format.zip_archive import Buffer
 from logitstore.storage.commit import OsFs
 from logitstore.verify import verify_store
 from tests import tiny

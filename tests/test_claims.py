@@ -22,8 +22,8 @@ from logitstore.alive import Process, SignOfLife, clock_ns, look_at
 from logitstore.capture.sharing import ByClaim
 from logitstore.claims import CLAIM_EXPIRES_S, PROCESS_EXPIRES_S, Claims, alone, among_others
 from logitstore.errors import BusyError, InputError, StorageError
+from logitstore.format.spec import Plan
 from logitstore.ranks import Ranks
-from logitstore.spec import Plan
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.paths import store_path

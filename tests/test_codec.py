@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from logitstore.codec import (
+from logitstore.format.logprob_codec import (
     ENTRY_STEP,
     NEG_INF_CODE,
     TAIL_STEP,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from logitstore import open_store
-from logitstore.archive import Archive
+from logitstore.format.zip_archive import Archive
 from logitstore.verify import verify_store
 from tests import golden_stores
 from tests.golden_stores import GOLDEN, VARIANTS

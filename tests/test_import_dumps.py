@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset
 
 from logitstore.capture.job import capture
-from logitstore.codec import ENTRY_STEP, TAIL_STEP, TOKEN_STEP
 from logitstore.conversation import Conversation
 from logitstore.errors import InputError, MismatchError
+from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP, TOKEN_STEP
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.render import ChatTemplate

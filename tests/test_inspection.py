@@ -22,6 +22,7 @@ from logitstore.console.terminal import (
     printable,
 )
 from logitstore.errors import InputError, MismatchError
+from logitstore.format.spec import Plan
 from logitstore.inspection import command
 from logitstore.inspection.diff import diff, diff_text, spec_differences
 from logitstore.inspection.scalars import histogram_text, histograms, worst
@@ -32,7 +33,6 @@ from logitstore.inspection.sequence import (
     token_names,
 )
 from logitstore.records import Segment, SequenceText
-from logitstore.spec import Plan
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter
 from tests import stores, tiny

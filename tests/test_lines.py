@@ -2,8 +2,8 @@
 
 import pytest
 
-from logitstore import lines as lines_module
-from logitstore.lines import GROUP_LINES, LinesReader, encode_lines
+from logitstore.format import rows_parquet as lines_module
+from logitstore.format.rows_parquet import GROUP_LINES, LinesReader, encode_lines
 from logitstore.records import Segment, SequenceText
 
 LINES = [

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from logitstore.codec import decode_entries, encode_entries
 from logitstore.errors import CorruptStoreError, InputError, MismatchError
+from logitstore.format.logprob_codec import decode_entries, encode_entries
+from logitstore.format.spec import StoreSpec
 from logitstore.moving.export import export_parquet
 from logitstore.moving.exported import find_export
 from logitstore.moving.reimport import check_export, reimport
-from logitstore.spec import StoreSpec
 from logitstore.store import open_store
 from tests import stores
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, MismatchError
+from logitstore.format.spec import Plan
 from logitstore.moving.merge import merge
 from logitstore.moving.subset import subset
 from logitstore.records import TokenRecords
-from logitstore.spec import Plan
 from logitstore.store import LogitStore, open_store
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter

@@ -15,6 +15,7 @@ from logitstore import open_store
 from logitstore.cli import app
 from logitstore.encode import encode_records
 from logitstore.errors import InputError
+from logitstore.format.spec import Plan
 from logitstore.inspection import page_data
 from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.page import write_page
@@ -23,7 +24,6 @@ from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
 from logitstore.inspection.sequence import sequence_facts
 from logitstore.records import Segment, SequenceText
 from logitstore.report import uld_within
-from logitstore.spec import Plan
 from logitstore.store import LogitStore
 from logitstore.writer import StoreWriter
 from tests import stores

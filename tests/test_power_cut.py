@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
-from logitstore.archive import Buffer
 from logitstore.encode import encode_records
 from logitstore.errors import StorageError
+from logitstore.format.spec import Plan
+from logitstore.format.zip_archive import Buffer
 from logitstore.records import Segment, SequenceText
-from logitstore.spec import Plan
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.verify import verify_store

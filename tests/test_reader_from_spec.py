@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 import logitstore
-from logitstore import Segment, SequenceText, open_store, pages
-from logitstore.arrays import ArraySpec, array_metadata
-from logitstore.codec import ENTRY_STEP, TAIL_STEP
-from logitstore.lines import GROUP_LINES
+from logitstore import Segment, SequenceText, open_store
+from logitstore.format import parquet_limits
+from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP
+from logitstore.format.rows_parquet import GROUP_LINES
+from logitstore.format.spec import StoreSpec
+from logitstore.format.zarr_arrays import ArraySpec, array_metadata
 from logitstore.records import TokenRecords
-from logitstore.spec import StoreSpec
 from logitstore.storage import files as untrusted
 from logitstore.verify import verify_store
 from tests import reader_from_spec, stores, tiny
@@ -149,10 +150,13 @@ def test_the_pages_limits_are_the_codes() -> None:
     assert (
         f"above {untrusted.MAX_SPEC_BYTES >> 20} MiB, {untrusted.MAX_SEAL_BYTES >> 20} MiB" in PAGE
     )
-    assert f"more than {pages.FREE_BYTES >> 20} MiB and more than {pages.MAX_RATIO} times" in PAGE
-    assert f"more than {pages._FREE_VALUES:,} values in a column and less than " in PAGE
-    assert f"less than {pages._BYTES_PER_VALUE} decoded bytes for each" in PAGE
-    kib, more = pages._FOOTER_BYTES >> 10, pages._FOOTER_BYTES_PER_GROUP >> 10
+    assert (
+        f"more than {parquet_limits.FREE_BYTES >> 20} MiB and more than {parquet_limits.MAX_RATIO} times"
+        in PAGE
+    )
+    assert f"more than {parquet_limits._FREE_VALUES:,} values in a column and less than " in PAGE
+    assert f"less than {parquet_limits._BYTES_PER_VALUE} decoded bytes for each" in PAGE
+    kib, more = parquet_limits._FOOTER_BYTES >> 10, parquet_limits._FOOTER_BYTES_PER_GROUP >> 10
     assert f"a footer above {kib} KiB + {more} KiB a row group" in PAGE
     assert f"row groups of exactly {GROUP_LINES} (" in PAGE
     for step, name in ((ENTRY_STEP, "q_i"), (TAIL_STEP, "c")):

@@ -24,8 +24,8 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
+from logitstore.format.spec import Plan
 from logitstore.repair import repair_store
-from logitstore.spec import Plan
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import store_path
 from logitstore.store import LogitStore

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
+from logitstore.format.spec import StoreSpec
 from logitstore.report import facts, info_text, uld_within
-from logitstore.spec import StoreSpec
 from tests import stores
 
 VARIANTS = {

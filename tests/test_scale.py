@@ -17,11 +17,11 @@ import pytest
 from logitstore import open_store
 from logitstore.encode import NOTHING_MEASURED
 from logitstore.errors import LogitStoreError
-from logitstore.index import encode_index, index_line
-from logitstore.seal import file_sha256, seal_bytes, sealed_names
+from logitstore.format.index import encode_index, index_line
+from logitstore.format.seal import file_sha256, seal_bytes, sealed_names
+from logitstore.format.spec import Plan, StoreHeader
 from logitstore.shard import Shard, shard_name
 from logitstore.skim import Skimmed
-from logitstore.spec import Plan, StoreHeader
 from logitstore.storage import commit
 from tests import stores
 from tests.buckets import Bucket

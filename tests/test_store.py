@@ -22,8 +22,8 @@ from logitstore.errors import (
     MismatchError,
     NotAStoreError,
 )
+from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
-from logitstore.spec import Plan, StoreSpec
 from logitstore.store import LogitStore
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter

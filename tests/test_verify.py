@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
-from logitstore.archive import Archive, pack
-from logitstore.arrays import canonical_json
 from logitstore.cli import app
 from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, LogitStoreError
+from logitstore.format.zarr_arrays import canonical_json
+from logitstore.format.zip_archive import Archive, pack
 from logitstore.records import TokenRecords
 from logitstore.shard import Shard
 from logitstore.verify import nonsense, verify_store
@@ -114,7 +114,7 @@ def test_a_line_whose_page_is_whole_but_whose_words_are_not_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr("logitstore.lines.line_digest", lambda _: b"another digest..")
+        patched.setattr("logitstore.format.rows_parquet.line_digest", lambda _: b"another digest..")
         stores.write(tmp_path / "s")
     with pytest.raises(CorruptStoreError, match="text of row 3 does not match its digest"):
         open_store(tmp_path / "s").text(3)

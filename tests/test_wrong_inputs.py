@@ -84,7 +84,7 @@ def may_not_read_header(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(path: Path, most: int) -> bytes:
         raise denied(path)
 
-    monkeypatch.setattr("logitstore.spec.read_file", refuses)
+    monkeypatch.setattr("logitstore.format.spec.read_file", refuses)
 
 
 def may_not_list_shards(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

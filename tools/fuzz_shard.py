@@ -34,10 +34,10 @@ import google_crc32c
 import numpy as np
 import pyarrow
 
-from logitstore.archive import Archive, pack
 from logitstore.errors import LogitStoreError
+from logitstore.format.spec import CODECS, StoreHeader
+from logitstore.format.zip_archive import Archive, pack
 from logitstore.shard import Shard
-from logitstore.spec import CODECS, StoreHeader
 from tests import stores
 
 LIMIT_BYTES = 100 * 1024 * 1024

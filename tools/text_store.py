@@ -19,8 +19,8 @@ import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
 from logitstore.encode import RawRecords, encode_records
+from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
-from logitstore.spec import Plan, StoreSpec
 from logitstore.store import LogitStore, open_store
 from logitstore.tokens import ByteTokenizer
 from logitstore.writer import StoreWriter, tokenizer_digests

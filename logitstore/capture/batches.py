@@ -24,7 +24,7 @@ from logitstore.capture.summary import HeadResult, HeadSettings
 from logitstore.capture.windows import TeacherSequence
 from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import InputError
-from logitstore.spec import StoreSpec
+from logitstore.format.spec import StoreSpec
 
 
 def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[int]]:

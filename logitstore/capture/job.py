@@ -20,8 +20,8 @@ from logitstore.capture.trial import foretell
 from logitstore.capture.work import Job
 from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
+from logitstore.format.spec import SPEC_FILE
 from logitstore.ranks import Ranks, find_ranks
-from logitstore.spec import SPEC_FILE
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, to_write
 from logitstore.store import LogitStore

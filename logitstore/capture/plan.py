@@ -8,7 +8,7 @@ times larger than others on length-sorted data). A row is never divided between 
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.spec import Plan
+from logitstore.format.spec import Plan
 
 #: Text of a shard: about a million tokens, 180 MB of records at 64 entries each, and on a fast GPU
 #: half a minute of work, which is what a crash can cost.

@@ -17,9 +17,9 @@ from typing import Protocol
 from logitstore.claims import CLAIM_EXPIRES_S, Claims, alone, among_others
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
+from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
 from logitstore.ranks import PATIENCE_S, Heartbeat, Pulse, Ranks, signs_of_life, wait_until
 from logitstore.shard import shard_name
-from logitstore.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none
 from logitstore.writer import StoreWriter

@@ -26,8 +26,8 @@ from logitstore.capture.rows import Rows, load_rows
 from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.windows import limits_of, rendering_of
 from logitstore.errors import InputError
+from logitstore.format.spec import Plan, StoreSpec
 from logitstore.ranks import Ranks
-from logitstore.spec import Plan, StoreSpec
 from logitstore.writer import StoreWriter, tokenizer_digests
 
 if TYPE_CHECKING:

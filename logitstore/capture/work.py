@@ -24,8 +24,8 @@ from logitstore.capture.trial import foretell_at_head
 from logitstore.capture.worker import NOT_FINITE, Sequences, Worker
 from logitstore.console.progress import JsonLog, progress
 from logitstore.console.signals import Stopped, Stopper
+from logitstore.format.spec import SPEC_FILE
 from logitstore.ranks import Ranks
-from logitstore.spec import SPEC_FILE
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter, check_place

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.codec import TAIL_STEP
 from logitstore.console.terminal import printable
+from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
 from logitstore.store import LogitStore

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.codec import TAIL_STEP, TOKEN_STEP, dequantise, dequantise_entropy
 from logitstore.console.terminal import bar
+from logitstore.format.logprob_codec import TAIL_STEP, TOKEN_STEP, dequantise, dequantise_entropy
 from logitstore.store import LogitStore
 
 F32 = npt.NDArray[np.float32]

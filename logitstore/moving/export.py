@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from logitstore.console.progress import progress
 from logitstore.errors import MismatchError
+from logitstore.format.spec import TOKENIZER_FOLDER
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.moving.parquet import (
     DATA_FOLDER,
@@ -20,7 +21,6 @@ from logitstore.moving.parquet import (
     table_of,
 )
 from logitstore.shard import Shard
-from logitstore.spec import TOKENIZER_FOLDER
 from logitstore.storage import commit
 from logitstore.store import LogitStore
 

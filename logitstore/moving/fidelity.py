@@ -8,7 +8,7 @@ the largest of the bounds. Tails and counts are measured anew, from the codes th
 from collections.abc import Mapping, Sequence
 
 from logitstore.encode import NOTHING_MEASURED, EncodedRecords, measure
-from logitstore.spec import StoreSpec
+from logitstore.format.spec import StoreSpec
 
 Fidelity = Mapping[str, float | int]
 

@@ -4,8 +4,8 @@ from os import PathLike
 from pathlib import Path
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
-from logitstore.seal import file_sha256
-from logitstore.spec import StoreSpec
+from logitstore.format.seal import file_sha256
+from logitstore.format.spec import StoreSpec
 from logitstore.store import LogitStore, open_store
 
 

@@ -17,12 +17,12 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from logitstore.arrays import canonical_json
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
+from logitstore.format.spec import Plan
+from logitstore.format.zarr_arrays import canonical_json
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.shard import Shard
-from logitstore.spec import Plan
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter
 

@@ -21,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from logitstore.arrays import canonical_json
 from logitstore.encode import EncodedRecords
-from logitstore.lines import SCHEMA as LINES_SCHEMA
+from logitstore.format.rows_parquet import SCHEMA as LINES_SCHEMA
+from logitstore.format.spec import StoreSpec
+from logitstore.format.zarr_arrays import canonical_json
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.spec import StoreSpec
 from logitstore.storage.files import parse_json
 
 METADATA_KEY = b"logitstore"

@@ -13,23 +13,23 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.codec import (
+from logitstore.console.progress import progress
+from logitstore.encode import EncodedRecords
+from logitstore.errors import InputError, LogitStoreError
+from logitstore.format.logprob_codec import (
     NEG_INF_CODE,
     TOKEN_STEP,
     decode_entries,
     quantise,
     quantise_entropy,
 )
-from logitstore.console.progress import progress
-from logitstore.encode import EncodedRecords
-from logitstore.errors import InputError, LogitStoreError
+from logitstore.format.parquet_limits import PYARROW_ERRORS
+from logitstore.format.spec import SPEC_FILE, TOKENIZER_FOLDER, StoreSpec
 from logitstore.moving.exported import EXPORT_AGAIN, Exported
 from logitstore.moving.folders import read_tokenizer
 from logitstore.moving.nested import Nested, nested
 from logitstore.moving.parquet import schema_of
-from logitstore.pages import PYARROW_ERRORS
 from logitstore.records import Segment, SequenceText, TokenRecords
-from logitstore.spec import SPEC_FILE, TOKENIZER_FOLDER, StoreSpec
 from logitstore.store import LogitStore, open_store
 from logitstore.verify import nonsense
 from logitstore.writer import StoreWriter, check_place

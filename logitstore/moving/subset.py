@@ -17,10 +17,10 @@ from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
 from logitstore.console.progress import progress
 from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError
+from logitstore.format.spec import Plan
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.records import SequenceText
-from logitstore.spec import Plan
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter
 

@@ -26,8 +26,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from logitstore.archive import Buffer
 from logitstore.errors import StorageError
+from logitstore.format.zip_archive import Buffer
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 

@@ -16,13 +16,13 @@ from logitstore.capture.plan import make_plan
 from logitstore.console.progress import progress
 from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import InputError
+from logitstore.format.spec import SPEC_FILE, Plan, StoreSpec
 from logitstore.moving.dumps import lists as of_lists
 from logitstore.moving.dumps.files import Dump, Place
 from logitstore.moving.dumps.placing import Placed
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.moving.dumps.survey import Survey, look_through
 from logitstore.records import SequenceText
-from logitstore.spec import SPEC_FILE, Plan, StoreSpec
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter, check_place, tokenizer_digests
 

@@ -9,12 +9,12 @@ import numpy.typing as npt
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.spec import CAN_BE_MISSING
 from logitstore.moving.dumps.files import Dump, Place
 from logitstore.moving.dumps.lists import look_renormalised, sums
 from logitstore.moving.dumps.placing import Placed
 from logitstore.moving.dumps.reading import Reader
 from logitstore.moving.dumps.settings import ImportSettings
-from logitstore.spec import CAN_BE_MISSING
 
 #: Of the lists that would show it, so many must add up to one before it is taken for no accident.
 _RENORMALISED_SHARE = 0.9

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any, Self
 
-from logitstore.arrays import canonical_json
 from logitstore.errors import (
     CorruptStoreError,
     FormatError,
@@ -24,6 +23,7 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
+from logitstore.format.zarr_arrays import canonical_json
 from logitstore.storage.files import MAX_SPEC_BYTES, parse_json, read_file
 from logitstore.storage.paths import StorePath
 

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.arrays import ArrayReader, ArraySpec
-from logitstore.chunks import PCODEC_TYPES
-from logitstore.codec import running_sums
-from logitstore.pages import check_ratio
-from logitstore.spec import StoreSpec
+from logitstore.format.chunk_codecs import PCODEC_TYPES
+from logitstore.format.logprob_codec import running_sums
+from logitstore.format.parquet_limits import check_ratio
+from logitstore.format.spec import StoreSpec
+from logitstore.format.zarr_arrays import ArrayReader, ArraySpec
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]

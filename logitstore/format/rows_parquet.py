@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from logitstore.arrays import canonical_json
-from logitstore.pages import (
+from logitstore.format.parquet_limits import (
     PYARROW_ERRORS,
     ColumnChunk,
     check_footer,
@@ -22,6 +21,7 @@ from logitstore.pages import (
     column_chunks,
     columns_cost,
 )
+from logitstore.format.zarr_arrays import canonical_json
 from logitstore.records import Segment, SequenceText
 
 MEMBER = "rows.parquet"

@@ -18,7 +18,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from logitstore.chunks import CODINGS, AnyArray
+from logitstore.format.chunk_codecs import CODINGS, AnyArray
 
 _ENTRIES_PER_INDEX_ITEM = 2
 _INDEX_DTYPE = np.dtype("<u8")

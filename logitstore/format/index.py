@@ -12,10 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.encode import NOTHING_MEASURED
-from logitstore.pages import PYARROW_ERRORS, check_footer, column_chunks, columns_cost
+from logitstore.format.parquet_limits import (
+    PYARROW_ERRORS,
+    check_footer,
+    column_chunks,
+    columns_cost,
+)
+from logitstore.format.spec import Plan
 from logitstore.shard import Shard
 from logitstore.skim import Skimmed
-from logitstore.spec import Plan
 from logitstore.storage.files import parse_json, read_file
 from logitstore.storage.paths import StorePath
 

@@ -10,8 +10,7 @@ Its own digest tells a damaged seal from a damaged file.
 import hashlib
 from collections.abc import Mapping
 
-from logitstore.arrays import canonical_json
-from logitstore.spec import (
+from logitstore.format.spec import (
     DONE_FILE,
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -20,6 +19,7 @@ from logitstore.spec import (
     TOKENIZER_FOLDER,
     StoreSpec,
 )
+from logitstore.format.zarr_arrays import canonical_json
 from logitstore.storage.files import MAX_SEAL_BYTES, open_file, parse_json, read_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath

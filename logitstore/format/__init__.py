@@ -1,0 +1,1 @@
+"""The bytes of a store, as FORMAT.md defines them: no network, no torch."""
