@@ -15,7 +15,7 @@ from distill.report.figures import curves, in_words
 from distill.report.history import STATE_FILE, read_curves, together
 from distill.report.page import MOST_CONTENDERS, page, write_page
 from logitstore.errors import InputError
-from logitstore.inspection.page_figures import ticks
+from logitstore.pages.svg import ticks
 from tests.browser import ATTACK, Browser
 
 BITS = {"ce": (2.0, 2.4), "mapped": (1.9, 2.1), "alm": (1.95, 2.2)}

@@ -17,11 +17,11 @@ from logitstore.encode import encode_records
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
 from logitstore.inspection import page_data
-from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.page import write_page
 from logitstore.inspection.page_data import browsed, curves, spread
-from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
 from logitstore.inspection.sequence import sequence_facts
+from logitstore.pages.document import as_script, clipped_text
+from logitstore.pages.svg import axis_top, bars, curve, histogram
 from logitstore.records import Segment, SequenceText
 from logitstore.report import uld_within
 from logitstore.store import LogitStore

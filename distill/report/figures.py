@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from distill.compare import Metric, is_cost, shown_name
 from logitstore.console.terminal import clipped
-from logitstore.inspection.page_figures import FRAME, WIDTH, Tick, axes, polyline, svg, ticks
+from logitstore.pages.svg import FRAME, WIDTH, Tick, axes, polyline, svg, ticks
 
 _ROW, _AXIS, _SIDE = 42, 20, 8
 _LETTER = 7.4  # a bold letter's width, about

@@ -15,7 +15,7 @@ from distill.report.figures import colour, curves, strips
 from distill.report.history import STATE_FILE, read_curves, together
 from distill.report.writing import samples_html
 from logitstore.errors import InputError
-from logitstore.inspection.document import (
+from logitstore.pages.document import (
     beside,
     check_place,
     clipped_text,
@@ -24,7 +24,7 @@ from logitstore.inspection.document import (
     figure,
     write_document,
 )
-from logitstore.inspection.page_figures import FRAME, WIDTH
+from logitstore.pages.svg import FRAME, WIDTH
 
 #: The folder (or results.json) of each run, by its `compare.key_of`.
 Places = Mapping[tuple[str, str], Path]

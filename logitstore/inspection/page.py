@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError
-from logitstore.inspection.document import (
+from logitstore.inspection.page_data import browsed, curves
+from logitstore.inspection.scalars import histograms
+from logitstore.pages.document import (
     beside,
     check_place,
     clipped_text,
@@ -15,9 +17,7 @@ from logitstore.inspection.document import (
     figure,
     write_document,
 )
-from logitstore.inspection.page_data import browsed, curves
-from logitstore.inspection.page_figures import axis_top, bars, curve, histogram
-from logitstore.inspection.scalars import histograms
+from logitstore.pages.svg import axis_top, bars, curve, histogram
 from logitstore.report import facts, info_lines
 from logitstore.store import LogitStore
 

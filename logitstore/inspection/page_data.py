@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from logitstore.console.terminal import printable
 from logitstore.format.logprob_codec import TAIL_STEP
-from logitstore.inspection.document import as_script, clipped_text
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
+from logitstore.pages.document import as_script, clipped_text
 from logitstore.store import LogitStore
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000

@@ -32,7 +32,7 @@ def document(title: str, body: str, *, style: str, script: str, data: Any) -> st
         script: JavaScript. It reads `data` from the element of that id.
         data: What `json` can write; it may hold any text.
     """
-    style = beside("logitstore.inspection", "page.css") + style
+    style = beside("logitstore.pages", "page.css") + style
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"

@@ -1,0 +1,1 @@
+"""Self-contained HTML pages and the figures in them, for both programs."""
