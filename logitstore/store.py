@@ -33,7 +33,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.bucket import BucketShards, following, kept_array, local_tokenizer
 from logitstore.encode import EncodedRecords
 from logitstore.errors import (
     CorruptStoreError,
@@ -52,11 +51,12 @@ from logitstore.format.spec import (
     StoreHeader,
     StoreSpec,
 )
-from logitstore.parallel import decode_parts
+from logitstore.reading.bucket import BucketShards, following, kept_array, local_tokenizer
+from logitstore.reading.shard import Shard, shard_name
+from logitstore.reading.shard_cache import LIMIT_VARIABLE, ShardCache
+from logitstore.reading.shard_head import Skimmed, for_each
+from logitstore.reading.threads import decode_parts
 from logitstore.records import Entries, SequenceText, TokenRecords
-from logitstore.shard import Shard, shard_name
-from logitstore.shard_cache import LIMIT_VARIABLE, ShardCache
-from logitstore.skim import Skimmed, for_each
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in, store_path
 

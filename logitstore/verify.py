@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.bucket import local_tokenizer
 from logitstore.console.progress import progress
 from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
@@ -28,9 +27,10 @@ from logitstore.format.spec import (
     StoreHeader,
     StoreSpec,
 )
+from logitstore.reading.bucket import local_tokenizer
+from logitstore.reading.shard import Shard, shard_name
+from logitstore.reading.shard_cache import ShardCache
 from logitstore.records import TokenRecords
-from logitstore.shard import Shard, shard_name
-from logitstore.shard_cache import ShardCache
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, list_shards

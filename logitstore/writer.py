@@ -41,9 +41,9 @@ from logitstore.format.spec import (
 )
 from logitstore.format.zip_archive import pack
 from logitstore.journal import Journal
+from logitstore.reading.shard import Shard, shard_name
+from logitstore.reading.shard_head import Skimmed, for_each
 from logitstore.records import SequenceText
-from logitstore.shard import Shard, shard_name
-from logitstore.skim import Skimmed, for_each
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.storage.files import MAX_SPEC_BYTES, read_file

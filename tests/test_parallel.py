@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
-from logitstore import open_store, parallel
+from logitstore import open_store
 from logitstore.errors import CorruptStoreError
+from logitstore.reading import threads as parallel
 from logitstore.records import TokenRecords
 from tests import stores
 

@@ -12,7 +12,7 @@ import pytest
 
 from logitstore import open_store
 from logitstore.errors import CorruptStoreError, InputError, StorageError
-from logitstore.shard_cache import ShardCache
+from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage import retry
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.retry import is_transient, retrying
@@ -345,7 +345,7 @@ def test_a_full_disk_is_one_error(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     store = open_store(url)
-    monkeypatch.setattr("logitstore.shard_cache.os.fsync", full)
+    monkeypatch.setattr("logitstore.reading.shard_cache.os.fsync", full)
     said = re.escape(f"{store.cache.folder}: the cache for shards of buckets: the disk is full")
     with pytest.raises(StorageError, match=f"^{said}. Make room.* LOGITSTORE_CACHE, then run"):
         store[0]
@@ -366,7 +366,7 @@ def test_a_disk_smaller_than_the_limit_is_used_as_far_as_it_goes(
             raise OSError(errno.ENOSPC, "No space left on device")
         original(descriptor)
 
-    monkeypatch.setattr("logitstore.shard_cache.os.fsync", full)
+    monkeypatch.setattr("logitstore.reading.shard_cache.os.fsync", full)
     assert len(open_store(url)[4 - 1]) == 8
 
 

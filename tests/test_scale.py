@@ -20,8 +20,8 @@ from logitstore.errors import LogitStoreError
 from logitstore.format.index import encode_index, index_line
 from logitstore.format.seal import file_sha256, seal_bytes, sealed_names
 from logitstore.format.spec import Plan, StoreHeader
-from logitstore.shard import Shard, shard_name
-from logitstore.skim import Skimmed
+from logitstore.reading.shard import Shard, shard_name
+from logitstore.reading.shard_head import Skimmed
 from logitstore.storage import commit
 from tests import stores
 from tests.buckets import Bucket

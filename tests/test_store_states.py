@@ -18,9 +18,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from logitstore import open_store
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.format.spec import Plan
+from logitstore.reading.shard import shard_name
 from logitstore.records import TokenRecords
 from logitstore.repair import repair_store
-from logitstore.shard import shard_name
 from logitstore.store import LogitStore
 from logitstore.verify import verify_store
 from logitstore.writer import StoreWriter

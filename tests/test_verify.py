@@ -14,8 +14,8 @@ from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.format.zarr_arrays import canonical_json
 from logitstore.format.zip_archive import Archive, pack
+from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
-from logitstore.shard import Shard
 from logitstore.verify import nonsense, verify_store
 from tests import stores, tiny
 

@@ -37,7 +37,7 @@ import pyarrow
 from logitstore.errors import LogitStoreError
 from logitstore.format.spec import CODECS, StoreHeader
 from logitstore.format.zip_archive import Archive, pack
-from logitstore.shard import Shard
+from logitstore.reading.shard import Shard
 from tests import stores
 
 LIMIT_BYTES = 100 * 1024 * 1024

@@ -21,8 +21,8 @@ from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.format.shard_arrays import ShardSize, array_specs
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import encode_array
+from logitstore.reading.shard import Shard
 from logitstore.records import Segment, SequenceText
-from logitstore.shard import Shard
 from tools.synthetic_teacher import Arrays
 
 Array = npt.NDArray[Any]

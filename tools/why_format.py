@@ -44,8 +44,8 @@ from logitstore.build import build_shard
 from logitstore.encode import RawRecords, encode_records
 from logitstore.format.spec import Plan
 from logitstore.format.zip_archive import pack
+from logitstore.reading.shard import Shard
 from logitstore.records import Segment, SequenceText
-from logitstore.shard import Shard
 from tests import stores
 
 FIELDS = ("token_ids", "entry_count", "tail_logmass", "entry_logprobs", "entry_ids")

@@ -19,7 +19,7 @@ from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
 from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
 from logitstore.ranks import PATIENCE_S, Heartbeat, Pulse, Ranks, signs_of_life, wait_until
-from logitstore.shard import shard_name
+from logitstore.reading.shard import shard_name
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none
 from logitstore.writer import StoreWriter

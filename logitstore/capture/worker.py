@@ -14,8 +14,8 @@ from logitstore.capture.windows import TeacherSequence
 from logitstore.console.progress import Progress
 from logitstore.encode import EncodedRecords
 from logitstore.format.spec import SHARDS_FOLDER
+from logitstore.reading.shard import shard_name
 from logitstore.records import SequenceText
-from logitstore.shard import shard_name
 from logitstore.storage.paths import size_bytes
 from logitstore.writer import StoreWriter
 

@@ -19,8 +19,8 @@ from logitstore.format.parquet_limits import (
     columns_cost,
 )
 from logitstore.format.spec import Plan
-from logitstore.shard import Shard
-from logitstore.skim import Skimmed
+from logitstore.reading.shard import Shard
+from logitstore.reading.shard_head import Skimmed
 from logitstore.storage.files import parse_json, read_file
 from logitstore.storage.paths import StorePath
 

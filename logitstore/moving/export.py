@@ -20,7 +20,7 @@ from logitstore.moving.parquet import (
     schema_of,
     table_of,
 )
-from logitstore.shard import Shard
+from logitstore.reading.shard import Shard
 from logitstore.storage import commit
 from logitstore.store import LogitStore
 

@@ -22,7 +22,7 @@ from logitstore.errors import InputError, MismatchError
 from logitstore.format.spec import Plan
 from logitstore.format.zarr_arrays import canonical_json
 from logitstore.moving.folders import open_finished, tokenizer_files
-from logitstore.shard import Shard
+from logitstore.reading.shard import Shard
 from logitstore.store import LogitStore, open_store
 from logitstore.writer import StoreWriter
 

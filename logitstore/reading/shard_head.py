@@ -23,7 +23,7 @@ from logitstore.format.shard_arrays import array_specs
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
 from logitstore.format.zip_archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
-from logitstore.shard import checked_size, read_group
+from logitstore.reading.shard import checked_size, read_group
 from logitstore.storage.files import open_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath

@@ -24,8 +24,8 @@ from logitstore.format.shard_arrays import GROUP_MEMBER, ShardSize, array_specs,
 from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, canonical_json
 from logitstore.format.zip_archive import Archive
+from logitstore.reading.sequences import SequenceReader
 from logitstore.records import Entries, SequenceText, TokenRecords
-from logitstore.sequences import SequenceReader
 from logitstore.storage.files import parse_json
 from logitstore.storage.paths import StorePath
 

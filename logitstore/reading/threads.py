@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from logitstore.format.chunk_codecs import one_thread
+from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
-from logitstore.shard import Shard
 
 _MOST_THREADS = 4
 _WORTH_A_THREAD = 12  # sequences; fewer are decoded sooner than a thread has started
