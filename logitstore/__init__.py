@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
 from logitstore.store import Fidelity, LogitStore, open_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 
 if TYPE_CHECKING:
     from logitstore.capture.job import capture

@@ -22,7 +22,7 @@ from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore
 from logitstore.verify import Damage, verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 
 
 @dataclass(frozen=True)

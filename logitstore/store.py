@@ -33,7 +33,6 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.encode import EncodedRecords
 from logitstore.errors import (
     CorruptStoreError,
     IncompleteStoreError,
@@ -59,6 +58,7 @@ from logitstore.reading.threads import decode_parts
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in, store_path
+from logitstore.writing.encode import EncodedRecords
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.commit import OS_FS, Fs
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.writer import StoreWriter
 
 TOKENIZER_FILES = {"tokenizer.json": b'{"model": {}}', "special.txt": b"<eos>"}
 WORDS = ("ein ", "Größe ", "学生", "🙂", "and ", "the ", "e\u0301")

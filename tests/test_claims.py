@@ -28,7 +28,7 @@ from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.paths import store_path
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 from tests import stores, tiny
 from tests.stores import tree
 

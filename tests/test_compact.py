@@ -15,14 +15,14 @@ import zarr
 from hypothesis import given, settings
 
 from logitstore import open_store
-from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import CorruptStoreError, MissingLibraryError
 from logitstore.format.chunk_codecs import CODINGS
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.writer import StoreWriter
 from tests import hostile, stores
 from tests.attacks_on_shards import index_of
 from tests.hostile import data_member, members_of, put_members

@@ -457,7 +457,7 @@ def test_labels_masks_and_padding_say_what_is_trained_on(teacher: Dumper, tmp_pa
 def test_an_import_that_was_stopped_goes_on_to_the_same_bytes(
     teacher: Dumper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from logitstore.writer import StoreWriter
+    from logitstore.writing.writer import StoreWriter
 
     path = dumps.write_jsonl(tmp_path / "a.jsonl", [teacher.raw(text) for text in TEXTS])
     made = settings(teacher, shard_text_bytes=200)

@@ -34,7 +34,7 @@ from logitstore.inspection.sequence import (
 )
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 from tests import stores, tiny
 
 

@@ -135,7 +135,7 @@ def test_an_export_replaces_nothing_and_appears_whole(tmp_path: Path) -> None:
 def test_an_import_that_was_stopped_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from logitstore.writer import StoreWriter
+    from logitstore.writing.writer import StoreWriter
 
     stores.write(tmp_path / "s")
     export_parquet(tmp_path / "s", tmp_path / "e")

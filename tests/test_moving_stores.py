@@ -14,7 +14,7 @@ from logitstore.moving.subset import subset
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore, open_store
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 from tests import stores
 
 EVERYTHING = stores.spec(temperatures=(2.0,), logit_std=True, draws=3, max_tail=0.1)

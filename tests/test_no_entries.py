@@ -12,9 +12,9 @@ import zarr
 from hypothesis import given
 
 from logitstore import open_store
-from logitstore.encode import encode_records
 from logitstore.errors import InputError
 from logitstore.report import facts, info_text
+from logitstore.writing.encode import encode_records
 from tests import stores
 
 PIECES = ["ein ", "Wort"]

@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 
 from logitstore import open_store
 from logitstore.cli import app
-from logitstore.encode import encode_records
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
 from logitstore.inspection import page_data
@@ -25,7 +24,8 @@ from logitstore.pages.svg import axis_top, bars, curve, histogram
 from logitstore.records import Segment, SequenceText
 from logitstore.report import uld_within
 from logitstore.store import LogitStore
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import encode_records
+from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.browser import ATTACK, Browser
 

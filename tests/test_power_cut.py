@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
-from logitstore.encode import encode_records
 from logitstore.errors import StorageError
 from logitstore.format.spec import Plan
 from logitstore.format.zip_archive import Buffer
@@ -27,7 +26,8 @@ from logitstore.records import Segment, SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import encode_records
+from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.test_commit_faults import CrashingFs, InjectedCrashError
 

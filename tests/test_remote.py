@@ -30,7 +30,7 @@ from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import store_path
 from logitstore.store import LogitStore
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.buckets import Bucket
 

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
-from logitstore.encode import NOTHING_MEASURED
 from logitstore.errors import LogitStoreError
 from logitstore.format.index import encode_index, index_line
 from logitstore.format.seal import file_sha256, seal_bytes, sealed_names
@@ -23,6 +22,7 @@ from logitstore.format.spec import Plan, StoreHeader
 from logitstore.reading.shard import Shard, shard_name
 from logitstore.reading.shard_head import Skimmed
 from logitstore.storage import commit
+from logitstore.writing.encode import NOTHING_MEASURED
 from tests import stores
 from tests.buckets import Bucket
 

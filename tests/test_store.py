@@ -14,7 +14,6 @@ import pytest
 import zarr
 
 from logitstore import open_store
-from logitstore.encode import RawRecords, encode_records
 from logitstore.errors import (
     CorruptStoreError,
     FormatError,
@@ -26,7 +25,8 @@ from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import RawRecords, encode_records
+from logitstore.writing.writer import StoreWriter
 from tests import stores
 
 VARIANTS = {

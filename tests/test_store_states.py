@@ -23,7 +23,7 @@ from logitstore.records import TokenRecords
 from logitstore.repair import repair_store
 from logitstore.store import LogitStore
 from logitstore.verify import verify_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.test_commit_faults import CrashingFs, InjectedCrashError
 

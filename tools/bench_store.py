@@ -24,12 +24,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from logitstore.encode import RawRecords, encode_records
 from logitstore.format.chunk_codecs import CODINGS
 from logitstore.format.logprob_codec import encode_entries
 from logitstore.format.shard_arrays import ShardSize, array_specs
 from logitstore.format.zarr_arrays import ArraySpec, encode_array
 from logitstore.store import open_store
+from logitstore.writing.encode import RawRecords, encode_records
 from tools.benchmark import goal, is_goal, surroundings
 from tools.demo.__main__ import capture_command
 from tools.demo.commands import Commands

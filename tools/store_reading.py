@@ -18,11 +18,11 @@ import pyarrow.parquet as pq
 import torch
 import zarr
 
-from logitstore.encode import encode_records
 from logitstore.format.chunk_codecs import CODINGS, one_thread
 from logitstore.format.spec import Plan
 from logitstore.store import LogitStore, open_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import encode_records
+from logitstore.writing.writer import StoreWriter
 from tools.store_sizes import as_sequence, raw_records, spec_of
 from tools.synthetic_teacher import Arrays
 

@@ -18,12 +18,12 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerFast
 
-from logitstore.encode import RawRecords, encode_records
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore, open_store
 from logitstore.tokens import ByteTokenizer
-from logitstore.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.encode import RawRecords, encode_records
+from logitstore.writing.writer import StoreWriter, tokenizer_digests
 from tools.demo.corpus import load_corpus
 from tools.demo.models import byte_bpe
 from tools.store_sizes import spec_of

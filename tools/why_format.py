@@ -40,12 +40,12 @@ try:
 except ImportError:
     h5py = None
 
-from logitstore.build import build_shard
-from logitstore.encode import RawRecords, encode_records
 from logitstore.format.spec import Plan
 from logitstore.format.zip_archive import pack
 from logitstore.reading.shard import Shard
 from logitstore.records import Segment, SequenceText
+from logitstore.writing.encode import RawRecords, encode_records
+from logitstore.writing.shard_builder import build_shard
 from tests import stores
 
 FIELDS = ("token_ids", "entry_count", "tail_logmass", "entry_logprobs", "entry_ids")

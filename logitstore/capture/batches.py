@@ -22,9 +22,9 @@ from logitstore.capture.hf import Teacher
 from logitstore.capture.model import input_device
 from logitstore.capture.summary import HeadResult, HeadSettings
 from logitstore.capture.windows import TeacherSequence
-from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import InputError
 from logitstore.format.spec import StoreSpec
+from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
 
 
 def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[int]]:

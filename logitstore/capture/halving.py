@@ -14,8 +14,8 @@ from logitstore.capture.budget import too_long
 from logitstore.capture.memory import free_memory, is_out_of_memory
 from logitstore.capture.summary import HeadResult
 from logitstore.capture.windows import TeacherSequence
-from logitstore.encode import EncodedRecords
 from logitstore.errors import in_a_line
+from logitstore.writing.encode import EncodedRecords
 
 log = logging.getLogger(__name__)
 

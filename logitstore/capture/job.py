@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
-from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.capture.preview import Preview
 from logitstore.capture.sample import take_sample
 from logitstore.capture.settings import CaptureSettings
@@ -25,7 +24,8 @@ from logitstore.ranks import Ranks, find_ranks
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, to_write
 from logitstore.store import LogitStore
-from logitstore.writer import StoreWriter, check_place
+from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.writer import StoreWriter, check_place
 
 if TYPE_CHECKING:
     from datasets import Dataset

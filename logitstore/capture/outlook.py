@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitstore.build import build_shard
 from logitstore.capture.profile import Profile
 from logitstore.capture.sample import Sample
 from logitstore.console.progress import JsonLog, byte_count, duration
-from logitstore.encode import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zip_archive import pack
 from logitstore.records import SequenceText
+from logitstore.writing.encode import EncodedRecords
+from logitstore.writing.shard_builder import build_shard
 
 log = logging.getLogger(__name__)
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.spec import CODECS
+from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
 #: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
 #: is for the user to say, every time, and not for a file.

@@ -22,7 +22,7 @@ from logitstore.ranks import PATIENCE_S, Heartbeat, Pulse, Ranks, signs_of_life,
 from logitstore.reading.shard import shard_name
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 
 log = logging.getLogger(__name__)
 

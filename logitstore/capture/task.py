@@ -18,7 +18,6 @@ from logitstore.capture.hf import (
     default_device,
     find_teacher,
 )
-from logitstore.capture.plan import make_plan
 from logitstore.capture.prompts import PromptReader
 from logitstore.capture.reading import RowReader
 from logitstore.capture.renderer import Renderer
@@ -28,7 +27,8 @@ from logitstore.capture.windows import limits_of, rendering_of
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.ranks import Ranks
-from logitstore.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.plan import make_plan
+from logitstore.writing.writer import StoreWriter, tokenizer_digests
 
 if TYPE_CHECKING:
     from datasets import Dataset

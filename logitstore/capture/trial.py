@@ -18,8 +18,8 @@ from logitstore.capture.rehearsal import rows_to_write, write_some
 from logitstore.capture.sample import Sample
 from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
-from logitstore.encode import EncodedRecords
 from logitstore.records import SequenceText
+from logitstore.writing.encode import EncodedRecords
 
 #: What a trial may cost at the head of a capture, of all that the teacher reads or writes in it.
 _HEAD_SHARE = 0.01

@@ -28,7 +28,7 @@ from logitstore.format.spec import SPEC_FILE
 from logitstore.ranks import Ranks
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
-from logitstore.writer import StoreWriter, check_place
+from logitstore.writing.writer import StoreWriter, check_place
 
 log = logging.getLogger(__name__)
 

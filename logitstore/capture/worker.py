@@ -12,12 +12,12 @@ from logitstore.capture.sample import Sample
 from logitstore.capture.task import Task
 from logitstore.capture.windows import TeacherSequence
 from logitstore.console.progress import Progress
-from logitstore.encode import EncodedRecords
 from logitstore.format.spec import SHARDS_FOLDER
 from logitstore.reading.shard import shard_name
 from logitstore.records import SequenceText
 from logitstore.storage.paths import size_bytes
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import EncodedRecords
+from logitstore.writing.writer import StoreWriter
 
 Sequences = list[tuple[SequenceText, EncodedRecords | None]]
 

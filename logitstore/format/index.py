@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.encode import NOTHING_MEASURED
 from logitstore.format.parquet_limits import (
     PYARROW_ERRORS,
     check_footer,
@@ -23,6 +22,7 @@ from logitstore.reading.shard import Shard
 from logitstore.reading.shard_head import Skimmed
 from logitstore.storage.files import parse_json, read_file
 from logitstore.storage.paths import StorePath
+from logitstore.writing.encode import NOTHING_MEASURED
 
 _COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
 _SCHEMA = pa.schema(

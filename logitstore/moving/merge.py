@@ -24,7 +24,7 @@ from logitstore.format.zarr_arrays import canonical_json
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.reading.shard import Shard
 from logitstore.store import LogitStore, open_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.writer import StoreWriter
 
 
 def merge(stores: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> LogitStore:

@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.console.progress import progress
-from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.format.logprob_codec import (
     NEG_INF_CODE,
@@ -32,7 +31,8 @@ from logitstore.moving.parquet import schema_of
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.store import LogitStore, open_store
 from logitstore.verify import nonsense
-from logitstore.writer import StoreWriter, check_place
+from logitstore.writing.encode import EncodedRecords
+from logitstore.writing.writer import StoreWriter, check_place
 
 Array = npt.NDArray[Any]
 Pair = tuple[SequenceText, EncodedRecords | None]

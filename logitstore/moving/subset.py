@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
 from logitstore.console.progress import progress
-from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore, open_store
-from logitstore.writer import StoreWriter
+from logitstore.writing.encode import EncodedRecords
+from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
+from logitstore.writing.writer import StoreWriter
 
 _RANGE = re.compile(r"(\d*):(\d*)")
 _MAX_DIGITS = 15

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.encode import EncodedRecords
 from logitstore.format.logprob_codec import (
     NEG_INF_CODE,
     TOKEN_STEP,
@@ -34,6 +33,7 @@ from logitstore.format.shard_arrays import (
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
 from logitstore.records import Entries, TokenRecords
+from logitstore.writing.encode import EncodedRecords
 
 _PLAIN = ("lognorm", "logit_std", "lognorm_std")
 

@@ -14,7 +14,6 @@ from typing import Any, BinaryIO, NoReturn, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.encode import NOTHING_MEASURED, EncodedRecords
 from logitstore.errors import CorruptStoreError
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
@@ -28,6 +27,7 @@ from logitstore.reading.sequences import SequenceReader
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.storage.files import parse_json
 from logitstore.storage.paths import StorePath
+from logitstore.writing.encode import NOTHING_MEASURED, EncodedRecords
 
 _MAX_GROUP_BYTES = 64 * 1024
 _MAX_SIZE = 2**32 - 1

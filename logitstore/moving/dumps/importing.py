@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.capture.plan import make_plan
 from logitstore.console.progress import progress
-from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.errors import InputError
 from logitstore.format.spec import SPEC_FILE, Plan, StoreSpec
 from logitstore.moving.dumps import lists as of_lists
@@ -24,7 +22,9 @@ from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.moving.dumps.survey import Survey, look_through
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore, open_store
-from logitstore.writer import StoreWriter, check_place, tokenizer_digests
+from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.plan import make_plan
+from logitstore.writing.writer import StoreWriter, check_place, tokenizer_digests
 
 Pair = tuple[SequenceText, EncodedRecords | None]
 

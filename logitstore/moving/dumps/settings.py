@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from logitstore.capture.plan import DEFAULT_SHARD_TEXT_BYTES
 from logitstore.errors import InputError
+from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
 ALIGNED = ("token", "next")
 UNLISTED = ("mark", "drop")

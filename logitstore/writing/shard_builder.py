@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from logitstore.encode import NOTHING_MEASURED, EncodedRecords, measure
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
 from logitstore.format.parquet_limits import FREE_BYTES
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
@@ -31,6 +30,7 @@ from logitstore.format.zarr_arrays import (
 )
 from logitstore.format.zip_archive import Buffer
 from logitstore.records import SequenceText
+from logitstore.writing.encode import NOTHING_MEASURED, EncodedRecords, measure
 
 
 def build_shard(

@@ -23,8 +23,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from logitstore.build import build_shard
-from logitstore.encode import EncodedRecords
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.index import encode_index, index_line
@@ -40,7 +38,6 @@ from logitstore.format.spec import (
     StoreSpec,
 )
 from logitstore.format.zip_archive import pack
-from logitstore.journal import Journal
 from logitstore.reading.shard import Shard, shard_name
 from logitstore.reading.shard_head import Skimmed, for_each
 from logitstore.records import SequenceText
@@ -50,6 +47,9 @@ from logitstore.storage.files import MAX_SPEC_BYTES, read_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in, to_write
 from logitstore.store import list_shards
+from logitstore.writing.encode import EncodedRecords
+from logitstore.writing.journal import Journal
+from logitstore.writing.shard_builder import build_shard
 
 _OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
 

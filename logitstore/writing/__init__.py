@@ -1,0 +1,1 @@
+"""Writing a store: records encoded, shards built and committed, the store sealed."""
