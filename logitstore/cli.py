@@ -404,7 +404,7 @@ def verify(
     allow_partial: PartialOpt = False,
 ) -> None:
     """Check every byte of a store. Exit 0 whole, 1 damaged, 2 not a store."""
-    from logitstore.verify import verify_store
+    from logitstore.checking.verify import verify_store
 
     report = verify_store(store_path(store), deep=deep, allow_partial=allow_partial)
     if as_json:
@@ -428,7 +428,7 @@ def repair(
     as_json: JsonOpt = False,
 ) -> None:
     """Move damaged files to STORE.quarantine, so that a capture redoes just those. Exit 0 whole."""
-    from logitstore.repair import capture_again, next_step, repair_store
+    from logitstore.checking.repair import capture_again, next_step, repair_store
 
     path = to_write(store)
     report = repair_store(path)

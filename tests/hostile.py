@@ -21,13 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from logitstore.checking.verify import verify_store
 from logitstore.format.index import _SCHEMA, encode_index
 from logitstore.format.seal import file_sha256, seal_bytes
 from logitstore.format.zarr_arrays import canonical_json
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.report import facts
 from logitstore.store import open_store
-from logitstore.verify import verify_store
 
 END_BYTES = 22 + 64
 SHARD = "shards/00001.zarr.zip"

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError
 from logitstore.format.rows_parquet import LinesReader, encode_lines
 from logitstore.records import Segment, SequenceText
 from logitstore.store import open_store
-from logitstore.verify import verify_store
 from tests import stores
 from tests.attacks_on_files import ATTACKS
 from tests.attacks_on_shards import edit_index

@@ -26,10 +26,10 @@ from logitstore.capture.head import TeacherHead
 from logitstore.capture.job import preview
 from logitstore.capture.memory import is_out_of_memory
 from logitstore.capture.windows import TeacherSequence
+from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
 from logitstore.records import SequenceText
 from logitstore.tokens import TokenizedText
-from logitstore.verify import verify_store
 from tests import tiny
 from tests.families import FAMILIES, V, build
 from tests.stores import tree

@@ -20,10 +20,10 @@ import logitstore
 from logitstore.capture import head as head_module
 from logitstore.capture.head import TeacherHead
 from logitstore.capture.summary import HeadSettings, summarise
+from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError, StorageError
 from logitstore.format.zip_archive import Buffer
 from logitstore.storage.commit import OsFs
-from logitstore.verify import verify_store
 from tests import tiny
 from tests.stores import tree
 

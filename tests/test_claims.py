@@ -20,6 +20,7 @@ import pytest
 import logitstore
 from logitstore.alive import Process, SignOfLife, clock_ns, look_at
 from logitstore.capture.sharing import ByClaim
+from logitstore.checking.verify import verify_store
 from logitstore.claims import CLAIM_EXPIRES_S, PROCESS_EXPIRES_S, Claims, alone, among_others
 from logitstore.errors import BusyError, InputError, StorageError
 from logitstore.format.spec import Plan
@@ -27,7 +28,6 @@ from logitstore.ranks import Ranks
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.paths import store_path
-from logitstore.verify import verify_store
 from logitstore.writing.writer import StoreWriter
 from tests import stores, tiny
 from tests.stores import tree

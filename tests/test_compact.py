@@ -15,12 +15,12 @@ import zarr
 from hypothesis import given, settings
 
 from logitstore import open_store
+from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError, MissingLibraryError
 from logitstore.format.chunk_codecs import CODINGS
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.records import Segment, SequenceText, TokenRecords
-from logitstore.verify import verify_store
 from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
 from tests import hostile, stores

@@ -21,12 +21,12 @@ from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import load_rows
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.windows import limits_of
+from logitstore.checking.repair import capture_again, repair_store
+from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.render import ChatTemplate
-from logitstore.repair import capture_again, repair_store
 from logitstore.store import LogitStore
 from logitstore.tokens import ByteTokenizer
-from logitstore.verify import verify_store
 from tests import templates, tiny
 from tests.stores import tree
 from tests.students import trainer_of

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from logitstore import open_store
+from logitstore.checking.verify import verify_store
 from logitstore.format.zip_archive import Archive
-from logitstore.verify import verify_store
 from tests import golden_stores
 from tests.golden_stores import GOLDEN, VARIANTS
 from tests.test_reader_from_spec import assert_same

@@ -11,6 +11,7 @@ import pytest
 from datasets import Dataset
 
 from logitstore.capture.job import capture
+from logitstore.checking.verify import verify_store
 from logitstore.conversation import Conversation
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP, TOKEN_STEP
@@ -19,7 +20,6 @@ from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.render import ChatTemplate
 from logitstore.store import LogitStore, open_store
 from logitstore.tokens import ByteTokenizer
-from logitstore.verify import verify_store
 from tests import dumps, stores, tiny
 from tests.dumps import Dumper
 

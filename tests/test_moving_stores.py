@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, MismatchError
 from logitstore.format.spec import Plan
 from logitstore.moving.merge import merge
 from logitstore.moving.subset import subset
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore, open_store
-from logitstore.verify import verify_store
 from logitstore.writing.writer import StoreWriter
 from tests import stores
 

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
+from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
 from logitstore.report import facts, info_text
-from logitstore.verify import verify_store
 from tests import reader_from_spec, tiny
 from tests.stores import tree
 

@@ -15,11 +15,11 @@ from distill.ragged import rectangles, tensors_of
 from distill.sending import VocabularyMap
 from distill.targets import sampled_arrays
 from logitstore.capture import head as head_module
+from logitstore.checking.repair import capture_again, repair_store
+from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
-from logitstore.repair import capture_again, repair_store
 from logitstore.report import facts, info_text
 from logitstore.tokens import ByteTokenizer
-from logitstore.verify import verify_store
 from tests import tiny
 from tests.fake_store import dense
 from tests.stores import tree

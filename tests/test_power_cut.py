@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
+from logitstore.checking.verify import verify_store
 from logitstore.errors import StorageError
 from logitstore.format.spec import Plan
 from logitstore.format.zip_archive import Buffer
 from logitstore.records import Segment, SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
-from logitstore.verify import verify_store
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
 from tests import stores

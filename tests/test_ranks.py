@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import logitstore
+from logitstore.checking.verify import verify_store
 from logitstore.errors import IncompleteStoreError, InputError
 from logitstore.ranks import Heartbeat, Ranks, find_ranks, signs_of_life, wait_until
-from logitstore.verify import verify_store
 from tests import tiny
 from tests.stores import tree
 

@@ -10,6 +10,7 @@ import pytest
 
 import logitstore
 from logitstore import Segment, SequenceText, open_store
+from logitstore.checking.verify import verify_store
 from logitstore.format import parquet_limits
 from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP
 from logitstore.format.rows_parquet import GROUP_LINES
@@ -17,7 +18,6 @@ from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArraySpec, array_metadata
 from logitstore.records import TokenRecords
 from logitstore.storage import files as untrusted
-from logitstore.verify import verify_store
 from tests import reader_from_spec, stores, tiny
 
 VARIANTS: dict[str, StoreSpec] = {

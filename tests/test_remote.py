@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
+from logitstore.checking.repair import repair_store
+from logitstore.checking.verify import verify_store
 from logitstore.cli import app
 from logitstore.errors import (
     CorruptStoreError,
@@ -25,11 +27,9 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.format.spec import Plan
-from logitstore.repair import repair_store
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import store_path
 from logitstore.store import LogitStore
-from logitstore.verify import verify_store
 from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.buckets import Bucket

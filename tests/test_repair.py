@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
+from logitstore.checking.repair import capture_again, repair_store
+from logitstore.checking.verify import verify_store
 from logitstore.cli import app
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.format.spec import StoreHeader
-from logitstore.repair import capture_again, repair_store
-from logitstore.verify import verify_store
 from tests import stores, tiny
 from tests.test_commit_faults import CrashingFs, InjectedCrashError
 

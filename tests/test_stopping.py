@@ -14,8 +14,8 @@ import pytest
 
 import logitstore
 from logitstore.capture.batches import TeacherPass
+from logitstore.checking.verify import verify_store
 from logitstore.console.signals import Stopped, stopper
-from logitstore.verify import verify_store
 from tests import tiny
 from tests.stores import tree
 

@@ -14,6 +14,7 @@ import pytest
 import zarr
 
 from logitstore import open_store
+from logitstore.checking.verify import verify_store
 from logitstore.errors import (
     CorruptStoreError,
     FormatError,
@@ -24,7 +25,6 @@ from logitstore.errors import (
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
-from logitstore.verify import verify_store
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
 from tests import stores

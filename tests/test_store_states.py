@@ -16,13 +16,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from logitstore import open_store
+from logitstore.checking.repair import repair_store
+from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.format.spec import Plan
 from logitstore.reading.shard import shard_name
 from logitstore.records import TokenRecords
-from logitstore.repair import repair_store
 from logitstore.store import LogitStore
-from logitstore.verify import verify_store
 from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.test_commit_faults import CrashingFs, InjectedCrashError

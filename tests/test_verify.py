@@ -9,14 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
+from logitstore.checking.text_check import TextCheck
+from logitstore.checking.verify import nonsense, verify_store
 from logitstore.cli import app
-from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.format.zarr_arrays import canonical_json
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
-from logitstore.verify import nonsense, verify_store
 from tests import stores, tiny
 
 

@@ -35,7 +35,7 @@ import transformers  # noqa: F401
 from tqdm import tqdm
 
 import logitstore.capture.job as job
-from logitstore.verify import verify_store
+from logitstore.checking.verify import verify_store
 from tests import tiny
 from tests.stores import tree
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from logitstore.checking.verify import nonsense
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.format.logprob_codec import (
@@ -30,7 +31,6 @@ from logitstore.moving.nested import Nested, nested
 from logitstore.moving.parquet import schema_of
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.store import LogitStore, open_store
-from logitstore.verify import nonsense
 from logitstore.writing.encode import EncodedRecords
 from logitstore.writing.writer import StoreWriter, check_place
 

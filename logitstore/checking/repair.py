@@ -15,13 +15,13 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from logitstore.checking.verify import Damage, verify_store
 from logitstore.errors import InputError
 from logitstore.format.spec import DONE_FILE, INDEX_FILE, TOKENIZER_FOLDER, StoreHeader
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore
-from logitstore.verify import Damage, verify_store
 from logitstore.writing.writer import StoreWriter
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
-from logitstore.decoding import TextCheck
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
 from logitstore.format.index import index_line
 from logitstore.format.seal import file_sha256, read_seal

@@ -1,0 +1,1 @@
+"""Checking a store against its digests and its text, and repairing what is damaged."""
