@@ -34,7 +34,7 @@ from distill.targets import teacher_spans
 from distill.vocab_map import VocabMap, prefix_map
 from logitstore import open_store
 from logitstore.errors import InputError
-from logitstore.loading import why_not_loaded
+from logitstore.models.loading import why_not_loaded
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.render import ChatTemplate
 from logitstore.tokens import ByteTokenizer

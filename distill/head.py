@@ -34,14 +34,14 @@ from torch import Tensor, nn
 from distill.chunked import Objective, in_the_forward, recomputed
 from distill.output_head import AnyHead, LinearHead, OutputHead, is_plain_linear
 from distill.query import HeadAnswer, HeadQuery, answer_rows, column_mass, rank_columns
-from logitstore.capture.output_embedding import (
+from logitstore.errors import InputError
+from logitstore.models.output_embedding import (
     PROBE_ROWS,
     after_the_embedding,
     logits_of,
     same_logits,
     standing_in,
 )
-from logitstore.errors import InputError
 
 #: Logits of a chunk at most, 128 MiB in float32: 261 positions of a vocabulary of 128k. With half
 #: as many a matrix product over them is slower by a fifth, with twice as many no faster. And at

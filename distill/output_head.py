@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from logitstore.capture.output_embedding import AfterEmbedding
+from logitstore.models.output_embedding import AfterEmbedding
 
 #: From the gradient of logits to that of the hidden states they were made from.
 Pull = Callable[[Tensor], Tensor]

@@ -21,7 +21,7 @@ from transformers import (
 
 from distill.config import StudentArguments
 from logitstore.errors import InputError
-from logitstore.loading import why_not_loaded, why_unreachable
+from logitstore.models.loading import why_not_loaded, why_unreachable
 from logitstore.storage.files import read_file
 
 _T = TypeVar("_T")

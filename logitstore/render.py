@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from logitstore.conversation import Conversation, Message
 from logitstore.errors import InputError, in_a_line
-from logitstore.loading import why_not_loaded
+from logitstore.models.loading import why_not_loaded
 from logitstore.records import Segment
 from logitstore.tokens import END_TOKENS, ByteTokenizer, utf8
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.loading import why_not_loaded
+from logitstore.models.loading import why_not_loaded
 from logitstore.records import Segment
 from logitstore.token_bytes import standins, written_bytes
 from logitstore.token_spans import Bools, Int64s, spans_from_offsets

@@ -88,7 +88,7 @@ def test_a_dump_from_the_command_line(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_teacher_that_is_a_folder_is_known_by_its_weights(run: Run, tmp_path: Path) -> None:
-    from logitstore.fingerprint import fingerprint_folder
+    from logitstore.models.fingerprint import fingerprint_folder
 
     teacher = dumps.dumper(tmp_path / "teacher")
     path = dumps.write_jsonl(tmp_path / "a.jsonl", [teacher.raw(t) for t in tiny.corpus()[:3]])

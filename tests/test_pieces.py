@@ -19,7 +19,7 @@ from distill.output_head import LinearHead
 from distill.pieces import Pieces, cut, piece_of
 from distill.query import HeadAnswer, HeadQuery
 from distill.trainer import CachedTeacherTrainer
-from logitstore.capture.output_embedding import AfterEmbedding
+from logitstore.models.output_embedding import AfterEmbedding
 from tests import tiny
 from tests.fake_store import taught
 from tests.students import ragged_rows, trainer_of

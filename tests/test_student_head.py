@@ -13,7 +13,7 @@ from distill.chunked import recomputed
 from distill.head import StudentHead
 from distill.output_head import LinearHead
 from distill.query import HeadAnswer, HeadQuery, Lookup, Ranking, at_one_scale
-from logitstore.capture.output_embedding import PROBE_ROWS, AfterEmbedding
+from logitstore.models.output_embedding import PROBE_ROWS, AfterEmbedding
 from tests.asking import B, T, assert_close, definition, fields, gradients, question, some_loss
 from tests.families import FAMILIES, V, build
 

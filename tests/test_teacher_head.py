@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from logitstore.capture.head import TeacherHead
-from logitstore.capture.output_embedding import PROBE_ROWS
 from logitstore.capture.summary import HeadSettings, summarise
+from logitstore.models.output_embedding import PROBE_ROWS
 from tests.families import FAMILIES, V, build
 
 CAUSAL = [name for name in FAMILIES if not name.startswith("bart")]

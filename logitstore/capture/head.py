@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 
 from logitstore.capture.draws import TAIL_DRAWS, random_words
-from logitstore.capture.output_embedding import (
+from logitstore.capture.summary import HeadResult, HeadSettings, summarise_
+from logitstore.errors import InputError
+from logitstore.models.output_embedding import (
     PROBE_ROWS,
     after_the_embedding,
     logits_of,
     same_logits,
     standing_in,
 )
-from logitstore.capture.summary import HeadResult, HeadSettings, summarise_
-from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 

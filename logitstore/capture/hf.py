@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoTokenizer
 from logitstore.capture.model import DTYPES, checkpoint_quantization, device_map_of, load_model
 from logitstore.capture.quantization import quantization_config, transformers_config
 from logitstore.errors import InputError
-from logitstore.fingerprint import fingerprint_commit, fingerprint_folder
-from logitstore.loading import saved_files, why_not_loaded
+from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
+from logitstore.models.loading import saved_files, why_not_loaded
 from logitstore.tokens import ByteTokenizer
 
 _UNLIMITED_TOKENS = 1_000_000_000  # tokenizers without a limit report a number beyond this

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from logitstore.capture.memory import is_out_of_memory
 from logitstore.capture.quantization import transformers_config
 from logitstore.errors import InputError, in_a_line
-from logitstore.loading import why_not_loaded
+from logitstore.models.loading import why_not_loaded
 
 if TYPE_CHECKING:
     from logitstore.capture.hf import Teacher

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.fingerprint import fingerprint_folder
-from logitstore.loading import saved_files, why_not_loaded
+from logitstore.models.fingerprint import fingerprint_folder
+from logitstore.models.loading import saved_files, why_not_loaded
 from logitstore.moving.dumps import columns, responses
 from logitstore.moving.dumps.dumped import Dumped, plain
 from logitstore.moving.dumps.files import Row

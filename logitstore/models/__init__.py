@@ -1,0 +1,1 @@
+"""What teacher and student share of transformers models: loading, identity, output embedding."""
