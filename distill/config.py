@@ -30,7 +30,7 @@ from transformers.integrations.integration_utils import (
 from distill.presets import PRESETS, described, flags_of
 from distill.schedule import parse_one_cycle
 from logitstore.errors import InputError
-from logitstore.render import parse_kwargs
+from logitstore.text.chat_template import parse_kwargs
 
 #: What --loss may name besides `ce`, and the weight each takes when none is given.
 LOSS_WEIGHTS = {

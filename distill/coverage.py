@@ -36,8 +36,8 @@ from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.models.loading import why_not_loaded
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.render import ChatTemplate
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.tokenizer import ByteTokenizer
 
 #: A label is followed as far as its start is shared and the mass there is mapped. Where that is
 #: little, a loss on likelihoods of whole groups sees more of the text.

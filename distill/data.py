@@ -74,9 +74,9 @@ from distill.targets import (
 from distill.vocab_map import prefix_map
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.render import ChatTemplate
 from logitstore.storage.paths import StorePath
-from logitstore.tokens import ByteTokenizer, TokenizedText
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 
 class Store(Protocol):

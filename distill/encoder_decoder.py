@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from logitstore.errors import InputError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 NO_LABEL = -100
 #: What a model is given of a batch, where it is there.

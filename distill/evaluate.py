@@ -41,8 +41,8 @@ from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import Rows, load_rows
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
-from logitstore.render import ChatTemplate, parse_kwargs
-from logitstore.tokens import ByteTokenizer, TokenizedText
+from logitstore.text.chat_template import ChatTemplate, parse_kwargs
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 #: Padded tokens of a batch: enough to keep two cores busy, few enough for any machine.
 TOKENS_PER_BATCH = 8192

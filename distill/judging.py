@@ -41,7 +41,7 @@ from distill.targets import Ints, teacher_spans, uld_arrays
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import TokenRecords
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 #: Of the probability of the most probable token, in [0, 1].
 CALIBRATION_BINS = 15

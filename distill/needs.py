@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
 from logitstore.errors import MismatchError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 NEEDS: dict[str, frozenset[str]] = {
     "mapped_kl": mapped_kl.NEEDS,

@@ -16,7 +16,7 @@ from distill.config import CachedTeacherConfig
 from distill.needs import Described, teacher_name
 from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.storage.paths import StorePath
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 log = logging.getLogger(__name__)
 

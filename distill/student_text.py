@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.align import Spans
-from logitstore.conversation import Conversation
 from logitstore.records import Segment, SequenceText
-from logitstore.render import ChatTemplate
 from logitstore.storage.paths import StorePath
-from logitstore.token_rows import begins_bare, for_student
-from logitstore.tokens import ByteTokenizer, TokenizedText
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.conversation import Conversation
+from logitstore.text.token_ids import begins_bare, for_student
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 _ENDLESS = ("unfinished", "stopped")
 _READ = ("ok", "truncated", "split", *_ENDLESS)

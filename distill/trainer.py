@@ -75,8 +75,8 @@ from distill.terms import (
 )
 from logitstore import open_store
 from logitstore.errors import InputError
-from logitstore.render import ChatTemplate, parse_kwargs, read_template
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
+from logitstore.text.tokenizer import ByteTokenizer
 
 
 class CachedTeacherTrainer(Trainer):

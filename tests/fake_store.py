@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from logitstore.records import Segment, SequenceText, TokenRecords
-from logitstore.tokens import ByteTokenizer, TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 Row = tuple[Segment, ...]
 

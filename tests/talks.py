@@ -12,9 +12,9 @@ import logitstore
 from distill.config import CachedTeacherConfig
 from distill.data import StoreDataset
 from distill.trainer import CachedTeacherTrainer
-from logitstore.render import ChatTemplate
 from logitstore.store import LogitStore
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.templates import FAMILIES, turns
 

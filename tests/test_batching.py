@@ -29,7 +29,7 @@ from logitstore.capture.windows import TeacherSequence
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
 from logitstore.records import SequenceText
-from logitstore.tokens import TokenizedText
+from logitstore.text.tokenizer import TokenizedText
 from tests import tiny
 from tests.families import FAMILIES, V, build
 from tests.stores import tree

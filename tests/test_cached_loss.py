@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.data import Collator
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, Row, dense, taught
 from tests.students import ragged_rows, trainer_of

@@ -16,7 +16,7 @@ from distill.align import Spans, align
 from distill.data import Collator, StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, dense, taught
 from tests.students import logged, ragged_rows, trainer_of

@@ -222,7 +222,7 @@ def test_a_long_conversation_in_windows_is_learnt_from_once(
     for student in (family, "mistral"):
         data = dataset_of(folders[student], store)
         whole = data.reader.template.segments(  # type: ignore[union-attr]
-            logitstore.conversation.Conversation.from_json(str(store.text(0).messages)), "row"
+            logitstore.text.conversation.Conversation.from_json(str(store.text(0).messages)), "row"
         )
         tokens = data.reader.tokenizer.encode(whole, add_eos=False, add_prefix=False)
         examples = [data[i] for i in range(len(data))]
@@ -311,6 +311,6 @@ def test_rendering_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, logitstore.render, logitstore.token_rows; print('torch' in sys.modules)"
+    code = "import sys, logitstore.text.chat_template, logitstore.text.token_ids; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

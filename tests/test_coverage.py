@@ -15,7 +15,7 @@ from distill.coverage import KINDS, coverage, recommend, table
 from distill.data import StoreDataset
 from logitstore.capture.job import capture
 from logitstore.records import Segment
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, Row, taught
 from tests.students import ragged_rows, trainer_of

@@ -18,7 +18,7 @@ from distill.sending import VocabularyMap
 from distill.targets import TOKEN_LOGPROB_ERROR_NATS, mapped_arrays, position_groups, uld_arrays
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, Row, taught
 

@@ -7,7 +7,7 @@ import torch
 from distill.asking import ask, batch_of
 from distill.encoder_decoder import NO_LABEL, Sides
 from distill.head import StudentHead
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.students import t5
 

@@ -14,7 +14,7 @@ from distill.evaluate import LONGEST_WINDOW, Score, bits_per_byte, cut, renderer
 from logitstore.capture.rows import load_rows
 from logitstore.errors import InputError
 from logitstore.records import Segment
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import templates, tiny
 from tests.fake_store import dense
 

@@ -24,9 +24,9 @@ from logitstore.capture.windows import limits_of
 from logitstore.checking.repair import capture_again, repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
-from logitstore.render import ChatTemplate
 from logitstore.store import LogitStore
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import templates, tiny
 from tests.stores import tree
 from tests.students import trainer_of

@@ -12,14 +12,14 @@ from datasets import Dataset
 
 from logitstore.capture.job import capture
 from logitstore.checking.verify import verify_store
-from logitstore.conversation import Conversation
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP, TOKEN_STEP
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.moving.dumps.settings import ImportSettings
-from logitstore.render import ChatTemplate
 from logitstore.store import LogitStore, open_store
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.conversation import Conversation
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import dumps, stores, tiny
 from tests.dumps import Dumper
 

@@ -17,7 +17,7 @@ from logitstore.errors import MismatchError
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.store import LogitStore, open_store
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import dumps, tiny
 from tests.dumps import Dumper
 from tests.test_import_dumps import ENGLISH, renormalised

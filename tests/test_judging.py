@@ -12,7 +12,7 @@ from distill.judging import CALIBRATION_BINS, Calibration, judge
 from distill.student_text import StudentReader
 from distill.targets import teacher_spans
 from logitstore.errors import InputError, MismatchError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, dense, taught
 from tests.students import ragged_rows

@@ -14,7 +14,7 @@ from distill.data import Collator, StoreDataset
 from distill.encoder_decoder import Sides
 from distill.ragged import lists_of, rectangles, tensors_of
 from distill.sending import VocabularyMap
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, taught
 from tests.students import ragged_rows, settings

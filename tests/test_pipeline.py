@@ -21,7 +21,7 @@ from distill.data import Collator, StoreDataset
 from distill.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 
 TOP_K = 6  # of a vocabulary of 400: most of the probability lies outside

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from logitstore.conversation import Conversation, read_messages
 from logitstore.errors import InputError
 from logitstore.records import Segment
-from logitstore.render import ChatTemplate, parse_kwargs, read_template
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
+from logitstore.text.conversation import Conversation, read_messages
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import templates
 from tests.templates import CHATML, FAMILIES, TURN_ENDS, turns
 

@@ -17,8 +17,8 @@ from logitstore.capture.renderer import Renderer
 from logitstore.capture.rows import load_rows
 from logitstore.capture.windows import limits_of
 from logitstore.errors import InputError
-from logitstore.token_rows import TokenRow, for_student, read_tokens
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.token_ids import TokenRow, for_student, read_tokens
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import templates, tiny
 from tests.talks import TALKS, capture, dataset_of, save_families, trainer_of
 from tests.templates import FAMILIES, turns

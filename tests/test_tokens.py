@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from logitstore.errors import InputError
 from logitstore.records import Segment
-from logitstore.tokens import ByteTokenizer, TokenizedText, spans_from_offsets
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText, spans_from_offsets
 from tests import tiny
 
 FAMILY = "👩‍👩‍👧‍👦"  # four people and three joiners: 25 bytes
@@ -563,7 +563,7 @@ def test_unusable_tokenizers_say_what_to_do(tmp_path):
 
 def test_tiny_tokenizers_are_the_same_in_every_process():
     code = (
-        "from tests import tiny; from logitstore.tokens import fingerprint\n"
+        "from tests import tiny; from logitstore.text.tokenizer import fingerprint\n"
         "for kind in ('byte_bpe', 'unigram', 'sp_bpe', 'wordpiece'):\n"
         "    print(fingerprint(getattr(tiny, kind)()))"
     )

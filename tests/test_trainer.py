@@ -16,7 +16,7 @@ from distill.schedule import one_cycle
 from distill.terms import Term
 from distill.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, taught
 from tests.students import logged, ragged_rows, settings, t5, trainer_of

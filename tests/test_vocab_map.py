@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distill.vocab_map import VocabMap, prefix_map
 from logitstore.records import Segment
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 
 

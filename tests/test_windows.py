@@ -24,7 +24,7 @@ from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, SequenceText
 from logitstore.report import facts, info_text
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 
 FAMILIES = ("byte_bpe", "byte_bpe_bos", "unigram", "sp_bpe", "wordpiece")

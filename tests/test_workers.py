@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.data import Collator, StoreDataset
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tools.text_store import texts, tokenizers, write_store
 
 LOSSES = ("uld", "mapped_kl")

@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from distill.align import Spans, align, align_many
 from distill.vocab_map import _made
 from logitstore.records import Segment
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.test_align import loop
 from tools.benchmark import goal, said, surroundings, table
 

@@ -42,7 +42,7 @@ from distill.packing import Layout, one_a_row, packed
 from distill.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from tools import train_contenders
 from tools.benchmark import goal, is_goal, said, surroundings, table
 from tools.text_store import texts, tokenizers, write_store

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore, open_store
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter, tokenizer_digests
 from tools.demo.corpus import load_corpus

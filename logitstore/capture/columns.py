@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from logitstore.conversation import parsed, without_missing
+from logitstore.text.conversation import parsed, without_missing
 
 _INT_BYTES = 8
 

@@ -44,7 +44,7 @@ from logitstore.capture.prompts import (
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
     from logitstore.capture.batches import TeacherPass

@@ -13,7 +13,7 @@ from logitstore.capture.quantization import quantization_config, transformers_co
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.models.loading import saved_files, why_not_loaded
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 _UNLIMITED_TOKENS = 1_000_000_000  # tokenizers without a limit report a number beyond this
 

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from logitstore.capture.reading import RowReader
 from logitstore.capture.renderer import Rendered
 from logitstore.capture.windows import TeacherSequence
-from logitstore.conversation import Conversation
 from logitstore.records import Segment, SequenceText
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.conversation import Conversation
+from logitstore.text.tokenizer import ByteTokenizer
 
 #: Statuses of rows: a prompt nothing was written for yet; one that leaves no room to write; a
 #: completion cut off at the most tokens; one that a stop string ended. One that the teacher ended

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from logitstore.capture.rows import Rows
-from logitstore.conversation import Conversation, Supervise
 from logitstore.errors import InputError
 from logitstore.records import Segment
-from logitstore.render import ChatTemplate, parse_kwargs
-from logitstore.token_rows import check_spelling, read_tokens
-from logitstore.tokens import ByteTokenizer, TokenizedText
+from logitstore.text.chat_template import ChatTemplate, parse_kwargs
+from logitstore.text.conversation import Conversation, Supervise
+from logitstore.text.token_ids import check_spelling, read_tokens
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

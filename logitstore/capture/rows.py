@@ -31,10 +31,10 @@ from logitstore.capture import columns as as_bytes
 from logitstore.capture.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
 from logitstore.capture.sources import load_split
 from logitstore.console.progress import progress
-from logitstore.conversation import Message, parsed, read_messages, without_missing
 from logitstore.errors import InputError
 from logitstore.records import Segment
-from logitstore.token_rows import TokenRow
+from logitstore.text.conversation import Message, parsed, read_messages, without_missing
+from logitstore.text.token_ids import TokenRow
 
 if TYPE_CHECKING:
     from datasets import Dataset

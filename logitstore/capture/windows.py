@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from logitstore.errors import InputError
 from logitstore.records import Segment, SequenceText
-from logitstore.tokens import TokenizedText
+from logitstore.text.tokenizer import TokenizedText
 
 OVERFLOWS = ("split", "truncate", "skip")
 #: Of the tokens of a window, one in so many is context by default: 14 % more work for the teacher.

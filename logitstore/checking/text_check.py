@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.storage.files import read_file
-from logitstore.token_bytes import written_bytes
+from logitstore.text.token_bytes import written_bytes
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -22,7 +22,7 @@ from logitstore.console.terminal import (
 )
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
-from logitstore.token_bytes import written_bytes
+from logitstore.text.token_bytes import written_bytes
 
 Facts = dict[str, Any]
 

@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from logitstore.conversation import read_messages
 from logitstore.errors import InputError
 from logitstore.moving.dumps.dumped import (
     Dumped,
@@ -30,6 +29,7 @@ from logitstore.moving.dumps.keyed import keyed_lists
 from logitstore.moving.dumps.lists import Int64s, Lists, int64s, refuse_lengths
 from logitstore.moving.dumps.names import TokenNames
 from logitstore.moving.nested import Nested
+from logitstore.text.conversation import read_messages
 
 PREPARED = ("input_ids", "target_token_ids", "target_logprobs")
 TARGETS = "target_token_ids"

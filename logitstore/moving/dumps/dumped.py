@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from logitstore.conversation import Message
 from logitstore.errors import InputError
 from logitstore.moving.dumps.lists import F64, Int64s, Lists
 from logitstore.moving.nested import Nested, nested
+from logitstore.text.conversation import Message
 
 Bools = npt.NDArray[np.bool_]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 _BY_ID = re.compile(r"token_id:([0-9]{1,18})")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from logitstore.conversation import Conversation, Supervise
 from logitstore.errors import InputError
 from logitstore.moving.dumps.dumped import Dumped
 from logitstore.moving.dumps.lists import F64, Int64s, Lists, refuse_lengths
 from logitstore.records import Segment, SequenceText
-from logitstore.render import ChatTemplate
-from logitstore.token_rows import TokenRow, read_tokens
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.conversation import Conversation, Supervise
+from logitstore.text.token_ids import TokenRow, read_tokens
+from logitstore.text.tokenizer import ByteTokenizer
 
 #: A row whose supervised tokens have no list; one whose text the chat template writes differently.
 NO_LISTS, CHANGED = "no_lists", "template_changed_text"

@@ -17,9 +17,9 @@ from logitstore.moving.dumps.lists import check_largest, checked, without_extras
 from logitstore.moving.dumps.names import TokenNames
 from logitstore.moving.dumps.placing import Placed, Placer
 from logitstore.moving.dumps.settings import ImportSettings
-from logitstore.render import ChatTemplate, parse_kwargs
-from logitstore.token_rows import check_spelling
-from logitstore.tokens import ByteTokenizer
+from logitstore.text.chat_template import ChatTemplate, parse_kwargs
+from logitstore.text.token_ids import check_spelling
+from logitstore.text.tokenizer import ByteTokenizer
 
 PREPARED, RAW, RESPONSE = "prepared", "raw", "response"
 #: Which token a list lies on, where the user does not say.

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitstore.conversation import Message, read_messages
 from logitstore.errors import InputError
 from logitstore.moving.dumps.columns import spread
 from logitstore.moving.dumps.dumped import Dumped, integers, wanted
 from logitstore.moving.dumps.keyed import keyed_lists
 from logitstore.moving.dumps.lists import F64, Int64s, Lists, int64s, refuse_lengths
 from logitstore.moving.dumps.names import TokenNames
+from logitstore.text.conversation import Message, read_messages
 
 _IDS = ("prompt_token_ids", "input_ids")
 _OF_A_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name")

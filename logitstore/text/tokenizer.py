@@ -6,7 +6,7 @@ supervised text. A token finds its place in one of two ways:
 1. The bytes of all tokens, one after the other, are the text (less one space that some tokenizers
    put in front). Then lengths add up to places; nothing else is asked.
 2. Otherwise a normaliser has changed the text, and the tokenizer's own offsets decide, which count
-   in characters of the original: :mod:`logitstore.token_spans`.
+   in characters of the original: :mod:`logitstore.text.token_spans`.
 
 Spans are monotone and never overlap. Text that no token writes is a hole between two spans.
 
@@ -28,8 +28,8 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.models.loading import why_not_loaded
 from logitstore.records import Segment
-from logitstore.token_bytes import standins, written_bytes
-from logitstore.token_spans import Bools, Int64s, spans_from_offsets
+from logitstore.text.token_bytes import standins, written_bytes
+from logitstore.text.token_spans import Bools, Int64s, spans_from_offsets
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

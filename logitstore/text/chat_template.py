@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from logitstore.conversation import Conversation, Message
 from logitstore.errors import InputError, in_a_line
 from logitstore.models.loading import why_not_loaded
 from logitstore.records import Segment
-from logitstore.tokens import END_TOKENS, ByteTokenizer, utf8
+from logitstore.text.conversation import Conversation, Message
+from logitstore.text.tokenizer import END_TOKENS, ByteTokenizer, utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -27,8 +27,8 @@ import numpy.typing as npt
 
 from logitstore.errors import InputError
 from logitstore.records import Segment
-from logitstore.token_spans import Bools, Int64s
-from logitstore.tokens import ByteTokenizer, TokenizedText
+from logitstore.text.token_spans import Bools, Int64s
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 BARE, BEGIN, END, MARK = "bare", "begin", "end", "mark"
 _ROLES = (None, BARE, BEGIN, END, MARK)

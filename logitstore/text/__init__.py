@@ -1,0 +1,1 @@
+"""From text to tokens and their bytes: tokenizers, chat templates, conversations."""
