@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from logitstore.capture.renderer import Renderer
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.rows.renderer import Renderer
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 #: Which metrics need written answers.

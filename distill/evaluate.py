@@ -37,10 +37,10 @@ from distill.samples import write_samples
 from distill.student import load_student
 from distill.student_text import StudentReader
 from logitstore import open_store
-from logitstore.capture.renderer import Renderer
-from logitstore.capture.rows import Rows, load_rows
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.rows.dataset import Rows, load_rows
+from logitstore.rows.renderer import Renderer
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 

@@ -12,9 +12,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.answers import Question, question_of, write_answers
-from logitstore.capture.renderer import Renderer
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.rows.renderer import Renderer
 
 #: Characters of a prompt, of what the dataset has there, and of what is written, at most.
 _LONGEST = 1000

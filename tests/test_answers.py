@@ -9,8 +9,8 @@ from datasets import Dataset
 from distill import answers
 from distill.answers import exact_match, normalized, questions, score_answers, token_f1
 from distill.evaluate import renderer_of
-from logitstore.capture.rows import load_rows
 from logitstore.errors import InputError
+from logitstore.rows.dataset import load_rows
 from tests import templates, tiny
 
 PAIRS = [

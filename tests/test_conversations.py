@@ -18,9 +18,9 @@ from distill.align import Spans, align
 from distill.config import parse
 from distill.ragged import rectangles, tensors_of
 from distill.targets import teacher_spans
-from logitstore.capture.rows import load_rows
 from logitstore.cli import main
 from logitstore.errors import InputError
+from logitstore.rows.dataset import load_rows
 from tests import templates, tiny
 from tests.talks import TALKS, capture, dataset_of, save_families, trainer_of
 from tests.templates import FAMILIES, turns

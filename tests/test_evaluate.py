@@ -11,9 +11,9 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from distill.evaluate import LONGEST_WINDOW, Score, bits_per_byte, cut, renderer_of
-from logitstore.capture.rows import load_rows
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.rows.dataset import load_rows
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import templates, tiny
 from tests.fake_store import dense

@@ -17,13 +17,13 @@ from distill.data import StoreDataset
 from logitstore.capture.generate import Completer, Wanted, batches
 from logitstore.capture.job import preview
 from logitstore.capture.prompts import PromptReader
-from logitstore.capture.renderer import Renderer
-from logitstore.capture.rows import load_rows
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.windows import limits_of
 from logitstore.checking.repair import capture_again, repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
+from logitstore.rows.dataset import load_rows
+from logitstore.rows.renderer import Renderer
 from logitstore.store import LogitStore
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer

@@ -8,8 +8,8 @@ from datasets import Dataset
 from distill.answers import questions
 from distill.evaluate import renderer_of
 from distill.samples import Sample, write_samples
-from logitstore.capture.rows import load_rows
 from logitstore.errors import InputError
+from logitstore.rows.dataset import load_rows
 from tests import templates, tiny
 
 

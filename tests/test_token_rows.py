@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from distill.targets import teacher_spans
 from logitstore.capture.reading import RowReader
-from logitstore.capture.renderer import Renderer
-from logitstore.capture.rows import load_rows
 from logitstore.capture.windows import limits_of
 from logitstore.errors import InputError
+from logitstore.rows.dataset import load_rows
+from logitstore.rows.renderer import Renderer
 from logitstore.text.token_ids import TokenRow, for_student, read_tokens
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import templates, tiny

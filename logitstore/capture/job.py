@@ -82,7 +82,7 @@ def capture(
         teacher: Hub id, or a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
         dataset: Hub id, folder, `save_to_disk` folder, .jsonl, .parquet or .txt file, or a
             `datasets.Dataset`; with `text`, `prompt` and `completion`, `messages` or `input_ids`
-            (see `logitstore.capture.rows`).
+            (see `logitstore.rows.dataset`).
         out: The store's folder, or a URL: `s3://bucket/name`.
         top_k: Entries of a record at most; 0 for draws alone.
         max_tail: Keep only the most probable entries that leave no more than this probability

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.capture.reading import RowReader
-from logitstore.capture.renderer import Rendered
 from logitstore.capture.windows import TeacherSequence
 from logitstore.records import Segment, SequenceText
+from logitstore.rows.renderer import Rendered
 from logitstore.text.conversation import Conversation
 from logitstore.text.tokenizer import ByteTokenizer
 

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from logitstore.capture.renderer import Rendered, Renderer
 from logitstore.capture.windows import Limits, TeacherSequence, sequences_of_row
 from logitstore.records import SequenceText
+from logitstore.rows.renderer import Rendered, Renderer
 
 
 class RowReader:

@@ -20,13 +20,13 @@ from logitstore.capture.hf import (
 )
 from logitstore.capture.prompts import PromptReader
 from logitstore.capture.reading import RowReader
-from logitstore.capture.renderer import Renderer
-from logitstore.capture.rows import Rows, load_rows
 from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.windows import limits_of, rendering_of
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.ranks import Ranks
+from logitstore.rows.dataset import Rows, load_rows
+from logitstore.rows.renderer import Renderer
 from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter, tokenizer_digests
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
-from logitstore.capture.rows import Rows
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.rows.dataset import Rows
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs
 from logitstore.text.conversation import Conversation, Supervise
 from logitstore.text.token_ids import check_spelling, read_tokens

@@ -27,12 +27,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from logitstore.capture import columns as as_bytes
-from logitstore.capture.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
-from logitstore.capture.sources import load_split
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.rows import arrow_text as as_bytes
+from logitstore.rows.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
+from logitstore.rows.sources import load_split
 from logitstore.text.conversation import Message, parsed, read_messages, without_missing
 from logitstore.text.token_ids import TokenRow
 

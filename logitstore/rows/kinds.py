@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from logitstore.capture import columns as as_bytes
 from logitstore.errors import InputError
+from logitstore.rows import arrow_text as as_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset

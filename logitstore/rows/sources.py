@@ -24,7 +24,7 @@ def load_split(
     """One split, and what to call it in messages.
 
     Raises:
-        InputError: As :func:`logitstore.capture.rows.load_rows` says.
+        InputError: As :func:`logitstore.rows.dataset.load_rows` says.
     """
     if not isinstance(dataset, str | Path):
         _refuse("a dataset in memory", config_name=config_name, revision=revision)
