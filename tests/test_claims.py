@@ -286,7 +286,7 @@ def test_a_worker_waits_for_a_shard_that_another_is_at_and_seals(
 ) -> None:
     """A live worker elsewhere has shard 2. This one does the rest, waits, then finds it there."""
     monkeypatch.setattr("logitstore.capture.sharing.POLL_S", 0.01)
-    monkeypatch.setattr("logitstore.capture.work.POLL_S", 0.01)
+    monkeypatch.setattr("logitstore.capture.process.POLL_S", 0.01)
     claim = sign_of(begun / "shards" / ".tmp-claim-00002", ELSEWHERE)
 
     def other() -> None:

@@ -182,7 +182,7 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
 
 def ours(sizes: Sizes, folder: Path) -> Turn:
     from logitstore.capture.job import _writer
-    from logitstore.capture.work import Job
+    from logitstore.capture.process import Job
     from logitstore.checking.verify import verify_store
     from logitstore.console.progress import JsonLog
     from logitstore.console.signals import stopper
@@ -215,8 +215,8 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
 def timed_stages() -> dict[str, float]:
     """Seconds of each stage, on whichever thread it runs, from now on."""
     from logitstore.capture.batches import TeacherPass
+    from logitstore.capture.shard_worker import Worker
     from logitstore.capture.summary import HeadResult
-    from logitstore.capture.worker import Worker
 
     spent: dict[str, float] = defaultdict(float)
 

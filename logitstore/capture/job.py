@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
 from logitstore.capture.preview import Preview
+from logitstore.capture.process import Job
 from logitstore.capture.sample import take_sample
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
 from logitstore.capture.trial import foretell
-from logitstore.capture.work import Job
 from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE
