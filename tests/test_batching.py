@@ -22,9 +22,9 @@ import logitstore
 from logitstore.capture import budget as budget_module
 from logitstore.capture.batches import TeacherPass, batches
 from logitstore.capture.budget import largest_that_fits, smallest_that_is_fast
-from logitstore.capture.head import TeacherHead
 from logitstore.capture.job import preview
-from logitstore.capture.memory import is_out_of_memory
+from logitstore.capture.teacher.head import TeacherHead
+from logitstore.capture.teacher.memory import is_out_of_memory
 from logitstore.capture.windows import TeacherSequence
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
@@ -277,7 +277,9 @@ def test_a_teacher_that_does_not_fit_is_told_before_anything_is_written(
     def full(*_: Any, **__: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr("logitstore.capture.model.AutoModelForCausalLM.from_pretrained", full)
+    monkeypatch.setattr(
+        "logitstore.capture.teacher.weights.AutoModelForCausalLM.from_pretrained", full
+    )
     with pytest.raises(InputError, match=r"does not fit the memory of cpu .*--device-map auto"):
         run(teacher, data, tmp_path / "s")
     assert not (tmp_path / "s").exists()

@@ -17,9 +17,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
-from logitstore.capture import head as head_module
-from logitstore.capture.head import TeacherHead
-from logitstore.capture.summary import HeadSettings, summarise
+from logitstore.capture.teacher import head as head_module
+from logitstore.capture.teacher.head import TeacherHead
+from logitstore.capture.teacher.summary import HeadSettings, summarise
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError, StorageError
 from logitstore.format.zip_archive import Buffer
@@ -235,7 +235,7 @@ def test_a_second_run_on_a_finished_store_does_nothing_and_says_so(
     def never(*_: Any) -> Any:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("logitstore.capture.hf.Teacher.load", never)
+    monkeypatch.setattr("logitstore.capture.teacher.teacher.Teacher.load", never)
     with caplog.at_level("INFO"):
         run(teacher, data, tmp_path / "s")
     assert "is finished" in caplog.text

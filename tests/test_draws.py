@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from logitstore.capture import draws as draws_module
-from logitstore.capture.draws import (
+from logitstore.capture.teacher import draws as draws_module
+from logitstore.capture.teacher.draws import (
     GENERATION,
     TAIL_DRAWS,
     draw,
@@ -17,7 +17,7 @@ from logitstore.capture.draws import (
     random_words,
     running_sum,
 )
-from logitstore.capture.summary import STD_FLOOR, HeadResult, HeadSettings, summarise
+from logitstore.capture.teacher.summary import STD_FLOOR, HeadResult, HeadSettings, summarise
 
 V = 40
 

@@ -13,7 +13,7 @@ import logitstore
 from logitstore.capture import sample as sample_module
 from logitstore.capture.job import preview
 from logitstore.capture.profile import MOST_ENTRIES, profile_of
-from logitstore.capture.summary import HeadResult, HeadSettings, summarise
+from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise
 from logitstore.cli import main
 from tests import tiny
 from tests.stores import tree

@@ -14,7 +14,7 @@ from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from distill.ragged import rectangles, tensors_of
 from distill.sending import VocabularyMap
 from distill.targets import sampled_arrays
-from logitstore.capture import head as head_module
+from logitstore.capture.teacher import head as head_module
 from logitstore.checking.repair import capture_again, repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError

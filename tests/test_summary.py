@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from logitstore.capture.summary import STD_FLOOR, HeadResult, HeadSettings, summarise, summarise_
+from logitstore.capture.teacher.summary import (
+    STD_FLOOR,
+    HeadResult,
+    HeadSettings,
+    summarise,
+    summarise_,
+)
 
 V = 60
 

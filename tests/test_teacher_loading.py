@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import logitstore
-from logitstore.capture.head import TeacherHead, check_vocabulary
-from logitstore.capture.model import load_model
-from logitstore.capture.quantization import quantization_config
-from logitstore.capture.summary import HeadSettings
+from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
+from logitstore.capture.teacher.quantization import quantization_config
+from logitstore.capture.teacher.summary import HeadSettings
+from logitstore.capture.teacher.weights import load_model
 from logitstore.errors import InputError, MismatchError
 from logitstore.ranks import Ranks
 from logitstore.report import facts, info_text
@@ -75,7 +75,7 @@ def test_the_attention_asked_for_is_the_one_that_runs(
         loaded.append(load_model(*args))
         return loaded[-1]
 
-    monkeypatch.setattr("logitstore.capture.hf.load_model", spy)
+    monkeypatch.setattr("logitstore.capture.teacher.teacher.load_model", spy)
     run(teacher, data, tmp_path / "s", attn_implementation=name)
     assert loaded[0].config._attn_implementation == name
     assert loaded[0].config.use_cache is False, "keys and values are kept for nobody"
@@ -186,7 +186,7 @@ def quantized(data: Path, teacher: Path, out: Path, monkeypatch: pytest.MonkeyPa
         return load_model(SimpleNamespace(**vars(found) | {"quantization": None}), device)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr("logitstore.capture.hf.load_model", unquantized)
+        patched.setattr("logitstore.capture.teacher.teacher.load_model", unquantized)
         return run(teacher, data, out, quantization="bitsandbytes-4bit")
 
 

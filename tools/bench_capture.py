@@ -216,7 +216,7 @@ def timed_stages() -> dict[str, float]:
     """Seconds of each stage, on whichever thread it runs, from now on."""
     from logitstore.capture.batches import TeacherPass
     from logitstore.capture.shard_worker import Worker
-    from logitstore.capture.summary import HeadResult
+    from logitstore.capture.teacher.summary import HeadResult
 
     spent: dict[str, float] = defaultdict(float)
 

@@ -5,7 +5,7 @@
 From hidden states to entries, tail, entropy and the token's own log-probability:
 
 * tokens: some rows of logits at a time over the whole vocabulary, as a capture does it
-  (`logitstore.capture.summary`), in chunks of several sizes;
+  (`logitstore.capture.teacher.summary`), in chunks of several sizes;
 * vocabulary: all rows at once over some columns. What is kept is merged from block to block: the
   sums at a running maximum, and the top-k of the entries so far and the block's.
 * the matrix product alone, which is the floor.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from logitstore.capture.summary import HeadSettings, summarise_
+from logitstore.capture.teacher.summary import HeadSettings, summarise_
 from tools.benchmark import goal, run_sizes, said, table
 
 K = 64

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.capture.head import TeacherHead, check_vocabulary
-from logitstore.capture.hf import Teacher
-from logitstore.capture.model import input_device
-from logitstore.capture.summary import HeadResult, HeadSettings
+from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
+from logitstore.capture.teacher.summary import HeadResult, HeadSettings
+from logitstore.capture.teacher.teacher import Teacher
+from logitstore.capture.teacher.weights import input_device
 from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
 from logitstore.format.spec import StoreSpec

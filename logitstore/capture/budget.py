@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from logitstore.capture.memory import free_memory, is_out_of_memory
+from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
 

@@ -30,8 +30,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from logitstore.capture.draws import GENERATION, gumbel, random_words
-from logitstore.capture.memory import free_memory, is_out_of_memory
 from logitstore.capture.prompts import (
     OK,
     STOPPED,
@@ -42,6 +40,8 @@ from logitstore.capture.prompts import (
     PromptReader,
 )
 from logitstore.capture.sampling import Sampling
+from logitstore.capture.teacher.draws import GENERATION, gumbel, random_words
+from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
 from logitstore.text.tokenizer import ByteTokenizer

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import too_long
-from logitstore.capture.memory import free_memory, is_out_of_memory
-from logitstore.capture.summary import HeadResult
+from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.capture.teacher.summary import HeadResult
 from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import in_a_line
 from logitstore.writing.encode import EncodedRecords

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from logitstore.capture.summary import HeadResult
+from logitstore.capture.teacher.summary import HeadResult
 
 #: Looked at where the teacher can be asked anew; of what a capture keeps, as many as it keeps.
 MOST_ENTRIES = 256

@@ -11,16 +11,16 @@ import numpy.typing as npt
 import torch
 
 from logitstore.capture.budget import DEFAULT_TOKENS_PER_BATCH
-from logitstore.capture.hf import (
+from logitstore.capture.prompts import PromptReader
+from logitstore.capture.reading import RowReader
+from logitstore.capture.settings import AUTO, CaptureSettings
+from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
     context_limit,
     default_device,
     find_teacher,
 )
-from logitstore.capture.prompts import PromptReader
-from logitstore.capture.reading import RowReader
-from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.windows import limits_of, rendering_of
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec

@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from logitstore.capture.model import DTYPES, checkpoint_quantization, device_map_of, load_model
-from logitstore.capture.quantization import quantization_config, transformers_config
+from logitstore.capture.teacher.quantization import quantization_config, transformers_config
+from logitstore.capture.teacher.weights import (
+    DTYPES,
+    checkpoint_quantization,
+    device_map_of,
+    load_model,
+)
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.models.loading import saved_files, why_not_loaded

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from logitstore.capture.draws import TAIL_DRAWS, random_words
-from logitstore.capture.summary import HeadResult, HeadSettings, summarise_
+from logitstore.capture.teacher.draws import TAIL_DRAWS, random_words
+from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise_
 from logitstore.errors import InputError
 from logitstore.models.output_embedding import (
     PROBE_ROWS,

@@ -25,7 +25,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from logitstore.capture.draws import Draws, draw
+from logitstore.capture.teacher.draws import Draws, draw
 
 #: Added to a standard deviation before anything is divided by it (MultiLevelOT, arXiv:2412.14528).
 STD_FLOOR = 1e-4

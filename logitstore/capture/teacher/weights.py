@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from logitstore.capture.memory import is_out_of_memory
-from logitstore.capture.quantization import transformers_config
+from logitstore.capture.teacher.memory import is_out_of_memory
+from logitstore.capture.teacher.quantization import transformers_config
 from logitstore.errors import InputError, in_a_line
 from logitstore.models.loading import why_not_loaded
 
 if TYPE_CHECKING:
-    from logitstore.capture.hf import Teacher
+    from logitstore.capture.teacher.teacher import Teacher
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")

@@ -1,0 +1,1 @@
+"""The teacher: loading it, and what its logits become."""
