@@ -23,9 +23,9 @@ from logitstore.capture import budget as budget_module
 from logitstore.capture.batches import TeacherPass, batches
 from logitstore.capture.budget import largest_that_fits, smallest_that_is_fast
 from logitstore.capture.job import preview
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead
 from logitstore.capture.teacher.memory import is_out_of_memory
-from logitstore.capture.windows import TeacherSequence
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
 from logitstore.records import SequenceText

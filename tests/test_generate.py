@@ -16,9 +16,9 @@ import logitstore
 from distill.data import StoreDataset
 from logitstore.capture.generate import Completer, Wanted, batches
 from logitstore.capture.job import preview
-from logitstore.capture.prompts import PromptReader
 from logitstore.capture.sampling import Sampling
-from logitstore.capture.windows import limits_of
+from logitstore.capture.sequences.prompts import PromptReader
+from logitstore.capture.sequences.windows import limits_of
 from logitstore.checking.repair import capture_again, repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError

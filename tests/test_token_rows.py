@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from distill.targets import teacher_spans
-from logitstore.capture.reading import RowReader
-from logitstore.capture.windows import limits_of
+from logitstore.capture.sequences.row_reader import RowReader
+from logitstore.capture.sequences.windows import limits_of
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from logitstore.rows.renderer import Renderer

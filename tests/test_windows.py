@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import logitstore
 from distill.data import StoreDataset
-from logitstore.capture.windows import (
+from logitstore.capture.sequences.windows import (
     TeacherSequence,
     limits_of,
     rendering_of,

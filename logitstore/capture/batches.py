@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
 from logitstore.capture.teacher.weights import input_device
-from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
 from logitstore.format.spec import StoreSpec
 from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records

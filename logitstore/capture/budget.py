@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
-from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from logitstore.capture.prompts import (
+from logitstore.capture.sampling import Sampling
+from logitstore.capture.sequences.prompts import (
     OK,
     STOPPED,
     TOO_LONG,
@@ -39,10 +40,9 @@ from logitstore.capture.prompts import (
     Prompt,
     PromptReader,
 )
-from logitstore.capture.sampling import Sampling
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.draws import GENERATION, gumbel, random_words
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
-from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import InputError
 from logitstore.text.tokenizer import ByteTokenizer
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import too_long
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.capture.teacher.summary import HeadResult
-from logitstore.capture.windows import TeacherSequence
 from logitstore.errors import in_a_line
 from logitstore.writing.encode import EncodedRecords
 

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from logitstore.capture.batches import batches
 from logitstore.capture.halving import HalvingReader, Parts, Read
-from logitstore.capture.windows import TeacherSequence
+from logitstore.capture.sequences.windows import TeacherSequence
 
 #: Hears of every batch when the teacher has read it: what it was, what came of it, in how long.
 Heard = Callable[[Sequence[TeacherSequence], Parts, float], None]

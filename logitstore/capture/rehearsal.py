@@ -9,10 +9,10 @@ from logitstore.capture.generate import Completer, Wanted, batches
 from logitstore.capture.halving import HalvingReader, Read
 from logitstore.capture.outlook import Pairs
 from logitstore.capture.overlap import read_overlapped
-from logitstore.capture.prompts import PROMPT
 from logitstore.capture.sample import Sample, marked
+from logitstore.capture.sequences.prompts import PROMPT
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
-from logitstore.capture.windows import TeacherSequence
 
 _FEWEST_ROWS, _MOST_BATCHES = 8, 2
 

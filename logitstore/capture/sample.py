@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.capture.reading import RowReader
-from logitstore.capture.windows import TeacherSequence
+from logitstore.capture.sequences.row_reader import RowReader
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.console.terminal import printable
 
 _SAMPLE_ROWS = 200

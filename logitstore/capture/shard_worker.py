@@ -9,8 +9,8 @@ from logitstore.capture.outlook import Foretold, Pairs, announce, outlook, store
 from logitstore.capture.overlap import read_overlapped
 from logitstore.capture.profile import profile_of
 from logitstore.capture.sample import Sample
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
-from logitstore.capture.windows import TeacherSequence
 from logitstore.console.progress import Progress
 from logitstore.format.spec import SHARDS_FOLDER
 from logitstore.reading.shard import shard_name

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 
 from logitstore.capture.budget import DEFAULT_TOKENS_PER_BATCH
-from logitstore.capture.prompts import PromptReader
-from logitstore.capture.reading import RowReader
+from logitstore.capture.sequences.prompts import PromptReader
+from logitstore.capture.sequences.row_reader import RowReader
+from logitstore.capture.sequences.windows import limits_of, rendering_of
 from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.teacher.teacher import (
     Teacher,
@@ -21,7 +22,6 @@ from logitstore.capture.teacher.teacher import (
     default_device,
     find_teacher,
 )
-from logitstore.capture.windows import limits_of, rendering_of
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.ranks import Ranks

@@ -16,8 +16,8 @@ from logitstore.capture.overlap import read_overlapped
 from logitstore.capture.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.rehearsal import rows_to_write, write_some
 from logitstore.capture.sample import Sample
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
-from logitstore.capture.windows import TeacherSequence
 from logitstore.records import SequenceText
 from logitstore.writing.encode import EncodedRecords
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from logitstore.capture.windows import Limits, TeacherSequence, sequences_of_row
+from logitstore.capture.sequences.windows import Limits, TeacherSequence, sequences_of_row
 from logitstore.records import SequenceText
 from logitstore.rows.renderer import Rendered, Renderer
 

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.capture.reading import RowReader
-from logitstore.capture.windows import TeacherSequence
+from logitstore.capture.sequences.row_reader import RowReader
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.records import Segment, SequenceText
 from logitstore.rows.renderer import Rendered
 from logitstore.text.conversation import Conversation
