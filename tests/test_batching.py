@@ -1,7 +1,7 @@
 """Batches: how they are cut, how large they are, what happens when one does not fit.
 
 And the claim that makes all of it harmless: what else is in its batch changes a record by rounding
-alone. The measure of "rounding" is stated in `logitstore.capture.batches` and held here.
+alone. The measure of "rounding" is stated in `logitstore.capture.passes.teacher_pass` and held here.
 """
 
 import json
@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 
 import logitstore
 from logitstore.capture import budget as budget_module
-from logitstore.capture.batches import TeacherPass, batches
 from logitstore.capture.budget import largest_that_fits, smallest_that_is_fast
 from logitstore.capture.job import preview
+from logitstore.capture.passes.teacher_pass import TeacherPass, batches
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead
 from logitstore.capture.teacher.memory import is_out_of_memory

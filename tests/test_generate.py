@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import logitstore
 from distill.data import StoreDataset
-from logitstore.capture.generate import Completer, Wanted, batches
 from logitstore.capture.job import preview
+from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import limits_of

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.capture.batches import TeacherPass
+from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.checking.verify import verify_store
 from logitstore.console.signals import Stopped, stopper
 from tests import tiny

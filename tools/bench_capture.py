@@ -133,7 +133,7 @@ Turn = Callable[[], dict[str, float]]
 
 def batches_of(sizes: Sizes, task: Any) -> list[torch.Tensor]:
     """The very batches of ours: no row is longer than another, so there is no padding."""
-    from logitstore.capture.batches import batches
+    from logitstore.capture.passes.teacher_pass import batches
 
     found = []
     for shard in range(task.plan.shard_count):
@@ -214,7 +214,7 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
 
 def timed_stages() -> dict[str, float]:
     """Seconds of each stage, on whichever thread it runs, from now on."""
-    from logitstore.capture.batches import TeacherPass
+    from logitstore.capture.passes.teacher_pass import TeacherPass
     from logitstore.capture.shard_worker import Worker
     from logitstore.capture.teacher.summary import HeadResult
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
+from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.preview import Preview
 from logitstore.capture.process import Job
 from logitstore.capture.sample import take_sample
@@ -123,7 +123,7 @@ def capture(
         tokens_per_batch: Padded tokens of a forward pass, or ``auto`` for what fits (see
             `logitstore.capture.budget`). Recorded by the first run of a store and then kept, so
             that a resumed store is the same bytes; default 8192. Records agree from one number to
-            another to within rounding (see `logitstore.capture.batches` for how much that is).
+            another to within rounding (see `logitstore.capture.passes.teacher_pass` for how much that is).
         on_nan: ``stop`` at a row of which the logits are not finite, or ``skip`` it: its line has
             the status ``not_finite`` and no records.
         shard_text_bytes: Text of a shard, about; what a crash can cost.

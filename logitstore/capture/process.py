@@ -14,9 +14,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 
-from logitstore.capture.batches import TeacherPass
 from logitstore.capture.budget import find_budget
 from logitstore.capture.outlook import announce
+from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.sample import Sample, seen, take_sample
 from logitstore.capture.shard_worker import NOT_FINITE, Sequences, Worker
 from logitstore.capture.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state

@@ -5,10 +5,10 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.capture.generate import Completer, Wanted, batches
-from logitstore.capture.halving import HalvingReader, Read
 from logitstore.capture.outlook import Pairs
-from logitstore.capture.overlap import read_overlapped
+from logitstore.capture.passes.generate import Completer, Wanted, batches
+from logitstore.capture.passes.overlap import read_overlapped
+from logitstore.capture.passes.split_on_oom import HalvingReader, Read
 from logitstore.capture.sample import Sample, marked
 from logitstore.capture.sequences.prompts import PROMPT
 from logitstore.capture.sequences.windows import TeacherSequence

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-from logitstore.capture.batches import TeacherPass
-from logitstore.capture.generate import CompletedRows, Completer
-from logitstore.capture.halving import HalvingReader, Parts
 from logitstore.capture.outlook import Foretold, Pairs, announce, outlook, stored_size
-from logitstore.capture.overlap import read_overlapped
+from logitstore.capture.passes.generate import CompletedRows, Completer
+from logitstore.capture.passes.overlap import read_overlapped
+from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
+from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.profile import profile_of
 from logitstore.capture.sample import Sample
 from logitstore.capture.sequences.windows import TeacherSequence

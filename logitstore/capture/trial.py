@@ -8,11 +8,11 @@ import math
 import time
 from collections.abc import Sequence
 
-from logitstore.capture.batches import TeacherPass
-from logitstore.capture.generate import Completer
-from logitstore.capture.halving import HalvingReader
 from logitstore.capture.outlook import Foretold, Pairs, outlook, stored_size
-from logitstore.capture.overlap import read_overlapped
+from logitstore.capture.passes.generate import Completer
+from logitstore.capture.passes.overlap import read_overlapped
+from logitstore.capture.passes.split_on_oom import HalvingReader
+from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.rehearsal import rows_to_write, write_some
 from logitstore.capture.sample import Sample

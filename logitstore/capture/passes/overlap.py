@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from logitstore.capture.batches import batches
-from logitstore.capture.halving import HalvingReader, Parts, Read
+from logitstore.capture.passes.split_on_oom import HalvingReader, Parts, Read
+from logitstore.capture.passes.teacher_pass import batches
 from logitstore.capture.sequences.windows import TeacherSequence
 
 #: Hears of every batch when the teacher has read it: what it was, what came of it, in how long.

@@ -47,7 +47,7 @@ from logitstore.errors import InputError
 from logitstore.text.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
-    from logitstore.capture.batches import TeacherPass
+    from logitstore.capture.passes.teacher_pass import TeacherPass
     from logitstore.capture.task import Task
 
 
