@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.capture import sample as sample_module
-from logitstore.capture import trial
+from logitstore.capture.estimate import sample as sample_module
+from logitstore.capture.estimate import trial_batches
 from logitstore.capture.job import preview
 from logitstore.cli import main
 from logitstore.console.progress import JsonLog, Progress, byte_count, duration, progress
@@ -191,16 +191,18 @@ def test_a_long_capture_is_headed_by_what_estimate_says(
         data = rows(tmp_path / "prompts.jsonl", *prompts)
         settings |= {"generate": True, "max_new_tokens": 4}
     said = preview(teacher, data, **settings)
-    monkeypatch.setattr(trial, "_HEAD_SHARE", 100.0)  # a trial costs more than these few rows
+    monkeypatch.setattr(
+        trial_batches, "_HEAD_SHARE", 100.0
+    )  # a trial costs more than these few rows
     log = tmp_path / "log.jsonl"
     had_store = []
-    foretell = trial.foretell
+    foretell = trial_batches.foretell
 
     def watched(*args: Any, **more: Any) -> Any:
         had_store.append((tmp_path / "s").exists())
         return foretell(*args, **more)
 
-    monkeypatch.setattr(trial, "foretell", watched)
+    monkeypatch.setattr(trial_batches, "foretell", watched)
     store = logitstore.capture(teacher, data, tmp_path / "s", log_json=log, **settings)
     assert had_store == [False]
     events = [json.loads(line) for line in log.read_text().splitlines()]

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from logitstore.capture.budget import find_budget
+from logitstore.capture.estimate.budget import find_budget
+from logitstore.capture.estimate.preview import Preview
+from logitstore.capture.estimate.sample import take_sample
+from logitstore.capture.estimate.trial_batches import foretell
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.preview import Preview
 from logitstore.capture.process import Job
-from logitstore.capture.sample import take_sample
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
-from logitstore.capture.trial import foretell
 from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE
@@ -121,7 +121,7 @@ def capture(
         device_map: Spread the teacher over devices: ``auto``, ``balanced``, ``balanced_low_0``,
             ``sequential``, or modules and their devices as a dict or JSON.
         tokens_per_batch: Padded tokens of a forward pass, or ``auto`` for what fits (see
-            `logitstore.capture.budget`). Recorded by the first run of a store and then kept, so
+            `logitstore.capture.estimate.budget`). Recorded by the first run of a store and then kept, so
             that a resumed store is the same bytes; default 8192. Records agree from one number to
             another to within rounding (see `logitstore.capture.passes.teacher_pass` for how much that is).
         on_nan: ``stop`` at a row of which the logits are not finite, or ``skip`` it: its line has

@@ -14,14 +14,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 
-from logitstore.capture.budget import find_budget
-from logitstore.capture.outlook import announce
+from logitstore.capture.estimate.budget import find_budget
+from logitstore.capture.estimate.forecast import announce
+from logitstore.capture.estimate.sample import Sample, seen, take_sample
+from logitstore.capture.estimate.trial_batches import foretell_at_head
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.sample import Sample, seen, take_sample
 from logitstore.capture.shard_worker import NOT_FINITE, Sequences, Worker
 from logitstore.capture.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
 from logitstore.capture.task import Task
-from logitstore.capture.trial import foretell_at_head
 from logitstore.console.progress import JsonLog, progress
 from logitstore.console.signals import Stopped, Stopper
 from logitstore.format.spec import SPEC_FILE

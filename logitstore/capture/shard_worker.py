@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
-from logitstore.capture.outlook import Foretold, Pairs, announce, outlook, stored_size
+from logitstore.capture.estimate.forecast import Foretold, Pairs, announce, outlook, stored_size
+from logitstore.capture.estimate.profile import profile_of
+from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.profile import profile_of
-from logitstore.capture.sample import Sample
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.console.progress import Progress

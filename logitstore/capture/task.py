@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitstore.capture.budget import DEFAULT_TOKENS_PER_BATCH
+from logitstore.capture.estimate.budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of, rendering_of

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from logitstore.capture.budget import too_long
+from logitstore.capture.estimate.budget import too_long
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory

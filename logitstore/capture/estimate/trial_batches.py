@@ -8,14 +8,14 @@ import math
 import time
 from collections.abc import Sequence
 
-from logitstore.capture.outlook import Foretold, Pairs, outlook, stored_size
+from logitstore.capture.estimate.forecast import Foretold, Pairs, outlook, stored_size
+from logitstore.capture.estimate.profile import MOST_ENTRIES, profile_of
+from logitstore.capture.estimate.sample import Sample
+from logitstore.capture.estimate.trial_completions import rows_to_write, write_some
 from logitstore.capture.passes.generate import Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.profile import MOST_ENTRIES, profile_of
-from logitstore.capture.rehearsal import rows_to_write, write_some
-from logitstore.capture.sample import Sample
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.records import SequenceText

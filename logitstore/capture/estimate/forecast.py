@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from logitstore.capture.profile import Profile
-from logitstore.capture.sample import Sample
+from logitstore.capture.estimate.profile import Profile
+from logitstore.capture.estimate.sample import Sample
 from logitstore.console.progress import JsonLog, byte_count, duration
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zip_archive import pack

@@ -21,8 +21,8 @@ from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.errors import InputError
 
 if TYPE_CHECKING:
+    from logitstore.capture.estimate.sample import Sample
     from logitstore.capture.passes.teacher_pass import TeacherPass
-    from logitstore.capture.sample import Sample
     from logitstore.capture.task import Task
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from logitstore.capture.outlook import Foretold, Outlook
-from logitstore.capture.sample import Sample, seen
+from logitstore.capture.estimate.forecast import Foretold, Outlook
+from logitstore.capture.estimate.sample import Sample, seen
 
 
 @dataclass(frozen=True)

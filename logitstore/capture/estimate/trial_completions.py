@@ -5,11 +5,11 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from logitstore.capture.outlook import Pairs
+from logitstore.capture.estimate.forecast import Pairs
+from logitstore.capture.estimate.sample import Sample, marked
 from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Read
-from logitstore.capture.sample import Sample, marked
 from logitstore.capture.sequences.prompts import PROMPT
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task

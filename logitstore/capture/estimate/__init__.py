@@ -1,0 +1,1 @@
+"""What a capture will cost: a sample, trial batches, and the forecast from them."""
