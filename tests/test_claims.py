@@ -18,13 +18,19 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.alive import Process, SignOfLife, clock_ns, look_at
-from logitstore.capture.sharing import ByClaim
+from logitstore.capture.sharing.alive import Process, SignOfLife, clock_ns, look_at
+from logitstore.capture.sharing.claims import (
+    CLAIM_EXPIRES_S,
+    PROCESS_EXPIRES_S,
+    Claims,
+    alone,
+    among_others,
+)
+from logitstore.capture.sharing.heartbeat import Ranks
+from logitstore.capture.sharing.sharing import ByClaim
 from logitstore.checking.verify import verify_store
-from logitstore.claims import CLAIM_EXPIRES_S, PROCESS_EXPIRES_S, Claims, alone, among_others
 from logitstore.errors import BusyError, InputError, StorageError
 from logitstore.format.spec import Plan
-from logitstore.ranks import Ranks
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.paths import store_path
@@ -46,9 +52,7 @@ def sign_of(path: Path, process: dict[str, Any] | str, age_s: float = 0.0) -> Pa
 
 def killed() -> dict[str, Any]:
     """A process of this machine that was, and is no more."""
-    code = (
-        "import json; from logitstore.alive import Process; print(json.dumps(vars(Process.this())))"
-    )
+    code = "import json; from logitstore.capture.sharing.alive import Process; print(json.dumps(vars(Process.this())))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -115,7 +119,9 @@ def test_age_is_by_the_file_systems_clock_and_not_by_this_hosts(
     # A file server two hours ahead: all that counts is how much later its own "now" is.
     two_hours = 7200 * 10**9
     now = clock_ns(tmp_path)
-    monkeypatch.setattr("logitstore.claims.clock_ns", lambda folder: now + two_hours)
+    monkeypatch.setattr(
+        "logitstore.capture.sharing.claims.clock_ns", lambda folder: now + two_hours
+    )
     touched = now + two_hours - 10**9
     os.utime(tmp_path / ".tmp-claim-0", ns=(touched, touched))
     assert Claims(tmp_path).take(["0"]) is None
@@ -285,7 +291,7 @@ def test_a_worker_waits_for_a_shard_that_another_is_at_and_seals(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A live worker elsewhere has shard 2. This one does the rest, waits, then finds it there."""
-    monkeypatch.setattr("logitstore.capture.sharing.POLL_S", 0.01)
+    monkeypatch.setattr("logitstore.capture.sharing.sharing.POLL_S", 0.01)
     monkeypatch.setattr("logitstore.capture.process.POLL_S", 0.01)
     claim = sign_of(begun / "shards" / ".tmp-claim-00002", ELSEWHERE)
 
@@ -377,7 +383,7 @@ def test_who_was_killed_is_in_nobodys_way(
 def test_a_sign_of_life_is_touched_while_its_process_is_busy_and_gone_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitstore.claims._BEAT_EVERY_S", 0.01)
+    monkeypatch.setattr("logitstore.capture.sharing.claims._BEAT_EVERY_S", 0.01)
     path = tmp_path / ".tmp-alone"
     with alone(tmp_path):
         os.utime(path, (1, 1))

@@ -13,9 +13,15 @@ from typing import Any
 import pytest
 
 import logitstore
+from logitstore.capture.sharing.heartbeat import (
+    Heartbeat,
+    Ranks,
+    find_ranks,
+    signs_of_life,
+    wait_until,
+)
 from logitstore.checking.verify import verify_store
 from logitstore.errors import IncompleteStoreError, InputError
-from logitstore.ranks import Heartbeat, Ranks, find_ranks, signs_of_life, wait_until
 from tests import tiny
 from tests.stores import tree
 
@@ -237,7 +243,7 @@ def test_a_heartbeat_is_a_sign_of_life_and_no_part_of_a_store(tmp_path: Path) ->
 def test_a_rank_whose_peers_are_silent_says_what_is_there_and_how_to_go_on(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitstore.capture.sharing.PATIENCE_S", 0.3)
+    monkeypatch.setattr("logitstore.capture.sharing.sharing.PATIENCE_S", 0.3)
     settings: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}
     with pytest.raises(
         IncompleteStoreError, match=r"rank 1 of 2 waited to begin the store; is --out"

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import logitstore
+from logitstore.capture.sharing.heartbeat import Ranks
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.quantization import quantization_config
 from logitstore.capture.teacher.summary import HeadSettings
 from logitstore.capture.teacher.weights import load_model
 from logitstore.errors import InputError, MismatchError
-from logitstore.ranks import Ranks
 from logitstore.report import facts, info_text
 from tests import reader_from_spec, tiny
 from tests.stores import tree

@@ -183,10 +183,10 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
 def ours(sizes: Sizes, folder: Path) -> Turn:
     from logitstore.capture.job import _writer
     from logitstore.capture.process import Job
+    from logitstore.capture.sharing.heartbeat import Ranks
     from logitstore.checking.verify import verify_store
     from logitstore.console.progress import JsonLog
     from logitstore.console.signals import stopper
-    from logitstore.ranks import Ranks
 
     spent = timed_stages()
     task = task_of(sizes, folder)

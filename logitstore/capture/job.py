@@ -16,11 +16,11 @@ from logitstore.capture.estimate.trial_batches import foretell
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.process import Job
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.sharing.heartbeat import Ranks, find_ranks
 from logitstore.capture.task import Task, prepare
 from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE
-from logitstore.ranks import Ranks, find_ranks
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, to_write
 from logitstore.store import LogitStore

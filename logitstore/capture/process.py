@@ -20,12 +20,12 @@ from logitstore.capture.estimate.sample import Sample, seen, take_sample
 from logitstore.capture.estimate.trial_batches import foretell_at_head
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.shard_worker import NOT_FINITE, Sequences, Worker
-from logitstore.capture.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
+from logitstore.capture.sharing.heartbeat import Ranks
+from logitstore.capture.sharing.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
 from logitstore.capture.task import Task
 from logitstore.console.progress import JsonLog, progress
 from logitstore.console.signals import Stopped, Stopper
 from logitstore.format.spec import SPEC_FILE
-from logitstore.ranks import Ranks
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.writer import StoreWriter, check_place

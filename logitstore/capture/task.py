@@ -15,6 +15,7 @@ from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of, rendering_of
 from logitstore.capture.settings import AUTO, CaptureSettings
+from logitstore.capture.sharing.heartbeat import Ranks
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -24,7 +25,6 @@ from logitstore.capture.teacher.teacher import (
 )
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec
-from logitstore.ranks import Ranks
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
 from logitstore.writing.plan import make_plan

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from logitstore.capture.sharing.heartbeat import find_ranks
 from logitstore.errors import InputError
-from logitstore.ranks import find_ranks
 
 _LINE_EVERY_S = 30.0
 

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from logitstore.alive import Beating, Seen, SignOfLife, clock_ns, look_at
+from logitstore.capture.sharing.alive import Beating, Seen, SignOfLife, clock_ns, look_at
 from logitstore.errors import BusyError
 from logitstore.storage import commit
 

@@ -4,7 +4,7 @@ Ranks are the processes of one launcher. All are there from the beginning, and s
 one of them, whatever becomes of it. A process alone is the only rank.
 
 Claims are for processes that come and go. Each takes the next shard that nobody has; all return
-when nothing is missing, and one of them seals. See `logitstore.claims` for what a claim is worth.
+when nothing is missing, and one of them seals. See `logitstore.capture.sharing.claims` for what a claim is worth.
 """
 
 import logging
@@ -14,11 +14,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
-from logitstore.claims import CLAIM_EXPIRES_S, Claims, alone, among_others
+from logitstore.capture.sharing.claims import CLAIM_EXPIRES_S, Claims, alone, among_others
+from logitstore.capture.sharing.heartbeat import (
+    PATIENCE_S,
+    Heartbeat,
+    Pulse,
+    Ranks,
+    signs_of_life,
+    wait_until,
+)
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
 from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
-from logitstore.ranks import PATIENCE_S, Heartbeat, Pulse, Ranks, signs_of_life, wait_until
 from logitstore.reading.shard import shard_name
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none

@@ -1,0 +1,1 @@
+"""Several processes at one store: who takes which shard, and who is alive."""
