@@ -1,6 +1,6 @@
 """`python -m logitstore` is the `logitstore` command."""
 
-from logitstore.cli import main
+from logitstore.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.cli import main
+from logitstore.cli.app import main
 from logitstore.console.terminal import printable
 from tests import stores, tiny
 

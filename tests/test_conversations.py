@@ -18,7 +18,7 @@ from distill.align import Spans, align
 from distill.config import parse
 from distill.ragged import rectangles, tensors_of
 from distill.targets import teacher_spans
-from logitstore.cli import main
+from logitstore.cli.app import main
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from tests import templates, tiny

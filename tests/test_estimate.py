@@ -14,7 +14,7 @@ from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.job import preview
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise
-from logitstore.cli import main
+from logitstore.cli.app import main
 from tests import tiny
 from tests.stores import tree
 

@@ -12,7 +12,7 @@ from distill import cli
 from distill.data import StoreDataset
 from distill.needs import check_needs
 from distill.ragged import rectangles, tensors_of
-from logitstore.cli import main
+from logitstore.cli.app import main
 from logitstore.errors import MismatchError
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.moving.dumps.settings import ImportSettings

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from logitstore.cli import main
+from logitstore.cli.app import main
 from tests import dumps, stores, tiny
 from tests.dumps import Dumper
 

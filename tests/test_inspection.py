@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
-from logitstore.cli import app
+from logitstore.cli.app import app
 from logitstore.console.terminal import (
     bar,
     clipped,

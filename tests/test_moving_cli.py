@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.cli import main
+from logitstore.cli.app import main
 from logitstore.store import open_store
 from tests import dumps, stores, tiny
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
-from logitstore.cli import app
+from logitstore.cli.app import app
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
 from logitstore.inspection import page_data

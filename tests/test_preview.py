@@ -12,7 +12,7 @@ import logitstore
 from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate import trial_batches
 from logitstore.capture.job import preview
-from logitstore.cli import main
+from logitstore.cli.app import main
 from logitstore.console.progress import JsonLog, Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError
 from tests import tiny

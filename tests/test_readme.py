@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import distill.cli
-import logitstore.cli
+import logitstore.cli.app
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,7 @@ def help_of(program: str, command: str) -> str:
         done = run("bash", "distill train --help", ROOT)
         assert done.returncode == 0, done.stderr
         return done.stdout
-    app = {"logitstore": logitstore.cli.app, "distill": distill.cli.app}[program]
+    app = {"logitstore": logitstore.cli.app.app, "distill": distill.cli.app}[program]
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0, shown.output
     return shown.output

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from logitstore import open_store
 from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
-from logitstore.cli import app
+from logitstore.cli.app import app
 from logitstore.errors import (
     CorruptStoreError,
     IncompleteStoreError,

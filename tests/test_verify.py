@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from logitstore import open_store
 from logitstore.checking.text_check import TextCheck
 from logitstore.checking.verify import nonsense, verify_store
-from logitstore.cli import app
+from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.format.zarr_arrays import canonical_json
 from logitstore.format.zip_archive import Archive, pack

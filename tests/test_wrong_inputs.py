@@ -19,9 +19,9 @@ import typer
 
 from distill import cli as distill_cli
 from distill import config
-from logitstore import cli as logitstore_cli
 from logitstore import store as store_module
 from logitstore.capture.teacher.teacher import chosen_device
+from logitstore.cli.app import app as logitstore_cli
 from logitstore.errors import InputError
 from tests import wrong_places
 

@@ -14,9 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
+from logitstore.cli.app import moving
 from logitstore.console import entry
 from logitstore.errors import InputError
-from logitstore.moving import cli as moving
 from logitstore.storage.paths import store_path, to_write
 
 app = typer.Typer(
