@@ -26,7 +26,7 @@ from logitstore.format.index import _SCHEMA, encode_index
 from logitstore.format.seal import file_sha256, seal_bytes
 from logitstore.format.zarr_arrays import canonical_json
 from logitstore.format.zip_archive import Archive, pack
-from logitstore.report import facts
+from logitstore.info import facts
 from logitstore.store import open_store
 
 END_BYTES = 22 + 64

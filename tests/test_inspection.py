@@ -23,7 +23,7 @@ from logitstore.console.terminal import (
 )
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.spec import Plan
-from logitstore.inspection import command
+from logitstore.inspection import show
 from logitstore.inspection.diff import diff, diff_text, spec_differences
 from logitstore.inspection.scalars import histogram_text, histograms, worst
 from logitstore.inspection.sequence import (
@@ -169,15 +169,15 @@ def test_stores_without_ids_or_entries_are_shown(tmp_path: Path, of: object) -> 
 def test_a_place_that_is_not_there_is_an_error_that_names_those_that_are(store: LogitStore) -> None:
     last = len(store) - 1
     with pytest.raises(InputError, match=rf"there is no sequence 999; it holds 0 to {last}"):
-        command.shown(store, 999, None, None)
+        show.shown(store, 999, None, None)
     with pytest.raises(InputError, match="has no record 5000; it has"):
-        command.shown(store, longest(store), 5000, None)
+        show.shown(store, longest(store), 5000, None)
     with pytest.raises(InputError, match="a sequence is missing"):
-        command.shown(store, None, None, None)
+        show.shown(store, None, None, None)
     with pytest.raises(InputError, match="--worst is 0"):
-        command.shown(store, None, None, 0)
+        show.shown(store, None, None, 0)
     with pytest.raises(InputError, match="--worst looks at the whole store"):
-        command.shown(store, 1, None, 3)
+        show.shown(store, 1, None, 3)
 
 
 # ---- all of it ----

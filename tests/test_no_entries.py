@@ -13,7 +13,7 @@ from hypothesis import given
 
 from logitstore import open_store
 from logitstore.errors import InputError
-from logitstore.report import facts, info_text
+from logitstore.info import facts, info_text
 from logitstore.writing.encode import encode_records
 from tests import stores
 

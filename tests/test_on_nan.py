@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitstore
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
-from logitstore.report import facts, info_text
+from logitstore.info import facts, info_text
 from tests import reader_from_spec, tiny
 from tests.stores import tree
 

@@ -18,7 +18,7 @@ from logitstore.capture.teacher import head as head_module
 from logitstore.checking.repair import capture_again, repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
-from logitstore.report import facts, info_text
+from logitstore.info import facts, info_text
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import dense

@@ -15,6 +15,7 @@ from logitstore import open_store
 from logitstore.cli.app import app
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
+from logitstore.info import uld_within
 from logitstore.inspection import page_data
 from logitstore.inspection.page import write_page
 from logitstore.inspection.page_data import browsed, curves, spread
@@ -22,7 +23,6 @@ from logitstore.inspection.sequence import sequence_facts
 from logitstore.pages.document import as_script, clipped_text
 from logitstore.pages.svg import axis_top, bars, curve, histogram
 from logitstore.records import Segment, SequenceText
-from logitstore.report import uld_within
 from logitstore.store import LogitStore
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter

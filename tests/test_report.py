@@ -8,7 +8,7 @@ import pytest
 
 from logitstore import open_store
 from logitstore.format.spec import StoreSpec
-from logitstore.report import facts, info_text, uld_within
+from logitstore.info import facts, info_text, uld_within
 from tests import stores
 
 VARIANTS = {

@@ -20,7 +20,7 @@ from logitstore.capture.teacher.quantization import quantization_config
 from logitstore.capture.teacher.summary import HeadSettings
 from logitstore.capture.teacher.weights import load_model
 from logitstore.errors import InputError, MismatchError
-from logitstore.report import facts, info_text
+from logitstore.info import facts, info_text
 from tests import reader_from_spec, tiny
 from tests.stores import tree
 

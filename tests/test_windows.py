@@ -22,8 +22,8 @@ from logitstore.capture.sequences.windows import (
 )
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
+from logitstore.info import facts, info_text
 from logitstore.records import Segment, SequenceText
-from logitstore.report import facts, info_text
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 

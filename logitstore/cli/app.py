@@ -231,7 +231,7 @@ def capture(
     from logitstore.capture.job import capture as run
     from logitstore.capture.sharing.heartbeat import find_ranks
     from logitstore.console.signals import Stopped
-    from logitstore.report import facts, info_text
+    from logitstore.info import facts, info_text
 
     if not find_ranks().is_first:
         _be_quiet()
@@ -317,8 +317,8 @@ def info(
     allow_partial: PartialOpt = False,
 ) -> None:
     """What a store holds, how big it is, and how exact."""
+    from logitstore.info import facts, info_text
     from logitstore.inspection.scalars import histogram_text, histograms
-    from logitstore.report import facts, info_text
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)
@@ -351,7 +351,7 @@ def show(
     allow_partial: PartialOpt = False,
 ) -> None:
     """One sequence: its text, and for each record the teacher's most probable tokens."""
-    from logitstore.inspection import command as inspection
+    from logitstore.inspection import show as inspection
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)

@@ -204,7 +204,7 @@ def _reimport(
 
 
 def _print_info(store: Any, as_json: bool) -> None:
-    from logitstore.report import facts, info_text
+    from logitstore.info import facts, info_text
 
     found = facts(store)
     typer.echo(json.dumps(found) if as_json else info_text(found))

@@ -14,7 +14,7 @@ _COLUMNS = ("record", "token id", "bytes", "p", "entropy", "outside", "entries",
 
 def store_html(store: Any) -> str:
     """`logitstore info`, as preformatted text."""
-    from logitstore.report import facts, info_text
+    from logitstore.info import facts, info_text
 
     return f"<pre>{escape(info_text(facts(store)))}</pre>"
 

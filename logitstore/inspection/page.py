@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError
+from logitstore.info import facts, info_lines
 from logitstore.inspection.page_data import browsed, curves
 from logitstore.inspection.scalars import histograms
 from logitstore.pages.document import (
@@ -18,7 +19,6 @@ from logitstore.pages.document import (
     write_document,
 )
 from logitstore.pages.svg import axis_top, bars, curve, histogram
-from logitstore.report import facts, info_lines
 from logitstore.store import LogitStore
 
 #: Asked for by default; fewer are on the page where they are long.

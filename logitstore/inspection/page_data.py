@@ -6,7 +6,7 @@ small one. With p_j the entries of a record, most probable first, and u its tail
     outside(k)    u + sum_{j>k} p_j: what a store of k entries a token would leave out
     mass(k)       1 - mean of outside(k)
     bound(k)      2 outside(k) + L1 of coding, at most 2: how far a ULD from such a store can be
-                  from the exact one (`logitstore.report.uld_within`)
+                  from the exact one (`logitstore.info.uld_within`)
 """
 
 import math
