@@ -18,16 +18,16 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from logitstore.errors import InputError
-from logitstore.moving.dumps.dumped import (
+from logitstore.moving.dumps.keyed_lists import keyed_lists
+from logitstore.moving.dumps.lists import Int64s, Lists, int64s, refuse_lengths
+from logitstore.moving.dumps.row import (
     Dumped,
     integers,
     plain,
     taken_apart,
     wanted,
 )
-from logitstore.moving.dumps.keyed import keyed_lists
-from logitstore.moving.dumps.lists import Int64s, Lists, int64s, refuse_lengths
-from logitstore.moving.dumps.names import TokenNames
+from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.moving.nested import Nested
 from logitstore.text.conversation import read_messages
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.moving.dumps import responses
-from logitstore.moving.dumps.dumped import plain
+from logitstore.moving.dumps.row import plain
 
 _ENDINGS = (".parquet", ".jsonl", ".json")
 _PIECE_BYTES = 1024 * 1024

@@ -17,9 +17,9 @@ from logitstore.errors import InputError
 from logitstore.format.spec import SPEC_FILE, Plan, StoreSpec
 from logitstore.moving.dumps import lists as of_lists
 from logitstore.moving.dumps.files import Dump, Place
-from logitstore.moving.dumps.placing import Placed
+from logitstore.moving.dumps.first_pass import Survey, look_through
+from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.settings import ImportSettings
-from logitstore.moving.dumps.survey import Survey, look_through
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records

@@ -11,12 +11,12 @@ from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_folder
 from logitstore.models.loading import saved_files, why_not_loaded
 from logitstore.moving.dumps import columns, responses
-from logitstore.moving.dumps.dumped import Dumped, plain
 from logitstore.moving.dumps.files import Row
 from logitstore.moving.dumps.lists import check_largest, checked, without_extras
-from logitstore.moving.dumps.names import TokenNames
-from logitstore.moving.dumps.placing import Placed, Placer
+from logitstore.moving.dumps.locate import Placed, Placer
+from logitstore.moving.dumps.row import Dumped, plain
 from logitstore.moving.dumps.settings import ImportSettings
+from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs
 from logitstore.text.token_ids import check_spelling
 from logitstore.text.tokenizer import ByteTokenizer

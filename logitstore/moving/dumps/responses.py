@@ -18,10 +18,10 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.moving.dumps.columns import spread
-from logitstore.moving.dumps.dumped import Dumped, integers, wanted
-from logitstore.moving.dumps.keyed import keyed_lists
+from logitstore.moving.dumps.keyed_lists import keyed_lists
 from logitstore.moving.dumps.lists import F64, Int64s, Lists, int64s, refuse_lengths
-from logitstore.moving.dumps.names import TokenNames
+from logitstore.moving.dumps.row import Dumped, integers, wanted
+from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.conversation import Message, read_messages
 
 _IDS = ("prompt_token_ids", "input_ids")

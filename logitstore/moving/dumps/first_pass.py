@@ -12,7 +12,7 @@ from logitstore.errors import InputError
 from logitstore.format.spec import CAN_BE_MISSING
 from logitstore.moving.dumps.files import Dump, Place
 from logitstore.moving.dumps.lists import look_renormalised, sums
-from logitstore.moving.dumps.placing import Placed
+from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.reading import Reader
 from logitstore.moving.dumps.settings import ImportSettings
 

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.moving.dumps.dumped import Dumped
 from logitstore.moving.dumps.lists import F64, Int64s, Lists, refuse_lengths
+from logitstore.moving.dumps.row import Dumped
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation, Supervise
