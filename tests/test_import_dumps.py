@@ -520,10 +520,10 @@ def test_a_dump_that_changes_while_it_is_read_is_refused(
 def test_an_imported_store_is_merged_and_cut_and_exported_like_any(
     teacher: Dumper, tmp_path: Path
 ) -> None:
-    from logitstore.moving.export import export_parquet
-    from logitstore.moving.exported import find_export
     from logitstore.moving.merge import merge
-    from logitstore.moving.reimport import reimport
+    from logitstore.moving.parquet.export import export_parquet
+    from logitstore.moving.parquet.exported import find_export
+    from logitstore.moving.parquet.reimport import reimport
 
     for name, texts in (("a", ENGLISH), ("b", TEXTS)):
         path = dumps.write_jsonl(tmp_path / f"{name}.jsonl", [teacher.raw(t) for t in texts])

@@ -15,9 +15,9 @@ import pytest
 from logitstore.errors import CorruptStoreError, InputError, MismatchError
 from logitstore.format.logprob_codec import decode_entries, encode_entries
 from logitstore.format.spec import StoreSpec
-from logitstore.moving.export import export_parquet
-from logitstore.moving.exported import find_export
-from logitstore.moving.reimport import check_export, reimport
+from logitstore.moving.parquet.export import export_parquet
+from logitstore.moving.parquet.exported import find_export
+from logitstore.moving.parquet.reimport import check_export, reimport
 from logitstore.store import open_store
 from tests import stores
 
@@ -103,7 +103,7 @@ def test_decoded_values_alone_would_not_give_the_codes_back() -> None:
 def test_the_pages_of_an_export_have_checksums_and_the_groups_are_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitstore.moving.export._GROUP_LINES", 5)
+    monkeypatch.setattr("logitstore.moving.parquet.export._GROUP_LINES", 5)
     stores.write(tmp_path / "s", boundaries=(0, 12))
     export_parquet(tmp_path / "s", tmp_path / "e")
     (file,) = (tmp_path / "e" / "data").iterdir()

@@ -30,7 +30,7 @@ def export(
     as_json: JsonOpt = False,
 ) -> None:
     """Write a store as Parquet that pyarrow, datasets and polars read, and `import` takes back."""
-    from logitstore.moving.export import export_parquet
+    from logitstore.moving.parquet.export import export_parquet
 
     if to != "parquet":
         raise InputError(f"--to is {to}, expected parquet.")
@@ -116,7 +116,7 @@ def import_(
         chat_template_kwargs=chat_template_kwargs,
         shard_text_bytes=shard_text_bytes,
     )
-    from logitstore.moving.exported import find_export
+    from logitstore.moving.parquet.exported import find_export
 
     exported = find_export(dump)
     if exported is not None:
@@ -191,7 +191,7 @@ def _refuse_idle(dump: Path, settings: dict[str, Any]) -> None:
 def _reimport(
     exported: Any, out: Path, tokenizer: str | None, dry_run: bool, as_json: bool
 ) -> None:
-    from logitstore.moving.reimport import check_export, reimport
+    from logitstore.moving.parquet.reimport import check_export, reimport
 
     folder = None if tokenizer is None else Path(tokenizer)
     if not dry_run:

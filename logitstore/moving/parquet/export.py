@@ -12,7 +12,7 @@ from logitstore.console.progress import progress
 from logitstore.errors import MismatchError
 from logitstore.format.spec import TOKENIZER_FOLDER
 from logitstore.moving.folders import open_finished, tokenizer_files
-from logitstore.moving.parquet import (
+from logitstore.moving.parquet.columns import (
     DATA_FOLDER,
     Sequence_,
     file_name,
@@ -29,7 +29,7 @@ _GROUP_LINES = 1024
 
 
 def export_parquet(store: str | PathLike[str], out: str | PathLike[str]) -> Path:
-    """Write a finished store as Parquet: see :mod:`logitstore.moving.parquet`.
+    """Write a finished store as Parquet: see :mod:`logitstore.moving.parquet.columns`.
 
     The folder appears whole, or not at all. Memory is bounded by the largest sequence.
 

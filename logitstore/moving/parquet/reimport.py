@@ -25,10 +25,10 @@ from logitstore.format.logprob_codec import (
 )
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.format.spec import SPEC_FILE, TOKENIZER_FOLDER, StoreSpec
-from logitstore.moving.exported import EXPORT_AGAIN, Exported
 from logitstore.moving.folders import read_tokenizer
 from logitstore.moving.nested import Nested, nested
-from logitstore.moving.parquet import schema_of
+from logitstore.moving.parquet.columns import schema_of
+from logitstore.moving.parquet.exported import EXPORT_AGAIN, Exported
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.encode import EncodedRecords
@@ -42,7 +42,7 @@ def reimport(found: Exported, out: Path, tokenizer: Path | None = None) -> Logit
     """Write the store that was exported; resume it if it is begun.
 
     Args:
-        found: What :func:`logitstore.moving.exported.find_export` found.
+        found: What :func:`logitstore.moving.parquet.exported.find_export` found.
         out: The store's folder.
         tokenizer: Where the tokenizer's files are; default: beside the data.
 

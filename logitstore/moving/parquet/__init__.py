@@ -1,0 +1,1 @@
+"""A store as Parquet that anybody reads, and the same store again."""
