@@ -27,11 +27,11 @@ import numpy as np
 import numpy.typing as npt
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from distill.align import Spans, align
+from distill.alignment.align import Spans, align
+from distill.alignment.vocab_map import VocabMap, prefix_map
 from distill.data import StoreDataset
 from distill.needs import teacher_name
 from distill.targets import teacher_spans
-from distill.vocab_map import VocabMap, prefix_map
 from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.models.loading import why_not_loaded

@@ -49,14 +49,15 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from distill.align import Alignment, Spans, align_many
+from distill.alignment.align import Alignment, Spans, align_many
+from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.vocab_map import prefix_map
 from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.needs import NEEDS, check_needs
 from distill.packing import Layout, one_a_row
 from distill.pieces import cut
 from distill.ragged import narrow, runs, tensors_of
-from distill.sending import VocabularyMap
 from distill.student_text import StudentReader
 from distill.targets import (
     Arrays,
@@ -71,7 +72,6 @@ from distill.targets import (
     teacher_spans,
     uld_arrays,
 )
-from distill.vocab_map import prefix_map
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.storage.paths import StorePath

@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from distill.align import Spans, align
+from distill.alignment.align import Spans, align
 from distill.asking import ask, batch_of
 from distill.data import Store
 from distill.encoder_decoder import Sides

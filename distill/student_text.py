@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distill.align import Spans
+from distill.alignment.align import Spans
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.text.chat_template import ChatTemplate

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from distill.align import Alignment, Spans, align, align_many
+from distill.alignment.align import Alignment, Spans, align, align_many
 
 Token = tuple[int, int, bool]  # start, length, is_eos
 

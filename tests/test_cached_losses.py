@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.align import Spans, align
+from distill.alignment.align import Spans, align
 from distill.data import Collator, StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import logitstore
-from distill.align import Spans, align
+from distill.alignment.align import Spans, align
 from distill.config import parse
 from distill.ragged import rectangles, tensors_of
 from distill.targets import teacher_spans

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.align import Spans
+from distill.alignment.align import Spans
+from distill.alignment.map_entries import VocabularyMap
 from distill.data import Collator, StoreDataset
 from distill.ragged import rectangles, tensors_of
-from distill.sending import VocabularyMap
 from distill.targets import TOKEN_LOGPROB_ERROR_NATS, mapped_arrays, position_groups, uld_arrays
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords

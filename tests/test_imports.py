@@ -44,7 +44,7 @@ def offenders(paths: list[Path], *forbidden: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("module", ["logitstore", "logitstore.cli.app", "distill.align"])
+@pytest.mark.parametrize("module", ["logitstore", "logitstore.cli.app", "distill.alignment.align"])
 def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'tokenizers', 'zarr', 'pandas'}"
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

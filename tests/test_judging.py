@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from distill.align import Spans, align
+from distill.alignment.align import Spans, align
 from distill.judging import CALIBRATION_BINS, Calibration, judge
 from distill.student_text import StudentReader
 from distill.targets import teacher_spans

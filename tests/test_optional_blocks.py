@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 
 import logitstore
+from distill.alignment.map_entries import VocabularyMap
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from distill.ragged import rectangles, tensors_of
-from distill.sending import VocabularyMap
 from distill.targets import sampled_arrays
 from logitstore.capture.teacher import head as head_module
 from logitstore.checking.repair import capture_again, repair_store

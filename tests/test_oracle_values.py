@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.align import Spans, align
+from distill.alignment.align import Spans, align
 from distill.losses.alm import alm
 from distill.losses.mapped_kl import mapped_kl
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot

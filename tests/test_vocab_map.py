@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.vocab_map import VocabMap, prefix_map
+from distill.alignment.vocab_map import VocabMap, prefix_map
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

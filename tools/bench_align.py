@@ -24,8 +24,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from distill.align import Spans, align, align_many
-from distill.vocab_map import _made
+from distill.alignment.align import Spans, align, align_many
+from distill.alignment.vocab_map import _made
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.test_align import loop

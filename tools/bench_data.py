@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from distill.align import align_many
+from distill.alignment.align import align_many
 from distill.config import CachedTeacherConfig
 from distill.data import Collator, Example, StoreDataset
 from distill.order import RowOrder
