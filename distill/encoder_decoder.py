@@ -63,7 +63,7 @@ class Sides:
         return cls(int(start), tokenizer.eos_token_id, tokenizer.pad_id)
 
     def cut(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of a causal model, as :mod:`distill.data` lays it out, for this one.
+        """A batch of a causal model, as :mod:`distill.data.dataset` lays it out, for this one.
 
         Args:
             batch: With `input_ids`, `attention_mask` and `labels` (B, T), `rows` and `example`

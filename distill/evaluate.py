@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 from distill import answers, judging
 from distill.asking import ask, batch_of
 from distill.card import renew_results
-from distill.data import Store
+from distill.data.dataset import Store
 from distill.encoder_decoder import Sides
 from distill.head import StudentHead
 from distill.preflight import check_embeddings

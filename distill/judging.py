@@ -29,15 +29,15 @@ from torch import nn
 
 from distill.alignment.align import Spans, align
 from distill.asking import ask, batch_of
-from distill.data import Store
+from distill.data.dataset import Store
+from distill.data.ragged import rectangles, tensors_of
+from distill.data.targets import Ints, teacher_spans, uld_arrays
 from distill.encoder_decoder import Sides
 from distill.head import StudentHead
 from distill.losses.uld import uld
 from distill.needs import check_needs, teacher_name
 from distill.query import HeadAnswer
-from distill.ragged import rectangles, tensors_of
 from distill.student_text import StudentReader
-from distill.targets import Ints, teacher_spans, uld_arrays
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import TokenRecords

@@ -12,7 +12,7 @@ from typing import Any
 from distill.card import write_card
 from distill.config import CachedTeacherConfig, StudentArguments
 from distill.curves import CURVES_FILE, can_draw, draw
-from distill.data import Store
+from distill.data.dataset import Store
 from distill.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.student import make_student
 from distill.trainer import CachedTeacherTrainer

@@ -72,7 +72,7 @@ class StudentReader:
 
         Args:
             line: The line.
-            teacher: Its records, as :func:`distill.targets.teacher_spans` places them.
+            teacher: Its records, as :func:`distill.data.targets.teacher_spans` places them.
 
         Raises:
             InputError: A conversation that its chat template refuses; names the row.

@@ -1,6 +1,6 @@
 """The terms of the training loss, one value a position, before any reduction.
 
-Between the batch (:mod:`distill.data`), which knows where the teacher's pairs lie, and the losses,
+Between the batch (:mod:`distill.data.dataset`), which knows where the teacher's pairs lie, and the losses,
 which know nothing but aligned rows: what to ask of the student, and which row goes where.
 
 Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = entries or mapped ids, L =
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from distill.data.ragged import rectangles
 from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
 from distill.query import HeadAnswer, HeadQuery, Lookup, Ranking
-from distill.ragged import rectangles
 
 Batch = Mapping[str, Any]
 
@@ -53,7 +53,7 @@ class LossSettings:
 def unpacked(batch: Batch) -> dict[str, Any]:
     """A batch that has come to the device as its terms read it: rectangles, and int64 to index by.
 
-    A batch travels at the size of the records it was made of, see :mod:`distill.ragged`.
+    A batch travels at the size of the records it was made of, see :mod:`distill.data.ragged`.
     """
     wide = {key: batch[key].long() for key in ("rows", "example")}
     teacher = {name: rectangles(arrays) for name, arrays in batch["teacher"].items()}

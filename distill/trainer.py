@@ -42,14 +42,14 @@ from transformers.trainer_utils import (
 )
 
 from distill.config import CachedTeacherConfig
-from distill.coverage import warn_if_low
-from distill.data import Collator, Store, StoreDataset
+from distill.data.batch_cuts import Pieces, piece_of
+from distill.data.coverage import warn_if_low
+from distill.data.dataset import Collator, Store, StoreDataset
+from distill.data.packing import check_packing, layout_of, one_a_row
+from distill.data.row_order import RowOrder
 from distill.encoder_decoder import SEEN, Sides
 from distill.head import StudentHead
 from distill.meter import Meter
-from distill.order import RowOrder
-from distill.packing import check_packing, layout_of, one_a_row
-from distill.pieces import Pieces, piece_of
 from distill.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
@@ -178,7 +178,7 @@ class CachedTeacherTrainer(Trainer):
 
         Args:
             model: The model, or what a wrapper made of it.
-            inputs: A batch as :mod:`distill.data` lays it out, on the device.
+            inputs: A batch as :mod:`distill.data.dataset` lays it out, on the device.
             return_outputs: Whether to return `(loss, terms)`.
             num_items_in_batch: Counts of the whole batch, one a term; None: this is all of it.
         """

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
 from distill.config import CachedTeacherConfig
-from distill.data import StoreDataset
+from distill.data.dataset import StoreDataset
 from distill.trainer import CachedTeacherTrainer
 from logitstore.store import LogitStore
 from logitstore.text.chat_template import ChatTemplate

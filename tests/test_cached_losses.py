@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.alignment.align import Spans, align
-from distill.data import Collator, StoreDataset
+from distill.data.dataset import Collator, StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer

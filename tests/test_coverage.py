@@ -11,8 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from distill import cli
-from distill.coverage import KINDS, coverage, recommend, table
-from distill.data import StoreDataset
+from distill.data.coverage import KINDS, coverage, recommend, table
+from distill.data.dataset import StoreDataset
 from logitstore.capture.job import capture
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer

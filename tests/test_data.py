@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 
 from distill.alignment.align import Spans
 from distill.alignment.map_entries import VocabularyMap
-from distill.data import Collator, StoreDataset
-from distill.ragged import rectangles, tensors_of
-from distill.targets import TOKEN_LOGPROB_ERROR_NATS, mapped_arrays, position_groups, uld_arrays
+from distill.data.dataset import Collator, StoreDataset
+from distill.data.ragged import rectangles, tensors_of
+from distill.data.targets import (
+    TOKEN_LOGPROB_ERROR_NATS,
+    mapped_arrays,
+    position_groups,
+    uld_arrays,
+)
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
 from logitstore.text.tokenizer import ByteTokenizer

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from distill.order import RowOrder
+from distill.data.row_order import RowOrder
 from distill.trainer import CachedTeacherTrainer
 from logitstore.errors import MismatchError
 from tests import tiny

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import logitstore
-from distill.data import StoreDataset
+from distill.data.dataset import StoreDataset
 from logitstore.capture.job import preview
 from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.sampling import Sampling

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.order import RowOrder, window_of
+from distill.data.row_order import RowOrder, window_of
 from distill.trainer import CachedTeacherTrainer
 from tests import tiny
 from tests.curves import Record, assert_same, curve

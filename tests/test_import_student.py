@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from distill import cli
-from distill.data import StoreDataset
+from distill.data.dataset import StoreDataset
+from distill.data.ragged import rectangles, tensors_of
 from distill.needs import check_needs
-from distill.ragged import rectangles, tensors_of
 from logitstore.cli.app import main
 from logitstore.errors import MismatchError
 from logitstore.moving.dumps.importing import import_dump

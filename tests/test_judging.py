@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from distill.alignment.align import Spans, align
+from distill.data.targets import teacher_spans
 from distill.judging import CALIBRATION_BINS, Calibration, judge
 from distill.student_text import StudentReader
-from distill.targets import teacher_spans
 from logitstore.errors import InputError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

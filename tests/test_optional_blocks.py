@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 
 import logitstore
 from distill.alignment.map_entries import VocabularyMap
+from distill.data.ragged import rectangles, tensors_of
+from distill.data.targets import sampled_arrays
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
-from distill.ragged import rectangles, tensors_of
-from distill.targets import sampled_arrays
 from logitstore.capture.teacher import head as head_module
 from logitstore.checking.repair import capture_again, repair_store
 from logitstore.checking.verify import verify_store

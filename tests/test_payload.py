@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.alignment.map_entries import VocabularyMap
-from distill.data import Collator, StoreDataset
+from distill.data.dataset import Collator, StoreDataset
+from distill.data.ragged import lists_of, rectangles, tensors_of
 from distill.encoder_decoder import Sides
-from distill.ragged import lists_of, rectangles, tensors_of
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, taught

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 
 from distill import head as head_module
 from distill.chunked import in_the_forward
-from distill.data import Collator
+from distill.data.batch_cuts import Pieces, cut, piece_of
+from distill.data.dataset import Collator
 from distill.output_head import LinearHead
-from distill.pieces import Pieces, cut, piece_of
 from distill.query import HeadAnswer, HeadQuery
 from distill.trainer import CachedTeacherTrainer
 from logitstore.models.output_embedding import AfterEmbedding

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import logitstore
 from distill.config import CachedTeacherConfig
-from distill.data import Collator, StoreDataset
+from distill.data.dataset import Collator, StoreDataset
 from distill.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from distill.targets import teacher_spans
+from distill.data.targets import teacher_spans
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of
 from logitstore.errors import InputError

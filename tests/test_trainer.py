@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
-from distill.data import StoreDataset
+from distill.data.dataset import StoreDataset
 from distill.schedule import one_cycle
 from distill.terms import Term
 from distill.trainer import CachedTeacherTrainer

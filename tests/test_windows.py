@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import logitstore
-from distill.data import StoreDataset
+from distill.data.dataset import StoreDataset
 from logitstore.capture.sequences.windows import (
     TeacherSequence,
     limits_of,

@@ -36,9 +36,9 @@ from transformers import PreTrainedTokenizerFast
 
 from distill.alignment.align import align_many
 from distill.config import CachedTeacherConfig
-from distill.data import Collator, Example, StoreDataset
-from distill.order import RowOrder
-from distill.packing import Layout, one_a_row, packed
+from distill.data.dataset import Collator, Example, StoreDataset
+from distill.data.packing import Layout, one_a_row, packed
+from distill.data.row_order import RowOrder
 from distill.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
@@ -96,7 +96,7 @@ def timed(data: StoreDataset, clock: Clock) -> Iterator[None]:
         mock.patch.object(data.store, "read_many", clock.around("records", data.store.read_many)),
         mock.patch.object(data.store, "text", clock.around("text", data.store.text)),
         mock.patch.object(data.reader, "read", clock.around("tokenising", data.reader.read)),
-        mock.patch("distill.data.align_many", clock.around("alignment", align_many)),
+        mock.patch("distill.data.dataset.align_many", clock.around("alignment", align_many)),
     ):
         yield
 

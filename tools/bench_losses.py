@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from distill.data.batch_cuts import cut, piece_of
 from distill.head import StudentHead, chunk_tokens_of
-from distill.pieces import cut, piece_of
 from distill.terms import LossSettings, query_of, terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
@@ -240,7 +240,7 @@ def trl_uld(sizes: Sizes) -> Step:
 
 
 def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
-    """What distill.targets makes of a store, for a teacher with 92 % of its mass in its head."""
+    """What distill.data.targets makes of a store, for a teacher with 92 % of its mass in its head."""
     rng = np.random.default_rng(2)
     stop = np.flatnonzero(rng.random(sizes.N) >= MERGED) + 1  # groups of one label or more
     stop = np.union1d(stop, np.arange(sizes.N // sizes.B, sizes.N + 1, sizes.N // sizes.B))

@@ -10,14 +10,14 @@ A batch:
 
     input_ids, labels          (R, T)   right-padded; labels -100 where not supervised
     attention_mask             (R, T)   bool
-    position_ids               (R, T)   of packed sequences alone, see distill.packing
+    position_ids               (R, T)   of packed sequences alone, see distill.data.packing
     rows                       (N,)     flat logit rows r * T + t - 1, one a label
     example                    (N,)     the sequence of each label, ascending
     tokens                     (B,)     that the model reads of each sequence
     aligned                    (B,)     labels that a teacher pair covers
     skipped, text_changed      (B,)     unusable sequences; those that the template changes
     row                        (B,)     number of the dataset's row
-    pieces                              where it may be cut, see distill.pieces; or None
+    pieces                              where it may be cut, see distill.data.batch_cuts; or None
     teacher[name]                       one dict a loss:
       uld        index (P,), entry_logprobs (M), tail_logmass (P,), log_scale (P,),
                  codec_bound (P,), earlier_index (E,), earlier_pair (E,)
@@ -32,7 +32,7 @@ student's side of pair `earlier_pair` (uld by bytes: the chain rule over a group
 all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a sequence).
 
 It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
-flat, with counts (:mod:`distill.ragged`). What torch needs wider becomes so on the device.
+flat, with counts (:mod:`distill.data.ragged`). What torch needs wider becomes so on the device.
 
 Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P =
 pairs of a loss, M = entries or mapped ids of all pairs, D = distinct draws of all pairs, E = labels
@@ -52,14 +52,10 @@ from torch.utils.data import Dataset
 from distill.alignment.align import Alignment, Spans, align_many
 from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.vocab_map import prefix_map
-from distill.encoder_decoder import NO_LABEL, Sides
-from distill.losses.multilevel_ot import COLUMNS
-from distill.needs import NEEDS, check_needs
-from distill.packing import Layout, one_a_row
-from distill.pieces import cut
-from distill.ragged import narrow, runs, tensors_of
-from distill.student_text import StudentReader
-from distill.targets import (
+from distill.data.batch_cuts import cut
+from distill.data.packing import Layout, one_a_row
+from distill.data.ragged import narrow, runs, tensors_of
+from distill.data.targets import (
     Arrays,
     Ints,
     alm_arrays,
@@ -72,6 +68,10 @@ from distill.targets import (
     teacher_spans,
     uld_arrays,
 )
+from distill.encoder_decoder import NO_LABEL, Sides
+from distill.losses.multilevel_ot import COLUMNS
+from distill.needs import NEEDS, check_needs
+from distill.student_text import StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.storage.paths import StorePath

@@ -44,7 +44,7 @@ def cut(
     """As few pieces of at most `size` labels as there can be.
 
     Args:
-        teacher: The arrays of each loss, as :mod:`distill.data` lays them out.
+        teacher: The arrays of each loss, as :mod:`distill.data.dataset` lays them out.
         example_N: The sequence of each label.
         size: Labels that a chunk may have.
 

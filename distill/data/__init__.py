@@ -1,0 +1,1 @@
+"""A store as training batches: rows tokenised, aligned, packed and collated."""
