@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.config import CachedTeacherConfig
-    from distill.evaluate import bits_per_byte
+    from distill.evaluation.evaluate import bits_per_byte
     from distill.trainer import CachedTeacherTrainer
 
 _HOME = {
     "CachedTeacherConfig": "distill.config",
     "CachedTeacherTrainer": "distill.trainer",
-    "bits_per_byte": "distill.evaluate",
+    "bits_per_byte": "distill.evaluation.evaluate",
 }
 
 __all__ = ["CachedTeacherConfig", "CachedTeacherTrainer", "bits_per_byte"]

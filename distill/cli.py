@@ -132,7 +132,7 @@ def evaluate(
     if not 0 <= samples <= MOST_SAMPLES:
         raise InputError(f"--samples {samples}: expected 0 to {MOST_SAMPLES}.")
     with _talk_to_stderr():
-        from distill.evaluate import evaluate as run_evaluation
+        from distill.evaluation.evaluate import evaluate as run_evaluation
 
         run = run_evaluation(
             model,

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from distill import answers
-from distill.answers import exact_match, normalized, questions, score_answers, token_f1
-from distill.evaluate import renderer_of
+from distill.evaluation import answers
+from distill.evaluation.answers import exact_match, normalized, questions, score_answers, token_f1
+from distill.evaluation.evaluate import renderer_of
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from tests import templates, tiny

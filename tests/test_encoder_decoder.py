@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.asking import ask, batch_of
 from distill.encoder_decoder import NO_LABEL, Sides
+from distill.evaluation.forward import ask, batch_of
 from distill.head import StudentHead
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

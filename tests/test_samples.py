@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from distill.answers import questions
-from distill.evaluate import renderer_of
-from distill.samples import Sample, write_samples
+from distill.evaluation.answers import questions
+from distill.evaluation.evaluate import renderer_of
+from distill.evaluation.samples import Sample, write_samples
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from tests import templates, tiny

@@ -28,11 +28,11 @@ import torch
 from torch import nn
 
 from distill.alignment.align import Spans, align
-from distill.asking import ask, batch_of
 from distill.data.dataset import Store
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import Ints, teacher_spans, uld_arrays
 from distill.encoder_decoder import Sides
+from distill.evaluation.forward import ask, batch_of
 from distill.head import StudentHead
 from distill.losses.uld import uld
 from distill.needs import check_needs, teacher_name

@@ -25,15 +25,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distill import answers, judging
-from distill.asking import ask, batch_of
 from distill.card import renew_results
 from distill.data.dataset import Store
 from distill.encoder_decoder import Sides
+from distill.evaluation import against_store, answers
+from distill.evaluation.forward import ask, batch_of
+from distill.evaluation.samples import write_samples
 from distill.head import StudentHead
 from distill.preflight import check_embeddings
 from distill.results import RunObject, peak_rss_bytes, read_results, write_results
-from distill.samples import write_samples
 from distill.student import load_student
 from distill.student_text import StudentReader
 from logitstore import open_store
@@ -176,8 +176,10 @@ def evaluate(
                 ),
             }
     if opened is not None and reader is not None:
-        judged = [name for name in metrics if name in judging.METRICS]
-        figures |= judging.judge(model, opened, reader, judged, tokens_per_batch=tokens_per_batch)
+        judged = [name for name in metrics if name in against_store.METRICS]
+        figures |= against_store.judge(
+            model, opened, reader, judged, tokens_per_batch=tokens_per_batch
+        )
     used = {
         "time_s": round(time.perf_counter() - started, 3),
         "peak_rss_bytes": peak_rss_bytes(),
@@ -209,10 +211,10 @@ def check_metrics(
     if data is not None and (Path(data) / "store.json").is_file():
         raise InputError(
             f"{data}: is a store, and where a dataset is expected. Give it as --store {data}, with "
-            f"--metrics {','.join(judging.METRICS)}, or name the dataset of held-out text."
+            f"--metrics {','.join(against_store.METRICS)}, or name the dataset of held-out text."
         )
-    of_store = [name for name in metrics if name in judging.METRICS]
-    of_data = [name for name in metrics if name not in judging.METRICS]
+    of_store = [name for name in metrics if name in against_store.METRICS]
+    of_data = [name for name in metrics if name not in against_store.METRICS]
     if of_data and data is None:
         raise InputError(
             f"--metrics {','.join(of_data)}: measured on a dataset, but none is given. Name it "
@@ -226,7 +228,7 @@ def check_metrics(
     if store is not None and not of_store:
         raise InputError(
             f"--store {store}: none of --metrics {','.join(metrics)} reads it. Leave it out, or "
-            f"add one of {', '.join(judging.METRICS)}."
+            f"add one of {', '.join(against_store.METRICS)}."
         )
     if data is not None and not of_data and not samples:
         raise InputError(

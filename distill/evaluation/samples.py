@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from distill.answers import Question, question_of, write_answers
+from distill.evaluation.answers import Question, question_of, write_answers
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
