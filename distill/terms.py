@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from distill.data.ragged import rectangles
+from distill.head.query import HeadAnswer, HeadQuery, Lookup, Ranking
 from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
-from distill.query import HeadAnswer, HeadQuery, Lookup, Ranking
 
 Batch = Mapping[str, Any]
 

@@ -48,7 +48,8 @@ from distill.data.dataset import Collator, Store, StoreDataset
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.encoder_decoder import SEEN, Sides
-from distill.head import StudentHead
+from distill.head.query import HeadAnswer
+from distill.head.student_head import StudentHead
 from distill.meter import Meter
 from distill.preflight import (
     ORIGIN_FILE,
@@ -59,7 +60,6 @@ from distill.preflight import (
     check_student,
     settings_of,
 )
-from distill.query import HeadAnswer
 from distill.schedule import one_cycle, parse_one_cycle
 from distill.terms import (
     LossSettings,

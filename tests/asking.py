@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from distill.query import Found, HeadAnswer, HeadQuery, Lookup, Ranking
+from distill.head.query import Found, HeadAnswer, HeadQuery, Lookup, Ranking
 from tests.families import V
 
 B, T = 3, 11

@@ -6,7 +6,7 @@ import torch
 
 from distill.encoder_decoder import NO_LABEL, Sides
 from distill.evaluation.forward import ask, batch_of
-from distill.head import StudentHead
+from distill.head.student_head import StudentHead
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.students import t5

@@ -98,7 +98,7 @@ def test_gradient_checkpointing_changes_nothing(
 def test_the_chunked_head_trains_as_dense_logits_do(
     store: FakeStore, tmp_path: Path, record_property: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill.head.CHUNK_TOKENS", 16)
+    monkeypatch.setattr("distill.head.student_head.CHUNK_TOKENS", 16)
     chunked, dense = (prepared(store, tmp_path) for _ in range(2))
     dense.head.dense = True
     assert chunked.data_collator(chunked.data.__getitems__(range(8)))["pieces"] is not None

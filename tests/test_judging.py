@@ -169,8 +169,8 @@ def test_a_store_that_the_student_cannot_read_is_an_error(store: FakeStore) -> N
 
 
 def test_the_largest_ids_are_those_of_the_largest_logits() -> None:
-    from distill.head import StudentHead
-    from distill.query import HeadQuery
+    from distill.head.query import HeadQuery
+    from distill.head.student_head import StudentHead
 
     model = tiny.llama(40)
     ids = torch.randint(40, (2, 9), generator=torch.Generator().manual_seed(0))

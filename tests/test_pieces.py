@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
-from distill import head as head_module
-from distill.chunked import in_the_forward
 from distill.data.batch_cuts import Pieces, cut, piece_of
 from distill.data.dataset import Collator
-from distill.output_head import LinearHead
-from distill.query import HeadAnswer, HeadQuery
+from distill.head.chunked import in_the_forward
+from distill.head.output_head import LinearHead
+from distill.head.query import HeadAnswer, HeadQuery
+from distill.head.student_head import student_head as head_module
 from distill.trainer import CachedTeacherTrainer
 from logitstore.models.output_embedding import AfterEmbedding
 from tests import tiny

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from distill.data.batch_cuts import cut, piece_of
-from distill.head import StudentHead, chunk_tokens_of
+from distill.head.student_head import StudentHead, chunk_tokens_of
 from distill.terms import LossSettings, query_of, terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from distill.alignment.align import Spans
 from distill.alignment.map_entries import VocabularyMap
 from distill.data.ragged import lists_of, runs
+from distill.head.query import STD_FLOOR
 from distill.losses.multilevel_ot import COLUMNS
-from distill.query import STD_FLOOR
 from logitstore.records import SequenceText, TokenRecords
 
 #: A token's own log-probability is stored in steps of 1/512 nats, so it is off by half of one.

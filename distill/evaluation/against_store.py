@@ -33,10 +33,10 @@ from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import Ints, teacher_spans, uld_arrays
 from distill.encoder_decoder import Sides
 from distill.evaluation.forward import ask, batch_of
-from distill.head import StudentHead
+from distill.head.query import HeadAnswer
+from distill.head.student_head import StudentHead
 from distill.losses.uld import uld
 from distill.needs import check_needs, teacher_name
-from distill.query import HeadAnswer
 from distill.student_text import StudentReader
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError

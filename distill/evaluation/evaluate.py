@@ -31,7 +31,7 @@ from distill.encoder_decoder import Sides
 from distill.evaluation import against_store, answers
 from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.samples import write_samples
-from distill.head import StudentHead
+from distill.head.student_head import StudentHead
 from distill.preflight import check_embeddings
 from distill.results import RunObject, peak_rss_bytes, read_results, write_results
 from distill.student import load_student

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.encoder_decoder import NO_LABEL, SEEN, Sides
-from distill.head import StudentHead
-from distill.query import HeadAnswer, HeadQuery
+from distill.head.query import HeadAnswer, HeadQuery
+from distill.head.student_head import StudentHead
 
 Ints = npt.NDArray[np.int64]
 

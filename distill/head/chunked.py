@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.logit_rows import LogitRows
-from distill.output_head import OutputHead, Pull, without_autocast
-from distill.query import COLUMNS, HeadAnswer, HeadQuery, Ranking, rank_columns, widened
-from distill.scaled_rows import ScaledRows
+from distill.head.logit_rows import LogitRows
+from distill.head.output_head import OutputHead, Pull, without_autocast
+from distill.head.query import COLUMNS, HeadAnswer, HeadQuery, Ranking, rank_columns, widened
+from distill.head.scaled_rows import ScaledRows
 
 #: The loss of a chunk from its answer, for positions [start, stop).
 Objective = Callable[[HeadAnswer, int, int], Tensor]
@@ -33,7 +33,7 @@ Objective = Callable[[HeadAnswer, int, int], Tensor]
 def recomputed(
     head: OutputHead, hidden_ND: Tensor, query: HeadQuery, chunk_tokens: int
 ) -> dict[str, Tensor]:
-    """The answer to a query, as :func:`distill.query.answer_rows` gives it.
+    """The answer to a query, as :func:`distill.head.query.answer_rows` gives it.
 
     Args:
         head: The model's.

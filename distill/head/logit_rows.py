@@ -1,6 +1,6 @@
 """The answer to a query from some rows of logits, and its gradient, in one buffer.
 
-:func:`distill.query.answer_rows` is the definition, and leaves the gradient to autograd, which
+:func:`distill.head.query.answer_rows` is the definition, and leaves the gradient to autograd, which
 keeps and makes a [rows, vocabulary] tensor for every step of it. Here the logits turn into
 exponentials in place, and those into the gradient. All that is asked of a row is a logit minus a
 normaliser, or the difference of two normalisers, and the slope of a normaliser is a softmax; so
@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from distill.query import (
+from distill.head.query import (
     AT_IDS,
     COLUMNS,
     LABEL,
@@ -33,7 +33,7 @@ from distill.query import (
     rank_columns,
     widened,
 )
-from distill.scaled_rows import ScaledRows
+from distill.head.scaled_rows import ScaledRows
 
 
 class LogitRows:
@@ -42,11 +42,11 @@ class LogitRows:
     Args:
         logits_cV: Of any floating dtype. Overwritten, where they are float32 or float64.
         query: The question about just these rows.
-        columns_Sk: What :func:`~distill.query.rank_columns` chose for each sequence. None, with a
+        columns_Sk: What :func:`~distill.head.query.rank_columns` chose for each sequence. None, with a
             ranking in the query: these rows are whole sequences, and choose for themselves.
 
     Attributes:
-        answer: As :func:`~distill.query.answer_rows` gives it, without gradient.
+        answer: As :func:`~distill.head.query.answer_rows` gives it, without gradient.
     """
 
     def __init__(

@@ -1,0 +1,1 @@
+"""What losses see of a student: its distribution, chunk by chunk, without a matrix of logits."""
