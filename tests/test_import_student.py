@@ -11,7 +11,7 @@ import pytest
 from distill import cli
 from distill.data.dataset import StoreDataset
 from distill.data.ragged import rectangles, tensors_of
-from distill.needs import check_needs
+from distill.losses.requirements import check_needs
 from logitstore.cli.app import main
 from logitstore.errors import MismatchError
 from logitstore.moving.dumps.importing import import_dump

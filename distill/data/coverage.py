@@ -31,7 +31,7 @@ from distill.alignment.align import Spans, align
 from distill.alignment.vocab_map import VocabMap, prefix_map
 from distill.data.dataset import StoreDataset
 from distill.data.targets import teacher_spans
-from distill.needs import teacher_name
+from distill.losses.requirements import teacher_name
 from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.models.loading import why_not_loaded

@@ -70,7 +70,7 @@ from distill.data.targets import (
 )
 from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
-from distill.needs import NEEDS, check_needs
+from distill.losses.requirements import NEEDS, check_needs
 from distill.student_text import StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
@@ -144,7 +144,7 @@ class StoreDataset(Dataset[Example]):
     Args:
         store: An open store; workers reopen its files by themselves.
         student: The student's tokenizer.
-        losses: Names of the losses to prepare for, of those in :data:`distill.needs.NEEDS`.
+        losses: Names of the losses to prepare for, of those in :data:`distill.losses.requirements.NEEDS`.
         pairing: `bytes` or `position`, for uld.
         mapped_strict: For mapped_kl: only equal tokens, only where both sides end together.
         temperature: For tail_kl.

@@ -35,8 +35,8 @@ from distill.encoder_decoder import Sides
 from distill.evaluation.forward import ask, batch_of
 from distill.head.query import HeadAnswer
 from distill.head.student_head import StudentHead
+from distill.losses.requirements import check_needs, teacher_name
 from distill.losses.uld import uld
-from distill.needs import check_needs, teacher_name
 from distill.student_text import StudentReader
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError

@@ -18,7 +18,7 @@ Shape legend: N = positions, K = largest count of mapped ids.
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.needs` knows these words.
+#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
 NEEDS = frozenset({"entries", "ids", "tail", "byte spans"})
 
 

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-#: What a store must hold for it; :mod:`distill.needs` knows these words.
+#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
 NEEDS = frozenset({"entries", "ids", "logit std"})
 COLUMNS = 50
 SL_WEIGHT = SD_WEIGHT = 0.1

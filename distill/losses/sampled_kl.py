@@ -20,7 +20,7 @@ Shape legend: N = positions, K = entries, D = distinct draws.
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.needs` knows these words.
+#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
 NEEDS = frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"})
 
 

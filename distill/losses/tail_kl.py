@@ -28,7 +28,7 @@ from torch import Tensor
 
 Kind = Literal["forward", "reverse", "jsd", "skew"]
 
-#: What a store must hold for it; :mod:`distill.needs` knows these words.
+#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
 NEEDS = frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"})
 #: The teacher's share of the mixture, of each kind that has one.
 MIXTURE = {"jsd": 0.5, "skew": 0.1}

@@ -23,7 +23,7 @@ Shape legend: N = positions or groups, K = largest count of stored entries.
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.needs` knows these words.
+#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
 NEEDS = frozenset({"entries", "tail", "token logprob", "byte spans"})
 #: 1 - sum(p) is known to so many units of rounding: below that, s - u has no direction to push in.
 ROUNDING = 16
