@@ -175,7 +175,7 @@ def compare(
 
     The page adds curves, how each was trained, and what `distill evaluate --samples` kept.
     """
-    from distill import compare as comparing
+    from distill.report import comparison as comparing
 
     read = [comparing.read(path) for path in runs]
     found = comparing.compare(read, baseline)

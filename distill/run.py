@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.card import write_card
 from distill.config import CachedTeacherConfig, StudentArguments
-from distill.curves import CURVES_FILE, can_draw, draw
 from distill.data.dataset import Store
-from distill.results import RunObject, check_writable, peak_rss_bytes, write_results
+from distill.report.curves import CURVES_FILE, can_draw, draw
+from distill.report.model_card import write_card
+from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.student import make_student
 from distill.trainer import CachedTeacherTrainer
 from logitstore import open_store

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.card import card, renew_results, write_card
-from distill.curves import draw, series
+from distill.report.curves import draw, series
+from distill.report.model_card import card, renew_results, write_card
 
 RUN: dict[str, Any] = {
     "name": "mine",

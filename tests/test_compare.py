@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from distill import compare
+from distill.report import comparison
 from logitstore.errors import InputError
 
 
@@ -26,7 +26,7 @@ RUNS = [
 
 
 def test_a_difference_is_taken_seed_by_seed() -> None:
-    found = compare.compare(RUNS)
+    found = comparison.compare(RUNS)
     base, other = found["contenders"]
     assert found["baseline"] == base["name"] == "ce"
     own = other["metrics"]["bits_per_byte"]
@@ -42,7 +42,7 @@ def test_a_difference_is_taken_seed_by_seed() -> None:
 
 
 def test_the_table_says_what_was_compared_with_what() -> None:
-    shown = compare.table(compare.compare(RUNS))
+    shown = comparison.table(comparison.compare(RUNS))
     assert "bits/byte (lower is better)" in shown
     assert "agreement (higher is better)" in shown
     line = next(line for line in shown.splitlines() if line.startswith("  mapped"))
@@ -51,17 +51,17 @@ def test_the_table_says_what_was_compared_with_what() -> None:
 
 
 def test_the_baseline_can_be_named_and_comes_first() -> None:
-    found = compare.compare(RUNS, "mapped")
+    found = comparison.compare(RUNS, "mapped")
     assert [each["name"] for each in found["contenders"]] == ["mapped", "ce"]
     assert found["contenders"][1]["metrics"]["bits_per_byte"]["difference"] == pytest.approx(0.2)
     with pytest.raises(InputError, match=r"--baseline uld: none of these.* ce, mapped"):
-        compare.compare(RUNS, "uld")
+        comparison.compare(RUNS, "uld")
 
 
 def test_students_that_nobody_measured_are_called_that() -> None:
-    found = compare.compare([run("a", 0, None), run("b", 0, None)])
+    found = comparison.compare([run("a", 0, None), run("b", 0, None)])
     assert "`distill evaluate FOLDER DATA` measures how good they are" in found["notes"][0]
-    assert compare.compare(RUNS)["notes"] == []
+    assert comparison.compare(RUNS)["notes"] == []
 
 
 def test_figures_of_other_texts_are_not_compared_without_a_word() -> None:
@@ -71,41 +71,43 @@ def test_figures_of_other_texts_are_not_compared_without_a_word() -> None:
 
     # What a tokenizer cannot predict, and where the text lies, make it no other text.
     same = [run("a", 0, 1.0, **measured(90, 10, "x")), run("b", 0, 1.0, **measured(100, 0, "/y"))]
-    assert compare.compare(same)["notes"] == []
-    other = compare.compare([*same, run("c", 0, 1.0, **measured(80, 10, "\x1b[2Jz"))])
+    assert comparison.compare(same)["notes"] == []
+    other = comparison.compare([*same, run("c", 0, 1.0, **measured(80, 10, "\x1b[2Jz"))])
     [note] = other["notes"]
     assert note.startswith("bits/byte: not all were measured alike")
     assert "x (9 rows, 100 bytes); \\x1b[2Jz (9 rows, 90 bytes)" in note
-    assert note in compare.table(other)
+    assert note in comparison.table(other)
 
 
 def test_figures_that_are_none_or_not_finite_or_no_numbers_are_left_out() -> None:
     runs = [run("a", 0, None), run("a", 1, float("nan")), run("b", 0, 1.0, agreement="high")]
-    found = compare.compare(runs)
+    found = comparison.compare(runs)
     assert [m["name"] for m in found["metrics"]] == ["bits_per_byte", "time_s"]
     assert found["contenders"][0]["metrics"]["bits_per_byte"]["mean"] is None
-    assert "-" in compare.table(found)
+    assert "-" in comparison.table(found)
 
 
 def test_a_name_cannot_command_a_terminal_or_fill_it() -> None:
-    shown = compare.table(compare.compare([run("\x1b[2Jhe\nllo" + "x" * 500, 0, 1.0)]))
+    shown = comparison.table(comparison.compare([run("\x1b[2Jhe\nllo" + "x" * 500, 0, 1.0)]))
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) < 130
 
 
 def test_two_runs_of_one_contender_and_seed_are_refused() -> None:
     with pytest.raises(InputError, match=r"several runs with seed 0.*--run_name"):
-        compare.compare([run("a", 0, 1.0), run("a", 0, 2.0)])
+        comparison.compare([run("a", 0, 1.0), run("a", 0, 2.0)])
 
 
 def test_runs_without_any_figure_are_refused() -> None:
     with pytest.raises(InputError, match="none of these runs has a figure"):
-        compare.compare([{"name": "a", "seed": 0}])
+        comparison.compare([{"name": "a", "seed": 0}])
 
 
 def test_a_folder_and_its_file_are_the_same_run(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps(RUNS[0]))
-    assert compare.read(str(tmp_path)) == compare.read(str(tmp_path / "results.json")) == RUNS[0]
+    assert (
+        comparison.read(str(tmp_path)) == comparison.read(str(tmp_path / "results.json")) == RUNS[0]
+    )
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"seed": 1}', "[" * 100_000])
@@ -113,7 +115,7 @@ def test_a_folder_without_a_run_is_an_error(tmp_path: Path, content: str | None)
     if content is not None:
         (tmp_path / "results.json").write_text(content)
     with pytest.raises(InputError, match=r"results\.json"):
-        compare.read(str(tmp_path))
+        comparison.read(str(tmp_path))
 
 
 def test_comparing_imports_no_torch(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from distill import cli
-from distill.compare import METRICS, compare, key_of, read
+from distill.report.comparison import METRICS, compare, key_of, read
 from distill.report.facts import differing
 from distill.report.figures import curves, in_words
 from distill.report.history import STATE_FILE, read_curves, together

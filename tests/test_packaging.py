@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.card import CITED
+from distill.report.model_card import CITED
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

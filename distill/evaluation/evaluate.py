@@ -25,7 +25,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distill.card import renew_results
 from distill.data.dataset import Store
 from distill.encoder_decoder import Sides
 from distill.evaluation import against_store, answers
@@ -33,7 +32,8 @@ from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.samples import write_samples
 from distill.head.student_head import StudentHead
 from distill.preflight import check_embeddings
-from distill.results import RunObject, peak_rss_bytes, read_results, write_results
+from distill.report.model_card import renew_results
+from distill.report.results import RunObject, peak_rss_bytes, read_results, write_results
 from distill.student import load_student
 from distill.student_text import StudentReader
 from logitstore import open_store

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.results import RunObject
+from distill.report.results import RunObject
 
 #: Of a run object: its key, and what people call it.
 _NAMES = {

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from distill.compare import METRICS, Comparison, Metric, is_cost, key_of, shown_name
+from distill.report.comparison import METRICS, Comparison, Metric, is_cost, key_of, shown_name
 from distill.report.facts import differing
 from distill.report.figures import colour, curves, strips
 from distill.report.history import STATE_FILE, read_curves, together

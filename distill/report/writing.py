@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from distill.compare import shown_name
+from distill.report.comparison import shown_name
 from distill.report.figures import colour
 from logitstore.pages.document import clipped_text
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distill.compare import METRICS, spread
+from distill.report.comparison import METRICS, spread
 from logitstore.console.terminal import aligned
 from tools.demo.settings import CONTENDERS
 

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.compare import METRICS
 from distill.config import parse_losses
-from distill.results import RunObject
+from distill.report.comparison import METRICS
+from distill.report.results import RunObject
 from logitstore.console.terminal import printable
 from logitstore.storage.files import read_file
 

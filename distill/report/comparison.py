@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from distill.results import RunObject, read_results
+from distill.report.results import RunObject, read_results
 from logitstore.console.terminal import aligned, printable
 from logitstore.errors import InputError
 
