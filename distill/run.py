@@ -14,7 +14,7 @@ from distill.data.dataset import Store
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
-from distill.student import make_student
+from distill.student.loading import make_student
 from distill.trainer import CachedTeacherTrainer
 from logitstore import open_store
 from logitstore.errors import InputError

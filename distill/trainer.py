@@ -47,7 +47,6 @@ from distill.data.coverage import warn_if_low
 from distill.data.dataset import Collator, Store, StoreDataset
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
-from distill.encoder_decoder import SEEN, Sides
 from distill.head.query import HeadAnswer
 from distill.head.student_head import StudentHead
 from distill.meter import Meter
@@ -61,6 +60,7 @@ from distill.preflight import (
     settings_of,
 )
 from distill.schedule import one_cycle, parse_one_cycle
+from distill.student.encoder_decoder import SEEN, Sides
 from distill.terms import (
     LossSettings,
     Term,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from distill.encoder_decoder import NO_LABEL, Sides
 from distill.evaluation.forward import ask, batch_of
 from distill.head.student_head import StudentHead
+from distill.student.encoder_decoder import NO_LABEL, Sides
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.students import t5

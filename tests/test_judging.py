@@ -10,7 +10,7 @@ import torch
 from distill.alignment.align import Spans, align
 from distill.data.targets import teacher_spans
 from distill.evaluation.against_store import CALIBRATION_BINS, Calibration, judge
-from distill.student_text import StudentReader
+from distill.student.text import StudentReader
 from logitstore.errors import InputError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.alignment.map_entries import VocabularyMap
 from distill.data.dataset import Collator, StoreDataset
 from distill.data.ragged import lists_of, rectangles, tensors_of
-from distill.encoder_decoder import Sides
+from distill.student.encoder_decoder import Sides
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, taught

@@ -1,6 +1,6 @@
 """From a store to batches: the student's tokens beside what the teacher said about the same bytes.
 
-The student tokenises the store's own text, see :mod:`distill.student_text`. Its supervised tokens
+The student tokenises the store's own text, see :mod:`distill.student.text`. Its supervised tokens
 that something predicts are the *labels*; everything of the teacher is placed on them here, on the
 CPU, in DataLoader workers, so that the trainer sees only rectangles. Nothing is ever shifted later:
 label j of a batch is the token whose prediction row j describes, and `rows` holds the logit row
@@ -68,10 +68,10 @@ from distill.data.targets import (
     teacher_spans,
     uld_arrays,
 )
-from distill.encoder_decoder import NO_LABEL, Sides
 from distill.losses.multilevel_ot import COLUMNS
 from distill.losses.requirements import NEEDS, check_needs
-from distill.student_text import StudentReader
+from distill.student.encoder_decoder import NO_LABEL, Sides
+from distill.student.text import StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.storage.paths import StorePath

@@ -31,13 +31,13 @@ from distill.alignment.align import Spans, align
 from distill.data.dataset import Store
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import Ints, teacher_spans, uld_arrays
-from distill.encoder_decoder import Sides
 from distill.evaluation.forward import ask, batch_of
 from distill.head.query import HeadAnswer
 from distill.head.student_head import StudentHead
 from distill.losses.requirements import check_needs, teacher_name
 from distill.losses.uld import uld
-from distill.student_text import StudentReader
+from distill.student.encoder_decoder import Sides
+from distill.student.text import StudentReader
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import TokenRecords

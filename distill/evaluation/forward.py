@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from distill.encoder_decoder import NO_LABEL, SEEN, Sides
 from distill.head.query import HeadAnswer, HeadQuery
 from distill.head.student_head import StudentHead
+from distill.student.encoder_decoder import NO_LABEL, SEEN, Sides
 
 Ints = npt.NDArray[np.int64]
 

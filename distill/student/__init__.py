@@ -1,0 +1,1 @@
+"""The student: loading it, its text and its kind."""
