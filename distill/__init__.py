@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.config import CachedTeacherConfig
     from distill.evaluation.evaluate import bits_per_byte
-    from distill.trainer import CachedTeacherTrainer
+    from distill.training.config import CachedTeacherConfig
+    from distill.training.trainer import CachedTeacherTrainer
 
 _HOME = {
-    "CachedTeacherConfig": "distill.config",
-    "CachedTeacherTrainer": "distill.trainer",
+    "CachedTeacherConfig": "distill.training.config",
+    "CachedTeacherTrainer": "distill.training.trainer",
     "bits_per_byte": "distill.evaluation.evaluate",
 }
 

@@ -49,10 +49,10 @@ def train(context: typer.Context) -> None:
     `distill train --help` lists them.
     """
     with _talk_to_stderr():
-        from distill.config import parse
+        from distill.training.config import parse
     config, student = parse(context.args)
     with _talk_to_stderr():  # where Trainer's logs go
-        from distill.run import train as run_training
+        from distill.training.run import train as run_training
 
         run = run_training(config, student)
     if config.process_index == 0:

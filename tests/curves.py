@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.trainer import CachedTeacherTrainer
+from distill.training.trainer import CachedTeacherTrainer
 from tests.students import logged
 
 #: What `record_property` takes.

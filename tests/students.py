@@ -12,8 +12,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from distill.config import CachedTeacherConfig
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import Segment
 from tests import tiny
 from tests.fake_store import FakeStore, Row

@@ -9,9 +9,9 @@ import datasets
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
-from distill.config import CachedTeacherConfig
 from distill.data.dataset import StoreDataset
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.store import LogitStore
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer

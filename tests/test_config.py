@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from distill.config import (
+from distill.training.config import (
     LOSS_WEIGHTS,
     REFUSED,
     CachedTeacherConfig,
@@ -16,7 +16,7 @@ from distill.config import (
     parse,
     parse_losses,
 )
-from distill.presets import PRESETS
+from distill.training.presets import PRESETS
 from logitstore.errors import InputError
 
 NEEDED = ("--store", "s", "--output_dir", "o", "--model_name_or_path", "m", "--use_cpu")

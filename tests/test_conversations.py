@@ -15,9 +15,9 @@ import torch
 
 import logitstore
 from distill.alignment.align import Spans, align
-from distill.config import parse
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import teacher_spans
+from distill.training.config import parse
 from logitstore.cli.app import main
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows

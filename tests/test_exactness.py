@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from distill.data.row_order import RowOrder
-from distill.trainer import CachedTeacherTrainer
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import MismatchError
 from tests import tiny
 from tests.curves import KEYS, Record, assert_same, curve, note

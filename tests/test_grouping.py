@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distill.data.row_order import RowOrder, window_of
-from distill.trainer import CachedTeacherTrainer
+from distill.training.trainer import CachedTeacherTrainer
 from tests import tiny
 from tests.curves import Record, assert_same, curve
 from tests.fake_store import FakeStore, taught

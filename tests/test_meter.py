@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distill.meter import Meter
+from distill.training.meter import Meter
 
 
 class TwoAlike:

@@ -18,7 +18,7 @@ from distill.head.chunked import in_the_forward
 from distill.head.output_head import LinearHead
 from distill.head.query import HeadAnswer, HeadQuery
 from distill.head.student_head import student_head as head_module
-from distill.trainer import CachedTeacherTrainer
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.models.output_embedding import AfterEmbedding
 from tests import tiny
 from tests.fake_store import taught

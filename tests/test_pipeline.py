@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import logitstore
-from distill.config import CachedTeacherConfig
 from distill.data.dataset import Collator, StoreDataset
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.text.tokenizer import ByteTokenizer

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from distill.data.dataset import StoreDataset
-from distill.schedule import one_cycle
-from distill.terms import Term
-from distill.trainer import CachedTeacherTrainer
+from distill.training.loss_terms import Term
+from distill.training.one_cycle import one_cycle
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

@@ -18,7 +18,7 @@ import torch
 import typer
 
 from distill import cli as distill_cli
-from distill import config
+from distill.training import config
 from logitstore import store as store_module
 from logitstore.capture.teacher.teacher import chosen_device
 from logitstore.cli.app import app as logitstore_cli

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from distill.trainer import CachedTeacherTrainer
+from distill.training.trainer import CachedTeacherTrainer
 from tests import tiny
 from tests.fake_store import FakeStore
 from tests.students import logged, trainer_of

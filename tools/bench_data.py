@@ -35,11 +35,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from distill.alignment.align import align_many
-from distill.config import CachedTeacherConfig
 from distill.data.dataset import Collator, Example, StoreDataset
 from distill.data.packing import Layout, one_a_row, packed
 from distill.data.row_order import RowOrder
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.text.tokenizer import ByteTokenizer

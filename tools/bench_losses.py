@@ -35,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.data.batch_cuts import cut, piece_of
 from distill.head.student_head import StudentHead, chunk_tokens_of
-from distill.terms import LossSettings, query_of, terms_of
+from distill.training.loss_terms import LossSettings, query_of, terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
-from distill.config import CachedTeacherConfig
-from distill.terms import Term
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig
+from distill.training.loss_terms import Term
+from distill.training.trainer import CachedTeacherTrainer
 
 
 class LiveTeacherTrainer(CachedTeacherTrainer):

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 import logitstore
-from distill.config import CachedTeacherConfig
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig
+from distill.training.trainer import CachedTeacherTrainer
 from tools.demo.corpus import load_corpus
 from tools.demo.models import byte_bpe, save
 from tools.live_teacher import LiveTeacherTrainer

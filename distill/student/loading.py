@@ -19,7 +19,7 @@ from transformers import (
     set_seed,
 )
 
-from distill.config import StudentArguments
+from distill.training.config import StudentArguments
 from logitstore.errors import InputError
 from logitstore.models.loading import why_not_loaded, why_unreachable
 from logitstore.storage.files import read_file

@@ -27,8 +27,8 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from distill.presets import PRESETS, described, flags_of
-from distill.schedule import parse_one_cycle
+from distill.training.one_cycle import parse_one_cycle
+from distill.training.presets import PRESETS, described, flags_of
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.terms import named
+from distill.training.loss_terms import named
 
 
 class Meter:

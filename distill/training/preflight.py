@@ -12,8 +12,8 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
-from distill.config import CachedTeacherConfig
 from distill.losses.requirements import Described, teacher_name
+from distill.training.config import CachedTeacherConfig
 from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.storage.paths import StorePath
 from logitstore.text.tokenizer import ByteTokenizer

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.config import CachedTeacherConfig, StudentArguments
 from distill.data.dataset import Store
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.student.loading import make_student
-from distill.trainer import CachedTeacherTrainer
+from distill.training.config import CachedTeacherConfig, StudentArguments
+from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
 from logitstore.errors import InputError
 

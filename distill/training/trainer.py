@@ -41,7 +41,6 @@ from transformers.trainer_utils import (
     TrainOutput,
 )
 
-from distill.config import CachedTeacherConfig
 from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.coverage import warn_if_low
 from distill.data.dataset import Collator, Store, StoreDataset
@@ -49,19 +48,9 @@ from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.head.query import HeadAnswer
 from distill.head.student_head import StudentHead
-from distill.meter import Meter
-from distill.preflight import (
-    ORIGIN_FILE,
-    check_checkpoint,
-    check_eval_store,
-    check_no_template,
-    check_nothing_to_evaluate,
-    check_student,
-    settings_of,
-)
-from distill.schedule import one_cycle, parse_one_cycle
 from distill.student.encoder_decoder import SEEN, Sides
-from distill.terms import (
+from distill.training.config import CachedTeacherConfig
+from distill.training.loss_terms import (
     LossSettings,
     Term,
     bad_rows,
@@ -72,6 +61,17 @@ from distill.terms import (
     row_sums,
     terms_of,
     unpacked,
+)
+from distill.training.meter import Meter
+from distill.training.one_cycle import one_cycle, parse_one_cycle
+from distill.training.preflight import (
+    ORIGIN_FILE,
+    check_checkpoint,
+    check_eval_store,
+    check_no_template,
+    check_nothing_to_evaluate,
+    check_student,
+    settings_of,
 )
 from logitstore import open_store
 from logitstore.errors import InputError
