@@ -211,7 +211,7 @@ def coverage(
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
     with _talk_to_stderr():
-        from distill.data.dataset import coverage as reports
+        from distill.data import coverage as reports
 
         facts = reports.of_pair(
             store,

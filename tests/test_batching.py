@@ -1,7 +1,8 @@
 """Batches: how they are cut, how large they are, what happens when one does not fit.
 
 And the claim that makes all of it harmless: what else is in its batch changes a record by rounding
-alone. The measure of "rounding" is stated in `logitstore.capture.passes.teacher_pass` and held here.
+alone. The measure of "rounding" is stated in `logitstore.capture.passes.teacher_pass` and held
+here.
 """
 
 import json

@@ -52,7 +52,10 @@ def sign_of(path: Path, process: dict[str, Any] | str, age_s: float = 0.0) -> Pa
 
 def killed() -> dict[str, Any]:
     """A process of this machine that was, and is no more."""
-    code = "import json; from logitstore.capture.sharing.alive import Process; print(json.dumps(vars(Process.this())))"
+    code = (
+        "import json; from logitstore.capture.sharing.alive import Process; "
+        "print(json.dumps(vars(Process.this())))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
     return found

@@ -311,6 +311,9 @@ def test_rendering_needs_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, logitstore.text.chat_template, logitstore.text.token_ids; print('torch' in sys.modules)"
+    code = (
+        "import sys, logitstore.text.chat_template, logitstore.text.token_ids; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from distill.data.batch_cuts import Pieces, cut, piece_of
 from distill.data.dataset import Collator
+from distill.head import student_head as head_module
 from distill.head.chunked import in_the_forward
 from distill.head.output_head import LinearHead
 from distill.head.query import HeadAnswer, HeadQuery
-from distill.head.student_head import student_head as head_module
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.models.output_embedding import AfterEmbedding
 from tests import tiny

@@ -150,10 +150,8 @@ def test_the_pages_limits_are_the_codes() -> None:
     assert (
         f"above {untrusted.MAX_SPEC_BYTES >> 20} MiB, {untrusted.MAX_SEAL_BYTES >> 20} MiB" in PAGE
     )
-    assert (
-        f"more than {parquet_limits.FREE_BYTES >> 20} MiB and more than {parquet_limits.MAX_RATIO} times"
-        in PAGE
-    )
+    free, ratio = parquet_limits.FREE_BYTES >> 20, parquet_limits.MAX_RATIO
+    assert f"more than {free} MiB and more than {ratio} times" in PAGE
     assert f"more than {parquet_limits._FREE_VALUES:,} values in a column and less than " in PAGE
     assert f"less than {parquet_limits._BYTES_PER_VALUE} decoded bytes for each" in PAGE
     kib, more = parquet_limits._FOOTER_BYTES >> 10, parquet_limits._FOOTER_BYTES_PER_GROUP >> 10

@@ -21,7 +21,7 @@ from distill import cli as distill_cli
 from distill.training import config
 from logitstore import store as store_module
 from logitstore.capture.teacher.teacher import chosen_device
-from logitstore.cli.app import app as logitstore_cli
+from logitstore.cli import app as logitstore_cli
 from logitstore.errors import InputError
 from tests import wrong_places
 

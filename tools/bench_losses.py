@@ -240,7 +240,7 @@ def trl_uld(sizes: Sizes) -> Step:
 
 
 def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
-    """What distill.data.targets makes of a store, for a teacher with 92 % of its mass in its head."""
+    """What `distill.data.targets` makes of a store: a teacher with 92 % of its mass in its head."""
     rng = np.random.default_rng(2)
     stop = np.flatnonzero(rng.random(sizes.N) >= MERGED) + 1  # groups of one label or more
     stop = np.union1d(stop, np.arange(sizes.N // sizes.B, sizes.N + 1, sizes.N // sizes.B))

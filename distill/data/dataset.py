@@ -144,7 +144,8 @@ class StoreDataset(Dataset[Example]):
     Args:
         store: An open store; workers reopen its files by themselves.
         student: The student's tokenizer.
-        losses: Names of the losses to prepare for, of those in :data:`distill.losses.requirements.NEEDS`.
+        losses: Names of the losses to prepare for, of those in
+            :data:`distill.losses.requirements.NEEDS`.
         pairing: `bytes` or `position`, for uld.
         mapped_strict: For mapped_kl: only equal tokens, only where both sides end together.
         temperature: For tail_kl.

@@ -42,8 +42,8 @@ class LogitRows:
     Args:
         logits_cV: Of any floating dtype. Overwritten, where they are float32 or float64.
         query: The question about just these rows.
-        columns_Sk: What :func:`~distill.head.query.rank_columns` chose for each sequence. None, with a
-            ranking in the query: these rows are whole sequences, and choose for themselves.
+        columns_Sk: What :func:`~distill.head.query.rank_columns` chose for each sequence. None,
+            with a ranking in the query: these rows are whole sequences, and choose for themselves.
 
     Attributes:
         answer: As :func:`~distill.head.query.answer_rows` gives it, without gradient.

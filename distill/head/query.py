@@ -2,7 +2,8 @@
 
 Everything that a loss here reads of the student is a few numbers per position. :class:`HeadQuery`
 names them, :func:`answer_rows` computes them from a chunk of logits, and
-:class:`~distill.head.student_head.StudentHead` sees to it that no more logits than that exist at once.
+:class:`~distill.head.student_head.StudentHead` sees to it that no more logits than that exist
+at once.
 
 Shape legend: N = positions asked for; c = positions of a chunk; V = student vocabulary; K = top_k,
 or the width of a lookup's ids; S = sequences; k = columns of a ranking.

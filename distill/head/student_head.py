@@ -4,9 +4,9 @@ Every loss here needs the student only through a few numbers per position: the l
 the label, its own largest log-probabilities, its log-probabilities at given ids, and the log of its
 mass outside them. :class:`StudentHead` computes those from the hidden states and the output
 embedding, a chunk of positions at a time. So the memory of distillation is that of chunked
-cross-entropy, whatever the loss. What may be asked is in :mod:`distill.head.query`, how it is answered
-from a chunk's logits in :mod:`distill.head.logit_rows`, and how chunks get their gradient, in the
-forward pass or by making them again in the backward pass, in :mod:`distill.head.chunked`.
+cross-entropy, whatever the loss. What may be asked is in :mod:`distill.head.query`, how it is
+answered from a chunk's logits in :mod:`distill.head.logit_rows`, and how chunks get their gradient,
+in the forward pass or by making them again in the backward pass, in :mod:`distill.head.chunked`.
 
 **How.** A model's own forward hands its last hidden states to its output embedding. For the length
 of one call a stand-in takes the place of that module's forward: it answers the query right there

@@ -1,7 +1,7 @@
 """The terms of the training loss, one value a position, before any reduction.
 
-Between the batch (:mod:`distill.data.dataset`), which knows where the teacher's pairs lie, and the losses,
-which know nothing but aligned rows: what to ask of the student, and which row goes where.
+Between the batch (:mod:`distill.data.dataset`), which knows where the teacher's pairs lie, and the
+losses, which know nothing but aligned rows: what to ask of the student, and which row goes where.
 
 Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = entries or mapped ids, L =
 labels of pairs, S = sequences with a pair, k = columns of multilevel_ot.

@@ -1,7 +1,7 @@
 """The teacher pass, for callers: `capture` runs it, `preview` says what it would do.
 
 Resumable by construction: what each shard holds is fixed before the first is written, a shard is
-either committed whole or not there, and a run does the missing ones; see `work.py` for the doing.
+either committed whole or not there, and a run does the missing ones; see `process.py` for the doing.
 """
 
 import os
@@ -121,9 +121,10 @@ def capture(
         device_map: Spread the teacher over devices: ``auto``, ``balanced``, ``balanced_low_0``,
             ``sequential``, or modules and their devices as a dict or JSON.
         tokens_per_batch: Padded tokens of a forward pass, or ``auto`` for what fits (see
-            `logitstore.capture.estimate.budget`). Recorded by the first run of a store and then kept, so
-            that a resumed store is the same bytes; default 8192. Records agree from one number to
-            another to within rounding (see `logitstore.capture.passes.teacher_pass` for how much that is).
+            `logitstore.capture.estimate.budget`). Recorded by the first run of a store and then
+            kept, so that a resumed store is the same bytes; default 8192. Records agree from one
+            number to another to within rounding (see `logitstore.capture.passes.teacher_pass` for
+            how much that is).
         on_nan: ``stop`` at a row of which the logits are not finite, or ``skip`` it: its line has
             the status ``not_finite`` and no records.
         shard_text_bytes: Text of a shard, about; what a crash can cost.

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore.cli.app import moving
+from logitstore.cli import moving
 from logitstore.console import entry
 from logitstore.errors import InputError
 from logitstore.storage.paths import store_path, to_write
@@ -273,9 +273,9 @@ def _with_flags_of_capture(command: Callable[..., None]) -> Callable[..., None]:
     """One list of flags serves both commands."""
     of_capture = inspect.signature(capture).parameters.values()
     chosen = [p for p in of_capture if p.name not in _NOT_OF_ESTIMATES]
-    entry.__signature__ = inspect.Signature(chosen)  # type: ignore[attr-defined]
-    entry.__annotations__ = {p.name: p.annotation for p in chosen}
-    return entry
+    command.__signature__ = inspect.Signature(chosen)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in chosen}
+    return command
 
 
 app.command()(_with_flags_of_capture(estimate))

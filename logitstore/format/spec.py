@@ -58,7 +58,7 @@ class StoreSpec:
             ``ids``, ``temperatures``, ``logit_std``, ``draws``, and the ``seed`` of draws that were
             made with one; and of an import ``missing``, where its source did not say some fields.
         codec: ``name`` (``portable`` or ``compact``), how many records and entries an inner chunk
-            holds, and the ``layout`` of draws (``layout.py``), 1 where it is not named.
+            holds, and the ``layout`` of draws (``shard_arrays.py``), 1 where it is not named.
     """
 
     teacher: dict[str, Any]

@@ -3,7 +3,7 @@
 An array `name` is two members: `name/zarr.json` and, unless it has no elements, `name/c/0` (a 2-d
 array: `name/c/0/0`), which holds the inner chunks back to back and then their index (offset and
 length as two u64 a chunk, and a crc32c). An inner chunk is full-sized (zero-padded at the end), is
-coded in one of the ways of `chunks.py` and ends with its own crc32c. `zarr` opens all of it.
+coded in one of the ways of `chunk_codecs.py` and ends with its own crc32c. `zarr` opens all of it.
 
 The metadata of an array is a function of name, shape, dtype, chunk length and coding alone, so a
 reader rebuilds the one JSON text it may be and compares bytes: there is nothing to interpret.

@@ -2,7 +2,7 @@
 
 A hub model is its commit. A folder is its configuration and its weights: whole files up to 64 MiB,
 beyond that the size and 1,024 evenly spaced blocks, so that a 140 GB teacher is told apart from its
-fine-tune in a second, on every resume. (A tokenizer's fingerprint is in `tokens.py`, a dataset's in
+fine-tune in a second, on every resume. (A tokenizer's fingerprint is in `tokenizer.py`, a dataset's in
 `capture/rows.py`, beside the code that knows their structure.)
 """
 

@@ -25,8 +25,9 @@ def of_parts(
         parts: For each sequence with records, what its shard says of itself, and the records.
 
     Returns:
-        As :func:`logitstore.writing.encode.measure`. `l1_max` holds for every record; `dropped_entries` is
-        that of all shards the records are of, so at most so many were left out here.
+        As :func:`logitstore.writing.encode.measure`. `l1_max` holds for every record;
+        `dropped_entries` is that of all shards the records are of, so at most so many were left out
+        here.
     """
     parts = [(said, encoded) for said, encoded in parts if len(encoded)]
     if not parts:

@@ -1,6 +1,6 @@
-"""One immutable shard, read through a memory map (`build.py` makes it).
+"""One immutable shard, read through a memory map (`shard_builder.py` makes it).
 
-00000.zarr.zip      (see archive.py for the bytes around the members)
+00000.zarr.zip      (see zip_archive.py for the bytes around the members)
   zarr.json                 group; its attributes say what the shard is and how much it holds
   <array>/zarr.json, <array>/c/0
   rows.parquet              the text, one line a sequence
@@ -45,7 +45,7 @@ _ABOUT = {
 
 
 class Members(Protocol):
-    """An archive, or the end of one: see `archive.py` and `skim.py`."""
+    """An archive, or the end of one: see `zip_archive.py` and `shard_head.py`."""
 
     @property
     def names(self) -> list[str]: ...

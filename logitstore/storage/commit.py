@@ -13,7 +13,7 @@ for what is derived from the shards and may be written again (index and `DONE`).
 A file system without hard links (exFAT, some network and FUSE mounts) gets Linux's rename that
 refuses to replace, which is as atomic; one without that either is refused, never risked.
 
-In a bucket all of it is one conditional create, and nothing needs a folder: see `remote.py`.
+In a bucket all of it is one conditional create, and nothing needs a folder: see `objects.py`.
 """
 
 import ctypes

@@ -11,7 +11,7 @@ The journal (who wrote what, when) lies beside the folder, not in it: nothing in
 host, a time or a worker, so the same capture is the same bytes anywhere (see `journal.py`).
 
 A store in a bucket has the same objects with the same bytes. It is sealed from the ends of its
-shards (`skim.py`): what other workers wrote is not read again.
+shards (`shard_head.py`): what other workers wrote is not read again.
 """
 
 import errno

@@ -1,6 +1,6 @@
 """What a capture will take: extrapolated from a sample of its rows and some records of them.
 
-`trial.py` makes those records beforehand; a short capture takes those of its second batch.
+`trial_batches.py` makes those records beforehand; a short capture takes those of its second batch.
 """
 
 import logging

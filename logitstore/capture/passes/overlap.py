@@ -1,7 +1,7 @@
 """The teacher reads one batch while the one before is encoded on a thread of its own.
 
 On an accelerator, the host would otherwise let it wait; on a CPU, a matrix product leaves gaps. A
-shard is compressed and committed on a third thread (see `work.py`), while the next one is read.
+shard is compressed and committed on a third thread (see `process.py`), while the next one is read.
 """
 
 import time

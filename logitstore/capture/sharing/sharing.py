@@ -4,7 +4,8 @@ Ranks are the processes of one launcher. All are there from the beginning, and s
 one of them, whatever becomes of it. A process alone is the only rank.
 
 Claims are for processes that come and go. Each takes the next shard that nobody has; all return
-when nothing is missing, and one of them seals. See `logitstore.capture.sharing.claims` for what a claim is worth.
+when nothing is missing, and one of them seals. See `logitstore.capture.sharing.claims` for what a
+claim is worth.
 """
 
 import logging

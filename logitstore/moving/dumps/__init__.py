@@ -1,13 +1,13 @@
 """Dumps of other tools: per token a list of (id, log-probability), as Parquet, JSONL or responses.
 
-    files.py      rows of Parquet and JSONL files, in order and from any row on
-    columns.py    rows of columns: axolotl's KD data, prepared and raw
-    responses.py  rows that are responses of vLLM or of an OpenAI-compatible server
-    keyed.py      lists that are keyed by id, as vLLM has them
-    names.py      tokens that are named by their text instead of their id
-    lists.py      the lists themselves: checked, sorted, completed by what they leave over
-    placing.py    a row as text and records
-    importing.py  a first pass that checks and counts everything, a second that writes
+    files.py         rows of Parquet and JSONL files, in order and from any row on
+    columns.py       rows of columns: axolotl's KD data, prepared and raw
+    responses.py     rows that are responses of vLLM or of an OpenAI-compatible server
+    keyed_lists.py   lists that are keyed by id, as vLLM has them
+    token_names.py   tokens that are named by their text instead of their id
+    lists.py         the lists themselves: checked, sorted, completed by what they leave over
+    locate.py        a row as text and records
+    importing.py     a first pass that checks and counts everything, a second that writes
 
 **Which token a list describes** is where such data goes wrong. Here, list t of a row describes the
 distribution that predicted token t (`--aligned-to token`): so do vLLM's `prompt_logprobs`, whose
