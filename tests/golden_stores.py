@@ -10,11 +10,11 @@ import math
 from pathlib import Path
 
 import numpy as np
-from logitstore.encode import EncodedRecords, RawRecords, encode_records
 from logitstore.spec import Plan, StoreSpec
 from logitstore.writer import StoreWriter
 
 from logitstore.records import Segment, SequenceText
+from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
 
 GOLDEN = Path(__file__).parent / "golden"
 TOKENIZER_FILES = {"tokenizer.json": b"{}\n"}

@@ -8,10 +8,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from distill.head import scaled_rows
 from distill.head.chunked import recomputed
 from distill.head.output_head import LinearHead
 from distill.head.query import HeadAnswer, HeadQuery, Lookup, Ranking, at_one_scale
-from distill.head.student_head import StudentHead, scaled_rows
+from distill.head.student_head import StudentHead
 from logitstore.models.output_embedding import PROBE_ROWS, AfterEmbedding
 from tests.asking import B, T, assert_close, definition, fields, gradients, question, some_loss
 from tests.families import FAMILIES, V, build

@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
-from distill.head.student_head import StudentHead, scaled_rows
+from distill.head import scaled_rows
+from distill.head.student_head import StudentHead
 from logitstore.errors import InputError
 from tests import tiny
 from tests.asking import (

@@ -1,7 +1,8 @@
 """The teacher pass, for callers: `capture` runs it, `preview` says what it would do.
 
 Resumable by construction: what each shard holds is fixed before the first is written, a shard is
-either committed whole or not there, and a run does the missing ones; see `process.py` for the doing.
+either committed whole or not there, and a run does the missing ones; see `process.py` for the
+doing.
 """
 
 import os

@@ -2,8 +2,8 @@
 
 A hub model is its commit. A folder is its configuration and its weights: whole files up to 64 MiB,
 beyond that the size and 1,024 evenly spaced blocks, so that a 140 GB teacher is told apart from its
-fine-tune in a second, on every resume. (A tokenizer's fingerprint is in `tokenizer.py`, a dataset's in
-`capture/rows.py`, beside the code that knows their structure.)
+fine-tune in a second, on every resume. (A tokenizer's fingerprint is in `text/tokenizer.py`, a
+dataset's in `rows/dataset.py`, beside the code that knows their structure.)
 """
 
 import hashlib

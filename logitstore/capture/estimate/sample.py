@@ -1,7 +1,8 @@
 """Some rows of a dataset as the teacher will read them, before any of its weights are loaded.
 
 They are spread over the whole of it: the first is shown with its supervised tokens marked, the
-others are counted by status. What is then asked of the teacher is asked on these (see `trial_batches.py`).
+others are counted by status. What is then asked of the teacher is asked on these (see
+`trial_batches.py`).
 """
 
 import time
