@@ -9,8 +9,8 @@ import tempfile
 
 from hypothesis import settings
 
-from tests.browser import browser
 from tests.buckets import bucket, fresh_clients, s3_server
+from tests.kit.browser import browser
 
 __all__ = [
     "browser",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.kit.paths import ROOT
+
 #: Upper layers first; each may import itself and what stands below it.
 LAYERS = ("tests", "tools", "distill", "logitstore")
 

@@ -21,8 +21,8 @@ import yaml
 
 from distill.report.model_card import CITED
 from tests import tiny
+from tests.kit.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

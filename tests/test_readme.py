@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import distill.cli
 import logitstore.cli.app
 from tests import tiny
+from tests.kit.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN = ("bash", "python")
 SETS_UP = "bash tools/"  # the two commands that make an environment: this one exists

@@ -23,7 +23,7 @@ from logitstore import store as store_module
 from logitstore.capture.teacher.teacher import chosen_device
 from logitstore.cli import app as logitstore_cli
 from logitstore.errors import InputError
-from tests import wrong_places
+from tests.kit import wrong_places
 
 TRAIN = "distill train --model_name_or_path student --store store --output_dir out --use_cpu"
 Break = Callable[[Path, pytest.MonkeyPatch], None]

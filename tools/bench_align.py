@@ -28,7 +28,7 @@ from distill.alignment.align import Spans, align, align_many
 from distill.alignment.vocab_map import _made
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
-from tests.test_align import loop
+from tests.distill.alignment.test_align import loop
 from tools.benchmark import goal, said, surroundings, table
 
 LENGTHS = (512, 4_096, 32_768)

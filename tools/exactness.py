@@ -19,7 +19,11 @@ import pytest
 from tools.benchmark import surroundings, table
 
 ROOT = Path(__file__).resolve().parent.parent
-TESTS = ("tests/test_exactness.py", "tests/test_grouping.py", "tests/test_world_size.py")
+TESTS = (
+    "tests/distill/training/test_exactness.py",
+    "tests/distill/data/test_grouping.py",
+    "tests/distill/training/test_world_size.py",
+)
 
 
 class Collected:

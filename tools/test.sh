@@ -3,7 +3,7 @@
 #
 #   bash tools/test.sh                      the suite, the demo at its smallest size included
 #   bash tools/test.sh --slow               also what takes longer than a suite may
-#   bash tools/test.sh tests/test_align.py -k emoji
+#   bash tools/test.sh tests/distill/alignment/test_align.py -k emoji
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh

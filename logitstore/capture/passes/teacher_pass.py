@@ -3,7 +3,7 @@
 Sequences of a shard are sorted by length and cut into batches of so many padded tokens, so padding
 is little and a batch is a function of shard and budget alone. Which sequences share a batch changes
 a record in its last bits only: the sums of a matrix product are taken in another order. How much
-that is, a test holds (tests/test_batching.py), for models of several families:
+that is, a test holds (tests/logitstore/capture/test_batching.py), for models of several families:
 
 * float32: less than 0.001 nats in any log-probability, a fifth of the step they are stored in.
 * bfloat16, float16: no more than half precision itself costs, that is, no further from another

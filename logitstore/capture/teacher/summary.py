@@ -12,7 +12,7 @@ entry after the last, the largest logit r of the rest R. With y = z - r:
 So one exponential serves log Z, tail and entropy; the tail is never below what float32 can hold,
 for the largest y of the rest is 0; and each sum is of terms of one sign, so nothing cancels, also
 where the teacher is sure (1 - sum_E p would be noise there). The definition in float64 is in
-tests/test_summary.py.
+tests/logitstore/capture/test_summary.py.
 
 Shape legend: V = vocabulary, n = positions, K = entries, T = extra temperatures, S = draws,
 W = random words.

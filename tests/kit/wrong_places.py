@@ -1,0 +1,134 @@
+"""A folder of things that are wrong, each in one way, and of right ones beside them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from logitstore.capture.job import capture
+from tests import tiny
+from tests.kit import students, templates
+
+TEXTS = ("The teacher reads.", "A student writes, then stops.", "One more row of text.")
+TALK = templates.turns("Who reads?", "The teacher.", "And who writes?", "The student.")
+
+
+def make(here: Path) -> Path:
+    """Fills the folder; returns it."""
+    _models(here)
+    _datasets(here)
+    _stores(here)
+    _runs(here)
+    return here
+
+
+def rows(path: Path, *found: dict[str, Any]) -> None:
+    """A `.jsonl` file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in found))
+
+
+def _models(here: Path) -> None:
+    tokenizer, other = tiny.byte_bpe(300), tiny.unigram()
+    tiny.save(here / "teacher", tiny.llama(300), tokenizer)
+    tiny.save(here / "student", tiny.llama(len(other)), other)
+    chatty = templates.gemma()
+    tiny.save(here / "chatty", tiny.llama(len(chatty)), chatty)
+    tiny.save(here / "small", tiny.llama(280), tokenizer)
+    tiny.save(here / "two-sided", students.t5(), tokenizer)
+    tiny.save(here / "alibi", students.bloom(), tokenizer)
+    broken: dict[str, Callable[[Path], object]] = {
+        "no-config": lambda f: (f / "config.json").unlink(),
+        "bad-config": lambda f: (f / "config.json").write_text('{"model_type": "llama",'),
+        "translator": lambda f: (f / "config.json").write_text(
+            '{"model_type": "t5", "vocab_size": 300}'
+        ),
+        "no-weights": lambda f: (f / "model.safetensors").unlink(),
+        "cut-weights": lambda f: _cut(f / "model.safetensors"),
+        "headless": lambda f: _without_head(f),
+        "bad-tokenizer": lambda f: (f / "tokenizer.json").write_text('{"model": '),
+        "no-tokenizer": lambda f: [p.unlink() for p in f.glob("tokenizer*")],
+    }
+    for name, breaks in broken.items():
+        breaks(Path(shutil.copytree(here / "teacher", here / name)))
+
+
+def _without_head(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _datasets(here: Path) -> None:
+    rows(here / "rows.jsonl", *({"text": text} for text in TEXTS))
+    rows(here / "talk.jsonl", {"messages": TALK})
+    rows(here / "talk-as-text.jsonl", {"text": TEXTS[0]})
+    rows(here / "columns.jsonl", {"question": "?", "reply": "!"})
+    rows(here / "sharegpt.jsonl", {"conversations": [{"from": "human", "value": "?"}]})
+    rows(here / "numbers.jsonl", {"text": 3})
+    rows(here / "half.jsonl", {"prompt": "Who?", "completion": TALK[1:2]})
+    rows(here / "no-role.jsonl", {"messages": [{"from": "human", "content": "?"}]})
+    rows(here / "image.jsonl", {"messages": [{"role": "user", "content": [{"type": "image"}]}]})
+    rows(here / "system.jsonl", {"messages": templates.turns("?", "!", system="Be brief.")})
+    rows(here / "far.jsonl", {"input_ids": [5, 6, 300]})
+    rows(here / "shifted.jsonl", {"input_ids": [5, 6, 7], "labels": [6, 7, -100]})
+    rows(here / "short.jsonl", {"input_ids": [5, 6, 7], "completion_mask": [0, 1]})
+    (here / "cut.jsonl").write_text('{"text": "whole"}\n{"text": "cut\n')
+    (here / "surrogate.jsonl").write_text('{"text": "whole"}\n{"text": "\\ud800"}\n')
+    (here / "latin.txt").write_bytes("Größe\n".encode("latin-1"))
+    (here / "empty.jsonl").write_text("")
+    (here / "nothing.jsonl").write_text('{"text": ""}\n')
+    (here / "rows.csv").write_text("text\na\n")
+    (here / "bad.parquet").write_bytes(b"PAR1 but no more")
+    (here / "bad.jinja").write_text("{% for m in messages %}{{ m.content }}")
+    (here / "zero.jinja").write_text("{{ 1 / 0 }}")
+
+
+def _stores(here: Path) -> None:
+    data = here / "rows.jsonl"
+    capture(str(here / "teacher"), str(data), here / "store", top_k=8, shard_text_bytes=30)
+    capture(str(here / "teacher"), str(data), here / "blind", top_k=8, ids=False)
+    broken: dict[str, Callable[[Path], object]] = {
+        "newer": lambda s: _with_version(s / "store.json", 9),
+        "begun": lambda s: (s / "DONE").unlink(),
+        "bad-header": lambda s: (s / "store.json").write_text("{"),
+        "lost-shard": lambda s: (s / "shards" / "00001.zarr.zip").unlink(),
+        "cut-shard": lambda s: _cut(s / "shards" / "00000.zarr.zip"),
+        "bad-index": lambda s: _cut(s / "index.parquet"),
+        "no-shards": lambda s: shutil.rmtree(s / "shards"),
+    }
+    for name, breaks in broken.items():
+        breaks(Path(shutil.copytree(here / "store", here / name)))
+    (here / "occupied").mkdir()
+    (here / "occupied" / "thesis.tex").write_text("years")
+
+
+def _with_version(path: Path, version: int) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": version}))
+
+
+def _runs(here: Path) -> None:
+    """Output folders of `distill train`, and files of its flags."""
+    shutil.copytree(here / "student", here / "bad-results")
+    (here / "bad-results" / "results.json").write_text('{"name": "cut')
+    shutil.copytree(here / "student", here / "good-results")
+    (here / "good-results" / "results.json").write_text('{"name": "whole"}')
+    for name, origin in (("resumed", "{"), ("other-run", '{"store_digest": "0", "sequences": 3}')):
+        checkpoint = here / name / "checkpoint-2"
+        shutil.copytree(here / "student", checkpoint)
+        (checkpoint / "distill.json").write_text(origin)
+        (checkpoint / "trainer_state.json").write_text("{}")
+    shutil.copytree(here / "other-run", here / "cut-run")
+    _cut(here / "cut-run" / "checkpoint-2" / "model.safetensors")
+    shutil.copytree(here / "other-run", here / "cut-state")
+    (here / "cut-state" / "checkpoint-2" / "optimizer.pt").write_bytes(b"PK\x03\x04")
+    (here / "typo.yaml").write_text("learning_rte: 1e-4\n")
+    (here / "list.yaml").write_text("- seed\n- 3\n")

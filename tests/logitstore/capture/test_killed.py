@@ -1,0 +1,44 @@
+"""`kill -9` at random moments of a real capture; the tool that does it 200 times does ten here."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.kit.paths import ROOT
+
+TOOL = ROOT / "tools" / "kill_capture.py"
+
+
+def kill(times: int, *more: str) -> str:
+    command = [sys.executable, str(TOOL), "--kills", str(times), "--seed", str(times), *more]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_ten_kills_lose_nothing_that_was_committed() -> None:
+    said = kill(10)
+    assert said.startswith("10 kills survived")
+    assert "byte-identical" in said
+
+
+@pytest.mark.slow
+def test_three_workers_that_are_killed_and_replaced_write_the_store_of_one_process() -> None:
+    said = kill(3, "--workers", "3")
+    assert said.startswith("3 kills survived")
+    assert "byte-identical" in said
+
+
+@pytest.mark.slow
+def test_a_hundred_killed_workers_cost_nothing_but_time() -> None:
+    said = kill(100, "--workers", "3")
+    assert said.startswith("100 kills survived")
+    assert "byte-identical" in said
+
+
+@pytest.mark.slow
+def test_two_hundred_kills_lose_nothing_that_was_committed() -> None:
+    assert kill(200).startswith("200 kills survived")

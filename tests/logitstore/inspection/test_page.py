@@ -1,0 +1,321 @@
+"""The report page: right numbers, whatever text the store holds, alone in a real browser."""
+
+import base64
+import hashlib
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from logitstore import open_store
+from logitstore.cli.app import app
+from logitstore.errors import InputError
+from logitstore.format.spec import Plan
+from logitstore.info import uld_within
+from logitstore.inspection import page_data
+from logitstore.inspection.page import write_page
+from logitstore.inspection.page_data import browsed, curves, spread
+from logitstore.inspection.sequence import sequence_facts
+from logitstore.pages.document import as_script, clipped_text
+from logitstore.pages.svg import axis_top, bars, curve, histogram
+from logitstore.records import Segment, SequenceText
+from logitstore.store import LogitStore
+from logitstore.writing.encode import encode_records
+from logitstore.writing.writer import StoreWriter
+from tests import stores
+from tests.kit.browser import ATTACK, Browser
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    path = tmp_path_factory.mktemp("page") / "s"
+    stores.write(path, stores.spec(top_k=16))
+    return open_store(path)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """A store of which every string is markup: text, tokens' names, teacher, dataset, status."""
+    path = tmp_path_factory.mktemp("hostile") / "<img src=x onerror=window.ran=3>"
+    vocabulary = {f"{ATTACK}{i}": i for i in range(500)}
+    model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": f"{ATTACK}0"}
+    described = json.dumps({"version": "1.0", "added_tokens": [], "model": model}).encode()
+    of = stores.spec()
+    digests = {"tokenizer.json": hashlib.sha256(described).hexdigest()}
+    of = replace(of, tokenizer=dict(of.tokenizer) | {"files": digests})
+    of = replace(of, teacher=dict(of.teacher) | {"architecture": ATTACK})
+    names = {"teacher": ATTACK, "dataset": ATTACK}
+    writer = StoreWriter(path, of, Plan("d" * 64, (0, 2)), {"tokenizer.json": described}, names)
+    lines = []
+    for row in range(2):
+        pieces = [*re.split(r"(?<=>)", ATTACK), "\u202eabc", "\x1b[31m"]
+        segments = (Segment(ATTACK * 3, False, "user"), Segment("".join(pieces), True))
+        raw = stores.raw_records(of, pieces, np.random.default_rng(row))
+        lines.append((SequenceText(row, 0, "ok", segments), encode_records(raw, of)))
+    writer.write_shard(0, lines)
+    writer.seal()
+    return open_store(path)
+
+
+# ---- what is on the page ----
+
+
+def test_the_page_is_one_file_that_asks_for_nothing(store: LogitStore, tmp_path: Path) -> None:
+    found = write_page(store, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert found["bytes"] == len(text.encode()) < 2_000_000
+    assert list(tmp_path.iterdir()) == [tmp_path / "r.html"]
+    for asking in ("http:", "https:", '"//', "'//", " src=", "@import", "url("):
+        assert asking not in text
+
+
+def test_only_the_script_and_the_style_of_the_page_may_run(
+    store: LogitStore, tmp_path: Path
+) -> None:
+    write_page(store, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy
+    assert "default-src 'none'" in policy[1]
+    assert "unsafe" not in policy[1]
+    for tag in ("script", "style"):
+        inside = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        assert len(inside) == 1
+        digest = base64.b64encode(hashlib.sha256(inside[0].encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy[1]
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--", "]]>", "&amp;", "\u2028", '"\\'])
+def test_data_in_a_script_element_cannot_end_it(text: str) -> None:
+    written = as_script([text, {text: text}])
+    assert json.loads(written) == [text, {text: text}]
+    assert not set(written) & set("<>&\u2028\u2029")
+
+
+def test_text_keeps_its_lines_and_nothing_invisible() -> None:
+    assert clipped_text("a\nb\x07\u202e", 9) == "a\nb\\x07\\u202e"
+    assert clipped_text("abcd", 2) == "ab…"
+
+
+def test_no_markup_of_a_store_is_markup_of_the_page(hostile: LogitStore, tmp_path: Path) -> None:
+    write_page(hostile, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert text.count("<script") == text.count("</script") == 2
+    assert "<img" not in text
+
+
+def test_mass_and_bound_at_k_are_those_of_the_records(store: LogitStore) -> None:
+    found = curves(store)
+    within = uld_within(store)
+    assert found
+    assert within
+    assert found["k"] == [1, 2, 4, 8, 16]
+    heads = [np.exp(records.padded(16).logprobs.astype(np.float64)) for records in store]
+    for k, mass, bound in zip(found["k"], found["mass"], found["bound_mean"], strict=True):
+        exact = np.concatenate([head[:, :k].sum(1) for head in heads]).mean()
+        assert mass == pytest.approx(exact, abs=1e-6)
+        assert 2 * (1 - exact) <= bound <= 2
+    # All of this store is looked at, so the last is what `info` says (which saw unrounded tails).
+    assert found["bound_mean"][-1] == pytest.approx(within["mean"], rel=5e-3)
+    assert found["bound_mean"] == sorted(found["bound_mean"], reverse=True)
+
+
+def test_what_is_not_known_has_no_curve(tmp_path: Path) -> None:
+    missing = ("entropy", "tail_logmass", "token_logprob")
+    for name, of in {
+        "draws": stores.spec(top_k=0, draws=4),
+        "import": stores.spec(missing=missing),
+    }.items():
+        stores.write(tmp_path / name, of)
+        opened = open_store(tmp_path / name)
+        assert curves(opened) is None
+        write_page(opened, tmp_path / "r.html")
+        assert "not known" in (tmp_path / "r.html").read_text()
+
+
+def test_sequences_to_browse_are_those_of_show(store: LogitStore) -> None:
+    found = browsed(store, 100)
+    assert [s["sequence"] for s in found["sequences"]] == spread(store, 100)
+    for sequence in found["sequences"]:
+        exact = sequence_facts(store, sequence["sequence"])["tokens"]
+        tokens = [t for supervised, held in sequence["parts"] if supervised for t in held]
+        assert [t[2] for t in tokens] == [t["token_id"] for t in exact]
+        for token, wanted in zip(tokens, exact, strict=True):
+            said = [token[3], token[4], token[5], *(p for _, p in token[7])]
+            best = [e["p"] for e in wanted["entries"][:10]]
+            exactly = [wanted["logprob"], wanted["entropy"], wanted["tail"], *best]
+            assert said == pytest.approx(exactly, rel=1e-5)
+            assert token[6] == len(wanted["entries"])
+
+
+def test_a_token_that_is_the_end_of_a_line_is_seen() -> None:
+    """As `show` has it; in the text itself a line still ends."""
+    entry = {"id": 7, "token": "\n\t␣", "p": 0.5}
+    numbers = {"token_id": 7, "logprob": -1.0, "entropy": 1.0, "tail": 0.1}
+    names: dict[str, str] = {}
+    token = page_data._token(0, {"text": "\n", "entries": [entry], **numbers}, names)
+    assert names == {"7": r"\n\t␣"}
+    assert token[1] == "\n"
+
+
+def test_long_sequences_and_many_are_cut_to_the_size_of_a_page(
+    store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_data, "_SHOWN_RECORDS", 3)
+    found = browsed(store, 5)
+    assert len(found["sequences"]) == 5
+    for sequence in found["sequences"]:
+        shown = sum(len(held) for supervised, held in sequence["parts"] if supervised)
+        assert shown == min(3, sequence["records"])
+    monkeypatch.setattr(page_data, "_DATA_BYTES", 2 * len(as_script(found["sequences"][0])))
+    assert 1 <= len(browsed(store, 5)["sequences"]) < 5
+    for limit in (10, 300, 1000, 3000):
+        monkeypatch.setattr(page_data, "_DATA_BYTES", limit)
+        assert len(as_script(browsed(store, 5)).encode()) <= limit + 100
+
+
+def test_figures_say_their_numbers_in_words() -> None:
+    assert 'aria-label="size: &lt;b&gt;"' in bars([("a", 1, "<i>")], "size: <b>")
+    assert "&lt;i&gt;" in bars([("a", 1, "<i>")], "x")
+    found = {"label": "entropy, nats", "edges": [0, 1, 2], "counts": [0, 3, 1], "unknown": 0}
+    assert 'aria-label="entropy, nats: 1\N{EN DASH}2: 75.0%, 2 and more: 25.0%"' in histogram(found)
+    assert "not known" in histogram(found | {"counts": [0, 0, 0]})
+    assert "k = 4: 0.5000" in curve([1, 4], {"first": [0.25, 0.5]}, 1.0, "x")
+    assert [axis_top(x) for x in (0.0, 0.03, 1.7, 2.0)] == pytest.approx([1e-6, 0.05, 2, 2])
+
+
+def test_a_store_without_records_has_a_page_too(tmp_path: Path) -> None:
+    plan = Plan("d" * 64, (0, 1))
+    writer = StoreWriter(tmp_path / "s", stores.spec(), plan, stores.TOKENIZER_FILES)
+    writer.write_shard(0, [(SequenceText(0, 0, "empty", ()), None)])
+    writer.seal()
+    write_page(open_store(tmp_path / "s"), tmp_path / "r.html")
+    assert "There is no sequence with records" in (tmp_path / "r.html").read_text()
+
+
+def test_the_command_says_what_it_wrote(store: LogitStore, tmp_path: Path) -> None:
+    out = tmp_path / "r.html"
+    done = CliRunner().invoke(app, ["report", str(store.path), "-o", str(out), "--json"])
+    assert json.loads(done.stdout) == {
+        "report": str(out),
+        "bytes": out.stat().st_size,
+        "sequences": len(spread(store, 24)),
+    }
+    done = CliRunner().invoke(app, ["report", str(store.path), "-o", str(out)])
+    assert done.stdout.startswith(f"{out}: ")
+
+
+def test_a_place_that_cannot_be_written_is_an_error(store: LogitStore, tmp_path: Path) -> None:
+    assert isinstance(store.path, Path)
+    with pytest.raises(InputError, match="there is no folder"):
+        write_page(store, tmp_path / "none" / "r.html")
+    with pytest.raises(InputError, match="it is a folder"):
+        write_page(store, tmp_path)
+    with pytest.raises(InputError, match="is inside the store"):
+        write_page(store, store.path / "r.html")
+    with pytest.raises(InputError, match="--sequences is 0"):
+        write_page(store, tmp_path / "r.html", sequences=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_is_replaced_and_nothing_else(store: LogitStore, tmp_path: Path) -> None:
+    write_page(store, tmp_path / "r.html")
+    write_page(store, tmp_path / "r.html")
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(InputError, match="a file that is no page for a browser, and it is kept"):
+        write_page(store, tmp_path / "thesis.tex")
+    assert (tmp_path / "thesis.tex").read_text() == "years"
+
+
+# ---- in a browser ----
+
+
+def shown_numbers(browser: Browser) -> tuple[dict[str, str], list[list[str]]]:
+    facts = browser.ask(
+        "Object.fromEntries([...document.querySelectorAll('#detail dt')]"
+        ".map(e => [e.textContent, e.nextSibling.textContent]))"
+    )
+    rows = browser.ask(
+        "[...document.querySelectorAll('#detail tr')]"
+        ".map(r => [r.querySelector('.number').textContent, r.querySelector('.name').textContent])"
+    )
+    return facts, rows
+
+
+def check_shown(browser: Browser, token: dict[str, object], record: int) -> None:
+    """The numbers beside the text are those of this record."""
+    facts, rows = shown_numbers(browser)
+    entries = token["entries"]
+    assert isinstance(entries, list)
+    assert browser.ask("document.querySelector('#detail h3').textContent").startswith(
+        f"record {record}: "
+    )
+    assert facts["id"] == str(token["token_id"])
+    assert float(facts["p"]) == pytest.approx(np.exp(token["logprob"]), abs=6e-5)
+    assert float(facts["surprise"]) == pytest.approx(-float(str(token["logprob"])), abs=6e-4)
+    assert float(facts["entropy"]) == pytest.approx(token["entropy"], abs=6e-4)
+    assert float(facts["outside"]) == pytest.approx(token["tail"], abs=6e-5)
+    assert [name for _, name in rows[:10]] == [f"id {e['id']}" for e in entries[:10]]
+    for (p, _), entry in zip(rows, entries[:10], strict=False):
+        assert float(p) == pytest.approx(entry["p"], abs=6e-5)
+
+
+def test_pointing_tapping_and_keys_show_the_right_numbers(
+    browser: Browser, store: LogitStore, tmp_path: Path
+) -> None:
+    write_page(store, tmp_path / "r.html")
+    browser.open(tmp_path / "r.html")
+    first, second = spread(store, 24)[:2]
+    tokens = sequence_facts(store, first)["tokens"]
+    element = "document.querySelectorAll('#text .token')[{}]".format
+    browser.hover(element(2))
+    check_shown(browser, tokens[2], 2)
+    browser.ask(f"{element(0)}.focus()")
+    browser.press("ArrowRight")
+    check_shown(browser, tokens[1], 1)
+    browser.press("End")
+    check_shown(browser, tokens[-1], len(tokens) - 1)
+    browser.ask("document.getElementById('after').click()")
+    check_shown(browser, sequence_facts(store, second)["tokens"][0], 0)
+    assert browser.said == []
+
+    browser.open(tmp_path / "r.html", width=390, height=844, dark=True)
+    browser.tap(element(1))
+    check_shown(browser, tokens[1], 1)
+    assert browser.ask("document.documentElement.scrollWidth") <= 390
+    back = browser.ask("getComputedStyle(document.body).backgroundColor")
+    assert back == "rgb(20, 22, 26)"
+    assert browser.said == []
+
+
+def test_a_store_full_of_scripts_runs_nothing(
+    browser: Browser, hostile: LogitStore, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.html"
+    write_page(hostile, out)
+    browser.open(out)
+    for i in range(3):
+        browser.hover(f"document.querySelectorAll('#text .token')[{i}]")
+    assert browser.ask("document.querySelector('#detail .name').textContent")
+    assert ATTACK[:80] in browser.ask("document.querySelector('#detail table').textContent")
+    assert browser.ask("document.querySelector('.context').textContent") == ATTACK * 3
+    assert browser.ask("window.ran") is None
+    assert browser.ask("document.querySelectorAll('img, script').length") == 2
+    assert (browser.said, browser.asked_for) == ([], [out.resolve().as_uri()])
+
+
+def test_the_policy_stops_what_an_escape_forgot(
+    browser: Browser, store: LogitStore, tmp_path: Path
+) -> None:
+    write_page(store, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    forgotten = "<script>window.ran=1</script><p onclick='window.ran=2' id='p'>x</p>"
+    (tmp_path / "r.html").write_text(text.replace("</body>", f"{forgotten}</body>"))
+    browser.open(tmp_path / "r.html")
+    browser.ask("document.getElementById('p').click()")
+    assert browser.ask("window.ran") is None
+    assert browser.said, "the browser says that it refused"
