@@ -36,10 +36,10 @@ import numpy.typing as npt
 from logitstore.errors import (
     CorruptStoreError,
     IncompleteStoreError,
-    NotAStoreError,
     StorageError,
 )
-from logitstore.format.index import index_line, read_index
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.index import read_index
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
     DONE_FILE,
@@ -49,16 +49,17 @@ from logitstore.format.spec import (
     Plan,
     StoreHeader,
     StoreSpec,
+    shard_name,
 )
 from logitstore.reading.bucket import BucketShards, following, kept_array, local_tokenizer
-from logitstore.reading.shard import Shard, shard_name
+from logitstore.reading.listing import list_shards
+from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import LIMIT_VARIABLE, ShardCache
-from logitstore.reading.shard_head import Skimmed, for_each
-from logitstore.reading.threads import decode_parts
+from logitstore.reading.shard_head import Skimmed, index_line
+from logitstore.reading.threads import decode_parts, for_each
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath, names_in, store_path
-from logitstore.writing.encode import EncodedRecords
+from logitstore.storage.paths import StorePath, store_path
 
 log = logging.getLogger(__name__)
 
@@ -534,26 +535,3 @@ def spare_address_space() -> float:
     except OSError:  # not Linux
         return math.inf
     return limit - pages * resource.getpagesize()
-
-
-def list_shards(store: StorePath, plan: Plan) -> list[int]:
-    """Numbers of the shards that are there, by one listing.
-
-    Raises:
-        NotAStoreError: There is no folder of shards.
-        StorageError: It cannot be listed.
-    """
-    try:
-        there = set(names_in(store / SHARDS_FOLDER))
-    except (FileNotFoundError, NotADirectoryError):
-        raise NotAStoreError(
-            f"{store}: has a store.json but no {SHARDS_FOLDER}/ folder. Copy the whole "
-            "store, or run the same `logitstore capture …` again."
-        ) from None
-    except StorageError:
-        raise
-    except OSError as e:
-        raise StorageError(
-            f"{store / SHARDS_FOLDER}: cannot be read ({e.strerror}). Mend that first."
-        ) from e
-    return [i for i in range(plan.shard_count) if shard_name(i) in there]

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.commit import OS_FS, Fs
-from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
 
 TOKENIZER_FILES = {"tokenizer.json": b'{"model": {}}', "special.txt": b"<eos>"}

@@ -183,8 +183,8 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
 def ours(sizes: Sizes, folder: Path) -> Turn:
     from logitstore.capture.job import _writer
     from logitstore.capture.process import Job
-    from logitstore.capture.sharing.heartbeat import Ranks
     from logitstore.checking.verify import verify_store
+    from logitstore.console.launcher import Ranks
     from logitstore.console.progress import JsonLog
     from logitstore.console.signals import stopper
 

@@ -26,7 +26,8 @@ import torch
 
 from logitstore.format.chunk_codecs import CODINGS
 from logitstore.format.logprob_codec import encode_entries
-from logitstore.format.shard_arrays import ShardSize, array_specs
+from logitstore.format.shard_arrays import array_specs
+from logitstore.format.shard_group import ShardSize
 from logitstore.format.zarr_arrays import ArraySpec, encode_array
 from logitstore.store import open_store
 from logitstore.writing.encode import RawRecords, encode_records

@@ -16,12 +16,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.format.shard_arrays import ShardSize, array_specs
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.shard_arrays import array_specs
+from logitstore.format.shard_group import ShardSize
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import encode_array
 from logitstore.reading.shard import Shard
 from logitstore.records import Segment, SequenceText
-from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.shard_builder import build_shard
 from tools.synthetic_teacher import Arrays
 

@@ -17,8 +17,8 @@ from logitstore.capture.estimate.trial_batches import foretell
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.process import Job
 from logitstore.capture.settings import CaptureSettings
-from logitstore.capture.sharing.heartbeat import Ranks, find_ranks
 from logitstore.capture.task import Task, prepare
+from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE

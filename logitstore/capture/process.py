@@ -20,9 +20,9 @@ from logitstore.capture.estimate.sample import Sample, seen, take_sample
 from logitstore.capture.estimate.trial_batches import foretell_at_head
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.shard_worker import NOT_FINITE, Sequences, Worker
-from logitstore.capture.sharing.heartbeat import Ranks
 from logitstore.capture.sharing.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
 from logitstore.capture.task import Task
+from logitstore.console.launcher import Ranks
 from logitstore.console.progress import JsonLog, progress
 from logitstore.console.signals import Stopped, Stopper
 from logitstore.format.spec import SPEC_FILE

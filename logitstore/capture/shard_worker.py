@@ -12,11 +12,10 @@ from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.console.progress import Progress
-from logitstore.format.spec import SHARDS_FOLDER
-from logitstore.reading.shard import shard_name
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.spec import SHARDS_FOLDER, shard_name
 from logitstore.records import SequenceText
 from logitstore.storage.paths import size_bytes
-from logitstore.writing.encode import EncodedRecords
 from logitstore.writing.writer import StoreWriter
 
 Sequences = list[tuple[SequenceText, EncodedRecords | None]]

@@ -15,7 +15,6 @@ from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of, rendering_of
 from logitstore.capture.settings import AUTO, CaptureSettings
-from logitstore.capture.sharing.heartbeat import Ranks
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -23,6 +22,7 @@ from logitstore.capture.teacher.teacher import (
     default_device,
     find_teacher,
 )
+from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows

@@ -16,8 +16,7 @@ import numpy as np
 from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
-from logitstore.format.index import index_line
-from logitstore.format.seal import file_sha256, read_seal
+from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
     DONE_FILE,
     INDEX_FILE,
@@ -26,14 +25,18 @@ from logitstore.format.spec import (
     TOKENIZER_FOLDER,
     StoreHeader,
     StoreSpec,
+    shard_name,
 )
 from logitstore.reading.bucket import local_tokenizer
-from logitstore.reading.shard import Shard, shard_name
+from logitstore.reading.listing import list_shards
+from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
+from logitstore.reading.shard_head import index_line
 from logitstore.records import TokenRecords
+from logitstore.storage.files import file_sha256
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
-from logitstore.store import LogitStore, list_shards
+from logitstore.store import LogitStore
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
 

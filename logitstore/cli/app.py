@@ -229,7 +229,7 @@ def capture(
         _dry_run(teacher, dataset, out, settings, as_json)
         return
     from logitstore.capture.job import capture as run
-    from logitstore.capture.sharing.heartbeat import find_ranks
+    from logitstore.console.launcher import find_ranks
     from logitstore.console.signals import Stopped
     from logitstore.info import facts, info_text
 
@@ -255,7 +255,7 @@ def estimate(**flags: Any) -> None:
     of capture, and recommends a --top-k and a --max-tail.
     """
     from logitstore.capture.job import preview
-    from logitstore.capture.sharing.heartbeat import find_ranks
+    from logitstore.console.launcher import find_ranks
 
     teacher, dataset, as_json = (flags.pop(name) for name in ("teacher", "dataset", "as_json"))
     flags |= {
@@ -300,7 +300,7 @@ def _be_quiet() -> None:
 
 def _dry_run(teacher: str, dataset: str, out: str, settings: dict[str, Any], as_json: bool) -> None:
     from logitstore.capture.job import preview
-    from logitstore.capture.sharing.heartbeat import find_ranks
+    from logitstore.console.launcher import find_ranks
 
     if find_ranks().is_first:  # what one process would do; the others have nothing to add
         found = preview(teacher, dataset, out, **settings)

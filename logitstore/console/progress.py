@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from logitstore.capture.sharing.heartbeat import find_ranks
+from logitstore.console.launcher import find_ranks
 from logitstore.errors import InputError
 
 _LINE_EVERY_S = 30.0

@@ -4,13 +4,14 @@ All of it can be read from the shards again; it is derived, and never trusted be
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from logitstore.format.canonical_json import parse_json
+from logitstore.format.encoded import NOTHING_MEASURED
 from logitstore.format.parquet_limits import (
     PYARROW_ERRORS,
     check_footer,
@@ -18,11 +19,8 @@ from logitstore.format.parquet_limits import (
     columns_cost,
 )
 from logitstore.format.spec import Plan
-from logitstore.reading.shard import Shard
-from logitstore.reading.shard_head import Skimmed
-from logitstore.storage.files import parse_json, read_file
+from logitstore.storage.files import read_file
 from logitstore.storage.paths import StorePath
-from logitstore.writing.encode import NOTHING_MEASURED
 
 _COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
 _SCHEMA = pa.schema(
@@ -35,25 +33,6 @@ _SCHEMA = pa.schema(
 )
 _BYTES_PER_SHARD = 4096  # a line takes about 300
 _MAX_LINES = 1024 * 1024  # of a row group, as Parquet writers cut them
-
-
-def index_line(shard: Shard | Skimmed, index: int) -> dict[str, Any]:
-    """What the index says of a shard; all of it can be read from the shard again."""
-    about = shard.about
-    return {
-        "shard": index,
-        "first_row": about["rows"][0],
-        "stop_row": about["rows"][1],
-        "sequences": shard.size.sequences,
-        "records": shard.size.records,
-        "entries": shard.size.entries,
-        "draws": shard.size.draws,
-        "supervised_bytes": about["supervised_bytes"],
-        "file_bytes": shard.archive.size_bytes,
-        "sha256": shard.archive.digest,
-        "statuses": json.dumps(about["statuses"], sort_keys=True),
-        **{name: about["fidelity"][name] for name in sorted(about["fidelity"])},
-    }
 
 
 def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:

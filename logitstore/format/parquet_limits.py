@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
+from logitstore.format.limits import check_ratio
+
 #: A hostile file makes pyarrow raise more than its own errors.
 PYARROW_ERRORS = (
     pa.ArrowException,
@@ -28,9 +30,6 @@ PYARROW_ERRORS = (
     OverflowError,
     LookupError,
 )
-#: Beyond so many decoded bytes, a file must hold at least 1 byte of data for `MAX_RATIO` decoded.
-FREE_BYTES = 2 * 1024 * 1024
-MAX_RATIO = 32
 _FREE_VALUES = 65_536
 _BYTES_PER_VALUE = 4  # beyond the free ones a value has at least so many decoded bytes
 _FOOTER_BYTES, _FOOTER_BYTES_PER_GROUP = 32 * 1024, 4 * 1024
@@ -66,16 +65,6 @@ class Cost:
         check_ratio(self.decoded, self.stored)
         if self.values > max(_FREE_VALUES, self.decoded // _BYTES_PER_VALUE):
             raise ValueError(f"it declares {self.values:,} values in {self.decoded:,} bytes")
-
-
-def check_ratio(decoded: int, stored: int) -> None:
-    """Refuse bombs.
-
-    Raises:
-        ValueError: So many decoded bytes are far beyond the stored ones.
-    """
-    if decoded > max(FREE_BYTES, MAX_RATIO * stored):
-        raise ValueError(f"{stored:,} bytes declare that they become {decoded:,}")
 
 
 def check_footer(data: memoryview, groups: int) -> None:

@@ -13,15 +13,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from logitstore.format.canonical_json import canonical_json
+from logitstore.format.limits import check_ratio
 from logitstore.format.parquet_limits import (
     PYARROW_ERRORS,
     ColumnChunk,
     check_footer,
-    check_ratio,
     column_chunks,
     columns_cost,
 )
-from logitstore.format.zarr_arrays import canonical_json
 from logitstore.records import Segment, SequenceText
 
 MEMBER = "rows.parquet"

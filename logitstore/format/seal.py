@@ -10,6 +10,7 @@ Its own digest tells a damaged seal from a damaged file.
 import hashlib
 from collections.abc import Mapping
 
+from logitstore.format.canonical_json import canonical_json, parse_json
 from logitstore.format.spec import (
     DONE_FILE,
     FORMAT_NAME,
@@ -19,12 +20,8 @@ from logitstore.format.spec import (
     TOKENIZER_FOLDER,
     StoreSpec,
 )
-from logitstore.format.zarr_arrays import canonical_json
-from logitstore.storage.files import MAX_SEAL_BYTES, open_file, parse_json, read_file
-from logitstore.storage.objects import RemotePath
+from logitstore.storage.files import MAX_SEAL_BYTES, read_file
 from logitstore.storage.paths import StorePath
-
-_PIECE_BYTES = 1024 * 1024
 
 
 def sealed_names(spec: StoreSpec) -> list[str]:
@@ -55,16 +52,3 @@ def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
     if sorted(digests) != sealed_names(spec) or raw != seal_bytes(digests):
         raise ValueError("it is not the seal that was written")
     return digests
-
-
-def file_sha256(path: StorePath) -> str:
-    """SHA-256 of an ordinary file or an object, in hex."""
-    digest = hashlib.sha256()
-    if isinstance(path, RemotePath):
-        for piece in path.pieces():
-            digest.update(piece)
-        return digest.hexdigest()
-    with open_file(path) as f:
-        while piece := f.read(_PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()

@@ -11,22 +11,21 @@ always the same, so it costs nothing: the distinct ones end where their counts a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from logitstore.format.chunk_codecs import PCODEC_TYPES
+from logitstore.format.limits import check_ratio
 from logitstore.format.logprob_codec import running_sums
-from logitstore.format.parquet_limits import check_ratio
+from logitstore.format.shard_group import ShardSize
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
 
-GROUP_MEMBER = "zarr.json"
 _SEQUENCES_PER_CHUNK = 1024
 _AXIS = {
     "entry_logprobs": "sequence_entries",
@@ -36,16 +35,6 @@ _AXIS = {
     "sample_counts": "sequence_draws",
 }
 _MAX_U8, _MAX_U16, _MAX_U32 = 0xFF, 0xFFFF, 0xFFFF_FFFF
-
-
-@dataclass(frozen=True)
-class ShardSize:
-    """How much a shard holds."""
-
-    sequences: int
-    records: int
-    entries: int
-    draws: int
 
 
 def axis_of(name: str) -> str:
@@ -125,11 +114,6 @@ def check_cost(readers: Mapping[str, ArrayReader], offsets: Mapping[str, Array],
             cost = reader.cost(int(start), int(stop))
             decoded, stored = decoded + cost[0], stored + cost[1]
     check_ratio(decoded, stored)
-
-
-def group_of(about: dict[str, Any]) -> dict[str, Any]:
-    """The group's `zarr.json` as JSON."""
-    return {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
 
 
 def offsets_of(lengths: Sequence[int] | Array) -> Array:

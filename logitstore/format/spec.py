@@ -23,8 +23,8 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
-from logitstore.format.zarr_arrays import canonical_json
-from logitstore.storage.files import MAX_SPEC_BYTES, parse_json, read_file
+from logitstore.format.canonical_json import canonical_json, parse_json
+from logitstore.storage.files import MAX_SPEC_BYTES, read_file
 from logitstore.storage.paths import StorePath
 
 FORMAT_NAME = "logitstore"
@@ -381,3 +381,8 @@ _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }
+
+
+def shard_name(index: int) -> str:
+    """File name of a shard, below ``shards/``."""
+    return f"{index:05d}.zarr.zip"

@@ -9,7 +9,6 @@ The metadata of an array is a function of name, shape, dtype, chunk length and c
 reader rebuilds the one JSON text it may be and compares bytes: there is nothing to interpret.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from logitstore.format.canonical_json import canonical_json
 from logitstore.format.chunk_codecs import CODINGS, AnyArray
 
 _ENTRIES_PER_INDEX_ITEM = 2
@@ -63,12 +63,6 @@ class ArraySpec:
     @property
     def metadata_member(self) -> str:
         return f"{self.name}/zarr.json"
-
-
-def canonical_json(value: object) -> bytes:
-    """Sorted keys, no spaces, one newline at the end: the same value is always the same bytes."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode() + b"\n"
 
 
 def array_metadata(spec: ArraySpec) -> bytes:

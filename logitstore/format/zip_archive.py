@@ -13,11 +13,11 @@ import hashlib
 import mmap
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from logitstore.errors import CorruptStoreError, InputError
-from logitstore.storage.files import open_file
+from logitstore.storage.files import Buffer, open_file
 from logitstore.storage.paths import StorePath, local
 
 _DOS_1980 = 0x0021 << 16  # date 1980-01-01 in the high half, time 00:00 in the low
@@ -27,8 +27,6 @@ END = struct.Struct("<4s4H2IH")
 DIGEST_CHARS = 64
 _LIMIT_BYTES = 0xFFFF_FFFF
 _STAMP = struct.pack("<I", _DOS_1980)
-
-Buffer = bytes | bytearray | memoryview
 
 
 def local_header(name: bytes, crc: int, size: int) -> bytes:
@@ -180,3 +178,88 @@ class Archive:
 
     def _corrupt(self, why: str) -> CorruptStoreError:
         return CorruptStoreError(f"{self.path}: {why}.", path=self.path)
+
+
+_TAIL_BYTES = 128 * 1024
+
+
+_MAX_DIRECTORY_BYTES = 64 * 1024  # ours take about 3 KB
+
+
+class ArchiveEnd:
+    """The directory of an archive, and its members one at a time.
+
+    Attributes:
+        digest: The SHA-256 that the archive claims, in hex.
+        size_bytes: Of the file.
+    """
+
+    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
+        """Read the end.
+
+        Raises:
+            ValueError: It is not that of a shard.
+        """
+        self.size_bytes, self._read = size, read
+        self._start = max(0, size - _TAIL_BYTES)
+        self._tail = read(self._start, size)
+        end = size - END.size - DIGEST_CHARS
+        if end < 0 or len(self._tail) != size - self._start:
+            raise ValueError(f"{size} bytes is too short for a shard: cut off?")
+        self._places = self._directory(end)
+        if self._places and max(start for start, _, _ in self._places.values()) < self._start:
+            raise ValueError("its last member has more bytes than a group can need")
+        self.digest = self._tail[-DIGEST_CHARS:].decode("ascii", "replace")
+
+    @property
+    def names(self) -> list[str]:
+        """The members, in order."""
+        return list(self._places)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each member."""
+        return {name: size for name, (_, size, _) in self._places.items()}
+
+    def check_member(self, name: str) -> memoryview:
+        """The member's bytes, held to their CRC-32.
+
+        Raises:
+            ValueError: They do not match it.
+        """
+        start, size, crc = self._places[name]
+        inside = start - self._start
+        data = (
+            self._tail[inside : inside + size] if inside >= 0 else self._read(start, start + size)
+        )
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise ValueError(f"the bytes of {name} do not match their checksum")
+        return memoryview(data)
+
+    def _directory(self, end: int) -> dict[str, tuple[int, int, int]]:
+        """(offset, size, checksum) of every member; `Archive` also holds the local headers."""
+        _, _, _, count, _, length, begin, _ = END.unpack_from(self._tail, end - self._start)
+        wanted = END.pack(b"PK\5\6", 0, 0, count, count, length, begin, DIGEST_CHARS)
+        if self._tail[-DIGEST_CHARS - END.size : -DIGEST_CHARS] != wanted or begin + length != end:
+            raise ValueError("the end record is not where and what it must be: cut off?")
+        if length > _MAX_DIRECTORY_BYTES:
+            raise ValueError("the directory is larger than that of a shard")
+        data = self._tail[begin - self._start : end - self._start]
+        places: dict[str, tuple[int, int, int]] = {}
+        cursor = offset = 0
+        for _ in range(count):
+            if cursor + CENTRAL.size > len(data):
+                raise ValueError("the directory is cut off")
+            fields = CENTRAL.unpack_from(data, cursor)
+            crc, size, stop = fields[6], fields[7], cursor + CENTRAL.size + fields[9]
+            name = data[cursor + CENTRAL.size : stop]
+            if data[cursor:stop] != central_header(name, crc, size, offset):
+                raise ValueError("a member's header is not of the profile that shards use")
+            start = offset + LOCAL.size + len(name)
+            if start + size > begin:
+                raise ValueError("a member reaches into the directory")
+            places[name.decode("ascii", "replace")] = (start, size, crc)
+            cursor, offset = stop, start + size
+        if cursor != len(data) or offset != begin:
+            raise ValueError("bytes lie between or behind the members")
+        return places

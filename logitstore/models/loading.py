@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from logitstore.errors import in_a_line
-from logitstore.format.zarr_arrays import canonical_json
+from logitstore.format.canonical_json import canonical_json
 
 #: One of them is cached of whatever was loaded before: of a model, a tokenizer, adapters.
 _DESCRIBING = ("config.json", "tokenizer_config.json", "adapter_config.json")

@@ -7,8 +7,8 @@ the largest of the bounds. Tails and counts are measured anew, from the codes th
 
 from collections.abc import Mapping, Sequence
 
+from logitstore.format.encoded import NOTHING_MEASURED, EncodedRecords, measure
 from logitstore.format.spec import StoreSpec
-from logitstore.writing.encode import NOTHING_MEASURED, EncodedRecords, measure
 
 Fidelity = Mapping[str, float | int]
 
@@ -25,7 +25,7 @@ def of_parts(
         parts: For each sequence with records, what its shard says of itself, and the records.
 
     Returns:
-        As :func:`logitstore.writing.encode.measure`. `l1_max` holds for every record;
+        As :func:`logitstore.format.encoded.measure`. `l1_max` holds for every record;
         `dropped_entries` is that of all shards the records are of, so at most so many were left out
         here.
     """

@@ -4,8 +4,8 @@ from os import PathLike
 from pathlib import Path
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
-from logitstore.format.seal import file_sha256
 from logitstore.format.spec import StoreSpec
+from logitstore.storage.files import file_sha256
 from logitstore.store import LogitStore, open_store
 
 

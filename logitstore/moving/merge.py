@@ -19,8 +19,8 @@ from typing import Any
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
+from logitstore.format.canonical_json import canonical_json
 from logitstore.format.spec import Plan
-from logitstore.format.zarr_arrays import canonical_json
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.reading.shard import Shard
 from logitstore.store import LogitStore, open_store

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.encode import EncodedRecords
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
 from logitstore.writing.writer import StoreWriter
 

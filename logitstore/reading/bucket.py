@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
-from logitstore.format.seal import file_sha256
-from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec
+from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, shard_name
 from logitstore.reading.prefetch import Prefetcher
-from logitstore.reading.shard import shard_name
 from logitstore.reading.shard_cache import ShardCache
+from logitstore.storage.files import file_sha256
 from logitstore.storage.objects import RemotePath
 
 _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in order

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.limits import FREE_BYTES
 from logitstore.format.logprob_codec import (
     NEG_INF_CODE,
     TOKEN_STEP,
@@ -18,11 +20,9 @@ from logitstore.format.logprob_codec import (
     dequantise,
     dequantise_entropy,
 )
-from logitstore.format.parquet_limits import FREE_BYTES
 from logitstore.format.shard_arrays import (
     I64,
     Array,
-    ShardSize,
     array_specs,
     axis_of,
     check_cost,
@@ -30,10 +30,10 @@ from logitstore.format.shard_arrays import (
     unpack_draws,
     unpack_starts,
 )
+from logitstore.format.shard_group import ShardSize
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
 from logitstore.records import Entries, TokenRecords
-from logitstore.writing.encode import EncodedRecords
 
 _PLAIN = ("lognorm", "logit_std", "lognorm_std")
 

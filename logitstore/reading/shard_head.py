@@ -6,12 +6,11 @@ every sequence. So a store of ten thousand shards can be counted, listed and sea
 its entries, be it in a folder or in a bucket. Nothing that a loss reads comes from here.
 """
 
+import json
 import os
-import zlib
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from functools import cached_property
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,98 +19,18 @@ from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.format.rows_parquet import LINE_DIGEST_BYTES, LinesReader
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.shard_arrays import array_specs
+from logitstore.format.shard_group import checked_size, read_group
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
-from logitstore.format.zip_archive import CENTRAL, DIGEST_CHARS, END, LOCAL, central_header
-from logitstore.reading.shard import checked_size, read_group
+from logitstore.format.zip_archive import (
+    ArchiveEnd,
+)
+from logitstore.reading.shard import Shard
 from logitstore.storage.files import open_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
-_TAIL_BYTES = 128 * 1024
-_MAX_DIRECTORY_BYTES = 64 * 1024  # ours take about 3 KB
-_AT_ONCE = 16
-
 T = TypeVar("T")
-
-
-class ArchiveEnd:
-    """The directory of an archive, and its members one at a time.
-
-    Attributes:
-        digest: The SHA-256 that the archive claims, in hex.
-        size_bytes: Of the file.
-    """
-
-    def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
-        """Read the end.
-
-        Raises:
-            ValueError: It is not that of a shard.
-        """
-        self.size_bytes, self._read = size, read
-        self._start = max(0, size - _TAIL_BYTES)
-        self._tail = read(self._start, size)
-        end = size - END.size - DIGEST_CHARS
-        if end < 0 or len(self._tail) != size - self._start:
-            raise ValueError(f"{size} bytes is too short for a shard: cut off?")
-        self._places = self._directory(end)
-        if self._places and max(start for start, _, _ in self._places.values()) < self._start:
-            raise ValueError("its last member has more bytes than a group can need")
-        self.digest = self._tail[-DIGEST_CHARS:].decode("ascii", "replace")
-
-    @property
-    def names(self) -> list[str]:
-        """The members, in order."""
-        return list(self._places)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each member."""
-        return {name: size for name, (_, size, _) in self._places.items()}
-
-    def check_member(self, name: str) -> memoryview:
-        """The member's bytes, held to their CRC-32.
-
-        Raises:
-            ValueError: They do not match it.
-        """
-        start, size, crc = self._places[name]
-        inside = start - self._start
-        data = (
-            self._tail[inside : inside + size] if inside >= 0 else self._read(start, start + size)
-        )
-        if len(data) != size or zlib.crc32(data) != crc:
-            raise ValueError(f"the bytes of {name} do not match their checksum")
-        return memoryview(data)
-
-    def _directory(self, end: int) -> dict[str, tuple[int, int, int]]:
-        """(offset, size, checksum) of every member; `Archive` also holds the local headers."""
-        _, _, _, count, _, length, begin, _ = END.unpack_from(self._tail, end - self._start)
-        wanted = END.pack(b"PK\5\6", 0, 0, count, count, length, begin, DIGEST_CHARS)
-        if self._tail[-DIGEST_CHARS - END.size : -DIGEST_CHARS] != wanted or begin + length != end:
-            raise ValueError("the end record is not where and what it must be: cut off?")
-        if length > _MAX_DIRECTORY_BYTES:
-            raise ValueError("the directory is larger than that of a shard")
-        data = self._tail[begin - self._start : end - self._start]
-        places: dict[str, tuple[int, int, int]] = {}
-        cursor = offset = 0
-        for _ in range(count):
-            if cursor + CENTRAL.size > len(data):
-                raise ValueError("the directory is cut off")
-            fields = CENTRAL.unpack_from(data, cursor)
-            crc, size, stop = fields[6], fields[7], cursor + CENTRAL.size + fields[9]
-            name = data[cursor + CENTRAL.size : stop]
-            if data[cursor:stop] != central_header(name, crc, size, offset):
-                raise ValueError("a member's header is not of the profile that shards use")
-            start = offset + LOCAL.size + len(name)
-            if start + size > begin:
-                raise ValueError("a member reaches into the directory")
-            places[name.decode("ascii", "replace")] = (start, size, crc)
-            cursor, offset = stop, start + size
-        if cursor != len(data) or offset != begin:
-            raise ValueError("bytes lie between or behind the members")
-        return places
 
 
 class Skimmed:
@@ -227,9 +146,20 @@ def _reader(path: StorePath, size_bytes: int | None) -> tuple[int, Callable[[int
     return os.stat(path).st_size, read
 
 
-def for_each(items: Iterable[int], what: Callable[[int], T], *, at_once: bool) -> list[T]:
-    """`what` of every item, in order; several requests at once, where waiting is what costs."""
-    if not at_once:
-        return [what(i) for i in items]
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(what, items))
+def index_line(shard: Shard | Skimmed, index: int) -> dict[str, Any]:
+    """What the index says of a shard; all of it can be read from the shard again."""
+    about = shard.about
+    return {
+        "shard": index,
+        "first_row": about["rows"][0],
+        "stop_row": about["rows"][1],
+        "sequences": shard.size.sequences,
+        "records": shard.size.records,
+        "entries": shard.size.entries,
+        "draws": shard.size.draws,
+        "supervised_bytes": about["supervised_bytes"],
+        "file_bytes": shard.archive.size_bytes,
+        "sha256": shard.archive.digest,
+        "statuses": json.dumps(about["statuses"], sort_keys=True),
+        **{name: about["fidelity"][name] for name in sorted(about["fidelity"])},
+    }

@@ -11,11 +11,12 @@ and joined before it is handed out, and only in a process that no multiprocessin
 
 import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from logitstore.format.chunk_codecs import one_thread
 from logitstore.reading.shard import Shard
+from logitstore.reading.shard_head import T
 from logitstore.records import TokenRecords
 
 _MOST_THREADS = 4
@@ -42,3 +43,14 @@ def _cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this system
         return os.cpu_count() or 1
+
+
+_AT_ONCE = 16
+
+
+def for_each(items: Iterable[int], what: Callable[[int], T], *, at_once: bool) -> list[T]:
+    """`what` of every item, in order; several requests at once, where waiting is what costs."""
+    if not at_once:
+        return [what(i) for i in items]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        return list(pool.map(what, items))

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Protocol
 
 from logitstore.errors import StorageError
-from logitstore.format.zip_archive import Buffer
+from logitstore.storage.files import Buffer
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 

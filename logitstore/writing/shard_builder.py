@@ -5,32 +5,25 @@ from dataclasses import replace
 
 import numpy as np
 
+from logitstore.format.canonical_json import canonical_json
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
-from logitstore.format.parquet_limits import FREE_BYTES
+from logitstore.format.encoded import NOTHING_MEASURED, EncodedRecords, measure
+from logitstore.format.limits import FREE_BYTES
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import encode_lines
 from logitstore.format.shard_arrays import (
-    GROUP_MEMBER,
     Array,
-    ShardSize,
     array_specs,
     check_cost,
-    group_of,
     offsets_of,
     pack_draws,
     pack_starts,
 )
+from logitstore.format.shard_group import GROUP_MEMBER, ShardSize, group_of
 from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
-from logitstore.format.zarr_arrays import (
-    ArrayReader,
-    ArraySpec,
-    array_metadata,
-    canonical_json,
-    encode_array,
-)
-from logitstore.format.zip_archive import Buffer
+from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.records import SequenceText
-from logitstore.writing.encode import NOTHING_MEASURED, EncodedRecords, measure
+from logitstore.storage.files import Buffer
 
 
 def build_shard(

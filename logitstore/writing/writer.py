@@ -25,8 +25,9 @@ from typing import Any
 
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.chunk_codecs import pcodec_library
-from logitstore.format.index import encode_index, index_line
-from logitstore.format.seal import file_sha256, seal_bytes, sealed_names
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.index import encode_index
+from logitstore.format.seal import seal_bytes, sealed_names
 from logitstore.format.spec import (
     DONE_FILE,
     INDEX_FILE,
@@ -36,18 +37,19 @@ from logitstore.format.spec import (
     Plan,
     StoreHeader,
     StoreSpec,
+    shard_name,
 )
 from logitstore.format.zip_archive import pack
-from logitstore.reading.shard import Shard, shard_name
-from logitstore.reading.shard_head import Skimmed, for_each
+from logitstore.reading.listing import list_shards
+from logitstore.reading.shard import Shard
+from logitstore.reading.shard_head import Skimmed, index_line
+from logitstore.reading.threads import for_each
 from logitstore.records import SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
-from logitstore.storage.files import MAX_SPEC_BYTES, read_file
+from logitstore.storage.files import MAX_SPEC_BYTES, file_sha256, read_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in, to_write
-from logitstore.store import list_shards
-from logitstore.writing.encode import EncodedRecords
 from logitstore.writing.journal import Journal
 from logitstore.writing.shard_builder import build_shard
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numcodecs import blosc
 
-from logitstore.format.zarr_arrays import ArraySpec, array_metadata, canonical_json
+from logitstore.format.canonical_json import canonical_json
+from logitstore.format.zarr_arrays import ArraySpec, array_metadata
 from logitstore.format.zip_archive import pack
 from tests.kit.hostile import (
     END_BYTES,

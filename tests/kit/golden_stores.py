@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
-from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
 from tests.kit.paths import GOLDEN
 

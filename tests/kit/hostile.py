@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.checking.verify import verify_store
+from logitstore.format.canonical_json import canonical_json
 from logitstore.format.index import _SCHEMA, encode_index
-from logitstore.format.seal import file_sha256, seal_bytes
-from logitstore.format.zarr_arrays import canonical_json
+from logitstore.format.seal import seal_bytes
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.info import facts
+from logitstore.storage.files import file_sha256
 from logitstore.store import open_store
 from tests.kit.paths import ROOT
 

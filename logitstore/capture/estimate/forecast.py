@@ -11,10 +11,10 @@ from typing import Any
 from logitstore.capture.estimate.profile import Profile
 from logitstore.capture.estimate.sample import Sample
 from logitstore.console.progress import JsonLog, byte_count, duration
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zip_archive import pack
 from logitstore.records import SequenceText
-from logitstore.writing.encode import EncodedRecords
 from logitstore.writing.shard_builder import build_shard
 
 log = logging.getLogger(__name__)

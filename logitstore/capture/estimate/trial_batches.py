@@ -18,8 +18,8 @@ from logitstore.capture.passes.split_on_oom import HalvingReader
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
+from logitstore.format.encoded import EncodedRecords
 from logitstore.records import SequenceText
-from logitstore.writing.encode import EncodedRecords
 
 #: What a trial may cost at the head of a capture, of all that the teacher reads or writes in it.
 _HEAD_SHARE = 0.01

@@ -15,7 +15,7 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.capture.teacher.summary import HeadResult
 from logitstore.errors import in_a_line
-from logitstore.writing.encode import EncodedRecords
+from logitstore.format.encoded import EncodedRecords
 
 log = logging.getLogger(__name__)
 

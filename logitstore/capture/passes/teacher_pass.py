@@ -23,8 +23,9 @@ from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
 from logitstore.capture.teacher.weights import input_device
 from logitstore.errors import InputError
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import StoreSpec
-from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.encode import RawRecords, encode_records
 
 
 def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[int]]:

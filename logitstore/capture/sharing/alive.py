@@ -25,7 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from logitstore.storage.files import parse_json, read_file
+from logitstore.format.canonical_json import parse_json
+from logitstore.storage.files import read_file
 
 _MAX_BYTES = 4096
 _PROC = Path("/proc")

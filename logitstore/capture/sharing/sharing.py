@@ -20,14 +20,13 @@ from logitstore.capture.sharing.heartbeat import (
     PATIENCE_S,
     Heartbeat,
     Pulse,
-    Ranks,
     signs_of_life,
     wait_until,
 )
+from logitstore.console.launcher import Ranks
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
-from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE
-from logitstore.reading.shard import shard_name
+from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE, shard_name
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none
 from logitstore.writing.writer import StoreWriter

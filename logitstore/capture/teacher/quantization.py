@@ -12,7 +12,7 @@ from typing import Any
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from logitstore.errors import InputError, in_a_line
-from logitstore.storage.files import parse_json
+from logitstore.format.canonical_json import parse_json
 
 NAMES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
 

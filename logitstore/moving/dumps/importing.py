@@ -14,6 +14,7 @@ import numpy as np
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import SPEC_FILE, Plan, StoreSpec
 from logitstore.moving.dumps import lists as of_lists
 from logitstore.moving.dumps.files import Dump, Place
@@ -22,7 +23,7 @@ from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter, check_place, tokenizer_digests
 

@@ -21,12 +21,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from logitstore.format.canonical_json import canonical_json, parse_json
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.rows_parquet import SCHEMA as LINES_SCHEMA
 from logitstore.format.spec import StoreSpec
-from logitstore.format.zarr_arrays import canonical_json
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.storage.files import parse_json
-from logitstore.writing.encode import EncodedRecords
 
 METADATA_KEY = b"logitstore"
 EXPORT_VERSION = 1

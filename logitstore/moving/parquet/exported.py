@@ -8,10 +8,10 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from logitstore.errors import InputError, in_a_line
+from logitstore.format.encoded import NOTHING_MEASURED
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.moving.parquet.columns import DATA_FOLDER, EXPORT_VERSION, read_metadata
-from logitstore.writing.encode import NOTHING_MEASURED
 
 EXPORT_AGAIN = "Export the store again with `logitstore export --to parquet`."
 _SHARED = ("version", "content", "provenance", "dataset_sha256", "plan_sha256", "shards")

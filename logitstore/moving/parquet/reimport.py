@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from logitstore.checking.verify import nonsense
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, LogitStoreError
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.logprob_codec import (
     NEG_INF_CODE,
     TOKEN_STEP,
@@ -31,7 +32,6 @@ from logitstore.moving.parquet.columns import schema_of
 from logitstore.moving.parquet.exported import EXPORT_AGAIN, Exported
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.encode import EncodedRecords
 from logitstore.writing.writer import StoreWriter, check_place
 
 Array = npt.NDArray[Any]

@@ -22,8 +22,8 @@ from logitstore.capture.teacher.head import TeacherHead
 from logitstore.capture.teacher.summary import HeadSettings, summarise
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError, StorageError
-from logitstore.format.zip_archive import Buffer
 from logitstore.storage.commit import OsFs
+from logitstore.storage.files import Buffer
 from tests import tiny
 from tests.stores import tree
 

@@ -26,9 +26,9 @@ from logitstore.capture.sharing.claims import (
     alone,
     among_others,
 )
-from logitstore.capture.sharing.heartbeat import Ranks
 from logitstore.capture.sharing.sharing import ByClaim
 from logitstore.checking.verify import verify_store
+from logitstore.console.launcher import Ranks
 from logitstore.errors import BusyError, InputError, StorageError
 from logitstore.format.spec import Plan
 from logitstore.storage import commit

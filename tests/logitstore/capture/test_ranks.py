@@ -13,14 +13,9 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.capture.sharing.heartbeat import (
-    Heartbeat,
-    Ranks,
-    find_ranks,
-    signs_of_life,
-    wait_until,
-)
+from logitstore.capture.sharing.heartbeat import Heartbeat, signs_of_life, wait_until
 from logitstore.checking.verify import verify_store
+from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.errors import IncompleteStoreError, InputError
 from tests import tiny
 from tests.kit.paths import ROOT

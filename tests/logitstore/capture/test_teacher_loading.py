@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import logitstore
-from logitstore.capture.sharing.heartbeat import Ranks
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.quantization import quantization_config
 from logitstore.capture.teacher.summary import HeadSettings
 from logitstore.capture.teacher.weights import load_model
+from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError, MismatchError
 from logitstore.info import facts, info_text
 from tests import tiny

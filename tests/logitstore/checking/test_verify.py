@@ -13,7 +13,7 @@ from logitstore.checking.text_check import TextCheck
 from logitstore.checking.verify import nonsense, verify_store
 from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, LogitStoreError
-from logitstore.format.zarr_arrays import canonical_json
+from logitstore.format.canonical_json import canonical_json
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords

@@ -18,10 +18,11 @@ from logitstore import open_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError, MissingLibraryError
 from logitstore.format.chunk_codecs import CODINGS
+from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.records import Segment, SequenceText, TokenRecords
-from logitstore.writing.encode import EncodedRecords, RawRecords, encode_records
+from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
 from tests import stores
 from tests.kit import hostile

@@ -16,13 +16,14 @@ import pytest
 
 from logitstore import open_store
 from logitstore.errors import LogitStoreError
-from logitstore.format.index import encode_index, index_line
-from logitstore.format.seal import file_sha256, seal_bytes, sealed_names
-from logitstore.format.spec import Plan, StoreHeader
-from logitstore.reading.shard import Shard, shard_name
-from logitstore.reading.shard_head import Skimmed
+from logitstore.format.encoded import NOTHING_MEASURED
+from logitstore.format.index import encode_index
+from logitstore.format.seal import seal_bytes, sealed_names
+from logitstore.format.spec import Plan, StoreHeader, shard_name
+from logitstore.reading.shard import Shard
+from logitstore.reading.shard_head import Skimmed, index_line
 from logitstore.storage import commit
-from logitstore.writing.encode import NOTHING_MEASURED
+from logitstore.storage.files import file_sha256
 from tests import stores
 from tests.buckets import Bucket
 from tests.kit.paths import ROOT

@@ -19,8 +19,7 @@ from logitstore import open_store
 from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
-from logitstore.format.spec import Plan
-from logitstore.reading.shard import shard_name
+from logitstore.format.spec import Plan, shard_name
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.writing.writer import StoreWriter

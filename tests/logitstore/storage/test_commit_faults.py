@@ -11,9 +11,9 @@ import pytest
 from logitstore import open_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import LogitStoreError, StorageError
-from logitstore.format.zip_archive import Buffer
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
+from logitstore.storage.files import Buffer
 from tests import stores
 
 

@@ -22,10 +22,10 @@ from logitstore import open_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import StorageError
 from logitstore.format.spec import Plan
-from logitstore.format.zip_archive import Buffer
 from logitstore.records import Segment, SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
+from logitstore.storage.files import Buffer
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
 from tests import stores

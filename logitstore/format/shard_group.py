@@ -1,0 +1,109 @@
+"""The group of a shard's arrays: what its metadata says of the shard, checked against the spec."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from logitstore.format.canonical_json import canonical_json, parse_json
+from logitstore.format.encoded import NOTHING_MEASURED
+from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
+
+GROUP_MEMBER = "zarr.json"
+
+
+@dataclass(frozen=True)
+class ShardSize:
+    """How much a shard holds."""
+
+    sequences: int
+    records: int
+    entries: int
+    draws: int
+
+
+def group_of(about: dict[str, Any]) -> dict[str, Any]:
+    """The group's `zarr.json` as JSON."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
+
+
+_MAX_GROUP_BYTES = 64 * 1024
+
+
+_MAX_SIZE = 2**32 - 1
+
+
+_ABOUT = {
+    "version",
+    "content_sha256",
+    "plan_sha256",
+    "shard",
+    "rows",
+    "size",
+    "fidelity",
+    "statuses",
+    "supervised_bytes",
+}
+
+
+class Members(Protocol):
+    """An archive, or the end of one: see `zip_archive.py` and `shard_head.py`."""
+
+    @property
+    def names(self) -> list[str]: ...
+    def check_member(self, name: str) -> memoryview: ...
+
+
+def read_group(archive: Members, spec: StoreSpec, plan: Plan, index: int) -> dict[str, Any]:
+    """What a shard says of itself, held to what it must be.
+
+    Raises:
+        ValueError: It is another store's, another shard, or not what was written.
+        CorruptStoreError: Its bytes are damaged.
+    """
+    if GROUP_MEMBER not in archive.names:
+        raise ValueError(f"there is no {GROUP_MEMBER}")
+    raw = archive.check_member(GROUP_MEMBER)
+    if len(raw) > _MAX_GROUP_BYTES:
+        raise ValueError(f"{GROUP_MEMBER} has {len(raw)} bytes, more than it can need")
+    try:
+        group = parse_json(bytes(raw))
+        about = dict(group["attributes"]["logitstore"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{GROUP_MEMBER} is not that of a shard") from None
+    here = (spec.digest, plan.digest, index, list(plan.shard_rows(index)))
+    found = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
+    if about["version"] != FORMAT_VERSION or here != found:
+        raise ValueError(
+            f"it says it is shard {about['shard']} with rows {about['rows']} of content "
+            f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
+            f"{list(plan.shard_rows(index))} of {spec.digest[:12]}…"
+        )
+    if set(about) != _ABOUT or raw != canonical_json(group_of(about)):
+        raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
+    return about
+
+
+def checked_size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:
+    """How much a shard says it holds.
+
+    Raises:
+        ValueError: It cannot be.
+    """
+    size, first, stop = ShardSize(**about["size"]), *plan.shard_rows(index)
+    records = size.records if type(size.records) is int else 0
+    most = (_MAX_SIZE, _MAX_SIZE, records * spec.top_k, records * spec.draws)
+    for name, limit in zip(vars(size), most, strict=True):
+        count = vars(size)[name]
+        if type(count) is not int or not 0 <= count <= limit:
+            raise ValueError(f"it cannot hold {count} {name}")
+    if size.sequences < stop - first:
+        raise ValueError(f"{size.sequences} lines cannot be {stop - first} rows")
+    statuses, fidelity = about["statuses"], about["fidelity"]
+    counted = isinstance(statuses, dict) and all(type(n) is int for n in statuses.values())
+    if not counted or sum(statuses.values()) != size.sequences:
+        raise ValueError("its statuses do not add up to its lines")
+    if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):
+        raise ValueError("its fidelity has other fields than the format's")
+    numbers = [*fidelity.values(), about["supervised_bytes"]]
+    if not all(type(n) in (int, float) and -1 < n < 2**53 for n in numbers):
+        raise ValueError("its fidelity holds a value that cannot be")
+    return size
