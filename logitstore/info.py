@@ -2,6 +2,7 @@
 
 import json
 import math
+from html import escape
 from typing import Any
 
 from logitstore.format.logprob_codec import TAIL_STEP
@@ -146,3 +147,9 @@ def _bytes_by_field(store: LogitStore, records: int) -> dict[str, float]:
         for name, size in sizes.items():
             totals[name] = totals.get(name, 0) + size
     return {name: size / max(records, 1) for name, size in totals.items()}
+
+
+def store_html(store: Any) -> str:
+    """`logitstore info`, as preformatted text."""
+
+    return f"<pre>{escape(info_text(facts(store)))}</pre>"

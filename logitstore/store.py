@@ -167,7 +167,7 @@ class LogitStore:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        from logitstore.console.notebook import store_html
+        from logitstore.info import store_html
 
         return store_html(self)
 

@@ -35,7 +35,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from distill.alignment.align import align_many
-from distill.data.dataset import Collator, Example, StoreDataset
+from distill.data.collator import Collator
+from distill.data.dataset import StoreDataset
+from distill.data.example import Example
 from distill.data.packing import Layout, one_a_row, packed
 from distill.data.row_order import RowOrder
 from distill.training.config import CachedTeacherConfig

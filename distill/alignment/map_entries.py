@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from distill.data.ragged import Ints, runs
+from distill.alignment.runs import Ints, runs
 
 Ids = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]

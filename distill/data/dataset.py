@@ -40,28 +40,24 @@ before the last one of their group, L = labels of pairs, S = sequences with a pa
 records of a sequence.
 """
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
-import torch
 from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align_many
 from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.runs import runs
 from distill.alignment.vocab_map import prefix_map
-from distill.data.batch_cuts import cut
-from distill.data.packing import Layout, one_a_row
-from distill.data.ragged import narrow, runs, tensors_of
+from distill.data.example import Example, Store
+from distill.data.ragged import narrow
 from distill.data.targets import (
     Arrays,
     Ints,
     alm_arrays,
     mapped_arrays,
     multilevel_arrays,
-    no_pairs,
     position_groups,
     sampled_arrays,
     tail_arrays,
@@ -70,47 +66,11 @@ from distill.data.targets import (
 )
 from distill.losses.multilevel_ot import COLUMNS
 from distill.losses.requirements import NEEDS, check_needs
-from distill.student.encoder_decoder import NO_LABEL, Sides
 from distill.student.text import StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.storage.paths import StorePath
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
-
-
-class Store(Protocol):
-    """What training reads of a :class:`logitstore.LogitStore`."""
-
-    def __len__(self) -> int: ...
-    def read_many(self, indices: Iterable[int]) -> list[TokenRecords]: ...
-    def text(self, i: int) -> SequenceText: ...
-    @property
-    def token_counts(self) -> Ints: ...
-    @property
-    def spec(self) -> Any: ...
-    @property
-    def provenance(self) -> Any: ...
-    @property
-    def fidelity(self) -> Any: ...
-    @property
-    def digest(self) -> str: ...
-    @property
-    def path(self) -> StorePath: ...
-    @property
-    def tokenizer_path(self) -> Path: ...
-
-
-class Example(NamedTuple):
-    """One sequence, tokenised by the student, with the teacher's arrays of each loss."""
-
-    token_ids: npt.NDArray[np.int32]  # (t,)
-    is_label: npt.NDArray[np.bool_]  # (t,), never at t = 0
-    teacher: dict[str, Arrays]
-    aligned: int  # labels that a teacher pair covers
-    skipped: bool  # this student can make nothing of the row
-    text_changed: bool = False  # because its chat template changes supervised text
-    row: int = -1  # of the dataset
 
 
 class _BothSides(NamedTuple):
@@ -292,88 +252,6 @@ def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
         int(not has_context and bool(np.any(spans.starts[:1] > 0))) for spans in (teacher, student)
     )
     return position_groups(teacher, student, teacher_first, student_first)
-
-
-class Collator:
-    """Lays examples into one batch; the layout is at the head of this file."""
-
-    def __init__(
-        self,
-        pad_id: int,
-        losses: Sequence[str] = (),
-        *,
-        chunk_tokens: int | None = None,
-        sides: Sides | None = None,
-        layout: Layout = one_a_row,
-    ) -> None:
-        """How to lay out, and how to cut.
-
-        Args:
-            pad_id: The student's.
-            losses: Names.
-            chunk_tokens: Labels that the student's head can answer for at once; None: do not cut.
-            sides: What goes to which side of an encoder-decoder; None for a causal student.
-            layout: Which sequences share a row.
-        """
-        self.sides, self.layout = sides, layout
-        self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        batch = self._rows(examples)
-        batch |= {
-            "aligned": np.array([e.aligned for e in examples]),
-            "skipped": np.array([e.skipped for e in examples]),
-            "text_changed": np.array([e.text_changed for e in examples]),
-        }
-        teacher = {name: _joined(name, examples) for name in self.losses}
-        pieces = self.chunk_tokens and cut(teacher, batch["example"], self.chunk_tokens)
-        tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}
-        numbers = torch.tensor([e.row for e in examples])  # int64: a store may count that far
-        made = {**tensors_of(batch), "row": numbers, "teacher": tensors, "pieces": pieces or None}
-        return made if self.sides is None else self.sides.cut(made)
-
-    def _rows(self, examples: Sequence[Example]) -> Arrays:
-        """What the model reads, and where its labels are."""
-        lengths = np.array([len(e.token_ids) for e in examples])
-        places = self.layout(lengths)
-        ids = np.full(places.shape, self.pad_id, np.int32)
-        labels, mask = np.full(places.shape, NO_LABEL, np.int32), np.zeros(places.shape, bool)
-        first = places.row * places.shape[1] + places.column
-        example, cell = runs(first, first + lengths)
-        is_label = np.concatenate([e.is_label for e in examples])
-        ids.reshape(-1)[cell] = np.concatenate([e.token_ids for e in examples])
-        labels.reshape(-1)[cell[is_label]] = ids.reshape(-1)[cell[is_label]]
-        mask.reshape(-1)[cell] = True
-        mask[:, 0] = True  # one without any token still attends to something
-        batch = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "rows": cell[is_label] - 1,  # never of another sequence: its first token is no label
-            "example": example[is_label],
-            "tokens": np.maximum(lengths, 1) if self.layout is one_a_row else lengths,
-        }
-        if self.layout is not one_a_row:
-            batch["position_ids"] = np.zeros(places.shape, np.int32)
-            batch["position_ids"].reshape(-1)[cell] = cell - first[example]
-        return batch
-
-
-def _joined(name: str, examples: Sequence[Example]) -> Arrays:
-    """One loss's arrays of all examples, its label and pair numbers moved to the batch's."""
-    parts: dict[str, list[npt.NDArray[Any]]] = {}
-    labels = pairs = 0
-    for each in examples:
-        arrays = each.teacher.get(name)
-        if arrays is not None:
-            label_keys = ("index", "earlier_index", "token_index")
-            shift = dict.fromkeys(label_keys, labels)
-            shift |= dict.fromkeys(("earlier_pair", "token_pair"), pairs)
-            for key, array in arrays.items():
-                parts.setdefault(key, []).append(array + shift[key] if key in shift else array)
-            pairs += len(arrays["index"])
-        labels += int(np.count_nonzero(each.is_label))
-    return {key: np.concatenate(arrays) for key, arrays in parts.items()} or no_pairs(name)
 
 
 def _mapping(store: Store, student: ByteTokenizer, name: str, strict: bool) -> VocabularyMap | None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from distill.alignment.align import Spans
 from distill.alignment.map_entries import VocabularyMap
-from distill.data.ragged import lists_of, runs
+from distill.alignment.runs import lists_of, runs
 from distill.head.query import STD_FLOOR
 from distill.losses.multilevel_ot import COLUMNS
 from logitstore.records import SequenceText, TokenRecords

@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from distill.alignment.align import Spans, align
-from distill.data.dataset import Store
+from distill.data.example import Store
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import Ints, teacher_spans, uld_arrays
 from distill.evaluation.forward import ask, batch_of

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.dataset import Store
+from distill.data.example import Store
 from distill.evaluation import against_store, answers
 from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.samples import write_samples
@@ -33,9 +33,8 @@ from distill.head.student_head import StudentHead
 from distill.report.model_card import renew_results
 from distill.report.results import RunObject, peak_rss_bytes, read_results, write_results
 from distill.student.encoder_decoder import Sides
-from distill.student.loading import load_student
+from distill.student.loading import check_embeddings, load_student
 from distill.student.text import StudentReader
-from distill.training.preflight import check_embeddings
 from logitstore import open_store
 from logitstore.console.progress import progress
 from logitstore.errors import InputError

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.losses.weights import parse_losses
 from distill.report.comparison import METRICS
 from distill.report.results import RunObject
-from distill.training.config import parse_losses
 from logitstore.console.terminal import printable
 from logitstore.storage.files import read_file
 

@@ -3,10 +3,12 @@
 No code from a model's folder is run. An encoder-decoder is told by its config.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import (
@@ -19,10 +21,85 @@ from transformers import (
     set_seed,
 )
 
-from distill.training.config import StudentArguments
 from logitstore.errors import InputError
 from logitstore.models.loading import why_not_loaded, why_unreachable
 from logitstore.storage.files import read_file
+from logitstore.text.tokenizer import ByteTokenizer
+
+
+@dataclass
+class StudentArguments:
+    """The student before training: a hub id or a folder, and how to load it."""
+
+    model_name_or_path: str = field(
+        default="", metadata={"help": "The student: a hub id, or a transformers folder."}
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a hub id."}
+    )
+    student_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of --model_name_or_path: new weights, by --seed, of the architecture "
+            "in this folder, hub id or JSON file."
+        },
+    )
+    tokenizer_name_or_path: str | None = field(
+        default=None, metadata={"help": "Of the student, where its own folder has none."}
+    )
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
+        default="float32",
+        metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
+    )
+    use_peft: bool = field(
+        default=False, metadata={"help": "Train LoRA adapters on a student that stays as it is."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "They are scaled by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Before the adapters."})
+    lora_target_modules: list[str] | None = field(
+        default=None,
+        metadata={"help": "Ends of module names, or all-linear. Default: peft's for the model."},
+    )
+
+    def __post_init__(self) -> None:
+        if not (self.model_name_or_path or self.student_config):
+            raise InputError(
+                "--model_name_or_path is required: the student, a hub id or a folder. Or "
+                "--student_config, for a new one."
+            )
+        if self.model_name_or_path and self.student_config:
+            raise InputError(
+                f"--student_config {self.student_config} makes a new student, and "
+                f"--model_name_or_path {self.model_name_or_path} loads one. Leave one of them out."
+            )
+        self._check_adapters()
+
+    @property
+    def lora(self) -> dict[str, Any] | None:
+        """What of the adapters decides the run; None without."""
+        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+        return {name: getattr(self, name) for name in names} if self.use_peft else None
+
+    def _check_adapters(self) -> None:
+        if self.use_peft and self.student_config:
+            raise InputError(
+                "--use_peft with --student_config: adapters on new weights, which nothing would "
+                "save. Leave --use_peft out."
+            )
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            if not self.use_peft and each.name.startswith("lora_") and value != each.default:
+                raise InputError(
+                    f"--{each.name} {value} would have no effect: without --use_peft there are no "
+                    "adapters. Add --use_peft, or leave it out."
+                )
+        if self.lora_r < 1 or not 0 <= self.lora_dropout < 1:
+            raise InputError(
+                f"--lora_r {self.lora_r} --lora_dropout {self.lora_dropout}: expected a rank of at "
+                "least 1 and a share from 0 to below 1."
+            )
+
 
 _T = TypeVar("_T")
 _ADAPTER_FILE, _MAX_ADAPTER_BYTES = "adapter_config.json", 1024 * 1024
@@ -168,3 +245,15 @@ def _or_say(name: str, by: str, load: Callable[[], _T]) -> _T:
         f"{name}: {by} cannot load it ({why}). Give the folder of a language model with its "
         "tokenizer, or a hub id that this machine can reach or has cached."
     ) from cause
+
+
+def check_embeddings(model: PreTrainedModel, student: ByteTokenizer) -> None:
+    """The model must know every id that its tokenizer makes."""
+    embeddings: Any = model.get_input_embeddings()
+    rows = int(embeddings.weight.shape[0])
+    if student.size > rows:
+        raise InputError(
+            f"{model.name_or_path}: its tokenizer has ids up to {student.size - 1:,}, but the "
+            f"model only {rows:,} embeddings. Save it once with "
+            f"model.resize_token_embeddings({student.size})."
+        )

@@ -27,20 +27,12 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
+from distill.losses.weights import LOSS_WEIGHTS, parse_losses
+from distill.student.loading import StudentArguments
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
-
-#: What --loss may name besides `ce`, and the weight each takes when none is given.
-LOSS_WEIGHTS = {
-    "mapped_kl": 1.0,
-    "tail_kl": 1.0,
-    "sampled_kl": 1.0,
-    "uld": 1.5,
-    "multilevel_ot": 0.15,
-    "alm": 1.0,
-}
 
 _NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no predictions"
 _COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
@@ -81,80 +73,6 @@ REFUSED = {
     "torch_compile_mode": _COMPILED,
     "use_liger_kernel": _LIGER,
 }
-
-
-@dataclass
-class StudentArguments:
-    """The student before training: a hub id or a folder, and how to load it."""
-
-    model_name_or_path: str = field(
-        default="", metadata={"help": "The student: a hub id, or a transformers folder."}
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a hub id."}
-    )
-    student_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of --model_name_or_path: new weights, by --seed, of the architecture "
-            "in this folder, hub id or JSON file."
-        },
-    )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Of the student, where its own folder has none."}
-    )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32",
-        metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
-    )
-    use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters on a student that stays as it is."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "They are scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Before the adapters."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Ends of module names, or all-linear. Default: peft's for the model."},
-    )
-
-    def __post_init__(self) -> None:
-        if not (self.model_name_or_path or self.student_config):
-            raise InputError(
-                "--model_name_or_path is required: the student, a hub id or a folder. Or "
-                "--student_config, for a new one."
-            )
-        if self.model_name_or_path and self.student_config:
-            raise InputError(
-                f"--student_config {self.student_config} makes a new student, and "
-                f"--model_name_or_path {self.model_name_or_path} loads one. Leave one of them out."
-            )
-        self._check_adapters()
-
-    @property
-    def lora(self) -> dict[str, Any] | None:
-        """What of the adapters decides the run; None without."""
-        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-        return {name: getattr(self, name) for name in names} if self.use_peft else None
-
-    def _check_adapters(self) -> None:
-        if self.use_peft and self.student_config:
-            raise InputError(
-                "--use_peft with --student_config: adapters on new weights, which nothing would "
-                "save. Leave --use_peft out."
-            )
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if not self.use_peft and each.name.startswith("lora_") and value != each.default:
-                raise InputError(
-                    f"--{each.name} {value} would have no effect: without --use_peft there are no "
-                    "adapters. Add --use_peft, or leave it out."
-                )
-        if self.lora_r < 1 or not 0 <= self.lora_dropout < 1:
-            raise InputError(
-                f"--lora_r {self.lora_r} --lora_dropout {self.lora_dropout}: expected a rank of at "
-                "least 1 and a share from 0 to below 1."
-            )
 
 
 @dataclass
@@ -391,29 +309,6 @@ class CachedTeacherConfig(TrainingArguments):
                 )
 
 
-def parse_losses(text: str) -> dict[str, float]:
-    """`"uld:1.5,mapped_kl"` -> `{"uld": 1.5, "mapped_kl": 1.0}`; `"ce"` -> `{}`.
-
-    Raises:
-        InputError: For an unknown or repeated name, or a weight that is not a number above 0.
-    """
-    if text.strip() == "ce":
-        return {}
-    weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, colon, number = (piece.strip() for piece in part.partition(":"))
-        if name not in LOSS_WEIGHTS:
-            known = ", ".join(["ce", *LOSS_WEIGHTS])
-            raise InputError(
-                f"--loss {text}: no loss is called {name!r}. Known: {known}. "
-                "Name one of these. Cross-entropy is added to the others by --ce_weight."
-            )
-        if name in weights:
-            raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
-        weights[name] = _weight(text, number) if colon else LOSS_WEIGHTS[name]
-    return weights
-
-
 def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     """The configuration that flags, and the file after `--config`, ask for.
 
@@ -524,19 +419,6 @@ def _unknown(given: str, known: Iterable[str], what: str) -> str:
         return f"{given!r} is neither a flag nor the value of one. See `distill train --help`."
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return f"no {what} is called {given}.{hint} See `distill train --help`."
-
-
-def _weight(text: str, number: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not (math.isfinite(weight) and weight > 0):
-        raise InputError(
-            f"--loss {text}: the weight {number!r} is not a number above 0. "
-            "Write NAME:WEIGHT, such as uld:1.5."
-        )
-    return weight
 
 
 _Any = TypeVar("_Any")

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from distill.losses.requirements import Described, teacher_name
+from distill.student.loading import check_embeddings
 from distill.training.config import CachedTeacherConfig
 from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.storage.paths import StorePath
@@ -128,18 +129,6 @@ def check_student(
             "set CUDA_VISIBLE_DEVICES to one device."
         )
     check_embeddings(model, student)
-
-
-def check_embeddings(model: PreTrainedModel, student: ByteTokenizer) -> None:
-    """The model must know every id that its tokenizer makes."""
-    embeddings: Any = model.get_input_embeddings()
-    rows = int(embeddings.weight.shape[0])
-    if student.size > rows:
-        raise InputError(
-            f"{model.name_or_path}: its tokenizer has ids up to {student.size - 1:,}, but the "
-            f"model only {rows:,} embeddings. Save it once with "
-            f"model.resize_token_embeddings({student.size})."
-        )
 
 
 def check_checkpoint(

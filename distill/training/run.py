@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.data.dataset import Store
+from distill.data.example import Store
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
-from distill.student.loading import make_student
-from distill.training.config import CachedTeacherConfig, StudentArguments
+from distill.student.loading import StudentArguments, make_student
+from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
 from logitstore.errors import InputError

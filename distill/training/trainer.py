@@ -42,8 +42,10 @@ from transformers.trainer_utils import (
 )
 
 from distill.data.batch_cuts import Pieces, piece_of
+from distill.data.collator import Collator
 from distill.data.coverage import warn_if_low
-from distill.data.dataset import Collator, Store, StoreDataset
+from distill.data.dataset import StoreDataset
+from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.head.query import HeadAnswer

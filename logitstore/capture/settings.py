@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.spec import CODECS
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+
+if TYPE_CHECKING:
+    pass
 
 #: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
 #: is for the user to say, every time, and not for a file.
@@ -204,3 +207,6 @@ class CaptureSettings:
                 f"--temperature is given twice for one of {list(self.temperatures)}. "
                 "Give each once."
             )
+
+
+DEFAULT_TOKENS_PER_BATCH = 8192

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from logitstore.capture.estimate.budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of, rendering_of
-from logitstore.capture.settings import AUTO, CaptureSettings
+from logitstore.capture.settings import AUTO, DEFAULT_TOKENS_PER_BATCH, CaptureSettings
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,

@@ -428,7 +428,8 @@ def repair(
     as_json: JsonOpt = False,
 ) -> None:
     """Move damaged files to STORE.quarantine, so that a capture redoes just those. Exit 0 whole."""
-    from logitstore.checking.repair import capture_again, next_step, repair_store
+    from logitstore.capture.again import capture_again
+    from logitstore.checking.repair import next_step, repair_store
 
     path = to_write(store)
     report = repair_store(path)

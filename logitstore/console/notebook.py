@@ -1,7 +1,6 @@
 """What a notebook shows of a store, and of the records of a sequence. Everything is escaped."""
 
 from html import escape
-from typing import Any
 
 import numpy as np
 
@@ -10,13 +9,6 @@ from logitstore.records import TokenRecords
 
 _SHOWN_RECORDS = 20
 _COLUMNS = ("record", "token id", "bytes", "p", "entropy", "outside", "entries", "largest p")
-
-
-def store_html(store: Any) -> str:
-    """`logitstore info`, as preformatted text."""
-    from logitstore.info import facts, info_text
-
-    return f"<pre>{escape(info_text(facts(store)))}</pre>"
 
 
 def records_html(records: TokenRecords) -> str:

@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import logitstore
-from distill.data.dataset import Collator, StoreDataset
+from distill.data.collator import Collator
+from distill.data.dataset import StoreDataset
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords

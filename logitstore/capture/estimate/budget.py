@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from logitstore.capture.passes.split_on_oom import too_long
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.capture.settings import DEFAULT_TOKENS_PER_BATCH
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
-from logitstore.errors import InputError
 
 if TYPE_CHECKING:
     from logitstore.capture.estimate.sample import Sample
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DEFAULT_TOKENS_PER_BATCH = 8192
 #: Beyond this nothing gets faster, and a batch is a noticeable part of a shard.
 _MOST_TOKENS = 131_072
 _LONGEST_ROWS = 8  # of the dataset, by bytes; one of them has the most tokens, or nearly
@@ -179,14 +179,3 @@ def _middle(sample: "Sample") -> TeacherSequence | None:
         (s for s in sample.sequences if s.records), key=lambda s: s.length
     )
     return read[len(read) // 2] if read else None
-
-
-def too_long(sequence: TeacherSequence, teacher: "TeacherPass") -> InputError:
-    """What to say of one sequence for which the device has no room."""
-    return InputError(
-        f"row {sequence.line.row:,}: one sequence of {sequence.length:,} tokens alone does not fit "
-        f"the memory of {teacher.device}. Every shard before it is good. Give the teacher more "
-        "room, with --device-map auto or on another device, and run the same command again; or "
-        "begin a store with a lower --max-length, --dtype bfloat16 or --quantization "
-        "bitsandbytes-8bit."
-    )

@@ -6,16 +6,19 @@ than the plan's, so their records agree with it to within rounding, not to the b
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from logitstore.capture.estimate.budget import too_long
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.capture.teacher.summary import HeadResult
-from logitstore.errors import in_a_line
+from logitstore.errors import InputError, in_a_line
 from logitstore.format.encoded import EncodedRecords
+
+if TYPE_CHECKING:
+    from logitstore.capture.passes.teacher_pass import TeacherPass
 
 log = logging.getLogger(__name__)
 
@@ -85,3 +88,14 @@ class HalvingReader:
             f"{tokens:,}",
             self._teacher.device,
         )
+
+
+def too_long(sequence: TeacherSequence, teacher: "TeacherPass") -> InputError:
+    """What to say of one sequence for which the device has no room."""
+    return InputError(
+        f"row {sequence.line.row:,}: one sequence of {sequence.length:,} tokens alone does not fit "
+        f"the memory of {teacher.device}. Every shard before it is good. Give the teacher more "
+        "room, with --device-map auto or on another device, and run the same command again; or "
+        "begin a store with a lower --max-length, --dtype bfloat16 or --quantization "
+        "bitsandbytes-8bit."
+    )

@@ -7,12 +7,16 @@ already needs no flag: its own configuration is honoured, and is part of its fin
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.canonical_json import parse_json
+
+if TYPE_CHECKING:
+    pass
 
 NAMES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
 
@@ -66,3 +70,38 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
 
 def _method(config: Mapping[str, Any]) -> str:
     return str(config.get("quant_method", "bitsandbytes"))
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def checkpoint_quantization(config: Any) -> str | None:
+    """How a checkpoint was quantised when it was saved, in a word."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    as_dict = found if isinstance(found, Mapping) else found.to_dict()
+    return str(as_dict.get("quant_method", "unknown"))
+
+
+def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
+    """A `device_map` of `transformers`.
+
+    Raises:
+        InputError: It is neither a strategy nor an object of modules and devices.
+    """
+    if asked in DEVICE_MAPS:
+        return str(asked)
+    try:
+        found = json.loads(asked) if isinstance(asked, str) else dict(asked)
+    except json.JSONDecodeError:
+        found = None
+    if not isinstance(found, dict) or not found:
+        raise InputError(
+            f"--device-map is {asked}, expected {', '.join(DEVICE_MAPS)}, or modules and their "
+            """devices as JSON, such as '{"": 0}'."""
+        )
+    return found

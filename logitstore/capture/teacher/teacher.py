@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer
 
-from logitstore.capture.teacher.quantization import quantization_config, transformers_config
-from logitstore.capture.teacher.weights import (
+from logitstore.capture.teacher.quantization import (
     DTYPES,
     checkpoint_quantization,
     device_map_of,
-    load_model,
+    quantization_config,
+    transformers_config,
 )
+from logitstore.capture.teacher.weights import load_model
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.models.loading import saved_files, why_not_loaded

@@ -1,22 +1,21 @@
 """Loading a teacher's weights: onto which devices, how attended to, how quantised."""
 
-import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
 from logitstore.capture.teacher.memory import is_out_of_memory
-from logitstore.capture.teacher.quantization import transformers_config
+from logitstore.capture.teacher.quantization import (
+    DTYPES,
+    checkpoint_quantization,
+    transformers_config,
+)
 from logitstore.errors import InputError, in_a_line
 from logitstore.models.loading import why_not_loaded
 
 if TYPE_CHECKING:
     from logitstore.capture.teacher.teacher import Teacher
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def load_model(teacher: "Teacher", device: torch.device) -> Any:
@@ -50,35 +49,6 @@ def load_model(teacher: "Teacher", device: torch.device) -> Any:
 def is_quantized(teacher: "Teacher") -> bool:
     """Whether it is quantised when loaded, or was when it was saved."""
     return teacher.quantization is not None or checkpoint_quantization(teacher.config) is not None
-
-
-def checkpoint_quantization(config: Any) -> str | None:
-    """How a checkpoint was quantised when it was saved, in a word."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    as_dict = found if isinstance(found, Mapping) else found.to_dict()
-    return str(as_dict.get("quant_method", "unknown"))
-
-
-def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
-    """A `device_map` of `transformers`.
-
-    Raises:
-        InputError: It is neither a strategy nor an object of modules and devices.
-    """
-    if asked in DEVICE_MAPS:
-        return str(asked)
-    try:
-        found = json.loads(asked) if isinstance(asked, str) else dict(asked)
-    except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict) or not found:
-        raise InputError(
-            f"--device-map is {asked}, expected {', '.join(DEVICE_MAPS)}, or modules and their "
-            """devices as JSON, such as '{"": 0}'."""
-        )
-    return found
 
 
 def input_device(model: Any) -> torch.device:

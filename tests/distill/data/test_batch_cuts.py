@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from distill.data.batch_cuts import Pieces, cut, piece_of
-from distill.data.dataset import Collator
+from distill.data.collator import Collator
 from distill.head import student_head as head_module
 from distill.head.chunked import in_the_forward
 from distill.head.output_head import LinearHead

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from distill.alignment.align import Spans
 from distill.alignment.map_entries import VocabularyMap
-from distill.data.dataset import Collator, StoreDataset
+from distill.data.collator import Collator
+from distill.data.dataset import StoreDataset
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import (
     TOKEN_LOGPROB_ERROR_NATS,

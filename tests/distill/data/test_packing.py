@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.modeling_flash_attention_utils import prepare_fa_kwargs_from_position_ids
 
-from distill.data.dataset import Collator, Example
+from distill.data.collator import Collator
+from distill.data.example import Example
 from distill.data.packing import Places, check_packing, in_one_row, layout_of, one_a_row, packed
 from logitstore.errors import InputError
 from tests import tiny

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.alignment.map_entries import VocabularyMap
-from distill.data.dataset import Collator, StoreDataset
-from distill.data.ragged import lists_of, rectangles, tensors_of
+from distill.alignment.runs import lists_of
+from distill.data.collator import Collator
+from distill.data.dataset import StoreDataset
+from distill.data.ragged import rectangles, tensors_of
 from distill.student.encoder_decoder import Sides
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

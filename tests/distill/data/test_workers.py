@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from distill.data.dataset import Collator, StoreDataset
+from distill.data.collator import Collator
+from distill.data.dataset import StoreDataset
 from logitstore.text.tokenizer import ByteTokenizer
 from tools.text_store import texts, tokenizers, write_store
 

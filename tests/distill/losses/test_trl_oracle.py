@@ -14,7 +14,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from distill.data.dataset import Collator
+from distill.data.collator import Collator
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from distill.data.dataset import Collator
+from distill.data.collator import Collator
 from logitstore.text.tokenizer import ByteTokenizer
 from tests import tiny
 from tests.fake_store import FakeStore, Row, dense, taught

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.alignment.align import Spans, align
-from distill.data.dataset import Collator, StoreDataset
+from distill.data.collator import Collator
+from distill.data.dataset import StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer

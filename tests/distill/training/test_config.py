@@ -8,14 +8,9 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from distill.training.config import (
-    LOSS_WEIGHTS,
-    REFUSED,
-    CachedTeacherConfig,
-    StudentArguments,
-    parse,
-    parse_losses,
-)
+from distill.losses.weights import LOSS_WEIGHTS, parse_losses
+from distill.student.loading import StudentArguments
+from distill.training.config import REFUSED, CachedTeacherConfig, parse
 from distill.training.presets import PRESETS
 from logitstore.errors import InputError
 

@@ -14,12 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import logitstore
 from distill.data.dataset import StoreDataset
+from logitstore.capture.again import capture_again
 from logitstore.capture.job import preview
 from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import limits_of
-from logitstore.checking.repair import capture_again, repair_store
+from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.rows.dataset import load_rows

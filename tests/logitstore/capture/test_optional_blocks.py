@@ -14,8 +14,9 @@ from distill.alignment.map_entries import VocabularyMap
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import sampled_arrays
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
+from logitstore.capture.again import capture_again
 from logitstore.capture.teacher import head as head_module
-from logitstore.checking.repair import capture_again, repair_store
+from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.info import facts, info_text

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
-from logitstore.checking.repair import capture_again, repair_store
+from logitstore.capture.again import capture_again
+from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError

@@ -1,0 +1,98 @@
+"""Rows of the dataset joined into a batch."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from distill.alignment.runs import runs
+from distill.data.batch_cuts import cut
+from distill.data.example import Example
+from distill.data.packing import Layout, one_a_row
+from distill.data.ragged import tensors_of
+from distill.data.targets import Arrays, no_pairs
+from distill.student.encoder_decoder import NO_LABEL, Sides
+
+
+class Collator:
+    """Lays examples into one batch; the layout is at the head of this file."""
+
+    def __init__(
+        self,
+        pad_id: int,
+        losses: Sequence[str] = (),
+        *,
+        chunk_tokens: int | None = None,
+        sides: Sides | None = None,
+        layout: Layout = one_a_row,
+    ) -> None:
+        """How to lay out, and how to cut.
+
+        Args:
+            pad_id: The student's.
+            losses: Names.
+            chunk_tokens: Labels that the student's head can answer for at once; None: do not cut.
+            sides: What goes to which side of an encoder-decoder; None for a causal student.
+            layout: Which sequences share a row.
+        """
+        self.sides, self.layout = sides, layout
+        self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        batch = self._rows(examples)
+        batch |= {
+            "aligned": np.array([e.aligned for e in examples]),
+            "skipped": np.array([e.skipped for e in examples]),
+            "text_changed": np.array([e.text_changed for e in examples]),
+        }
+        teacher = {name: _joined(name, examples) for name in self.losses}
+        pieces = self.chunk_tokens and cut(teacher, batch["example"], self.chunk_tokens)
+        tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}
+        numbers = torch.tensor([e.row for e in examples])  # int64: a store may count that far
+        made = {**tensors_of(batch), "row": numbers, "teacher": tensors, "pieces": pieces or None}
+        return made if self.sides is None else self.sides.cut(made)
+
+    def _rows(self, examples: Sequence[Example]) -> Arrays:
+        """What the model reads, and where its labels are."""
+        lengths = np.array([len(e.token_ids) for e in examples])
+        places = self.layout(lengths)
+        ids = np.full(places.shape, self.pad_id, np.int32)
+        labels, mask = np.full(places.shape, NO_LABEL, np.int32), np.zeros(places.shape, bool)
+        first = places.row * places.shape[1] + places.column
+        example, cell = runs(first, first + lengths)
+        is_label = np.concatenate([e.is_label for e in examples])
+        ids.reshape(-1)[cell] = np.concatenate([e.token_ids for e in examples])
+        labels.reshape(-1)[cell[is_label]] = ids.reshape(-1)[cell[is_label]]
+        mask.reshape(-1)[cell] = True
+        mask[:, 0] = True  # one without any token still attends to something
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "rows": cell[is_label] - 1,  # never of another sequence: its first token is no label
+            "example": example[is_label],
+            "tokens": np.maximum(lengths, 1) if self.layout is one_a_row else lengths,
+        }
+        if self.layout is not one_a_row:
+            batch["position_ids"] = np.zeros(places.shape, np.int32)
+            batch["position_ids"].reshape(-1)[cell] = cell - first[example]
+        return batch
+
+
+def _joined(name: str, examples: Sequence[Example]) -> Arrays:
+    """One loss's arrays of all examples, its label and pair numbers moved to the batch's."""
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
+    labels = pairs = 0
+    for each in examples:
+        arrays = each.teacher.get(name)
+        if arrays is not None:
+            label_keys = ("index", "earlier_index", "token_index")
+            shift = dict.fromkeys(label_keys, labels)
+            shift |= dict.fromkeys(("earlier_pair", "token_pair"), pairs)
+            for key, array in arrays.items():
+                parts.setdefault(key, []).append(array + shift[key] if key in shift else array)
+            pairs += len(arrays["index"])
+        labels += int(np.count_nonzero(each.is_label))
+    return {key: np.concatenate(arrays) for key, arrays in parts.items()} or no_pairs(name)

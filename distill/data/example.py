@@ -1,0 +1,49 @@
+"""One sequence ready for training, and what the training data needs of a store."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.data.targets import (
+    Arrays,
+    Ints,
+)
+from logitstore.records import SequenceText, TokenRecords
+from logitstore.storage.paths import StorePath
+
+
+class Store(Protocol):
+    """What training reads of a :class:`logitstore.LogitStore`."""
+
+    def __len__(self) -> int: ...
+    def read_many(self, indices: Iterable[int]) -> list[TokenRecords]: ...
+    def text(self, i: int) -> SequenceText: ...
+    @property
+    def token_counts(self) -> Ints: ...
+    @property
+    def spec(self) -> Any: ...
+    @property
+    def provenance(self) -> Any: ...
+    @property
+    def fidelity(self) -> Any: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def path(self) -> StorePath: ...
+    @property
+    def tokenizer_path(self) -> Path: ...
+
+
+class Example(NamedTuple):
+    """One sequence, tokenised by the student, with the teacher's arrays of each loss."""
+
+    token_ids: npt.NDArray[np.int32]  # (t,)
+    is_label: npt.NDArray[np.bool_]  # (t,), never at t = 0
+    teacher: dict[str, Arrays]
+    aligned: int  # labels that a teacher pair covers
+    skipped: bool  # this student can make nothing of the row
+    text_changed: bool = False  # because its chat template changes supervised text
+    row: int = -1  # of the dataset

@@ -1,0 +1,51 @@
+"""The losses of a run and their weights, as `--loss` names them."""
+
+import math
+
+from logitstore.errors import InputError
+
+#: What --loss may name besides `ce`, and the weight each takes when none is given.
+LOSS_WEIGHTS = {
+    "mapped_kl": 1.0,
+    "tail_kl": 1.0,
+    "sampled_kl": 1.0,
+    "uld": 1.5,
+    "multilevel_ot": 0.15,
+    "alm": 1.0,
+}
+
+
+def parse_losses(text: str) -> dict[str, float]:
+    """`"uld:1.5,mapped_kl"` -> `{"uld": 1.5, "mapped_kl": 1.0}`; `"ce"` -> `{}`.
+
+    Raises:
+        InputError: For an unknown or repeated name, or a weight that is not a number above 0.
+    """
+    if text.strip() == "ce":
+        return {}
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, colon, number = (piece.strip() for piece in part.partition(":"))
+        if name not in LOSS_WEIGHTS:
+            known = ", ".join(["ce", *LOSS_WEIGHTS])
+            raise InputError(
+                f"--loss {text}: no loss is called {name!r}. Known: {known}. "
+                "Name one of these. Cross-entropy is added to the others by --ce_weight."
+            )
+        if name in weights:
+            raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
+        weights[name] = _weight(text, number) if colon else LOSS_WEIGHTS[name]
+    return weights
+
+
+def _weight(text: str, number: str) -> float:
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not (math.isfinite(weight) and weight > 0):
+        raise InputError(
+            f"--loss {text}: the weight {number!r} is not a number above 0. "
+            "Write NAME:WEIGHT, such as uld:1.5."
+        )
+    return weight

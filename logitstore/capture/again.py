@@ -1,0 +1,31 @@
+"""A capture run again from what a store recorded of it."""
+
+from logitstore.errors import InputError
+from logitstore.format.spec import StoreHeader
+from logitstore.storage.paths import StorePath
+
+
+def capture_again(path: StorePath) -> None:
+    """Redo what is missing, with the teacher, dataset and settings that the store was begun with.
+
+    Raises:
+        InputError: The store does not say, or they are not where they were.
+        MismatchError: They are there, but not the same.
+    """
+    provenance = StoreHeader.read(path).provenance
+    settings = provenance.get("settings")
+    teacher, dataset = (str(provenance.get(name, "")) for name in ("teacher", "dataset"))
+    if "imported" in provenance:
+        raise InputError(
+            f"{path}: was imported from {dataset}, not captured. Run the same `logitstore import …`"
+            " as then: it does only what is missing."
+        )
+    if not isinstance(settings, dict) or not teacher or not dataset:
+        raise InputError(
+            f"{path}: the store does not say how it was captured (it was written by an older "
+            "version or from a dataset in memory). Run the same `logitstore capture …` as then."
+        )
+    from logitstore.capture.job import capture
+    from logitstore.capture.settings import CaptureSettings
+
+    capture(teacher, dataset, path, **vars(CaptureSettings.from_recorded(settings)))
