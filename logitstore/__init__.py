@@ -11,8 +11,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 from logitstore.format.spec import Plan, StoreSpec
+from logitstore.info import Fidelity
 from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
-from logitstore.store import Fidelity, LogitStore, open_store
+from logitstore.store import LogitStore, open_store
 from logitstore.writing.writer import StoreWriter
 
 if TYPE_CHECKING:

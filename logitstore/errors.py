@@ -14,10 +14,14 @@
 A message says where, what is wrong, what was expected and found, then what to do next.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from logitstore.storage.paths import StorePath
+
+class Located(Protocol):
+    """A file or an object of a bucket: its name, and as text its whole address."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class LogitStoreError(Exception):
@@ -48,9 +52,7 @@ class CorruptStoreError(LogitStoreError):
         rows: First and last dataset row that cannot be trusted, where that is known.
     """
 
-    def __init__(
-        self, message: str, *, path: "StorePath", rows: tuple[int, int] | None = None
-    ) -> None:
+    def __init__(self, message: str, *, path: Located, rows: tuple[int, int] | None = None) -> None:
         super().__init__(message)
         self.path = path
         self.rows = rows

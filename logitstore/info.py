@@ -2,15 +2,41 @@
 
 import json
 import math
-from html import escape
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from logitstore.format.logprob_codec import TAIL_STEP
+from logitstore.format.spec import Plan, StoreSpec
 from logitstore.storage.objects import RemotePath
-from logitstore.store import LogitStore
+from logitstore.storage.paths import StorePath
 
 
-def facts(store: LogitStore) -> dict[str, Any]:
+class Described(Protocol):
+    """What `facts` asks of a store; `LogitStore` answers it."""
+
+    path: StorePath
+    spec: StoreSpec
+    plan: Plan
+    provenance: dict[str, Any]
+    shards: list[int]
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def is_complete(self) -> bool: ...
+    @property
+    def shard_facts(self) -> list[dict[str, Any]]: ...
+    @property
+    def rows_held(self) -> int: ...
+    @property
+    def fidelity(self) -> "Fidelity": ...
+    def __len__(self) -> int: ...
+    def largest_tail(self, index: int, /) -> float: ...
+    def member_bytes(self) -> Iterable[dict[str, int]]: ...
+
+
+def facts(store: Described) -> dict[str, Any]:
     """Everything `logitstore info` says."""
     shards = store.shard_facts
     records = sum(f["records"] for f in shards)
@@ -49,7 +75,7 @@ def facts(store: LogitStore) -> dict[str, Any]:
     }
 
 
-def uld_within(store: LogitStore) -> dict[str, float | None] | None:
+def uld_within(store: Described) -> dict[str, float | None] | None:
     """How far a ULD computed from this store can be from that of the teacher's full distribution.
 
     With sorted student p and teacher q, of which the store holds k entries and the tail u:
@@ -140,7 +166,7 @@ def _at_worst(worst: float | None) -> str:
     return "" if worst is None else f", {worst:.4f} at worst"
 
 
-def _bytes_by_field(store: LogitStore, records: int) -> dict[str, float]:
+def _bytes_by_field(store: Described, records: int) -> dict[str, float]:
     """Bytes a token of each array, from the shards' directories."""
     totals: dict[str, int] = {}
     for sizes in store.member_bytes():
@@ -149,7 +175,26 @@ def _bytes_by_field(store: LogitStore, records: int) -> dict[str, float]:
     return {name: size / max(records, 1) for name, size in totals.items()}
 
 
-def store_html(store: Any) -> str:
-    """`logitstore info`, as preformatted text."""
+@dataclass(frozen=True)
+class Fidelity:
+    """How exact the store is, measured when it was written, over all of its records.
 
-    return f"<pre>{escape(info_text(facts(store)))}</pre>"
+    Attributes:
+        tail_mean: Mean probability outside the entries.
+        tail_p99: The largest of the shards' 99th percentiles of it.
+        at_cap_fraction: Records that kept top_k entries and still have more tail than asked for.
+        entries_mean: Entries a record.
+        kl_mean: KL(exact || decoded) over entries and tail, nats.
+        l1_mean: L1 distance of the same; what quantisation adds to a ULD, on average.
+        l1_max: The largest L1 of any record: a bound for any loss that is 1-Lipschitz in L1.
+        dropped_entries: Too improbable for the code, left out.
+    """
+
+    tail_mean: float
+    tail_p99: float
+    at_cap_fraction: float
+    entries_mean: float
+    kl_mean: float
+    l1_mean: float
+    l1_max: float
+    dropped_entries: int

@@ -67,6 +67,10 @@ class Entries(NamedTuple):
     tail_logmass: npt.NDArray[np.float32]  # (n,)
 
 
+_SHOWN_RECORDS = 20  # of a sequence, in a notebook
+_COLUMNS = ("record", "token id", "bytes", "p", "entropy", "outside", "entries", "largest p")
+
+
 @dataclass(frozen=True, slots=True)
 class TokenRecords:
     """The records of one sequence, decoded: float32 log-probabilities in nats, head + tail = 1.
@@ -110,10 +114,31 @@ class TokenRecords:
         return len(self.token_ids)
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
-        from logitstore.console.notebook import records_html
+        """Show the first records in a notebook; `?` for what an import's source did not say."""
+        from logitstore.console.notebook import table_html
 
-        return records_html(self)
+        shown = range(min(len(self), _SHOWN_RECORDS))
+        more = len(self) - len(shown)
+        return table_html(
+            _COLUMNS, [self._cells(t) for t in shown], f"{more:,} records more" if more else ""
+        )
+
+    def _cells(self, t: int) -> list[str]:
+        """Format record t for `_COLUMNS`."""
+        start = int(self.byte_starts[t])
+        count = int(self.entry_count[t])
+        first = int(self.entry_count[:t].sum())
+        largest = self.entry_logprobs[first] if count else -np.inf
+        return [
+            str(t),
+            str(int(self.token_ids[t])),
+            f"{start}-{start + int(self.byte_lengths[t])}",
+            _number(np.exp(self.token_logprob[t])),
+            _number(self.entropy[t]),
+            _number(np.exp(self.tail_logmass[t])),
+            str(count),
+            _number(np.exp(largest)),
+        ]
 
     def padded(self, k: int | None = None) -> PaddedEntries:
         """Entries as (n, K) arrays; K is `k`, or the largest count of this sequence.
@@ -131,3 +156,7 @@ class TokenRecords:
             ids = np.full(mask.shape, PADDING_ID, np.uint32)
             ids[mask] = self.entry_ids[source]
         return PaddedEntries(ids, logprobs, mask)
+
+
+def _number(value: float) -> str:
+    return "?" if np.isnan(value) else f"{value:.4f}"

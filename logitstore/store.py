@@ -23,7 +23,6 @@ import resource
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
@@ -51,6 +50,7 @@ from logitstore.format.spec import (
     StoreSpec,
     shard_name,
 )
+from logitstore.info import Fidelity, facts, info_text
 from logitstore.reading.bucket import BucketShards, following, kept_array, local_tokenizer
 from logitstore.reading.listing import list_shards
 from logitstore.reading.shard import Shard
@@ -69,31 +69,6 @@ _SPARE_BYTES = 64 * 1024 * 1024  # that maps leave below a limit of address spac
 
 T = TypeVar("T")
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """How exact the store is, measured when it was written, over all of its records.
-
-    Attributes:
-        tail_mean: Mean probability outside the entries.
-        tail_p99: The largest of the shards' 99th percentiles of it.
-        at_cap_fraction: Records that kept top_k entries and still have more tail than asked for.
-        entries_mean: Entries a record.
-        kl_mean: KL(exact || decoded) over entries and tail, nats.
-        l1_mean: L1 distance of the same; what quantisation adds to a ULD, on average.
-        l1_max: The largest L1 of any record: a bound for any loss that is 1-Lipschitz in L1.
-        dropped_entries: Too improbable for the code, left out.
-    """
-
-    tail_mean: float
-    tail_p99: float
-    at_cap_fraction: float
-    entries_mean: float
-    kl_mean: float
-    l1_mean: float
-    l1_max: float
-    dropped_entries: int
 
 
 def open_store(
@@ -166,10 +141,10 @@ class LogitStore:
         return int(self._first_sequence[-1])
 
     def _repr_html_(self) -> str:
-        """For notebooks."""
-        from logitstore.info import store_html
+        """Show `logitstore info` in a notebook."""
+        from logitstore.console.notebook import text_html
 
-        return store_html(self)
+        return text_html(info_text(facts(self)))
 
     def __getitem__(self, i: int) -> TokenRecords:
         """The records of sequence i; of length 0 where the row yielded none.

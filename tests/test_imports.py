@@ -1,8 +1,14 @@
-"""Who may import whom: reading a store costs no torch, and nothing imports upwards."""
+"""Who may import whom: no circle, nothing imports upwards, and reading a store costs no torch.
+
+The imports are read from the source, those inside functions and under `TYPE_CHECKING` too: what two
+modules must know of each other is one module, or belongs below both.
+"""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,17 +17,47 @@ from tests.kit.paths import ROOT
 
 #: Upper layers first; each may import itself and what stands below it.
 LAYERS = ("tests", "tools", "distill", "logitstore")
+#: The rooms of each package, a floor a line, from the ground up: a room may import those of lower
+#: floors, and itself. A folder is one room, and so is a module right in the package.
+FLOORS = {
+    "logitstore": (
+        ("errors",),
+        ("console", "storage"),
+        ("records",),  # `_repr_html_` is a table of the console's
+        ("pages", "format"),
+        ("info", "models"),
+        ("reading", "text"),
+        ("writing", "rows"),
+        ("store",),
+        ("checking",),
+        ("capture", "inspection", "moving"),
+        ("cli",),
+    ),
+    "distill": (
+        ("environment", "alignment", "losses", "head"),
+        ("student", "report"),
+        ("data",),
+        ("evaluation",),
+        ("training",),
+        ("cli",),
+    ),
+}
+#: Faces of a package: they hand on names of every floor, most when asked for.
+FACES = ("__init__", "__main__")
+HEAVY = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
-def imported(path: Path) -> set[str]:
-    """Every module that the file imports, anywhere in it, except under `if TYPE_CHECKING`."""
+@cache
+def imported(path: Path, *, at_type_checking: bool = True) -> frozenset[str]:
+    """Every module that the file imports, anywhere in it."""
+    tree: ast.AST = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()
-    for node in ast.walk(_Executed().visit(ast.parse(path.read_text(encoding="utf-8")))):
+    for node in ast.walk(tree if at_type_checking else _Executed().visit(tree)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return names
+    return frozenset(names)
 
 
 class _Executed(ast.NodeTransformer):
@@ -35,19 +71,109 @@ def sources(folder: str) -> list[Path]:
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-def offenders(paths: list[Path], *forbidden: str) -> list[str]:
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def arrows(package: str) -> dict[str, set[str]]:
+    """Which modules of the package each of its modules imports, faces left out."""
+    paths = [path for path in sources(package) if path.stem not in FACES]
+    modules = {module_of(path) for path in paths}
+    return {
+        module_of(path): {name for name in imported(path) if name in modules} - {module_of(path)}
+        for path in paths
+    }
+
+
+def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
+    """Modules that import each other, straight or through others: Tarjan's components."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        index[module] = low[module] = len(index)
+        stack.append(module)
+        for target in sorted(arrows[module]):
+            if target not in index:
+                visit(target)
+            if target in stack:
+                low[module] = min(low[module], low[target])
+        if low[module] == index[module]:
+            component = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            if len(component) > 1:
+                found.append(sorted(component))
+
+    for module in sorted(arrows):
+        if module not in index:
+            visit(module)
+    return found
+
+
+def upward(package: str, arrows: Mapping[str, set[str]]) -> list[str]:
+    """`module imports module` for every import that does not go down to a lower floor."""
+    floor = {room: n for n, rooms in enumerate(FLOORS[package]) for room in rooms}
+    found = []
+    for module, targets in arrows.items():
+        room = module.split(".")[1]
+        for target in sorted(targets):
+            below = target.split(".")[1]
+            if room != below and floor[below] >= floor[room]:
+                found.append(f"{module} imports {target}")
+    return found
+
+
+def offenders(paths: list[Path], *forbidden: str, at_type_checking: bool = True) -> list[str]:
     """`file imports module` for every import at or below a forbidden one."""
     return [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in paths
-        for name in sorted(imported(path))
+        for name in sorted(imported(path, at_type_checking=at_type_checking))
         if any(name == top or name.startswith(f"{top}.") for top in forbidden)
     ]
 
 
-@pytest.mark.parametrize("module", ["logitstore", "logitstore.cli.app", "distill.alignment.align"])
+@pytest.mark.parametrize("package", FLOORS)
+def test_no_modules_import_each_other(package: str) -> None:
+    assert circles(arrows(package)) == []
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_a_room_imports_only_rooms_of_lower_floors(package: str) -> None:
+    assert upward(package, arrows(package)) == []
+
+
+def test_the_floors_name_every_room_and_no_other() -> None:
+    for package, floors in FLOORS.items():
+        folder = ROOT / package
+        rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+        rooms |= {path.stem for path in folder.glob("*.py")} - set(FACES)
+        assert sorted(room for rooms_ in floors for room in rooms_) == sorted(rooms)
+
+
+def test_a_stranger_finds_his_way() -> None:
+    """What a first look shows: few folders, few modules beside them, few floors."""
+    assert len(FLOORS["logitstore"]) <= 12
+    assert len(FLOORS["distill"]) <= 7
+    for package, folders, modules in (("logitstore", 14, 4), ("distill", 8, 2)):
+        folder = ROOT / package
+        assert len(list(folder.glob("*/__init__.py"))) <= folders
+        assert len({path.stem for path in folder.glob("*.py")} - set(FACES)) <= modules
+
+
+def test_a_circle_and_an_upward_import_would_be_seen() -> None:
+    ring = {"logitstore.errors": {"logitstore.cli.app"}, "logitstore.cli.app": set[str]()}
+    assert upward("logitstore", ring) == ["logitstore.errors imports logitstore.cli.app"]
+    assert circles(ring) == []
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("module", ["logitstore", "logitstore.cli", "distill.alignment.align"])
 def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> None:
-    heavy = "{'torch', 'transformers', 'datasets', 'tokenizers', 'zarr', 'pandas'}"
+    heavy = {*HEAVY, "zarr", "pandas"}
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -56,7 +182,7 @@ def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> No
 
 
 @pytest.mark.parametrize("layer", LAYERS)
-def test_imports_run_one_way(layer: str) -> None:
+def test_packages_import_one_way(layer: str) -> None:
     above = LAYERS[: LAYERS.index(layer)]
     # A maintainer's script right under tools/ may use what the tests make; the demo may not.
     paths = sources("tools/demo" if layer == "tools" else layer)
@@ -65,21 +191,14 @@ def test_imports_run_one_way(layer: str) -> None:
 
 
 def test_only_the_teacher_pass_imports_torch_in_logitstore() -> None:
-    readers = [path for path in sources("logitstore") if path.parent.name != "capture"]
-    assert offenders(readers, "torch") == []
-
-
-def test_a_store_knows_nothing_of_how_it_was_captured() -> None:
-    lower = {"codec", "encode", "archive", "arrays", "lines", "shard", "commit", "spec", "store"}
-    paths = [path for path in sources("logitstore") if path.stem in lower]
-    assert len(paths) == len(lower)
-    assert offenders(paths, "logitstore.capture", "logitstore.cli.app") == []
-    below_store = [path for path in paths if path.stem in lower - {"store"}]
-    assert offenders(below_store, "logitstore.store") == []
+    may = {ROOT / "logitstore" / name for name in ("capture", "models")}
+    readers = [path for path in sources("logitstore") if not may & set(path.parents)]
+    assert offenders(readers, "torch", at_type_checking=False) == []
 
 
 def test_a_loss_imports_torch_only() -> None:
-    paths = [path for path in sources("distill/losses") if path.name != "__init__.py"]
+    others = ("__init__.py", "requirements.py", "weights.py")
+    paths = [path for path in sources("distill/losses") if path.name not in others]
     assert paths
     for path in paths:
         tops = {name.split(".")[0] for name in imported(path)} - sys.stdlib_module_names
@@ -87,10 +206,11 @@ def test_a_loss_imports_torch_only() -> None:
 
 
 def test_the_style_of_import_does_not_hide_an_offender(tmp_path: Path) -> None:
-    path = tmp_path / "module.py"
-    path.write_text("def late():\n    from torch import nn\n")
-    assert "torch" in imported(path)
-    path.write_text("from logitstore import store")
-    assert "logitstore.store" in imported(path)
-    path.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n")
-    assert "torch" not in imported(path)
+    late, module, typed = (tmp_path / f"{name}.py" for name in ("late", "module", "typed"))
+    late.write_text("def late():\n    from torch import nn\n")
+    assert "torch" in imported(late)
+    module.write_text("from logitstore import store")
+    assert "logitstore.store" in imported(module)
+    typed.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch\n")
+    assert "torch" in imported(typed)
+    assert "torch" not in imported(typed, at_type_checking=False)

@@ -21,7 +21,7 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
-from logitstore.capture.teacher.weights import input_device
+from logitstore.capture.teacher.weights import input_device, load_model
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import StoreSpec
@@ -57,7 +57,7 @@ class TeacherPass:
         self.spec, self._pad_id, self._on_nan = spec, teacher.tokenizer.pad_id, on_nan
         if device.type != "cpu" and device.index is not None:
             torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
-        model = teacher.load(device)
+        model = load_model(teacher, device)
         self.model = model
         #: Where input goes: with a device map, where its first layer is.
         self.device = device if teacher.device_map is None else input_device(model)

@@ -15,7 +15,6 @@ from logitstore.capture.teacher.quantization import (
     quantization_config,
     transformers_config,
 )
-from logitstore.capture.teacher.weights import load_model
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.models.loading import saved_files, why_not_loaded
@@ -72,14 +71,6 @@ class Teacher:
         """Tokens it can read at once, if it says."""
         positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
         return int(positions) if positions else None
-
-    def load(self, device: torch.device) -> Any:
-        """The model, in eval mode, on a device or on those of `device_map`.
-
-        Raises:
-            InputError: It cannot be loaded (see `load_model`).
-        """
-        return load_model(self, device)
 
 
 def find_teacher(

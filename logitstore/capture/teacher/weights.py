@@ -1,6 +1,6 @@
 """Loading a teacher's weights: onto which devices, how attended to, how quantised."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -11,14 +11,12 @@ from logitstore.capture.teacher.quantization import (
     checkpoint_quantization,
     transformers_config,
 )
+from logitstore.capture.teacher.teacher import Teacher
 from logitstore.errors import InputError, in_a_line
 from logitstore.models.loading import why_not_loaded
 
-if TYPE_CHECKING:
-    from logitstore.capture.teacher.teacher import Teacher
 
-
-def load_model(teacher: "Teacher", device: torch.device) -> Any:
+def load_model(teacher: Teacher, device: torch.device) -> Any:
     """The model in eval mode, on a device or spread over those of its device map.
 
     Raises:
@@ -46,7 +44,7 @@ def load_model(teacher: "Teacher", device: torch.device) -> Any:
     return model.eval()
 
 
-def is_quantized(teacher: "Teacher") -> bool:
+def is_quantized(teacher: Teacher) -> bool:
     """Whether it is quantised when loaded, or was when it was saved."""
     return teacher.quantization is not None or checkpoint_quantization(teacher.config) is not None
 
@@ -59,7 +57,7 @@ def input_device(model: Any) -> torch.device:
     return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
-def _options(teacher: "Teacher", device: torch.device) -> dict[str, Any]:
+def _options(teacher: Teacher, device: torch.device) -> dict[str, Any]:
     options: dict[str, Any] = {
         "revision": teacher.revision,
         "dtype": DTYPES[teacher.dtype],
@@ -77,7 +75,7 @@ def _options(teacher: "Teacher", device: torch.device) -> dict[str, Any]:
     return options
 
 
-def _refusal(teacher: "Teacher", device: torch.device, error: Exception) -> InputError:
+def _refusal(teacher: Teacher, device: torch.device, error: Exception) -> InputError:
     why, name = in_a_line(error), teacher.name
     if is_out_of_memory(error):
         where = "the devices of this machine" if teacher.device_map is not None else str(device)

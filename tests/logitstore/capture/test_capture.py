@@ -235,7 +235,7 @@ def test_a_second_run_on_a_finished_store_does_nothing_and_says_so(
     def never(*_: Any) -> Any:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("logitstore.capture.teacher.teacher.Teacher.load", never)
+    monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", never)
     with caplog.at_level("INFO"):
         run(teacher, data, tmp_path / "s")
     assert "is finished" in caplog.text

@@ -318,7 +318,7 @@ def test_a_second_capture_that_does_not_share_is_told_how_to(
     def never(*_: Any) -> Any:
         raise AssertionError("the weights were loaded")
 
-    monkeypatch.setattr("logitstore.capture.teacher.teacher.Teacher.load", never)
+    monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", never)
     before = tree(begun)
     says = (
         rf"{begun}: a capture is at work here already \(process {os.getpid()} on .*, last sign of "

@@ -119,7 +119,7 @@ def test_a_signal_before_the_first_shard_ends_at_once(
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("went on")
 
-    monkeypatch.setattr("logitstore.capture.teacher.teacher.Teacher.load", interrupted)
+    monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", interrupted)
     with pytest.raises(KeyboardInterrupt, match=r"stopped at once by SIGINT\. .*: 0 of 24"):
         logitstore.capture(teacher, str(data), tmp_path / "s", **SETTINGS)
 

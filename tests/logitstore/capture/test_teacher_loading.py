@@ -76,7 +76,7 @@ def test_the_attention_asked_for_is_the_one_that_runs(
         loaded.append(load_model(*args))
         return loaded[-1]
 
-    monkeypatch.setattr("logitstore.capture.teacher.teacher.load_model", spy)
+    monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", spy)
     run(teacher, data, tmp_path / "s", attn_implementation=name)
     assert loaded[0].config._attn_implementation == name
     assert loaded[0].config.use_cache is False, "keys and values are kept for nobody"
@@ -187,7 +187,7 @@ def quantized(data: Path, teacher: Path, out: Path, monkeypatch: pytest.MonkeyPa
         return load_model(SimpleNamespace(**vars(found) | {"quantization": None}), device)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patched:
-        patched.setattr("logitstore.capture.teacher.teacher.load_model", unquantized)
+        patched.setattr("logitstore.capture.passes.teacher_pass.load_model", unquantized)
         return run(teacher, data, out, quantization="bitsandbytes-4bit")
 
 
