@@ -11,13 +11,13 @@ import pytest
 import logitstore
 from logitstore import Segment, SequenceText, open_store
 from logitstore.checking.verify import verify_store
-from logitstore.format import parquet_limits
+from logitstore.format import limits, parquet_limits
 from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP
 from logitstore.format.rows_parquet import GROUP_LINES
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArraySpec, array_metadata
 from logitstore.records import TokenRecords
-from logitstore.storage import files as untrusted
+from logitstore.storage import files
 from tests import stores, tiny
 from tests.kit import reader_from_spec
 
@@ -149,9 +149,9 @@ def test_the_pages_example_is_what_is_written() -> None:
 
 def test_the_pages_limits_are_the_codes() -> None:
     assert (
-        f"above {untrusted.MAX_SPEC_BYTES >> 20} MiB, {untrusted.MAX_SEAL_BYTES >> 20} MiB" in PAGE
+        f"above {files.MAX_SPEC_BYTES >> 20} MiB, {files.MAX_SEAL_BYTES >> 20} MiB" in PAGE
     )
-    free, ratio = parquet_limits.FREE_BYTES >> 20, parquet_limits.MAX_RATIO
+    free, ratio = limits.FREE_BYTES >> 20, limits.MAX_RATIO
     assert f"more than {free} MiB and more than {ratio} times" in PAGE
     assert f"more than {parquet_limits._FREE_VALUES:,} values in a column and less than " in PAGE
     assert f"less than {parquet_limits._BYTES_PER_VALUE} decoded bytes for each" in PAGE
