@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from distill.report.model_card import CITED
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

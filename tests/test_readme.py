@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import distill.cli
 import logitstore.cli.app
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

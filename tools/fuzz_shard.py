@@ -38,7 +38,7 @@ from logitstore.errors import LogitStoreError
 from logitstore.format.spec import CODECS, StoreHeader
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
-from tests import stores
+from logitstore.testing import stores
 
 LIMIT_BYTES = 100 * 1024 * 1024
 

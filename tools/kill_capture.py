@@ -36,8 +36,8 @@ from tqdm import tqdm
 
 import logitstore.capture.job as job
 from logitstore.checking.verify import verify_store
-from tests import tiny
-from tests.stores import tree
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 
 SHARD_TEXT_BYTES = 100
 

@@ -44,9 +44,9 @@ from logitstore.format.spec import Plan
 from logitstore.format.zip_archive import pack
 from logitstore.reading.shard import Shard
 from logitstore.records import Segment, SequenceText
+from logitstore.testing import stores
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.shard_builder import build_shard
-from tests import stores
 
 FIELDS = ("token_ids", "entry_count", "tail_logmass", "entry_logprobs", "entry_ids")
 VOCABULARY, TOP_K, GROUP = 50_000, 64, 64

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitstore
 from distill import cli
 from logitstore.capture.job import capture
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit.paths import ROOT
 from tests.kit.students import t5
 

@@ -22,8 +22,8 @@ from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
+from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 
 TOP_K = 6  # of a vocabulary of 400: most of the probability lies outside
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from tests import tiny
+from logitstore.testing import tiny
 
 Floats = npt.NDArray[np.float64]
 NAME = "tiny/teacher"

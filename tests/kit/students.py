@@ -15,8 +15,8 @@ from transformers import (
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import Segment
-from tests import tiny
-from tests.fake_store import FakeStore, Row
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, Row
 
 LOSSES = "uld:1.5,mapped_kl:2"
 

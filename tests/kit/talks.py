@@ -13,9 +13,9 @@ from distill.data.dataset import StoreDataset
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.store import LogitStore
+from logitstore.testing import tiny
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 from tests.kit.templates import FAMILIES, turns
 
 TALKS = [

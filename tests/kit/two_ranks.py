@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.training.trainer import CachedTeacherTrainer
-from tests import tiny
-from tests.fake_store import FakeStore
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.students import logged, trainer_of
 
 STEPS = 24

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.capture.job import capture
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit import students, templates
 
 TEXTS = ("The teacher reads.", "A student writes, then stops.", "One more row of text.")

@@ -193,7 +193,7 @@ def test_the_sets_are_the_same_every_time_and_share_no_text() -> None:
 def test_unigram_pieces_do_not_depend_on_the_process() -> None:
     code = (
         "from collections import Counter; from tools.demo.corpus import load_corpus\n"
-        "from tools.demo.unigram import unigram_pieces\n"
+        "from logitstore.testing.unigram import unigram_pieces\n"
         "rows = load_corpus(teacher_bytes=0, student_bytes=20_000, heldout_bytes=0).student\n"
         "print(unigram_pieces(Counter(w for row in rows for w in row.split()), 300))"
     )

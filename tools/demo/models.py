@@ -25,8 +25,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from logitstore.console.progress import progress
+from logitstore.testing.unigram import unigram_pieces
 from tools.demo.settings import Shape
-from tools.demo.unigram import unigram_pieces
 
 
 def byte_bpe(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from distill.alignment.vocab_map import VocabMap, prefix_map
 from logitstore.records import Segment
+from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 
 
 def vocabulary(

@@ -20,8 +20,8 @@ from distill.head.output_head import LinearHead
 from distill.head.query import HeadAnswer, HeadQuery
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.models.output_embedding import AfterEmbedding
-from tests import tiny
-from tests.fake_store import taught
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import taught
 from tests.kit.students import ragged_rows, trainer_of
 
 aten = torch.ops.aten

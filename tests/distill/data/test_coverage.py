@@ -15,9 +15,9 @@ from distill.data.coverage import KINDS, coverage, recommend, table
 from distill.data.dataset import StoreDataset
 from logitstore.capture.job import capture
 from logitstore.records import Segment
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, Row, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, Row, taught
 from tests.kit.students import ragged_rows, trainer_of
 
 NUMBERS: list[Row] = [

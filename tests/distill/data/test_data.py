@@ -24,9 +24,9 @@ from distill.data.targets import (
 )
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, Row, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, Row, taught
 
 TEXTS = [
     "The old river counts.",

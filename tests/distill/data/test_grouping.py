@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from distill.data.row_order import RowOrder, window_of
 from distill.training.trainer import CachedTeacherTrainer
-from tests import tiny
-from tests.fake_store import FakeStore, taught
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, taught
 from tests.kit.curves import Record, assert_same, curve
 from tests.kit.students import ragged_rows
 from tests.kit.two_ranks import Noting, prepared

@@ -18,8 +18,8 @@ from distill.data.collator import Collator
 from distill.data.example import Example
 from distill.data.packing import Places, check_packing, in_one_row, layout_of, one_a_row, packed
 from logitstore.errors import InputError
-from tests import tiny
-from tests.fake_store import FakeStore, taught
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, taught
 from tests.kit.families import FAMILIES, SHAPE, V
 from tests.kit.students import LOSSES, bloom, logged, ragged_rows, t5, trainer_of
 

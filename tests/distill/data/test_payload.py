@@ -16,9 +16,9 @@ from distill.data.collator import Collator
 from distill.data.dataset import StoreDataset
 from distill.data.ragged import rectangles, tensors_of
 from distill.student.encoder_decoder import Sides
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, taught
 from tests.kit.students import ragged_rows, settings
 
 K = 32

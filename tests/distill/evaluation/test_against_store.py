@@ -12,9 +12,9 @@ from distill.data.targets import teacher_spans
 from distill.evaluation.against_store import CALIBRATION_BINS, Calibration, judge
 from distill.student.text import StudentReader
 from logitstore.errors import InputError, MismatchError
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, dense, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, dense, taught
 from tests.kit.students import ragged_rows
 
 

@@ -11,7 +11,7 @@ from distill.evaluation.answers import exact_match, normalized, questions, score
 from distill.evaluation.evaluate import renderer_of
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit import templates
 
 PAIRS = [

@@ -14,9 +14,9 @@ from distill.evaluation.evaluate import LONGEST_WINDOW, Score, bits_per_byte, cu
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.rows.dataset import load_rows
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import dense
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import dense
 from tests.kit import templates
 
 TEXTS = [*tiny.corpus()[36:], "", "x"]

@@ -10,7 +10,7 @@ from distill.evaluation.evaluate import renderer_of
 from distill.evaluation.samples import Sample, write_samples
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit import templates
 
 

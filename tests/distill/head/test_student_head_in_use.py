@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from distill.head import scaled_rows
 from distill.head.student_head import StudentHead
 from logitstore.errors import InputError
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit.asking import (
     B,
     Question,

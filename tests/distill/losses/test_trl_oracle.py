@@ -16,9 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.collator import Collator
 from logitstore.records import Segment
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import Row, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import Row, taught
 from tests.kit.students import trainer_of
 
 ROWS: list[Row] = [

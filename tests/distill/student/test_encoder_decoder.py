@@ -7,8 +7,8 @@ import torch
 from distill.evaluation.forward import ask, batch_of
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import NO_LABEL, Sides
+from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 from tests.kit.students import t5
 
 SEQUENCES = [np.array([5, 6, 7, 8, 9]), np.array([11, 12, 13]), np.array([20])]

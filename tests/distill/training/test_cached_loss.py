@@ -10,9 +10,9 @@ import torch
 from transformers import PreTrainedModel
 
 from distill.data.collator import Collator
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, Row, dense, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, Row, dense, taught
 from tests.kit.students import ragged_rows, trainer_of
 
 

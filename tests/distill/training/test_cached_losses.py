@@ -17,9 +17,9 @@ from distill.data.collator import Collator
 from distill.data.dataset import StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, dense, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, dense, taught
 from tests.kit.students import logged, ragged_rows, trainer_of
 
 EVERYTHING: dict[str, Any] = {"temperatures": (2.0, 0.5), "logit_std": True, "draws": 20}

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from distill.data.row_order import RowOrder
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import MismatchError
-from tests import tiny
-from tests.fake_store import FakeStore, taught
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, taught
 from tests.kit.curves import KEYS, Record, assert_same, curve, note
 from tests.kit.paths import ORACLE
 from tests.kit.students import logged, ragged_rows, trainer_of

@@ -16,9 +16,9 @@ from distill.training.loss_terms import Term
 from distill.training.one_cycle import one_cycle
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, taught
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import FakeStore, taught
 from tests.kit.students import logged, ragged_rows, settings, t5, trainer_of
 
 

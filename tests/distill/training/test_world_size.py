@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests import tiny
-from tests.fake_store import FakeStore, taught
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore, taught
 from tests.kit.curves import Record, assert_same, of_log
 from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows

@@ -30,10 +30,10 @@ from logitstore.capture.teacher.memory import is_out_of_memory
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
 from logitstore.records import SequenceText
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 from logitstore.text.tokenizer import TokenizedText
-from tests import tiny
 from tests.kit.families import FAMILIES, V, build
-from tests.stores import tree
 
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 700}
 

@@ -24,8 +24,8 @@ from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError, StorageError
 from logitstore.storage.commit import OsFs
 from logitstore.storage.files import Buffer
-from tests import tiny
-from tests.stores import tree
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 
 SHARD_TEXT_BYTES = 400
 

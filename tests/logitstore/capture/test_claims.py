@@ -34,9 +34,9 @@ from logitstore.format.spec import Plan
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.paths import store_path
+from logitstore.testing import stores, tiny
+from logitstore.testing.stores import tree
 from logitstore.writing.writer import StoreWriter
-from tests import stores, tiny
-from tests.stores import tree
 
 ELSEWHERE = vars(Process("another machine", "node-7", 4711, "1"))
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}

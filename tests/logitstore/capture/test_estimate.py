@@ -15,8 +15,8 @@ from logitstore.capture.estimate.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.job import preview
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise
 from logitstore.cli.app import main
-from tests import tiny
-from tests.stores import tree
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 
 #: What the output embedding is multiplied by: a teacher that is sure, and one that is not.
 TEACHERS = {"peaked": 8.0, "flat": 0.1}

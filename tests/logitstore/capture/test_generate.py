@@ -26,14 +26,14 @@ from logitstore.errors import InputError, MismatchError
 from logitstore.rows.dataset import load_rows
 from logitstore.rows.renderer import Renderer
 from logitstore.store import LogitStore
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 from tests.kit import templates
 from tests.kit.students import trainer_of
 from tests.kit.templates import TURN_ENDS, turns
 from tests.logitstore.capture.test_ranks import environment
-from tests.stores import tree
 
 PROMPTS = [
     *tiny.corpus()[:9],

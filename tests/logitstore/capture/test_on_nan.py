@@ -13,9 +13,9 @@ import logitstore
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError
 from logitstore.info import facts, info_text
-from tests import tiny
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 from tests.kit import reader_from_spec
-from tests.stores import tree
 
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}
 BAD = "~"  # a token of its own

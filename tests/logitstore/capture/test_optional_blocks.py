@@ -20,11 +20,11 @@ from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.info import facts, info_text
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import dense
+from logitstore.testing.stores import tree
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
-from tests.fake_store import dense
 from tests.kit.students import ragged_rows, trainer_of
-from tests.stores import tree
 
 WIDTH = len(tiny.byte_bpe())
 

@@ -15,8 +15,8 @@ from logitstore.capture.job import preview
 from logitstore.cli.app import main
 from logitstore.console.progress import JsonLog, Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError
-from tests import tiny
-from tests.stores import tree
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 
 Run = Callable[..., tuple[int, str, str]]
 WORDS = "the teacher reads"

@@ -17,9 +17,9 @@ from logitstore.capture.sharing.heartbeat import Heartbeat, signs_of_life, wait_
 from logitstore.checking.verify import verify_store
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.errors import IncompleteStoreError, InputError
-from tests import tiny
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 from tests.kit.paths import ROOT
-from tests.stores import tree
 
 # `accelerate launch --cpu` starts one process whatever is asked for (two need mpirun), so this is
 # the launcher of machines with GPUs, on one without.

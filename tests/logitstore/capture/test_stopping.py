@@ -16,8 +16,8 @@ import logitstore
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.checking.verify import verify_store
 from logitstore.console.signals import Stopped, stopper
-from tests import tiny
-from tests.stores import tree
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 
 
 @pytest.fixture(scope="module")

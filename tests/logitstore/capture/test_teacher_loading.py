@@ -21,9 +21,9 @@ from logitstore.capture.teacher.weights import load_model
 from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError, MismatchError
 from logitstore.info import facts, info_text
-from tests import tiny
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 from tests.kit import reader_from_spec
-from tests.stores import tree
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 700}

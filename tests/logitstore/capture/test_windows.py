@@ -24,8 +24,8 @@ from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.info import facts, info_text
 from logitstore.records import Segment, SequenceText
+from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 
 FAMILIES = ("byte_bpe", "byte_bpe_bos", "unigram", "sp_bpe", "wordpiece")
 

@@ -15,7 +15,7 @@ from logitstore.checking.verify import verify_store
 from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.format.spec import StoreHeader
-from tests import stores, tiny
+from logitstore.testing import stores, tiny
 from tests.logitstore.storage.test_commit_faults import CrashingFs, InjectedCrashError
 
 

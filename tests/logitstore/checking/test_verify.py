@@ -17,7 +17,7 @@ from logitstore.format.canonical_json import canonical_json
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
-from tests import stores, tiny
+from logitstore.testing import stores, tiny
 
 
 @pytest.fixture(scope="module")

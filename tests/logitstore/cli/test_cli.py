@@ -11,7 +11,7 @@ import pytest
 
 from logitstore.cli.app import main
 from logitstore.console.terminal import printable
-from tests import stores, tiny
+from logitstore.testing import stores, tiny
 
 Run = Callable[..., tuple[int, str, str]]
 

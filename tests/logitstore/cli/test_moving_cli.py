@@ -10,7 +10,7 @@ import pytest
 
 from logitstore.cli.app import main
 from logitstore.store import open_store
-from tests import stores, tiny
+from logitstore.testing import stores, tiny
 from tests.kit import dumps
 
 Run = Callable[..., tuple[int, str, str]]

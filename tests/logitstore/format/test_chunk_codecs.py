@@ -22,9 +22,9 @@ from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.records import Segment, SequenceText, TokenRecords
+from logitstore.testing import stores
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
-from tests import stores
 from tests.kit import hostile
 from tests.kit.attacks_on_shards import index_of
 from tests.kit.hostile import data_member, members_of, put_members

@@ -18,7 +18,7 @@ from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArraySpec, array_metadata
 from logitstore.records import TokenRecords
 from logitstore.storage import files
-from tests import stores, tiny
+from logitstore.testing import stores, tiny
 from tests.kit import reader_from_spec
 
 VARIANTS: dict[str, StoreSpec] = {
@@ -148,9 +148,7 @@ def test_the_pages_example_is_what_is_written() -> None:
 
 
 def test_the_pages_limits_are_the_codes() -> None:
-    assert (
-        f"above {files.MAX_SPEC_BYTES >> 20} MiB, {files.MAX_SEAL_BYTES >> 20} MiB" in PAGE
-    )
+    assert f"above {files.MAX_SPEC_BYTES >> 20} MiB, {files.MAX_SEAL_BYTES >> 20} MiB" in PAGE
     free, ratio = limits.FREE_BYTES >> 20, limits.MAX_RATIO
     assert f"more than {free} MiB and more than {ratio} times" in PAGE
     assert f"more than {parquet_limits._FREE_VALUES:,} values in a column and less than " in PAGE

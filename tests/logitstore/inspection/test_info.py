@@ -9,7 +9,7 @@ import pytest
 from logitstore import open_store
 from logitstore.format.spec import StoreSpec
 from logitstore.info import facts, info_text, uld_within
-from tests import stores
+from logitstore.testing import stores
 
 VARIANTS = {
     "short heads": stores.spec(top_k=3),

@@ -34,8 +34,8 @@ from logitstore.inspection.sequence import (
 )
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
+from logitstore.testing import stores, tiny
 from logitstore.writing.writer import StoreWriter
-from tests import stores, tiny
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,9 @@ from logitstore.pages.document import as_script, clipped_text
 from logitstore.pages.svg import axis_top, bars, curve, histogram
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
+from logitstore.testing import stores
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
-from tests import stores
 from tests.kit.browser import ATTACK, Browser
 
 

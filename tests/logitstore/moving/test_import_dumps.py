@@ -17,10 +17,10 @@ from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP, TOKEN_STEP
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.store import LogitStore, open_store
+from logitstore.testing import stores, tiny
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import stores, tiny
 from tests.kit import dumps
 from tests.kit.dumps import Dumper
 

@@ -17,8 +17,8 @@ from logitstore.errors import MismatchError
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.store import LogitStore, open_store
+from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 from tests.kit import dumps
 from tests.kit.dumps import Dumper
 from tests.logitstore.moving.test_import_dumps import ENGLISH, renormalised

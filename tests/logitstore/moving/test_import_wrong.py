@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from logitstore.cli.app import main
-from tests import stores, tiny
+from logitstore.testing import stores, tiny
 from tests.kit import dumps
 from tests.kit.dumps import Dumper
 

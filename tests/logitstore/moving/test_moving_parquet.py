@@ -19,7 +19,7 @@ from logitstore.moving.parquet.export import export_parquet
 from logitstore.moving.parquet.exported import find_export
 from logitstore.moving.parquet.reimport import check_export, reimport
 from logitstore.store import open_store
-from tests import stores
+from logitstore.testing import stores
 from tests.kit.paths import GOLDEN
 
 SPECS: dict[str, tuple[StoreSpec, int]] = {

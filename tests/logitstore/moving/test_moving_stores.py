@@ -14,8 +14,8 @@ from logitstore.moving.merge import merge
 from logitstore.moving.subset import subset
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore, open_store
+from logitstore.testing import stores
 from logitstore.writing.writer import StoreWriter
-from tests import stores
 
 EVERYTHING = stores.spec(temperatures=(2.0,), logit_std=True, draws=3, max_tail=0.1)
 

@@ -18,7 +18,7 @@ from logitstore.errors import CorruptStoreError
 from logitstore.format.rows_parquet import LinesReader, encode_lines
 from logitstore.records import Segment, SequenceText
 from logitstore.store import open_store
-from tests import stores
+from logitstore.testing import stores
 from tests.kit.attacks_on_files import ATTACKS
 from tests.kit.attacks_on_shards import edit_index
 from tests.kit.hostile import (

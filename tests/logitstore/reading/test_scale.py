@@ -24,8 +24,8 @@ from logitstore.reading.shard import Shard
 from logitstore.reading.shard_head import Skimmed, index_line
 from logitstore.storage import commit
 from logitstore.storage.files import file_sha256
-from tests import stores
-from tests.buckets import Bucket
+from logitstore.testing import stores
+from logitstore.testing.buckets import Bucket
 from tests.kit.paths import ROOT
 
 SHARDS, ROWS_A_SHARD = 10_000, 2_000

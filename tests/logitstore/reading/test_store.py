@@ -25,9 +25,9 @@ from logitstore.errors import (
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
+from logitstore.testing import stores
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
-from tests import stores
 
 VARIANTS = {
     "plain": stores.spec(),

@@ -22,8 +22,8 @@ from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.format.spec import Plan, shard_name
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
+from logitstore.testing import stores
 from logitstore.writing.writer import StoreWriter
-from tests import stores
 from tests.logitstore.storage.test_commit_faults import CrashingFs, InjectedCrashError
 
 PLAN = Plan("d" * 64, (0, 2, 3, 6))

@@ -13,7 +13,7 @@ from logitstore import open_store
 from logitstore.errors import CorruptStoreError
 from logitstore.reading import threads as parallel
 from logitstore.records import TokenRecords
-from tests import stores
+from logitstore.testing import stores
 
 
 @pytest.fixture

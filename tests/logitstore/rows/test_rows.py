@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.rows.dataset import Rows, load_rows
-from tests import tiny
+from logitstore.testing import tiny
 
 TEXTS = [*tiny.corpus()[-12:], "", None, "last"]
 LINES = ["one", "", "zwei — ü", "三 🙂"]

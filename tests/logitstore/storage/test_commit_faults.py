@@ -14,7 +14,7 @@ from logitstore.errors import LogitStoreError, StorageError
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.files import Buffer
-from tests import stores
+from logitstore.testing import stores
 
 
 class InjectedCrashError(BaseException):

@@ -26,9 +26,9 @@ from logitstore.records import Segment, SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.files import Buffer
+from logitstore.testing import stores
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
-from tests import stores
 from tests.logitstore.storage.test_commit_faults import CrashingFs, InjectedCrashError
 
 

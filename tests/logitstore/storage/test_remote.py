@@ -30,9 +30,9 @@ from logitstore.format.spec import Plan
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import store_path
 from logitstore.store import LogitStore
+from logitstore.testing import stores
+from logitstore.testing.buckets import Bucket
 from logitstore.writing.writer import StoreWriter
-from tests import stores
-from tests.buckets import Bucket
 
 
 @pytest.fixture(scope="module")

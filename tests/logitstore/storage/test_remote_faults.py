@@ -17,8 +17,8 @@ from logitstore.storage import retry
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.retry import is_transient, retrying
 from logitstore.store import LogitStore
-from tests import stores
-from tests.buckets import Bucket, forget_clients
+from logitstore.testing import stores
+from logitstore.testing.buckets import Bucket, forget_clients
 from tests.logitstore.storage.test_remote import sequences, writer
 
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from logitstore import open_store
-from tests import stores
+from logitstore.testing import stores
 
 REPOSITORY = "datasets/me/stores"
 

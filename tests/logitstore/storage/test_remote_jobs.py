@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import logitstore
-from tests import tiny
-from tests.buckets import Bucket
+from logitstore.testing import tiny
+from logitstore.testing.buckets import Bucket
+from logitstore.testing.stores import tree
 from tests.distill.test_cli import FLAGS, run
-from tests.stores import tree
 
 SETTINGS = ("--top-k", "8", "--shard-text-bytes", "400")
 SHARDS = "shards/"

@@ -21,7 +21,7 @@ from distill.training.config import parse
 from logitstore.cli.app import main
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
-from tests import tiny
+from logitstore.testing import tiny
 from tests.kit import templates
 from tests.kit.talks import TALKS, capture, dataset_of, save_families, trainer_of
 from tests.kit.templates import FAMILIES, turns

@@ -17,9 +17,9 @@ from logitstore.capture.sequences.windows import limits_of
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from logitstore.rows.renderer import Renderer
+from logitstore.testing import tiny
 from logitstore.text.token_ids import TokenRow, for_student, read_tokens
 from logitstore.text.tokenizer import ByteTokenizer
-from tests import tiny
 from tests.kit import templates
 from tests.kit.talks import TALKS, capture, dataset_of, save_families, trainer_of
 from tests.kit.templates import FAMILIES, turns

@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizerFast
 
 from logitstore.errors import InputError
 from logitstore.records import Segment
+from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText, spans_from_offsets
-from tests import tiny
 
 FAMILY = "👩‍👩‍👧‍👦"  # four people and three joiners: 25 bytes
 FRAGMENTS = (

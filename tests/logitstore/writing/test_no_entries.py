@@ -14,8 +14,8 @@ from hypothesis import given
 from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.info import facts, info_text
+from logitstore.testing import stores
 from logitstore.writing.encode import encode_records
-from tests import stores
 
 PIECES = ["ein ", "Wort"]
 

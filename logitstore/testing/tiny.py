@@ -6,7 +6,7 @@ in hash maps with a fresh random state in each process.
 
 * Unigram sums float expectations in that order (other last bits, other ties) and hands characters
   that EM has dropped their scores in it. So the pieces are found as the demo finds its own
-  (`tools.demo.unigram`), from integer counts that no order can change.
+  (`logitstore.testing.unigram`), from integer counts that no order can change.
 * BPE is exact but for `limit_alphabet`, which cuts ties between equally rare characters at random:
   rare characters are taken out of the text instead.
 * WordPiece numbers its `##x` characters in that order, and breaks ties by number: they are handed
@@ -32,7 +32,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from tools.demo.unigram import unigram_pieces
+from logitstore.testing.unigram import unigram_pieces
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
