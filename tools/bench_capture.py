@@ -146,8 +146,10 @@ def batches_of(sizes: Sizes, task: Any) -> list[torch.Tensor]:
 
 
 def bare(sizes: Sizes, folder: Path) -> Turn:
+    from logitstore.capture.teacher.weights import load_model
+
     task = task_of(sizes, folder)
-    model, batches = task.teacher.load(torch.device(sizes.device)), batches_of(sizes, task)
+    model, batches = load_model(task.teacher, torch.device(sizes.device)), batches_of(sizes, task)
 
     @torch.inference_mode()
     def turn() -> dict[str, float]:
@@ -163,8 +165,10 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from logitstore.capture.teacher.weights import load_model
+
     task = task_of(sizes, folder)
-    model, batches = task.teacher.load(torch.device(sizes.device)), batches_of(sizes, task)
+    model, batches = load_model(task.teacher, torch.device(sizes.device)), batches_of(sizes, task)
 
     @torch.inference_mode()
     def turn() -> dict[str, float]:

@@ -47,12 +47,14 @@ Step = Callable[[], float]
 
 
 class Sizes(SimpleNamespace):
-    """N, D, V and the number of sequences B."""
+    """N, D, V and the number of sequences B, and where all of it lies."""
 
     N: int
     D: int
     V: int
     B: int
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
 
 
 TINY = Sizes(N=32, D=16, V=512, B=4)
@@ -81,8 +83,9 @@ def hidden_and_weight(sizes: Sizes) -> tuple[Tensor, nn.Parameter, Tensor]:
     gen = torch.Generator().manual_seed(0)
     hidden_ND = torch.randn(sizes.N, sizes.D, generator=gen)
     weight_VD = torch.randn(sizes.V, sizes.D, generator=gen) * 3 / sizes.D**0.5
-    labels_N = torch.randint(sizes.V, (sizes.N,), generator=gen)
-    return hidden_ND.requires_grad_(), nn.Parameter(weight_VD), labels_N
+    labels_N = torch.randint(sizes.V, (sizes.N,), generator=gen).to(sizes.device)
+    where: dict[str, Any] = {"device": sizes.device, "dtype": sizes.dtype}
+    return hidden_ND.to(**where).requires_grad_(), nn.Parameter(weight_VD.to(**where)), labels_N
 
 
 def stepped(hidden_ND: Tensor, weight_VD: Tensor, loss: Callable[[], Tensor]) -> Step:
@@ -162,18 +165,18 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
     arrays = {name: teacher_arrays(name, sizes)}
     pieces = cut(arrays, example, head.chunk_tokens)
     teacher = {
-        name: {key: torch.from_numpy(array) for key, array in each.items()}
+        name: {key: torch.from_numpy(array).to(sizes.device) for key, array in each.items()}
         for name, each in arrays.items()
     }
     assert pieces is not None
     starts = {piece.start: piece for piece in pieces.each}
-    rows = torch.arange(sizes.N)
+    rows = torch.arange(sizes.N, device=sizes.device)
     batch = {
         "teacher": teacher,
         "rows": rows,
         "labels": torch.cat([labels[:1], labels])[None],
-        "example": torch.from_numpy(example),
-        "aligned": torch.ones(sizes.B),
+        "example": torch.from_numpy(example).to(sizes.device),
+        "aligned": torch.ones(sizes.B, device=sizes.device),
     }
 
     def objective(answer: Any, start: int, _stop: int) -> Tensor:
@@ -194,10 +197,16 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
     return stepped(hidden, weight, loss)
 
 
+def dense_teacher(sizes: Sizes) -> Tensor:
+    """(N, V) logits of a teacher that is asked for all of its vocabulary."""
+    gen = torch.Generator(sizes.device).manual_seed(1)
+    return torch.randn(sizes.N, sizes.V, generator=gen, device=sizes.device) * 3
+
+
 def sorted_uld(sizes: Sizes) -> Step:
     """The definition: both sides softmaxed and sorted over their whole vocabulary."""
     hidden, weight, labels = hidden_and_weight(sizes)
-    teacher = torch.randn(sizes.N, sizes.V, generator=torch.Generator().manual_seed(1)) * 3
+    teacher = dense_teacher(sizes)
 
     def loss() -> Tensor:
         logits = hidden @ weight.T
@@ -215,8 +224,7 @@ def trl_uld(sizes: Sizes) -> Step:
         from trl.experimental.gold.gold_trainer import ULDLoss
     hidden, weight, labels = hidden_and_weight(sizes)
     length = sizes.N // sizes.B
-    teacher = torch.randn(sizes.N, sizes.V, generator=torch.Generator().manual_seed(1)) * 3
-    teacher = teacher.reshape(sizes.B, length, -1)
+    teacher = dense_teacher(sizes).reshape(sizes.B, length, -1)
     theirs = ULDLoss(
         SimpleNamespace(  # type: ignore[arg-type]  # its configuration needs a whole training run
             uld_crossentropy_weight=1.0,
