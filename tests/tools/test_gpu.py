@@ -1,17 +1,20 @@
 """The stages for a CUDA machine run at tiny sizes on a CPU, so that they cannot rot unseen."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kit.paths import ROOT
-from tools.gpu.__main__ import STAGES
 from tools.gpu.checks import outcomes
 from tools.gpu.page import page
+from tools.gpu.stage import Partial
+from tools.gpu.timing import Device
 
 
 def run(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -25,14 +28,25 @@ def run(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("stage", [s for s in STAGES if s != "checks"])
-def test_a_stage_runs_and_leaves_its_results(tmp_path: Path, stage: str) -> None:
-    done = run(tmp_path, "--only", stage)
-    assert done.returncode == 0, (tmp_path / f"{stage}.log").read_text()[-2000:]
-    found = json.loads((tmp_path / f"{stage}.json").read_text())
+def assert_measured(found: dict[str, Any], stage: str) -> None:
     assert found["device"] == {"name": "cpu"}
     assert all(took["seconds"] > 0 for took in found["results"]["contenders"].values())
-    assert f"## {stage}" in (tmp_path / "RESULTS.md").read_text()
+    assert f"## {stage}" in page({stage: found})
+
+
+def test_a_stage_runs_in_a_process_and_leaves_its_results(tmp_path: Path) -> None:
+    done = run(tmp_path, "--only", "capture")
+    assert done.returncode == 0, (tmp_path / "capture.log").read_text()[-2000:]
+    assert_measured(json.loads((tmp_path / "capture.json").read_text()), "capture")
+    assert "## capture" in (tmp_path / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("stage", ["losses", "steps"])
+def test_a_stage_measures_every_contender(tmp_path: Path, stage: str) -> None:
+    out, device = tmp_path / "found.json", Device(cpu=True)
+    partial = Partial(out, device)
+    partial.write(importlib.import_module(f"tools.gpu.{stage}").measure(device, partial))
+    assert_measured(json.loads(out.read_text()), stage)
 
 
 @pytest.mark.slow

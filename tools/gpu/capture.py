@@ -55,7 +55,7 @@ def contend(sizes: Sizes, folder: Path, device: Device, partial: stage.Partial) 
         for turn in range(TURNS + 1):
             found = {
                 "bare": timed(device, lambda: bare(model, batches)),
-                "ours": timed(device, lambda turn=turn: ours(sizes, folder, turn, spent)),  # type: ignore[misc]
+                "ours": timed(device, lambda turn=turn: ours(sizes, folder, turn, spent)),
             }
             for name, took in found.items():
                 if turn:  # the first warms up

@@ -37,7 +37,6 @@ from tools.gpu.timing import Device
 
 BASE, OURS, LIVE = "Trainer with Liger", "ce", "live teacher"
 FROM_STORE = ("mapped_kl", "uld", "tail_kl", "alm")
-STEPS, WARM = 8, 3
 
 
 class Shape:
@@ -45,6 +44,7 @@ class Shape:
 
     def __init__(self, *, tiny: bool) -> None:
         self.tiny = tiny
+        self.warm, self.steps = (1, 2) if tiny else (3, 8)
         self.vocabulary = 500 if tiny else 128_256
         self.rows, self.words = (2, 16) if tiny else (8, 512)
 
@@ -106,7 +106,7 @@ def prepare(shape: Shape, folder: Path, device: Device) -> None:
     import logitstore
 
     gen = torch.Generator().manual_seed(0)
-    count = shape.rows * (STEPS + WARM)
+    count = shape.rows * (shape.steps + shape.warm)
     numbers = torch.randint(1, shape.vocabulary - 20, (count, shape.words), generator=gen)
     rows = [{"text": "".join(f" w{int(i)}" for i in row)} for row in numbers]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -130,7 +130,7 @@ def trainer_of(name: str, shape: Shape, folder: Path, device: Device) -> Trainer
 
     common: dict[str, Any] = {
         "output_dir": str(folder / "out"),
-        "max_steps": STEPS + WARM,
+        "max_steps": shape.steps + shape.warm,
         "per_device_train_batch_size": shape.rows,
         "train_sampling_strategy": "sequential",
         "optim": "sgd",
@@ -150,7 +150,8 @@ def trainer_of(name: str, shape: Shape, folder: Path, device: Device) -> Trainer
     if name == BASE:
         return plain(model, args, tokenizer, common, device)
     if name == LIVE:
-        teacher = shape.student(device).to(device.dtype).eval()
+        teacher: Any = shape.student(device)
+        teacher = teacher.to(device.dtype).eval()
         return LiveTeacherTrainer(
             teacher=teacher, model=model, args=args, processing_class=tokenizer
         )
@@ -178,7 +179,7 @@ def plain(model: Any, args: Any, tokenizer: Any, common: dict[str, Any], device:
     )
 
 
-def timed(trainer: Trainer, device: Device) -> dict[str, float]:
+def timed(trainer: Trainer, device: Device, warm: int) -> dict[str, float]:
     """Seconds of a step, from asking for its data to its end: the median but for the first."""
     ends: list[float] = []
 
@@ -186,15 +187,15 @@ def timed(trainer: Trainer, device: Device) -> dict[str, float]:
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             device.wait()
             ends.append(time.perf_counter())
-            if len(ends) == WARM:
+            if len(ends) == warm:
                 device.start_peak()
 
     trainer.add_callback(Clock())
     trainer.train()
-    took = [b - a for a, b in zip(ends[WARM - 1 :], ends[WARM:], strict=False)]
+    took = [b - a for a, b in zip(ends[warm - 1 :], ends[warm:], strict=False)]
     waits = [
         entry["store_wait_fraction"]
-        for entry in trainer.state.log_history[WARM:]
+        for entry in trainer.state.log_history[warm:]
         if "store_wait_fraction" in entry
     ]
     found = {"seconds": statistics.median(took), "least_seconds": min(took)}
@@ -212,7 +213,7 @@ def measure(device: Device, partial: stage.Partial) -> dict[str, Any]:
         prepare(shape, folder, device)
         for contender in (BASE, OURS, *FROM_STORE, LIVE, f"{BASE}, again"):
             made = trainer_of(contender.removesuffix(", again"), shape, folder, device)
-            found[contender] = timed(made, device)
+            found[contender] = timed(made, device, shape.warm)
             del made
             gc.collect()
             if not device.is_cpu:
