@@ -168,8 +168,9 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
         name: {key: torch.from_numpy(array).to(sizes.device) for key, array in each.items()}
         for name, each in arrays.items()
     }
-    assert pieces is not None
-    starts = {piece.start: piece for piece in pieces.each}
+    # None where a sequence is longer than a chunk and must stay whole: all at once then.
+    starts = {} if pieces is None else {piece.start: piece for piece in pieces.each}
+    ranges = None if pieces is None else [(piece.start, piece.stop) for piece in pieces.each]
     rows = torch.arange(sizes.N, device=sizes.device)
     batch = {
         "teacher": teacher,
@@ -180,7 +181,8 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
     }
 
     def objective(answer: Any, start: int, _stop: int) -> Tensor:
-        terms = terms_of(piece_of(teacher, starts[start]), answer, settings)
+        part = piece_of(teacher, starts[start]) if starts else teacher
+        terms = terms_of(part, answer, settings)
         ce, kd = terms.values()
         return ce.values_P.sum() / sizes.N + kd.values_P.sum() / len(teacher[name]["index"])
 
@@ -191,7 +193,7 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
             rows,
             query_of(batch, settings),
             objective,
-            [(piece.start, piece.stop) for piece in pieces.each],
+            ranges,
         )
 
     return stepped(hidden, weight, loss)

@@ -97,8 +97,11 @@ def terms_of(
     """`ce` first, then a term for each loss of the batch, or of a piece of it, in its order."""
     ce_N = -answer.label_logprob_N
     terms = {"ce": _exact(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
-    for name, arrays in teacher.items():
-        terms[name] = _TERMS[name](arrays, answer, settings)
+    # Autocast around the model's forward would take matrix products of a loss in half precision,
+    # whose range e^(-cost / 0.1) of a transport plan leaves.
+    with torch.autocast(ce_N.device.type, enabled=False):
+        for name, arrays in teacher.items():
+            terms[name] = _TERMS[name](arrays, answer, settings)
     return terms
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import logitstore
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of, rendering_of
@@ -189,7 +190,9 @@ def prepare(
             if isinstance(settings.tokens_per_batch, int)
             else DEFAULT_TOKENS_PER_BATCH
         ),
-        "versions": {p: version(p) for p in ("logitstore", "torch", "transformers")},
+        # Of the package itself as it was imported: a checkout need not be installed.
+        "versions": {"logitstore": logitstore.__version__}
+        | {p: version(p) for p in ("torch", "transformers")},
     }
     reader = RowReader(render, limits) if sampling is None else PromptReader(render, limits)
     return Task(found, rows, reader, spec, plan, text_bytes, provenance, settings)

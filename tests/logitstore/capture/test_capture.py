@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -416,3 +417,21 @@ def test_a_teacher_that_is_not_there_or_not_its_tokenizers_is_refused(
     small = tiny.save(tmp_path / "small", tiny.llama(300), tiny.byte_bpe(400, bos=True))
     with pytest.raises(InputError, match=r"predicts 300 ids, but its tokenizer makes 400"):
         run(small, data, tmp_path / "s")
+
+
+def test_a_checkout_that_is_not_installed_captures_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that only has the sources, no distribution is called logitstore."""
+
+    def known(package: str) -> str:
+        if package == "logitstore":
+            raise PackageNotFoundError(package)
+        return "1.0"
+
+    monkeypatch.setattr("logitstore.capture.task.version", known)
+    tokenizer = tiny.byte_bpe()
+    teacher = tiny.save(tmp_path / "teacher", tiny.llama(len(tokenizer)), tokenizer)
+    (tmp_path / "rows.jsonl").write_text('{"text": "one row"}\n')
+    store = logitstore.capture(teacher, tmp_path / "rows.jsonl", out=tmp_path / "store")
+    assert store.provenance["versions"]["logitstore"] == logitstore.__version__
