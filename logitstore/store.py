@@ -27,7 +27,7 @@ from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +60,9 @@ from logitstore.reading.threads import decode_parts, for_each
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, store_path
+
+if TYPE_CHECKING:
+    import zarr
 
 log = logging.getLogger(__name__)
 
@@ -225,6 +228,31 @@ class LogitStore:
             CorruptStoreError: It is damaged.
         """
         return self._shard(index)
+
+    def read_shard(self, index: int, read: Callable[[Shard], T]) -> T:
+        """What `read` gives of a shard; once more where what failed can be put right.
+
+        Raises:
+            CorruptStoreError: It is damaged.
+        """
+        return self._read_at(index, 0, lambda shard, _: read(shard))
+
+    @property
+    def zarr(self) -> "zarr.Group":
+        """The arrays of all shards as they are stored, as a read-only zarr group.
+
+        One subgroup a shard: `store.zarr["00000/token_ids"][:]`. Bytes are checked before zarr
+        sees them (see `zarr_view.py`); what they mean is in section 5 of FORMAT.md. Of a compact
+        store, zarr warns that its codec (pcodec) is not in the zarr specification.
+
+        Raises (what is read from the group, too):
+            CorruptStoreError: Bytes are damaged, or decode to far more than is stored of them.
+            MissingLibraryError: The store is compact, and pcodec is not installed.
+            InputError: The group is written to.
+        """
+        from logitstore.reading.zarr_view import open_zarr
+
+        return open_zarr(self)
 
     def row(self, r: int) -> list[int]:
         """The sequences that are the parts of dataset row r, in order.

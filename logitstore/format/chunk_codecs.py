@@ -54,6 +54,18 @@ class Coding(Protocol):
             copy: Do not compress.
         """
 
+    def check_header(self, payload: bytes, size: int, dtype: np.dtype[Any]) -> None:
+        """Check that the payload says it is one full chunk, before anything decodes it.
+
+        Args:
+            payload: A chunk as it is stored, without its checksum.
+            size: Elements of a full chunk.
+            dtype: Of the elements.
+
+        Raises:
+            ValueError: It says anything else; reads on from "chunk 7 …".
+        """
+
     def decode_into(self, payload: bytes, out: AnyArray) -> None:
         """The reverse, into a contiguous array of a chunk's shape.
 
@@ -86,16 +98,19 @@ class Blosc:
         with one_thread():
             return bytes(blosc.compress(chunk, b"zstd", 0 if copy else _BLOSC_LEVEL, self.number))
 
-    def decode_into(self, payload: bytes, out: AnyArray) -> None:
+    def check_header(self, payload: bytes, size: int, dtype: np.dtype[Any]) -> None:
         if len(payload) < _BLOSC_HEADER.size:
             raise ValueError("is too short")
         head = _BLOSC_HEADER.unpack_from(payload)
         versions, flags, type_size, declared, block, stored = head
-        if declared != out.nbytes or stored != len(payload) or block > declared:
+        if declared != size * dtype.itemsize or stored != len(payload) or block > declared:
             raise ValueError(f"declares {declared} bytes")
         found = (versions, flags & ~_BLOSC_FREE_FLAGS, type_size)
-        if found != (_BLOSC_VERSIONS, _BLOSC_ZSTD | self.flag, out.itemsize):
+        if found != (_BLOSC_VERSIONS, _BLOSC_ZSTD | self.flag, dtype.itemsize):
             raise ValueError("is coded in a way the format has not")
+
+    def decode_into(self, payload: bytes, out: AnyArray) -> None:
+        self.check_header(payload, out.size, out.dtype)
         before, blosc.use_threads = blosc.use_threads, False  # see `one_thread`
         try:
             blosc.decompress(payload, out)
@@ -137,11 +152,24 @@ class Pcodec:
             ),
         )
         payload = bytes(library.standalone.simple_compress(chunk.ravel(), config))
-        _check_pcodec_header(payload, chunk)
+        self.check_header(payload, chunk.size, chunk.dtype)
         return payload
 
+    def check_header(self, payload: bytes, size: int, dtype: np.dtype[Any]) -> None:
+        """Hold it to just so many numbers, and its first part to their type and the one mode."""
+        log = size.bit_length() - 1
+        count = (size << 6 | log).to_bytes(-(-(6 + log + 1) // 8), "little")
+        start = _PCODEC_MAGIC + count + bytes([_PCODEC_MAJOR])
+        at = len(start) + 1  # behind the minor version
+        part = payload[at : at + 5]
+        fits = payload[: len(start)] == start and len(part) == 5
+        if not fits or part[0] != _PCODEC_TYPES[dtype.name] or part[4] != 0:
+            raise ValueError(f"is not {size} numbers coded in the one way the format has")
+        if int.from_bytes(part[1:4], "little") >= size:
+            raise ValueError(f"declares more than {size} numbers")
+
     def decode_into(self, payload: bytes, out: AnyArray) -> None:
-        _check_pcodec_header(payload, out)
+        self.check_header(payload, out.size, out.dtype)
         library, flat = pcodec_library(), out.reshape(-1)
         try:
             progress = library.standalone.simple_decompress_into(payload, flat)
@@ -152,20 +180,6 @@ class Pcodec:
             raise ValueError(f"cannot be decoded ({str(e)[:200]})") from None
         if progress.n_processed != len(flat) or not progress.finished:
             raise ValueError(f"holds other than {len(flat)} numbers")
-
-
-def _check_pcodec_header(payload: bytes, out: AnyArray) -> None:
-    """Hold it to just so many numbers, and its first part to their type and the one mode."""
-    log = out.size.bit_length() - 1
-    count = (out.size << 6 | log).to_bytes(-(-(6 + log + 1) // 8), "little")
-    start = _PCODEC_MAGIC + count + bytes([_PCODEC_MAJOR])
-    at = len(start) + 1  # behind the minor version
-    part = payload[at : at + 5]
-    fits = payload[: len(start)] == start and len(part) == 5
-    if not fits or part[0] != _PCODEC_TYPES[out.dtype.name] or part[4] != 0:
-        raise ValueError(f"is not {out.size} numbers coded in the one way the format has")
-    if int.from_bytes(part[1:4], "little") >= out.size:
-        raise ValueError(f"declares more than {out.size} numbers")
 
 
 def _is_pcodecs(e: BaseException) -> bool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from logitstore.errors import CorruptStoreError
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.limits import check_ratio
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import LinesReader
@@ -176,6 +177,37 @@ class Shard:
         reader = self._arrays[name]
         try:
             return reader[0 : reader.spec.shape[0]]
+        except ValueError as e:
+            self._raise(str(e), self.rows)
+
+    def stored_bytes(self, member: str, start: int = 0, stop: int | None = None) -> memoryview:
+        """Some bytes of a member of the zarr group as they are stored, checked.
+
+        Raises:
+            KeyError: There is no such member.
+            MissingLibraryError: What decodes them is not installed.
+            CorruptStoreError: The chunks that they reach into are damaged, or are not chunks.
+        """
+        data = self.archive[member]
+        name = member.split("/")[0]
+        if name in self._arrays and member == self._arrays[name].spec.data_member:
+            try:
+                self._arrays[name].check_stored(start, len(data) if stop is None else stop)
+            except ValueError as e:
+                self._raise(str(e), self.rows)
+        return data[start:stop]
+
+    def check_whole(self) -> None:
+        """Reject a shard whose arrays together decode to far more than is stored of them.
+
+        A sequence is held to the same ratio when it is read; this is for who reads whole arrays.
+
+        Raises:
+            CorruptStoreError: They do.
+        """
+        costs = [r.cost(0, r.spec.shape[0]) for r in self._arrays.values()]
+        try:
+            check_ratio(*map(sum, zip(*costs, strict=True)))
         except ValueError as e:
             self._raise(str(e), self.rows)
 
