@@ -3,7 +3,8 @@
 Fast: the seal, the digest of every file, the size of every shard. Deep: every chunk and page is
 decoded as well, and what it says is checked for sense: every row has its lines, ids are in the
 vocabulary and write the text, entries are sorted, head and tail are one, byte spans are inside the
-text and parts of a row do not overlap.
+text and parts of a row do not overlap. Asked for a second opinion, every array is decoded by zarr,
+too, and compared.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 
 from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
-from logitstore.errors import CorruptStoreError, IncompleteStoreError, StorageError
+from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
     DONE_FILE,
@@ -86,7 +87,7 @@ class VerifyReport:
 
 
 def verify_store(
-    path: StorePath, *, deep: bool = False, allow_partial: bool = False
+    path: StorePath, *, deep: bool = False, by_zarr: bool = False, allow_partial: bool = False
 ) -> VerifyReport:
     """Check a store.
 
@@ -94,13 +95,17 @@ def verify_store(
         path: The store's folder, or its address in a bucket. Its objects are read anew, not from
             the cache.
         deep: Decode everything, too.
+        by_zarr: With `deep`: decode the arrays by zarr as well, and compare.
         allow_partial: Check what an unfinished capture has committed.
 
     Raises:
         NotAStoreError: There is no store here.
         FormatError: A newer format version.
         IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
+        InputError: `by_zarr` without `deep`.
     """
+    if by_zarr and not deep:
+        raise InputError("--zarr is a second opinion on what is decoded: add --deep.")
     report = VerifyReport()
     try:
         header = StoreHeader.read(path)
@@ -118,7 +123,7 @@ def verify_store(
     report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
         report.damaged += _check_seal(path, header.spec)
-    _check_shards(path, header, report, deep)
+    _check_shards(path, header, report, deep, by_zarr)
     return report
 
 
@@ -164,7 +169,9 @@ def _check_seal(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
             yield Damage(INDEX_FILE, None, str(e))
 
 
-def _check_shards(path: StorePath, header: StoreHeader, report: VerifyReport, deep: bool) -> None:
+def _check_shards(
+    path: StorePath, header: StoreHeader, report: VerifyReport, deep: bool, by_zarr: bool
+) -> None:
     plan = header.plan
     indexed = _indexed(path) if report.is_complete else {}
     there = set(range(plan.shard_count) if report.is_complete else list_shards(path, plan))
@@ -184,8 +191,10 @@ def _check_shards(path: StorePath, header: StoreHeader, report: VerifyReport, de
                 except CorruptStoreError as e:
                     report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e)))
                 else:
-                    if deep:
-                        report.damaged += (Damage(name, *d) for d in _read_all(shard, check))
+                    found = list(_read_all(shard, check)) if deep else []
+                    if by_zarr and not found:
+                        found = list(_read_by_zarr(shard, header, index))
+                    report.damaged += (Damage(name, *d) for d in found)
             shown.update(1)
 
 
@@ -251,6 +260,16 @@ def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int
         yield (lost[0], lost[-1]), f"{len(lost)} rows have no line"
     elif supervised != shard.about["supervised_bytes"]:
         yield shard.rows, "the supervised bytes do not add up to what the shard says"
+
+
+def _read_by_zarr(
+    shard: Shard, header: StoreHeader, index: int
+) -> Iterator[tuple[tuple[int, int], str]]:
+    """(rows, reason) for every array that zarr does not decode as this package does."""
+    from logitstore.checking.by_zarr import disagreements  # here: zarr is slow to import
+
+    for reason in disagreements(shard, header, index):
+        yield shard.rows, f"{reason}, unlike this program. One of the two is wrong: report it"
 
 
 def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> Iterator[str]:

@@ -400,13 +400,19 @@ def report(
 def verify(
     store: StoreArg,
     deep: Annotated[bool, typer.Option("--deep", help="Decode everything, too.")] = False,
+    by_zarr: Annotated[
+        bool,
+        typer.Option("--zarr", help="With --deep: decode the arrays by zarr, too, and compare."),
+    ] = False,
     as_json: JsonOpt = False,
     allow_partial: PartialOpt = False,
 ) -> None:
     """Check every byte of a store. Exit 0 whole, 1 damaged, 2 not a store."""
     from logitstore.checking.verify import verify_store
 
-    report = verify_store(store_path(store), deep=deep, allow_partial=allow_partial)
+    report = verify_store(
+        store_path(store), deep=deep, by_zarr=by_zarr, allow_partial=allow_partial
+    )
     if as_json:
         typer.echo(json.dumps(report.to_json()))
     else:

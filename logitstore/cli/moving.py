@@ -25,17 +25,29 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     store: StoreArg,
-    to: Annotated[str, typer.Option(help="parquet.", show_default=False)],
-    out: Annotated[Path, typer.Option(help="Folder to make.", show_default=False)],
+    to: Annotated[str, typer.Option(help="parquet or zarr.", show_default=False)],
+    out: Annotated[
+        str, typer.Option(help="Folder to make; for zarr also a URL.", show_default=False)
+    ],
     as_json: JsonOpt = False,
 ) -> None:
-    """Write a store as Parquet that pyarrow, datasets and polars read, and `import` takes back."""
+    """Write a store as Parquet, which `import` takes back, or as a zarr group of decoded arrays.
+
+    Parquet is read by pyarrow, datasets and polars, zarr by xarray and dask.
+    """
+    if to == "zarr":
+        from logitstore.moving.zarr_export import export_zarr
+
+        found = export_zarr(store, out)
+        text = "{path}: {arrays:,} zarr arrays, {records:,} records, {entries:,} entries"
+        typer.echo(json.dumps(found) if as_json else text.format(**found))
+        return
+    if to != "parquet":
+        raise InputError(f"--to is {to}, expected parquet or zarr.")
     from logitstore.moving.parquet.export import export_parquet
 
-    if to != "parquet":
-        raise InputError(f"--to is {to}, expected parquet.")
-    export_parquet(store, out)
-    files = sorted(out.rglob("*.parquet"))
+    folder = export_parquet(store, out)
+    files = sorted(folder.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
     if as_json:
         typer.echo(json.dumps({"path": str(out), "files": len(files), "file_bytes": size}))

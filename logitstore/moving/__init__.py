@@ -1,6 +1,7 @@
-"""Stores into other things and back: Parquet, other tools' dumps, parts and unions of stores.
+"""Stores into other things and back: Parquet, zarr, other tools' dumps, parts and unions of stores.
 
     parquet/                 a store as Parquet that anybody reads, and the same store again
+    zarr_export.py           a store as decoded zarr arrays; zarr_columns.py: which they are
     subset.py, merge.py      some rows of a store; several stores as one
     dumps/                   what other tools wrote of a teacher, as a store
 

@@ -1,10 +1,12 @@
 """What moving between stores needs of a store's folder."""
 
+import os
 from os import PathLike
 from pathlib import Path
 
 from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.format.spec import StoreSpec
+from logitstore.storage import commit
 from logitstore.storage.files import file_sha256
 from logitstore.store import LogitStore, open_store
 
@@ -24,6 +26,24 @@ def open_finished(path: str | PathLike[str]) -> LogitStore:
             "that writes it again, to finish it first."
         )
     return store
+
+
+def publish_folder(unnamed: Path, target: Path) -> None:
+    """Give a folder that was written under a temporary name its own, once all of it is durable.
+
+    Raises:
+        FileExistsError: The name is taken.
+        OSError: The file system refuses.
+    """
+    for path in (*unnamed.rglob("*"), unnamed):
+        if path.is_dir():
+            commit.OS_FS.sync_folder(path)
+        else:
+            with path.open("rb") as f:
+                os.fsync(f.fileno())
+    if not commit.rename_if_free(unnamed, target):
+        unnamed.rename(target)  # refuses, too, where the name is that of a folder with files
+    commit.OS_FS.sync_folder(target.parent)
 
 
 def tokenizer_files(store: LogitStore) -> dict[str, bytes]:

@@ -168,15 +168,15 @@ class Shard:
             self._raise(f"{LINES_MEMBER}: {e}", self.rows)
         return np.array(rows, np.int64)
 
-    def array(self, name: str) -> npt.NDArray[Any]:
-        """An array of elements as it is stored, whole.
+    def array(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        """An array of elements as it is stored, whole or from `start` to `stop`.
 
         Raises:
             CorruptStoreError: Its bytes are damaged.
         """
         reader = self._arrays[name]
         try:
-            return reader[0 : reader.spec.shape[0]]
+            return reader[start : reader.spec.shape[0] if stop is None else stop]
         except ValueError as e:
             self._raise(str(e), self.rows)
 

@@ -1,6 +1,5 @@
 """`logitstore export --to parquet`: a store as files that anybody reads."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from os import PathLike
@@ -11,7 +10,7 @@ import pyarrow.parquet as pq
 from logitstore.console.progress import progress
 from logitstore.errors import MismatchError
 from logitstore.format.spec import TOKENIZER_FOLDER
-from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.moving.folders import open_finished, publish_folder, tokenizer_files
 from logitstore.moving.parquet.columns import (
     DATA_FOLDER,
     Sequence_,
@@ -58,7 +57,10 @@ def export_parquet(store: str | PathLike[str], out: str | PathLike[str]) -> Path
                 path = unnamed / DATA_FOLDER / file_name(index, len(source.shards))
                 for count in _write_shard(source, index, path):
                     shown.update(count)
-        _publish(unnamed, target)
+        publish_folder(unnamed, target)
+    except FileExistsError:
+        _check_free(target)
+        raise
     except OSError as e:
         raise commit.explain(e, target) from e
     finally:
@@ -92,7 +94,6 @@ def _write_shard(store: LogitStore, index: int, path: Path) -> Iterator[int]:
         for sequences in _groups(shard):
             writer.write_table(table_of(store.spec, sequences).replace_schema_metadata())
             yield len(sequences)
-    _sync(path)
 
 
 def _groups(shard: Shard) -> Iterator[list[Sequence_]]:
@@ -106,20 +107,3 @@ def _groups(shard: Shard) -> Iterator[list[Sequence_]]:
             held, records = [], 0
     if held:
         yield held
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as f:
-        os.fsync(f.fileno())
-
-
-def _publish(unnamed: Path, target: Path) -> None:
-    for folder in (unnamed / DATA_FOLDER, unnamed / TOKENIZER_FOLDER, unnamed):
-        commit.OS_FS.sync_folder(folder)
-    try:
-        if not commit.rename_if_free(unnamed, target):
-            unnamed.rename(target)  # refuses, too, where the name is that of a folder with files
-    except FileExistsError:
-        _check_free(target)
-        raise
-    commit.OS_FS.sync_folder(target.parent)

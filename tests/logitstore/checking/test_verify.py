@@ -279,3 +279,49 @@ def test_an_unfinished_store_is_not_whole(tmp_path: Path) -> None:
     code, _, err = run("verify", str(tmp_path / "s"))
     assert (code, "holds 4 of 12 rows" in err) == (2, True)
     assert run("verify", str(tmp_path / "s"), "--allow-partial", "--deep")[0] == 0
+
+
+@pytest.mark.parametrize("codec", ["portable", "compact"])
+def test_zarr_is_a_second_opinion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    """What it decodes otherwise is damage; that of one array, and of the shard's rows."""
+    of = stores.spec(codec=codec, temperatures=(2.0, 0.5), draws=3, chunks=(3, 7))
+    stores.write(tmp_path / "s", of)
+    asked = ("verify", str(tmp_path / "s"), "--deep", "--zarr")
+    assert run(*asked)[:2] == (0, "3 shards, 12 rows: whole\n")
+    right = Shard.array
+
+    def wrong(self: Shard, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        values = right(self, name, start, stop)
+        return values + (name == "lognorm" and self.rows[0] == 3)
+
+    monkeypatch.setattr(Shard, "array", wrong)
+    code, out, err = run(*asked)
+    assert (code, out) == (1, "3 shards, 12 rows: 1 files damaged\n")
+    assert "shards/00001.zarr.zip rows 3 to 6: zarr 3" in err
+    assert "decodes other values of lognorm, unlike this program" in err
+
+
+def test_what_zarr_cannot_decode_is_damage(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("error during blosc decompression: -1")
+
+    monkeypatch.setattr("numcodecs.blosc.Blosc.decode", fail)
+    reasons = [d.reason for d in verify_store(whole, deep=True, by_zarr=True).damaged]
+    assert any("cannot decode token_ids (RuntimeError: error during blosc" in r for r in reasons)
+
+
+def test_damage_is_said_once_not_by_zarr_too(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    shard = copy / "shards" / "00000.zarr.zip"
+    data = bytearray(shard.read_bytes())
+    data[60] ^= 1
+    shard.write_bytes(data)
+    [damage] = verify_store(copy, deep=True, by_zarr=True).damaged
+    assert "SHA-256" in damage.reason
+
+
+def test_a_second_opinion_needs_a_first(whole: Path) -> None:
+    code, _, err = run("verify", str(whole), "--zarr")
+    assert (code, "add --deep" in err) == (2, True)

@@ -122,7 +122,7 @@ def test_a_wrong_request_is_one_message_and_writes_nothing(run: Run, tmp_path: P
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years")
     cases = {
-        ("export", "s", "--to", "csv", "--out", "x"): "--to is csv, expected parquet.",
+        ("export", "s", "--to", "csv", "--out", "x"): "--to is csv, expected parquet or zarr.",
         ("export", "s", "--to", "parquet", "--out", "e"): (
             "<here>/e: is there already, and an export replaces nothing. Choose another --out."
         ),

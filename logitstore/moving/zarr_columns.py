@@ -1,0 +1,184 @@
+"""The arrays of an export to zarr: which there are, what they mean, and their next elements.
+
+Lists of different lengths lie one after the other, and a start and a count say where each is: of a
+sequence's records, of a record's entries and draws, of a sequence's text.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from logitstore.format.canonical_json import canonical_json
+from logitstore.format.spec import StoreSpec
+from logitstore.reading.shard import Shard
+from logitstore.records import SequenceText, TokenRecords
+
+Array = npt.NDArray[Any]
+Batch = tuple[list[SequenceText], list[TokenRecords]]
+
+_BATCH_RECORDS = 16_384
+_BATCH_SEQUENCES = 256
+#: Sentences for who has the arrays and nothing else.
+HOW_TO_READ = (
+    "A record describes the distribution that predicted its token, given everything before it.",
+    "Records of sequence i: record_start[i] up to record_start[i] + record_count[i].",
+    (
+        "Entries of record t, most probable first: entry_start[t] up to entry_start[t] + "
+        "entry_count[t]; draws likewise. What the entries leave out has probability "
+        "exp(tail_logmass[t]): together they are 1."
+    ),
+    "Log-probabilities are natural logarithms, over the full vocabulary, at temperature 1.",
+    (
+        "The bytes of record t of sequence i: text[text_start[i] + byte_starts[t] - "
+        "supervised_start[i]], byte_lengths[t] of them, UTF-8; none for a token that ends a text."
+    ),
+    (
+        "lines[line_start[i] : line_start[i] + line_bytes[i]] is JSON: the dataset row with its "
+        "context, roles, status and messages."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """An array of an export.
+
+    Attributes:
+        name: Its name.
+        axis: Its dimension, or its first.
+        dtype: Of its elements.
+        about: What an element is.
+        units: Of the elements, where they have one.
+        counts: The dimension that it counts along, of a count.
+    """
+
+    name: str
+    axis: str
+    dtype: str
+    about: str
+    units: str = ""
+    counts: str = ""
+
+    @property
+    def attributes(self) -> dict[str, str]:
+        """As xarray and CF name them."""
+        found = {"long_name": self.about, "units": self.units, "sample_dimension": self.counts}
+        return {name: value for name, value in found.items() if value}
+
+
+def columns_of(spec: StoreSpec) -> list[Column]:
+    """The arrays of an export of such a store."""
+    nats = "nats"
+    found = [
+        Column("row", "sequence", "i8", "row of the dataset"),
+        Column("part", "sequence", "i4", "number of the window of a row that was split, or 0"),
+        Column("record_start", "sequence", "i8", "first record"),
+        Column("record_count", "sequence", "i8", "records", counts="record"),
+        Column("supervised_start", "sequence", "i8", "supervised text of earlier parts", "bytes"),
+        Column("text_start", "sequence", "i8", "first byte in `text`"),
+        Column("text_bytes", "sequence", "i8", "length in `text`", "bytes", "text_byte"),
+        Column("line_start", "sequence", "i8", "first byte in `lines`"),
+        Column("line_bytes", "sequence", "i8", "length in `lines`", "bytes", "line_byte"),
+        Column("text", "text_byte", "u1", "supervised text, UTF-8"),
+        Column("lines", "line_byte", "u1", "rows with context, roles and status, JSON in UTF-8"),
+        Column("token_ids", "record", "u4", "the teacher's token"),
+        Column("byte_starts", "record", "i8", "supervised bytes of the row before it", "bytes"),
+        Column("byte_lengths", "record", "u2", "bytes that the token writes", "bytes"),
+        Column("token_logprob", "record", "f4", "log-probability of the token", nats),
+        Column("tail_logmass", "record", "f4", "log of the probability outside the entries", nats),
+        Column("entropy", "record", "f4", "entropy of the full distribution", nats),
+        Column("entry_start", "record", "i8", "first entry"),
+        Column("entry_count", "record", "u2", "entries", counts="entry"),
+        Column("entry_logprobs", "entry", "f4", "log-probability", nats),
+    ]
+    if spec.has_ids:
+        found.append(Column("entry_ids", "entry", "u4", "token of the vocabulary"))
+    if spec.temperatures:
+        about = "log of the sum over the vocabulary of p to the power of 1 / temperature"
+        found.append(Column("lognorm", "record", "f4", about, nats))
+        found.append(Column("temperature", "temperature", "f8", "temperatures of lognorm"))
+    if spec.has_logit_std:
+        about = "lognorm at a temperature of logit_std + 1e-4"
+        found.append(Column("logit_std", "record", "f4", "standard deviation of the logits"))
+        found.append(Column("lognorm_std", "record", "f4", about, nats))
+    if spec.draws:
+        found += [
+            Column("draw_start", "record", "i8", "first draw"),
+            Column("draw_count", "record", "u2", "distinct draws", counts="draw"),
+            Column("sample_ids", "draw", "u4", "token drawn from outside the entries"),
+            Column("sample_counts", "draw", "u1", "how often it was drawn"),
+        ]
+    return [_marked(column) if column.name in spec.missing else column for column in found]
+
+
+def _marked(column: Column) -> Column:
+    """A column of what the source of an import did not say."""
+    return replace(column, about=f"{column.about}; not said by the import, not to be used")
+
+
+def batches(shard: Shard) -> Iterator[Batch]:
+    """The sequences of a shard, a batch at a time."""
+    counts = np.diff(shard.record_offsets)
+    first = records = 0
+    for i, count in enumerate(counts):
+        if i > first and (records + count > _BATCH_RECORDS or i - first >= _BATCH_SEQUENCES):
+            yield _batch(shard, range(first, i))
+            first, records = i, 0
+        records += int(count)
+    if len(counts):
+        yield _batch(shard, range(first, len(counts)))
+
+
+def _batch(shard: Shard, places: range) -> Batch:
+    return [shard.text(i) for i in places], shard.records_of(places)
+
+
+class Columns:
+    """Columns of consecutive sequences; keeps count of how much came before.
+
+    Attributes:
+        totals: Elements so far along each dimension.
+    """
+
+    def __init__(self, spec: StoreSpec) -> None:
+        names = (c.name for c in columns_of(spec) if c.axis in ("record", "entry", "draw"))
+        self._fields = [n for n in names if not n.endswith("_start")]
+        self.totals = dict.fromkeys(("sequence", "record", "entry", "draw"), 0)
+        self.totals |= {"text_byte": 0, "line_byte": 0}
+
+    def of(self, lines: list[SequenceText], records: list[TokenRecords]) -> dict[str, Array]:
+        """The next elements of every array."""
+        texts = [line.supervised_bytes for line in lines]
+        encoded = [canonical_json(_line(line)) for line in lines]
+        found = {
+            "row": np.array([line.row for line in lines]),
+            "part": np.array([line.part for line in lines]),
+            "supervised_start": np.array([line.supervised_start for line in lines]),
+            "record_count": np.array([len(r) for r in records]),
+            "text_bytes": np.array([len(t) for t in texts]),
+            "line_bytes": np.array([len(t) for t in encoded]),
+            "text": np.frombuffer(b"".join(texts), np.uint8),
+            "lines": np.frombuffer(b"".join(encoded), np.uint8),
+        }
+        found |= {n: np.concatenate([getattr(r, n) for r in records]) for n in self._fields}
+        self.totals["sequence"] += len(lines)
+        found["record_start"] = self._starts("record", found["record_count"])
+        found["text_start"] = self._starts("text_byte", found["text_bytes"])
+        found["line_start"] = self._starts("line_byte", found["line_bytes"])
+        found["entry_start"] = self._starts("entry", found["entry_count"])
+        if "draw_count" in found:
+            found["draw_start"] = self._starts("draw", found["draw_count"])
+        return found
+
+    def _starts(self, axis: str, counts: Array) -> Array:
+        """Where lists of these lengths begin along a dimension."""
+        stops = self.totals[axis] + np.cumsum(counts, dtype=np.int64)
+        self.totals[axis] = int(stops[-1])
+        return np.asarray(stops - counts, np.int64)
+
+
+def _line(line: SequenceText) -> dict[str, Any]:
+    return line._asdict() | {"segments": [s._asdict() for s in line.segments]}

@@ -1,0 +1,278 @@
+"""`logitstore export --to zarr`: a store, decoded, as one ordinary zarr v3 group.
+
+    import xarray as xr
+    data = xr.open_zarr("export")                       # lazy; with dask, in parallel
+    i = 5                                               # a sequence
+    records = slice(int(data.record_start[i]), int(data.record_start[i] + data.record_count[i]))
+    data.entropy[records].values
+
+    group attributes     what the teacher was, how it was captured, and how to read the arrays
+    <array>              one a field, all shards together, described by its attributes
+    tokenizer/<file>     the teacher's tokenizer files, as arrays of bytes
+
+Lists of different lengths lie one after the other, and a start and a count say where each is: of a
+sequence's records, of a record's entries and draws, of a sequence's text. Counts carry CF's
+`sample_dimension`. Log-probabilities are float32 in nats, as `store[i]` gives them.
+
+zarr decides the bytes; chunks have checksums (crc32c), also those of zeros are written. An array
+grows by whole blocks, so memory is bounded by a batch of sequences and one block an array. A folder
+appears whole, by one rename; in a bucket the group's own `zarr.json` is written last, and without
+it nothing opens.
+"""
+
+import shutil
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.abc.buffer import Buffer as AnyBuffer
+from zarr.abc.store import Store
+from zarr.buffer.cpu import Buffer
+from zarr.codecs import BloscCodec, Crc32cCodec
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
+
+from logitstore.console.progress import progress
+from logitstore.errors import LogitStoreError, MismatchError, StorageError
+from logitstore.format.shard_group import GROUP_MEMBER
+from logitstore.format.spec import TOKENIZER_FOLDER, StoreSpec
+from logitstore.moving.folders import open_finished, publish_folder, tokenizer_files
+from logitstore.moving.zarr_columns import HOW_TO_READ, Column, Columns, batches, columns_of
+from logitstore.storage import commit
+from logitstore.storage.files import read_file
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath, store_path
+from logitstore.storage.retry import explain, retrying
+from logitstore.store import LogitStore
+
+Array = npt.NDArray[Any]
+
+EXPORT_VERSION = 1
+# What a reader decodes for one value, about a megabyte; one length a dimension, as dask wants it.
+_CHUNK_LENGTHS = {"entry": 2**18, "draw": 2**18, "text_byte": 2**20, "line_byte": 2**20}
+_CHUNK_LENGTH = 2**17
+_CHUNKS_OF_BLOCK = 8  # of what zarr calls a shard: one file or object
+_MAX_METADATA = 1024 * 1024  # bytes of an array's, which zarr has just written
+
+
+def export_zarr(store: str | PathLike[str], out: str | PathLike[str]) -> dict[str, Any]:
+    """Write a finished store as a zarr v3 group of decoded arrays: see this module.
+
+    Args:
+        store: The store's folder or URL.
+        out: A folder that is not there yet, or a URL that fsspec writes to, with nothing below it.
+
+    Returns:
+        `path`, and how many `arrays`, `sequences`, `records` and `entries` it has.
+
+    Raises:
+        MismatchError: `out` is there already.
+        InputError: A URL of a kind that cannot be written.
+        CorruptStoreError: Bytes of the store are damaged; nothing was written.
+        StorageError: The file system or object store refused; nothing was written.
+    """
+    source, target = open_finished(store), store_path(out)
+    _check_free(target)
+    where = commit.temporary(target) if isinstance(target, Path) else target
+    try:
+        if isinstance(where, Path):
+            commit.make_folder(where.parent)
+        totals = _write(source, where)
+        if isinstance(where, Path) and isinstance(target, Path):
+            publish_folder(where, target)
+    except OSError as e:
+        raise _explained(e, target) from e
+    finally:
+        _clean_up(where)
+    return {"path": str(target), "arrays": len(columns_of(source.spec))} | totals
+
+
+def _write(source: LogitStore, where: StorePath) -> dict[str, int]:
+    """Write every array, then the group; sequences, records and entries that it has."""
+    tokenizer = tokenizer_files(source)
+    arrays = {c.name: GrowingArray(c, where, source.spec) for c in columns_of(source.spec)}
+    columns = Columns(source.spec)
+    with progress(len(source), "export", "sequences") as shown:
+        for index in source.shards:
+            for lines, records in batches(source.shard(index)):
+                for name, values in columns.of(lines, records).items():
+                    arrays[name].append(values)
+                shown.update(len(lines))
+    if source.spec.temperatures:
+        arrays["temperature"].append(np.array(source.spec.temperatures))
+    for array in arrays.values():
+        array.close()
+    for name, data in tokenizer.items():
+        column = Column(name, f"byte of {name}", "u1", "a file of the teacher's tokenizer")
+        file = GrowingArray(column, where / TOKENIZER_FOLDER, source.spec)
+        file.append(np.frombuffer(data, np.uint8))
+        file.close()
+    _finish(where, [*arrays, *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer)], _about(source))
+    names = ("sequence", "record", "entry")
+    return {f"{n[:-1]}ies" if n[-1] == "y" else f"{n}s": columns.totals[n] for n in names}
+
+
+class GrowingArray:
+    """A zarr array that is written from its beginning to its end, in whole blocks."""
+
+    def __init__(self, column: Column, group: StorePath, spec: StoreSpec) -> None:
+        self._column, self._place = column, group / column.name
+        is_table = column.name == "lognorm"
+        self._more = (len(spec.temperatures),) if is_table else ()
+        self._names = (column.axis, "temperature") if is_table else (column.axis,)
+        self._chunk = _CHUNK_LENGTHS.get(column.axis, _CHUNK_LENGTH)
+        self._block = self._chunk * _CHUNKS_OF_BLOCK
+        self._held: list[Array] = []
+        self._held_length = self._written = 0
+        self._array: zarr.Array[Any] | None = None
+
+    def append(self, values: Array) -> None:
+        """Add elements; written as soon as they fill a block."""
+        self._held.append(np.asarray(values, self._column.dtype))
+        self._held_length += len(values)
+        if self._held_length >= self._block:
+            joined = np.concatenate(self._held)
+            whole = len(joined) - len(joined) % self._block
+            self._write(joined[:whole])
+            self._held, self._held_length = [joined[whole:].copy()], len(joined) - whole
+
+    def close(self) -> None:
+        """Write what is left."""
+        empty = np.zeros((0, *self._more), self._column.dtype)
+        self._write(np.concatenate([empty, *self._held]))
+
+    def _write(self, values: Array) -> None:
+        if self._array is None:
+            self._array = _retried(self._place, lambda: self._create(len(values)))
+        array, start, stop = self._array, self._written, self._written + len(values)
+
+        def write() -> None:
+            if array.shape[0] != stop:
+                array.resize((stop, *self._more))
+            if len(values):
+                array[start:stop] = values
+
+        _retried(self._place, write)
+        self._written = stop
+
+    def _create(self, length: int) -> "zarr.Array[Any]":
+        column = self._column
+        chunk = min(self._chunk, max(length, 1))  # of a small array, what it has
+        shuffle: Any = "shuffle" if column.dtype == "f4" else "bitshuffle"
+        return zarr.create_array(
+            _zarr_store(self._place),
+            shape=(length, *self._more),
+            chunks=(chunk, *self._more),
+            shards=(self._block if chunk == self._chunk else chunk, *self._more),
+            dtype=column.dtype,
+            fill_value=0,
+            compressors=[BloscCodec(cname="zstd", clevel=5, shuffle=shuffle), Crc32cCodec()],
+            attributes=dict(column.attributes),
+            dimension_names=self._names,
+            overwrite=True,  # what an attempt left whose answer was lost
+            config={"write_empty_chunks": True},
+        )
+
+
+def _finish(where: StorePath, arrays: list[str], attributes: dict[str, Any]) -> None:
+    """Write the groups' metadata, the root's last and with that of all arrays consolidated in it.
+
+    xarray then opens the whole by one file; zarr's own way writes the root twice, so it is made in
+    memory first.
+    """
+    files = {f"{name}/{GROUP_MEMBER}" for name in arrays}
+    known: dict[str, AnyBuffer] = {
+        name: Buffer.from_bytes(read_file(where / name, _MAX_METADATA)) for name in files
+    }
+    store = MemoryStore(known)
+    about = {"long_name": "the teacher's tokenizer, a file an array"}
+    with warnings.catch_warnings():  # that other programs may not know consolidated metadata
+        warnings.simplefilter("ignore")
+        zarr.create_group(store, attributes=attributes)
+        zarr.create_group(store, path=TOKENIZER_FOLDER, attributes=about)
+        zarr.consolidate_metadata(store)
+    for name in (f"{TOKENIZER_FOLDER}/{GROUP_MEMBER}", GROUP_MEMBER):
+        _put(where / name, known[name].to_bytes())
+
+
+def _zarr_store(place: StorePath) -> Store:
+    """Zarr's store at one array: of a store further up, zarr makes the group as well, first."""
+    if isinstance(place, RemotePath):
+        return FsspecStore.from_url(place.url)
+    return LocalStore(place)
+
+
+def _retried(place: StorePath, action: Callable[[], Any]) -> Any:
+    return retrying(action, place.url) if isinstance(place, RemotePath) else action()
+
+
+def _put(place: StorePath, data: bytes) -> None:
+    if isinstance(place, RemotePath):
+        fs, key = fsspec.url_to_fs(place.url)
+        retrying(lambda: fs.pipe_file(key, data), place.url)
+    else:
+        commit.overwrite(place, data)
+
+
+def _about(source: LogitStore) -> dict[str, Any]:
+    """The group's attributes."""
+    teacher = source.spec.teacher
+    return {
+        "title": f"Predictions of {teacher['architecture']} for {source.plan.rows:,} rows of text",
+        "how_to_read": list(HOW_TO_READ),
+        "logitstore": {
+            "export_version": EXPORT_VERSION,
+            "content": vars(source.spec),
+            "provenance": source.provenance,
+            "dataset_sha256": source.plan.dataset_sha256,
+            "plan_sha256": source.plan.digest,
+            "rows": source.plan.rows,
+            "fidelity": asdict(source.fidelity),
+        },
+    }
+
+
+def _check_free(target: StorePath) -> None:
+    """See that nothing is there."""
+    again = "an export replaces nothing. Choose another --out"
+    if isinstance(target, Path):
+        if target.is_symlink() or target.exists():
+            raise MismatchError(f"{target}: is there already, and {again}.")
+    elif (target / GROUP_MEMBER).exists():
+        raise MismatchError(f"{target}: is there already, and {again}.")
+    elif names := target.names():
+        raise MismatchError(
+            f"{target}: holds {names[0]} but no zarr.json: other files, or what an interrupted "
+            f"export left, and {again}, or remove what is there."
+        )
+
+
+def _explained(error: OSError, target: StorePath) -> LogitStoreError:
+    """What made an export fail, and what to do about it."""
+    if isinstance(target, Path):
+        if isinstance(error, FileExistsError):
+            return MismatchError(f"{target}: was made by another process meanwhile.")
+        return commit.explain(error, target)
+    if isinstance(error, FileNotFoundError):
+        return StorageError(
+            f"{target}: there is no such bucket. Make it first, or choose another --out."
+        )
+    return error if isinstance(error, LogitStoreError) else explain(error, target.url, 1)
+
+
+def _clean_up(where: StorePath) -> None:
+    """Remove what did not become an export."""
+    if isinstance(where, Path):
+        shutil.rmtree(where, ignore_errors=True)
+        return
+    with suppress(Exception):  # the first failure is the one to report
+        if not (where / GROUP_MEMBER).exists():
+            fs, key = fsspec.url_to_fs(where.url)
+            fs.rm(key, recursive=True)
