@@ -112,6 +112,7 @@ COMMANDS = (
     "logitstore capture",
     "logitstore info",
     "logitstore show",
+    "logitstore export",
     "distill train",
     "distill evaluate",
     "distill coverage",
