@@ -207,6 +207,3 @@ class CaptureSettings:
                 f"--temperature is given twice for one of {list(self.temperatures)}. "
                 "Give each once."
             )
-
-
-DEFAULT_TOKENS_PER_BATCH = 8192

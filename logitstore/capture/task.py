@@ -14,7 +14,7 @@ import logitstore
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import limits_of, rendering_of
-from logitstore.capture.settings import AUTO, DEFAULT_TOKENS_PER_BATCH, CaptureSettings
+from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -27,6 +27,7 @@ from logitstore.errors import InputError
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
+from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter, tokenizer_digests
 

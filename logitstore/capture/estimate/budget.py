@@ -18,8 +18,8 @@ import numpy as np
 
 from logitstore.capture.passes.split_on_oom import too_long
 from logitstore.capture.sequences.windows import TeacherSequence
-from logitstore.capture.settings import DEFAULT_TOKENS_PER_BATCH
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 if TYPE_CHECKING:
     from logitstore.capture.estimate.sample import Sample

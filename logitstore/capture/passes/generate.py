@@ -44,6 +44,7 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.draws import GENERATION, gumbel, random_words
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.errors import InputError
+from logitstore.text.token_budget import by_token_budget
 from logitstore.text.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
@@ -257,17 +258,15 @@ class Completer:
 
 
 def batches(wanted: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
-    """Of one limit each, longest prompts first, as many as fit the budget of padded tokens.
+    """Cut completions into batches of one limit each, of at most `budget` padded tokens.
 
     A row with less room than others would otherwise run past the end of what the model reads.
     """
-    order = sorted(wanted, key=lambda w: (-w.limit, -len(w.token_ids), w.row))
+    order = sorted(wanted, key=lambda w: (-w.limit, w.row))
     for limit, group in groupby(order, key=lambda w: w.limit):
-        left = list(group)
-        while left:
-            count = max(1, budget // (len(left[0].token_ids) + limit))
-            yield left[:count]
-            left = left[count:]
+        same = list(group)
+        for batch in by_token_budget([len(w.token_ids) + limit for w in same], budget):
+            yield [same[i] for i in batch]
 
 
 class _OnlyTokens(LogitsProcessor):

@@ -25,17 +25,15 @@ from logitstore.capture.teacher.weights import input_device, load_model
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import StoreSpec
+from logitstore.text.token_budget import by_token_budget
 from logitstore.writing.encode import RawRecords, encode_records
 
 
 def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[int]]:
-    """Sequences with records, longest first, as many as fit the budget of padded tokens."""
-    order = [i for i, s in enumerate(sequences) if s.records]
-    order.sort(key=lambda i: (-sequences[i].length, i))
-    while order:
-        count = max(1, budget // sequences[order[0]].length)
-        yield order[:count]
-        order = order[count:]
+    """Cut the sequences with records into batches of at most `budget` padded tokens."""
+    chosen = [i for i, s in enumerate(sequences) if s.records]
+    for batch in by_token_budget([sequences[i].length for i in chosen], budget):
+        yield [chosen[n] for n in batch]
 
 
 class TeacherPass:
