@@ -435,7 +435,7 @@ WRONG = (
     Wrong(
         "a tokenizer cut off",
         "logitstore capture bad-tokenizer rows.jsonl --out s",
-        "bad-tokenizer: cannot load a teacher from here (tokenizer.json is damaged: "
+        "bad-tokenizer: AutoTokenizer cannot load it (tokenizer.json is damaged: "
         "JSONDecodeError: Expecting value: line 1 column 11 (char 10)). Give a folder with "
         "config.json, weights and a fast tokenizer, or a hub id that this machine can reach or "
         "has cached.",
@@ -443,7 +443,7 @@ WRONG = (
     Wrong(
         "a teacher without tokenizer",
         "logitstore capture no-tokenizer rows.jsonl --out s",
-        "no-tokenizer: cannot load a teacher from here (ValueError: Couldn't instantiate the "
+        "no-tokenizer: AutoTokenizer cannot load it (ValueError: Couldn't instantiate the "
         "backend tokenizer from one of: (1) a `tokenizers` library serialization file,). Give a "
         "folder with config.json, weights and a fast tokenizer, or a hub id that this machine "
         "can reach or has cached.",
@@ -617,7 +617,7 @@ WRONG = (
     Wrong(
         "a template's tokenizer cut off",
         "logitstore capture chatty talk.jsonl --out s --chat-template-path bad-tokenizer",
-        "--chat-template-path bad-tokenizer: no tokenizer can be read there (tokenizer.json is "
+        "--chat-template-path bad-tokenizer: AutoTokenizer cannot load it (tokenizer.json is "
         "damaged: JSONDecodeError: Expecting value: line 1 column 11 (char 10)). Give a Jinja "
         "file, or the folder of a tokenizer that has a chat template.",
     ),
@@ -1119,15 +1119,16 @@ WRONG = (
         "coverage by nobody",
         "distill coverage store /nowhere/student",
         "/nowhere/student: AutoTokenizer cannot load it (there is no such folder). Give the "
-        "folder of a model with its tokenizer, or a hub id that this machine can reach or has "
-        "cached.",
+        "folder of a language model with its tokenizer, or a hub id that this machine can reach "
+        "or has cached.",
     ),
     Wrong(
         "coverage by a tokenizer cut off",
         "distill coverage store bad-tokenizer",
         "bad-tokenizer: AutoTokenizer cannot load it (tokenizer.json is damaged: "
         "JSONDecodeError: Expecting value: line 1 column 11 (char 10)). Give the folder of a "
-        "model with its tokenizer, or a hub id that this machine can reach or has cached.",
+        "language model with its tokenizer, or a hub id that this machine can reach or has "
+        "cached.",
     ),
     Wrong(
         "coverage of nothing",

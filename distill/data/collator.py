@@ -13,7 +13,8 @@ from distill.data.example import Example
 from distill.data.packing import Layout, one_a_row
 from distill.data.ragged import tensors_of
 from distill.data.targets import Arrays, no_pairs
-from distill.student.encoder_decoder import NO_LABEL, Sides
+from distill.student.encoder_decoder import Sides
+from logitstore.text.token_ids import NO_LABEL
 
 
 class Collator:

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from distill.alignment.align import Spans, align
 from distill.alignment.vocab_map import VocabMap, prefix_map
@@ -33,8 +32,7 @@ from distill.data.dataset import StoreDataset
 from distill.data.targets import teacher_spans
 from distill.losses.requirements import teacher_name
 from logitstore import open_store
-from logitstore.errors import InputError
-from logitstore.models.loading import why_not_loaded
+from logitstore.models.loading import load_tokenizer
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
@@ -119,7 +117,7 @@ def of_pair(
 ) -> Facts:
     """:func:`coverage` of a store's folder and a student's, of which only the tokenizer is read."""
     opened = open_store(store, allow_partial=allow_partial)
-    tokenizer = _tokenizer(student)
+    tokenizer = load_tokenizer(student)
     reader = ByteTokenizer(tokenizer)
     template = None
     if opened.spec.rendering["kind"] == "conversation":
@@ -203,17 +201,6 @@ def table(facts: Facts) -> str:
 def as_json(facts: Facts) -> str:
     """The facts for machines."""
     return json.dumps(facts, indent=1)
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # a broken file gives any class, a bare Exception too
-        raise InputError(
-            f"{name}: AutoTokenizer cannot load it ({why_not_loaded(name, error)}). Give the "
-            "folder of a model with its tokenizer, or a hub id that this machine can reach or has "
-            "cached."
-        ) from error
 
 
 def _maps(data: StoreDataset) -> VocabMap:

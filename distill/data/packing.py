@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from logitstore.errors import InputError
+from logitstore.models.context_length import context_length
 
 Ints = npt.NDArray[np.int64]
 
@@ -102,8 +103,7 @@ def layout_of(model: Any) -> Layout:
     """How to pack for this model, which :func:`check_packing` has let pass."""
     if _is_flash(model):
         return in_one_row
-    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return partial(packed, most=readable)
+    return partial(packed, most=context_length(model.config))
 
 
 def check_packing(model: Any) -> None:

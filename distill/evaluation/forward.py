@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from distill.head.query import HeadAnswer, HeadQuery
 from distill.head.student_head import StudentHead
-from distill.student.encoder_decoder import NO_LABEL, SEEN, Sides
+from distill.student.encoder_decoder import SEEN, Sides
+from logitstore.text.token_ids import NO_LABEL
 
 Ints = npt.NDArray[np.int64]
 

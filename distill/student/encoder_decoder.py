@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from logitstore.errors import InputError
+from logitstore.text.token_ids import NO_LABEL
 from logitstore.text.tokenizer import ByteTokenizer
 
-NO_LABEL = -100
 #: What a model is given of a batch, where it is there.
 SEEN = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 

@@ -5,24 +5,22 @@ No code from a model's folder is run. An encoder-decoder is told by its config.
 
 import dataclasses
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     set_seed,
 )
 
 from logitstore.errors import InputError
-from logitstore.models.loading import why_not_loaded, why_unreachable
+from logitstore.models.loading import load_or_explain, load_tokenizer
 from logitstore.storage.files import read_file
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -101,7 +99,6 @@ class StudentArguments:
             )
 
 
-_T = TypeVar("_T")
 _ADAPTER_FILE, _MAX_ADAPTER_BYTES = "adapter_config.json", 1024 * 1024
 
 
@@ -128,8 +125,11 @@ def load_student(
         )
         return found
 
-    tokenizer = _tokenizer(tokenizer_name or name, None if tokenizer_name else revision)
-    return _or_say(name, "AutoModelForCausalLM or AutoModelForSeq2SeqLM", model), tokenizer
+    tokenizer = load_tokenizer(
+        tokenizer_name or name, revision=None if tokenizer_name else revision
+    )
+    by = "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+    return load_or_explain(name, model, f"{name}: {by} cannot load it"), tokenizer
 
 
 def make_student(
@@ -159,7 +159,9 @@ def make_student(
 def _new(
     arguments: StudentArguments, name: str, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    tokenizer = _tokenizer(arguments.tokenizer_name_or_path or name, arguments.model_revision)
+    tokenizer = load_tokenizer(
+        arguments.tokenizer_name_or_path or name, revision=arguments.model_revision
+    )
 
     def model() -> PreTrainedModel:
         config = AutoConfig.from_pretrained(
@@ -171,7 +173,7 @@ def _new(
         )
         return made
 
-    return _or_say(name, "AutoConfig", model), tokenizer
+    return load_or_explain(name, model, f"{name}: AutoConfig cannot load it"), tokenizer
 
 
 def _adapted(model: PreTrainedModel, arguments: StudentArguments) -> Any:
@@ -222,29 +224,6 @@ def _dtype(name: str, config: Any = None) -> Any:
     if name != "auto":
         return getattr(torch, name)
     return "auto" if config is None else getattr(config, "dtype", None) or torch.float32
-
-
-def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
-    def tokenizer() -> PreTrainedTokenizerBase:
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            name, revision=revision, trust_remote_code=False
-        )
-        return found
-
-    return _or_say(name, "AutoTokenizer", tokenizer)
-
-
-def _or_say(name: str, by: str, load: Callable[[], _T]) -> _T:
-    why, cause = why_unreachable(name), None
-    if why is None:
-        try:
-            return load()
-        except Exception as error:  # a broken file gives any class, a bare Exception too
-            why, cause = why_not_loaded(name, error), error
-    raise InputError(
-        f"{name}: {by} cannot load it ({why}). Give the folder of a language model with its "
-        "tokenizer, or a hub id that this machine can reach or has cached."
-    ) from cause
 
 
 def check_embeddings(model: PreTrainedModel, student: ByteTokenizer) -> None:

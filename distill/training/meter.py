@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.training.loss_terms import named
+from logitstore.text.token_ids import NO_LABEL
 
 
 class Meter:
@@ -58,7 +59,7 @@ class Meter:
         has_label = torch.bincount(batch["example"], minlength=rows) > 0
         facts = [
             batch["aligned"].sum(),
-            (batch["labels"] != -100).sum(),
+            (batch["labels"] != NO_LABEL).sum(),
             batch["tokens"].sum(),
             batch["skipped"].sum(),
             batch["text_changed"].sum(),

@@ -77,6 +77,7 @@ from distill.training.preflight import (
 )
 from logitstore import open_store
 from logitstore.errors import InputError
+from logitstore.models.context_length import context_length
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -484,7 +485,7 @@ def _dataset(
         )
     else:
         check_no_template(args, store.path)
-    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    readable = context_length(model.config)
     return StoreDataset(
         store,
         student,

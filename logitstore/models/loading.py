@@ -1,18 +1,91 @@
 """Loading and saving models and tokenizers: why one does not load, what one writes."""
 
+from __future__ import annotations
+
 import json
 import socket
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from logitstore.errors import in_a_line
+from logitstore.errors import InputError, in_a_line
 from logitstore.format.canonical_json import canonical_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 #: One of them is cached of whatever was loaded before: of a model, a tokenizer, adapters.
 _DESCRIBING = ("config.json", "tokenizer_config.json", "adapter_config.json")
+#: The next step of a message about a model or a tokenizer that does not load.
+GIVE_A_MODEL = (
+    "Give the folder of a language model with its tokenizer, or a hub id that this machine can "
+    "reach or has cached."
+)
+_Loaded = TypeVar("_Loaded")
+
+
+def load_tokenizer(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    trust_remote_code: bool = False,
+    named_by: str = "",
+    advice: str = GIVE_A_MODEL,
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a folder or a hub id.
+
+    Args:
+        name: Hub id or folder, as the user gave it.
+        revision: Branch, tag or commit of a hub id.
+        local_files_only: Whether the hub is never asked.
+        trust_remote_code: Whether code that comes with the tokenizer may run.
+        named_by: The flag that names it, for the message.
+        advice: The last sentence of the message: what to give instead.
+
+    Raises:
+        InputError: It cannot be loaded; says why.
+    """
+
+    def load() -> PreTrainedTokenizerBase:
+        from transformers import AutoTokenizer
+
+        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            str(name),
+            revision=revision,
+            local_files_only=local_files_only,
+            trust_remote_code=trust_remote_code,
+        )
+        return found
+
+    where = f"{named_by} {name}".lstrip()
+    return load_or_explain(str(name), load, f"{where}: AutoTokenizer cannot load it", advice)
+
+
+def load_or_explain(
+    name: str, load: Callable[[], _Loaded], fault: str, advice: str = GIVE_A_MODEL
+) -> _Loaded:
+    """Call `load`, and turn whatever it raises into one error in a line.
+
+    Args:
+        name: Hub id or folder of what is loaded, as the user gave it.
+        load: Calls `transformers`.
+        fault: The first words of the message: what cannot be loaded, by what.
+        advice: The last sentence of the message: what to give instead.
+
+    Raises:
+        InputError: It cannot be loaded, or the hub cannot be reached.
+    """
+    why, cause = why_unreachable(name), None
+    if why is None:
+        try:
+            return load()
+        except Exception as error:  # a broken file gives any class, a bare Exception too
+            why, cause = why_not_loaded(name, error), error
+    raise InputError(f"{fault} ({why}). {advice}") from cause
 
 
 def why_not_loaded(name: str, error: Exception) -> str:

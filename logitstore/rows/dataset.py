@@ -34,12 +34,11 @@ from logitstore.rows import arrow_text as as_bytes
 from logitstore.rows.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
 from logitstore.rows.sources import load_split
 from logitstore.text.conversation import Message, parsed, read_messages, without_missing
-from logitstore.text.token_ids import TokenRow
+from logitstore.text.token_ids import NO_LABEL, TokenRow
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_NOT_TRAINED_ON = -100  # in `labels`
 _BATCH_ROWS = 10_000
 #: Which column has what would do as well as the completion.
 REFERENCES = "references"
@@ -175,7 +174,7 @@ class Rows:
                 )
         is_wanted = np.ones(len(ids), np.bool_)
         if "labels" in row:
-            is_wanted &= row["labels"] != _NOT_TRAINED_ON
+            is_wanted &= row["labels"] != NO_LABEL
             _check_labels(ids, row["labels"], is_wanted, where)
         for mask in set(MASKS) & set(row):
             is_wanted &= row[mask] != 0
@@ -348,7 +347,7 @@ def _check_labels(
         t = int(wrong[0])
         raise InputError(
             f"{where}: label {t:,} is {labels[t]}, expected the token itself ({ids[t]}) or "
-            f"{_NOT_TRAINED_ON}. Labels lie on their own tokens here, as Trainer has them: do not "
+            f"{NO_LABEL}. Labels lie on their own tokens here, as Trainer has them: do not "
             "shift them."
         )
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from logitstore.errors import InputError, in_a_line
-from logitstore.models.loading import why_not_loaded
+from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
 from logitstore.text.conversation import Conversation, Message
 from logitstore.text.tokenizer import END_TOKENS, ByteTokenizer, utf8
@@ -240,17 +240,8 @@ def read_template(path: str | Path, flag: str = "--chat-template-path") -> str |
     """
     place = Path(path)
     if place.is_dir():
-        from transformers import AutoTokenizer
-
-        try:
-            found = AutoTokenizer.from_pretrained(
-                str(place), trust_remote_code=False, local_files_only=True
-            ).chat_template
-        except Exception as error:  # a broken file gives any class
-            raise InputError(
-                f"{flag} {path}: no tokenizer can be read there "
-                f"({why_not_loaded(str(path), error)}). {_WHICH}"
-            ) from error
+        tokenizer = load_tokenizer(path, local_files_only=True, named_by=flag, advice=_WHICH)
+        found: Any = tokenizer.chat_template
         if not found:
             raise InputError(f"{flag} {path}: the tokenizer there has no chat template. {_WHICH}")
         return dict(found) if isinstance(found, dict) else str(found)

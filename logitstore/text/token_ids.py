@@ -30,6 +30,8 @@ from logitstore.records import Segment
 from logitstore.text.token_spans import Bools, Int64s
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
+#: In `labels`, the place of a token that is not trained on; what torch's cross-entropy ignores.
+NO_LABEL = -100
 BARE, BEGIN, END, MARK = "bare", "begin", "end", "mark"
 _ROLES = (None, BARE, BEGIN, END, MARK)
 

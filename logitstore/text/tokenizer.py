@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.models.loading import why_not_loaded
+from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
 from logitstore.text.token_bytes import standins, written_bytes
 from logitstore.text.token_spans import Bools, Int64s, spans_from_offsets
@@ -182,20 +182,10 @@ class ByteTokenizer:
         Raises:
             InputError: There is no such folder, or no tokenizer that can be read in it.
         """
-        from transformers import AutoTokenizer
-
         if not Path(path).is_dir():
             raise InputError(f"{path}: no such folder. Give a folder with a tokenizer.json in it.")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path), trust_remote_code=False, local_files_only=True
-            )
-        except Exception as error:  # a broken file gives any class, a bare Exception too
-            raise InputError(
-                f"{path}: no tokenizer could be read there ({why_not_loaded(str(path), error)}). "
-                "Save one with AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)."
-            ) from error
-        return cls(tokenizer)
+        advice = "Save one with AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)."
+        return cls(load_tokenizer(path, local_files_only=True, advice=advice))
 
     def encode(
         self,

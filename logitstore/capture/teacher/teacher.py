@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from logitstore.capture.teacher.quantization import (
     DTYPES,
@@ -16,10 +16,15 @@ from logitstore.capture.teacher.quantization import (
     transformers_config,
 )
 from logitstore.errors import InputError
+from logitstore.models.context_length import context_length
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
-from logitstore.models.loading import saved_files, why_not_loaded
+from logitstore.models.loading import load_or_explain, load_tokenizer, saved_files
 from logitstore.text.tokenizer import ByteTokenizer
 
+_GIVE_A_TEACHER = (
+    "Give a folder with config.json, weights and a fast tokenizer, or a hub id that this machine "
+    "can reach or has cached."
+)
 _UNLIMITED_TOKENS = 1_000_000_000  # tokenizers without a limit report a number beyond this
 
 
@@ -69,8 +74,7 @@ class Teacher:
     @property
     def context_length(self) -> int | None:
         """Tokens it can read at once, if it says."""
-        positions = getattr(self.config.get_text_config(), "max_position_embeddings", None)
-        return int(positions) if positions else None
+        return context_length(self.config)
 
 
 def find_teacher(
@@ -88,16 +92,17 @@ def find_teacher(
     Raises:
         InputError: There is no such model, or it cannot be used.
     """
-    options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(name, **options)
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception as e:  # a broken file gives any class, a bare Exception too
-        raise InputError(
-            f"{name}: cannot load a teacher from here ({why_not_loaded(name, e)}). Give a folder "
-            "with config.json, weights and a fast tokenizer, or a hub id that this machine can "
-            "reach or has cached."
-        ) from e
+    config: Any = load_or_explain(
+        name,
+        lambda: AutoConfig.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        ),
+        f"{name}: cannot load a teacher from here",
+        _GIVE_A_TEACHER,
+    )
+    tokenizer = load_tokenizer(
+        name, revision=revision, trust_remote_code=trust_remote_code, advice=_GIVE_A_TEACHER
+    )
     limit = int(min(tokenizer.model_max_length, _UNLIMITED_TOKENS))
     precision = _resolve_dtype(dtype, config)
     return Teacher(

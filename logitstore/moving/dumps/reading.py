@@ -9,7 +9,7 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_folder
-from logitstore.models.loading import saved_files, why_not_loaded
+from logitstore.models.loading import load_tokenizer, saved_files
 from logitstore.moving.dumps import columns, responses
 from logitstore.moving.dumps.files import Row
 from logitstore.moving.dumps.lists import check_largest, checked, without_extras
@@ -63,7 +63,12 @@ class Reader:
         settings.check()
         layout = layout_of(row, settings, where)
         teacher, fingerprint = _teacher(settings, row, where)
-        loaded = _tokenizer(settings.tokenizer)
+        loaded = load_tokenizer(
+            settings.tokenizer,
+            named_by="--tokenizer",
+            advice="Give the folder of the teacher's tokenizer, or a hub id that this machine can "
+            "reach or has cached.",
+        )
         tokenizer = ByteTokenizer(loaded)
         vocab_size = settings.vocab_size or tokenizer.size
         if vocab_size < tokenizer.size:
@@ -188,16 +193,3 @@ def _teacher(settings: ImportSettings, row: Row, where: str) -> tuple[str, str]:
     if settings.teacher and Path(name).is_dir():
         return name, fingerprint_folder(Path(name))
     return name, f"named:{name}"
-
-
-def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # a broken file gives any class, a bare Exception too
-        raise InputError(
-            f"--tokenizer {name}: AutoTokenizer cannot load it ({why_not_loaded(name, error)}). "
-            "Give the folder of the teacher's tokenizer, or a hub id that this machine can reach "
-            "or has cached."
-        ) from error

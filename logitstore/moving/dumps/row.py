@@ -13,10 +13,10 @@ from logitstore.errors import InputError
 from logitstore.moving.dumps.lists import F64, Int64s, Lists
 from logitstore.moving.nested import Nested, nested
 from logitstore.text.conversation import Message
+from logitstore.text.token_ids import NO_LABEL
 
 Bools = npt.NDArray[np.bool_]
 
-_NOT_TRAINED_ON = -100
 #: Columns of zeros and ones, beside token ids.
 MASKS = ("completion_mask", "assistant_masks")
 
@@ -98,7 +98,7 @@ def wanted(row: Mapping[str, Any], ids: Int64s, where: str) -> Bools | None:
                 f"{where}: {name} has {len(values):,} values for {len(ids):,} tokens. Give one a "
                 "token, or leave the column out."
             )
-        is_on = values != (_NOT_TRAINED_ON if name == "labels" else 0)
+        is_on = values != (NO_LABEL if name == "labels" else 0)
         if name == "labels":
             _check_labels(ids, values, is_on, where)
         found = is_on if found is None else found & is_on
@@ -111,7 +111,7 @@ def _check_labels(ids: Int64s, labels: Int64s, is_on: Bools, where: str) -> None
         t = int(wrong[0])
         raise InputError(
             f"{where}, token {t:,}: its label is {labels[t]}, expected the token itself "
-            f"({ids[t]}) or {_NOT_TRAINED_ON}. Labels lie on their own tokens: do not shift them."
+            f"({ids[t]}) or {NO_LABEL}. Labels lie on their own tokens: do not shift them."
         )
 
 

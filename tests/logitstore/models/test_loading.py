@@ -1,0 +1,41 @@
+"""Loading a tokenizer, and the one error where there is none."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from logitstore.errors import InputError
+from logitstore.models.loading import load_tokenizer
+from logitstore.testing import tiny
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    saved = tiny.byte_bpe()
+    saved.save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path).get_vocab() == saved.get_vocab()
+
+
+def test_an_error_names_the_flag_the_reason_and_the_next_step(tmp_path: Path) -> None:
+    expected = (
+        "--tokenizer ./nowhere: AutoTokenizer cannot load it (there is no such folder). Give the "
+        "folder of a language model with its tokenizer, or a hub id that this machine can reach or "
+        "has cached."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(expected)}$"):
+        load_tokenizer("./nowhere", named_by="--tokenizer")
+    tiny.byte_bpe().save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(InputError, match=r"tokenizer\.json is damaged.*\)\. Save it again\.$"):
+        load_tokenizer(tmp_path, advice="Save it again.")
+
+
+def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
+    """A tokenizer class of its own, which would have to be imported from the folder."""
+    tiny.byte_bpe().save_pretrained(tmp_path)
+    config = '{"auto_map": {"AutoTokenizer": ["own.Own", null]}, "tokenizer_class": "Own"}'
+    (tmp_path / "tokenizer_config.json").write_text(config)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w').close()")
+    with pytest.raises(InputError, match="custom code"):
+        load_tokenizer(tmp_path)
+    assert not (tmp_path / "was-run").exists()
