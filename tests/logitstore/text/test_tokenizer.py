@@ -563,7 +563,7 @@ def test_unusable_tokenizers_say_what_to_do(tmp_path):
 
 def test_tiny_tokenizers_are_the_same_in_every_process():
     code = (
-        "from tests import tiny; from logitstore.text.tokenizer import fingerprint\n"
+        "from logitstore.testing import tiny; from logitstore.text.tokenizer import fingerprint\n"
         "for kind in ('byte_bpe', 'unigram', 'sp_bpe', 'wordpiece'):\n"
         "    print(fingerprint(getattr(tiny, kind)()))"
     )
