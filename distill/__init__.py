@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from distill.evaluation.evaluate import bits_per_byte
+    from distill.evaluation.bits_per_byte import bits_per_byte
     from distill.training.config import CachedTeacherConfig
     from distill.training.trainer import CachedTeacherTrainer
 
 _HOME = {
     "CachedTeacherConfig": "distill.training.config",
     "CachedTeacherTrainer": "distill.training.trainer",
-    "bits_per_byte": "distill.evaluation.evaluate",
+    "bits_per_byte": "distill.evaluation.bits_per_byte",
 }
 
 __all__ = ["CachedTeacherConfig", "CachedTeacherTrainer", "bits_per_byte"]

@@ -14,9 +14,11 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from distill.evaluation.settings import METRICS, EvaluationSettings
 from logitstore.console import entry
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
+from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,15 +27,6 @@ app = typer.Typer(
     help="Train students from a logit store, and measure them.",
 )
 
-METRICS = (
-    "bits_per_byte",
-    "agreement",
-    "uld",
-    "calibration",
-    "token_f1",
-    "exact_match",
-    "rouge",
-)
 #: They stand in results.json, which is small.
 MOST_SAMPLES = 32
 
@@ -118,7 +111,7 @@ def evaluate(
     ] = 0,
     tokens_per_batch: Annotated[
         int, typer.Option("--tokens-per-batch", "--tokens_per_batch", help="Padded tokens at once.")
-    ] = 8192,
+    ] = DEFAULT_TOKENS_PER_BATCH,
     as_json: Annotated[bool, typer.Option("--json", help="The run object as JSON.")] = False,
 ) -> None:
     """A model on a dataset, and against a teacher's store, comparable across tokenizers.
@@ -134,9 +127,8 @@ def evaluate(
     with _talk_to_stderr():
         from distill.evaluation.evaluate import evaluate as run_evaluation
 
-        run = run_evaluation(
-            model,
-            data,
+        settings = EvaluationSettings(
+            data=data,
             metrics=chosen,
             store=store,
             split=split,
@@ -153,6 +145,7 @@ def evaluate(
             samples=samples,
             tokens_per_batch=tokens_per_batch,
         )
+        run = run_evaluation(model, settings)
     if as_json:
         print(json.dumps(run, indent=1))
     else:

@@ -1,4 +1,4 @@
-"""What a model writes after a prompt, held against what the dataset has there.
+"""Answers that a model writes to prompts, scored against the references of the dataset.
 
     token_f1, exact_match   of SQuAD (arXiv:1606.05250): lower case, without punctuation, articles
                             and spare white space; F1 over words that both hold, each as often
@@ -19,7 +19,7 @@ Shape legend: B = prompts of a batch, L = padded length.
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,23 +27,25 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.models.context_length import context_length
 from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
+from logitstore.text.token_budget import by_token_budget
 
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-#: Which metrics need written answers.
-METRICS = ("token_f1", "exact_match", "rouge")
+#: Tokens of a prompt, for a model that names no limit.
+_UNLIMITED = 2**31
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 class Question(NamedTuple):
-    """A prompt, and what may follow it.
+    """A prompt, and the answers that count as right.
 
     Attributes:
         token_ids: The prompt.
-        reference: What the dataset goes on with.
+        reference: The answer in the dataset.
         prompt: The prompt as text.
-        others: What would do as well.
+        others: Other answers that are as good.
     """
 
     token_ids: list[int]
@@ -53,22 +55,23 @@ class Question(NamedTuple):
 
     @property
     def references(self) -> tuple[str, ...]:
+        """All answers that count as right."""
         return (self.reference, *self.others)
 
 
 def normalized(text: str) -> str:
-    """SQuAD's: lower case, without punctuation, articles and spare white space."""
+    """Normalise a text as SQuAD does: lower case, no punctuation, articles or spare white space."""
     text = text.lower().translate(_PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 for an answer that is the reference once both are normalised, else 0."""
+    """Compare answer and reference once both are normalised: 1 where they are equal, else 0."""
     return float(normalized(answer) == normalized(reference))
 
 
 def token_f1(answer: str, reference: str) -> float:
-    """Harmonic mean of precision and recall of the reference's words, in [0, 1]."""
+    """Compute the harmonic mean of precision and recall of the reference's words, in [0, 1]."""
     ours, theirs = normalized(answer).split(), normalized(reference).split()
     if not ours or not theirs:  # as in SQuAD 2.0: nothing is the right answer to nothing
         return float(ours == theirs)
@@ -77,7 +80,7 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def rouge() -> Callable[[str, str], dict[str, float]]:
-    """A function of answer and reference that gives F of each of :data:`ROUGE`.
+    """Make a function of answer and reference that gives F of each of :data:`ROUGE`.
 
     Raises:
         InputError: The package is not installed.
@@ -101,7 +104,16 @@ def rouge() -> Callable[[str, str], dict[str, float]]:
 def score_answers(
     answers: Sequence[str], references: Sequence[Sequence[str]], metrics: Sequence[str]
 ) -> dict[str, float]:
-    """Means over all answers, each in [0, 1] and held against the best of its references."""
+    """Score answers, each by the reference that it does best against.
+
+    Args:
+        answers: One for each prompt.
+        references: Of each prompt, at least one.
+        metrics: Names out of `ANSWER_METRICS`; others are ignored.
+
+    Returns:
+        The mean over all answers of each metric, in [0, 1].
+    """
     score = _scorer(metrics)
     each = [
         _best([score(answer, reference) for reference in several])
@@ -111,7 +123,7 @@ def score_answers(
 
 
 def _scorer(metrics: Sequence[str]) -> Callable[[str, str], dict[str, float]]:
-    """All figures of one answer and one reference."""
+    """Make a function of answer and reference that gives every metric."""
     words = {"token_f1": token_f1, "exact_match": exact_match}
     chosen = {name: function for name, function in words.items() if name in metrics}
     n_grams = rouge() if "rouge" in metrics else None
@@ -124,11 +136,12 @@ def _scorer(metrics: Sequence[str]) -> Callable[[str, str], dict[str, float]]:
 
 
 def _best(scores: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Take the largest value of each metric by itself."""
     return {name: max(score[name] for score in scores) for name in scores[0]}
 
 
 def questions(render: Renderer) -> list[Question]:
-    """The prompt of every row that has one and a reference; others have nothing to answer.
+    """Read the prompt and the references of every row that has both.
 
     Raises:
         InputError: No row has both.
@@ -148,7 +161,7 @@ def questions(render: Renderer) -> list[Question]:
 
 
 def question_of(render: Renderer, segments: Sequence[Segment]) -> Question | None:
-    """What stands before the last supervised text of a row, and that text; None without either."""
+    """Split a row before its last supervised text into prompt and answer; None without either."""
     last = max((n for n, s in enumerate(segments) if s.supervised and s.text), default=None)
     if last is None:
         return None
@@ -164,7 +177,6 @@ def question_of(render: Renderer, segments: Sequence[Segment]) -> Question | Non
     return Question(tokens.token_ids.tolist(), reference, "".join(s.text for s in before))
 
 
-@torch.no_grad()
 def write_answers(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
@@ -174,7 +186,15 @@ def write_answers(
     max_new_tokens: int,
     tokens_per_batch: int,
 ) -> list[str]:
-    """What the model writes after each prompt, greedily; prompts lose their head to make room.
+    """Let the model answer each prompt, greedily.
+
+    Args:
+        model: On its device.
+        tokenizer: The model's.
+        asked: The prompts; one that leaves no room for an answer loses its beginning.
+        pad_id: Fills prompts, and what is written behind an end.
+        max_new_tokens: Tokens of an answer at most.
+        tokens_per_batch: Padded tokens of a batch, prompts and answers together.
 
     Raises:
         InputError: The model cannot generate, or reads fewer tokens than it is to write.
@@ -185,9 +205,38 @@ def write_answers(
             "bits_per_byte."
         )
     model.eval()
-    room = _room(model, max_new_tokens)
+    room, ends = _room(model, max_new_tokens), _input_ends(model, tokenizer)
+    config = _greedy(model, tokenizer, pad_id, max_new_tokens)
+    answers = [""] * len(asked)
+    lengths = [min(len(question.token_ids), room) + max_new_tokens for question in asked]
+    with progress(len(asked), "answer", "prompts") as shown:
+        for batch in by_token_budget(lengths, tokens_per_batch):
+            prompts = [asked[i].token_ids[-room:] + ends for i in batch]
+            for i, ids in zip(batch, _write(model, prompts, config), strict=True):
+                answers[i] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+            shown.update(len(batch))
+    return answers
+
+
+@torch.no_grad()
+def _write(model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -> list[list[int]]:
+    """Generate from a batch of prompts: the tokens of each answer, its end and padding."""
+    ids, mask = _left_padded(prompts, config.pad_token_id)
     device = next(model.parameters()).device
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
+    written = model.generate(
+        input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
+    )
+    # Before the answer lies the prompt, or the one token that a decoder starts with.
+    before = 1 if model.config.is_encoder_decoder else ids.shape[1]
+    answers: list[list[int]] = written[:, before:].tolist()
+    return answers
+
+
+def _greedy(
+    model: Any, tokenizer: PreTrainedTokenizerBase, pad_id: int, max_new_tokens: int
+) -> GenerationConfig:
+    """Ask for the most probable token; nothing else of the model's own settings counts."""
+    return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad_id,
@@ -195,63 +244,40 @@ def write_answers(
         bos_token_id=model.generation_config.bos_token_id,
         decoder_start_token_id=model.generation_config.decoder_start_token_id,
     )
-    has_encoder = bool(model.config.is_encoder_decoder)
+
+
+def _input_ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """List what ends the input of an encoder; the prompt of a causal model has no end."""
     eos = tokenizer.eos_token_id
-    ends = [int(eos)] if has_encoder and isinstance(eos, int) else []  # of an encoder's input
-    answers = [""] * len(asked)
-
-    def behind(ids: torch.Tensor) -> int:
-        """Columns before what is written: the prompt, or where a decoder starts."""
-        return 1 if has_encoder else int(ids.shape[1])
-
-    with progress(len(asked), "answer", "prompts") as shown:
-        for batch in _batches(asked, room, max_new_tokens, tokens_per_batch):
-            prompts = [asked[i].token_ids[-room:] + ends for i in batch]
-            ids, mask = _left_padded(prompts, pad_id)
-            written = model.generate(
-                input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=config
-            )
-            for i, row in zip(batch, written[:, behind(ids) :].tolist(), strict=True):
-                answers[i] = str(tokenizer.decode(row, skip_special_tokens=True)).strip()
-            shown.update(len(batch))
-    return answers
+    return [int(eos)] if model.config.is_encoder_decoder and isinstance(eos, int) else []
 
 
 def _room(model: Any, max_new_tokens: int) -> int:
-    """Tokens of a prompt that leave room for the answer."""
-    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Compute the tokens of a prompt that leave room for the answer.
+
+    Raises:
+        InputError: The model reads no more tokens than an answer may have.
+    """
+    readable = context_length(model.config)
     if readable is None:
-        return 2**31
+        return _UNLIMITED
     if readable <= max_new_tokens:
         raise InputError(
             f"--max-new-tokens {max_new_tokens}: the model reads {readable:,} tokens, prompt and "
             "answer together. Give fewer."
         )
-    return int(readable) - max_new_tokens
+    return readable - max_new_tokens
 
 
 def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
-    """Every token that ends an answer: the model's own, and the tokenizer's."""
+    """List the tokens that end an answer: the model's own, and the tokenizer's."""
     own = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
     return sorted(ends) or None
 
 
-def _batches(
-    asked: Sequence[Question], room: int, max_new_tokens: int, tokens_per_batch: int
-) -> Iterator[list[int]]:
-    """Numbers of questions, longest first: neighbours are of like length."""
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i].token_ids), reverse=True)
-    start = 0
-    while start < len(order):
-        length = min(len(asked[order[start]].token_ids), room) + max_new_tokens
-        size = max(1, tokens_per_batch // length)
-        yield order[start : start + size]
-        start += size
-
-
 def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, L) ids and mask: a causal model goes on from the last column."""
+    """Pad prompts to (B, L) ids and mask; on the left, as a model goes on from the last column."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_id] * (width - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

@@ -1,375 +1,230 @@
-"""Measuring a model: bits per byte here, answers and a teacher's judgement in their own modules.
+"""Measuring a model, family by family of metrics:
 
-Bits per byte say how well a model predicts a text, comparable across tokenizers:
+    bits_per_byte                    of a text             bits_per_byte.py
+    token_f1, exact_match, rouge     of its answers        answers.py
+    agreement, uld, calibration      against a teacher     against_store.py
 
-    bits_per_byte = sum over predicted tokens of -log2 p(token | before)  /  their UTF-8 bytes
-
-Nobody is charged for what nobody could predict: a first token with nothing before it (no BOS) is
-left out of both bits and bytes, and so is text that a tokenizer drops. End-of-sequence tokens are
-not added: they have no bytes, so they would charge many short rows more than one long one.
-
-A row longer than the model reads is cut into windows that overlap by half: every token but those of
-the first window has at least half a window before it, and each is counted once.
-
-Shape legend: B = windows of a batch, T = their padded length, N = predicted tokens in them.
+and samples of its answers, for people (samples.py). Each family is a function here that returns
+what it found as a :class:`Measured`; all of them together are a run object, which
+`distill compare` sets beside others.
 """
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from distill.data.example import Store
 from distill.evaluation import against_store, answers
-from distill.evaluation.forward import ask, batch_of
+from distill.evaluation.bits_per_byte import bits_per_byte
+from distill.evaluation.readers import reader_of, renderer_of
 from distill.evaluation.samples import write_samples
-from distill.head.student_head import StudentHead
+from distill.evaluation.settings import BITS_PER_BYTE, EvaluationSettings
 from distill.report.model_card import renew_results
 from distill.report.results import RunObject, peak_rss_bytes, read_results, write_results
-from distill.student.encoder_decoder import Sides
 from distill.student.loading import check_embeddings, load_student
 from distill.student.text import StudentReader
 from logitstore import open_store
-from logitstore.console.progress import progress
-from logitstore.errors import InputError
-from logitstore.rows.dataset import Rows, load_rows
+from logitstore.rows.dataset import load_rows
 from logitstore.rows.renderer import Renderer
-from logitstore.text.chat_template import ChatTemplate, parse_kwargs
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
-#: Padded tokens of a batch: enough to keep two cores busy, few enough for any machine.
-TOKENS_PER_BATCH = 8192
-#: Longest window: models claim to read far more than attention over it is worth here.
-LONGEST_WINDOW = 4096
+#: The key of samples in a run object. They are read and not measured, so nobody asks how long.
+_SAMPLES = "samples"
 
 
-class Window(NamedTuple):
-    """Part of a row: what the model reads, and which of it is counted."""
+class Subject(NamedTuple):
+    """The model that is evaluated, on its device, and its tokenizer."""
 
-    token_ids: np.ndarray[Any, np.dtype[np.int64]]  # (t,)
-    is_counted: np.ndarray[Any, np.dtype[np.bool_]]  # (t,), never at t = 0
-
-
-class Score(NamedTuple):
-    """Bits and bytes of a text, over all of it that was predicted."""
-
-    bits: float
-    bytes: int
-    tokens: int
-    rows: int
-    bytes_left_out: int  # supervised bytes that no predicted token covers
-    rows_skipped: int  # without any predicted token
-
-    @property
-    def bits_per_byte(self) -> float:
-        return self.bits / self.bytes
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
 
 
-def evaluate(
-    model_name: str,
-    data: str | None = None,
-    *,
-    metrics: Sequence[str] = ("bits_per_byte",),
-    store: str | None = None,
-    split: str | None = None,
-    config_name: str | None = None,
-    text_column: str | None = None,
-    references_column: str | None = None,
-    supervise: str | None = None,
-    chat_template_path: str | None = None,
-    chat_template_kwargs: str | None = None,
-    revision: str | None = None,
-    dtype: str = "float32",
-    max_length: int | None = None,
-    max_new_tokens: int = 64,
-    samples: int = 0,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> RunObject:
-    """Measures a model folder or hub id on a dataset, or on a teacher's store, as a run object.
+class Measured(NamedTuple):
+    """What one family of metrics found.
 
-    Where `distill train` made the folder, its run object is taken over, and its file completed.
+    Attributes:
+        figures: By name of the metric.
+        key: What the facts are called in a run object.
+        facts: What it was measured on.
+    """
+
+    figures: dict[str, Any]
+    key: str
+    facts: dict[str, Any]
+
+
+def evaluate(model_name: str, settings: EvaluationSettings) -> RunObject:
+    """Measure a model on a dataset, on a teacher's store, or both.
+
+    Args:
+        model_name: A folder or a hub id. Where `distill train` made the folder, its run object is
+            taken over, and its file and model card are completed.
+        settings: What to measure, and on what.
+
+    Returns:
+        A run object: every figure, and under `evaluation`, `answered` and `judged` what it was
+        measured on, with the seconds and the peak memory of it all.
 
     Raises:
-        LogitStoreError: When model, data or store cannot be loaded, a metric lacks what it needs,
-            or nothing can be measured.
+        LogitStoreError: Model, data or store cannot be loaded, a metric lacks what it needs, or
+            nothing can be measured.
     """
     started = time.perf_counter()
-    check_metrics(metrics, data=data, store=store, samples=samples)
-    if references_column is not None and not set(answers.METRICS) & set(metrics):
-        raise InputError(
-            f"--references-column {references_column}: none of --metrics {','.join(metrics)} reads "
-            f"it. Leave it out, or add one of {', '.join(answers.METRICS)}."
-        )
+    settings.check()
     trained = read_results(Path(model_name))  # now: damage is better met before the work
-    opened = None if store is None else open_store(store)
-    rows = None
-    if data is not None:
-        rows = load_rows(
-            data,
-            split=split,
-            config_name=config_name,
-            text_column=text_column,
-            references_column=references_column,
-        )
-    if "rouge" in metrics:
-        answers.rouge()  # what is not installed is better met before the work, too
-    model, tokenizer = load_student(model_name, revision=revision, dtype=dtype)
-    check_embeddings(model, ByteTokenizer(tokenizer))
-    templates = {"path": chat_template_path, "kwargs": chat_template_kwargs}
-    reader = None
-    if opened is not None:
-        reader = reader_of(opened, model, tokenizer, max_length=max_length, **templates)
-    nn.Module.to(model, torch.accelerator.current_accelerator() or torch.device("cpu"))
-    figures: RunObject = {}
-    if rows is not None:
-        render = renderer_of(
-            rows,
-            tokenizer,
-            supervise=supervise,
-            template_path=chat_template_path,
-            template_kwargs=chat_template_kwargs,
-        )
-        asked = answers.questions(render) if set(answers.METRICS) & set(metrics) else []
-        if "bits_per_byte" in metrics:
-            score = bits_per_byte(
-                model, render, max_length=max_length, tokens_per_batch=tokens_per_batch
-            )
-            figures["bits_per_byte"] = score.bits_per_byte
-            figures["evaluation"] = {"data": data, "split": split, **score._asdict()}
-        if asked:
-            written = answers.write_answers(
-                model,
-                tokenizer,
-                asked,
-                pad_id=render.tokenizer.pad_id,
-                max_new_tokens=max_new_tokens,
-                tokens_per_batch=tokens_per_batch,
-            )
-            references = [question.references for question in asked]
-            figures |= answers.score_answers(written, references, metrics)
-            figures["answered"] = {
-                "data": data,
-                "split": split,
-                "prompts": len(asked),
-                "references": sum(map(len, references)),
-                "max_new_tokens": max_new_tokens,
-            }
-        if samples:
-            figures["samples"] = {
-                "data": data,
-                "split": split,
-                "max_new_tokens": max_new_tokens,
-                "texts": write_samples(
-                    model,
-                    tokenizer,
-                    render,
-                    samples,
-                    max_new_tokens=max_new_tokens,
-                    tokens_per_batch=tokens_per_batch,
-                ),
-            }
-    if opened is not None and reader is not None:
-        judged = [name for name in metrics if name in against_store.METRICS]
-        figures |= against_store.judge(
-            model, opened, reader, judged, tokens_per_batch=tokens_per_batch
-        )
+    measured = [measure() for measure in _families(model_name, settings)]
     used = {
         "time_s": round(time.perf_counter() - started, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
-    for part in ("evaluation", "answered", "judged"):
-        if part in figures:
-            figures[part] |= used
-    if trained is not None:
-        run = {**trained, **figures}
-        write_results(Path(model_name), run)
-        renew_results(Path(model_name), run)
-        return run
-    return {"name": Path(model_name).name, "seed": None, **figures}
+    figures: RunObject = {}
+    for each in measured:
+        facts = each.facts if each.key == _SAMPLES else each.facts | used
+        figures |= {**each.figures, each.key: facts}
+    if trained is None:
+        return {"name": Path(model_name).name, "seed": None, **figures}
+    run = {**trained, **figures}
+    write_results(Path(model_name), run)
+    renew_results(Path(model_name), run)
+    return run
 
 
-def check_metrics(
-    metrics: Sequence[str], *, data: str | None, store: str | None, samples: int = 0
-) -> None:
-    """Every metric must have what it is measured on, and what is given must be measured on.
+def _families(model_name: str, settings: EvaluationSettings) -> list[Callable[[], Measured]]:
+    """Load model, data and store, so that wrong inputs are met before the work.
 
-    Raises:
-        InputError: Names the metric or the flag.
+    Returns:
+        A call for each family that is asked for.
     """
-    if samples and data is None:
-        raise InputError(
-            f"--samples {samples}: written after prompts of a dataset, but none is given. Name it "
-            "behind the model: `distill evaluate MODEL DATA`."
+    store = None if settings.store is None else open_store(settings.store)
+    rows = None
+    if settings.data is not None:
+        rows = load_rows(
+            settings.data,
+            split=settings.split,
+            config_name=settings.config_name,
+            text_column=settings.text_column,
+            references_column=settings.references_column,
         )
-    if data is not None and (Path(data) / "store.json").is_file():
-        raise InputError(
-            f"{data}: is a store, and where a dataset is expected. Give it as --store {data}, with "
-            f"--metrics {','.join(against_store.METRICS)}, or name the dataset of held-out text."
+    if "rouge" in settings.metrics:
+        answers.rouge()  # raises where its package is not installed
+    subject = _load(model_name, settings)
+    families: list[Callable[[], Measured]] = []
+    if rows is not None:
+        render = renderer_of(
+            rows,
+            subject.tokenizer,
+            supervise=settings.supervise,
+            template_path=settings.chat_template_path,
+            template_kwargs=settings.chat_template_kwargs,
         )
-    of_store = [name for name in metrics if name in against_store.METRICS]
-    of_data = [name for name in metrics if name not in against_store.METRICS]
-    if of_data and data is None:
-        raise InputError(
-            f"--metrics {','.join(of_data)}: measured on a dataset, but none is given. Name it "
-            "behind the model: `distill evaluate MODEL DATA`."
+        families += _families_of_rows(subject, render, settings)
+    if store is not None:
+        reader = reader_of(
+            store,
+            *subject,
+            max_length=settings.max_length,
+            path=settings.chat_template_path,
+            kwargs=settings.chat_template_kwargs,
         )
-    if of_store and store is None:
-        raise InputError(
-            f"--metrics {','.join(of_store)}: measured against a teacher, but no store is given. "
-            "Add --store with a store of held-out text."
-        )
-    if store is not None and not of_store:
-        raise InputError(
-            f"--store {store}: none of --metrics {','.join(metrics)} reads it. Leave it out, or "
-            f"add one of {', '.join(against_store.METRICS)}."
-        )
-    if data is not None and not of_data and not samples:
-        raise InputError(
-            f"{data}: none of --metrics {','.join(metrics)} reads a dataset. Leave it out, or add "
-            "bits_per_byte."
-        )
+        families.append(partial(_judge, subject, store, reader, settings))
+    return families
 
 
-def reader_of(
-    store: Store,
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_length: int | None = None,
-    path: str | None = None,
-    kwargs: str | None = None,
-) -> StudentReader:
-    """How a model reads the lines of a store: conversations through its own chat template."""
-    reader, template = ByteTokenizer(tokenizer), None
-    if store.spec.rendering["kind"] == "conversation":
-        given = parse_kwargs(kwargs, "--chat-template-kwargs")
-        template = ChatTemplate.of(
-            tokenizer, reader, path=path, kwargs=given, flag="--chat-template-path"
-        )
-    return StudentReader(
-        reader,
-        store.spec.rendering,
-        store.path,
-        template=template,
-        max_length=_window_width(model, max_length),
+def _families_of_rows(
+    subject: Subject, render: Renderer, settings: EvaluationSettings
+) -> list[Callable[[], Measured]]:
+    """List the families that are measured on a dataset."""
+    families: list[Callable[[], Measured]] = []
+    if BITS_PER_BYTE in settings.metrics:
+        families.append(partial(_predict, subject, render, settings))
+    if settings.answer_metrics:
+        questions = answers.questions(render)
+        families.append(partial(_answer, subject, render, questions, settings))
+    if settings.samples:
+        families.append(partial(_write_samples, subject, render, settings))
+    return families
+
+
+def _load(model_name: str, settings: EvaluationSettings) -> Subject:
+    """Load the model onto the accelerator, or the CPU where there is none."""
+    model: Any  # transformers declares the arguments of its models' `to` wrongly
+    model, tokenizer = load_student(model_name, revision=settings.revision, dtype=settings.dtype)
+    check_embeddings(model, ByteTokenizer(tokenizer))
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    return Subject(model.to(device), tokenizer)
+
+
+def _predict(subject: Subject, render: Renderer, settings: EvaluationSettings) -> Measured:
+    """Measure how well the model predicts the rows."""
+    score = bits_per_byte(
+        subject.model,
+        render,
+        max_length=settings.max_length,
+        tokens_per_batch=settings.tokens_per_batch,
     )
+    figures = {"bits_per_byte": score.bits_per_byte}
+    return Measured(figures, "evaluation", {**_source(settings), **score._asdict()})
 
 
-def renderer_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, **settings: str | None) -> Renderer:
-    """How a model reads the rows: conversations through its own chat template, without EOS.
-
-    Raises:
-        InputError: For rows of tokens, and whatever `Renderer.make` refuses.
-    """
-    if rows.kind == "tokens":
-        raise InputError(
-            f"{rows.name}: its rows are token ids of one tokenizer, but bits per byte are for "
-            "comparing models of any. Name a column of strings with --text-column."
-        )
-    return Renderer.make(rows, tokenizer, ByteTokenizer(tokenizer), add_eos=False, **settings)
-
-
-def bits_per_byte(
-    model: nn.Module,
+def _answer(
+    subject: Subject,
     render: Renderer,
-    *,
-    max_length: int | None = None,
-    tokens_per_batch: int = TOKENS_PER_BATCH,
-) -> Score:
-    """Scores the supervised text of every row.
-
-    Args:
-        model: On its device.
-        render: The rows as it reads them, see :func:`renderer_of`.
-        max_length: Tokens of a window; by default what the model reads, at most LONGEST_WINDOW.
-        tokens_per_batch: Padded tokens of a batch; changes speed and memory only.
-
-    Raises:
-        InputError: When nothing in the rows can be predicted.
-    """
-    rows, reader = render.rows, render.tokenizer
-    width = _window_width(model, max_length)
-    windows: list[Window] = []
-    counted = left_out = skipped = 0
-    with progress(len(rows), "tokenise", "rows") as shown:
-        for i in range(len(rows)):
-            segments, tokens, *_ = render(i)
-            covered = int(tokens.byte_lengths[tokens.has_record].sum())
-            counted += covered
-            left_out += sum(len(s.text.encode()) for s in segments if s.supervised) - covered
-            skipped += not covered
-            windows += cut(tokens, width)
-            shown.update(1)
-    if not counted:
-        raise InputError(
-            f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict. "
-            "Check --split and --text-column."
-        )
-    sides = Sides.of(model, reader)
-    bits = math.fsum(_bits(model, windows, reader.pad_id, tokens_per_batch, sides))
-    total = sum(int(w.is_counted.sum()) for w in windows)
-    return Score(bits, counted, total, len(rows), left_out, skipped)
+    questions: list[answers.Question],
+    settings: EvaluationSettings,
+) -> Measured:
+    """Measure how good the model's answers to the prompts of the rows are."""
+    written = answers.write_answers(
+        subject.model,
+        subject.tokenizer,
+        questions,
+        pad_id=render.tokenizer.pad_id,
+        max_new_tokens=settings.max_new_tokens,
+        tokens_per_batch=settings.tokens_per_batch,
+    )
+    references = [question.references for question in questions]
+    facts = {
+        **_source(settings),
+        "prompts": len(questions),
+        "references": sum(map(len, references)),
+        "max_new_tokens": settings.max_new_tokens,
+    }
+    return Measured(answers.score_answers(written, references, settings.metrics), "answered", facts)
 
 
-def cut(tokens: TokenizedText, width: int) -> list[Window]:
-    """A row as windows of at most `width` tokens; every predicted token counts in exactly one."""
-    # Ends of turns within the text are events without bytes, and no more counted than its own end.
-    ids, is_counted = tokens.token_ids, tokens.has_record & ~tokens.is_eos
-    windows, done, start = [], 0, 0
-    while done < len(ids):
-        stop = min(start + width, len(ids))
-        fresh = is_counted[start:stop] & (np.arange(start, stop) >= done)
-        if fresh.any():
-            windows.append(Window(ids[start:stop], fresh))
-        done, start = stop, start + max(1, width // 2)
-    return windows
+def _write_samples(subject: Subject, render: Renderer, settings: EvaluationSettings) -> Measured:
+    """Keep some of the model's answers, for people to read."""
+    texts = write_samples(
+        subject.model,
+        subject.tokenizer,
+        render,
+        settings.samples,
+        max_new_tokens=settings.max_new_tokens,
+        tokens_per_batch=settings.tokens_per_batch,
+    )
+    facts = {**_source(settings), "max_new_tokens": settings.max_new_tokens, "texts": texts}
+    return Measured({}, _SAMPLES, facts)
 
 
-def _bits(
-    model: nn.Module,
-    windows: Sequence[Window],
-    pad_id: int,
-    tokens_per_batch: int,
-    sides: Sides | None,
-) -> Iterator[float]:
-    """Bits of each batch."""
-    head = StudentHead(model)
-    model.eval()
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i].token_ids), reverse=True)
-    with progress(len(windows), "evaluate", "windows") as shown:
-        for batch in _batches([windows[i] for i in order], tokens_per_batch):
-            yield _batch_bits(model, head, batch, pad_id, sides)
-            shown.update(len(batch))
+def _judge(
+    subject: Subject, store: Store, reader: StudentReader, settings: EvaluationSettings
+) -> Measured:
+    """Measure how far the model is from the teacher of the store."""
+    figures = against_store.judge(
+        subject.model,
+        store,
+        reader,
+        settings.store_metrics,
+        tokens_per_batch=settings.tokens_per_batch,
+    )
+    facts = figures.pop("judged")
+    return Measured(figures, "judged", facts)
 
 
-@torch.no_grad()
-def _batch_bits(
-    model: nn.Module, head: StudentHead, batch: Sequence[Window], pad_id: int, sides: Sides | None
-) -> float:
-    places = [np.flatnonzero(window.is_counted) for window in batch]
-    asked = batch_of([window.token_ids for window in batch], places, pad_id)
-    answer = ask(model, head, asked, sides)
-    return -float(answer.label_logprob_N.cpu().double().sum()) / math.log(2)
-
-
-def _batches(windows: Sequence[Window], tokens_per_batch: int) -> Iterator[Sequence[Window]]:
-    """Longest first: neighbours are of like length, and memory is known from the first batch."""
-    start = 0
-    while start < len(windows):
-        size = max(1, tokens_per_batch // len(windows[start].token_ids))
-        yield windows[start : start + size]
-        start += size
-
-
-def _window_width(model: Any, max_length: int | None) -> int:
-    readable = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    width = min(n for n in (max_length, readable, LONGEST_WINDOW) if n)
-    if width < 2:
-        raise InputError(f"--max-length is {max_length}, expected at least 2 tokens.")
-    return width
+def _source(settings: EvaluationSettings) -> dict[str, Any]:
+    """Name the dataset that something was measured on."""
+    return {"data": settings.data, "split": settings.split}

@@ -9,7 +9,8 @@ import torch
 
 from distill.alignment.align import Spans, align
 from distill.data.targets import teacher_spans
-from distill.evaluation.against_store import CALIBRATION_BINS, Calibration, judge
+from distill.evaluation.against_store import judge
+from distill.evaluation.sums import CALIBRATION_BINS, Calibration
 from distill.student.text import StudentReader
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
@@ -130,10 +131,12 @@ def test_the_teacher_agrees_with_itself_and_is_as_calibrated_as_it_is(store: Fak
 def test_batches_change_nothing(store: FakeStore) -> None:
     tokenizer = tiny.byte_bpe()
     model, reader = tiny.llama(len(tokenizer)), reader_of(store, tokenizer)
-    whole, cut = (judge(model, store, reader, tokens_per_batch=n) for n in (10_000, 1))
-    for key in ("agreement", "agreement_prefix", "uld", "uld_gap", "calibration_error"):
-        assert cut[key] == pytest.approx(whole[key], rel=1e-5)
-    assert cut["judged"] == whole["judged"]
+    whole = judge(model, store, reader, tokens_per_batch=10_000)
+    for tokens in (100, 1):
+        cut = judge(model, store, reader, tokens_per_batch=tokens)
+        for key in ("agreement", "agreement_prefix", "uld", "uld_gap", "calibration_error"):
+            assert cut[key] == pytest.approx(whole[key], rel=1e-5)
+        assert cut["judged"] == whole["judged"]
 
 
 def test_calibration_is_the_mean_distance_of_accuracy_from_confidence() -> None:

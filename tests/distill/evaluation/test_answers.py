@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from distill.evaluation import answers
 from distill.evaluation.answers import exact_match, normalized, questions, score_answers, token_f1
-from distill.evaluation.evaluate import renderer_of
+from distill.evaluation.readers import renderer_of
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from logitstore.testing import tiny

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from distill.evaluation.answers import questions
-from distill.evaluation.evaluate import renderer_of
+from distill.evaluation.readers import renderer_of
 from distill.evaluation.samples import Sample, write_samples
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows

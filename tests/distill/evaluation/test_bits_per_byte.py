@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from distill.evaluation.evaluate import LONGEST_WINDOW, Score, bits_per_byte, cut, renderer_of
+from distill.evaluation.bits_per_byte import Score, bits_per_byte, cut
+from distill.evaluation.readers import LONGEST_WINDOW, renderer_of
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.rows.dataset import load_rows
