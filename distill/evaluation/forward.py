@@ -19,7 +19,12 @@ Ints = npt.NDArray[np.int64]
 
 
 def batch_of(sequences: Sequence[Ints], places: Sequence[Ints], pad_id: int) -> dict[str, Tensor]:
-    """A padded batch in which the tokens at the places (never the first) are labels.
+    """Make a padded batch in which the tokens at some places are labels.
+
+    Args:
+        sequences: Token ids of each, (t,).
+        places: Of each, where its labels are: (n,), never 0.
+        pad_id: Fills the shorter ones.
 
     Returns:
         `input_ids`, `attention_mask` and `labels` (B, T); `rows`, which predict the labels, and
@@ -46,14 +51,14 @@ def ask(
     *,
     top_k: int = 0,
 ) -> HeadAnswer:
-    """The log-probability of every label, and with `top_k` the largest ones with their ids.
+    """Ask a model for the log-probability of every label, and for the most probable tokens.
 
     Args:
         model: On its device.
-        head: Its.
+        head: The model's.
         batch: Of :func:`batch_of`.
         sides: How an encoder-decoder is given it; None for a causal model.
-        top_k: How many of the largest.
+        top_k: How many of the most probable tokens; 0: none.
     """
     if sides is not None:
         batch = sides.cut(batch)

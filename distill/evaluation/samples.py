@@ -1,4 +1,4 @@
-"""What a student writes, to be read by people: a few prompts, and what follows them.
+"""Samples of what a student writes, for people to read: a few prompts and its answers.
 
 A row with a prompt is asked as `distill evaluate --metrics token_f1` asks it; of a text, its first
 half is the prompt. The rows are spread evenly over the dataset and do not depend on the model, so
@@ -33,7 +33,15 @@ def write_samples(
     max_new_tokens: int,
     tokens_per_batch: int,
 ) -> list[Sample]:
-    """So many samples, or as many as rows can be asked.
+    """Let the model answer prompts from all over the dataset.
+
+    Args:
+        model: On its device.
+        tokenizer: The model's.
+        render: The rows as it reads them.
+        count: Samples to write; fewer where fewer rows have a prompt.
+        max_new_tokens: Tokens of an answer at most.
+        tokens_per_batch: Padded tokens of a batch, prompts and answers together.
 
     Returns:
         Each with ``row``, ``prompt``, ``reference`` (what the dataset goes on with) and ``answer``.
@@ -75,7 +83,7 @@ def _end(text: str) -> str:
 
 
 def _spread(render: Renderer, count: int) -> Iterator[tuple[int, Question]]:
-    """Of each of `count` equal stretches of rows, the first that can be asked."""
+    """Choose of each of `count` equal stretches of rows the first that has a prompt."""
     bounds = [len(render.rows) * i // count for i in range(count + 1)]
     for start, stop in pairwise(bounds):
         for row in range(start, stop):
@@ -92,7 +100,7 @@ def _question(render: Renderer, row: int) -> Question | None:
 
 
 def _half(render: Renderer, segments: Sequence[Segment]) -> Question | None:
-    """The second half of a text, asked for after its first; cut between words."""
+    """Cut a text between words into a prompt and what follows it; None of less than two words."""
     text = "".join(s.text for s in segments)[:_TEXT_CHARACTERS]
     middle = text.find(" ", len(text) // 2)
     if middle <= 0 or not text[middle:].strip() or not text[:middle].strip():

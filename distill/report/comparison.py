@@ -46,6 +46,7 @@ class Metric(NamedTuple):
     unit: float = 1
 
     def shown(self, value: float | None, sign: str = "") -> str:
+        """Write a value in the unit of the label; with `sign` "+", its sign too."""
         return "-" if value is None else format(value / self.unit, sign + "," + self.how)
 
 
@@ -76,7 +77,7 @@ _PARTS = {
 
 
 def read(path: str) -> RunObject:
-    """The run object of a student folder, or of its `results.json`.
+    """Read the run object of a student folder, or of its `results.json`.
 
     Raises:
         InputError: There is none, or it is damaged.
@@ -92,16 +93,19 @@ def read(path: str) -> RunObject:
 
 
 def key_of(run: RunObject) -> tuple[str, str]:
-    """Contender and seed: of the runs of a comparison, no two have the same."""
+    """Name a run by contender and seed: no two runs of a comparison have the same."""
     return str(run["name"]), str(run.get("seed"))
 
 
 def compare(runs: Sequence[RunObject], baseline: str | None = None) -> Comparison:
-    """What the head of this file shows, JSON-ready.
+    """Compare runs, seed by seed, with those of a baseline.
 
     Args:
         runs: Of all contenders.
         baseline: The name of a contender, which then comes first; without one, that of the first.
+
+    Returns:
+        What the head of this file shows, JSON-ready.
 
     Raises:
         InputError: Two runs are of one contender and seed, no figure is known of any, or the
@@ -160,7 +164,7 @@ def _unmeasured(present: Sequence[Metric]) -> Iterator[str]:
 
 
 def _unlike(part: str, label: str, runs: Sequence[RunObject]) -> Iterator[str]:
-    """A note if the figures of a part were not measured on one text, in one way."""
+    """Note it where the figures of a part were not all measured on one text, in one way."""
     ways: dict[tuple[Any, ...], str] = {}
     for run in runs:
         facts = run.get(part)
@@ -172,7 +176,10 @@ def _unlike(part: str, label: str, runs: Sequence[RunObject]) -> Iterator[str]:
 
 
 def _way(facts: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    """What makes figures comparable, whatever the tokenizer and wherever the text lies."""
+    """Describe how figures were measured; those of one description can be compared.
+
+    Neither the tokenizer nor the place of the text counts.
+    """
     covered, left_out = facts.get("bytes"), facts.get("bytes_left_out")
     text_bytes = covered + left_out if is_number(covered) and is_number(left_out) else None
     found = {
@@ -190,7 +197,16 @@ def _way(facts: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
 def spread(
     runs: Sequence[RunObject], baseline: Sequence[RunObject] | None, metric: Metric
 ) -> dict[str, Any]:
-    """A contender's figures of one metric over its seeds, and against the baseline's."""
+    """Summarise one metric of a contender over its seeds, and against the baseline's.
+
+    Args:
+        runs: Of the contender, a seed each.
+        baseline: Runs of the baseline; None where the contender is the baseline.
+        metric: Which figure.
+
+    Returns:
+        What `metrics` of a contender holds, see the head of this file.
+    """
     values = _by_seed(runs, metric)
     each = list(values.values())
     differences = []
@@ -211,7 +227,7 @@ def spread(
 
 
 def table(found: Comparison) -> str:
-    """For people: a block a metric, a line a contender."""
+    """Write a comparison as text: a block for each metric, in it a line for each contender."""
     metrics = {m.name: m for m in METRICS}
     lines: list[tuple[str, ...]] = []
     for told in found["metrics"]:
@@ -240,12 +256,12 @@ def _line(contender: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
 
 
 def is_cost(metric: Metric) -> bool:
-    """Whether it is a cost of training, which nobody wins."""
+    """Tell whether a metric is a cost of training, in which nobody wins."""
     return metric.name in _COST
 
 
 def shown_name(name: str) -> str:
-    """A run is called what anybody likes; a terminal or a page shows this."""
+    """Shorten and clean a run's name, which may be any text, for a terminal or a page."""
     shown = printable(name)
     return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
 
@@ -261,7 +277,7 @@ def _value(run: RunObject, metric: Metric) -> float | None:
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """A finite number, and of a size that a table can show: JSON knows numbers of any."""
+    """Tell whether a value of a JSON file is a finite number that a table has room for."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < _LARGEST and math.isfinite(value)

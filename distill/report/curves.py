@@ -8,7 +8,7 @@ CURVES_FILE = "curves.png"
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is installed (`pip install 'logitstore[report]'`)."""
+    """Tell whether matplotlib is installed (`pip install 'logitstore[report]'`)."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -17,7 +17,7 @@ def can_draw() -> bool:
 
 
 def series(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """Every loss by step: of training, and as `eval_…` of evaluation."""
+    """Collect every loss by step: (step, value) of training, and as `eval_…` of evaluation."""
     found: dict[str, list[tuple[int, float]]] = {}
     for entry in history:
         for name, value in entry.items():
@@ -27,7 +27,12 @@ def series(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, fl
 
 
 def draw(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Losses above, learning rate below, by step; nothing where nothing was logged."""
+    """Draw losses above and the learning rate below, by step; write nothing without a loss.
+
+    Args:
+        history: Trainer's `log_history`.
+        path: The PNG to write.
+    """
     from matplotlib.figure import Figure  # no window system, and no state of pyplot's
 
     curves = series(history)

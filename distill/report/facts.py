@@ -32,7 +32,11 @@ _DIGEST = 12
 
 
 def differing(contenders: Sequence[Sequence[RunObject]]) -> tuple[dict[str, str], list[str]]:
-    """What is alike for all, by its name; and of each contender all that is not, in one line."""
+    """Separate what is alike for all contenders from what each has of its own.
+
+    Returns:
+        Facts that are alike, by name; and of each contender the others, in one line.
+    """
     facts = [_facts(runs) for runs in contenders]
     names = list(dict.fromkeys(name for own in facts for name in own))
     alike = [name for name in names if len({own.get(name) for own in facts}) == 1]
@@ -46,7 +50,7 @@ def differing(contenders: Sequence[Sequence[RunObject]]) -> tuple[dict[str, str]
 
 
 def _facts(runs: Sequence[RunObject]) -> dict[str, str]:
-    """Of one contender; where its seeds differ, all that they say."""
+    """Collect the facts of one contender; where its seeds differ, all of their values."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for name, said in _of_run(run).items():

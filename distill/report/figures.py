@@ -23,12 +23,12 @@ Points = Sequence[tuple[int, float, float, float]]
 
 
 def colour(contender: int) -> str:
-    """The classes of its colour and its kind of line."""
+    """Name the CSS classes of a contender's colour and kind of line."""
     return f"c{contender % _COLOURS} d{contender // _COLOURS % 3}"
 
 
 def strips(contenders: Sequence[Mapping[str, Any]], metric: Metric) -> str:
-    """A metric: for each contender a line with a dot for each seed, and a bar at their mean."""
+    """Draw a metric: a line for each contender, with a dot a seed and a bar at their mean."""
     own = [contender["metrics"][metric.name] for contender in contenders]
     low = min(each["min"] for each in own if each["min"] is not None)
     high = max(each["max"] for each in own if each["max"] is not None)
@@ -86,7 +86,7 @@ def _row(i: int, name: str, own: Mapping[str, Any], metric: Metric, low: float, 
 
 
 def in_words(name: str, own: Mapping[str, Any], metric: Metric) -> str:
-    """What a row has no room for: each seed, their spread, and how often the baseline is beaten."""
+    """Say what a row has no room for: each seed, their spread, and wins over the baseline."""
     if own["mean"] is None:
         return f"{name}: not measured"
     values = list(own["values"].items())
@@ -113,7 +113,7 @@ class Drawn(NamedTuple):
 
 
 def curves(label: str, lines: Sequence[Points]) -> Drawn:
-    """A curve of each contender by step, with a band from the least to the most of its runs.
+    """Draw a curve of each contender by step, with a band from the least to the most of its runs.
 
     Args:
         label: What the figure shows, for those who cannot see it.
@@ -153,7 +153,10 @@ def curves(label: str, lines: Sequence[Points]) -> Drawn:
 
 
 def _range(lines: Sequence[Points], last: int) -> tuple[float, float]:
-    """Of the axis; the first tenth of a run, where losses fall from far above, may be cut."""
+    """Choose the range of the axis, from all values but the highest of the first tenth of a run.
+
+    Losses fall from far above there, and would leave the rest no room.
+    """
     every = [point for points in lines for point in points]
     late = [point for point in every if point[0] > last / 10] or every
     low = min((least for _, _, least, _ in every), default=0.0)
@@ -165,7 +168,7 @@ def _range(lines: Sequence[Points], last: int) -> tuple[float, float]:
 
 
 def _from(points: Points, high: float) -> list[tuple[float, float]]:
-    """The means by step, from where they come into the picture."""
+    """Cut off the means by step that lie above the figure."""
     means = [(float(step), mean) for step, mean, _, _ in points]
     above = 0
     while above < len(means) - 1 and means[above][1] > high:
@@ -178,6 +181,6 @@ def _from(points: Points, high: float) -> list[tuple[float, float]]:
 
 
 def _rounded(point: tuple[int, float, float, float]) -> list[float]:
-    """Six digits: more than anybody reads."""
+    """Round a point to six digits, more than anybody reads."""
     step, *values = point
     return [step, *(float(f"{value:.6g}") if math.isfinite(value) else 0.0 for value in values)]

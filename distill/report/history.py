@@ -22,7 +22,7 @@ Curve = list[tuple[int, float]]
 
 
 def read_curves(place: Path) -> dict[str, Curve]:
-    """Every logged loss of a run by its name; empty where none can be read.
+    """Read every logged loss of a run by its name; empty where none can be read.
 
     Args:
         place: A student's folder, or a file in it.
@@ -40,7 +40,7 @@ def read_curves(place: Path) -> dict[str, Curve]:
 
 
 def _numbers(logged: Iterable[Any]) -> list[Mapping[str, Any]]:
-    """Of each entry that names its step, what is a finite number."""
+    """Keep the finite numbers of each entry that names its step."""
     kept = (
         {name: value for name, value in entry.items() if is_number(value)}
         for entry in logged
@@ -50,7 +50,7 @@ def _numbers(logged: Iterable[Any]) -> list[Mapping[str, Any]]:
 
 
 def together(curves: Sequence[Curve], most: int) -> list[tuple[int, float, float, float]]:
-    """Runs of one contender as one curve of at most `most` points.
+    """Merge the runs of one contender into one curve of at most `most` points.
 
     Neighbouring steps share a point, which stands at the last of them.
 

@@ -48,12 +48,12 @@ CITED = {
 
 
 def write_card(folder: Path, run: RunObject) -> None:
-    """Writes the card of a finished run."""
+    """Write the card of a finished run into its folder."""
     _write(folder / CARD_FILE, card(run))
 
 
 def renew_results(folder: Path, run: RunObject) -> None:
-    """Brings the results of a card up to date; one without its marks is left alone."""
+    """Bring the results of a card up to date; leave one without its marks alone."""
     path = folder / CARD_FILE
     try:
         text = read_file(path, _MAX_CARD_BYTES).decode()
@@ -66,7 +66,7 @@ def renew_results(folder: Path, run: RunObject) -> None:
 
 
 def card(run: RunObject) -> str:
-    """The whole card: YAML for a hub, then Markdown."""
+    """Write the whole card as text: YAML for a hub, then Markdown."""
     teacher = run.get("teacher") or {}
     base = run.get("model_name_or_path")
     front = {
@@ -129,7 +129,7 @@ def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _results(run: RunObject) -> str:
-    """With its marks."""
+    """Write the table of results, between its marks."""
     found: dict[str, Any] = {
         m.label: m.shown(run[m.name]) for m in METRICS if isinstance(run.get(m.name), int | float)
     }
@@ -154,13 +154,13 @@ def _table(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _place(name: Any) -> Any:
-    """A hub id as it is, but of a path its last part: the rest is of one machine alone."""
+    """Shorten a path to its last part, as the rest is of one machine alone; keep a hub id."""
     is_path = isinstance(name, str) and (name[:1] in ("/", "~", ".") or name.count("/") > 1)
     return Path(name).name if is_path else name
 
 
 def _plain(value: object) -> str:
-    """Text that nothing reads as more than text: bounded, one line, every mark an entity."""
+    """Escape text so that nothing reads it as more: bounded, one line, every mark an entity."""
     text = printable(str(value))
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"

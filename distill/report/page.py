@@ -70,7 +70,7 @@ def write_page(found: Comparison, places: Places, out: Path) -> dict[str, Any]:
 
 
 def page(found: Comparison, places: Places) -> str:
-    """The page, as HTML; arguments as in :func:`write_page`."""
+    """Make the page, as HTML; arguments as in :func:`write_page`."""
     contenders = found["contenders"]
     drawn, numbers = _curves(contenders, places)
     style, script = (beside("distill.report", f"page.{kind}") for kind in ("css", "js"))
@@ -124,7 +124,7 @@ def _metrics(found: Comparison) -> Iterable[str]:
 
 
 def _table(found: Comparison) -> str:
-    """What `distill compare` prints, and the standard deviation."""
+    """Make the table that `distill compare` prints, with the standard deviation beside."""
     head = ("", "runs", "mean", "std", "from", "to", "against", "wins")
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     groups = []
@@ -155,7 +155,7 @@ def _line(i: int, contender: Mapping[str, Any], metric: Metric) -> str:
 def _curves(
     contenders: Sequence[Mapping[str, Any]], places: Places
 ) -> tuple[str, list[dict[str, Any]]]:
-    """Figures, and their numbers for the script."""
+    """Draw the curves; with the numbers that the page's script reads."""
     by_contender = [
         [read_curves(places[key_of(run)]) for run in contender["runs"]] for contender in contenders
     ]
@@ -184,7 +184,7 @@ def _curves(
 
 
 def _key(contenders: Sequence[Mapping[str, Any]], lines: Sequence[Sequence[Any]]) -> str:
-    """Who is which line, with room for its number; those that have one."""
+    """Make a key of the contenders with a line, with room for the number under the pointer."""
     items = (
         f'<dt class="name {colour(i)}">{escape(shown_name(contender["name"]))}</dt><dd></dd>'
         for i, (contender, line) in enumerate(zip(contenders, lines, strict=True))
@@ -198,7 +198,7 @@ def _rank(name: str) -> tuple[int, str]:
 
 
 def _curve_label(name: str) -> str:
-    """`eval_ce_loss` -> `Held-out: cross-entropy`."""
+    """Name a curve for people: `eval_ce_loss` -> `Held-out: cross-entropy`."""
     held_out = name.startswith("eval_")
     own = name.removeprefix("eval_")
     label = _LABELS.get(own, own.removesuffix("_loss").replace("_", " "))

@@ -18,7 +18,7 @@ RunObject = dict[str, Any]
 
 
 def write_results(folder: Path, run: RunObject) -> None:
-    """Whole or not at all: a reader never meets half a file."""
+    """Write a run object, whole or not at all: a reader never meets half a file."""
     path = folder / RESULTS_FILE
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
@@ -26,7 +26,7 @@ def write_results(folder: Path, run: RunObject) -> None:
 
 
 def read_results(folder: Path, *, writable: bool = True) -> RunObject | None:
-    """The run object of a student folder; None where `distill train` wrote none.
+    """Read the run object of a student folder; None where `distill train` wrote none.
 
     Args:
         folder: Of the student.
@@ -53,7 +53,7 @@ def read_results(folder: Path, *, writable: bool = True) -> RunObject | None:
 
 
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be made or written to, before there is anything to write.
+    """Reject a folder that cannot be made or written to, before there is anything to write.
 
     Raises:
         StorageError: Names the part of its path that stands in the way.
@@ -69,7 +69,7 @@ def check_writable(folder: Path) -> None:
 
 
 def peak_rss_bytes() -> int:
-    """The most memory this program ever held."""
+    """Measure the most memory that this program ever held."""
     # getrusage would also count what the parent held when it started us: Linux carries the peak of
     # a process over an exec. VmHWM is of this program's own memory.
     status = Path("/proc/self/status")

@@ -16,7 +16,10 @@ _Asked = tuple[int, str, str]
 
 
 def samples_html(contenders: Sequence[Mapping[str, Any]]) -> str:
-    """A card a prompt; of a contender with several seeds, the first that was asked."""
+    """Make a card for each prompt, with the answers of the contenders.
+
+    Of one with several seeds, the first that was asked.
+    """
     asked: dict[_Asked, dict[int, str]] = {}
     for i, contender in enumerate(contenders):
         for run in contender["runs"]:
@@ -39,7 +42,7 @@ def samples_html(contenders: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _samples(run: Mapping[str, Any]) -> Iterator[tuple[_Asked, str]]:
-    """Those that are what they should be."""
+    """Read the samples of a run, without those that are not of the expected shape."""
     kept = run.get("samples")
     texts = kept.get("texts") if isinstance(kept, Mapping) else None
     for each in texts if isinstance(texts, list) else ():

@@ -30,7 +30,7 @@ SEEN = ("input_ids", "attention_mask", "position_ids", "decoder_input_ids")
 
 @dataclass(frozen=True)
 class Sides:
-    """Cuts batches in two.
+    """Cuts the rows of a batch into an encoder's and a decoder's part.
 
     Attributes:
         start_id: What a decoder begins with.
@@ -44,7 +44,7 @@ class Sides:
 
     @classmethod
     def of(cls, model: Any, tokenizer: ByteTokenizer) -> Self | None:
-        """For an encoder-decoder; None for a model that reads one sequence.
+        """Read from a model how its rows are cut; None for one without an encoder.
 
         Raises:
             InputError: The model does not say what its decoder begins with.
@@ -63,7 +63,7 @@ class Sides:
         return cls(int(start), tokenizer.eos_token_id, tokenizer.pad_id)
 
     def cut(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A batch of a causal model, as :mod:`distill.data.dataset` lays it out, for this one.
+        """Cut a batch that :mod:`distill.data.dataset` laid out for a causal model.
 
         Args:
             batch: With `input_ids`, `attention_mask` and `labels` (B, T), `rows` and `example`

@@ -75,7 +75,7 @@ class StudentArguments:
 
     @property
     def lora(self) -> dict[str, Any] | None:
-        """What of the adapters decides the run; None without."""
+        """The settings of the adapters, which a run object records; None without adapters."""
         names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
         return {name: getattr(self, name) for name in names} if self.use_peft else None
 
@@ -109,7 +109,13 @@ def load_student(
     dtype: str = "float32",
     tokenizer_name: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer, of a folder or a hub id; a folder of adapters brings its base.
+    """Load a model and its tokenizer; of a folder of adapters, with the model they were trained on.
+
+    Args:
+        name: A folder or a hub id.
+        revision: Branch, tag or commit of a hub id.
+        dtype: Of the weights; `auto` is the checkpoint's.
+        tokenizer_name: Where the tokenizer is, if elsewhere.
 
     Raises:
         InputError: When either cannot be loaded.
@@ -135,7 +141,7 @@ def load_student(
 def make_student(
     arguments: StudentArguments, seed: int
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """What a run trains, adapters included.
+    """Load or make the model that a run trains, adapters included, and its tokenizer.
 
     Args:
         arguments: Of the run.
@@ -177,7 +183,7 @@ def _new(
 
 
 def _adapted(model: PreTrainedModel, arguments: StudentArguments) -> Any:
-    """The model with LoRA's adapters, and nothing else to learn."""
+    """Put LoRA's adapters on the model, whose own weights then stay as they are."""
     try:
         import peft
     except ImportError as error:
@@ -205,7 +211,7 @@ def _adapted(model: PreTrainedModel, arguments: StudentArguments) -> Any:
 
 
 def _base_of(name: str) -> str | None:
-    """What a folder of adapters was trained on."""
+    """Look up the model that a folder of adapters was trained on; None without adapters."""
     path = Path(name) / _ADAPTER_FILE
     if not path.is_file():
         return None
@@ -227,7 +233,11 @@ def _dtype(name: str, config: Any = None) -> Any:
 
 
 def check_embeddings(model: PreTrainedModel, student: ByteTokenizer) -> None:
-    """The model must know every id that its tokenizer makes."""
+    """Check that the model has an embedding for every id that its tokenizer makes.
+
+    Raises:
+        InputError: It has not.
+    """
     embeddings: Any = model.get_input_embeddings()
     rows = int(embeddings.weight.shape[0])
     if student.size > rows:

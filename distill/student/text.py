@@ -32,7 +32,7 @@ _READ = ("ok", "truncated", "split", *_ENDLESS)
 
 
 class StudentText(NamedTuple):
-    """A line's tokens; their spans count from the line's own first supervised byte.
+    """The student's tokens of a line; spans count from the line's own first supervised byte.
 
     Attributes:
         tokens: None where the student can make nothing of the line.
@@ -68,7 +68,7 @@ class StudentReader:
         self.max_length = max_length
 
     def read(self, line: SequenceText, teacher: Spans) -> StudentText:
-        """The student's tokens of a line.
+        """Tokenise a line for the student.
 
         Args:
             line: The line.
@@ -114,7 +114,7 @@ class StudentReader:
         return _usable(tokens.cut(self.max_length))
 
     def _window(self, tokens: TokenizedText, line: SequenceText, teacher: Spans) -> TokenizedText:
-        """The part of a conversation that the teacher's window has records of.
+        """Cut out the part of a conversation that the teacher's window has records of.
 
         It has as much context before its labels as `max_length` allows, behind BOS if the
         template writes one.
@@ -138,13 +138,16 @@ class StudentReader:
 
 
 def _without_end(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Without what a template writes behind the last supervised text."""
+    """Drop what a template writes behind the last supervised text."""
     last = max((i for i, s in enumerate(segments) if s.supervised), default=len(segments) - 1)
     return tuple(segments[: last + 1])
 
 
 def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.NDArray[np.bool_]:
-    """Tokens that begin in the line's supervised bytes, and as many events at its edges as its own.
+    """Find the tokens of a conversation that belong to one line of it.
+
+    Those that begin in the line's supervised bytes, and at its edges as many ends of turns as the
+    teacher has there.
 
     An empty turn ends where the one before it ends, so the two events may lie in two windows: those
     at a window's end are the first at that byte, those at its beginning the last.
