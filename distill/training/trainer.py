@@ -1,5 +1,23 @@
 """Train a student from a cached teacher. An ordinary HF Trainer: only the loss is new.
 
+**One training step**, in the order in which things happen:
+
+1. :class:`RowOrder` says which rows are next. A worker reads their records from the store,
+   tokenises their text for the student, aligns both sides by bytes and makes the arrays that each
+   loss compares (:class:`StoreDataset`).
+2. :class:`Collator` lays these rows into a batch, and says where its labels may be cut into pieces
+   small enough for a student's head to answer for at once.
+3. `get_batch_samples` takes all micro-batches of the step, and counts labels and pairs over all
+   processes: what each term is divided by is known before the model runs.
+4. `compute_loss` runs the model. Where its hidden states meet its output embedding,
+   :class:`StudentHead` answers what the losses ask of the student, a piece at a time, so that no
+   tensor of [tokens, vocabulary] is ever made; :mod:`distill.training.loss_terms` makes the terms.
+5. A loss or a gradient norm that is not finite stops the run before the weights are touched.
+6. All else is Trainer's: backward pass, clipping, optimizer, schedule, checkpoints. What is logged
+   is collected on the device in a :class:`Meter`.
+
+**The loss** is
+
     loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(loss) / pairs
 
 or with --balance, the second part, KD, scaled in every step to the size of CE:
@@ -177,7 +195,7 @@ class CachedTeacherTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """A micro-batch's share of the loss of its whole accumulated, distributed batch.
+        """Compute a micro-batch's share of the loss of its whole accumulated, distributed batch.
 
         Args:
             model: The model, or what a wrapper made of it.
@@ -201,7 +219,7 @@ class CachedTeacherTrainer(Trainer):
     def _loss(
         self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
     ) -> tuple[Tensor, dict[str, Term]]:
-        """The loss, and its terms; taken piece by piece if the batch is cut.
+        """Compute the loss and its terms, piece by piece if the batch is cut.
 
         The terms then have no gradient: it is taken already.
         """
@@ -225,7 +243,7 @@ class CachedTeacherTrainer(Trainer):
         return loss, joined(shares)
 
     def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What the model itself is given, as it would be by any other collator."""
+        """Choose what the model itself is given, as it would be by any other collator."""
         seen: dict[str, Any] = {key: inputs[key].long() for key in SEEN if key in inputs}
         if "position_ids" in seen:
             # Models make the mask of packed sequences where they are given no other, nor a cache.
@@ -240,7 +258,7 @@ class CachedTeacherTrainer(Trainer):
         return terms_of(inputs["teacher"], answer, self.settings)
 
     def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
-        """The weighted sum, which depends on the student even if nothing is left to learn."""
+        """Weight and add the terms; the sum depends on the student even if nothing is to learn."""
         loss = terms["ce"].values_P[:0].sum()
         ce, *others = means
         kd = sum((w * mean for w, mean in zip(self.weights.values(), others, strict=True)), loss)
@@ -249,13 +267,13 @@ class CachedTeacherTrainer(Trainer):
         return loss + (self._balance(ce, kd) * kd if self.args.balance else kd)
 
     def _balance(self, ce: Tensor, kd: Tensor) -> Tensor:
-        """CE / KD of the whole distributed batch, without gradient; 1 where KD is not above 0."""
+        """Compute CE / KD of the whole distributed batch, without gradient; 1 if KD is not > 0."""
         both = torch.stack([ce.detach(), kd.detach()])
         whole_ce, whole_kd = self.accelerator.reduce(both, "sum")
         return torch.where(whole_kd > 0, whole_ce / whole_kd, 1)
 
     def _counts(self, batches: list[dict[str, Any]]) -> Tensor:
-        """Labels, then pairs of each loss, in these batches of this process."""
+        """Count labels, then pairs of each loss, in these batches of this process."""
         counts = [
             [len(batch["rows"]), *(len(batch["teacher"][name]["index"]) for name in self.weights)]
             for batch in batches
@@ -263,7 +281,7 @@ class CachedTeacherTrainer(Trainer):
         return torch.tensor(counts, dtype=torch.long).reshape(-1, 1 + len(self.weights)).sum(0)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Trainer's hook: counts over all micro-batches and processes, here one a term."""
+        """Count over all micro-batches and processes; Trainer's hook, here with a count a term."""
         counts: Tensor = self.accelerator.reduce(self._counts(batch_samples).to(device), "sum")
         return counts
 
@@ -295,7 +313,10 @@ class CachedTeacherTrainer(Trainer):
         return norm
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """To the device. DeepSpeed would also round the teacher's float32 to the model's dtype."""
+        """Move a batch to the device.
+
+        DeepSpeed would also round the teacher's float32 to the model's dtype.
+        """
         own = ("teacher", "pieces")
         prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in own})
         teacher = {
@@ -307,7 +328,7 @@ class CachedTeacherTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> Any:
-        """Trainer's, or with `--one_cycle` a schedule that it does not know."""
+        """Make Trainer's schedule, or with `--one_cycle` one that it does not know."""
         if self.lr_scheduler is None and self.args.one_cycle is not None:
             chosen = optimizer or self.optimizer
             assert chosen is not None  # Trainer makes it first
@@ -321,7 +342,10 @@ class CachedTeacherTrainer(Trainer):
         return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int] | None:
-        """Trainer's hook: its own shuffle depends on how the loader is wrapped, and on torch's."""
+        """Choose the order of rows.
+
+        Trainer's own shuffle depends on how its loader is wrapped, and on torch's version.
+        """
         if self.args.train_sampling_strategy == "sequential":
             return SequentialSampler(self.data)
         args = self.args  # of the batch size, --auto_find_batch_size makes another one
@@ -330,7 +354,7 @@ class CachedTeacherTrainer(Trainer):
         return self._order
 
     def _get_eval_sampler(self, eval_dataset: Dataset[Any]) -> Sampler[int]:
-        """Trainer's hook, which would look for the lengths of rows in them."""
+        """Choose the order of evaluation; Trainer's own would look for lengths in the rows."""
         return SequentialSampler(eval_dataset)  # type: ignore[arg-type]  # a StoreDataset is sized
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
@@ -342,7 +366,7 @@ class CachedTeacherTrainer(Trainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Tensor]:
-        """The micro-batches of one step, timing how long the store kept the student waiting."""
+        """Take the micro-batches of one step, timing how long the student waits for the store."""
         self._meter.start()
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._meter.received()
@@ -373,7 +397,7 @@ class CachedTeacherTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, None, None]:
-        """Adds a batch to the sums of :meth:`evaluation_loop`, row by row."""
+        """Add a batch to the sums of :meth:`evaluation_loop`, row by row."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             sums = row_sums(inputs, self._terms(model, inputs))
@@ -390,7 +414,10 @@ class CachedTeacherTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Trainer's loop, with sums divided once; its mean of batch means depends on batch size."""
+        """Evaluate as Trainer does, but with sums that are divided once.
+
+        Trainer's mean of batch means depends on the size of batches.
+        """
         self._eval_sums = None
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
@@ -422,7 +449,7 @@ class CachedTeacherTrainer(Trainer):
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
-        """Trainer's, once a checkpoint to resume from is known to be of the same store."""
+        """Train as Trainer does, once a checkpoint to resume from is known to be of this store."""
         if resume_from_checkpoint:
             output_dir = str(self.args.output_dir)
             origin = self._origin(self.args)
@@ -430,7 +457,7 @@ class CachedTeacherTrainer(Trainer):
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
 
     def end(self) -> None:
-        """Trainer's, once all are here: gloo aborts a process that leaves while another talks."""
+        """End as Trainer does, once all are here: gloo aborts a process that leaves too early."""
         self.accelerator.wait_for_everyone()
         super().end()  # type: ignore[no-untyped-call]
 
@@ -454,7 +481,7 @@ class CachedTeacherTrainer(Trainer):
 
 
 def _said(rows: Sequence[int]) -> str:
-    """Rows of the dataset for a message: the first of them where they are many."""
+    """Name rows of the dataset in a message: the first of them where they are many."""
     shown = ", ".join(f"{row:,}" for row in rows[:8]) + (", …" if len(rows) > 8 else "")
     return f"row{'' if len(rows) == 1 else 's'} {shown} of the dataset"
 
