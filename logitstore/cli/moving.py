@@ -7,12 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from logitstore.errors import InputError
+from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
 StoreArg = Annotated[Path, typer.Argument(help="Store folder.", show_default=False)]
 OutOpt = Annotated[Path, typer.Option(help="Store folder to make or resume.", show_default=False)]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 ShardOpt = Annotated[int, typer.Option(help="Text of a shard, about.")]
-SHARD_TEXT_BYTES = 4 * 1024 * 1024
 
 
 def add_to(app: typer.Typer) -> None:
@@ -105,7 +105,7 @@ def import_(
     chat_template_kwargs: Annotated[
         str | None, typer.Option(help="Variables of the chat template for every row, as JSON.")
     ] = None,
-    shard_text_bytes: ShardOpt = SHARD_TEXT_BYTES,
+    shard_text_bytes: ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and count every row; write nothing.")
     ] = False,
@@ -177,7 +177,7 @@ def subset(
         ),
     ],
     out: OutOpt,
-    shard_text_bytes: ShardOpt = SHARD_TEXT_BYTES,
+    shard_text_bytes: ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
     as_json: JsonOpt = False,
 ) -> None:
     """Some rows of a store as a store, numbered anew in their order; records stay as they are."""
