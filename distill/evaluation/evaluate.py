@@ -10,7 +10,7 @@ what it found as a :class:`Measured`; all of them together are a run object, whi
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ from distill.report.results import RunObject, peak_rss_bytes, read_results, writ
 from distill.student.loading import check_embeddings, load_student
 from distill.student.text import StudentReader
 from logitstore import open_store
-from logitstore.rows.dataset import load_rows
+from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -101,53 +101,58 @@ def _families(model_name: str, settings: EvaluationSettings) -> list[Callable[[]
         A call for each family that is asked for.
     """
     store = None if settings.store is None else open_store(settings.store)
-    rows = None
-    if settings.data is not None:
-        rows = load_rows(
-            settings.data,
-            split=settings.split,
-            config_name=settings.config_name,
-            text_column=settings.text_column,
-            references_column=settings.references_column,
-        )
+    rows = None if settings.data is None else _load_rows(settings.data, settings)
     if "rouge" in settings.metrics:
         answers.rouge()  # raises where its package is not installed
     subject = _load(model_name, settings)
-    families: list[Callable[[], Measured]] = []
-    if rows is not None:
-        render = renderer_of(
-            rows,
-            subject.tokenizer,
-            supervise=settings.supervise,
-            template_path=settings.chat_template_path,
-            template_kwargs=settings.chat_template_kwargs,
-        )
-        families += _families_of_rows(subject, render, settings)
-    if store is not None:
-        reader = reader_of(
-            store,
-            *subject,
-            max_length=settings.max_length,
-            path=settings.chat_template_path,
-            kwargs=settings.chat_template_kwargs,
-        )
-        families.append(partial(_judge, subject, store, reader, settings))
-    return families
+    return [
+        *([] if rows is None else _families_of_rows(subject, rows, settings)),
+        *([] if store is None else _families_of_store(subject, store, settings)),
+    ]
 
 
 def _families_of_rows(
-    subject: Subject, render: Renderer, settings: EvaluationSettings
-) -> list[Callable[[], Measured]]:
+    subject: Subject, rows: Rows, settings: EvaluationSettings
+) -> Iterator[Callable[[], Measured]]:
     """List the families that are measured on a dataset."""
-    families: list[Callable[[], Measured]] = []
+    render = renderer_of(
+        rows,
+        subject.tokenizer,
+        supervise=settings.supervise,
+        template_path=settings.chat_template_path,
+        template_kwargs=settings.chat_template_kwargs,
+    )
     if BITS_PER_BYTE in settings.metrics:
-        families.append(partial(_predict, subject, render, settings))
+        yield partial(_predict, subject, render, settings)
     if settings.answer_metrics:
-        questions = answers.questions(render)
-        families.append(partial(_answer, subject, render, questions, settings))
+        yield partial(_answer, subject, render, answers.questions(render), settings)
     if settings.samples:
-        families.append(partial(_write_samples, subject, render, settings))
-    return families
+        yield partial(_write_samples, subject, render, settings)
+
+
+def _families_of_store(
+    subject: Subject, store: Store, settings: EvaluationSettings
+) -> Iterator[Callable[[], Measured]]:
+    """List the families that are measured against a teacher: all are one pass over its store."""
+    reader = reader_of(
+        store,
+        *subject,
+        max_length=settings.max_length,
+        path=settings.chat_template_path,
+        kwargs=settings.chat_template_kwargs,
+    )
+    yield partial(_judge, subject, store, reader, settings)
+
+
+def _load_rows(data: str, settings: EvaluationSettings) -> Rows:
+    """Load the dataset."""
+    return load_rows(
+        data,
+        split=settings.split,
+        config_name=settings.config_name,
+        text_column=settings.text_column,
+        references_column=settings.references_column,
+    )
 
 
 def _load(model_name: str, settings: EvaluationSettings) -> Subject:
