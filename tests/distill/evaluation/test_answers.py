@@ -13,6 +13,7 @@ from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
 from logitstore.testing import tiny
 from tests.kit import templates
+from tests.kit.students import t5
 
 PAIRS = [
     ("The cat sat.", "a cat sat", 1.0, 1.0),
@@ -126,6 +127,35 @@ def test_a_greedy_answer_is_the_most_probable_token_each_time() -> None:
         model, tokenizer, asked, pad_id=0, max_new_tokens=5, tokens_per_batch=100
     )
     assert written == [tokenizer.decode(ids[-5:], skip_special_tokens=True).strip()]
+
+
+def test_an_encoder_reads_the_prompt_and_its_end_and_the_answer_is_all_that_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    tokenizer, model = tiny.byte_bpe(), t5()
+    model.generation_config.decoder_start_token_id = 7
+    asked = questions(renderer_of(load_rows(rows_of(["The river "], ["x"])), tokenizer))
+    prompt = torch.tensor([[*asked[0].token_ids, tokenizer.eos_token_id]])
+    ids = [7]
+    for _ in range(5):
+        with torch.no_grad():
+            logits = model(input_ids=prompt, decoder_input_ids=torch.tensor([ids])).logits
+        ids.append(int(logits[0, -1].argmax()))
+    seen, generate = [], model.generate
+
+    def spy(input_ids: torch.Tensor, **how: Any) -> torch.Tensor:
+        seen.append(input_ids.tolist())
+        return generate(input_ids=input_ids, **how)
+
+    monkeypatch.setattr(model, "generate", spy)
+    written = answers.write_answers(
+        model, tokenizer, asked, pad_id=0, max_new_tokens=5, tokens_per_batch=100
+    )
+    assert written == [tokenizer.decode(ids[1:], skip_special_tokens=True).strip()]
+    assert len(written[0]) == 5
+    assert seen == [prompt.tolist()]
 
 
 def test_the_last_turn_is_asked_for_and_what_is_before_it_read() -> None:
