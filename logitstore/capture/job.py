@@ -145,7 +145,7 @@ def capture(
         MismatchError: `out` holds a store made with other settings, or something else.
         StorageError: The file system refused; what was committed stays good.
         BusyError: Another capture is writing this store, and one of the two has no `claim`.
-        IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
+        IncompleteStoreError: Another rank had no heartbeat while this one waited for it.
         Stopped: SIGINT or SIGTERM came; what was committed stays good.
     """
     settings = CaptureSettings(

@@ -20,7 +20,14 @@ from logitstore.capture.estimate.sample import Sample, seen, take_sample
 from logitstore.capture.estimate.trial_batches import foretell_at_head
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.shard_worker import NOT_FINITE, Sequences, Worker
-from logitstore.capture.sharing.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
+from logitstore.capture.sharing.sharing import (
+    AGAIN,
+    POLL_S,
+    ByClaim,
+    ByRank,
+    Sharing,
+    shards_present,
+)
 from logitstore.capture.task import Task
 from logitstore.console.launcher import Ranks
 from logitstore.console.progress import JsonLog, progress
@@ -69,7 +76,7 @@ class Job:
         Raises:
             Stopped: A signal came; says what is there, and how to go on.
             BusyError: Another capture writes this store, and the two do not share it.
-            IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
+            IncompleteStoreError: Another rank had no heartbeat while this one waited for it.
         """
         try:
             with ExitStack() as at_work:
@@ -80,7 +87,7 @@ class Job:
                     self._do_missing(writer)
         except Stopped as e:
             self.events.write("stopped", signal=e.signal_number)
-            where = state(self.out, self.task.plan.shard_count)
+            where = shards_present(self.out, self.task.plan.shard_count)
             raise Stopped(e.signal_number, f"{e}. {where}. {AGAIN}") from None
         self.events.write("finished")
         store = open_store(self.out)
