@@ -323,8 +323,8 @@ def test_a_second_capture_that_does_not_share_is_told_how_to(
     before = tree(begun)
     says = (
         rf"{begun}: a capture is at work here already \(process {os.getpid()} on .*, last "
-        r"heartbeat \d+ s ago\)\. Two that do not share do everything twice\. Start all with --claim, "
-        r"or wait until it has ended; one that was killed on another machine is forgotten after "
+        r"heartbeat \d+ s ago\)\. Two that do not share do everything twice\. "
+        r"Start all with --claim, or wait until it has ended; one that was killed on another machine is forgotten after "
         r"60 s\."
     )
     with exclusive(begun / "shards"):
