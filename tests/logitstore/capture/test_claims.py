@@ -324,8 +324,8 @@ def test_a_second_capture_that_does_not_share_is_told_how_to(
     says = (
         rf"{begun}: a capture is at work here already \(process {os.getpid()} on .*, last "
         r"heartbeat \d+ s ago\)\. Two that do not share do everything twice\. "
-        r"Start all with --claim, or wait until it has ended; one that was killed on another machine is forgotten after "
-        r"60 s\."
+        r"Start all with --claim, or wait until it has ended; one that was killed on another "
+        r"machine is forgotten after 60 s\."
     )
     with exclusive(begun / "shards"):
         for settings in ({}, {"ranks": Ranks(0, 2)}):
