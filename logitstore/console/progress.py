@@ -3,50 +3,18 @@
 Only the first process of a launcher shows any.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import find_ranks
-from logitstore.errors import InputError
 
 _LINE_EVERY_S = 30.0
-
-
-class JsonLog:
-    """One JSON object a line, appended to a file as things happen; nowhere without a path."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        """Open the file.
-
-        Raises:
-            InputError: It cannot be written.
-        """
-        self._path = path
-        self._began = time.monotonic()
-        self.write("begin")
-
-    def write(self, event: str, **facts: Any) -> None:
-        """One line: what happened, when, and its numbers."""
-        if self._path is None:
-            return
-        since_s = round(time.monotonic() - self._began, 3)
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = json.dumps({"event": event, "time": now, "since_s": since_s} | facts)
-        try:
-            with self._path.open("a") as f:
-                f.write(line + "\n")
-        except OSError as e:
-            raise InputError(
-                f"--log-json {self._path}: cannot be written ({e.strerror}). Give a file in a "
-                "folder that exists and that you may write to."
-            ) from e
 
 
 class Progress:

@@ -86,7 +86,7 @@ class StoreWriter:
         """
         self.path: StorePath = to_write(path)
         self.spec, self.plan, self._fs = spec, plan, fs
-        self._journal = Journal(self.path)
+        self.journal = Journal(self.path)
         spec.check()
         plan.check()
         if spec.codec["name"] == "compact":
@@ -133,8 +133,15 @@ class StoreWriter:
         if sorted(set(rows)) != list(range(began, ended)) or rows != sorted(rows):
             raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
         members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity)
-        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pack(members), self._fs)
-        self.note("shard", shard=index, committed=won)
+        pieces = list(pack(members))
+        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pieces, self._fs)
+        self.note(
+            "shard",
+            shard=index,
+            committed=won,
+            records=sum(len(records) for _, records in sequences if records is not None),
+            stored_bytes=sum(len(memoryview(piece).cast("B")) for piece in pieces),
+        )
         return won
 
     def copy_shard(self, index: int, shard: Shard) -> bool:
@@ -169,8 +176,8 @@ class StoreWriter:
         self.note("sealed")
 
     def note(self, event: str, **facts: Any) -> None:
-        """Append a line to the journal beside the store."""
-        self._journal.note(event, **facts)
+        """Write an event to the journal beside the store."""
+        self.journal.note(event, **facts)
 
     def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
         check_place(self.path)

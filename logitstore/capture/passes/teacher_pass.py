@@ -102,8 +102,8 @@ class TeacherPass:
         """What the teacher says of every supervised token; and of which sequence each is."""
         return self._forward(self._head, batch)
 
-    def likeliest(self, batch: Sequence[TeacherSequence], count: int) -> HeadResult:
-        """The most probable tokens, so many (or all there are), whatever the spec keeps."""
+    def most_probable(self, batch: Sequence[TeacherSequence], count: int) -> HeadResult:
+        """Find the `count` most probable tokens (or all there are), whatever the spec keeps."""
         count = min(count, self.spec.vocab_size)
         return self._forward(TeacherHead(self.model, HeadSettings(count)), batch)[0]
 
