@@ -1,13 +1,13 @@
-"""Quantised teachers: what `--quantization` may be, as `transformers` wants it.
+"""Read `--quantization` and `--device-map` into what `transformers` takes.
 
-It changes the distribution, so it is part of what a store is: the spec records it as
-`teacher.quantization`, and a store cannot be resumed with another. A checkpoint that is quantised
+Quantisation changes the distribution, so it is part of a store's spec (`teacher.quantization`), and
+a store cannot be resumed with another. A checkpoint that is quantised
 already needs no flag: its own configuration is honoured, and is part of its fingerprint.
 """
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.quantizers.auto import AutoQuantizationConfig
@@ -15,21 +15,18 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.canonical_json import parse_json
 
-if TYPE_CHECKING:
-    pass
-
 NAMES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
 
 
 def quantization_config(asked: str | Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A `quantization_config` of `transformers`, as a JSON object.
+    """Make the `quantization_config` of `transformers` that the user asks for, as a JSON object.
 
     Args:
         asked: One of `NAMES`, or the object itself, also as JSON.
-        dtype: What 4-bit weights are multiplied in, unless the object says.
+        dtype: The precision that 4-bit weights are multiplied in, unless the object says.
 
     Raises:
-        InputError: Neither.
+        InputError: It is neither a name nor an object.
     """
     if asked == "bitsandbytes-8bit":
         return {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -49,7 +46,7 @@ def quantization_config(asked: str | Mapping[str, Any], dtype: str) -> dict[str,
 
 
 def transformers_config(config: Mapping[str, Any]) -> Any:
-    """The object that `from_pretrained` takes.
+    """Make the configuration object that `from_pretrained` takes.
 
     Raises:
         InputError: `transformers` does not know the method, or not these settings of it.
@@ -64,7 +61,7 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     except Exception as e:  # every method checks its settings in its own way
         raise InputError(
             f"--quantization {json.dumps(config)}: transformers does not know it ({in_a_line(e)}). "
-            f"Use {' or '.join(NAMES)}, or mend the JSON."
+            f"Use {' or '.join(NAMES)}, or fix the JSON."
         ) from e
 
 
@@ -79,7 +76,7 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def checkpoint_quantization(config: Any) -> str | None:
-    """How a checkpoint was quantised when it was saved, in a word."""
+    """Name the method with which a checkpoint was quantised when saved; None if it was not."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
@@ -88,7 +85,7 @@ def checkpoint_quantization(config: Any) -> str | None:
 
 
 def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
-    """A `device_map` of `transformers`.
+    """Read a `device_map` of `transformers`.
 
     Raises:
         InputError: It is neither a strategy nor an object of modules and devices.
