@@ -158,7 +158,7 @@ class CaptureProcess:
 
     @cached_property
     def teacher(self) -> TeacherPass:
-        """The teacher, with its weights."""
+        """Load the teacher, once."""
         task = self.task
         return TeacherPass(
             task.teacher, task.spec, task.device(self.ranks), on_nan=task.settings.on_nan
@@ -189,7 +189,7 @@ class CaptureProcess:
 
     def _do_shards(self, writer: StoreWriter, worker: ShardWorker) -> None:
         committing: Future[int] | None = None
-        with ThreadPoolExecutor(max_workers=1) as committer, self.stop.unhurried():
+        with ThreadPoolExecutor(max_workers=1) as committer, self.stop.graceful():
             for index in self.sharing.shards(writer):
                 sequences = None if index is None else worker.read_shard(index)
                 worker.count_done_elsewhere(self.sharing.done_by_others())

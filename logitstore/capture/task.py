@@ -71,7 +71,7 @@ class Task:
 
     @property
     def wants_budget(self) -> bool:
-        """Whether a new store has to measure how many tokens a batch may hold."""
+        """Tell whether a new store has to measure how many tokens a batch may hold."""
         return self.settings.tokens_per_batch == AUTO
 
     def device(self, ranks: Ranks) -> torch.device:

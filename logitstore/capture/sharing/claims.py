@@ -41,7 +41,7 @@ _CLAIM, _ALONE, _WORKER = ".tmp-claim-", ".tmp-alone", ".tmp-worker-"
 
 
 class Claims:
-    """The claims that one worker holds.
+    """Takes and holds the claims of one worker.
 
     Args:
         folder: The store's shards.

@@ -41,7 +41,7 @@ _MAX_BYTES = 4096
 
 
 class Heartbeat:
-    """A file that this process touches while it works.
+    """Keeps a file that this process touches while it works.
 
     Attributes:
         path: The file; its name says what is being worked on.
@@ -137,7 +137,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class SeenHeartbeat:
-    """The heartbeat of another process at the moment it was read.
+    """Describes the heartbeat of another process at the moment it was read.
 
     Attributes:
         path: The file.
@@ -152,12 +152,12 @@ class SeenHeartbeat:
     identity: tuple[bytes, int]
 
     def is_dead(self, expires_s: float) -> bool:
-        """Whether its process has ended; where that cannot be known, by age."""
+        """Tell whether its process has ended; where that cannot be known, by age."""
         is_alive = None if self.process is None else self.process.is_alive
         return self.age_s > expires_s if is_alive is None else not is_alive
 
     def is_stale(self, expires_s: float) -> bool:
-        """Whether its process has ended, or runs but has not beaten for `expires_s`."""
+        """Tell whether its process has ended, or runs but has not beaten for `expires_s`."""
         return self.is_dead(expires_s) or self.age_s > expires_s
 
     def remove(self) -> bool:

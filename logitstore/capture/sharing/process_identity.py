@@ -53,7 +53,7 @@ class ProcessIdentity:
 
     @property
     def is_alive(self) -> bool | None:
-        """Whether it still runs; None for a process of another machine."""
+        """Tell whether it still runs; None for a process of another machine."""
         if self.machine != _machine():
             return None
         return _start_time(self.number) == self.started

@@ -121,7 +121,7 @@ class TeacherHead:
     def _summarise(
         self, rows_of: Callable[[slice], Tensor], targets_n: Tensor, words_nW: Tensor | None
     ) -> HeadResult:
-        found: list[HeadResult] = []
+        results: list[HeadResult] = []
         work: Tensor | None = None
         for start in range(0, len(targets_n), _CHUNK_ROWS):
             logits = rows_of(slice(start, start + _CHUNK_ROWS))
@@ -129,12 +129,12 @@ class TeacherHead:
             if work is None:
                 work = torch.empty_like(logits[:size], dtype=torch.float32)
             for first in range(0, len(logits), size):
-                some = logits[first : first + size]
-                part = slice(start + first, start + first + len(some))
+                rows = logits[first : first + size]
+                part = slice(start + first, start + first + len(rows))
                 words = None if words_nW is None else words_nW[part].to(logits.device)
                 targets = targets_n[part].to(logits.device)
-                found.append(summarise_(some, targets, self.settings, words, work[: len(some)]))
-        return HeadResult.on_host(found)
+                results.append(summarise_(rows, targets, self.settings, words, work[: len(rows)]))
+        return HeadResult.on_host(results)
 
     def _fall_back(self, why: str) -> None:
         self._embedding = None

@@ -34,15 +34,15 @@ def quantization_config(asked: str | Mapping[str, Any], dtype: str) -> dict[str,
         nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
         return {"quant_method": "bitsandbytes", "load_in_4bit": True, **nf4}
     try:  # what is recorded is JSON, whatever it was given as
-        found: Any = parse_json((asked if isinstance(asked, str) else json.dumps(asked)).encode())
+        config: Any = parse_json((asked if isinstance(asked, str) else json.dumps(asked)).encode())
     except (TypeError, ValueError):
-        found = None
-    if not isinstance(found, dict):
+        config = None
+    if not isinstance(config, dict):
         raise InputError(
             f"--quantization is {asked}, expected {', '.join(NAMES)}, or a quantization_config of "
             """transformers as JSON, such as '{"quant_method": "hqq", "nbits": 4}'."""
         )
-    return found
+    return config
 
 
 def transformers_config(config: Mapping[str, Any]) -> Any:
@@ -77,10 +77,10 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 def checkpoint_quantization(config: Any) -> str | None:
     """Name the method with which a checkpoint was quantised when saved; None if it was not."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
+    saved = getattr(config, "quantization_config", None)
+    if saved is None:
         return None
-    as_dict = found if isinstance(found, Mapping) else found.to_dict()
+    as_dict = saved if isinstance(saved, Mapping) else saved.to_dict()
     return str(as_dict.get("quant_method", "unknown"))
 
 
@@ -93,12 +93,12 @@ def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
     if asked in DEVICE_MAPS:
         return str(asked)
     try:
-        found = json.loads(asked) if isinstance(asked, str) else dict(asked)
+        device_map = json.loads(asked) if isinstance(asked, str) else dict(asked)
     except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict) or not found:
+        device_map = None
+    if not isinstance(device_map, dict) or not device_map:
         raise InputError(
             f"--device-map is {asked}, expected {', '.join(DEVICE_MAPS)}, or modules and their "
             """devices as JSON, such as '{"": 0}'."""
         )
-    return found
+    return device_map

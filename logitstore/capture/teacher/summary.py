@@ -73,9 +73,9 @@ class HeadResult:
     def on_host(cls, parts: "Sequence[HeadResult]") -> Self:
         """Join one or more parts in order, and move them to the CPU."""
         joined: dict[str, Any] = {}
-        for each in fields(cls):
-            column = [getattr(part, each.name) for part in parts]
-            joined[each.name] = None if column[0] is None else torch.cat(column).cpu()
+        for field in fields(cls):
+            column = [getattr(part, field.name) for part in parts]
+            joined[field.name] = None if column[0] is None else torch.cat(column).cpu()
         return cls(**joined)
 
 
@@ -170,8 +170,8 @@ class _Rows:
         sum_n = self._work_nV.mul_(self._y_nV).nan_to_num_(nan=0.0).sum(-1)
         logz_n = self._logz_n1.squeeze(1)
         head_n = torch.special.entr(self.entries_nK.exp()).sum(-1)
-        found: Tensor = head_n + logz_n * self.tail_n.exp() - sum_n * (-logz_n).exp()
-        return found
+        entropy_n: Tensor = head_n + logz_n * self.tail_n.exp() - sum_n * (-logz_n).exp()
+        return entropy_n
 
     def logprob(self, targets_n: Tensor) -> Tensor:
         """Return the log-probability of one token a row."""

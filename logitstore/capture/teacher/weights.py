@@ -33,7 +33,7 @@ def load_model(teacher: Teacher, device: torch.device) -> Any:
     except InputError:
         raise
     except Exception as e:  # a broken file gives any class
-        raise _refusal(teacher, device, e) from e
+        raise _explain(teacher, device, e) from e
     if missing := sorted(
         loading_info["missing_keys"]
     ):  # filled with random numbers by transformers
@@ -73,12 +73,13 @@ def _options(teacher: Teacher, device: torch.device) -> dict[str, Any]:
         options["quantization_config"] = transformers_config(teacher.quantization)
     if teacher.device_map is not None:
         options["device_map"] = teacher.device_map
-    elif is_quantized(teacher):  # quantised where it runs: moving it later is refused
+    elif is_quantized(teacher):  # quantised where it runs: it cannot be moved later
         options["device_map"] = {"": str(device)}
     return options
 
 
-def _refusal(teacher: Teacher, device: torch.device, error: Exception) -> InputError:
+def _explain(teacher: Teacher, device: torch.device, error: Exception) -> InputError:
+    """Make the error that says why the weights were not loaded, and what to change."""
     why, name = in_a_line(error), teacher.name
     if is_out_of_memory(error):
         where = "the devices of this machine" if teacher.device_map is not None else str(device)
@@ -96,10 +97,10 @@ def _refusal(teacher: Teacher, device: torch.device, error: Exception) -> InputE
     if isinstance(error, ImportError) and is_quantized(teacher):
         asked = teacher.quantization is not None
         method = checkpoint_quantization(teacher.config)
-        what = "--quantization" if asked else f"it is quantised ({method}), and"
+        cause = "--quantization" if asked else f"it is quantised ({method}), and"
         step = ", or leave --quantization out" if asked else ", or give a teacher that is not"
         return InputError(
-            f"{name}: {what} needs a package that is not installed ({why}). Install it with pip"
+            f"{name}: {cause} needs a package that is not installed ({why}). Install it with pip"
             f"{step}."
         )
     return InputError(
