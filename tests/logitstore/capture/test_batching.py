@@ -440,5 +440,5 @@ def test_a_dry_run_reads_in_halves_too_and_finds_a_budget_that_it_does_not_write
     for budget in (8192, "auto"):
         settings = SETTINGS | {"tokens_per_batch": budget}
         found = preview(teacher, str(data), tmp_path / "s", **settings)
-        assert found.outlook is not None
+        assert found.costs() is not None
     assert list(tmp_path.iterdir()) == []
