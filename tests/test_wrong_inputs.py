@@ -428,7 +428,7 @@ WRONG = (
     Wrong(
         "weights that may not be read",
         "logitstore capture teacher rows.jsonl --out s",
-        "teacher/model.safetensors: cannot be read (Permission denied). Mend its permissions, or "
+        "teacher/model.safetensors: cannot be read (Permission denied). Fix its permissions, or "
         "copy the model to where you may read it.",
         may_not_read("model.safetensors"),
     ),

@@ -10,7 +10,7 @@ Three contenders on the same batches, each in a process of its own, with the tea
 
 They take turns, so that a slow minute of the machine meets all of them. Ours is also timed by
 stage. What is not on the teacher's thread runs while the teacher does: the stages together take
-longer than the wall. At last, `estimate` is held to the capture that it foretold.
+longer than the wall. At last, `estimate` is held to the capture that it forecast.
 
 On a CPU: a random Llama of 110M parameters, V = 32,000, two threads. Where there is an accelerator,
 also one of 1.2B in bfloat16, V = 128,256.
@@ -186,10 +186,10 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
 
 def ours(sizes: Sizes, folder: Path) -> Turn:
     from logitstore.capture.job import _writer
-    from logitstore.capture.process import Job
+    from logitstore.capture.process import CaptureProcess
     from logitstore.checking.verify import verify_store
+    from logitstore.console.json_log import JsonLog
     from logitstore.console.launcher import Ranks
-    from logitstore.console.progress import JsonLog
     from logitstore.console.signals import stopper
 
     spent = timed_stages()
@@ -199,7 +199,9 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
     def turn() -> dict[str, float]:
         out = Path(tempfile.mkdtemp(dir=folder)) / "store"
         with stopper() as signals:
-            job = Job(task, out, lambda b: _writer(task, out, b), Ranks(), signals, JsonLog(None))
+            job = CaptureProcess(
+                task, out, lambda b: _writer(task, out, b), Ranks(), signals, JsonLog(None)
+            )
             if loaded:
                 job.__dict__["teacher"] = loaded[0]  # loading is nobody's time here
             loaded[:] = [job.teacher]
@@ -219,7 +221,7 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
 def timed_stages() -> dict[str, float]:
     """Seconds of each stage, on whichever thread it runs, from now on."""
     from logitstore.capture.passes.teacher_pass import TeacherPass
-    from logitstore.capture.shard_worker import Worker
+    from logitstore.capture.shard_worker import ShardWorker
     from logitstore.capture.teacher.summary import HeadResult
 
     spent: dict[str, float] = defaultdict(float)
@@ -242,7 +244,7 @@ def timed_stages() -> dict[str, float]:
     timed(HeadResult, "on_host", "host transfer")
     timed(TeacherPass, "forward", "device", inner="host transfer")
     timed(TeacherPass, "encode", "encoding")
-    timed(Worker, "commit", "committing")
+    timed(ShardWorker, "commit", "committing")
     return spent
 
 
@@ -312,7 +314,7 @@ def measure(sizes: Sizes, folder: Path, turns: int) -> dict[str, dict[str, float
     }
 
 
-def foretold(sizes: Sizes, folder: Path) -> Turn:
+def forecast(sizes: Sizes, folder: Path) -> Turn:
     """What `estimate` says, from the same rows."""
     from logitstore.capture.job import preview
 
@@ -324,9 +326,8 @@ def foretold(sizes: Sizes, folder: Path) -> Turn:
             device=sizes.device,
             tokens_per_batch=sizes.tokens_per_batch,
             shard_text_bytes=sizes.shard_text_bytes,
-        ).outlook
-        assert said is not None
-        return {"foretold_bytes": float(said.file_bytes), "foretold_s": said.seconds}
+        )
+        return {"forecast_bytes": float(said.file_bytes), "forecast_s": said.seconds}
 
     return turn
 
@@ -335,7 +336,7 @@ CONTENDERS: dict[str, Callable[[Sizes, Path], Turn]] = {
     BARE: bare,
     NAIVE: naive,
     OURS: ours,
-    ESTIMATE: foretold,
+    ESTIMATE: forecast,
 }
 
 
@@ -352,8 +353,8 @@ def judged(sizes: Sizes, measured: dict[str, dict[str, float]]) -> dict[str, Any
     }
     said, came = measured[ESTIMATE], measured[OURS]
     for what, a, b, most in (
-        ("bytes", "foretold_bytes", "stored_bytes", 0.05),
-        ("time", "foretold_s", "capture", 0.15),
+        ("bytes", "forecast_bytes", "stored_bytes", 0.05),
+        ("time", "forecast_s", "capture", 0.15),
     ):
         off = max(abs(said[a] / came[b] - 1), 1e-6)
         goals[f"estimated {what}, off by"] = goal(off, at_most=most)

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.estimate.budget import find_budget
-from logitstore.capture.estimate.preview import Preview
+from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import take_sample
-from logitstore.capture.estimate.trial_batches import foretell
+from logitstore.capture.estimate.trial_batches import forecast_capture
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.process import Job
+from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
+from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks, find_ranks
-from logitstore.console.progress import JsonLog
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE
 from logitstore.storage.objects import RemotePath
@@ -145,7 +145,7 @@ def capture(
         MismatchError: `out` holds a store made with other settings, or something else.
         StorageError: The file system refused; what was committed stays good.
         BusyError: Another capture is writing this store, and one of the two has no `claim`.
-        IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
+        IncompleteStoreError: Another rank had no heartbeat while this one waited for it.
         Stopped: SIGINT or SIGTERM came; what was committed stays good.
     """
     settings = CaptureSettings(
@@ -189,7 +189,7 @@ def capture(
         ranks = find_ranks() if ranks is None else ranks
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
-        return Job(
+        return CaptureProcess(
             task, place, lambda budget: _writer(task, place, budget), ranks, signals, events
         ).run()
 
@@ -199,7 +199,7 @@ def preview(
     dataset: "str | os.PathLike[str] | Dataset",
     out: str | os.PathLike[str] | RemotePath | None = None,
     **settings: Any,
-) -> Preview:
+) -> Forecast:
     """What `capture` with the same arguments would do. Writes nothing.
 
     Args:
@@ -220,15 +220,15 @@ def preview(
         missing, budget = writer.missing(), task.budget(writer)
     elif place is not None:
         check_place(place)
-    sample, found = take_sample(task.reader, task.text_bytes), None
-    if missing and (sample.records or task.settings.generate):
-        device, on_nan = task.device(Ranks()), task.settings.on_nan
-        taught = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
-        if budget is None and task.wants_budget:
-            budget = find_budget(task, taught, sample).tokens
-        budget = budget or int(task.provenance["tokens_per_batch"])
-        sample, found = foretell(task, taught, sample, missing, budget)
-    return Preview(sample, len(task.rows), task.plan.shard_count, len(missing), found)
+    sample = take_sample(task.reader, task.text_bytes)
+    if not missing or not (sample.records or task.settings.generate):
+        return Forecast.before_teacher(task, sample, missing)
+    device, on_nan = task.device(Ranks()), task.settings.on_nan
+    teacher_pass = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
+    if budget is None and task.wants_budget:
+        budget = find_budget(task, teacher_pass, sample)
+    budget = budget or int(task.provenance["tokens_per_batch"])
+    return forecast_capture(task, teacher_pass, sample, missing, budget)
 
 
 def _writer(task: Task, out: StorePath, budget: int | None = None) -> StoreWriter:

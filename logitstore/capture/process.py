@@ -1,29 +1,54 @@
-"""Doing a capture: the missing shards of this process one after the other, then the seal.
+"""Capture as one process: begin or resume a store, do the missing shards, seal it.
 
-Batches never cross shards and are a function of shard and token budget alone, so a resumed run
-forwards the same batches and ends with the same bytes (same machine, versions and thread count),
-whatever the number of processes. Encoding and committing a shard happen on a second thread while
-the teacher reads the next one.
+A capture may run in many processes at once; this is the life of one of them.
+
+1. *Before it starts,* `prepare` (task.py) has cut the dataset into shards, the same in every
+   process: shard i holds the same rows whoever writes it, on whichever day.
+2. *It opens the store, or begins it:* only after the teacher is loaded and, in a long capture, has
+   read some trial batches, so that a capture that cannot work leaves nothing behind.
+3. *It takes a missing shard:* those of its rank, one after the other, or with `--claim` the next
+   that nobody has (sharing/).
+4. *Rows become records:* the shard's rows are rendered, tokenised and cut to sequences; these are
+   sorted by length into batches of at most `budget` padded tokens; the teacher reads a batch while
+   the one before is encoded on a second thread (passes/).
+5. *Records become a shard:* a third thread compresses them and commits the file, whole or not at
+   all, while the teacher reads the next shard. At most one waits, so memory is bounded.
+6. *A kill costs the shards in hand,* one being read and one being committed, and nothing else. The
+   next run lists what is there and does the rest. The first Ctrl-C ends after the shard in hand.
+7. *When none is missing, one process seals:* rank 0, or whoever of the claiming workers takes the
+   claim on the seal. The others wait for it, so every process returns with a finished store.
+
+Batches never cross shards and are a function of shard and budget alone, so a resumed run forwards
+the same batches and ends with the same bytes (same machine, versions and thread count), whatever
+the number of processes.
 """
 
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 
 from logitstore.capture.estimate.budget import find_budget
-from logitstore.capture.estimate.forecast import announce
-from logitstore.capture.estimate.sample import Sample, seen, take_sample
-from logitstore.capture.estimate.trial_batches import foretell_at_head
+from logitstore.capture.estimate.forecast import Forecast
+from logitstore.capture.estimate.sample import Sample, sample_text, take_sample
+from logitstore.capture.estimate.trial_batches import forecast_if_cheap
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.shard_worker import NOT_FINITE, Sequences, Worker
-from logitstore.capture.sharing.sharing import AGAIN, POLL_S, ByClaim, ByRank, Sharing, state
+from logitstore.capture.shard_worker import NOT_FINITE, ShardSequences, ShardWorker
+from logitstore.capture.sharing.sharing import (
+    AGAIN,
+    POLL_S,
+    ByClaim,
+    ByRank,
+    Sharing,
+    shards_present,
+)
 from logitstore.capture.task import Task
+from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks
-from logitstore.console.progress import JsonLog, progress
+from logitstore.console.progress import progress
 from logitstore.console.signals import Stopped, Stopper
 from logitstore.format.spec import SPEC_FILE
 from logitstore.storage.paths import StorePath
@@ -33,17 +58,17 @@ from logitstore.writing.writer import StoreWriter, check_place
 log = logging.getLogger(__name__)
 
 
-class Job:
-    """One process's part of a capture.
+class CaptureProcess:
+    """Runs one process's part of a capture.
 
     Args:
-        task: What is to be done.
+        task: The capture.
         out: The store's folder, or its address in a bucket.
-        make_writer: Opens the store for writing, and begins it if it is not there; takes the
-            tokens of a batch that a new store records, or None for those of the task.
+        make_writer: Opens the store for writing, and begins it if it is not there. Takes the
+            tokens of a batch that a new store records; None for those of the task.
         ranks: Which process of how many this is.
-        stop: Hears of signals.
-        events: Where to log them.
+        stop: Tells whether a signal asked to stop.
+        events: The log of `--log-json`.
     """
 
     def __init__(
@@ -58,7 +83,7 @@ class Job:
         self.task, self.out, self.make_writer = task, out, make_writer
         self.ranks, self.stop, self.events = ranks, stop, events
         self.sample: Sample | None = None
-        self.is_foretold = False
+        self.has_forecast = False
         self.sharing: Sharing = (
             ByClaim(out) if task.settings.claim else ByRank(out, task.plan.shard_count, ranks)
         )
@@ -67,9 +92,9 @@ class Job:
         """Do this process's missing shards; return the store when all are there.
 
         Raises:
-            Stopped: A signal came; says what is there, and how to go on.
+            Stopped: A signal came; says what is there, and how to resume.
             BusyError: Another capture writes this store, and the two do not share it.
-            IncompleteStoreError: Another rank gave no sign of life while this one waited for it.
+            IncompleteStoreError: Another rank had no heartbeat while this one waited for it.
         """
         try:
             with ExitStack() as at_work:
@@ -80,15 +105,15 @@ class Job:
                     self._do_missing(writer)
         except Stopped as e:
             self.events.write("stopped", signal=e.signal_number)
-            where = state(self.out, self.task.plan.shard_count)
-            raise Stopped(e.signal_number, f"{e}. {where}. {AGAIN}") from None
+            present = shards_present(self.out, self.task.plan.shard_count)
+            raise Stopped(e.signal_number, f"{e}. {present}. {AGAIN}") from None
         self.events.write("finished")
         store = open_store(self.out)
         _warn_of_skipped(store)
         return store
 
     def _begin(self, at_work: ExitStack) -> StoreWriter:
-        """The store to write to. Who may begin it first looks at some rows, and at the teacher."""
+        """Open the store; begin it, if this process may, once rows and teacher were tried."""
         if not self.sharing.may_begin:
             self.sharing.wait_for_begin()
         is_new = not (self.out / SPEC_FILE).exists()
@@ -97,42 +122,43 @@ class Job:
         else:
             writer = self._open(at_work)
         if self.sharing.may_begin and (is_new or writer.missing()):
-            self._look(range(self.task.plan.shard_count) if is_new else writer.missing())
+            self._look_at_rows(range(self.task.plan.shard_count) if is_new else writer.missing())
         if is_new:
-            writer = self._open(at_work, self._ask_teacher())
+            writer = self._open(at_work, self._try_teacher())
         return writer
 
     def _open(self, at_work: ExitStack, budget: int | None = None) -> StoreWriter:
         writer = self.make_writer(budget)
+        writer.journal.listeners.append(self.events.write)
         if not writer.is_sealed:
             at_work.enter_context(self.sharing.at_work())
         return writer
 
-    def _look(self, missing: "range | list[int]") -> None:
+    def _look_at_rows(self, missing: Sequence[int]) -> None:
         self.sample = take_sample(self.task.reader, self.task.text_bytes)
         shards = self.task.plan.shard_count
-        log.info("%s", seen(self.sample, len(self.task.rows), len(missing), shards))
+        log.info("%s", sample_text(self.sample, len(self.task.rows), len(missing), shards))
 
-    def _ask_teacher(self) -> int | None:
-        """Before there is a store: one that cannot be loaded, or fails at once, leaves none behind.
+    def _try_teacher(self) -> int | None:
+        """Load the teacher and read trial batches, before there is a store.
 
         Returns:
-            The tokens of a batch that the store is to record, if they were to be found out.
+            The tokens of a batch that the store has to record, if they had to be measured.
         """
         assert self.sample is not None
-        task, found = self.task, None
+        task, measured = self.task, None
         if task.wants_budget:
-            found = find_budget(task, self.teacher, self.sample).tokens
-        budget = found or int(task.provenance["tokens_per_batch"])
-        said = foretell_at_head(task, self.teacher, self.sample, budget)
-        if said is not None:
-            announce(said, self.events)
-            self.is_foretold = True
-        return found
+            measured = find_budget(task, self.teacher, self.sample)
+        budget = measured or int(task.provenance["tokens_per_batch"])
+        forecast = forecast_if_cheap(task, self.teacher, self.sample, budget)
+        if forecast is not None:
+            forecast.announce(self.events)
+            self.has_forecast = True
+        return measured
 
     @cached_property
     def teacher(self) -> TeacherPass:
-        """The teacher, with its weights."""
+        """Load the teacher, once."""
         task = self.task
         return TeacherPass(
             task.teacher, task.spec, task.device(self.ranks), on_nan=task.settings.on_nan
@@ -153,33 +179,35 @@ class Job:
 
     def _do(self, missing: list[int], writer: StoreWriter, budget: int) -> None:
         teacher = self.teacher
+        to_complete = None
+        if self.sample is not None and self.sample.records and not self.has_forecast:
+            to_complete = Forecast.before_teacher(self.task, self.sample, missing)
         with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
-            worker = Worker(self.task, writer, teacher, budget, shown, self.sharing.beat)
-            if self.sample is not None and self.sample.records and not self.is_foretold:
-                worker.outlook_of = (self.sample, missing)
-            self._shards(writer, worker)
+            beat = self.sharing.beat
+            worker = ShardWorker(self.task, writer, teacher, budget, shown, beat, to_complete)
+            self._do_shards(writer, worker)
 
-    def _shards(self, writer: StoreWriter, worker: Worker) -> None:
-        pending: Future[int] | None = None
-        with ThreadPoolExecutor(max_workers=1) as committer, self.stop.unhurried():
+    def _do_shards(self, writer: StoreWriter, worker: ShardWorker) -> None:
+        committing: Future[int] | None = None
+        with ThreadPoolExecutor(max_workers=1) as committer, self.stop.graceful():
             for index in self.sharing.shards(writer):
                 sequences = None if index is None else worker.read_shard(index)
-                worker.done_elsewhere(self.sharing.done_by_others())
-                if pending is not None:
-                    worker.stored(pending.result())  # at most one shard waits: memory is bounded
-                    pending = None
+                worker.count_done_elsewhere(self.sharing.done_by_others())
+                if committing is not None:
+                    worker.count_stored(committing.result())  # one at most waits: memory is bounded
+                    committing = None
                 elif index is None:
-                    time.sleep(POLL_S)  # all that is missing is in others' hands
+                    time.sleep(POLL_S)  # other processes have all that is missing
                 if index is not None and sequences is not None:
-                    pending = committer.submit(self._commit, worker, index, sequences)
+                    committing = committer.submit(self._commit, worker, index, sequences)
                 if self.stop.asked is not None:
                     break
-            if pending is not None:
-                worker.stored(pending.result())
+            if committing is not None:
+                worker.count_stored(committing.result())
         if self.stop.asked is not None:
             raise Stopped(self.stop.asked, "stopped after a whole shard")
 
-    def _commit(self, worker: Worker, index: int, sequences: Sequences) -> int:
+    def _commit(self, worker: ShardWorker, index: int, sequences: ShardSequences) -> int:
         try:
             return worker.commit(index, sequences)
         finally:
@@ -187,7 +215,7 @@ class Job:
 
 
 def _warn_of_skipped(store: LogitStore) -> None:
-    """What `--on-nan skip` left out, at the end, where it is seen."""
+    """Warn at the end, where it is seen, of sequences that `--on-nan skip` left without records."""
     skipped = sum(json.loads(f["statuses"]).get(NOT_FINITE, 0) for f in store.shard_facts)
     if skipped:
         log.warning(

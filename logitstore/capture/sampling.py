@@ -1,4 +1,4 @@
-"""How a teacher writes completions, checked before anything is loaded."""
+"""Say how a teacher writes completions; checked before anything is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from typing import Any
 from logitstore.errors import InputError
 
 DEFAULT_MAX_NEW_TOKENS = 512
-#: Bytes of text that a token writes, about: only to cut shards of a likely size.
+#: About the bytes of text of a token; only used to cut shards of a likely size.
 _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """As `transformers` calls these.
+    """Holds the settings of generation, under the names that `transformers` gives them.
 
     Attributes:
-        max_new_tokens: Tokens of a completion at most, its end with them.
-        temperature: 0: the most probable token always, as `do_sample=False`.
-        top_k: Draw from so many of the most probable tokens; 0: from all.
-        top_p: Draw from the fewest of the most probable tokens that have this much together.
-        stop: A completion ends before the first of these.
-        seed: Of what is drawn.
+        max_new_tokens: Tokens of a completion at most, its end included.
+        temperature: 0: always the most probable token, as with `do_sample=False`.
+        top_k: Sample from the `top_k` most probable tokens; 0: from all.
+        top_p: Sample from the fewest most probable tokens whose probabilities sum to `top_p`.
+        stop: Texts that end a completion, which stops before the first of them.
+        seed: Seed of the random numbers.
     """
 
     max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
@@ -37,16 +37,16 @@ class Sampling:
 
     @property
     def expected_bytes(self) -> int:
-        """Text of a completion at most, about."""
+        """Estimate the bytes of the longest completion."""
         return _BYTES_PER_TOKEN * self.max_new_tokens
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the completions, as a store's rendering has it."""
-        found: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "stop": list(self.stop)}
-        if not self.is_greedy:
-            found |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-            found["seed"] = self.seed
-        return found
+        """Return the settings that decide the completions, for a store's spec."""
+        recorded = {"max_new_tokens": self.max_new_tokens, "stop": list(self.stop)}
+        if self.is_greedy:
+            return recorded
+        sampled = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        return recorded | sampled | {"seed": self.seed}
 
     @classmethod
     def of_flags(
@@ -59,10 +59,10 @@ class Sampling:
         stop: Sequence[str],
         seed: int | None,
     ) -> "Sampling":
-        """What the flags say; None is a flag left out.
+        """Read the flags, of which None is one left out.
 
         Raises:
-            InputError: One that cannot be, or would have no effect.
+            InputError: A value that is out of range, or a flag without effect.
         """
         given: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
@@ -71,16 +71,16 @@ class Sampling:
             "top_p": top_p,
             "seed": seed,
         }
-        found = cls(stop=tuple(stop), **{k: v for k, v in given.items() if v is not None})
-        found._check()
-        idle = {"--generate-top-k": top_k, "--top-p": top_p}
-        for flag, value in idle.items():
-            if value is not None and found.is_greedy:
+        sampling = cls(stop=tuple(stop), **{k: v for k, v in given.items() if v is not None})
+        sampling._check()
+        unused_if_greedy = {"--generate-top-k": top_k, "--top-p": top_p}
+        for flag, value in unused_if_greedy.items():
+            if value is not None and sampling.is_greedy:
                 raise InputError(
                     f"{flag} is {value}, but without a temperature the most probable token is "
                     "always taken. Give --generate-temperature 1, or leave it out."
                 )
-        return found
+        return sampling
 
     def _check(self) -> None:
         if self.max_new_tokens < 1:

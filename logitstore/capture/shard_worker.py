@@ -1,10 +1,9 @@
-"""One process's work on shards: rows to sequences, sequences to records, records to a file."""
+"""Capture one shard: rows become sequences, sequences become records, records become a file."""
 
 from collections.abc import Callable, Sequence
 
-from logitstore.capture.estimate.forecast import Foretold, Pairs, announce, outlook, stored_size
+from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
-from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
@@ -18,22 +17,24 @@ from logitstore.records import SequenceText
 from logitstore.storage.paths import size_bytes
 from logitstore.writing.writer import StoreWriter
 
-Sequences = list[tuple[SequenceText, EncodedRecords | None]]
+ShardSequences = list[tuple[SequenceText, EncodedRecords | None]]
 
 #: The status of a sequence whose logits were not finite, with `--on-nan skip`.
 NOT_FINITE = "not_finite"
 
 
-class Worker:
-    """Reads and commits shards, and tells how far it is.
+class ShardWorker:
+    """Reads shards with the teacher, commits them, and reports how far it is.
 
     Args:
-        task: What is to be done.
+        task: The capture.
         writer: Commits shards.
-        teacher: Reads batches.
+        teacher: The loaded teacher.
         budget: Padded tokens of a batch.
-        shown: Progress.
-        beat: Called while work goes on.
+        progress: Shows how far the process is.
+        beat: Called often while work goes on, to keep the process's heartbeat.
+        forecast: The forecast without costs, to be completed after the second batch; None if the
+            costs were forecast already.
     """
 
     def __init__(
@@ -42,62 +43,62 @@ class Worker:
         writer: StoreWriter,
         teacher: TeacherPass,
         budget: int,
-        shown: Progress,
+        progress: Progress,
         beat: Callable[[], None],
+        forecast: Forecast | None = None,
     ) -> None:
         self.task, self.writer = task, writer
-        self.budget, self.shown, self.beat = budget, shown, beat
-        self.outlook_of: tuple[Sample, Sequence[int]] | None = None
-        self._teacher, self._reader = teacher, HalvingReader(teacher, self._note)
+        self.budget, self.progress, self.beat, self.forecast = budget, progress, beat, forecast
+        self._teacher, self._reader = teacher, HalvingReader(teacher, writer.note)
         self._completer = Completer.of(teacher, task, budget, beat)
-        self._batches = 0
+        self._batches_read = 0
 
-    def read_shard(self, index: int) -> Sequences:
-        """All sequences of a shard, in order, each with its records."""
+    def read_shard(self, index: int) -> ShardSequences:
+        """Read a shard with the teacher: all of its sequences in order, each with its records."""
         sequences, weights = self._tokenise(index)
         lines = [s.line for s in sequences]
         records: list[EncodedRecords | None] = [None] * len(sequences)
-        self.shown.update(sum(w for s, w in zip(sequences, weights, strict=True) if not s.records))
-        for batch, encoded in read_overlapped(self._reader, sequences, self.budget, self._heard):
+        unread = (w for s, w in zip(sequences, weights, strict=True) if not s.records)
+        self.progress.update(sum(unread))
+        for batch, encoded in read_overlapped(
+            self._reader, sequences, self.budget, self._after_batch
+        ):
             for i, part in zip(batch, encoded, strict=True):
                 records[i] = part
                 if part is None:
                     lines[i] = self._not_finite(lines[i])
-            self.shown.update(
+            self.progress.update(
                 sum(weights[i] for i in batch),
                 tokens=sum(sequences[i].length for i in batch),
                 shard=f"{index + 1}/{self.task.plan.shard_count}",
             )
         return list(zip(lines, records, strict=True))
 
-    def commit(self, index: int, pairs: Sequences) -> int:
-        """On the committer's thread: the bytes of the shard, which is there now."""
+    def commit(self, index: int, sequences: ShardSequences) -> int:
+        """Encode and commit a shard; runs on the committer's thread.
+
+        Returns:
+            The bytes of the shard that is there now, a twin's if that came first.
+        """
         self.beat()
-        self.writer.write_shard(index, pairs)
-        size = size_bytes(self.writer.path / SHARDS_FOLDER / shard_name(index))
-        records = sum(len(r) for _, r in pairs if r is not None)
-        self.shown.log.write("shard", shard=index, records=records, stored_bytes=size)
-        return size
+        self.writer.write_shard(index, sequences)
+        return size_bytes(self.writer.path / SHARDS_FOLDER / shard_name(index))
 
-    def stored(self, size_bytes: int) -> None:
-        """A shard of so many bytes is committed."""
-        self.shown.update(0, stored_bytes=size_bytes)
+    def count_stored(self, size_bytes: int) -> None:
+        """Add a committed shard's bytes to the progress."""
+        self.progress.update(0, stored_bytes=size_bytes)
 
-    def done_elsewhere(self, shards: Sequence[int]) -> None:
-        """Other processes have committed these."""
+    def count_done_elsewhere(self, shards: Sequence[int]) -> None:
+        """Add shards that other processes committed to the progress."""
         if shards:
-            self.shown.update(self.task.work_of(shards))
+            self.progress.update(self.task.work_of(shards))
 
     def _not_finite(self, line: SequenceText) -> SequenceText:
-        self._note("not finite", row=line.row, part=line.part)
+        self.writer.note("not finite", row=line.row, part=line.part)
         return line._replace(status=NOT_FINITE)
 
-    def _note(self, event: str, **facts: object) -> None:
-        self.writer.note(event, **facts)
-        self.shown.log.write(event, **facts)
-
     def _tokenise(self, index: int) -> tuple[list[TeacherSequence], list[int]]:
-        """The sequences of a shard; and what each adds to the progress, in bytes of text."""
+        """Make the sequences of a shard, with what each adds to the progress (bytes of text)."""
         sequences: list[TeacherSequence] = []
         weights: list[int] = []
         rows = range(*self.task.plan.shard_rows(index))
@@ -109,26 +110,25 @@ class Worker:
             # An empty row counts for one, as in the plan; a row in windows when its first is done.
             weights += [int(self.task.text_bytes[row]) + 1, *[0] * (len(parts) - 1)]
         if isinstance(reader, CompletedRows):
-            self.shown.log.write("generated", shard=index, **reader.counts())
+            self.writer.note("generated", shard=index, **reader.counts())
         return sequences, weights
 
-    def _heard(self, batch: Sequence[TeacherSequence], parts: Parts, seconds: float) -> None:
-        """Once, after the second batch: the first is slow, kernels are chosen and heads checked.
+    def _after_batch(self, batch: Sequence[TeacherSequence], parts: Parts, seconds: float) -> None:
+        """Beat; after the second batch, complete the forecast.
 
-        For a short capture, or one that goes on; a long one was foretold at its head.
+        Not after the first, which is slow: kernels are chosen and the head is checked. A long
+        capture was forecast from trial batches before it began (see `trial_batches.py`).
         """
         self.beat()
-        self._batches += 1
-        if self.outlook_of is None or self._batches != 2:
+        self._batches_read += 1
+        if self.forecast is None or self._batches_read != 2:
             return
-        sample, missing = self.outlook_of
         lines = (s.line for s in batch)
         pairs: Pairs = list(zip(lines, self._reader.encode(parts), strict=True))
-        size = stored_size(self.task.spec, self.task.plan, pairs)
-        speed = sum(s.length for s in batch) / max(seconds, 1e-9)
-        found = outlook(
-            sample, self.task.text_of(missing), len(missing), speed, size, self._teacher.devices
-        )
-        announce(
-            Foretold(found, size, profile_of([result for _, result, _ in parts])), self.shown.log
-        )
+        extrapolate(
+            self.forecast,
+            tokens_per_s=sum(s.length for s in batch) / max(seconds, 1e-9),
+            size=stored_size(self.task.spec, self.task.plan, pairs),
+            profile=profile_of([result for _, result, _ in parts]),
+            devices=self._teacher.devices,
+        ).announce(self.progress.log)

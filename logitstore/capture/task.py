@@ -1,4 +1,10 @@
-"""All that a capture is to do, found out before anything is written or any weight is loaded."""
+"""Decide all that a capture is to do, before anything is written or any weight is loaded.
+
+`prepare` reads the teacher's configuration and tokenizer and the whole dataset (its text, not its
+tokens), and answers in a `Task`: what the store will hold (spec), which rows go into which shard
+(plan), and who turns a row into token sequences (reader). The same arguments give the same task in
+every process and at every resume.
+"""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +19,7 @@ import torch
 import logitstore
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
-from logitstore.capture.sequences.windows import limits_of, rendering_of
+from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
 from logitstore.capture.settings import AUTO, CaptureSettings
 from logitstore.capture.teacher.teacher import (
     Teacher,
@@ -37,17 +43,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Task:
-    """A capture, described.
+    """Describes a capture: what is read, how, and what is kept of it.
 
     Attributes:
-        teacher: Without its weights.
+        teacher: The teacher without its weights.
         rows: The dataset.
-        reader: Makes sequences of its rows.
+        reader: Turns a row into the token sequences that the teacher reads.
         spec: What the store will hold.
         plan: Which rows go into which shard.
-        text_bytes: Text of each row, with what is to be written for it at most.
-        provenance: For people; see `StoreHeader`.
-        settings: As asked for.
+        text_bytes: (rows,) UTF-8 bytes of each row, with the longest completion written for it.
+        provenance: How the store was made, for people; see `StoreHeader`.
+        settings: The settings as the caller gave them.
     """
 
     teacher: Teacher
@@ -60,17 +66,17 @@ class Task:
     settings: CaptureSettings
 
     def budget(self, writer: StoreWriter) -> int:
-        """Padded tokens of a batch: the number asked for, else what the store recorded."""
+        """Return the padded tokens of a batch: as asked for, else as the store recorded."""
         asked = self.settings.tokens_per_batch
         return asked if isinstance(asked, int) else int(writer.provenance["tokens_per_batch"])
 
     @property
     def wants_budget(self) -> bool:
-        """Whether a new store is to find out how many tokens a batch holds."""
+        """Tell whether a new store has to measure how many tokens a batch may hold."""
         return self.settings.tokens_per_batch == AUTO
 
     def device(self, ranks: Ranks) -> torch.device:
-        """Where this rank's teacher runs; with a device map, where it begins.
+        """Choose the device for this rank's teacher; with a device map, the one of its first layer.
 
         Raises:
             InputError: Several ranks of a machine would each take all of its devices.
@@ -86,33 +92,54 @@ class Task:
         return default_device(ranks.local_rank)
 
     def work_of(self, shards: Sequence[int]) -> int:
-        """What some of the shards add to the progress: their text, and one a row."""
+        """Return what shards add to the progress: a unit for each byte of text and for each row."""
         rows = sum(b - a for a, b in map(self.plan.shard_rows, shards))
         return self.text_of(shards) + rows
 
     def text_of(self, shards: Sequence[int]) -> int:
-        """Bytes of text in some of the shards."""
+        """Return the bytes of text in the given shards."""
         return sum(int(self.text_bytes[slice(*self.plan.shard_rows(i))].sum()) for i in shards)
 
 
 def prepare(
     teacher: str, dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
 ) -> Task:
-    """Find teacher and dataset, and make spec and plan.
+    """Find teacher and dataset; decide what the store will hold and how it is cut into shards.
 
     Raises:
         InputError: A model, dataset or setting that cannot be used.
     """
     settings.check()
-    if settings.device is not None:
-        chosen_device(settings.device)
-        if settings.device_map is not None:
-            raise InputError(
-                f"--device {settings.device} and --device-map {settings.device_map}: each says "
-                "where the teacher runs. Leave one of the two out."
-            )
-    found = find_teacher(
-        teacher,
+    _check_device(settings)
+    found_teacher = _teacher(teacher, settings)
+    max_length = context_limit(found_teacher, settings.max_length)
+    prefix_length = found_teacher.tokenizer.prefix_length
+    limits = limits_of(max_length, settings.overflow, settings.stride, prefix_length)
+    rows = _rows(dataset, settings)
+    reader = _reader(rows, found_teacher, limits, settings)
+    spec = _spec(found_teacher, reader, settings)
+    text_bytes = _text_bytes(rows, settings)
+    plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
+    provenance = _provenance(teacher, dataset, settings)
+    return Task(found_teacher, rows, reader, spec, plan, text_bytes, provenance, settings)
+
+
+def _check_device(settings: CaptureSettings) -> None:
+    """Reject a device that is not there, before the teacher's files are read."""
+    if settings.device is None:
+        return
+    chosen_device(settings.device)
+    if settings.device_map is not None:
+        raise InputError(
+            f"--device {settings.device} and --device-map {settings.device_map}: each says "
+            "where the teacher runs. Leave one of the two out."
+        )
+
+
+def _teacher(name: str, settings: CaptureSettings) -> Teacher:
+    """Find the teacher, without its weights, and check that it has `top_k` tokens."""
+    teacher = find_teacher(
+        name,
         revision=settings.revision,
         dtype=settings.dtype,
         trust_remote_code=settings.trust_remote_code,
@@ -120,49 +147,69 @@ def prepare(
         attn_implementation=settings.attn_implementation,
         device_map=settings.device_map,
     )
-    if settings.top_k > found.vocab_size:
+    if settings.top_k > teacher.vocab_size:
         raise InputError(
-            f"--top-k is {settings.top_k}, but {teacher} has a vocabulary of {found.vocab_size}. "
-            f"Use --top-k {found.vocab_size} or less."
+            f"--top-k is {settings.top_k}, but {name} has a vocabulary of {teacher.vocab_size}. "
+            f"Use --top-k {teacher.vocab_size} or less."
         )
-    max_length = context_limit(found, settings.max_length)
-    prefix = found.tokenizer.prefix_length
-    limits = limits_of(max_length, settings.overflow, settings.stride, prefix)
-    rows = load_rows(
+    return teacher
+
+
+def _rows(dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings) -> Rows:
+    return load_rows(
         dataset,
         split=settings.split,
         config_name=settings.config_name,
         text_column=settings.text_column,
         prompts=settings.generate,
     )
-    sampling = settings.sampling
+
+
+def _reader(rows: Rows, teacher: Teacher, limits: Limits, settings: CaptureSettings) -> RowReader:
+    """Make what turns rows into sequences; with `generate`, rows that have only a prompt."""
     render = Renderer.make(
         rows,
-        found.transformers_tokenizer,
-        found.tokenizer,
+        teacher.transformers_tokenizer,
+        teacher.tokenizer,
         supervise=settings.supervise,
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
     )
+    return (PromptReader if settings.generate else RowReader)(render, limits)
+
+
+def _text_bytes(rows: Rows, settings: CaptureSettings) -> npt.NDArray[np.int64]:
+    """Count the text of each row, with the longest completion that may be written for it."""
+    sampling = settings.sampling
+    return rows.text_bytes() + (0 if sampling is None else sampling.expected_bytes)
+
+
+def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> StoreSpec:
+    """Describe the store's content: two captures with equal specs give equal records.
+
+    A key stands only where it has something to say: stores from before a setting existed keep
+    their digests, and can be resumed.
+    """
+    sampling, limits = settings.sampling, reader.limits
     spec = StoreSpec(
         teacher={
-            "fingerprint": found.fingerprint,
-            "architecture": found.architecture,
-            "dtype": found.dtype,
-            "vocab_size": found.vocab_size,
-            **({} if found.quantization is None else {"quantization": found.quantization}),
+            "fingerprint": teacher.fingerprint,
+            "architecture": teacher.architecture,
+            "dtype": teacher.dtype,
+            "vocab_size": teacher.vocab_size,
+            **_given("quantization", teacher.quantization),
         },
         tokenizer={
-            "fingerprint": found.tokenizer.fingerprint,
-            "size": found.tokenizer.size,
-            "eos_ids": list(found.tokenizer.eos_ids),
-            "files": tokenizer_digests(found.tokenizer_files),
+            "fingerprint": teacher.tokenizer.fingerprint,
+            "size": teacher.tokenizer.size,
+            "eos_ids": list(teacher.tokenizer.eos_ids),
+            "files": tokenizer_digests(teacher.tokenizer_files),
         },
         rendering={
-            **render.settings,
-            "max_length": max_length,
+            **reader.render.settings,
+            "max_length": limits.max_length,
             **rendering_of(limits),
-            **({} if sampling is None else {"generate": sampling.recorded()}),
+            **_given("generate", None if sampling is None else sampling.recorded()),
         },
         capture={
             "top_k": settings.top_k,
@@ -171,29 +218,31 @@ def prepare(
             "temperatures": [float(t) for t in settings.temperatures],
             "logit_std": settings.logit_std,
             "draws": settings.draws,
-            **({"seed": settings.seed or 0} if settings.draws else {}),
+            **_given("seed", (settings.seed or 0) if settings.draws else None),
         },
     )
-    spec = replace(spec, codec=spec.codec | {"name": settings.codec})
-    text_bytes = rows.text_bytes()
-    if sampling is not None:
-        text_bytes = text_bytes + sampling.expected_bytes
-    plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
+    return replace(spec, codec=spec.codec | {"name": settings.codec})
+
+
+def _given(name: str, value: object) -> dict[str, Any]:
+    """Make an entry of a dict, or none where the value is None."""
+    return {} if value is None else {name: value}
+
+
+def _provenance(
+    teacher: str, dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
+) -> dict[str, Any]:
+    """Record how the store was made, for people and for `logitstore repair --capture`."""
     is_named = isinstance(dataset, (str, os.PathLike))
-    provenance = {
+    asked = settings.tokens_per_batch
+    return {
         "teacher": teacher,
         "revision": settings.revision,
         "dataset": os.fspath(dataset) if is_named else type(dataset).__name__,
-        # What is in memory now cannot be found again by its name.
+        # A dataset in memory cannot be found again by its name, so nothing can be run again.
         "settings": settings.recorded() if is_named else None,
-        "tokens_per_batch": (
-            settings.tokens_per_batch
-            if isinstance(settings.tokens_per_batch, int)
-            else DEFAULT_TOKENS_PER_BATCH
-        ),
+        "tokens_per_batch": asked if isinstance(asked, int) else DEFAULT_TOKENS_PER_BATCH,
         # Of the package itself as it was imported: a checkout need not be installed.
         "versions": {"logitstore": logitstore.__version__}
         | {p: version(p) for p in ("torch", "transformers")},
     }
-    reader = RowReader(render, limits) if sampling is None else PromptReader(render, limits)
-    return Task(found, rows, reader, spec, plan, text_bytes, provenance, settings)

@@ -1,70 +1,45 @@
-"""Progress where people look: a bar in a terminal, a plain line every 30 s in a log file.
+"""Show progress: a bar in a terminal, a plain line every 30 s in a log file.
 
 Only the first process of a launcher shows any.
 """
 
-import json
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
+from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import find_ranks
-from logitstore.errors import InputError
 
 _LINE_EVERY_S = 30.0
 
 
-class JsonLog:
-    """One JSON object a line, appended to a file as things happen; nowhere without a path."""
-
-    def __init__(self, path: Path | None = None) -> None:
-        """Open the file.
-
-        Raises:
-            InputError: It cannot be written.
-        """
-        self._path = path
-        self._began = time.monotonic()
-        self.write("begin")
-
-    def write(self, event: str, **facts: Any) -> None:
-        """One line: what happened, when, and its numbers."""
-        if self._path is None:
-            return
-        since_s = round(time.monotonic() - self._began, 3)
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        line = json.dumps({"event": event, "time": now, "since_s": since_s} | facts)
-        try:
-            with self._path.open("a") as f:
-                f.write(line + "\n")
-        except OSError as e:
-            raise InputError(
-                f"--log-json {self._path}: cannot be written ({e.strerror}). Give a file in a "
-                "folder that exists and that you may write to."
-            ) from e
-
-
 class Progress:
-    """Counts towards a total on stderr; see `progress`."""
+    """Counts towards a total on stderr; see `progress`.
 
-    def __init__(self, total: int, what: str, unit: str, log: JsonLog | None = None) -> None:
-        self._total, self._what, self._unit, self._done = total, what, unit, 0
-        self._began = self._said = time.monotonic()
+    Args:
+        total: Units when all is done.
+        title: What is being done, in a word.
+        unit: Name of the unit.
+        log: Gets a `progress` event with every plain line.
+    """
+
+    def __init__(self, total: int, title: str, unit: str, log: JsonLog | None = None) -> None:
+        self._total, self._title, self._unit, self._done = total, title, unit, 0
+        self._began = self._last_line = time.monotonic()
         self._tokens = self._stored_bytes = 0
         self.log = log or JsonLog()
         self._is_shown = find_ranks().is_first
         is_bar = self._is_shown and sys.stderr.isatty()
         self._bar: tqdm[Any] | None = (
-            tqdm(total=total, desc=what, unit=unit, unit_scale=True) if is_bar else None
+            tqdm(total=total, desc=title, unit=unit, unit_scale=True) if is_bar else None
         )
 
     def update(self, done: int, *, tokens: int = 0, stored_bytes: int = 0, **facts: str) -> None:
-        """So much more is done; `facts` are shown beside it."""
+        """Add what is done since the last call; `facts` are shown beside it."""
         self._done += done
         self._tokens += tokens
         self._stored_bytes += stored_bytes
@@ -72,16 +47,16 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done)
-        if time.monotonic() - self._said >= _LINE_EVERY_S:
-            self._said = time.monotonic()
+        if time.monotonic() - self._last_line >= _LINE_EVERY_S:
+            self._last_line = time.monotonic()
             self.log.write("progress", **self.numbers(), **facts)
             if self._is_shown and self._bar is None:
-                self._say(shown)
+                self._print_line(shown)
 
     def numbers(self) -> dict[str, Any]:
-        """Where it stands."""
+        """Return how far it is, at which speed, and the time left, as JSON."""
         elapsed = time.monotonic() - self._began
-        found: dict[str, Any] = {
+        numbers: dict[str, Any] = {
             "done": self._done,
             "total": self._total,
             "unit": self._unit,
@@ -89,38 +64,38 @@ class Progress:
             "left_s": round(elapsed * (self._total - self._done) / max(self._done, 1), 3),
         }
         if self._tokens:
-            found["tokens"] = self._tokens
-            found["tokens_per_s"] = round(self._tokens / max(elapsed, 1e-9), 1)
+            numbers["tokens"] = self._tokens
+            numbers["tokens_per_s"] = round(self._tokens / max(elapsed, 1e-9), 1)
         if self._stored_bytes:
-            found["stored_bytes"] = self._stored_bytes
-        return found
+            numbers["stored_bytes"] = self._stored_bytes
+        return numbers
 
     def close(self) -> None:
-        """Finish the line."""
+        """Finish the bar."""
         if self._bar is not None:
             self._bar.close()
 
     def _rates(self) -> dict[str, str]:
-        found = {}
+        rates = {}
         if self._tokens:
             elapsed = max(time.monotonic() - self._began, 1e-9)
-            found["tokens/s"] = f"{self._tokens / elapsed:,.0f}"
+            rates["tokens/s"] = f"{self._tokens / elapsed:,.0f}"
         if self._stored_bytes:
-            found["stored"] = byte_count(self._stored_bytes)
-        return found
+            rates["stored"] = byte_count(self._stored_bytes)
+        return rates
 
-    def _say(self, facts: dict[str, str]) -> None:
+    def _print_line(self, facts: dict[str, str]) -> None:
         left_s = self.numbers()["left_s"]
         done = f"{self._done:,} of {self._total:,} {self._unit}"
         parts = [f"{done} ({self._done / max(self._total, 1):.0%})", f"{duration(left_s)} to go"]
         parts += [f"{name} {value}" for name, value in facts.items()]
-        print(f"{self._what}: {', '.join(parts)}", file=sys.stderr, flush=True)
+        print(f"{self._title}: {', '.join(parts)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def progress(total: int, what: str, unit: str, log: JsonLog | None = None) -> Iterator[Progress]:
-    """A `Progress` that is closed whatever happens."""
-    shown = Progress(total, what, unit, log)
+def progress(total: int, title: str, unit: str, log: JsonLog | None = None) -> Iterator[Progress]:
+    """Show progress while the block runs; the arguments are those of `Progress`."""
+    shown = Progress(total, title, unit, log)
     try:
         yield shown
     finally:
@@ -128,7 +103,7 @@ def progress(total: int, what: str, unit: str, log: JsonLog | None = None) -> It
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 10 min`."""
+    """Write a duration: `45 s`, `3 min 20 s`, `2 h 10 min`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -138,7 +113,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_count(count: float) -> str:
-    """`812 B`, `1.5 kB`, `12.4 MB`, `3.1 GB`: decimal, as disks are sold."""
+    """Write a size: `812 B`, `1.5 kB`, `12.4 MB`, `3.1 GB`; decimal, as disks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"

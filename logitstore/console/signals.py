@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM as a request: end at the shard, commit what is in flight, say how to resume.
+"""Handle Ctrl-C and SIGTERM: finish the shard in hand, commit it, and say how to resume.
 
-The first signal asks; work that is `unhurried` ends at its next good place. A second signal, or one
-outside such work, ends at once: a store loses nothing by it but the shard that was in hand.
+The first signal is a request: inside `graceful`, work stops at its next good place. A second
+signal, or one outside, exits immediately: a store loses nothing by it but the shard in hand.
 """
 
 import os
@@ -15,10 +15,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or the scheduler asked to stop.
+    """Says that the user or the scheduler asked to stop.
 
     Attributes:
-        signal_number: Which signal.
+        signal_number: Number of the signal.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -27,45 +27,50 @@ class Stopped(KeyboardInterrupt):
 
     @property
     def exit_status(self) -> int:
-        """As shells count it: 130 for SIGINT, 143 for SIGTERM."""
+        """Return the exit status that shells expect: 130 for SIGINT, 143 for SIGTERM."""
         return 128 + self.signal_number
 
 
 class Stopper:
-    """Listens for signals; see `stopper`."""
+    """Receives signals; see `stopper`.
+
+    Attributes:
+        asked: Number of the signal that asked to stop; None so far.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
-        self._is_unhurried = False
+        self._is_graceful = False
 
     @contextmanager
-    def unhurried(self) -> Iterator[None]:
-        """Inside, the first signal is only noted: look at `asked` at every good place to end."""
-        self._is_unhurried = True
+    def graceful(self) -> Iterator[None]:
+        """Only note the first signal inside the block, which looks at `asked` where it can stop."""
+        self._is_graceful = True
         try:
             yield
         finally:
-            self._is_unhurried = False
+            self._is_graceful = False
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
-        """The signal handler."""
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal, as the `signal` module calls it."""
         name = signal.Signals(number).name
-        if self._is_unhurried and self.asked is None:
+        if self._is_graceful and self.asked is None:
             self.asked = number
             # Not print: the signal may have come in the middle of one.
-            os.write(2, f"{name}: ending after this shard. Once more to end at once.\n".encode())
+            message = f"{name}: stopping after this shard. Repeat it to exit immediately.\n"
+            os.write(2, message.encode())
             return
-        raise Stopped(number, f"stopped at once by {name}")
+        raise Stopped(number, f"stopped immediately by {name}")
 
 
 @contextmanager
 def stopper() -> Iterator[Stopper]:
-    """Handle SIGINT and SIGTERM while inside. Elsewhere than in the main thread: not at all."""
+    """Handle SIGINT and SIGTERM while inside; in a thread other than the main one, do nothing."""
     made = Stopper()
     if threading.current_thread() is not threading.main_thread():
         yield made
         return
-    before = {number: signal.signal(number, made.hear) for number in _SIGNALS}
+    before = {number: signal.signal(number, made.handle) for number in _SIGNALS}
     try:
         yield made
     finally:

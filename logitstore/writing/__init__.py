@@ -1,1 +1,1 @@
-"""Writing a store: records encoded, shards built and committed, the store sealed."""
+"""Write a store: encode records, build and commit shards, seal the store."""

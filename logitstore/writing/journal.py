@@ -1,4 +1,6 @@
-"""Who wrote what of a store, and when: beside the store, never in it, and never read by a program.
+"""Log who wrote what of a store, and when: beside the store, never in it.
+
+No program reads the journal; it answers a person who asks which machine wrote a shard.
 
     my-store.journal.jsonl                            beside a folder: one line an event, appended
     s3://bucket/my-store.journal/<time>-<host>-<process>-<n>.jsonl     beside a store in a bucket
@@ -13,6 +15,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from logitstore.storage import commit
@@ -23,19 +26,25 @@ _LINES_AN_OBJECT = 100
 
 
 class Journal:
-    """The journal of the store at a path."""
+    """Writes the events of a store beside it.
+
+    Attributes:
+        listeners: Called with every event after it is written, as `listener(event, **facts)`:
+            `--log-json` is one, so what happens to a store is told once and read in both places.
+    """
 
     def __init__(self, store: StorePath) -> None:
+        self.listeners: list[Callable[..., None]] = []
         self._store, self._lines = store, list[str]()
         began = time.strftime("%Y%m%dT%H%M%S")
         self._own = f"{began}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
         self._lock = threading.Lock()  # shards are committed on a thread of their own
 
     def note(self, event: str, **facts: Any) -> None:
-        """Add a line.
+        """Write an event with its time, host and process, and hand it to the listeners.
 
         Raises:
-            StorageError: The file system, or the object store, refused.
+            StorageError: The file system or the object store rejected it.
         """
         line = {
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -48,6 +57,8 @@ class Journal:
                 self._put(self._store, json.dumps(line))
             else:
                 self._append(json.dumps(line))
+            for listener in self.listeners:
+                listener(event, **facts)
 
     def _append(self, line: str) -> None:
         path = self._store.with_name(f"{self._store.name}.journal.jsonl")

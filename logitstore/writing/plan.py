@@ -1,4 +1,4 @@
-"""Which rows go into which shard, decided before the first is captured.
+"""Decide which rows go into which shard, before the first is captured.
 
 Boundaries are cut by cumulative text bytes over the whole dataset, so shards take about the same
 time and disk whatever the order of the rows (a fixed number of rows makes some shards a hundred
@@ -18,12 +18,12 @@ DEFAULT_SHARD_TEXT_BYTES = 4 * 1024 * 1024
 def make_plan(
     dataset_sha256: str, text_bytes: npt.NDArray[np.int64], shard_text_bytes: int
 ) -> Plan:
-    """Cut where the running total of text passes a multiple of `shard_text_bytes`.
+    """Cut a dataset where the running total of text passes a multiple of `shard_text_bytes`.
 
     Args:
-        dataset_sha256: What the dataset is.
-        text_bytes: Text of each row.
-        shard_text_bytes: Aim for one shard, at least 1.
+        dataset_sha256: Identifies the dataset.
+        text_bytes: (rows,) bytes of text in each row.
+        shard_text_bytes: Bytes of text that a shard should have, at least 1.
     """
     # An empty row still costs a line; a byte for each keeps a million empty rows from one shard.
     total_before = np.cumsum(text_bytes + 1) - (text_bytes + 1)

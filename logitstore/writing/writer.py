@@ -1,17 +1,23 @@
-"""Writing a store: make or resume the folder, commit shards in any order, seal it.
+"""Write a store: begin or resume its folder, commit shards in any order, seal it.
 
-    my-store/
-      tokenizer/        before store.json, so that a store never lacks it
-      store.json        its appearance makes the folder a store
-      shards/           one link each (see commit.py)
-      index.parquet     at the seal
-      DONE              last of all
+The order in which files appear is what makes a store safe to kill at any moment:
+
+1. `tokenizer/` comes first, so that a folder with a spec never lacks it.
+2. `store.json` makes the folder a store: spec and plan are fixed from here on, and whoever comes
+   later compares theirs with it. Of two that begin at once, one file wins, and both continue.
+3. `shards/00000.zarr.zip` … in any order, from any process: each is written under a temporary name,
+   synced, and linked to its final name, so it is there whole or not at all; a twin that comes
+   second is discarded (see commit.py).
+4. `index.parquet` when the last shard is there. It is derived from the shards, with their digests.
+5. Temporary files go: claims, heartbeats, and what a killed process left half-written.
+6. `DONE` comes last, with the digests of tokenizer, `store.json` and index: a store that has it is
+   finished, one without is resumed by writing the shards that are missing.
 
 The journal (who wrote what, when) lies beside the folder, not in it: nothing in a store names a
-host, a time or a worker, so the same capture is the same bytes anywhere (see `journal.py`).
+host, a time or a worker, so the same capture is the same bytes anywhere (see journal.py).
 
 A store in a bucket has the same objects with the same bytes. It is sealed from the ends of its
-shards (`shard_head.py`): what other workers wrote is not read again.
+shards (shard_head.py), so that what other workers wrote is not read again.
 """
 
 import errno
@@ -57,13 +63,14 @@ _OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
 
 
 class StoreWriter:
-    """A store being written. Safe to kill at any moment and to make again with the same arguments.
+    """Writes a store; may be killed at any moment, and made again with the same arguments.
 
     Attributes:
         path: The store's folder, or its address in a bucket.
-        spec: What it holds.
+        spec: What the store holds.
         plan: Which rows are in which shard.
-        provenance: As recorded when the store was begun.
+        provenance: How the store was made, as recorded when it was begun.
+        journal: Logs what is written, beside the store.
     """
 
     def __init__(
@@ -80,13 +87,13 @@ class StoreWriter:
 
         Raises:
             MismatchError: The folder holds a store made with other settings, or something else.
-            StorageError: The file system refused.
-            InputError: A URL that is for reading.
-            MissingLibraryError: The store is to be compact, and pcodec is not installed.
+            StorageError: The file system rejected a file.
+            InputError: A URL that can only be read.
+            MissingLibraryError: The codec is `compact`, and pcodec is not installed.
         """
         self.path: StorePath = to_write(path)
         self.spec, self.plan, self._fs = spec, plan, fs
-        self._journal = Journal(self.path)
+        self.journal = Journal(self.path)
         spec.check()
         plan.check()
         if spec.codec["name"] == "compact":
@@ -102,13 +109,13 @@ class StoreWriter:
             self._check_conditional()
 
     def missing(self) -> list[int]:
-        """Shards not committed yet, in order."""
+        """List the shards that are not committed yet, in order."""
         there = set(list_shards(self.path, self.plan))
         return [i for i in range(self.plan.shard_count) if i not in there]
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the store is finished: nothing more will be written."""
+        """Tell whether the store is finished: nothing more will be written."""
         return (self.path / DONE_FILE).exists() and not self.missing()
 
     def write_shard(
@@ -117,24 +124,32 @@ class StoreWriter:
         sequences: Sequence[tuple[SequenceText, EncodedRecords | None]],
         kept_fidelity: Mapping[str, float | int] | None = None,
     ) -> bool:
-        """Commit one shard.
+        """Build and commit one shard.
 
         Args:
-            index: Which of the plan's shards.
-            sequences: All of its rows in order, each with its records, or None for none.
-            kept_fidelity: As `build_shard` takes it, for records of another store.
+            index: Number of the shard in the plan.
+            sequences: All sequences of its rows in order, each with its records or None.
+            kept_fidelity: Measured fidelity of records that come from another store; see
+                `build_shard`.
 
         Returns:
             False if another worker had committed it already; then nothing changed. (In a bucket:
-            False if its bytes are others.)
+            False if that worker's bytes differ.)
         """
         began, ended = self.plan.shard_rows(index)
         rows = [line.row for line, _ in sequences]
         if sorted(set(rows)) != list(range(began, ended)) or rows != sorted(rows):
             raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
         members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity)
-        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pack(members), self._fs)
-        self.note("shard", shard=index, committed=won)
+        pieces = list(pack(members))
+        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pieces, self._fs)
+        self.note(
+            "shard",
+            shard=index,
+            committed=won,
+            records=sum(len(records) for _, records in sequences if records is not None),
+            stored_bytes=sum(len(memoryview(piece).cast("B")) for piece in pieces),
+        )
         return won
 
     def copy_shard(self, index: int, shard: Shard) -> bool:
@@ -144,7 +159,7 @@ class StoreWriter:
             False if another worker had committed it already; then nothing changed.
 
         Raises:
-            CorruptStoreError: It is not what was committed there.
+            CorruptStoreError: Its bytes are not those that were committed there.
         """
         shard.archive.check_digest()
         pieces = [shard.archive.whole]
@@ -153,15 +168,15 @@ class StoreWriter:
         return won
 
     def seal(self) -> None:
-        """Write index and `DONE` once every shard is there. Several may do so at once.
+        """Write index and `DONE` once every shard is there. Several processes may do so at once.
 
         Raises:
-            CorruptStoreError: A shard is not what was committed.
+            CorruptStoreError: The bytes of a shard are not those that were committed.
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
         commit.overwrite(self.path / INDEX_FILE, self._index(), self._fs)
-        # Not before: among them is the claim on the seal, which tells others to wait.
+        # Not earlier: one of them is the claim on the seal, which tells others to wait.
         commit.remove_temporaries(self.path / SHARDS_FOLDER)
         commit.remove_temporaries(self.path)
         digests = {name: file_sha256(self.path / name) for name in sealed_names(self.spec)}
@@ -169,8 +184,8 @@ class StoreWriter:
         self.note("sealed")
 
     def note(self, event: str, **facts: Any) -> None:
-        """Append a line to the journal beside the store."""
-        self._journal.note(event, **facts)
+        """Write an event to the journal beside the store."""
+        self.journal.note(event, **facts)
 
     def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
         check_place(self.path)
@@ -193,7 +208,7 @@ class StoreWriter:
             spec_file.check_conditional(read_file(spec_file, MAX_SPEC_BYTES))
 
     def _complete_folders(self, tokenizer_files: Mapping[str, bytes]) -> None:
-        """What a crash or a repair took away is made again."""
+        """Make folders and tokenizer again that a crash or a repair removed."""
         try:
             commit.make_folder(self.path / SHARDS_FOLDER, self._fs)
             self._write_tokenizer(tokenizer_files)
@@ -201,7 +216,7 @@ class StoreWriter:
             raise commit.explain(e, self.path) from e
 
     def _write_tokenizer(self, files: Mapping[str, bytes]) -> None:
-        """A half-written folder from a crash is replaced; a twin's finished one is kept."""
+        """Write the tokenizer's files; replace half-written ones, keep those of a twin."""
         folder = self.path / TOKENIZER_FOLDER
         wanted = self.spec.tokenizer["files"]
         if isinstance(folder, RemotePath):
@@ -268,10 +283,10 @@ class StoreWriter:
 
 
 def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    """SHA-256 of each file, as the spec records them.
+    """Compute the SHA-256 of each tokenizer file, as the spec records them.
 
     Raises:
-        InputError: There are none.
+        InputError: There are no files.
     """
     if not files:
         raise InputError("the teacher's tokenizer saved no files. Use a fast tokenizer.")
@@ -279,12 +294,12 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 
 def check_place(path: StorePath) -> None:
-    """Refuse a folder that no store can begin in. Makes nothing.
+    """Reject a folder that no store can begin in; creates nothing.
 
     Raises:
         MismatchError: It is a file or below one, or holds something else.
         StorageError: It cannot be read or written.
-        InputError: A URL that is for reading.
+        InputError: A URL that can only be read.
     """
     if isinstance(path, RemotePath):
         path.check_writable()

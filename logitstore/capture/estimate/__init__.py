@@ -1,1 +1,1 @@
-"""What a capture will cost: a sample, trial batches, and the forecast from them."""
+"""Forecast what a capture will cost, from a sample of rows and some trial batches."""

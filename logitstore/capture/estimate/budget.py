@@ -1,18 +1,18 @@
-"""`--tokens-per-batch auto`: how many tokens a forward pass takes, found out before shard 0.
+"""Measure `--tokens-per-batch auto`: how many tokens a forward pass takes, before shard 0.
 
-On an accelerator: the most padded tokens that fit, tried with the longest sequences that the data
-has, all of their tokens supervised, first doubling, then halving what is left. What is found is
-recorded in the store, and every later run takes it from there.
+On an accelerator it is the largest number of padded tokens that fits. It is tried with the longest
+sequences of the dataset, all of their tokens supervised: first doubling, then halving the interval
+that is left. The result is recorded in the store, and every later run takes it from there.
 
-A CPU gives no sign before its memory ends: the system ends the process. So there it is the smallest
-batch that is about as fast as any, and never more than the default.
+A CPU raises no error when memory runs out: the system kills the process. So there it is the
+smallest batch that is about as fast as any, and never more than the default.
 """
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,63 +32,52 @@ log = logging.getLogger(__name__)
 _MOST_TOKENS = 131_072
 _LONGEST_ROWS = 8  # of the dataset, by bytes; one of them has the most tokens, or nearly
 _HALVINGS = 3  # after the doubling: to within an eighth of what fits
-_FASTER = 1.05  # on a CPU: what a doubling must bring
-_LONG_S = 10.0  # on a CPU: a batch that takes so long is large enough
+_MIN_SPEEDUP = 1.05  # on a CPU: what a doubling must bring
+_LONG_S = 10.0  # on a CPU: a batch that takes this long is large enough
+_NOTHING_TO_TRY = "no row looked at has a supervised token"
 
 
-class Found(NamedTuple):
-    """A budget, and why it is this one."""
-
-    tokens: int
-    why: str
-
-
-def find_budget(task: "Task", teacher: "TeacherPass", sample: "Sample") -> Found:
-    """The budget for a new store.
+def find_budget(task: "Task", teacher: "TeacherPass", sample: "Sample") -> int:
+    """Measure the padded tokens of a batch for a new store, and log the reason for the number.
 
     Raises:
         InputError: Not even one of the longest sequences fits.
     """
     largest_shard = max(task.text_of([i]) for i in range(task.plan.shard_count))
-    if gives_a_sign(teacher):
-        longest = longest_sequence(task, sample)
-        if longest is None:
-            return Found(DEFAULT_TOKENS_PER_BATCH, "no row looked at has a supervised token")
-        # A token has a byte or more, but for the few that a tokenizer adds.
-        most = min(_MOST_TOKENS, max(largest_shard, longest.length))
-        found = _most_that_fits(teacher, longest, most)
-    else:
-        usual = _middle(sample)
-        if usual is None:
-            return Found(DEFAULT_TOKENS_PER_BATCH, "no row looked at has a supervised token")
-        found = _fast_enough(teacher, usual)
+    tokens, why = DEFAULT_TOKENS_PER_BATCH, _NOTHING_TO_TRY
+    if raises_out_of_memory(teacher):
+        if (longest := longest_sequence(task, sample)) is not None:
+            # A token has a byte or more, but for the few that a tokenizer adds.
+            most = min(_MOST_TOKENS, max(largest_shard, longest.length))
+            tokens, why = _most_that_fits(teacher, longest, most)
+    elif (median := _median_sequence(sample)) is not None:
+        tokens, why = _fast_enough(teacher, median)
     free_memory()
-    log.info("tokens per batch: %s (auto: %s)", f"{found.tokens:,}", found.why)
-    return found
+    log.info("tokens per batch: %s (auto: %s)", f"{tokens:,}", why)
+    return tokens
 
 
-def gives_a_sign(teacher: "TeacherPass") -> bool:
-    """Whether the device raises when its memory ends."""
+def raises_out_of_memory(teacher: "TeacherPass") -> bool:
+    """Tell whether the device raises an error when its memory runs out; a CPU does not."""
     return teacher.device.type != "cpu"
 
 
 def longest_sequence(task: "Task", sample: "Sample") -> TeacherSequence | None:
-    """The longest that was looked at, as if all of its tokens were supervised."""
+    """Find the longest sequence, and mark all of its tokens as supervised: the worst case."""
     rows = np.argsort(-task.text_bytes, kind="stable")[:_LONGEST_ROWS]
-    read = [s for row in rows for s in task.reader.sequences(int(row))] + sample.sequences
-    with_records = [s for s in read if s.records]
-    if not with_records:
+    sequences = [s for row in rows for s in task.reader.sequences(int(row))] + sample.sequences
+    longest = max((s for s in sequences if s.records), key=lambda s: s.length, default=None)
+    if longest is None:
         return None
-    found = max(with_records, key=lambda s: s.length)
-    everywhere = np.arange(found.length) > 0
-    return replace(found, text=replace(found.text, has_record=everywhere))
+    all_but_first = np.arange(longest.length) > 0
+    return replace(longest, text=replace(longest.text, has_record=all_but_first))
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
-    """The largest count that fits, to within an eighth: 1, 2, 4, … then between the last two.
+    """Find the largest count that fits, to within an eighth: 1, 2, 4, … then between the last two.
 
     Args:
-        fits: Tries a count.
+        fits: Tries a count; returns whether it fitted.
         most: Counts above it are not tried.
 
     Returns:
@@ -107,22 +96,23 @@ def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
 
 
 def smallest_that_is_fast(speed_of: Callable[[int], float | None], most: int) -> int:
-    """The first count that its double does not beat by much; at least 1.
+    """Find the first count whose double is less than 5 % faster; at least 1.
 
     Args:
-        speed_of: Tokens a second with that count, or None where it is not to be exceeded.
+        speed_of: Measures tokens a second with a count; None for a count that is too large.
         most: Counts above it are not tried.
     """
     count, speed = 1, speed_of(1)
     while speed is not None and count * 2 <= most:
         doubled = speed_of(count * 2)
-        if doubled is None or doubled < speed * _FASTER:
+        if doubled is None or doubled < speed * _MIN_SPEEDUP:
             break
         count, speed = count * 2, doubled
     return count
 
 
-def _most_that_fits(teacher: "TeacherPass", longest: TeacherSequence, most: int) -> Found:
+def _most_that_fits(teacher: "TeacherPass", longest: TeacherSequence, most: int) -> tuple[int, str]:
+    """Find the most padded tokens that fit, and say why it is this number."""
     failed: list[str] = []
 
     def fits(count: int) -> bool:
@@ -141,20 +131,21 @@ def _most_that_fits(teacher: "TeacherPass", longest: TeacherSequence, most: int)
     if not count:
         raise too_long(longest, teacher)
     lines = f"sequences of {longest.length:,} tokens"
+    why = f"as many {lines} as a batch may need; all of it fits"
     if failed:
-        return Found(
-            count * longest.length, f"the most that fits with {lines}; {failed[-1]} do not"
-        )
-    return Found(count * longest.length, f"as many {lines} as a batch may need; all of it fits")
+        why = f"the most that fits with {lines}; {failed[-1]} do not"
+    return count * longest.length, why
 
 
-def _fast_enough(teacher: "TeacherPass", usual: TeacherSequence) -> Found:
+def _fast_enough(teacher: "TeacherPass", median: TeacherSequence) -> tuple[int, str]:
+    """Find the smallest batch that is about as fast as any, and say why it is this number."""
+
     def speed_of(count: int) -> float | None:
         best = float("inf")
-        for _ in range(2):  # the first time is slow, and tells little
+        for _ in range(2):  # the first run is slow (allocations, choice of kernels): take the best
             began = time.perf_counter()
             try:
-                teacher.forward([usual] * count)
+                teacher.forward([median] * count)
             except Exception as e:
                 if not is_out_of_memory(e):
                     raise
@@ -162,20 +153,16 @@ def _fast_enough(teacher: "TeacherPass", usual: TeacherSequence) -> Found:
             best = min(best, time.perf_counter() - began)
             if best > _LONG_S:
                 return None
-        return count * usual.length / max(best, 1e-9)
+        return count * median.length / max(best, 1e-9)
 
-    count = smallest_that_is_fast(speed_of, DEFAULT_TOKENS_PER_BATCH // usual.length)
-    return Found(
-        count * usual.length,
-        "a CPU does not tell before its memory ends, so this is the smallest batch of usual "
-        f"sequences that is about as fast as larger ones, and never above "
-        f"{DEFAULT_TOKENS_PER_BATCH:,}",
+    count = smallest_that_is_fast(speed_of, DEFAULT_TOKENS_PER_BATCH // median.length)
+    return count * median.length, (
+        "a CPU raises no error when memory runs out, so this is the smallest batch of sequences of "
+        f"median length that is about as fast as larger ones, never above "
+        f"{DEFAULT_TOKENS_PER_BATCH:,}"
     )
 
 
-def _middle(sample: "Sample") -> TeacherSequence | None:
-    """The sequence of middle length."""
-    read: Sequence[TeacherSequence] = sorted(
-        (s for s in sample.sequences if s.records), key=lambda s: s.length
-    )
-    return read[len(read) // 2] if read else None
+def _median_sequence(sample: "Sample") -> TeacherSequence | None:
+    ordered = sorted((s for s in sample.sequences if s.records), key=lambda s: s.length)
+    return ordered[len(ordered) // 2] if ordered else None

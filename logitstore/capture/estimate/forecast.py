@@ -1,172 +1,237 @@
-"""What a capture will take: extrapolated from a sample of its rows and some records of them.
+"""Forecast what a capture takes, from a sample of its rows and some records of them.
 
-`trial_batches.py` makes those records beforehand; a short capture takes those of its second batch.
+A long capture gets those records before it begins (see `trial_batches.py`), a short one from its
+second batch. Everything is linear in the text: tokens, records and seconds of the sample are scaled
+by the text that is still to be captured, and bytes follow from the number of records.
 """
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from logitstore.capture.estimate.profile import Profile
-from logitstore.capture.estimate.sample import Sample
-from logitstore.console.progress import JsonLog, byte_count, duration
+from logitstore.capture.estimate.sample import Sample, sample_text
+from logitstore.console.json_log import JsonLog
+from logitstore.console.progress import byte_count, duration
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zip_archive import pack
 from logitstore.records import SequenceText
+from logitstore.storage.files import Buffer
 from logitstore.writing.shard_builder import build_shard
+
+if TYPE_CHECKING:
+    from logitstore.capture.task import Task
 
 log = logging.getLogger(__name__)
 
+#: Sequences with their records, as a shard is built from them.
 Pairs = Sequence[tuple[SequenceText, EncodedRecords | None]]
 
 
 @dataclass(frozen=True)
 class StoredSize:
-    """How large records are.
+    """Models the size of shards: fixed bytes each, plus bytes for each record.
 
     Attributes:
-        shard_bytes: Of a shard without records.
-        record_bytes: Of a record, with its text.
-        entry_bytes: Of them, of each of its entries.
-        entries: Of a record, on average.
+        shard_bytes: Bytes of a shard without records.
+        record_bytes: Bytes of a record, with its share of the text.
+        entry_bytes: Of `record_bytes`, those of one entry.
+        entries_per_record: Mean entries of a record.
     """
 
     shard_bytes: float
     record_bytes: float
     entry_bytes: float
-    entries: float
+    entries_per_record: float
 
-    def with_entries(self, entries: float) -> float:
-        """Bytes of a record with another number of entries, about."""
-        return self.record_bytes + self.entry_bytes * (entries - self.entries)
+    def with_entries(self, entries_per_record: float) -> float:
+        """Estimate the bytes of a record that has another number of entries."""
+        return self.record_bytes + self.entry_bytes * (entries_per_record - self.entries_per_record)
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What a whole capture will take, from a sample and a few batches.
+class Forecast:
+    """Forecasts the rest of a capture; the result of `logitstore estimate` and `--dry-run`.
+
+    Costs are zero, and `profile` is None, as long as the teacher was not asked.
 
     Attributes:
+        sample: The rows that were looked at.
+        rows: Rows of the dataset.
+        shards: Shards that are planned.
+        missing_shards: Of these, still to be captured.
+        missing_text_bytes: Bytes of text in these.
         tokens: Tokens that the teacher will read.
-        records: Of them supervised.
-        file_bytes: What the store will grow by.
-        seconds: Of teacher time, on this process alone.
+        records: Of these, supervised ones, which get a record.
+        file_bytes: Bytes by which the store will grow.
+        seconds: Teacher time of one process alone.
         tokens_per_s: The speed that was measured.
-        device_hours: Of all devices that the teacher is on.
+        device_hours: Time of all devices that the teacher is on.
+        size: The size of records and shards.
+        profile: How the teacher's probability is spread.
     """
 
-    tokens: int
-    records: int
-    file_bytes: int
-    seconds: float
-    tokens_per_s: float
-    device_hours: float
+    sample: Sample
+    rows: int
+    shards: int
+    missing_shards: int
+    missing_text_bytes: int
+    tokens: int = 0
+    records: int = 0
+    file_bytes: int = 0
+    seconds: float = 0.0
+    tokens_per_s: float = 0.0
+    device_hours: float = 0.0
+    size: StoredSize | None = None
+    profile: Profile | None = None
 
-    def __str__(self) -> str:
+    @classmethod
+    def before_teacher(cls, task: "Task", sample: Sample, missing: Sequence[int]) -> Self:
+        """Say what is known without the teacher: the sample, and the shards that are missing."""
+        return cls(
+            sample=sample,
+            rows=len(task.rows),
+            shards=task.plan.shard_count,
+            missing_shards=len(missing),
+            missing_text_bytes=task.text_of(missing),
+        )
+
+    def bytes_per_token(self) -> dict[float, float]:
+        """Estimate the bytes of a record by `--max-tail`; empty where no entries are kept."""
+        if self.size is None or self.profile is None or not self.size.entry_bytes:
+            return {}
+        return {e: self.size.with_entries(n) for e, n in self.profile.entries.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything as JSON."""
+        return {
+            "rows": self.rows,
+            "rows_looked_at": self.sample.rows,
+            "statuses": dict(sorted(self.sample.statuses.items())),
+            "first_row": self.sample.first,
+            "shards_planned": self.shards,
+            "shards_missing": self.missing_shards,
+            "to_come": self.costs(),
+        }
+
+    def costs(self) -> dict[str, Any] | None:
+        """Return costs and profile as JSON; None while the teacher was not asked."""
+        if self.profile is None:
+            return None
+        sizes = {str(bound): size for bound, size in self.bytes_per_token().items()}
+        return {
+            "tokens": self.tokens,
+            "records": self.records,
+            "file_bytes": self.file_bytes,
+            "seconds": self.seconds,
+            "tokens_per_s": self.tokens_per_s,
+            "device_hours": self.device_hours,
+            "teacher": self.profile.facts() | {"bytes_per_token": sizes},
+        }
+
+    def costs_text(self) -> str:
+        """Return costs, profile and advice as lines for people."""
+        if not self.missing_shards:
+            return "to come: nothing, since all shards are there"
+        if self.profile is None:
+            return "to come: unknown, since no row looked at has anything to capture"
         per_token = self.file_bytes / max(self.records, 1)
-        return (
+        costs = (
             f"to come: about {self.tokens:,} tokens, {self.records:,} of them supervised; "
             f"{byte_count(self.file_bytes)} ({per_token:.0f} bytes a token); "
             f"{duration(self.seconds)} at {self.tokens_per_s:,.0f} tokens/s "
             f"({self.device_hours:.2g} device-hours)"
         )
+        lines = [costs]
+        if self.profile.mass:
+            lines.append(str(self.profile))
+            if sizes := self.bytes_per_token():
+                shown = " · ".join(f"{bound:g} {size:.0f}" for bound, size in sizes.items())
+                lines.append(f"bytes a token for --max-tail, about: {shown}")
+            if advice := self.profile.advice_text():
+                lines.append(advice)
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        seen = sample_text(self.sample, self.rows, self.missing_shards, self.shards)
+        return f"{seen}\n{self.costs_text()}"
+
+    def announce(self, events: JsonLog) -> None:
+        """Tell the costs to people and to `--log-json`."""
+        log.info("%s", self.costs_text())
+        events.write("forecast", **(self.costs() or {}))
 
 
-def outlook(
-    sample: Sample,
-    text_bytes: int,
-    shards: int,
-    speed: float,
+def extrapolate(
+    known: Forecast,
+    *,
+    tokens_per_s: float,
     size: StoredSize,
-    devices: int = 1,
-) -> Outlook:
-    """Extrapolate.
+    profile: Profile,
+    devices: int,
+) -> Forecast:
+    """Scale what was measured on the sample to the text that is still to be captured.
 
     Args:
-        sample: Of the dataset.
-        text_bytes: Text that is still to be captured.
-        shards: Shards that are still to be written.
-        speed: Tokens that the teacher reads a second.
-        size: What records take.
-        devices: That the teacher is on.
+        known: The forecast without costs.
+        tokens_per_s: Tokens that the teacher reads a second.
+        size: Bytes that records and shards take.
+        profile: How the teacher's probability is spread.
+        devices: Devices that the teacher is on.
     """
-    share = text_bytes / max(sample.text_bytes, 1)
-    tokens, records = sample.tokens * share, sample.records * share
-    seconds = tokens / max(speed, 1e-9) + sample.seconds * share
-    return Outlook(
+    sample = known.sample
+    scale = known.missing_text_bytes / max(sample.text_bytes, 1)
+    tokens, records = sample.tokens * scale, sample.records * scale
+    seconds = tokens / max(tokens_per_s, 1e-9) + sample.seconds * scale
+    return replace(
+        known,
         tokens=round(tokens),
         records=round(records),
-        file_bytes=round(size.shard_bytes * shards + size.record_bytes * records),
+        file_bytes=round(size.shard_bytes * known.missing_shards + size.record_bytes * records),
         seconds=seconds,
         tokens_per_s=tokens / max(seconds, 1e-9),
         device_hours=seconds * devices / 3600,
+        size=size,
+        profile=profile,
     )
 
 
 def stored_size(spec: StoreSpec, plan: Plan, pairs: Pairs) -> StoredSize:
-    """By building two shards, of which one has every other sequence of the other.
+    """Fit a line through the sizes of two shards: of every other sequence, and of all.
 
-    What compresses does so better in company; what a shard costs without records is left over.
+    With (n1, b1) and (n2, b2) the records and bytes of the two, a record takes the slope
+    (b2 - b1) / (n2 - n1) and a shard without records the intercept b2 - slope * n2. One shard
+    alone could not tell its fixed part (directory, metadata) from its records.
     """
-    whole = sorted(pairs, key=lambda pair: (pair[0].row, pair[0].part))
-    built = [build_shard(spec, plan, 0, part) for part in (whole[::2], whole)]
-    sizes = [sum(len(memoryview(piece).cast("B")) for piece in pack(m)) for m in built]
-    records = [sum(len(encoded) for _, encoded in p if encoded) for p in (whole[::2], whole)]
-    if records[0] in (0, records[1]):
-        each = sizes[1] / max(records[1], 1)
+    ordered = sorted(pairs, key=lambda pair: (pair[0].row, pair[0].part))
+    half, all_members = (build_shard(spec, plan, 0, part) for part in (ordered[::2], ordered))
+    small, large = _measured(ordered[::2], half), _measured(ordered, all_members)
+    if small.records in (0, large.records):  # no second point: all bytes are the records'
+        slope = large.total_bytes / max(large.records, 1)
     else:
-        each = (sizes[1] - sizes[0]) / (records[1] - records[0])
-    entries = sum(encoded.entry_total for _, encoded in whole if encoded)
-    of_entries = sum(
-        len(memoryview(data).cast("B")) for name, data in built[1].items() if _is_of_entries(name)
+        slope = (large.total_bytes - small.total_bytes) / (large.records - small.records)
+    entries = sum(encoded.entry_total for _, encoded in ordered if encoded)
+    entry_bytes = sum(
+        len(memoryview(data).cast("B"))
+        for name, data in all_members.items()
+        if name.startswith(("entry_ids/", "entry_logprobs/"))
     )
     return StoredSize(
-        max(sizes[1] - each * records[1], 0.0),
-        each,
-        of_entries / max(entries, 1),
-        entries / max(records[1], 1),
+        shard_bytes=max(large.total_bytes - slope * large.records, 0.0),
+        record_bytes=slope,
+        entry_bytes=entry_bytes / max(entries, 1),
+        entries_per_record=entries / max(large.records, 1),
     )
 
 
-def _is_of_entries(member: str) -> bool:
-    return member.startswith(("entry_ids/", "entry_logprobs/"))
+class _Point(NamedTuple):
+    records: int
+    total_bytes: int
 
 
-@dataclass(frozen=True)
-class Foretold:
-    """What is to come, how the teacher's probability is spread, and what that speaks for."""
-
-    outlook: Outlook
-    size: StoredSize
-    profile: Profile
-
-    def bytes_per_token(self) -> dict[float, float]:
-        """By epsilon, with the entries that it takes."""
-        if not self.size.entry_bytes:  # no entries are kept
-            return {}
-        return {e: self.size.with_entries(n) for e, n in self.profile.entries.items()}
-
-    def facts(self) -> dict[str, Any]:
-        """As JSON: the outlook's figures, and more."""
-        by_bound = {str(bound): size for bound, size in self.bytes_per_token().items()}
-        return vars(self.outlook) | {
-            "teacher": self.profile.facts() | {"bytes_per_token": by_bound},
-        }
-
-    def __str__(self) -> str:
-        lines = [str(self.outlook)]
-        if self.profile.mass:
-            lines.append(str(self.profile))
-            if sizes := self.bytes_per_token():
-                said = " · ".join(f"{bound:g} {size:.0f}" for bound, size in sizes.items())
-                lines.append(f"bytes a token for --max-tail, about: {said}")
-            if recommended := self.profile.recommended():
-                lines.append(str(recommended))
-        return "\n".join(lines)
-
-
-def announce(said: Foretold, events: JsonLog) -> None:
-    """To people and to the log."""
-    log.info("%s", said)
-    events.write("outlook", **said.facts())
+def _measured(pairs: Pairs, members: Mapping[str, Buffer]) -> _Point:
+    """Count the records of a shard, and its bytes as a file."""
+    records = sum(len(encoded) for _, encoded in pairs if encoded)
+    return _Point(records, sum(len(memoryview(piece).cast("B")) for piece in pack(members)))

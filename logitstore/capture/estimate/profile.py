@@ -1,4 +1,4 @@
-"""How a teacher's probability is spread: what k entries hold, and which k and epsilon to choose.
+"""Measure how a teacher's probability is spread, and advise which k and epsilon to choose.
 
 A peaked teacher has nearly all of its probability in a few tokens: then a bound on what is left
 outside (`--max-tail`) costs few entries where it is sure and more where it is not. Of a flat one
@@ -16,44 +16,28 @@ import torch
 
 from logitstore.capture.teacher.summary import HeadResult
 
-#: Looked at where the teacher can be asked anew; of what a capture keeps, as many as it keeps.
+#: Entries looked at where the teacher can be asked again; else as many as the capture keeps.
 MOST_ENTRIES = 256
 _BOUNDS = (0.001, 0.01, 0.02, 0.05, 0.1, 0.2)
 #: Tried in this order: 0.01 moves ULD by 0.02 at most, of the 2 that it can be.
-_PREFERRED = (0.01, 0.02, 0.05, 0.1)
-_MOST_POSITIONS = 0.95  # that a bound should be met at
+_PREFERRED_BOUNDS = (0.01, 0.02, 0.05, 0.1)
+#: Part of the positions at which a recommended bound is met.
+_MET_SHARE = 0.95
 _DEFAULT_K, _DEFAULT_DRAWS = 64, 50
 
 
 @dataclass(frozen=True)
-class Recommended:
-    """What to give to `--top-k`, `--max-tail` and `--draws`, and why."""
-
-    top_k: int
-    max_tail: float | None
-    draws: int
-    entries_per_token: float
-    why: str
-
-    def __str__(self) -> str:
-        flags = f"--top-k {self.top_k}"
-        flags += "" if self.max_tail is None else f" --max-tail {self.max_tail:g}"
-        flags += f" --draws {self.draws}" if self.draws else ""
-        return f"recommended: {flags}: {self.why}"
-
-
-@dataclass(frozen=True)
 class Profile:
-    """Over some positions.
+    """Summarises the teacher's distributions over some positions.
 
     Attributes:
-        positions: How many.
-        mass: By k, how much of its probability the teacher has in its k likeliest tokens.
-        entries: By epsilon, the mean of the fewest entries that leave no more outside, or of all
-            that were looked at where even those leave more.
-        unmet: By epsilon, at which fraction of the positions they do.
+        positions: Number of positions.
+        mass: By k, the mean probability in the k most probable tokens.
+        entries: By epsilon, the mean number of entries that leave epsilon or less outside; where
+            not even all entries looked at do, all of them count.
+        unmet: By epsilon, the fraction of positions where not even all entries do.
         needed: By epsilon, the smallest power of two entries that is enough at 95 % of the
-            positions; None if all are not.
+            positions; None if not even all are.
     """
 
     positions: int
@@ -62,32 +46,44 @@ class Profile:
     unmet: dict[float, float]
     needed: dict[float, int | None]
 
-    def recommended(self) -> Recommended | None:
-        """A k and an epsilon for this teacher and these texts; None if too few were looked at."""
+    def recommended(self) -> dict[str, Any] | None:
+        """Choose k, epsilon and draws for this teacher and these texts.
+
+        Returns:
+            As JSON: `top_k`, `max_tail` (or None) and `draws` as the flags of that name take them,
+            the `entries_per_token` that they keep, and `why`. None if fewer entries were looked at
+            than the default of `--top-k`.
+        """
         most, held = max(self.mass.items(), default=(0, 0.0))
         if most < _DEFAULT_K:
             return None
-        for bound in _PREFERRED:
-            k = self.needed[bound]
-            if k is not None:
-                met = 1 - self.unmet[bound]
+        for bound in _PREFERRED_BOUNDS:
+            if (k := self.needed[bound]) is not None:
                 why = (
                     f"the teacher is peaked: {k} entries leave {bound:g} or less outside at 95 % "
-                    f"of the tokens (at {met:.0%} {most} do), and {self.entries[bound]:.1f} a "
-                    "token are enough on average"
+                    f"of the tokens (at {1 - self.unmet[bound]:.0%} {most} do), and "
+                    f"{self.entries[bound]:.1f} a token are enough on average"
                 )
-                return Recommended(k, bound, 0, self.entries[bound], why)
+                return _advice(k, bound, 0, self.entries[bound], why)
         why = (
             f"the teacher is flat: even {most} entries hold only {held:.0%} of its probability, so "
             f"a bound would keep them all and not be met. {_DEFAULT_K} hold "
             f"{self.mass[_DEFAULT_K]:.0%}; draws stand for the rest without bias (sampled_kl), and "
             "uld bounds what it misses"
         )
-        return Recommended(_DEFAULT_K, None, _DEFAULT_DRAWS, float(_DEFAULT_K), why)
+        return _advice(_DEFAULT_K, None, _DEFAULT_DRAWS, float(_DEFAULT_K), why)
+
+    def advice_text(self) -> str:
+        """Write the recommended flags and the reason as a line; empty if there are none."""
+        if (advice := self.recommended()) is None:
+            return ""
+        flags = f"--top-k {advice['top_k']}"
+        flags += "" if advice["max_tail"] is None else f" --max-tail {advice['max_tail']:g}"
+        flags += f" --draws {advice['draws']}" if advice["draws"] else ""
+        return f"recommended: {flags}: {advice['why']}"
 
     def facts(self) -> dict[str, Any]:
-        """As JSON."""
-        said = self.recommended()
+        """Return profile and advice as JSON."""
         return {
             "positions": self.positions,
             "mass": {str(k): mass for k, mass in self.mass.items()},
@@ -95,7 +91,7 @@ class Profile:
                 str(bound): {"entries_per_token": self.entries[bound], "unmet": self.unmet[bound]}
                 for bound in self.entries
             },
-            "recommended": None if said is None else vars(said),
+            "recommended": self.recommended(),
         }
 
     def __str__(self) -> str:
@@ -106,13 +102,16 @@ class Profile:
             for bound in self.entries
         )
         return (
-            f"probability in the k likeliest tokens, over {self.positions:,} of them: {masses}\n"
-            f"entries a token for --max-tail: {bounds}"
+            f"probability in the k most probable tokens, over {self.positions:,} positions: "
+            f"{masses}\nentries a token for --max-tail: {bounds}"
         )
 
 
 def profile_of(results: Sequence[HeadResult]) -> Profile:
-    """Of what was kept with a fixed number of entries; rows that are not finite are left out."""
+    """Compute the profile of distributions kept with a fixed number of entries.
+
+    Rows that are not finite are left out.
+    """
     logprobs_nK = torch.cat([r.entry_logprobs for r in results])
     sums_nK = logprobs_nK[logprobs_nK.isfinite().any(1)].double().exp().cumsum(1)
     n, most = sums_nK.shape
@@ -126,7 +125,19 @@ def profile_of(results: Sequence[HeadResult]) -> Profile:
         first_n = torch.where(met_nK[:, -1], met_nK.int().argmax(1) + 1, most)
         entries[bound] = float(first_n.double().mean())
         unmet[bound] = 1 - float(met_nK[:, -1].double().mean())
-        enough = (k for k in powers if float(met_nK[:, k - 1].double().mean()) >= _MOST_POSITIONS)
+        enough = (k for k in powers if float(met_nK[:, k - 1].double().mean()) >= _MET_SHARE)
         needed[bound] = next(enough, None)
     mass = {k: float(sums_nK[:, k - 1].mean()) for k in powers}
     return Profile(n, mass, entries, unmet, needed)
+
+
+def _advice(
+    top_k: int, max_tail: float | None, draws: int, entries_per_token: float, why: str
+) -> dict[str, Any]:
+    return {
+        "top_k": top_k,
+        "max_tail": max_tail,
+        "draws": draws,
+        "entries_per_token": entries_per_token,
+        "why": why,
+    }

@@ -1,8 +1,7 @@
-"""Some rows of a dataset as the teacher will read them, before any of its weights are loaded.
+"""Look at some rows as the teacher will read them, before its weights are loaded.
 
-They are spread over the whole of it: the first is shown with its supervised tokens marked, the
-others are counted by status. What is then asked of the teacher is asked on these (see
-`trial_batches.py`).
+The rows are spread over the whole dataset: the first is shown with its supervised tokens marked,
+the others are counted by status. Trial batches are made of them too (see `trial_batches.py`).
 """
 
 import time
@@ -24,15 +23,15 @@ _SHOWN_TOKENS = 60
 
 @dataclass
 class Sample:
-    """Some rows as the teacher will read them.
+    """Holds some rows as the teacher will read them.
 
     Attributes:
-        first: The first of them with a supervised token, marked; or what there is.
-        rows: How many were looked at.
-        text_bytes: Their text.
-        statuses: Sequences by status.
-        sequences: All of them.
-        seconds: That reading them took.
+        first: Text of the first row with a supervised token, marked; of any row if none has one.
+        rows: Number of rows looked at.
+        text_bytes: Bytes of their text.
+        statuses: Number of sequences by status.
+        sequences: All sequences of these rows.
+        seconds: Time that reading them took.
     """
 
     first: str = ""
@@ -44,7 +43,7 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the teacher reads."""
+        """Count the tokens that the teacher reads."""
         return sum(s.length for s in self.sequences if s.records)
 
     @property
@@ -53,32 +52,36 @@ class Sample:
 
 
 def take_sample(reader: RowReader, text_bytes: npt.NDArray[np.int64]) -> Sample:
-    """Look at rows evenly spread over the dataset, the first one always.
+    """Look at rows evenly spread over the dataset, always with the first one.
+
+    Args:
+        reader: Turns a row into sequences.
+        text_bytes: (rows,) bytes of text in each row of the dataset.
 
     Raises:
         InputError: A row cannot be rendered.
     """
     count = len(text_bytes)
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE_ROWS)).astype(np.int64))
-    found, shown_any, began = Sample(), False, time.monotonic()
+    sample, has_shown_records, began = Sample(), False, time.monotonic()
     for row in (int(r) for r in chosen):
         sequences = reader.sequences(row)
         has_records = any(s.records for s in sequences)
-        if found.rows == 0 or (has_records and not shown_any):
-            found.first = marked(reader.whole(row), sequences)
-        shown_any = shown_any or has_records
-        found.rows += 1
-        found.text_bytes += int(text_bytes[row])
-        found.statuses.update(s.line.status for s in sequences)
-        found.sequences += sequences
-        if found.text_bytes >= _SAMPLE_BYTES:
+        if sample.rows == 0 or (has_records and not has_shown_records):
+            sample.first = marked_text(reader.whole(row), sequences)
+        has_shown_records = has_shown_records or has_records
+        sample.rows += 1
+        sample.text_bytes += int(text_bytes[row])
+        sample.statuses.update(s.line.status for s in sequences)
+        sample.sequences += sequences
+        if sample.text_bytes >= _SAMPLE_BYTES:
             break
-    found.seconds = time.monotonic() - began
-    return found
+    sample.seconds = time.monotonic() - began
+    return sample
 
 
-def marked(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) -> str:
-    """A row as text, its supervised tokens between ⟦ and ⟧, safe to print."""
+def marked_text(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) -> str:
+    """Write a row with its supervised tokens between ⟦ and ⟧, safe to print in a terminal."""
     first = sequences[0]
     data = "".join(s.text for s in whole.line.segments).encode()
     text = first.text
@@ -99,18 +102,18 @@ def marked(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) -> str:
 
 
 def _shown_tokens(has_record: npt.NDArray[np.bool_]) -> list[int]:
-    """Enough of a sequence: a few tokens of context, then the first supervised ones."""
+    """Choose tokens to show: the first ones, some context, and the first supervised ones."""
     begin = int(np.argmax(has_record)) if has_record.any() else 0
     context = (
         range(min(begin, _SHOWN_TOKENS // 4)),
         range(max(begin - _SHOWN_TOKENS // 4, 0), begin),
     )
-    own = range(begin, min(begin + _SHOWN_TOKENS, len(has_record)))
-    return sorted({*context[0], *context[1], *own})
+    supervised = range(begin, min(begin + _SHOWN_TOKENS, len(has_record)))
+    return sorted({*context[0], *context[1], *supervised})
 
 
-def seen(sample: Sample, rows: int, missing_shards: int, shards: int) -> str:
-    """The marked row and the counts."""
+def sample_text(sample: Sample, rows: int, missing_shards: int, shards: int) -> str:
+    """Write the marked row and the counts, for people."""
     counts = " · ".join(f"{n:,} {status}" for status, n in sorted(sample.statuses.items()))
     return (
         f"{sample.first}\n{sample.rows:,} of {rows:,} rows looked at: {counts}\n"

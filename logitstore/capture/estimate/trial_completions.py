@@ -1,4 +1,4 @@
-"""Completions of a few rows, to show what a teacher writes and to measure how long it takes."""
+"""Write completions of a few rows, to show what the teacher writes and how long it takes."""
 
 import time
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.capture.estimate.forecast import Pairs
-from logitstore.capture.estimate.sample import Sample, marked
+from logitstore.capture.estimate.sample import Sample, marked_text
 from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Read
@@ -18,7 +18,7 @@ _FEWEST_ROWS, _MOST_BATCHES = 8, 2
 
 
 def rows_to_write(sample: Sample, task: Task, budget: int) -> list[int]:
-    """Of a sample, evenly spread: as many as two batches hold, but eight at least.
+    """Choose rows of a sample, evenly spread: as many as two batches hold, but at least eight.
 
     A full batch is faster a row than one that is not, and a capture's nearly all are full.
     """
@@ -42,17 +42,18 @@ def write_some(
     rows: list[int],
     text_bytes: npt.NDArray[np.int64],
 ) -> tuple[Sample, float, Pairs]:
-    """Some rows of a sample with their completions.
+    """Complete some rows of a sample, and read the completions as a capture does.
 
     Args:
-        completer: Writes.
-        teacher: Reads what is written.
-        sample: Of rows without completions.
-        rows: Of it, those to be completed.
-        text_bytes: Text of every row of the dataset, with what is to be written for it at most.
+        completer: Writes the completions.
+        teacher: Reads rows with completions.
+        sample: Rows without completions.
+        rows: The rows of the sample to complete.
+        text_bytes: (rows,) bytes of every row of the dataset, with the longest completion.
 
     Returns:
-        The rows as a sample, tokens read a second (all told: writing and reading), their records.
+        The completed rows as a sample, tokens a second of writing and reading together, and the
+        records.
     """
     completer.warm_up(rows[:1])
     began = time.monotonic()
@@ -62,8 +63,9 @@ def write_some(
     batch = [s for sequences in per_row.values() for s in sequences if s.records]
     encoded, reading_s = _read(teacher, batch, completer.budget) if batch else ([], 0.0)
     written = Sample(rows=len(rows), text_bytes=int(text_bytes[rows].sum()), sequences=batch)
-    written.statuses.update(s.line.status for each in per_row.values() for s in each)
-    written.first = next((_shown(each) for each in per_row.values() if _shown(each)), sample.first)
+    written.statuses.update(s.line.status for parts in per_row.values() for s in parts)
+    shown = (_shown(parts) for parts in per_row.values())
+    written.first = next((text for text in shown if text), sample.first)
     speed = written.tokens / max(writing_s + reading_s, 1e-9)
     return written, speed, list(zip((s.line for s in batch), encoded, strict=True))
 
@@ -71,7 +73,7 @@ def write_some(
 def _read(
     teacher: HalvingReader, written: list[TeacherSequence], budget: int
 ) -> tuple[Read, float]:
-    """As a capture reads them, and in how many seconds; one before, since the first is slow."""
+    """Read sequences as a capture does, and time it; one before is not timed, for it is slow."""
     teacher.read(written[:1])
     began = time.monotonic()
     records: Read = [None] * len(written)
@@ -82,6 +84,6 @@ def _read(
 
 
 def _shown(sequences: list[TeacherSequence]) -> str:
-    """A row in one piece, marked; empty for one in windows or without records."""
+    """Write a row with its supervised tokens marked; empty for windows or without records."""
     is_whole = len(sequences) == 1 and sequences[0].records > 0
-    return marked(sequences[0], sequences) if is_whole else ""
+    return marked_text(sequences[0], sequences) if is_whole else ""

@@ -1,1 +1,1 @@
-"""Batches through the teacher: forward passes, completions, and running out of memory."""
+"""Run batches through the teacher: forward passes and completions."""

@@ -1,4 +1,4 @@
-"""Completions that the teacher writes for prompts, in batches, the same whatever the batch.
+"""Let the teacher write completions for prompts, in batches, the same whatever the batch.
 
 `transformers` generates: prompts padded on the left, with a cache. What is drawn at random is drawn
 as the largest of logit plus Gumbel noise, and the noise of a token belongs to its row, its place in
@@ -6,8 +6,8 @@ the completion and its column (see draws.py). So a row's completion does not dep
 the rank or on a resume, but for logits so close that their last bits decide. Sampling by a
 generator that a batch shares could not be repeated row by row.
 
-Of the model's own `generation_config` only its ends are taken: all else is said by the user, and is
-in the store.
+Of the model's own `generation_config` only its end tokens are used: all else comes from the user's
+flags, and is recorded in the store.
 
 Shape legend: B = rows of a batch, L = padded length, V = vocabulary.
 """
@@ -56,11 +56,11 @@ _WARM_TOKENS = 2
 
 
 class Wanted(NamedTuple):
-    """A completion to be written.
+    """Asks for a completion.
 
     Attributes:
-        row: Of the dataset: decides what is drawn.
-        token_ids: Of the prompt.
+        row: Row of the dataset; decides the random numbers.
+        token_ids: Tokens of the prompt.
         limit: Tokens to write at most.
     """
 
@@ -70,10 +70,10 @@ class Wanted(NamedTuple):
 
 
 class CompletedRows:
-    """Some rows with their completions: as a `RowReader` has them.
+    """Makes the sequences of rows with their completions, as a `RowReader` does.
 
     Attributes:
-        retokenised: Rows whose text has other tokens than were written.
+        retokenised: Number of rows whose text has other tokens than the teacher wrote.
     """
 
     def __init__(
@@ -83,29 +83,29 @@ class CompletedRows:
         self.retokenised = 0
 
     def counts(self) -> dict[str, int]:
-        """Completions by status; and `retokenised`, of the rows that were asked for."""
-        statuses = Counter(each.status for each in self.written.values())
+        """Count completions by status, and `retokenised` among the rows read so far."""
+        statuses = Counter(completion.status for completion in self.written.values())
         return {**dict(sorted(statuses.items())), "retokenised": self.retokenised}
 
     def sequences(self, row: int) -> list[TeacherSequence]:
-        """The row in one piece if it fits, else as the limits say; at least one, in order."""
+        """Return the row as one sequence if it fits, else as the limits say; at least one."""
         prompt, written = self.prompts[row], self.written[row]
-        found = self.reader.completed(row, prompt, written)
-        if len(found) > 1 or not self.reader.is_as_written(prompt, written, found[0]):
+        sequences = self.reader.completed(row, prompt, written)
+        if len(sequences) > 1 or not self.reader.is_as_written(prompt, written, sequences[0]):
             self.retokenised += 1
-        return found
+        return sequences
 
 
 class Completer:
-    """Writes completions.
+    """Writes completions for prompts.
 
     Args:
         model: A causal language model in eval mode, on its device.
         reader: Reads prompts.
-        sampling: How to write.
+        sampling: How to choose the next token, and when to stop.
         budget: Padded tokens of a batch, prompts and completions together.
-        device: Where input goes.
-        beat: Called while work goes on.
+        device: Device of the model's input.
+        beat: Called often while work goes on, to keep the process's heartbeat.
 
     Raises:
         InputError: The model cannot generate.
@@ -129,7 +129,7 @@ class Completer:
                 "model of transformers, or completions in the dataset without --generate."
             )
         self.ends = _ends_of(model, reader.tokenizer)
-        model.generation_config = _config()  # else it fills in what is not said
+        model.generation_config = _config()  # else its values fill in what a call leaves out
 
     @classmethod
     def of(
@@ -139,7 +139,7 @@ class Completer:
         budget: int,
         beat: Callable[[], None] = lambda: None,
     ) -> "Completer | None":
-        """For a task that asks for completions; None for one that does not."""
+        """Make a completer for a task that asks for completions; None for one that does not."""
         sampling = task.settings.sampling
         if sampling is None:
             return None
@@ -147,7 +147,7 @@ class Completer:
         return cls(teacher.model, task.reader, sampling, budget, teacher.device, beat)
 
     def warm_up(self, rows: Sequence[int]) -> None:
-        """Write a few tokens for nothing: the first ones are slow, for kernels are chosen."""
+        """Write a few tokens and drop them: the first ones are slow, for kernels are chosen."""
         prompts = [self.reader.prompt(row).token_ids.tolist() for row in rows]
         wanted = [Wanted(0, ids, min(_WARM_TOKENS, self._limit(len(ids)))) for ids in prompts]
         for one in wanted:
@@ -155,10 +155,10 @@ class Completer:
                 self.write([one])
 
     def complete(self, rows: Sequence[int]) -> CompletedRows:
-        """The rows with their completions.
+        """Write the completions of rows.
 
         Raises:
-            InputError: A prompt that cannot be read; names the row.
+            InputError: A prompt cannot be read; names the row.
         """
         prompts = {row: self.reader.prompt(row) for row in rows}
         wanted = [
@@ -168,12 +168,12 @@ class Completer:
         written = {w.row: Completion("", TOO_LONG, []) for w in wanted}
         for batch in batches([w for w in wanted if w.token_ids and w.limit > 0], self.budget):
             self.beat()
-            found = self.write(batch)
-            written |= {w.row: each for w, each in zip(batch, found, strict=True)}
+            completions = self.write(batch)
+            written |= {w.row: c for w, c in zip(batch, completions, strict=True)}
         return CompletedRows(self.reader, prompts, written)
 
     def write(self, batch: Sequence[Wanted]) -> list[Completion]:
-        """A completion for each prompt of a batch, all with one limit; in halves if need be.
+        """Write a completion for each prompt of a batch, all with one limit; in halves if need be.
 
         Raises:
             InputError: One alone does not fit the device's memory.
@@ -206,7 +206,7 @@ class Completer:
             attention_mask=mask_BL.to(self.device),
             generation_config=_config(
                 max_new_tokens=batch[0].limit,
-                do_sample=False,  # what is random is in the processors
+                do_sample=False,  # the noise that makes it a draw is added by a processor
                 eos_token_id=sorted(self.ends) or None,
                 pad_token_id=pad,
             ),
@@ -216,39 +216,39 @@ class Completer:
         return [self._completion(ids) for ids in out_BL[:, length:].tolist()]
 
     def _processors(self, batch: Sequence[Wanted], length: int) -> LogitsProcessorList:
-        """In the order in which `transformers` samples."""
-        how = self.sampling
-        found: list[LogitsProcessor] = [_OnlyTokens(self.reader.tokenizer.size, self.beat)]
-        if not how.is_greedy:
-            found.append(TemperatureLogitsWarper(how.temperature))
-            if how.top_k:
-                found.append(TopKLogitsWarper(how.top_k))
-            if how.top_p < 1:
-                found.append(TopPLogitsWarper(how.top_p))
+        """List the processors of logits in the order in which `transformers` samples."""
+        sampling = self.sampling
+        processors: list[LogitsProcessor] = [_OnlyTokens(self.reader.tokenizer.size, self.beat)]
+        if not sampling.is_greedy:
+            processors.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                processors.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                processors.append(TopPLogitsWarper(sampling.top_p))
             rows = torch.tensor([w.row for w in batch], device=self.device)
-            found.append(_Noise(rows, length, how.seed))
-        return LogitsProcessorList(found)
+            processors.append(_Noise(rows, length, sampling.seed))
+        return LogitsProcessorList(processors)
 
     def _criteria(self, count: int, length: int) -> StoppingCriteriaList:
-        found = []
+        criteria = []
         if self.sampling.stop:
-            found.append(_StopStrings(self._bytes_of, self.sampling.stop, count, length))
-        return StoppingCriteriaList(found)
+            criteria.append(_StopStrings(self._bytes_of, self.sampling.stop, count, length))
+        return StoppingCriteriaList(criteria)
 
     def _completion(self, token_ids: list[int]) -> Completion:
-        """What was written, from all that came of a row: its tokens, its end, and padding."""
+        """Read a completion out of a row of output: its tokens, perhaps an end, then padding."""
         stop = next((i for i, t in enumerate(token_ids) if t in self.ends), len(token_ids))
         end_id = token_ids[stop] if stop < len(token_ids) else None
-        own = token_ids[:stop]
+        text_ids = token_ids[:stop]
         # A token may hold a part of a character, and the last one may be cut off.
-        text = b"".join(map(self._bytes_of, own)).decode(errors="ignore")
+        text = b"".join(map(self._bytes_of, text_ids)).decode(errors="ignore")
         places = [place for s in self.sampling.stop if (place := text.find(s)) >= 0]
         if places:
-            return Completion(text[: min(places)], STOPPED, own)
-        return Completion(text, UNFINISHED if end_id is None else OK, own, end_id)
+            return Completion(text[: min(places)], STOPPED, text_ids)
+        return Completion(text, UNFINISHED if end_id is None else OK, text_ids, end_id)
 
     def _bytes_of(self, token_id: int) -> bytes:
-        """What a token adds to the text; special ones nothing."""
+        """Return the bytes that a token adds to the text; none for a special token."""
         return self.reader.tokenizer.token_bytes[token_id] or b""
 
     def _limit(self, prompt_length: int) -> int:
@@ -270,9 +270,9 @@ def batches(wanted: Sequence[Wanted], budget: int) -> Iterator[list[Wanted]]:
 
 
 class _OnlyTokens(LogitsProcessor):
-    """Ids beyond the tokenizer stand for nothing: heads are often padded.
+    """Excludes ids that the tokenizer does not have: heads are often padded.
 
-    A token may take a second, so each is a sign of life.
+    Writing a token may take a second, so each beats the heartbeat.
     """
 
     def __init__(self, size: int, beat: Callable[[], None]) -> None:
@@ -288,7 +288,7 @@ class _OnlyTokens(LogitsProcessor):
 
 
 class _Noise(LogitsProcessor):
-    """Makes the largest logit a draw: each row with numbers of its own."""
+    """Adds noise that makes the largest logit a draw, from numbers of each row's own."""
 
     def __init__(self, rows: Tensor, length: int, seed: int) -> None:
         self._rows, self._length, self._seed = rows, length, seed
@@ -300,7 +300,7 @@ class _Noise(LogitsProcessor):
 
 
 class _StopStrings(StoppingCriteria):
-    """A row is done when its text has one of the strings; looks at the newest bytes only."""
+    """Ends a row when its text has one of the strings; looks at the newest bytes only."""
 
     def __init__(
         self, bytes_of: Callable[[int], bytes], stop: Sequence[str], count: int, length: int
@@ -323,8 +323,8 @@ def _config(**settings: Any) -> GenerationConfig:
 
 
 def _ends_of(model: Any, tokenizer: ByteTokenizer) -> frozenset[int]:
-    """Tokens behind which nothing is written: the model's own, and the tokenizer's EOS."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    listed = [] if own is None else own if isinstance(own, list) else [own]
+    """Collect the tokens that end a completion: the model's own, and the tokenizer's EOS."""
+    of_model = getattr(model.generation_config, "eos_token_id", None)
+    listed = [] if of_model is None else of_model if isinstance(of_model, list) else [of_model]
     eos = tokenizer.eos_token_id
     return frozenset([int(i) for i in listed] + ([] if eos is None else [eos]))

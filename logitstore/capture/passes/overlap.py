@@ -1,6 +1,6 @@
-"""The teacher reads one batch while the one before is encoded on a thread of its own.
+"""Read a batch with the teacher while the one before is encoded on a thread of its own.
 
-On an accelerator, the host would otherwise let it wait; on a CPU, a matrix product leaves gaps. A
+An accelerator would otherwise wait for the host; on a CPU, a matrix product leaves gaps. A
 shard is compressed and committed on a third thread (see `process.py`), while the next one is read.
 """
 
@@ -12,17 +12,17 @@ from logitstore.capture.passes.split_on_oom import HalvingReader, Parts, Read
 from logitstore.capture.passes.teacher_pass import batches
 from logitstore.capture.sequences.windows import TeacherSequence
 
-#: Hears of every batch when the teacher has read it: what it was, what came of it, in how long.
-Heard = Callable[[Sequence[TeacherSequence], Parts, float], None]
+#: Called with every batch that the teacher has read: its sequences, its results, its seconds.
+AfterBatch = Callable[[Sequence[TeacherSequence], Parts, float], None]
 
 
 def read_overlapped(
     reader: HalvingReader,
     sequences: Sequence[TeacherSequence],
     budget: int,
-    heard: Heard | None = None,
+    after_batch: AfterBatch | None = None,
 ) -> Iterator[tuple[list[int], Read]]:
-    """Batches, as indices into `sequences`, and their records, in order.
+    """Yield batches, as indices into `sequences`, each with its records.
 
     Raises:
         InputError: As `TeacherPass.read`; at the latest with the batch after the one it is about.
@@ -33,9 +33,9 @@ def read_overlapped(
             chosen = [sequences[i] for i in batch]
             began = time.monotonic()
             parts = reader.forward(chosen)
-            if heard is not None:
-                heard(chosen, parts, time.monotonic() - began)
-            if waiting is not None:  # at most one is: memory is bounded
+            if after_batch is not None:
+                after_batch(chosen, parts, time.monotonic() - began)
+            if waiting is not None:  # at most one batch waits, so memory is bounded
                 yield waiting[0], waiting[1].result()
             waiting = batch, encoder.submit(reader.encode, parts)
         if waiting is not None:

@@ -1,12 +1,11 @@
-"""A batch that does not fit is read in halves: no row is lost, none is read twice into the store.
+"""Read a batch that does not fit the device's memory in halves: no row is lost or stored twice.
 
-What was read before stays as it is, and so does every later batch. The halves are other batches
-than the plan's, so their records agree with it to within rounding, not to the bit.
+Batches before and after it stay as they are. The records of the halves agree with those of the
+whole batch to within rounding, not to the bit.
 """
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -17,22 +16,19 @@ from logitstore.capture.teacher.summary import HeadResult
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.encoded import EncodedRecords
 
-if TYPE_CHECKING:
-    from logitstore.capture.passes.teacher_pass import TeacherPass
-
 log = logging.getLogger(__name__)
 
 Read = list[EncodedRecords | None]
-#: Parts of a batch that fitted, what the teacher says of them, the sequence of each position.
+#: The parts of a batch that fitted, each with its summaries and the sequence of each position.
 Parts = list[tuple[Sequence[TeacherSequence], HeadResult, Tensor]]
 
 
 class HalvingReader:
-    """Reads batches, in halves where the device has no room for one.
+    """Reads batches, in halves where the device has no room for a whole one.
 
     Args:
-        teacher: Reads what fits.
-        note: Writes to the journal.
+        teacher: Reads batches that fit.
+        note: Writes an event to the journal.
     """
 
     def __init__(self, teacher: TeacherPass, note: Callable[..., None]) -> None:
@@ -40,7 +36,7 @@ class HalvingReader:
         self._has_warned = False
 
     def read(self, batch: Sequence[TeacherSequence]) -> Read:
-        """The records of each sequence, as `TeacherPass.read` has them.
+        """Read a batch and encode the records of each sequence, as `TeacherPass.read` does.
 
         Raises:
             InputError: One sequence alone does not fit; or what `TeacherPass.read` raises.
@@ -48,7 +44,7 @@ class HalvingReader:
         return self.encode(self.forward(batch))
 
     def encode(self, parts: Parts) -> Read:
-        """The records of what was forwarded; may run on another thread than the next `forward`.
+        """Encode the records of a forwarded batch; may run on another thread than `forward`.
 
         Raises:
             InputError: As `TeacherPass.read`.
@@ -56,7 +52,7 @@ class HalvingReader:
         return [record for part in parts for record in self._teacher.encode(*part)]
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Parts:
-        """What the teacher says of a batch, whole or in halves.
+        """Run a batch through the teacher, whole or in halves.
 
         Raises:
             InputError: One sequence alone does not fit.
@@ -70,11 +66,11 @@ class HalvingReader:
         free_memory()  # here, where the error no longer holds the tensors
         if len(batch) == 1:
             raise too_long(batch[0], self._teacher)
-        self._tell(batch, why)
+        self._note_and_warn(batch, why)
         middle = len(batch) // 2
         return self.forward(batch[:middle]) + self.forward(batch[middle:])
 
-    def _tell(self, batch: Sequence[TeacherSequence], why: str) -> None:
+    def _note_and_warn(self, batch: Sequence[TeacherSequence], why: str) -> None:
         tokens = len(batch) * max(s.length for s in batch)
         rows = [s.line.row for s in batch]
         self._note("out of memory", sequences=len(batch), tokens=tokens, rows=rows[:8], why=why)
@@ -91,7 +87,7 @@ class HalvingReader:
 
 
 def too_long(sequence: TeacherSequence, teacher: "TeacherPass") -> InputError:
-    """What to say of one sequence for which the device has no room."""
+    """Make the error for a single sequence that does not fit the device's memory."""
     return InputError(
         f"row {sequence.line.row:,}: one sequence of {sequence.length:,} tokens alone does not fit "
         f"the memory of {teacher.device}. Every shard before it is good. Give the teacher more "

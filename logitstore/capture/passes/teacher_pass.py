@@ -1,9 +1,10 @@
-"""Batches of sequences through the teacher: token ids in, encoded records out.
+"""Run batches of sequences through the teacher: token ids in, encoded records out.
 
-Sequences of a shard are sorted by length and cut into batches of so many padded tokens, so padding
-is little and a batch is a function of shard and budget alone. Which sequences share a batch changes
-a record in its last bits only: the sums of a matrix product are taken in another order. How much
-that is, a test holds (tests/logitstore/capture/test_batching.py), for models of several families:
+The sequences of a shard are sorted by length and cut into batches of at most `budget` padded
+tokens, so there is little padding, and a batch is a function of shard and budget alone. Which
+sequences share a batch changes a record in its last bits only: the sums of a matrix product are
+taken in another order. tests/logitstore/capture/test_batching.py holds how much that is, for models
+of several families:
 
 * float32: less than 0.001 nats in any log-probability, a fifth of the step they are stored in.
 * bfloat16, float16: no more than half precision itself costs, that is, no further from another
@@ -37,16 +38,16 @@ def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[
 
 
 class TeacherPass:
-    """A loaded teacher that turns batches into records.
+    """Loads a teacher, and turns batches of sequences into records.
 
     Args:
-        teacher: Which, and how it is loaded.
-        spec: What to keep.
-        device: Where it runs, unless it has a device map.
+        teacher: The teacher without its weights.
+        spec: What the store keeps.
+        device: The device to load it on, unless it has a device map.
         on_nan: `stop` at logits that are not finite, or `skip` the sequence.
 
     Raises:
-        InputError: Its weights and its tokenizer or configuration do not belong together.
+        InputError: Weights and tokenizer or configuration do not belong together.
     """
 
     def __init__(
@@ -57,30 +58,30 @@ class TeacherPass:
             torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
         model = load_model(teacher, device)
         self.model = model
-        #: Where input goes: with a device map, where its first layer is.
+        #: Device of the input; with a device map, that of the first layer.
         self.device = device if teacher.device_map is None else input_device(model)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
         self._head = TeacherHead(model, _head_settings(spec))
 
     def read(self, batch: Sequence[TeacherSequence]) -> list[EncodedRecords | None]:
-        """The records of each sequence; None where the logits are not finite, if those are skipped.
+        """Read a batch: records of each sequence; None for skipped ones (`on_nan`).
 
         Raises:
-            InputError: The teacher's logits are not finite, and that is to stop it.
+            InputError: The teacher's logits are not finite, and `on_nan` is `stop`.
         """
         return self.encode(batch, *self.forward(batch))
 
     def encode(
         self, batch: Sequence[TeacherSequence], result: HeadResult, sequence_n: Tensor
     ) -> list[EncodedRecords | None]:
-        """The second half of `read`, which needs no device.
+        """Encode the records of a forwarded batch; the half of `read` that needs no device.
 
         Args:
-            batch: What was read.
-            result, sequence_n: What `forward` gave for it.
+            batch: The sequences.
+            result, sequence_n: What `forward` returned for them.
 
         Raises:
-            InputError: As `read`.
+            InputError: As for `read`.
         """
         bad = _not_finite(result, sequence_n)
         if bad and self._on_nan == "stop":
@@ -97,17 +98,17 @@ class TeacherPass:
         return [None if i in bad else next(parts) for i in range(len(batch))]
 
     def forward(self, batch: Sequence[TeacherSequence]) -> tuple[HeadResult, Tensor]:
-        """What the teacher says of every supervised token; and of which sequence each is."""
+        """Summarise the prediction of every supervised token, with the sequence each belongs to."""
         return self._forward(self._head, batch)
 
-    def likeliest(self, batch: Sequence[TeacherSequence], count: int) -> HeadResult:
-        """The most probable tokens, so many (or all there are), whatever the spec keeps."""
+    def most_probable(self, batch: Sequence[TeacherSequence], count: int) -> HeadResult:
+        """Find the `count` most probable tokens (or all there are), whatever the spec keeps."""
         count = min(count, self.spec.vocab_size)
         return self._forward(TeacherHead(self.model, HeadSettings(count)), batch)[0]
 
     @property
     def devices(self) -> int:
-        """That its weights are on."""
+        """Count the devices that hold weights."""
         return len({p.device for p in self.model.parameters() if not p.is_meta}) or 1
 
     def _forward(
@@ -144,7 +145,7 @@ def _head_settings(spec: StoreSpec) -> HeadSettings:
 
 
 def _places(batch: Sequence[TeacherSequence]) -> Tensor:
-    """(n, 3) row, part and position in its sequence of every token with a record."""
+    """Locate every token with a record: (n, 3) row, part and position in its sequence."""
     parts = []
     for s in batch:
         position = np.flatnonzero(s.text.has_record)
@@ -154,13 +155,13 @@ def _places(batch: Sequence[TeacherSequence]) -> Tensor:
 
 
 def _not_finite(result: HeadResult, sequence_n: Tensor) -> list[int]:
-    """The sequences with a distribution that is none."""
+    """Find the sequences with a distribution that has NaN in it."""
     bad_n = torch.isnan(result.entry_logprobs).any(1) | torch.isnan(result.tail_logmass)
     return sorted({int(i) for i in sequence_n[bad_n]})
 
 
 def _check_scale(result: HeadResult, batch: Sequence[TeacherSequence], sequence_n: Tensor) -> None:
-    """An excluded token (a logit of -inf) leaves a distribution, but no standard deviation."""
+    """Reject excluded tokens (logits of -inf), which leave no standard deviation."""
     if result.logit_std is None or result.logit_std.isfinite().all():
         return
     first = int(sequence_n[~result.logit_std.isfinite()][0])
@@ -181,7 +182,7 @@ def _stopped_by(sequence: TeacherSequence) -> InputError:
 
 
 def _only(result: HeadResult, keep_n: Tensor) -> HeadResult:
-    """Some of the positions."""
+    """Keep some of the positions."""
     kept: dict[str, Any] = {}
     for name, field in vars(result).items():
         kept[name] = None if field is None else field[keep_n]

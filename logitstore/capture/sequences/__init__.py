@@ -1,1 +1,1 @@
-"""The sequences that a teacher reads: rows rendered, tokenised and cut into windows."""
+"""Make the sequences that a teacher reads: render rows, tokenise them, cut them into windows."""

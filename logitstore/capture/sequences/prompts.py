@@ -1,4 +1,4 @@
-"""Rows with a prompt only: as the teacher reads them before it writes, and after.
+"""Read rows that have only a prompt: before the teacher writes the completion, and after.
 
     prompt        `prompt` is text, or a list of messages, or there are `messages` that no turn of
                   the assistant ends; a conversation is rendered up to where the assistant begins
@@ -31,12 +31,12 @@ PROMPT, TOO_LONG, UNFINISHED, STOPPED, OK = "prompt", "too_long", "unfinished", 
 
 
 class Prompt(NamedTuple):
-    """What a completion is written for.
+    """Holds the part of a row that a completion is written for.
 
     Attributes:
-        segments: Its text.
-        token_ids: Its tokens.
-        conversation: Where the row is one, without what is to be written.
+        segments: Text of the prompt.
+        token_ids: Tokens of the prompt.
+        conversation: The conversation so far; None where the row is not one.
     """
 
     segments: tuple[Segment, ...]
@@ -45,13 +45,13 @@ class Prompt(NamedTuple):
 
 
 class Completion(NamedTuple):
-    """What was written.
+    """Holds what the teacher wrote.
 
     Attributes:
-        text: Without the end, a stop string, special tokens, or half of a character.
+        text: The text without end, stop string, special tokens, or half of a character.
         status: `OK`, `STOPPED`, `UNFINISHED` or `TOO_LONG`.
-        token_ids: The tokens, in full.
-        end_id: The token that ended it, with which `token_ids` does not end; None for none.
+        token_ids: All tokens but the one that ended it.
+        end_id: The token that ended it; None if none did.
     """
 
     text: str
@@ -64,18 +64,21 @@ class PromptReader(RowReader):
     """Makes the sequences of a row that has a prompt only."""
 
     def prompt(self, row: int) -> Prompt:
-        """The row's prompt; without tokens where there is no text.
+        """Read the prompt of a row; without tokens where there is no text.
 
         Raises:
-            InputError: It cannot be read, or the template refuses it.
+            InputError: The row cannot be read, or the template rejects it.
         """
         conversation = None
         if self.render.template is not None:
-            found = self.rows.dialogue(row)
+            dialogue = self.rows.dialogue(row)
             conversation = Conversation.choose(
-                found.messages, "last", first=len(found.messages), tools=found.tools,
-                kwargs=found.kwargs,
-            )  # fmt: skip
+                dialogue.messages,
+                "last",
+                first=len(dialogue.messages),
+                tools=dialogue.tools,
+                kwargs=dialogue.kwargs,
+            )
             text = self.render.template.prompt(conversation, self.rows.where(row))
             segments: tuple[Segment, ...] = (Segment(text, False),) if text else ()
         else:
@@ -84,22 +87,22 @@ class PromptReader(RowReader):
         return Prompt(segments, tokens.token_ids, conversation)
 
     def whole(self, row: int) -> TeacherSequence:
-        """The prompt alone: nothing is written yet."""
+        """Return the prompt alone as a sequence, before anything is written."""
         prompt = self.prompt(row)
-        return self._waiting(row, prompt, PROMPT if len(prompt.token_ids) else "empty")
+        return self._without_records(row, prompt, PROMPT if len(prompt.token_ids) else "empty")
 
     def completed(self, row: int, prompt: Prompt, written: Completion) -> list[TeacherSequence]:
-        """The sequences of the row with its completion."""
+        """Return the sequences of the row with its completion."""
         if not len(prompt.token_ids):
-            return [self._waiting(row, prompt, "empty")]
+            return [self._without_records(row, prompt, "empty")]
         if written.status == TOO_LONG:
-            return [self._waiting(row, prompt, TOO_LONG)]
+            return [self._without_records(row, prompt, TOO_LONG)]
         sequences = self.cut(row, self._rendered(prompt, written))
         return [_with_status(s, written.status) for s in sequences]
 
-    def is_as_written(self, prompt: Prompt, written: Completion, found: TeacherSequence) -> bool:
-        """Whether the tokens of the text are those that the teacher wrote."""
-        ids: list[int] = found.text.token_ids.tolist()
+    def is_as_written(self, prompt: Prompt, written: Completion, read: TeacherSequence) -> bool:
+        """Tell whether the tokens of the text are those that the teacher wrote."""
+        ids: list[int] = read.text.token_ids.tolist()
         length = len(prompt.token_ids) + len(written.token_ids)
         return ids[:length] == [*prompt.token_ids.tolist(), *written.token_ids]
 
@@ -111,12 +114,12 @@ class PromptReader(RowReader):
             return Rendered(segments, tokens, None, self.tokenizer.prefix_length)
         segments = (*prompt.segments, Segment(written.text, True, "assistant"))
         if is_ended:
-            segments += (Segment(_spelt(self.tokenizer, written.end_id), False),)
+            segments += (Segment(_end_text(self.tokenizer, written.end_id), False),)
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
         messages = _with_turn(prompt.conversation, written.text).to_json()
         return Rendered(segments, tokens, messages, self.render.prefix_length(tokens))
 
-    def _waiting(self, row: int, prompt: Prompt, status: str) -> TeacherSequence:
+    def _without_records(self, row: int, prompt: Prompt, status: str) -> TeacherSequence:
         conversation = prompt.conversation
         messages = None if conversation is None else conversation.to_json()
         line = SequenceText(row, 0, status, prompt.segments, messages=messages)
@@ -132,14 +135,14 @@ def _with_turn(conversation: Conversation, text: str) -> Conversation:
 
 
 def _with_status(sequence: TeacherSequence, status: str) -> TeacherSequence:
-    """A text without an end stays one, also where not all of it fits in a sequence."""
+    """Keep a completion's status (such as `unfinished`) also where it was truncated."""
     if status == OK or sequence.line.status not in (OK, "truncated"):
         return sequence
     return replace(sequence, line=sequence.line._replace(status=status))
 
 
-def _spelt(tokenizer: ByteTokenizer, end_id: int | None) -> str:
-    """The token that ended a turn, as text; EOS where it is not known to end one."""
+def _end_text(tokenizer: ByteTokenizer, end_id: int | None) -> str:
+    """Return the text of the token that ended a turn; of EOS where it is not known to end one."""
     if end_id is None or end_id not in tokenizer.eos_ids:
         return tokenizer.eos_token or ""
     return tokenizer.written(np.array([end_id]))[0].decode()

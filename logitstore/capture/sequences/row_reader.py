@@ -1,4 +1,4 @@
-"""Rows as the teacher reads them: rendered, tokenised once, and cut to what fits."""
+"""Turn a row into the sequences that the teacher reads: render, tokenise once, cut to fit."""
 
 from dataclasses import replace
 
@@ -8,10 +8,10 @@ from logitstore.rows.renderer import Rendered, Renderer
 
 
 class RowReader:
-    """Makes the sequences of a row.
+    """Turns a row into sequences.
 
     Args:
-        render: Makes segments and tokens of a row, of whatever kind.
+        render: Turns a row of any kind into segments and tokens.
         limits: How long a sequence may be, and what becomes of a longer row.
     """
 
@@ -20,26 +20,27 @@ class RowReader:
         self.rows, self.tokenizer = render.rows, render.tokenizer
 
     def whole(self, row: int) -> TeacherSequence:
-        """The row in one piece, however long.
+        """Return the row as one sequence, however long.
 
         Raises:
-            InputError: It cannot be read or rendered.
+            InputError: The row cannot be read or rendered.
         """
         return _in_one_piece(row, self.render(row))
 
     def sequences(self, row: int) -> list[TeacherSequence]:
-        """The row in one piece if it fits, else as the limits say; at least one, in order."""
+        """Return the row as one sequence if it fits, else as the limits say; at least one."""
         return self._cut(self.whole(row))
 
-    def cut(self, row: int, found: Rendered) -> list[TeacherSequence]:
-        """The same of a row that is rendered already."""
-        return self._cut(_in_one_piece(row, found))
+    def cut(self, row: int, rendered: Rendered) -> list[TeacherSequence]:
+        """Cut a row that is rendered already."""
+        return self._cut(_in_one_piece(row, rendered))
 
     def _cut(self, whole: TeacherSequence) -> list[TeacherSequence]:
         # A row that brings its own BOS has it in every window, one without has it in none.
         return sequences_of_row(whole, replace(self.limits, prefix_length=whole.prefix_length))
 
 
-def _in_one_piece(row: int, found: Rendered) -> TeacherSequence:
-    line = SequenceText(row, 0, found.tokens.status, found.segments, messages=found.messages)
-    return TeacherSequence(line, found.tokens, found.prefix_length)
+def _in_one_piece(row: int, rendered: Rendered) -> TeacherSequence:
+    status = rendered.tokens.status
+    line = SequenceText(row, 0, status, rendered.segments, messages=rendered.messages)
+    return TeacherSequence(line, rendered.tokens, rendered.prefix_length)

@@ -1,4 +1,4 @@
-"""Rows longer than the teacher reads: cut into windows, cut off, or left out.
+"""Cut rows that are longer than the teacher reads into windows, truncate them, or leave them out.
 
 A row is tokenised once, whole. A window is a slice of those tokens behind the tokenizer's own
 prefix (BOS), so every token is the one it would be in the whole row:
@@ -27,7 +27,7 @@ from logitstore.records import Segment, SequenceText
 from logitstore.text.tokenizer import TokenizedText
 
 OVERFLOWS = ("split", "truncate", "skip")
-#: Of the tokens of a window, one in so many is context by default: 14 % more work for the teacher.
+#: By default an eighth of a window is context: 14 % more work for the teacher.
 _STRIDE_PART = 8
 
 Int64s = npt.NDArray[np.int64]
@@ -35,10 +35,10 @@ Int64s = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TeacherSequence:
-    """A row or a window of one, rendered and tokenised.
+    """Holds a row, or a window of one, rendered and tokenised.
 
     Attributes:
-        line: Its text.
+        line: Its text, as the store keeps it.
         text: Its tokens.
         prefix_length: Tokens at the head of a whole row that every window of it begins with.
     """
@@ -58,7 +58,7 @@ class TeacherSequence:
 
 @dataclass(frozen=True)
 class Limits:
-    """How much a sequence may hold, and what becomes of a longer row.
+    """Says how long a sequence may be, and what becomes of a longer row.
 
     Attributes:
         max_length: Tokens of a sequence at most, with BOS and EOS; None: no limit.
@@ -76,10 +76,10 @@ class Limits:
 def limits_of(
     max_length: int | None, overflow: str, stride: int | None, prefix_length: int
 ) -> Limits:
-    """Limits as asked for, with defaults filled in.
+    """Check the limits asked for, and fill in defaults.
 
     Raises:
-        InputError: An overflow that is not known, or a stride that leaves a window too little.
+        InputError: An unknown overflow, or a stride that leaves a window too little.
     """
     if overflow not in OVERFLOWS:
         raise InputError(f"--overflow is {overflow}, expected {', '.join(OVERFLOWS)}.")
@@ -101,10 +101,10 @@ def limits_of(
 
 
 def rendering_of(limits: Limits) -> dict[str, object]:
-    """What of the limits decides a store's records, as its spec has it.
+    """Return the limits that decide a store's records, for its spec.
 
-    Nothing for `truncate`, which is what stores did before there were windows: they stay the same
-    bytes, and can be resumed.
+    Nothing for `truncate`: stores from before there were windows were truncated, and so keep their
+    bytes and can be resumed.
     """
     if limits.max_length is None or limits.overflow == "truncate":
         return {}
@@ -113,7 +113,7 @@ def rendering_of(limits: Limits) -> dict[str, object]:
 
 
 def sequences_of_row(whole: TeacherSequence, limits: Limits) -> list[TeacherSequence]:
-    """The sequences that a row becomes: itself if it fits, else what `limits.overflow` says."""
+    """Cut a row into sequences: itself if it fits, else as `limits.overflow` says."""
     if limits.max_length is None or whole.length <= limits.max_length or not whole.records:
         return [whole]
     if limits.overflow == "truncate":
@@ -135,22 +135,22 @@ def _too_long(whole: TeacherSequence) -> TeacherSequence:
 
 
 def _split(whole: TeacherSequence, limits: Limits) -> list[TeacherSequence]:
-    """The windows; none where a single character has more tokens than fit beside the context."""
+    """Cut a row into windows; none where one character has more tokens than fit in a window."""
     text, row = whole.text, _RowText(whole.line.segments)
     planned = _plan(text, row.data, limits)
     prefix, count = limits.prefix_length, len(text.token_ids)
     parts = []
     for part, (context, first, stop) in enumerate(planned):
-        began, own, ended = (
+        began, new, ended = (
             0 if i == prefix else len(row.data) if i == count else int(text.text_starts[i])
             for i in (context, first, stop)
         )
-        context_segments = row.cut(began, own, is_context=True)
+        context_segments = row.cut(began, new, is_context=True)
         line = whole.line._replace(
             part=part,
             status="split",
-            segments=(*context_segments, *row.cut(own, ended)),
-            supervised_start=row.supervised_before(own),
+            segments=(*context_segments, *row.cut(new, ended)),
+            supervised_start=row.supervised_before(new),
         )
         tokens = np.concatenate([np.arange(prefix), np.arange(context, stop)])
         kept = replace(_taken(text, tokens, first), status="split")
@@ -159,9 +159,9 @@ def _split(whole: TeacherSequence, limits: Limits) -> list[TeacherSequence]:
 
 
 def _plan(text: TokenizedText, data: bytes, limits: Limits) -> list[tuple[int, int, int]]:
-    """(first token of the context, first own token, token after the last) of every window.
+    """Plan the windows: (first token of the context, first new token, token after the last) each.
 
-    Own tokens with a record get it in this window. They begin where the window before stopped, or
+    New tokens with a record get it in this window. They begin where the window before stopped, or
     later, where there is only context in between.
     """
     assert limits.max_length is not None
@@ -189,7 +189,7 @@ def _plan(text: TokenizedText, data: bytes, limits: Limits) -> list[tuple[int, i
 
 
 def _begin(cuts: Int64s, new: int, context_tokens: int, prefix: int) -> int:
-    """The first token of a window: at most so many before `new`, or the next place before that.
+    """Choose a window's first token: at most `context_tokens` before `new`, at a place to cut.
 
     Without BOS nothing would predict the first token of a window, so one of context is needed.
     """
@@ -200,9 +200,9 @@ def _begin(cuts: Int64s, new: int, context_tokens: int, prefix: int) -> int:
 
 
 def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> Int64s:
-    """Tokens before which the row may be cut: the first, those that begin a character, the end.
+    """List tokens before which a row may be cut: the first, those that begin a character, the end.
 
-    Not before a token without supervised bytes (EOS, end of a turn): it belongs to what it ends.
+    Not before a token without supervised bytes (EOS, end of a turn), which belongs to what it ends.
     """
     units = np.frombuffer(data + b".", np.uint8)
     at_character = (units[text.text_starts] & 0xC0) != 0x80
@@ -212,9 +212,9 @@ def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> Int64s:
     return np.concatenate([[prefix], np.flatnonzero(inside), [len(text.token_ids)]])
 
 
-def _taken(text: TokenizedText, tokens: Int64s, first_own: int) -> TokenizedText:
-    """Some of the tokens; of those before `first_own` no records."""
-    has_record = text.has_record[tokens] & (tokens >= first_own)
+def _taken(text: TokenizedText, tokens: Int64s, first_new: int) -> TokenizedText:
+    """Take some of the tokens; those before `first_new` are context, without records."""
+    has_record = text.has_record[tokens] & (tokens >= first_new)
     return TokenizedText(
         token_ids=text.token_ids[tokens],
         has_record=has_record,
@@ -228,7 +228,7 @@ def _taken(text: TokenizedText, tokens: Int64s, first_own: int) -> TokenizedText
 
 
 class _RowText:
-    """The UTF-8 bytes of a row, to be cut between any two characters."""
+    """Holds the UTF-8 bytes of a row, and cuts them between any two characters."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self._segments = [s for s in segments if s.text]
@@ -242,20 +242,20 @@ class _RowText:
         self._supervised = list(accumulate(supervised, initial=0))
 
     def cut(self, start: int, stop: int, *, is_context: bool = False) -> list[Segment]:
-        """The segments between two places; all as context if so asked."""
-        found = []
+        """Return the segments between two bytes; all as context if asked."""
+        segments = []
         i = max(bisect_right(self._bounds, start) - 1, 0)
         while i < len(self._pieces) and self._bounds[i] < stop:
             low, high = (max(place - self._bounds[i], 0) for place in (start, stop))
             if piece := self._pieces[i][low:high]:
                 segment = self._segments[i]
                 flag = segment.supervised and not is_context
-                found.append(segment._replace(text=piece.decode(), supervised=flag))
+                segments.append(segment._replace(text=piece.decode(), supervised=flag))
             i += 1
-        return found
+        return segments
 
     def supervised_before(self, place: int) -> int:
-        """Supervised bytes before a place."""
+        """Count the supervised bytes before a byte."""
         i = min(bisect_right(self._bounds, place) - 1, len(self._pieces) - 1)
         inside = (place - self._bounds[i]) * self._segments[i].supervised
         return self._supervised[i] + inside

@@ -1,1 +1,1 @@
-"""Several processes at one store: who takes which shard, and who is alive."""
+"""Let several processes write one store: ranks, claims and heartbeats."""

@@ -1,12 +1,12 @@
-"""Who captures what, of processes that come and go: claims on shards, and on a store as a whole.
+"""Claims: which of several processes that come and go captures which shard of a store.
 
-    shards/.tmp-claim-00005    this shard is being worked on
-    shards/.tmp-claim-seal     the seal is being made
-    shards/.tmp-alone          a capture that shares with nobody (a launcher's ranks: their first)
+    shards/.tmp-claim-00005    this shard is being captured
+    shards/.tmp-claim-seal     the store is being sealed
+    shards/.tmp-alone          a capture that shares with nobody (of a launcher's ranks: rank 0)
     shards/.tmp-worker-1f2e…   a worker that takes shards by claims
 
-Each is made exclusively, says who made it, is touched while the work goes on, and counts for
-nothing once who made it is gone (see `alive.py`). The seal removes them all.
+Each is a heartbeat: created exclusively, it names its process, is touched while the work goes on,
+and counts for nothing once its process is gone (see `heartbeat.py`). The seal removes them all.
 
 Claims are advice, so that no work is done twice. That no work is lost or mixed up is up to the
 commit, which lets one of several twins win whatever claims say: a shard whose worker died is taken
@@ -21,77 +21,82 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from logitstore.capture.sharing.alive import Beating, Seen, SignOfLife, clock_ns, look_at
+from logitstore.capture.sharing.heartbeat import (
+    Heartbeat,
+    SeenHeartbeat,
+    file_system_time_ns,
+    read_heartbeat,
+)
 from logitstore.errors import BusyError
 from logitstore.storage import commit
 
 log = logging.getLogger(__name__)
 
-#: A claim that was not touched for so long is free. A worker touches its own between batches, so
-#: this is longer than any batch takes, and than network file systems remember a time.
+#: A claim without a beat for this long is free. A worker touches its claims between batches, so
+#: this is longer than any batch takes, and than network file systems cache a file's time.
 CLAIM_EXPIRES_S = 300.0
-#: The same of a whole process, which touches its file whatever it is busy with.
+#: The same of a whole process, which beats from a thread of its own whatever it is busy with.
 PROCESS_EXPIRES_S = 60.0
-_BEAT_EVERY_S = 10.0
 _CLAIM, _ALONE, _WORKER = ".tmp-claim-", ".tmp-alone", ".tmp-worker-"
 
 
 class Claims:
-    """The claims of one worker.
+    """Takes and holds the claims of one worker.
 
     Args:
-        folder: The shards'.
-        expires_s: How old another's claim may be.
+        folder: The store's shards.
+        expires_s: Age from which another worker's claim is free.
     """
 
     def __init__(self, folder: Path, expires_s: float = CLAIM_EXPIRES_S) -> None:
         self._folder, self._expires_s = folder, expires_s
-        self._held: dict[str, SignOfLife] = {}
+        self._held: dict[str, Heartbeat] = {}
 
     def take(self, names: Sequence[str]) -> str | None:
-        """One of the names that is free, which now is this worker's; None if none is.
+        """Claim the first name that nobody has claimed, else the first whose claim is stale.
 
-        The first that nobody has claimed, else the first of which the claim counts no more.
+        Returns:
+            The name, which is this worker's now; None if every name is taken.
 
         Raises:
-            StorageError: The file system refused.
+            StorageError: The file system rejected it.
         """
-        now_ns = cache(lambda: clock_ns(self._folder))
+        now_ns = cache(lambda: file_system_time_ns(self._folder))
         try:
-            there = set(os.listdir(self._folder))
-            order = sorted(names, key=lambda name: f"{_CLAIM}{name}" in there)
-            others = (name for name in order if name not in self._held)
-            return next((name for name in others if self._take(name, now_ns)), None)
+            present = set(os.listdir(self._folder))
+            order = sorted(names, key=lambda name: f"{_CLAIM}{name}" in present)
+            not_held = (name for name in order if name not in self._held)
+            return next((name for name in not_held if self._take(name, now_ns)), None)
         except OSError as e:
             raise commit.explain(e, self._folder) from e
 
-    def touch(self) -> None:
-        """Work on all that is held goes on."""
-        for sign in list(self._held.values()):  # another thread may give one back
-            sign.refresh()
+    def beat(self) -> None:
+        """Refresh every claim that is held."""
+        for heartbeat in list(self._held.values()):  # another thread may release one meanwhile
+            heartbeat.beat()
 
-    def give_back(self, name: str) -> None:
-        """It is done, or left to others."""
-        if (sign := self._held.pop(name, None)) is not None:
-            sign.end()
+    def release(self, name: str) -> None:
+        """Drop a claim: its work is done, or left to others."""
+        if (heartbeat := self._held.pop(name, None)) is not None:
+            heartbeat.stop()
 
-    def give_all_back(self) -> None:
-        """This worker ends."""
+    def release_all(self) -> None:
+        """Drop every claim, at the end of this worker."""
         for name in list(self._held):
-            self.give_back(name)
+            self.release(name)
 
     def _take(self, name: str, now_ns: Callable[[], int]) -> bool:
         path = self._folder / f"{_CLAIM}{name}"
-        sign = SignOfLife.make(path)
-        if sign is None and self._is_free(path, now_ns):
-            sign = SignOfLife.make(path)
-        if sign is not None:
-            self._held[name] = sign
-        return sign is not None
+        heartbeat = Heartbeat.create(path)
+        if heartbeat is None and self._remove_stale(path, now_ns):
+            heartbeat = Heartbeat.create(path)
+        if heartbeat is not None:
+            self._held[name] = heartbeat
+        return heartbeat is not None
 
-    def _is_free(self, path: Path, now_ns: Callable[[], int]) -> bool:
-        """Whether a claim that was there is there no more."""
-        seen = look_at(path, now_ns)
+    def _remove_stale(self, path: Path, now_ns: Callable[[], int]) -> bool:
+        """Remove another worker's claim if it is stale; True if none is left."""
+        seen = read_heartbeat(path, now_ns)
         if seen is None:
             return True
         if not seen.is_stale(self._expires_s) or not seen.remove():
@@ -101,8 +106,8 @@ class Claims:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Be the only capture of a store.
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a store as its only capture.
 
     Args:
         folder: The store's shards.
@@ -110,7 +115,7 @@ def alone(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: Another capture is at work here.
     """
-    with _made(folder / _ALONE):
+    with _process_heartbeat(folder / _ALONE):
         for path in sorted(folder.glob(f"{_WORKER}*")):
             if (seen := _living(path)) is not None:
                 raise BusyError(_busy(folder, seen, "with --claim", "Add --claim here, too"))
@@ -118,8 +123,8 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def among_others(folder: Path) -> Iterator[None]:
-    """Be one of the workers that share a store by claims.
+def shared(folder: Path) -> Iterator[None]:
+    """Hold a store as one of the workers that share it by claims.
 
     Args:
         folder: The store's shards.
@@ -127,41 +132,38 @@ def among_others(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: A capture that does not share is at work here.
     """
-    with _made(folder / f"{_WORKER}{os.getpid()}-{secrets.token_hex(4)}"):
+    with _process_heartbeat(folder / f"{_WORKER}{os.getpid()}-{secrets.token_hex(4)}"):
         if (seen := _living(folder / _ALONE)) is not None:
             raise BusyError(_busy(folder, seen, "without --claim", "Start it with --claim, too"))
         yield
 
 
 @contextmanager
-def _made(path: Path) -> Iterator[None]:
-    """A sign of life for as long as it lasts. A dead one of that name gives way."""
+def _process_heartbeat(path: Path) -> Iterator[None]:
+    """Keep a heartbeat of this process while the block runs; replace a dead one of that name."""
     try:
-        while (sign := SignOfLife.make(path)) is None:
+        while (heartbeat := Heartbeat.create(path)) is None:
             if (seen := _living(path)) is not None:
                 raise BusyError(_busy(path.parent, seen, "already", "Start all with --claim"))
     except OSError as e:
         raise commit.explain(e, path) from e
-    beating = Beating(sign, _BEAT_EVERY_S)
-    try:
+    with heartbeat.in_background():
         yield
-    finally:
-        beating.end()
 
 
-def _living(path: Path) -> Seen | None:
-    """The sign of life at a path, if whoever made it lives; a dead one is taken away."""
-    seen = look_at(path, lambda: clock_ns(path.parent))
+def _living(path: Path) -> SeenHeartbeat | None:
+    """Read a heartbeat; a dead one is removed, and counts as none."""
+    seen = read_heartbeat(path, lambda: file_system_time_ns(path.parent))
     if seen is not None and seen.is_dead(PROCESS_EXPIRES_S):
         seen.remove()
         return None
     return seen
 
 
-def _busy(folder: Path, seen: Seen, how: str, step: str) -> str:
+def _busy(folder: Path, seen: SeenHeartbeat, how: str, step: str) -> str:
     who = seen.process or "of which nothing is known"
     return (
-        f"{folder.parent}: a capture is at work here {how} ({who}, last sign of life "
+        f"{folder.parent}: a capture is at work here {how} ({who}, last heartbeat "
         f"{seen.age_s:.0f} s ago). Two that do not share do everything twice. {step}, or wait "
         f"until it has ended; one that was killed on another machine is forgotten after "
         f"{PROCESS_EXPIRES_S:.0f} s."

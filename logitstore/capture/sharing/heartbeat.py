@@ -1,113 +1,260 @@
-"""Which process of a launcher this is, and how to wait for the others.
+"""Heartbeats: how processes that share a folder or a bucket know of each other's work.
 
-The file system, or the bucket, is all that they share, and enough.
+A process at work on something has a file `.tmp-…` for it, touches the file while the work goes on,
+and removes it afterwards. Another process that reads the file decides in this order:
 
-`torchrun` and `accelerate launch` set RANK, WORLD_SIZE and LOCAL_RANK; `srun` sets SLURM_PROCID,
-SLURM_NTASKS and SLURM_LOCALID. (A batch script that `srun` did not start has SLURM_PROCID 0 and no
-step: it is one process, whatever number of tasks was allocated.)
+1. *The same machine:* the file names its process. If that has ended, the heartbeat is dead, however
+   fresh: a capture that was killed can be resumed right away.
+2. *Any other machine:* the age of the last beat counts, by the clock of the file system, that is,
+   against the time of a file just made beside it. The clocks of hosts differ; this one is the same
+   for all.
 
-Who does what:
+Ranks of a launcher do not judge each other's heartbeats. They only watch that something in the
+shards' folder moves (`wait_until`), which works in a bucket too.
 
-* Shard i belongs to rank i modulo the number of ranks, so no rank needs to know what another does.
-* Rank 0 begins the store; the others wait for `store.json`.
-* Rank 0 seals the store when all shards are there; the others wait for the seal, so that every
-  process that captures returns with a finished store.
-* Ranks are fixed when they start. Processes that come and go share a store by claims instead
-  (`--claim`, see `claims.py`).
-* While at work a rank touches a file of its own in the store. Who waits gives up when nothing has
-  moved for half an hour: no new shard, no sign of life.
+All of it is advice. A wrong conclusion costs work done twice, and nothing else.
 """
 
+import json
 import os
+import secrets
+import threading
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
-from logitstore.console.launcher import Ranks
+from logitstore.capture.sharing.process_identity import ProcessIdentity
+from logitstore.format.canonical_json import parse_json
+from logitstore.storage import commit
+from logitstore.storage.files import read_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
-#: A wait ends when nothing has moved for so long. Loading a large teacher takes minutes.
+#: A wait ends when nothing has moved for this long. Loading a large teacher takes minutes.
 PATIENCE_S = 1800.0
-_BEAT_EVERY_S = 20.0
-_ALIVE_PREFIX = ".tmp-alive-"  # readers ignore `.tmp-…`, and the seal removes it
-
-
-class Pulse:
-    """Does something from time to time, however often it is asked to: at most every 20 s."""
-
-    def __init__(self, touch: Callable[[], object]) -> None:
-        self._touch, self._next = touch, 0.0
-
-    def beat(self) -> None:
-        """Work goes on."""
-        if time.monotonic() >= self._next:
-            self._next = time.monotonic() + _BEAT_EVERY_S
-            self._touch()
+BEAT_EVERY_S = 10.0
+RANK_PREFIX = ".tmp-alive-"
+_MAX_BYTES = 4096
 
 
 class Heartbeat:
-    """A file that a rank touches while it works; nothing for one process alone."""
+    """Keeps a file that this process touches while it works.
 
-    def __init__(self, folder: StorePath, ranks: Ranks) -> None:
-        self._path = folder / f"{_ALIVE_PREFIX}{ranks.rank:05d}" if ranks.size > 1 else None
-        self._pulse = Pulse(self._touch)
+    Attributes:
+        path: The file; its name says what is being worked on.
+    """
+
+    def __init__(self, path: StorePath) -> None:
+        # The token tells two heartbeats of one process apart; an inode would not, for file systems
+        # give the same one out again right away.
+        written = vars(ProcessIdentity.this()) | {"token": secrets.token_hex(8)}
+        self.path, self._content = path, json.dumps(written).encode()
+        self._next_beat_s = 0.0
+
+    @classmethod
+    def create(cls, path: Path) -> Self | None:
+        """Create the file of a heartbeat that processes compete for.
+
+        Returns:
+            None if there is a file of this name already.
+
+        Raises:
+            OSError: The file system rejected it.
+        """
+        heartbeat = cls(path)
+        try:
+            with path.open("xb") as f:
+                f.write(heartbeat._content)
+        except FileExistsError:
+            return None
+        return heartbeat
+
+    @classmethod
+    def start(cls, path: StorePath) -> Self:
+        """Write the file of a heartbeat whose name belongs to this process alone.
+
+        Raises:
+            StorageError: The file system or the object store rejected it.
+        """
+        heartbeat = cls(path)
+        if isinstance(path, RemotePath):
+            heartbeat.beat()
+            return heartbeat
+        try:
+            path.write_bytes(heartbeat._content)
+        except OSError as e:
+            raise commit.explain(e, path) from e
+        return heartbeat
 
     def beat(self) -> None:
-        """Say that work goes on."""
-        self._pulse.beat()
-
-    def _touch(self) -> None:
-        if isinstance(self._path, RemotePath):
-            self._path.overwrite(f"{time.time()}\n".encode())
-        elif self._path is not None:
-            self._path.touch()
+        """Touch the file; cheap, since nothing happens within 10 s of the last beat."""
+        if time.monotonic() >= self._next_beat_s:
+            self._next_beat_s = time.monotonic() + BEAT_EVERY_S
+            self._touch()
 
     def stop(self) -> None:
-        """The work is done."""
-        if isinstance(self._path, RemotePath):
-            self._path.delete()
-        elif self._path is not None:
-            self._path.unlink(missing_ok=True)
+        """Remove the file, unless another process has taken its name over."""
+        if isinstance(self.path, RemotePath):
+            self.path.delete()
+            return
+        with suppress(OSError, ValueError):
+            if read_file(self.path, _MAX_BYTES) == self._content:
+                self.path.unlink()
+
+    @contextmanager
+    def in_background(self) -> Iterator[None]:
+        """Beat from a thread of its own, then stop.
+
+        For a whole process, which may be loading a teacher or waiting for a batch.
+        """
+        is_over = threading.Event()
+
+        def run() -> None:
+            while not is_over.wait(BEAT_EVERY_S):
+                self._touch()
+
+        thread = threading.Thread(target=run, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+            self.stop()
+
+    def _touch(self) -> None:
+        if isinstance(self.path, RemotePath):  # an object has no time that could be set
+            self.path.overwrite(self._content + f" {time.time()}\n".encode())
+            return
+        # Never makes the file anew: whoever removed it (a seal, a process that took this one for
+        # dead) had a reason. And a network file system may be away for a moment.
+        with suppress(OSError):
+            os.utime(self.path)
 
 
-def signs_of_life(folder: StorePath) -> dict[str, Any]:
-    """Names in a folder that moves while ranks work; heartbeats with the time of the last beat."""
+@dataclass(frozen=True)
+class SeenHeartbeat:
+    """Describes the heartbeat of another process at the moment it was read.
+
+    Attributes:
+        path: The file.
+        process: Who made it; None if the file does not say (yet).
+        age_s: Time since the last beat, on the file system's clock.
+        identity: Content and time in ns, which tell this beat of this file from any other.
+    """
+
+    path: Path
+    process: ProcessIdentity | None
+    age_s: float
+    identity: tuple[bytes, int]
+
+    def is_dead(self, expires_s: float) -> bool:
+        """Tell whether its process has ended; where that cannot be known, by age."""
+        is_alive = None if self.process is None else self.process.is_alive
+        return self.age_s > expires_s if is_alive is None else not is_alive
+
+    def is_stale(self, expires_s: float) -> bool:
+        """Tell whether its process has ended, or runs but has not beaten for `expires_s`."""
+        return self.is_dead(expires_s) or self.age_s > expires_s
+
+    def remove(self) -> bool:
+        """Remove a stale file.
+
+        Returns:
+            False if another process removed it first, or it has beaten since it was read.
+        """
+        aside = self.path.with_name(f"{self.path.name}-{secrets.token_hex(4)}")
+        try:
+            self.path.rename(aside)  # of several who try, one succeeds
+            if _content_and_time(aside) != self.identity:  # a fresh one, made since we looked
+                with suppress(FileExistsError):
+                    os.link(aside, self.path)
+                aside.unlink()
+                return False
+            aside.unlink()
+        except (OSError, ValueError):
+            return False
+        return True
+
+
+def read_heartbeat(path: Path, now_ns: Callable[[], int]) -> SeenHeartbeat | None:
+    """Read another process's heartbeat; None if there is none.
+
+    Args:
+        path: The file.
+        now_ns: Asks the file system's clock; called only if there is a file.
+    """
+    try:
+        content, beaten_ns = _content_and_time(path)
+    except (OSError, ValueError):
+        return None
+    try:
+        process = ProcessIdentity.from_json(parse_json(content))
+    except (KeyError, TypeError, ValueError):
+        process = None
+    age_s = max(now_ns() - beaten_ns, 0) / 1e9
+    return SeenHeartbeat(path, process, age_s, (content, beaten_ns))
+
+
+def file_system_time_ns(folder: Path) -> int:
+    """Ask the file system that holds a folder what time it is, in ns.
+
+    Raises:
+        OSError: It rejected the file that is made to ask it.
+    """
+    path = folder / f".tmp-clock-{secrets.token_hex(4)}"
+    path.touch(exist_ok=False)
+    try:
+        return path.stat().st_mtime_ns
+    finally:
+        path.unlink()
+
+
+def activity(folder: StorePath) -> dict[str, Any]:
+    """List what changes in a folder while ranks work: its names, and the times of heartbeats."""
     if isinstance(folder, RemotePath):
         return dict(folder.signs())
-    found = {}
+    times = {}
     for entry in os.scandir(folder) if folder.is_dir() else ():
         try:
-            is_beat = entry.name.startswith(_ALIVE_PREFIX)
-            found[entry.name] = entry.stat().st_mtime_ns if is_beat else 0
-        except FileNotFoundError:  # gone since it was listed: that, too, is a change
+            is_heartbeat = entry.name.startswith(RANK_PREFIX)
+            times[entry.name] = entry.stat().st_mtime_ns if is_heartbeat else 0
+        except FileNotFoundError:  # gone since it was listed, which is a change too
             continue
-    return found
+    return times
 
 
 def wait_until(
     is_done: Callable[[], bool],
-    signs: Callable[[], object],
+    observe: Callable[[], object],
     *,
     patience_s: float = PATIENCE_S,
     poll_s: float = 0.2,
 ) -> bool:
-    """Wait for others.
+    """Wait for other processes while something still moves.
 
     Args:
-        is_done: What is waited for.
-        signs: Anything that differs from one look to the next while others are at work.
-        patience_s: How long the signs may stand still.
+        is_done: Whether what is waited for has happened.
+        observe: Returns a value that differs from one look to the next while others work.
+        patience_s: How long the observed value may stay the same.
         poll_s: Seconds between two looks.
 
     Returns:
         Whether it is done; False when nothing moved for `patience_s`.
     """
-    last, since = signs(), time.monotonic()
+    last, since_s = observe(), time.monotonic()
     while not is_done():
-        if time.monotonic() - since >= patience_s:
+        if time.monotonic() - since_s >= patience_s:
             return False
         time.sleep(poll_s)
-        if (now := signs()) != last:
-            last, since = now, time.monotonic()
+        if (now := observe()) != last:
+            last, since_s = now, time.monotonic()
     return True
+
+
+def _content_and_time(path: Path) -> tuple[bytes, int]:
+    """Read a file and its time; opening it makes network file systems ask the server for both."""
+    return read_file(path, _MAX_BYTES), path.stat().st_mtime_ns

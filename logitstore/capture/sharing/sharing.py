@@ -1,11 +1,19 @@
-"""How the processes of a capture share its shards: by rank, or by claims.
+"""Divide the shards of a capture among its processes: by rank, or by claims.
 
-Ranks are the processes of one launcher. All are there from the beginning, and shard i belongs to
-one of them, whatever becomes of it. A process alone is the only rank.
+*Ranks* are the processes of one launcher (see `logitstore.console.launcher`), fixed when they
+start. The file system, or the bucket, is all that they share:
 
-Claims are for processes that come and go. Each takes the next shard that nobody has; all return
-when nothing is missing, and one of them seals. See `logitstore.capture.sharing.claims` for what a
-claim is worth.
+* Shard i belongs to rank i modulo the number of ranks, so no rank needs to know what another does.
+* Rank 0 begins the store; the others wait for `store.json`.
+* Rank 0 seals the store when all shards are there; the others wait for the seal, so that every
+  process returns with a finished store.
+* A rank at work has a heartbeat in the store. A rank that waits gives up when nothing has moved
+  for half an hour: no new shard, no heartbeat.
+
+A process started without a launcher is the only rank.
+
+*Claims* (`--claim`) are for processes that come and go. Each takes the next shard that nobody has;
+all return when nothing is missing, and one of them seals. See `claims.py`.
 """
 
 import logging
@@ -15,12 +23,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Protocol
 
-from logitstore.capture.sharing.claims import CLAIM_EXPIRES_S, Claims, alone, among_others
+from logitstore.capture.sharing.claims import CLAIM_EXPIRES_S, Claims, exclusive, shared
 from logitstore.capture.sharing.heartbeat import (
     PATIENCE_S,
+    RANK_PREFIX,
     Heartbeat,
-    Pulse,
-    signs_of_life,
+    activity,
     wait_until,
 )
 from logitstore.console.launcher import Ranks
@@ -35,14 +43,14 @@ log = logging.getLogger(__name__)
 
 AGAIN = "Run the same command again: it does only what is missing."
 _SEAL = "seal"
-#: How often to look whether something became free, or was done by another; in a bucket every look
-#: is a request that costs.
+#: Seconds between two looks whether a shard became free or was committed by another. In a bucket
+#: every look is a request that costs.
 POLL_S = 0.5
 _POLL_RANKS_S, _POLL_BUCKET_S = 0.2, 2.0
 
 
 class Sharing(Protocol):
-    """What a process does of a capture.
+    """Decides which shards of a capture this process does, and when it may begin and seal.
 
     Attributes:
         may_begin: Whether it may begin the store.
@@ -54,36 +62,36 @@ class Sharing(Protocol):
         """Wait until another process has begun the store."""
 
     def at_work(self) -> AbstractContextManager[None]:
-        """Be at work on the store; refuses if another capture is that does not share it."""
+        """Hold the store; raises BusyError if a capture that does not share it holds it."""
 
     def missing(self, writer: StoreWriter) -> list[int]:
-        """Shards that may fall to this process."""
+        """List the missing shards that may fall to this process."""
 
     def shards(self, writer: StoreWriter) -> Iterator[int | None]:
-        """The shards to do, one by one. None: there is none now, but may be later."""
+        """Yield the shards to do, one by one; None when none is free now but may be later."""
 
     def done_by_others(self) -> list[int]:
-        """Of `missing`, those that others have committed since this was last asked."""
+        """List those of `missing` that others have committed since the last call."""
 
     def beat(self) -> None:
-        """Work goes on. Cheap; any thread may say so."""
+        """Beat this process's heartbeat. Cheap, and safe from any thread."""
 
     def done(self, index: int) -> None:
-        """A shard is committed, or has failed to be."""
+        """Let go of a shard that is committed, or that failed to be."""
 
     def finish(self, writer: StoreWriter) -> None:
-        """This process's work is done: return when the store is sealed."""
+        """Seal the store or wait for its seal, after this process's last shard."""
 
     def stop(self) -> None:
-        """Take away what said that it was at work."""
+        """Remove this process's heartbeats."""
 
 
 class ByRank:
-    """A rank of a launcher, or a process alone."""
+    """Shares as a rank of a launcher; a process alone is the only rank."""
 
     def __init__(self, out: StorePath, shard_count: int, ranks: Ranks) -> None:
         self._out, self._count, self._ranks = out, shard_count, ranks
-        self._heart = Heartbeat(out / SHARDS_FOLDER, ranks)
+        self._heartbeat: Heartbeat | None = None
         self.may_begin = ranks.is_first
 
     def wait_for_begin(self) -> None:
@@ -92,8 +100,8 @@ class ByRank:
 
     def at_work(self) -> AbstractContextManager[None]:
         if isinstance(self._out, RemotePath) or not self._ranks.is_first:
-            return nullcontext()  # a bucket has no file that says whether its maker lives
-        return alone(self._out / SHARDS_FOLDER)
+            return nullcontext()  # in a bucket nothing can be created for one process alone
+        return exclusive(self._out / SHARDS_FOLDER)
 
     def missing(self, writer: StoreWriter) -> list[int]:
         return self._ranks.own(writer.missing())
@@ -105,7 +113,12 @@ class ByRank:
         return []
 
     def beat(self) -> None:
-        self._heart.beat()
+        if self._ranks.size == 1:
+            return  # nobody waits for this process
+        if self._heartbeat is None:  # not before: the shards' folder has to be there
+            path = self._out / SHARDS_FOLDER / f"{RANK_PREFIX}{self._ranks.rank:05d}"
+            self._heartbeat = Heartbeat.start(path)
+        self._heartbeat.beat()
 
     def done(self, index: int) -> None:
         pass
@@ -120,23 +133,22 @@ class ByRank:
         writer.seal()
 
     def stop(self) -> None:
-        self._heart.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
 
     def _wait(self, is_done: Callable[[], bool], for_what: str) -> None:
         shards = self._out / SHARDS_FOLDER
         poll_s = _POLL_BUCKET_S if isinstance(self._out, RemotePath) else _POLL_RANKS_S
-        if not wait_until(
-            is_done, lambda: signs_of_life(shards), patience_s=PATIENCE_S, poll_s=poll_s
-        ):
+        if not wait_until(is_done, lambda: activity(shards), patience_s=PATIENCE_S, poll_s=poll_s):
             raise IncompleteStoreError(
                 f"{self._out}: {self._ranks} waited {for_what}, and for {duration(PATIENCE_S)} no "
-                f"other rank gave a sign of life. {state(self._out, self._count)}. See what the "
-                f"other ranks said. {AGAIN}"
+                f"other rank gave a heartbeat. {shards_present(self._out, self._count)}. See what "
+                f"the other ranks printed. {AGAIN}"
             )
 
 
 class ByClaim:
-    """One of any number of workers that come and go.
+    """Shares as one of any number of workers that come and go.
 
     Raises:
         InputError: The store is in a bucket, where claims cannot be told to be alive.
@@ -153,43 +165,42 @@ class ByClaim:
             )
         self._shards_folder = out / SHARDS_FOLDER
         self._claims = Claims(self._shards_folder, CLAIM_EXPIRES_S)
-        self._pulse = Pulse(self._claims.touch)
-        self._own: set[int] = set()
-        self._unknown: set[int] = set()
-        self._news: list[int] = []
+        self._claimed_here: set[int] = set()
+        self._still_missing: set[int] = set()
+        self._newly_done: list[int] = []
 
     def wait_for_begin(self) -> None:
         raise AssertionError("a worker begins the store itself")
 
     def at_work(self) -> AbstractContextManager[None]:
-        return among_others(self._shards_folder)
+        return shared(self._shards_folder)
 
     def missing(self, writer: StoreWriter) -> list[int]:
         return writer.missing()
 
     def shards(self, writer: StoreWriter) -> Iterator[int | None]:
-        self._unknown = set(writer.missing())
+        self._still_missing = set(writer.missing())
         while missing := writer.missing():
-            self._take_note(missing)
+            self._count_done_by_others(missing)
             taken = self._claims.take([f"{index:05d}" for index in missing])
             index = None if taken is None else int(taken)
             if index is not None and (self._shards_folder / shard_name(index)).exists():
-                self._claims.give_back(f"{index:05d}")  # done between the look and the claim
+                self._claims.release(f"{index:05d}")  # committed between the look and the claim
                 continue
             if index is not None:
-                self._own.add(index)
+                self._claimed_here.add(index)
             yield index
-        self._take_note([])
+        self._count_done_by_others([])
 
     def done_by_others(self) -> list[int]:
-        found, self._news = self._news, []
-        return found
+        newly_done, self._newly_done = self._newly_done, []
+        return newly_done
 
     def beat(self) -> None:
-        self._pulse.beat()
+        self._claims.beat()
 
     def done(self, index: int) -> None:
-        self._claims.give_back(f"{index:05d}")
+        self._claims.release(f"{index:05d}")
 
     def finish(self, writer: StoreWriter) -> None:
         while not writer.is_sealed:
@@ -199,17 +210,17 @@ class ByClaim:
             time.sleep(POLL_S)
 
     def stop(self) -> None:
-        self._claims.give_all_back()
+        self._claims.release_all()
 
-    def _take_note(self, missing: list[int]) -> None:
-        """What is missing no more, and was not done here, was done by others."""
-        there = self._unknown - set(missing)
-        self._unknown -= there
-        self._news += sorted(there - self._own)
+    def _count_done_by_others(self, missing: list[int]) -> None:
+        """Note shards that are missing no more, and that this process did not claim."""
+        committed = self._still_missing - set(missing)
+        self._still_missing -= committed
+        self._newly_done += sorted(committed - self._claimed_here)
 
 
-def state(out: StorePath, shard_count: int) -> str:
-    """How much of a store is there, as a clause."""
-    there = set(names_in_or_none(out / SHARDS_FOLDER))
-    held = sum(shard_name(i) in there for i in range(shard_count))
+def shards_present(out: StorePath, shard_count: int) -> str:
+    """Say how many shards of a store are there, as a clause of a message."""
+    names = set(names_in_or_none(out / SHARDS_FOLDER))
+    held = sum(shard_name(i) in names for i in range(shard_count))
     return f"{out}: {held:,} of {shard_count:,} shards are there, each of them whole"

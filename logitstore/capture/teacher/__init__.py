@@ -1,1 +1,1 @@
-"""The teacher: loading it, and what its logits become."""
+"""Load a teacher, and summarise its distributions."""

@@ -1,4 +1,4 @@
-"""Random numbers that belong to a token, and draws from the tail of a distribution made with them.
+"""Draw from the tail of a distribution, with random numbers that depend on the token alone.
 
 A generator with a state would give a token other numbers in another batch, on another rank, or
 after a resume. Here every number is a function of where it is used, Philox4x32-10 of
@@ -35,12 +35,12 @@ _TAIL_BITS = 46  # tail mass as an integer; running sums stay far below 2^63
 
 
 class Draws(NamedTuple):
-    """Draws of each position.
+    """Holds the draws of each position.
 
     Attributes:
         ids: (n, S) int32, distinct draws, ascending; slots from `distinct` on hold anything.
-        counts: (n, S) int32, how often each was drawn.
-        distinct: (n,) how many there are; 0 where there is nothing to draw from.
+        counts: (n, S) int32, how often each id was drawn.
+        distinct: (n,) number of distinct draws; 0 where there is nothing to draw from.
     """
 
     ids: Tensor
@@ -49,7 +49,7 @@ class Draws(NamedTuple):
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Four words of 32 random bits, from four of counter and two of key, all int64 in [0, 2^32)."""
+    """Make four words of 32 random bits from a counter and a key, all int64 in [0, 2^32)."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -66,11 +66,11 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
 
 
 def random_words(places_n3: Tensor, count: int, seed: int, purpose: int) -> Tensor:
-    """(n, count) int64, words of 32 random bits of each place.
+    """Make words of 32 random bits for each place, (n, count) int64.
 
     Args:
-        places_n3: (row, part, position) of each.
-        count: Words of each place.
+        places_n3: The (row, part, position) of each token.
+        count: Words for each place.
         seed: 0 to `MAX_SEED`.
         purpose: One of the constants above.
     """
@@ -82,11 +82,11 @@ def random_words(places_n3: Tensor, count: int, seed: int, purpose: int) -> Tens
 
 
 def draw(logprobs_nV: Tensor, tail_n: Tensor, words_nW: Tensor) -> Draws:
-    """Draws with replacement, each column with probability e^(logprob - tail).
+    """Draw with replacement, each column with probability e^(logprob - tail).
 
     Args:
         logprobs_nV: float32; -inf where nothing may be drawn.
-        tail_n: Log of the mass that is left; -inf for none.
+        tail_n: Log of the mass to draw from; -inf for none.
         words_nW: Two random words for each draw.
     """
     running_nV = running_sum(logprobs_nV, tail_n)
@@ -98,21 +98,21 @@ def draw(logprobs_nV: Tensor, tail_n: Tensor, words_nW: Tensor) -> Draws:
 
 
 def running_sum(logprobs_nV: Tensor, tail_n: Tensor) -> Tensor:
-    """(n, V) int64, the share of the tail up to and with each column, in units of 2^-46."""
+    """Sum the share of the tail up to and with each column: (n, V) int64, in units of 2^-46."""
     least = torch.finfo(logprobs_nV.dtype).min
     share_nV = (logprobs_nV - tail_n.clamp(min=least)[:, None]).exp_()
     return share_nV.mul_(2**_TAIL_BITS).long().cumsum_(1)
 
 
 def gumbel(words: Tensor) -> Tensor:
-    """Standard Gumbel noise, float32: the largest of logit plus noise is a draw of the softmax."""
+    """Make Gumbel noise, float32: the largest of logit plus noise is a draw from the softmax."""
     uniform = (words.float() + 0.5) * 2.0**-32
     # Through log1p, so that the large values, which decide, are the finely resolved ones.
     return -torch.log(-torch.log1p(-uniform))
 
 
 def _scaled(high: Tensor, low: Tensor, total: Tensor) -> Tensor:
-    """floor(x * total / 2^64) for the 64-bit x of two words; in [0, total) for total below 2^47."""
+    """Compute floor(x * total / 2^64) for the 64-bit x of two words; total below 2^47."""
     total_high, total_low = total >> 32, total & _LOW
     upper, lower = high * total_low, low * total_high
     middle = (upper & _LOW) + (lower & _LOW) + _high(low * total_low)
@@ -120,7 +120,7 @@ def _scaled(high: Tensor, low: Tensor, total: Tensor) -> Tensor:
 
 
 def _counted(ids_nS: Tensor, has_any_n: Tensor) -> Draws:
-    """Equal draws together."""
+    """Count equal draws: each id once, ascending, with its count."""
     ids_nS = ids_nS.sort(1).values
     is_new_nS = torch.ones_like(ids_nS, dtype=torch.bool)
     is_new_nS[:, 1:] = ids_nS[:, 1:] != ids_nS[:, :-1]
@@ -132,5 +132,5 @@ def _counted(ids_nS: Tensor, has_any_n: Tensor) -> Draws:
 
 
 def _high(product: Tensor) -> Tensor:
-    """The upper 32 of 64 bits."""
+    """Return the upper 32 of 64 bits."""
     return (product >> 32) & _LOW

@@ -1,4 +1,4 @@
-"""What is kept of a teacher's distribution, computed chunk by chunk from hidden states.
+"""Summarise a teacher's distributions chunk by chunk, from hidden states.
 
 The [tokens, vocabulary] tensor of a batch never exists: hidden states are caught at the output
 embedding (see output_embedding.py), the supervised positions picked, and a chunk at a time goes
@@ -29,13 +29,13 @@ from logitstore.models.output_embedding import (
 
 log = logging.getLogger(__name__)
 
-#: Of logits at a time, over the whole vocabulary. With fewer the matrix product is slower, with
-#: more nothing is faster (V = 32,000, CPU us a row: 2,158 with 65, 1,378 with 262, 1,312 with
+#: Rows of logits at a time, over the whole vocabulary. Fewer make the matrix product slower, more
+#: make nothing faster (V = 32,000, CPU us a row: 2,158 with 65, 1,378 with 262, 1,312 with
 #: 1,048). To cut the vocabulary instead is no faster either (1,342), and finds the tail as a
 #: difference, without its last digits: `python -m tools.bench_head`.
 _CHUNK_ROWS = 256
-#: Of these so many logits are summarised at a time by a processor: its cache holds them through all
-#: passes, which halves their time (V = 32,000: 44 us a row instead of 75; 128,256: 132 and 268).
+#: Logits that a CPU summarises at a time: its cache holds them through all passes over them, which
+#: halves their time (V = 32,000: 44 us a row instead of 75; 128,256: 132 and 268).
 _CACHED_LOGITS = 2**20
 
 
@@ -62,14 +62,14 @@ class TeacherHead:
         targets_n: Tensor,
         places_n3: Tensor | None = None,
     ) -> HeadResult:
-        """Summaries of the logit rows at `positions_n`, on the CPU.
+        """Run the teacher and summarise the logit rows at `positions_n`, onto the CPU.
 
         Args:
-            inputs: Of the model: input_ids and attention_mask, (B, L).
+            inputs: Arguments of the model: input_ids and attention_mask, (B, L).
             positions_n: Flat indices into B x L of the rows that predict the targets.
             targets_n: The tokens they predict.
-            places_n3: (row, part, position) of each target, which decide its draws; may be left
-                out where there are none.
+            places_n3: (row, part, position) of each target, which decide its draws; needed only
+                where there are draws.
         """
         words_nW = self._words(places_n3)
         if self._embedding is not None:
@@ -82,7 +82,7 @@ class TeacherHead:
         return self._summarise(lambda part: logits[positions_n[part]], targets_n, words_nW)
 
     def _words(self, places_n3: Tensor | None) -> Tensor | None:
-        """Of the whole batch at once: a hundred small operations, not so many a chunk."""
+        """Make the random words of a whole batch at once: a hundred small operations, once."""
         draws, seed = self.settings.draws, self.settings.seed
         if not draws:
             return None
@@ -96,7 +96,7 @@ class TeacherHead:
         targets_n: Tensor,
         words_nW: Tensor | None,
     ) -> HeadResult | None:
-        """The summaries, or None if the model's own logits turn out to be others."""
+        """Summarise from hidden states; None if the model's own logits turn out to differ."""
         head, finish = self._embedding.forward, after_the_embedding(self.model)
         caught: list[Tensor] = []
         probe = torch.empty(0)
@@ -104,9 +104,9 @@ class TeacherHead:
         def stand_in(hidden: Tensor) -> Tensor:
             nonlocal probe
             hidden_MD = hidden.flatten(0, -2)
-            # Of a model on several devices they come from the last one.
+            # The hidden states of a model on several devices are on the last one.
             caught.append(hidden_MD[positions_n.to(hidden_MD.device)])
-            # Taken where records are: a padded row may be anything.
+            # Rows where records are: a padded row may hold anything.
             probe = torch.as_tensor(head(caught[0][: 0 if self._is_checked else PROBE_ROWS]))
             # One sequence of so few rows: whatever the model does to logits, it does to these.
             return probe.reshape(*[1] * (hidden.dim() - 2), *probe.shape)
@@ -121,7 +121,7 @@ class TeacherHead:
     def _summarise(
         self, rows_of: Callable[[slice], Tensor], targets_n: Tensor, words_nW: Tensor | None
     ) -> HeadResult:
-        found: list[HeadResult] = []
+        results: list[HeadResult] = []
         work: Tensor | None = None
         for start in range(0, len(targets_n), _CHUNK_ROWS):
             logits = rows_of(slice(start, start + _CHUNK_ROWS))
@@ -129,12 +129,12 @@ class TeacherHead:
             if work is None:
                 work = torch.empty_like(logits[:size], dtype=torch.float32)
             for first in range(0, len(logits), size):
-                some = logits[first : first + size]
-                part = slice(start + first, start + first + len(some))
+                rows = logits[first : first + size]
+                part = slice(start + first, start + first + len(rows))
                 words = None if words_nW is None else words_nW[part].to(logits.device)
                 targets = targets_n[part].to(logits.device)
-                found.append(summarise_(some, targets, self.settings, words, work[: len(some)]))
-        return HeadResult.on_host(found)
+                results.append(summarise_(rows, targets, self.settings, words, work[: len(rows)]))
+        return HeadResult.on_host(results)
 
     def _fall_back(self, why: str) -> None:
         self._embedding = None
@@ -147,7 +147,7 @@ class TeacherHead:
 
 
 def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
-    """The teacher must be able to predict every id its tokenizer makes.
+    """Check that the teacher can read and predict every id that its tokenizer makes.
 
     Raises:
         InputError: One of its embeddings has fewer rows than the tokenizer has ids, or the output
@@ -190,7 +190,7 @@ def _rows_together(logits: Tensor) -> int:
 
 
 def _rows(embedding: Any, otherwise: int) -> int:
-    """How many ids an output embedding predicts."""
+    """Count the ids that an output embedding predicts."""
     weight = getattr(embedding, "weight", None)
     if isinstance(weight, Tensor) and weight.dim() == 2 and weight.is_floating_point():
         return int(weight.shape[0])

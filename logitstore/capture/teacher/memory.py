@@ -1,14 +1,14 @@
-"""When a device has no room left: telling it from other failures, and what to do about it."""
+"""Recognise that a device ran out of memory, and free what it caches."""
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether less work at a time might have gone through.
+    """Tell an out-of-memory error, after which a smaller batch may fit, from other failures.
 
     `torch` has a class for it on accelerators; on a CPU, and in libraries below `torch`, it is a
-    RuntimeError that says so.
+    RuntimeError with a message that says so.
     """
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -16,7 +16,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory() -> None:
-    """Give back what the device keeps for later.
+    """Release the memory that the device caches.
 
     Call it outside of the `except` block: the error holds on to the tensors of what failed.
     """

@@ -1,13 +1,13 @@
-"""Quantised teachers: what `--quantization` may be, as `transformers` wants it.
+"""Read `--quantization` and `--device-map` into what `transformers` takes.
 
-It changes the distribution, so it is part of what a store is: the spec records it as
-`teacher.quantization`, and a store cannot be resumed with another. A checkpoint that is quantised
+Quantisation changes the distribution, so it is part of a store's spec (`teacher.quantization`), and
+a store cannot be resumed with another. A checkpoint that is quantised
 already needs no flag: its own configuration is honoured, and is part of its fingerprint.
 """
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers.quantizers.auto import AutoQuantizationConfig
@@ -15,21 +15,18 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.canonical_json import parse_json
 
-if TYPE_CHECKING:
-    pass
-
 NAMES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
 
 
 def quantization_config(asked: str | Mapping[str, Any], dtype: str) -> dict[str, Any]:
-    """A `quantization_config` of `transformers`, as a JSON object.
+    """Make the `quantization_config` of `transformers` that the user asks for, as a JSON object.
 
     Args:
         asked: One of `NAMES`, or the object itself, also as JSON.
-        dtype: What 4-bit weights are multiplied in, unless the object says.
+        dtype: The precision that 4-bit weights are multiplied in, unless the object says.
 
     Raises:
-        InputError: Neither.
+        InputError: It is neither a name nor an object.
     """
     if asked == "bitsandbytes-8bit":
         return {"quant_method": "bitsandbytes", "load_in_8bit": True}
@@ -37,19 +34,19 @@ def quantization_config(asked: str | Mapping[str, Any], dtype: str) -> dict[str,
         nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
         return {"quant_method": "bitsandbytes", "load_in_4bit": True, **nf4}
     try:  # what is recorded is JSON, whatever it was given as
-        found: Any = parse_json((asked if isinstance(asked, str) else json.dumps(asked)).encode())
+        config: Any = parse_json((asked if isinstance(asked, str) else json.dumps(asked)).encode())
     except (TypeError, ValueError):
-        found = None
-    if not isinstance(found, dict):
+        config = None
+    if not isinstance(config, dict):
         raise InputError(
             f"--quantization is {asked}, expected {', '.join(NAMES)}, or a quantization_config of "
             """transformers as JSON, such as '{"quant_method": "hqq", "nbits": 4}'."""
         )
-    return found
+    return config
 
 
 def transformers_config(config: Mapping[str, Any]) -> Any:
-    """The object that `from_pretrained` takes.
+    """Make the configuration object that `from_pretrained` takes.
 
     Raises:
         InputError: `transformers` does not know the method, or not these settings of it.
@@ -64,7 +61,7 @@ def transformers_config(config: Mapping[str, Any]) -> Any:
     except Exception as e:  # every method checks its settings in its own way
         raise InputError(
             f"--quantization {json.dumps(config)}: transformers does not know it ({in_a_line(e)}). "
-            f"Use {' or '.join(NAMES)}, or mend the JSON."
+            f"Use {' or '.join(NAMES)}, or fix the JSON."
         ) from e
 
 
@@ -79,16 +76,16 @@ DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def checkpoint_quantization(config: Any) -> str | None:
-    """How a checkpoint was quantised when it was saved, in a word."""
-    found = getattr(config, "quantization_config", None)
-    if found is None:
+    """Name the method with which a checkpoint was quantised when saved; None if it was not."""
+    saved = getattr(config, "quantization_config", None)
+    if saved is None:
         return None
-    as_dict = found if isinstance(found, Mapping) else found.to_dict()
+    as_dict = saved if isinstance(saved, Mapping) else saved.to_dict()
     return str(as_dict.get("quant_method", "unknown"))
 
 
 def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
-    """A `device_map` of `transformers`.
+    """Read a `device_map` of `transformers`.
 
     Raises:
         InputError: It is neither a strategy nor an object of modules and devices.
@@ -96,12 +93,12 @@ def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
     if asked in DEVICE_MAPS:
         return str(asked)
     try:
-        found = json.loads(asked) if isinstance(asked, str) else dict(asked)
+        device_map = json.loads(asked) if isinstance(asked, str) else dict(asked)
     except json.JSONDecodeError:
-        found = None
-    if not isinstance(found, dict) or not found:
+        device_map = None
+    if not isinstance(device_map, dict) or not device_map:
         raise InputError(
             f"--device-map is {asked}, expected {', '.join(DEVICE_MAPS)}, or modules and their "
             """devices as JSON, such as '{"": 0}'."""
         )
-    return found
+    return device_map

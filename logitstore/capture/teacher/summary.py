@@ -1,4 +1,4 @@
-"""What is kept of a teacher's distribution, from a few rows of full logits.
+"""Summarise rows of full logits: all that a store keeps of a teacher's distribution.
 
 Everything is exact over the whole vocabulary, in float32, in as few passes over it as can be: the
 passes are what this costs beside the matrix product. One top-k finds the entries E and, as the
@@ -33,7 +33,7 @@ STD_FLOOR = 1e-4
 
 @dataclass(frozen=True)
 class HeadSettings:
-    """What to keep.
+    """Says what to keep of a distribution.
 
     Attributes:
         top_k: Entries of a record at most.
@@ -41,7 +41,7 @@ class HeadSettings:
         temperatures: Extra temperatures to store the log-normaliser for.
         logit_std: Also the standard deviation of the logits, and the log-normaliser at it.
         draws: Draws, with replacement, from what lies outside the entries.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     top_k: int
@@ -54,7 +54,7 @@ class HeadSettings:
 
 @dataclass(frozen=True)
 class HeadResult:
-    """Per position, float32, entries most probable first; None for what was not asked for."""
+    """Holds summaries by position, float32, entries most probable first; None if not asked for."""
 
     token_logprob: Tensor  # (n,)
     entry_logprobs: Tensor  # (n, K)
@@ -71,11 +71,11 @@ class HeadResult:
 
     @classmethod
     def on_host(cls, parts: "Sequence[HeadResult]") -> Self:
-        """One after the other, on the CPU; needs at least one part."""
+        """Join one or more parts in order, and move them to the CPU."""
         joined: dict[str, Any] = {}
-        for each in fields(cls):
-            column = [getattr(part, each.name) for part in parts]
-            joined[each.name] = None if column[0] is None else torch.cat(column).cpu()
+        for field in fields(cls):
+            column = [getattr(part, field.name) for part in parts]
+            joined[field.name] = None if column[0] is None else torch.cat(column).cpu()
         return cls(**joined)
 
 
@@ -85,13 +85,13 @@ def summarise(
     settings: HeadSettings,
     words_nW: Tensor | None = None,
 ) -> HeadResult:
-    """What is kept of a few positions, from their full logits.
+    """Summarise some positions from their full logits.
 
     Args:
-        logits_nV: As the model has them.
+        logits_nV: Logits in the precision of the model.
         targets_n: The tokens that they predict.
         settings: What to keep.
-        words_nW: Random words of each position, two a draw, if there are draws.
+        words_nW: Random words of each position, two for each draw, if there are draws.
     """
     return summarise_(logits_nV.clone(), targets_n, settings, words_nW)
 
@@ -103,11 +103,11 @@ def summarise_(
     words_nW: Tensor | None = None,
     work_nV: Tensor | None = None,
 ) -> HeadResult:
-    """`summarise` without a copy: float32 logits hold anything afterwards.
+    """Summarise without a copy of the logits: if they are float32, they are overwritten.
 
     Args:
-        logits_nV, targets_n, settings, words_nW: As there.
-        work_nV: float32 memory to work in; default: made here.
+        logits_nV, targets_n, settings, words_nW: As for `summarise`.
+        work_nV: float32 memory of the same shape to work in; default: allocated here.
     """
     rows = _Rows(logits_nV.float(), min(settings.top_k, logits_nV.shape[1]), work_nV)
     entries_nK, tail_n = rows.entries_nK, rows.tail_n
@@ -136,7 +136,7 @@ def summarise_(
 
 
 class _Rows:
-    """Rows of logits and what their one exponential tells; see the module's docstring.
+    """Computes all summaries of some rows from one exponential; see the module's docstring.
 
     Args:
         z_nV: float32; becomes y in place.
@@ -145,7 +145,7 @@ class _Rows:
 
     Attributes:
         ids_nK, entries_nK: The entries' tokens and log-probabilities, most probable first.
-        tail_n, entropy_n: As they are stored.
+        tail_n, entropy_n: Log mass outside the entries, and entropy of the whole distribution.
     """
 
     def __init__(self, z_nV: Tensor, count: int, work_nV: Tensor | None) -> None:
@@ -170,26 +170,26 @@ class _Rows:
         sum_n = self._work_nV.mul_(self._y_nV).nan_to_num_(nan=0.0).sum(-1)
         logz_n = self._logz_n1.squeeze(1)
         head_n = torch.special.entr(self.entries_nK.exp()).sum(-1)
-        found: Tensor = head_n + logz_n * self.tail_n.exp() - sum_n * (-logz_n).exp()
-        return found
+        entropy_n: Tensor = head_n + logz_n * self.tail_n.exp() - sum_n * (-logz_n).exp()
+        return entropy_n
 
     def logprob(self, targets_n: Tensor) -> Tensor:
-        """Of one token a row."""
+        """Return the log-probability of one token a row."""
         return (self._y_nV.gather(1, targets_n[:, None]) - self._logz_n1).squeeze(1)
 
     def std(self) -> Tensor:
-        """Standard deviation of the logits; no number where the teacher excludes tokens."""
+        """Return the standard deviation of the logits; NaN where the teacher excludes tokens."""
         return self._y_nV.std(-1)
 
     def lognorm(self, temperature: float | Tensor) -> Tensor:
-        """Log-normaliser at a temperature, or at one a row, (n, 1)."""
+        """Return the log-normaliser at a temperature, or at one for each row, (n, 1)."""
         torch.sub(self._y_nV, self._first_n1, out=self._work_nV)
         sum_n1 = self._work_nV.div_(temperature).exp_().sum(-1, keepdim=True)
         offset_n1: Tensor = (self._first_n1 - self._logz_n1) / temperature
         return (sum_n1.log() + offset_n1).squeeze(1)
 
     def draw(self, count_n: Tensor, tail_n: Tensor, words_nW: Tensor) -> Draws:
-        """From what lies outside the first so many entries."""
+        """Draw from what lies outside the first `count_n` entries; overwrites the logits."""
         y_nK = self.entries_nK + self._logz_n1
         is_left_nK = torch.arange(y_nK.shape[1], device=y_nK.device) >= count_n[:, None]
         self._y_nV.scatter_(1, self.ids_nK, y_nK.masked_fill(~is_left_nK, -torch.inf))
@@ -197,7 +197,7 @@ class _Rows:
 
 
 def _fewest(entries_nK: Tensor, tail_n: Tensor, max_tail: float) -> tuple[Tensor, Tensor]:
-    """The smallest count whose tail is within bounds, or all; and the tail it leaves."""
+    """Find the fewest entries that leave `max_tail` or less (else all), and the tail they leave."""
     # left[:, k] = log mass outside the first k + 1 entries, summed from the small end.
     parts = torch.cat([entries_nK[:, 1:], tail_n[:, None]], 1)
     left = parts.flip(1).logcumsumexp(1).flip(1)

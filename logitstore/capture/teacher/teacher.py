@@ -1,4 +1,4 @@
-"""A teacher from `transformers`: what it is, first without its weights, then with them."""
+"""Find a teacher of `transformers`: configuration, tokenizer, device; without its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,22 +30,22 @@ _UNLIMITED_TOKENS = 1_000_000_000  # tokenizers without a limit report a number 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A teacher known by everything but its weights.
+    """Describes a teacher by everything but its weights.
 
     Attributes:
         name: Hub id or folder, as given.
-        revision: Of the hub model, as given.
-        config: The transformers configuration.
-        tokenizer: With byte positions.
-        transformers_tokenizer: The same as transformers has it, with its chat template.
-        tokenizer_files: What `save_pretrained` writes of it, by name.
-        tokenizer_limit: Tokens the tokenizer says the model reads, if it says.
-        fingerprint: What the weights are.
+        revision: Revision of the hub model, as given.
+        config: The configuration of `transformers`.
+        tokenizer: The tokenizer with byte positions.
+        transformers_tokenizer: The same tokenizer of `transformers`, with its chat template.
+        tokenizer_files: Name and content of the files that its `save_pretrained` writes.
+        tokenizer_limit: Tokens that the model reads according to the tokenizer, if it says.
+        fingerprint: Identifies the weights.
         dtype: The precision it runs in, by name.
         trust_remote_code: Whether the user allowed the model's own code.
-        quantization: A `quantization_config` to load it with, beyond what the checkpoint has.
-        attn_implementation: As `transformers` names them; None: its choice.
-        device_map: How it is spread over devices; None: on one.
+        quantization: The `quantization_config` to load it with; None for the checkpoint's own.
+        attn_implementation: Name of the attention in `transformers`; None: its choice.
+        device_map: How the model is spread over devices; None: it is on one.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Teacher:
 
     @property
     def vocab_size(self) -> int:
-        """Width of its logits."""
+        """Return the width of its logits."""
         return int(self.config.get_text_config().vocab_size)
 
     @property
@@ -73,7 +73,7 @@ class Teacher:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens it can read at once, if it says."""
+        """Return the tokens that it can read at once, if its configuration says."""
         return context_length(self.config)
 
 
@@ -87,7 +87,7 @@ def find_teacher(
     attn_implementation: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
 ) -> Teacher:
-    """Everything about a teacher that needs no weights in memory.
+    """Find out everything about a teacher that needs no weights in memory.
 
     Raises:
         InputError: There is no such model, or it cannot be used.
@@ -123,7 +123,7 @@ def find_teacher(
 
 
 def chosen_device(name: str) -> torch.device:
-    """The device that the user names.
+    """Return the device that the user names.
 
     Raises:
         InputError: This machine has none of that name.
@@ -141,7 +141,7 @@ def chosen_device(name: str) -> torch.device:
 
 
 def default_device(local_rank: int = 0) -> torch.device:
-    """The accelerator if there is one; of several on this machine, one for each process."""
+    """Choose the accelerator if there is one; of several on a machine, one for each process."""
     if torch.accelerator.is_available():
         found = torch.accelerator.current_accelerator()
         count = torch.accelerator.device_count()
@@ -156,7 +156,7 @@ def _fingerprint(name: str, config: Any) -> str:
             return fingerprint_folder(Path(name))
         except OSError as e:
             raise InputError(
-                f"{e.filename or name}: cannot be read ({e.strerror}). Mend its permissions, or "
+                f"{e.filename or name}: cannot be read ({e.strerror}). Fix its permissions, or "
                 "copy the model to where you may read it."
             ) from e
     commit = getattr(config, "_commit_hash", None)
@@ -193,7 +193,7 @@ def _quantization(
 
 
 def context_limit(teacher: Teacher, max_length: int | None) -> int | None:
-    """Tokens of a sequence at most: what was asked for, or what the teacher can read.
+    """Return the most tokens of a sequence: as asked for, else as the teacher can read.
 
     Raises:
         InputError: More was asked for than the teacher can read, or less than two.

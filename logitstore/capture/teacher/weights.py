@@ -1,4 +1,4 @@
-"""Loading a teacher's weights: onto which devices, how attended to, how quantised."""
+"""Load a teacher's weights onto its devices, quantised and with the attention asked for."""
 
 from typing import Any
 
@@ -17,42 +17,45 @@ from logitstore.models.loading import why_not_loaded
 
 
 def load_model(teacher: Teacher, device: torch.device) -> Any:
-    """The model in eval mode, on a device or spread over those of its device map.
+    """Load the model in eval mode, on a device or spread over those of its device map.
 
     Raises:
-        InputError: Its weights cannot be read, some are missing, they do not fit, or what it was
-            asked to be loaded with is not there.
+        InputError: Weights cannot be read, are missing or do not fit, or a library is not
+            installed that an option needs.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             teacher.name, **_options(teacher, device)
         )
-        model, found = loaded
+        model, loading_info = loaded
         if teacher.device_map is None and not is_quantized(teacher):  # those are placed already
             model = model.to(device)
     except InputError:
         raise
     except Exception as e:  # a broken file gives any class
-        raise _refusal(teacher, device, e) from e
-    if missing := sorted(found["missing_keys"]):  # filled with random numbers by transformers
+        raise _explain(teacher, device, e) from e
+    if missing := sorted(
+        loading_info["missing_keys"]
+    ):  # filled with random numbers by transformers
         raise InputError(
             f"{teacher.name}: {len(missing)} of the teacher's weights are missing, first "
             f"{missing[0]}. Download the model again, or save all of it with "
             "model.save_pretrained(FOLDER)."
         )
-    model.config.get_text_config(decoder=True).use_cache = False  # keys and values, for nobody
+    # A forward pass of whole sequences never reads cached keys and values.
+    model.config.get_text_config(decoder=True).use_cache = False
     return model.eval()
 
 
 def is_quantized(teacher: Teacher) -> bool:
-    """Whether it is quantised when loaded, or was when it was saved."""
+    """Tell whether the teacher is quantised, when loaded or since it was saved."""
     return teacher.quantization is not None or checkpoint_quantization(teacher.config) is not None
 
 
 def input_device(model: Any) -> torch.device:
-    """Where a model that is spread over devices takes its input.
+    """Return the device on which a model that is spread over several takes its input.
 
-    What is kept elsewhere until it is needed is nowhere now ("meta"): accelerate sends input on.
+    Offloaded weights are on no device now ("meta"); accelerate moves the input to where they go.
     """
     return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
@@ -70,12 +73,13 @@ def _options(teacher: Teacher, device: torch.device) -> dict[str, Any]:
         options["quantization_config"] = transformers_config(teacher.quantization)
     if teacher.device_map is not None:
         options["device_map"] = teacher.device_map
-    elif is_quantized(teacher):  # quantised where it runs: moving it later is refused
+    elif is_quantized(teacher):  # quantised where it runs: it cannot be moved later
         options["device_map"] = {"": str(device)}
     return options
 
 
-def _refusal(teacher: Teacher, device: torch.device, error: Exception) -> InputError:
+def _explain(teacher: Teacher, device: torch.device, error: Exception) -> InputError:
+    """Make the error that says why the weights were not loaded, and what to change."""
     why, name = in_a_line(error), teacher.name
     if is_out_of_memory(error):
         where = "the devices of this machine" if teacher.device_map is not None else str(device)
@@ -93,10 +97,10 @@ def _refusal(teacher: Teacher, device: torch.device, error: Exception) -> InputE
     if isinstance(error, ImportError) and is_quantized(teacher):
         asked = teacher.quantization is not None
         method = checkpoint_quantization(teacher.config)
-        what = "--quantization" if asked else f"it is quantised ({method}), and"
+        cause = "--quantization" if asked else f"it is quantised ({method}), and"
         step = ", or leave --quantization out" if asked else ", or give a teacher that is not"
         return InputError(
-            f"{name}: {what} needs a package that is not installed ({why}). Install it with pip"
+            f"{name}: {cause} needs a package that is not installed ({why}). Install it with pip"
             f"{step}."
         )
     return InputError(

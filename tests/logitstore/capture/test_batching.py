@@ -324,7 +324,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "s"
-    monkeypatch.setattr(budget_module, "gives_a_sign", lambda teacher: True)
+    monkeypatch.setattr(budget_module, "raises_out_of_memory", lambda teacher: True)
     with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
         Memory(patched, 500)
         store = run(teacher, data, out, tokens_per_batch="auto")
@@ -354,7 +354,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
 def test_an_automatic_budget_ends_where_not_one_row_fits(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget_module, "gives_a_sign", lambda teacher: True)
+    monkeypatch.setattr(budget_module, "raises_out_of_memory", lambda teacher: True)
     Memory(monkeypatch, 10)
     with pytest.raises(InputError, match=r"row \d+: one sequence of \d+ tokens alone does not fit"):
         run(teacher, data, tmp_path / "s", tokens_per_batch="auto")
@@ -367,7 +367,7 @@ def test_an_automatic_budget_on_a_cpu_says_that_it_is_a_rule(
     with caplog.at_level(logging.INFO):
         store = run(teacher, data, tmp_path / "s", tokens_per_batch="auto")
     assert 1 <= store.provenance["tokens_per_batch"] <= 8192
-    assert "(auto: a CPU does not tell before its memory ends, so this is the smallest" in (
+    assert "(auto: a CPU raises no error when memory runs out, so this is the smallest" in (
         caplog.text
     )
 
@@ -435,10 +435,10 @@ def test_another_budget_is_the_same_store_but_for_rounding(
 def test_a_dry_run_reads_in_halves_too_and_finds_a_budget_that_it_does_not_write(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget_module, "gives_a_sign", lambda teacher: True)
+    monkeypatch.setattr(budget_module, "raises_out_of_memory", lambda teacher: True)
     Memory(monkeypatch, 150)
     for budget in (8192, "auto"):
         settings = SETTINGS | {"tokens_per_batch": budget}
         found = preview(teacher, str(data), tmp_path / "s", **settings)
-        assert found.outlook is not None
+        assert found.costs() is not None
     assert list(tmp_path.iterdir()) == []

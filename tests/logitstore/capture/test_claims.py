@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.capture.sharing.alive import Process, SignOfLife, clock_ns, look_at
 from logitstore.capture.sharing.claims import (
     CLAIM_EXPIRES_S,
     PROCESS_EXPIRES_S,
     Claims,
-    alone,
-    among_others,
+    exclusive,
+    shared,
 )
+from logitstore.capture.sharing.heartbeat import Heartbeat, file_system_time_ns, read_heartbeat
+from logitstore.capture.sharing.process_identity import ProcessIdentity
 from logitstore.capture.sharing.sharing import ByClaim
 from logitstore.checking.verify import verify_store
 from logitstore.console.launcher import Ranks
@@ -38,12 +39,12 @@ from logitstore.testing import stores, tiny
 from logitstore.testing.stores import tree
 from logitstore.writing.writer import StoreWriter
 
-ELSEWHERE = vars(Process("another machine", "node-7", 4711, "1"))
+ELSEWHERE = vars(ProcessIdentity("another machine", "node-7", 4711, "1"))
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}
 
 
-def sign_of(path: Path, process: dict[str, Any] | str, age_s: float = 0.0) -> Path:
-    """Another's sign of life, last touched so long ago."""
+def heartbeat_of(path: Path, process: dict[str, Any] | str, age_s: float = 0.0) -> Path:
+    """Another's heartbeat, last touched `age_s` ago."""
     path.write_text(process if isinstance(process, str) else json.dumps(process))
     touched = path.stat().st_mtime_ns - int(age_s * 1e9)
     os.utime(path, ns=(touched, touched))
@@ -53,8 +54,8 @@ def sign_of(path: Path, process: dict[str, Any] | str, age_s: float = 0.0) -> Pa
 def killed() -> dict[str, Any]:
     """A process of this machine that was, and is no more."""
     code = (
-        "import json; from logitstore.capture.sharing.alive import Process; "
-        "print(json.dumps(vars(Process.this())))"
+        "import json; from logitstore.capture.sharing.process_identity import ProcessIdentity; "
+        "print(json.dumps(vars(ProcessIdentity.this())))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout)
@@ -64,49 +65,49 @@ def killed() -> dict[str, Any]:
 # ---- claims ----
 
 
-def test_what_one_has_claimed_another_does_not_get_until_it_is_given_back(tmp_path: Path) -> None:
+def test_what_one_has_claimed_another_does_not_get_until_it_is_released(tmp_path: Path) -> None:
     one, other = Claims(tmp_path), Claims(tmp_path)
     assert [one.take(["0", "1", "2"]), other.take(["0", "1", "2"])] == ["0", "1"]
     assert one.take(["0", "1"]) is None
-    other.give_back("1")
+    other.release("1")
     assert one.take(["0", "1"]) == "1"
-    one.give_all_back()
+    one.release_all()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_was_never_claimed_comes_before_what_a_dead_worker_left(tmp_path: Path) -> None:
-    sign_of(tmp_path / ".tmp-claim-0", killed())
+    heartbeat_of(tmp_path / ".tmp-claim-0", killed())
     claims = Claims(tmp_path)
     assert [claims.take(["0", "1"]), claims.take(["0", "1"])] == ["1", "0"]
 
 
 def test_a_claim_of_a_killed_process_of_this_machine_is_free_at_once(tmp_path: Path) -> None:
     dead = killed()
-    sign_of(tmp_path / ".tmp-claim-0", dead)
+    heartbeat_of(tmp_path / ".tmp-claim-0", dead)
     assert Claims(tmp_path).take(["0"]) == "0"
     # A number that another process has by now is told from it by its start.
-    sign_of(tmp_path / ".tmp-claim-1", dead | {"number": os.getpid()})
+    heartbeat_of(tmp_path / ".tmp-claim-1", dead | {"number": os.getpid()})
     assert Claims(tmp_path).take(["1"]) == "1"
 
 
 def test_a_process_that_has_ended_is_dead_also_before_its_parent_has_asked() -> None:
-    this = Process.this()
+    this = ProcessIdentity.this()
     assert this.is_alive
     with subprocess.Popen(["true"]) as child:
         stat = Path(f"/proc/{child.pid}/stat")
         while stat.read_text().rpartition(")")[2].split()[0] != "Z":
             time.sleep(0.001)
         started = stat.read_text().rpartition(")")[2].split()[19]
-        assert Process(this.machine, this.host, child.pid, started).is_alive is False
+        assert ProcessIdentity(this.machine, this.host, child.pid, started).is_alive is False
 
 
 @pytest.mark.parametrize("process", [ELSEWHERE, "", "{", '{"number": 1}', "[]"])
 def test_a_claim_of_which_nothing_can_be_known_expires_by_age(
     tmp_path: Path, process: dict[str, Any] | str
 ) -> None:
-    sign_of(tmp_path / ".tmp-claim-0", process, CLAIM_EXPIRES_S - 5)
+    heartbeat_of(tmp_path / ".tmp-claim-0", process, CLAIM_EXPIRES_S - 5)
     assert Claims(tmp_path).take(["0"]) is None
-    sign_of(tmp_path / ".tmp-claim-0", process, CLAIM_EXPIRES_S + 5)
+    heartbeat_of(tmp_path / ".tmp-claim-0", process, CLAIM_EXPIRES_S + 5)
     assert Claims(tmp_path).take(["0"]) == "0"
 
 
@@ -115,15 +116,15 @@ def test_age_is_by_the_file_systems_clock_and_not_by_this_hosts(
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 0.0)
     monkeypatch.setattr(time, "time_ns", lambda: 0)
-    sign_of(tmp_path / ".tmp-claim-1", ELSEWHERE, CLAIM_EXPIRES_S + 5)
+    heartbeat_of(tmp_path / ".tmp-claim-1", ELSEWHERE, CLAIM_EXPIRES_S + 5)
     assert Claims(tmp_path).take(["1"]) == "1", "by this host's clock it is of the future"
-    sign_of(tmp_path / ".tmp-claim-0", ELSEWHERE)
+    heartbeat_of(tmp_path / ".tmp-claim-0", ELSEWHERE)
     assert Claims(tmp_path).take(["0"]) is None
     # A file server two hours ahead: all that counts is how much later its own "now" is.
     two_hours = 7200 * 10**9
-    now = clock_ns(tmp_path)
+    now = file_system_time_ns(tmp_path)
     monkeypatch.setattr(
-        "logitstore.capture.sharing.claims.clock_ns", lambda folder: now + two_hours
+        "logitstore.capture.sharing.claims.file_system_time_ns", lambda folder: now + two_hours
     )
     touched = now + two_hours - 10**9
     os.utime(tmp_path / ".tmp-claim-0", ns=(touched, touched))
@@ -132,25 +133,25 @@ def test_age_is_by_the_file_systems_clock_and_not_by_this_hosts(
     assert Claims(tmp_path).take(["0"]) == "0"
 
 
-def test_a_worker_that_touches_its_claims_keeps_them(tmp_path: Path) -> None:
+def test_a_worker_that_beats_keeps_its_claims(tmp_path: Path) -> None:
     claims = Claims(tmp_path)
     claims.take(["0"])
     old = time.time() - 2 * CLAIM_EXPIRES_S
     os.utime(tmp_path / ".tmp-claim-0", (old, old))
-    claims.touch()
+    claims.beat()
     assert Claims(tmp_path).take(["0"]) is None
     os.utime(tmp_path / ".tmp-claim-0", (old, old))  # there, but silent: stuck
     other = Claims(tmp_path)
     assert other.take(["0"]) == "0"
-    claims.give_back("0")  # it is the other's now
+    claims.release("0")  # it is the other's now
     assert Claims(tmp_path).take(["0"]) is None
-    other.give_all_back()
+    other.release_all()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_of_several_who_find_a_stale_claim_one_gets_it(tmp_path: Path) -> None:
-    sign_of(tmp_path / ".tmp-claim-0", ELSEWHERE, 2 * CLAIM_EXPIRES_S)
-    seen = look_at(tmp_path / ".tmp-claim-0", lambda: clock_ns(tmp_path))
+    heartbeat_of(tmp_path / ".tmp-claim-0", ELSEWHERE, 2 * CLAIM_EXPIRES_S)
+    seen = read_heartbeat(tmp_path / ".tmp-claim-0", lambda: file_system_time_ns(tmp_path))
     assert seen is not None
     quick = Claims(tmp_path)
     assert quick.take(["0"]) == "0"
@@ -280,8 +281,8 @@ def test_the_shard_of_a_dead_worker_is_done_again(
     teacher: Path, data: Path, wanted: dict[str, bytes], begun: Path, left_by: str
 ) -> None:
     dead, age_s = (killed(), 0.0) if left_by == "killed here" else (ELSEWHERE, CLAIM_EXPIRES_S + 9)
-    sign_of(begun / "shards" / ".tmp-claim-00002", dead, age_s)
-    sign_of(begun / "shards" / ".tmp-claim-seal", dead, age_s)
+    heartbeat_of(begun / "shards" / ".tmp-claim-00002", dead, age_s)
+    heartbeat_of(begun / "shards" / ".tmp-claim-seal", dead, age_s)
     logitstore.capture(teacher, str(data), begun, **SETTINGS, claim=True)
     assert tree(begun) == wanted
 
@@ -296,7 +297,7 @@ def test_a_worker_waits_for_a_shard_that_another_is_at_and_seals(
     """A live worker elsewhere has shard 2. This one does the rest, waits, then finds it there."""
     monkeypatch.setattr("logitstore.capture.sharing.sharing.POLL_S", 0.01)
     monkeypatch.setattr("logitstore.capture.process.POLL_S", 0.01)
-    claim = sign_of(begun / "shards" / ".tmp-claim-00002", ELSEWHERE)
+    claim = heartbeat_of(begun / "shards" / ".tmp-claim-00002", ELSEWHERE)
 
     def other() -> None:
         while len(list((begun / "shards").glob("*.zip"))) < len(names) - 1:
@@ -321,19 +322,19 @@ def test_a_second_capture_that_does_not_share_is_told_how_to(
     monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", never)
     before = tree(begun)
     says = (
-        rf"{begun}: a capture is at work here already \(process {os.getpid()} on .*, last sign of "
-        r"life \d+ s ago\)\. Two that do not share do everything twice\. Start all with --claim, "
-        r"or wait until it has ended; one that was killed on another machine is forgotten after "
-        r"60 s\."
+        rf"{begun}: a capture is at work here already \(process {os.getpid()} on .*, last "
+        r"heartbeat \d+ s ago\)\. Two that do not share do everything twice\. "
+        r"Start all with --claim, or wait until it has ended; one that was killed on another "
+        r"machine is forgotten after 60 s\."
     )
-    with alone(begun / "shards"):
+    with exclusive(begun / "shards"):
         for settings in ({}, {"ranks": Ranks(0, 2)}):
             with pytest.raises(BusyError, match=says):
                 logitstore.capture(teacher, str(data), begun, **SETTINGS, **settings)
         with pytest.raises(BusyError, match=r"here without --claim .* Start it with --claim, too"):
             logitstore.capture(teacher, str(data), begun, **SETTINGS, claim=True)
     with (
-        among_others(begun / "shards"),
+        shared(begun / "shards"),
         pytest.raises(BusyError, match=r"here with --claim .* Add --claim here, too"),
     ):
         logitstore.capture(teacher, str(data), begun, **SETTINGS)
@@ -371,34 +372,36 @@ def test_whoever_begins_at_the_same_time_one_of_two_goes_on(
 def test_who_was_killed_is_in_nobodys_way(
     tmp_path: Path, name: str, process: Any, age_s: float, blocks: bool
 ) -> None:
-    known = {"killed": killed(), "this": vars(Process.this())}
-    sign_of(tmp_path / name, known[process] if process in ("killed", "this") else process, age_s)
+    known = {"killed": killed(), "this": vars(ProcessIdentity.this())}
+    heartbeat_of(
+        tmp_path / name, known[process] if process in ("killed", "this") else process, age_s
+    )
     if blocks:
-        with pytest.raises(BusyError), alone(tmp_path):
+        with pytest.raises(BusyError), exclusive(tmp_path):
             pass
         assert (tmp_path / name).exists()
     else:
-        with alone(tmp_path):
+        with exclusive(tmp_path):
             pass
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sign_of_life_is_touched_while_its_process_is_busy_and_gone_when_it_ends(
+def test_a_heartbeat_is_touched_while_its_process_is_busy_and_gone_when_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("logitstore.capture.sharing.claims._BEAT_EVERY_S", 0.01)
+    monkeypatch.setattr("logitstore.capture.sharing.heartbeat.BEAT_EVERY_S", 0.01)
     path = tmp_path / ".tmp-alone"
-    with alone(tmp_path):
+    with exclusive(tmp_path):
         os.utime(path, (1, 1))
         while path.stat().st_mtime < 2:
             time.sleep(0.005)
     assert list(tmp_path.iterdir()) == []
-    with alone(tmp_path):
+    with exclusive(tmp_path):
         path.unlink()
         time.sleep(0.05)
-        assert not path.exists(), "a sign that a seal took away came back"
-        sign_of(path, ELSEWHERE)  # another took this process for dead
-    assert path.exists(), "another's sign was taken away"
+        assert not path.exists(), "a heartbeat that a seal removed came back"
+        heartbeat_of(path, ELSEWHERE)  # another took this process for dead
+    assert path.exists(), "another's heartbeat was removed"
 
 
 # ---- sealing at once ----
@@ -508,7 +511,6 @@ def test_a_store_that_is_sealed_while_it_is_opened_is_whole(
     assert len(list(store)) == 7
 
 
-def test_signs_are_told_apart_from_files_of_the_same_name(tmp_path: Path) -> None:
-    sign = SignOfLife.make(tmp_path / "x")
-    assert sign is not None
-    assert SignOfLife.make(tmp_path / "x") is None
+def test_a_heartbeat_is_created_only_where_there_is_no_file_of_its_name(tmp_path: Path) -> None:
+    assert Heartbeat.create(tmp_path / "x") is not None
+    assert Heartbeat.create(tmp_path / "x") is None

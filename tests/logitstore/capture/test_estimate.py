@@ -55,13 +55,12 @@ def shard_bytes(store: logitstore.LogitStore) -> int:
         ("flat", {"top_k": 8, "draws": 20, "logit_std": True}),
     ],
 )
-def test_the_bytes_foretold_come_within_five_percent(
+def test_the_bytes_of_the_forecast_come_within_five_percent(
     folder: Path, tmp_path: Path, teacher: str, settings: dict[str, Any]
 ) -> None:
     """From 100 of 225 rows, of one to nine sentences."""
     given = str(folder / teacher), str(folder / "rows.jsonl")
-    said = preview(*given, **settings).outlook
-    assert said is not None
+    said = preview(*given, **settings)
     store = logitstore.capture(*given, tmp_path / "s", **settings)
     assert said.file_bytes == pytest.approx(shard_bytes(store), rel=0.05)
     assert said.records == pytest.approx(int(store.token_counts.sum()), rel=0.02)
@@ -71,13 +70,13 @@ def test_bytes_for_another_bound_are_about_those_of_a_capture_with_it(
     folder: Path, tmp_path: Path
 ) -> None:
     given = str(folder / "peaked"), str(folder / "rows.jsonl")
-    foretold = preview(*given).foretold
-    assert foretold is not None
+    forecast = preview(*given)
+    assert forecast.profile is not None
     store = logitstore.capture(*given, tmp_path / "s", top_k=256, max_tail=0.1)
     records = int(store.token_counts.sum())
     entries = store.shard_facts[0]["entries_mean"]
-    assert foretold.profile.entries[0.1] == pytest.approx(entries, rel=0.05)
-    each = foretold.bytes_per_token()[0.1]
+    assert forecast.profile.entries[0.1] == pytest.approx(entries, rel=0.05)
+    each = forecast.bytes_per_token()[0.1]
     assert each == pytest.approx(shard_bytes(store) / records, rel=0.2)
 
 
@@ -152,10 +151,11 @@ def test_the_k_that_is_advised_is_enough_nearly_everywhere() -> None:
     logits = torch.randn(300, 1000, generator=torch.Generator().manual_seed(0)) * scale
     advice = profile_of([asked(logits)]).recommended()
     assert advice is not None
-    assert advice.max_tail == 0.01
+    assert advice["max_tail"] == 0.01
     sums = logits.double().softmax(-1).sort(-1, descending=True).values.cumsum(-1)
     half, whole = (
-        float((sums[:, k - 1] >= 0.99).double().mean()) for k in (advice.top_k // 2, advice.top_k)
+        float((sums[:, k - 1] >= 0.99).double().mean())
+        for k in (advice["top_k"] // 2, advice["top_k"])
     )
     assert half < 0.95 <= whole
 

@@ -13,7 +13,8 @@ from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate import trial_batches
 from logitstore.capture.job import preview
 from logitstore.cli.app import main
-from logitstore.console.progress import JsonLog, Progress, byte_count, duration, progress
+from logitstore.console.json_log import JsonLog
+from logitstore.console.progress import Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
@@ -106,11 +107,10 @@ def test_what_is_said_to_come_comes(teacher: Path, data: Path, tmp_path: Path) -
     settings: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 2000}
     said = preview(str(teacher), str(data), tmp_path / "s", **settings)
     store = logitstore.capture(str(teacher), str(data), tmp_path / "s", **settings)
-    assert said.outlook is not None
-    assert said.outlook.records == int(store.token_counts.sum())
+    assert said.records == int(store.token_counts.sum())
     assert said.sample.statuses.total() == len(store)
     size = sum(p.stat().st_size for p in (tmp_path / "s" / "shards").iterdir())
-    assert said.outlook.file_bytes == pytest.approx(size, rel=0.35)
+    assert said.file_bytes == pytest.approx(size, rel=0.35)
     assert said.missing_shards == said.shards == store.plan.shard_count
 
 
@@ -126,9 +126,7 @@ def test_a_dry_run_of_a_begun_store_is_about_what_is_missing(
     before = tree(out)
     part = preview(str(teacher), str(data), out, **settings)
     assert (part.missing_shards, part.shards) == (1, whole.shards)
-    assert part.outlook is not None
-    assert whole.outlook is not None
-    assert 0 < part.outlook.records < whole.outlook.records
+    assert 0 < part.records < whole.records
     with pytest.raises(MismatchError, match=r"capture\.top_k is 8 in the store, 9 now"):
         preview(str(teacher), str(data), out, **settings | {"top_k": 9})
     assert tree(out) == before
@@ -144,19 +142,18 @@ def test_a_sample_is_spread_over_the_dataset(
     assert said.sample.rows == 5
     assert {s.line.row for s in said.sample.sequences} == {0, 19, 39, 59, 79}
     store = logitstore.capture(str(teacher), str(data), tmp_path / "s", top_k=8)
-    assert said.outlook is not None
-    assert said.outlook.records == pytest.approx(int(store.token_counts.sum()), rel=0.25)
+    assert said.records == pytest.approx(int(store.token_counts.sum()), rel=0.25)
 
 
 def test_rows_without_anything_to_learn_are_previewed_too(teacher: Path, tmp_path: Path) -> None:
     data = rows(tmp_path / "r.jsonl", {"text": ""}, {"text": ""})
     said = preview(str(teacher), str(data), tmp_path / "s", top_k=8)
-    assert said.outlook is None
+    assert said.facts()["to_come"] is None
     assert "2 of 2 rows looked at: 2 empty" in str(said)
-    assert "nothing that the rows looked at would tell" in str(said)
+    assert "to come: unknown, since no row looked at has anything to capture" in str(said)
 
 
-def test_a_capture_shows_the_same_before_and_the_outlook_after_two_batches(
+def test_a_capture_shows_the_same_before_and_the_forecast_after_two_batches(
     run: Run,
     teacher: Path,
     data: Path,
@@ -174,10 +171,27 @@ def test_a_capture_shows_the_same_before_and_the_outlook_after_two_batches(
     coming = next(i for i, m in enumerate(said) if m.startswith("to come: about "))
     assert first < coming
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [e["event"] for e in events] == ["begin", "outlook", "shard", "finished"]
-    assert events[1]["records"] == events[2]["records"]
-    assert events[2]["stored_bytes"] == (tmp_path / "s/shards/00000.zarr.zip").stat().st_size
+    known = [e["event"] for e in events]
+    assert known == ["begin", "capture", "forecast", "shard", "sealed", "finished"]
+    forecast, shard = events[2:4]
+    assert forecast["records"] == shard["records"]
+    assert shard["stored_bytes"] == (tmp_path / "s/shards/00000.zarr.zip").stat().st_size
     assert all(e["time"] and e["since_s"] >= 0 for e in events)
+
+
+def test_what_the_journal_has_the_log_has_in_the_same_words(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    logitstore.capture(teacher, data, tmp_path / "s", top_k=8, log_json=tmp_path / "log")
+    journal, log = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("s.journal.jsonl", "log")
+    )
+    mine = {"time", "host", "process", "since_s"}
+    facts = [{k: v for k, v in line.items() if k not in mine} for line in journal]
+    assert [line["event"] for line in facts] == ["capture", "shard", "sealed"]
+    in_log = [{k: v for k, v in line.items() if k not in mine} for line in log]
+    assert [line for line in in_log if line in facts] == facts
 
 
 @pytest.mark.parametrize("generate", [False, True])
@@ -192,24 +206,23 @@ def test_a_long_capture_is_headed_by_what_estimate_says(
         settings |= {"generate": True, "max_new_tokens": 4}
     said = preview(teacher, data, **settings)
     monkeypatch.setattr(
-        trial_batches, "_HEAD_SHARE", 100.0
+        trial_batches, "_TRIAL_SHARE", 100.0
     )  # a trial costs more than these few rows
     log = tmp_path / "log.jsonl"
     had_store = []
-    foretell = trial_batches.foretell
+    forecast_capture = trial_batches.forecast_capture
 
     def watched(*args: Any, **more: Any) -> Any:
         had_store.append((tmp_path / "s").exists())
-        return foretell(*args, **more)
+        return forecast_capture(*args, **more)
 
-    monkeypatch.setattr(trial_batches, "foretell", watched)
+    monkeypatch.setattr(trial_batches, "forecast_capture", watched)
     store = logitstore.capture(teacher, data, tmp_path / "s", log_json=log, **settings)
     assert had_store == [False]
     events = [json.loads(line) for line in log.read_text().splitlines()]
-    (coming,) = (e for e in events if e["event"] == "outlook")
+    (coming,) = (e for e in events if e["event"] == "forecast")
     assert events[1] == coming
-    assert said.foretold is not None
-    expected = json.loads(json.dumps(said.foretold.facts()))
+    expected = json.loads(json.dumps(said.costs()))
     for fact in ("tokens", "records", "file_bytes", "teacher"):
         assert coming[fact] == expected[fact]
     # nothing that was read beforehand is in the store

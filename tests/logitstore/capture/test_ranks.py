@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 import logitstore
-from logitstore.capture.sharing.heartbeat import Heartbeat, signs_of_life, wait_until
+from logitstore.capture.sharing.heartbeat import Heartbeat, activity, wait_until
+from logitstore.capture.sharing.sharing import ByRank
 from logitstore.checking.verify import verify_store
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.errors import IncompleteStoreError, InputError
@@ -221,18 +222,38 @@ def test_a_wait_ends_when_nothing_moves_and_lasts_while_something_does(tmp_path:
     assert wait_until(lambda: next(left), lambda: next(looks), patience_s=0.05, poll_s=0.01)
 
 
-def test_a_heartbeat_is_a_sign_of_life_and_no_part_of_a_store(tmp_path: Path) -> None:
-    heart, alone = Heartbeat(tmp_path, Ranks(1, 2)), Heartbeat(tmp_path, Ranks())
-    alone.beat()
-    assert signs_of_life(tmp_path) == {}
-    heart.beat()
-    (name,) = signs_of_life(tmp_path)
+def test_a_rank_at_work_is_seen_to_move_and_leaves_nothing(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    ByRank(tmp_path, 3, Ranks()).beat()
+    assert activity(shards) == {}, "nobody waits for a process alone"
+    (shards / ".tmp-alive-00001").write_text("of a rank that was killed")
+    rank = ByRank(tmp_path, 3, Ranks(1, 2))
+    rank.beat()
+    (name,) = activity(shards)
     assert name.startswith(".tmp-")
-    before = signs_of_life(tmp_path)
-    os.utime(tmp_path / name, (1, 1))
-    assert signs_of_life(tmp_path) != before
-    heart.stop()
-    assert list(tmp_path.iterdir()) == []
+    before = activity(shards)
+    os.utime(shards / name, (1, 1))
+    assert activity(shards) != before
+    rank.stop()
+    assert list(shards.iterdir()) == []
+
+
+def test_a_heartbeat_asks_the_file_system_once_in_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker beats at every row and every token that is generated."""
+    beats: list[float] = []
+    now = [100.0]
+    monkeypatch.setattr("logitstore.capture.sharing.heartbeat.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(
+        "logitstore.capture.sharing.heartbeat.os.utime", lambda path: beats.append(now[0])
+    )
+    heartbeat = Heartbeat.start(tmp_path / "x")
+    for _ in range(30):
+        heartbeat.beat()
+        now[0] += 1
+    assert beats == [100.0, 110.0, 120.0]
 
 
 def test_a_rank_whose_peers_are_silent_says_what_is_there_and_how_to_go_on(
@@ -247,7 +268,7 @@ def test_a_rank_whose_peers_are_silent_says_what_is_there_and_how_to_go_on(
     assert not (tmp_path / "s").exists()
     with pytest.raises(
         IncompleteStoreError,
-        match=r"rank 0 of 2 waited for .* no other rank gave a sign of life\. .*"
+        match=r"rank 0 of 2 waited for .* no other rank gave a heartbeat\. .*"
         r"6 of 12 shards are there.* Run the same command again",
     ):
         logitstore.capture(teacher, str(data), tmp_path / "s", **settings, ranks=Ranks(0, 2))

@@ -53,7 +53,7 @@ def test_the_command_ends_at_the_shard_with_the_status_of_the_signal(
     assert process.returncode == status, err
     assert printed == ""
     assert "Traceback" not in err
-    assert f"{number.name}: ending after this shard. Once more to end at once." in err
+    assert f"{number.name}: stopping after this shard. Repeat it to exit immediately." in err
     there = len(list((out / "shards").glob("*.zip")))
     assert f"{there} of 24 shards are there, each of them whole. Run the same command again" in err
     assert 1 <= there < 24
@@ -103,7 +103,9 @@ def test_a_second_signal_ends_at_once_and_costs_the_shard_in_hand(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = signalled(monkeypatch, at_batch=5, times=2)
-    with pytest.raises(Stopped, match=r"stopped at once by SIGTERM\. .*: 4 of 24 shards are there"):
+    with pytest.raises(
+        Stopped, match=r"stopped immediately by SIGTERM\. .*: 4 of 24 shards are there"
+    ):
         logitstore.capture(teacher, str(data), tmp_path / "s", **SETTINGS)
     assert len(batches) == 5
     assert verify_store(tmp_path / "s", allow_partial=True, deep=True).damaged == []
@@ -120,7 +122,7 @@ def test_a_signal_before_the_first_shard_ends_at_once(
         raise AssertionError("went on")
 
     monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", interrupted)
-    with pytest.raises(KeyboardInterrupt, match=r"stopped at once by SIGINT\. .*: 0 of 24"):
+    with pytest.raises(KeyboardInterrupt, match=r"stopped immediately by SIGINT\. .*: 0 of 24"):
         logitstore.capture(teacher, str(data), tmp_path / "s", **SETTINGS)
 
 
