@@ -110,7 +110,7 @@ def real_sizes() -> dict[str, Any]:
             make_models(out, REAL)
         Commands(out / "cache").run(capture_command(out, REAL), threads=cores())
     store = open_store(out / "store")
-    shards = [store._shard(i) for i in store.shards]
+    shards = [store.shard(i) for i in store.shards]
     found: dict[str, Any] = {codec: parts(recoded(shards, codec)) for codec in CODECS}
     facts = {"tokens": sum(s.size.records for s in shards), "vocab_size": store.spec.vocab_size}
     return found | facts | {"KL in nats": store.fidelity.kl_mean}
@@ -128,7 +128,8 @@ def encoding(made: Arrays, repeats: int) -> dict[str, Any]:
             entry_ids=np.ascontiguousarray(raw.entry_ids),
             entry_count=np.asarray(raw.entry_count, np.int64),
         )
-        final = encode_records(raw, spec).per_entry
+        fields = encode_records(raw, spec).fields
+        final = {name: fields[name] for name in ("entry_ids", "entry_logprobs")}
         size = ShardSize(1, len(raw.token_ids), len(final["entry_ids"]), 0)
         specs = [s for s in array_specs(spec, size) if s.name in final]
         ours, alone = partial(_encode, raw, specs), partial(_compress, final, specs)

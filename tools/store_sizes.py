@@ -102,11 +102,11 @@ def _distinct(drawn_nd: Array) -> Arrays:
 
 def as_sequence(encoded: EncodedRecords, row: int) -> tuple[SequenceText, EncodedRecords]:
     """Records as those of a whole row of made-up text."""
-    lengths = encoded.per_record["byte_lengths"].astype(np.int64)
-    per_record = encoded.per_record | {"byte_starts": np.cumsum(lengths) - lengths}
+    lengths = encoded.fields["byte_lengths"].astype(np.int64)
+    fields = encoded.fields | {"byte_starts": np.cumsum(lengths) - lengths}
     text = ("word " * (int(lengths.sum()) // 5 + 1))[: int(lengths.sum())]
     line = SequenceText(row, 0, "ok", (Segment(text, True),))
-    return line, replace(encoded, per_record=per_record)
+    return line, replace(encoded, fields=fields)
 
 
 def sizes(made: Arrays, spec: StoreSpec, tokens_of_a_sequence: int = 512) -> dict[str, float]:
@@ -134,7 +134,7 @@ def beside(made: Arrays, k: int = 64) -> dict[str, float]:
     values = pa.array(list(made["top_logprobs"][:, :k].astype(np.float16)), pa.list_(pa.float16()))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table({"ids": ids, "logprobs": values}), sink, compression="zstd")
-    floors = {name: order_0(values) / n for name, values in encoded.per_entry.items()}
+    floors = {name: order_0(encoded.fields[name]) / n for name in ("entry_ids", "entry_logprobs")}
     return {
         "naive u32 + f16": 6.0 * k,
         "Parquet, zstd": sink.getvalue().size / n,

@@ -20,6 +20,7 @@ from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.runs import lists_of, runs
 from distill.head.query import STD_FLOOR
 from distill.losses.multilevel_ot import COLUMNS
+from logitstore.format.fields import no_records
 from logitstore.records import SequenceText, TokenRecords
 
 #: A token's own log-probability is stored in steps of 1/512 nats, so it is off by half of one.
@@ -235,22 +236,7 @@ def _at_columns(records: TokenRecords, columns: int) -> npt.NDArray[np.float32]:
 
 def no_pairs(name: str) -> Arrays:
     """What a batch holds when none of its rows could be used."""
-    ints, floats = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    ids = np.zeros(0, np.uint32)
-    nothing = TokenRecords(
-        token_ids=ids,
-        byte_starts=ints,
-        byte_lengths=ints,
-        token_logprob=floats,
-        entry_count=ints,
-        entry_ids=ids,
-        entry_logprobs=floats,
-        tail_logmass=floats,
-        entropy=floats,
-        sample_ids=ids,
-        sample_counts=np.zeros(0, np.uint8),
-        draw_count=ints,
-    )
+    nothing = no_records()
     pairs, groups = np.zeros((0, 2), np.int64), np.zeros((0, 4), np.int64)
     mapping = VocabularyMap(np.zeros(0, np.int32))
     made: dict[str, Callable[[], Arrays]] = {

@@ -1,20 +1,16 @@
-"""Records as they are stored, and what storing them cost in exactness."""
+"""Hold records as they are stored, and measure what storing them cost in exactness."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from logitstore.format.fields import AXIS, DRAWS, ENTRIES, RECORDS, Array
 from logitstore.format.logprob_codec import (
     TAIL_STEP,
     dequantise,
 )
 from logitstore.format.spec import StoreSpec
-
-Array = npt.NDArray[Any]
-
 
 #: What `measure` returns for a shard without records.
 NOTHING_MEASURED: dict[str, float | int] = {
@@ -31,72 +27,61 @@ NOTHING_MEASURED: dict[str, float | int] = {
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """Records in stored form.
+    """Records in encoded form.
 
     Attributes:
-        per_record: Arrays of length n. `byte_starts` is still absolute here: its stored form, the
-            distance from the record before, exists only within a sequence.
-        per_entry: Arrays of length m, the entries of all records.
-        per_draw: Arrays with the distinct draws of all records.
-        kl, l1, dropped: (n,) what coding changed (see `codec.EncodedEntries`).
+        fields: By name, as `format.fields` lists them. `byte_starts` is absolute here: its stored
+            form, the distance from the record before, exists only within a sequence.
+        kl, l1, dropped: (n,) what coding changed (see `logprob_codec.EncodedEntries`); zeros where
+            that is not known.
     """
 
-    per_record: dict[str, Array]
-    per_entry: dict[str, Array]
-    per_draw: dict[str, Array]
+    fields: dict[str, Array]
     kl: Array
     l1: Array
     dropped: Array
-    _entry_offsets: Array = field(init=False, repr=False)
-    _draw_offsets: Array = field(init=False, repr=False)
+    _offsets: dict[str, Array] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        draws = self.per_record.get("draw_count", np.zeros(len(self), np.int64))
-        object.__setattr__(self, "_entry_offsets", _offsets(self.per_record["entry_count"]))
-        object.__setattr__(self, "_draw_offsets", _offsets(draws))
+        counts = {RECORDS: np.ones(len(self), np.int64), ENTRIES: self.fields["entry_count"]}
+        counts[DRAWS] = self.fields.get("draw_count", np.zeros(len(self), np.int64))
+        object.__setattr__(self, "_offsets", {axis: _offsets(n) for axis, n in counts.items()})
+
+    @classmethod
+    def unmeasured(cls, fields: dict[str, Array]) -> "EncodedRecords":
+        """Make records of which it is not known what coding changed."""
+        nothing = np.zeros(len(fields["token_ids"]), np.float32)
+        return cls(fields, nothing, nothing, np.zeros(len(nothing), np.int64))
 
     def __len__(self) -> int:
         return len(self.kl)
 
-    @property
-    def entry_total(self) -> int:
-        return int(self._entry_offsets[-1])
-
-    @property
-    def draw_total(self) -> int:
-        return int(self._draw_offsets[-1])
+    def total(self, axis: str) -> int:
+        """Count the records, entries or draws."""
+        return int(self._offsets[axis][-1])
 
     def split(self, lengths: Sequence[int]) -> "list[EncodedRecords]":
-        """Consecutive parts of so many records each."""
+        """Cut into consecutive parts of N records each."""
         stops = np.cumsum(lengths)
         return [
             self._part(int(stop) - n, int(stop)) for stop, n in zip(stops, lengths, strict=True)
         ]
 
-    def _part(self, a: int, b: int) -> "EncodedRecords":
-        e = slice(int(self._entry_offsets[a]), int(self._entry_offsets[b]))
-        d = slice(int(self._draw_offsets[a]), int(self._draw_offsets[b]))
-        return EncodedRecords(
-            {k: v[a:b] for k, v in self.per_record.items()},
-            {k: v[e] for k, v in self.per_entry.items()},
-            {k: v[d] for k, v in self.per_draw.items()},
-            self.kl[a:b],
-            self.l1[a:b],
-            self.dropped[a:b],
-        )
+    def _part(self, start: int, stop: int) -> "EncodedRecords":
+        cuts = {axis: slice(int(o[start]), int(o[stop])) for axis, o in self._offsets.items()}
+        fields = {name: values[cuts[AXIS[name]]] for name, values in self.fields.items()}
+        of_records = (self.kl, self.l1, self.dropped)
+        return EncodedRecords(fields, *(values[start:stop] for values in of_records))
 
     @classmethod
     def concatenate(cls, parts: "Sequence[EncodedRecords]") -> "EncodedRecords":
-        """One after the other; needs at least one part."""
-
-        def join(name: str) -> dict[str, Array]:
-            dicts = [getattr(p, name) for p in parts]
-            return {k: np.concatenate([d[k] for d in dicts]) for k in dicts[0]}
-
+        """Put one after the other; needs at least one part."""
+        names = parts[0].fields
+        fields = {name: np.concatenate([p.fields[name] for p in parts]) for name in names}
         kl, l1, dropped = (
             np.concatenate([getattr(p, name) for p in parts]) for name in ("kl", "l1", "dropped")
         )
-        return cls(join("per_record"), join("per_entry"), join("per_draw"), kl, l1, dropped)
+        return cls(fields, kl, l1, dropped)
 
 
 def _offsets(counts: Array) -> Array:
@@ -114,15 +99,15 @@ def measure(encoded: EncodedRecords, spec: StoreSpec) -> dict[str, float | int]:
     """
     if len(encoded) == 0:
         return dict(NOTHING_MEASURED)
-    tail = np.exp(dequantise(encoded.per_record["tail_logmass"], TAIL_STEP).astype(np.float64))
-    at_cap = encoded.per_record["entry_count"] >= spec.top_k
+    tail = np.exp(dequantise(encoded.fields["tail_logmass"], TAIL_STEP).astype(np.float64))
+    at_cap = encoded.fields["entry_count"] >= spec.top_k
     if spec.max_tail is not None:
         at_cap &= tail > spec.max_tail
     return {
         "tail_mean": float(tail.mean()),
         "tail_p99": float(np.quantile(tail, 0.99)),
         "at_cap_fraction": float(at_cap.mean()),
-        "entries_mean": encoded.entry_total / len(encoded),
+        "entries_mean": encoded.total(ENTRIES) / len(encoded),
         "kl_mean": float(encoded.kl.mean(dtype=np.float64)),
         "l1_mean": float(encoded.l1.mean(dtype=np.float64)),
         "l1_max": float(encoded.l1.max()),

@@ -1,195 +1,183 @@
-"""Which arrays a shard has, and the form in which they are stored.
+"""Encode and open all arrays of a shard; which there are is in `fields.py`.
 
 Records, entries and draws are three axes. Where a sequence lies on each is in `sequence_records`,
-`sequence_entries` and `sequence_draws`. Stored are, instead of values, distances where those are
-smaller: `byte_starts` from the end of the record before; draws from the one before.
-
-Draws have two layouts. In the first, `draw_count` says how many distinct ones a record has, and
-`sample_ids` holds them as they are. In the second, `draw_total` says how often was drawn (nearly
-always the same, so it costs nothing: the distinct ones end where their counts add up to it), and
-`sample_gaps` holds distances, which are smaller: 28.9 bytes a token for 50 draws, and not 34.7.
+`sequence_entries` and `sequence_draws`, here called its offsets: sequence i lies from value i up to
+value i + 1.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from logitstore.format.chunk_codecs import PCODEC_TYPES
-from logitstore.format.limits import check_ratio
-from logitstore.format.logprob_codec import running_sums
-from logitstore.format.shard_group import ShardSize
+from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC, PCODEC_TYPES
+from logitstore.format.fields import (
+    AXIS,
+    ENTRIES,
+    OFFSETS,
+    RECORDS,
+    SEQUENCES,
+    Array,
+    arrays_of,
+)
+from logitstore.format.limits import FREE_BYTES, check_ratio
+from logitstore.format.logprob_codec import I64
+from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
+from logitstore.format.shard_group import GROUP_MEMBER, ShardSize
 from logitstore.format.spec import StoreSpec
-from logitstore.format.zarr_arrays import ArrayReader, ArraySpec
-
-Array = npt.NDArray[Any]
-I64 = npt.NDArray[np.int64]
+from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
+from logitstore.format.zip_archive import Archive
 
 _SEQUENCES_PER_CHUNK = 1024
-_AXIS = {
-    "entry_logprobs": "sequence_entries",
-    "entry_ids": "sequence_entries",
-    "sample_ids": "sequence_draws",
-    "sample_gaps": "sequence_draws",
-    "sample_counts": "sequence_draws",
-}
-_MAX_U8, _MAX_U16, _MAX_U32 = 0xFF, 0xFFFF, 0xFFFF_FFFF
-
-
-def axis_of(name: str) -> str:
-    """The array that says where a sequence lies in this one."""
-    return _AXIS.get(name, "sequence_records")
+_OFFSET_NAMES = frozenset(array.name for array in OFFSETS.values())
 
 
 def array_specs(spec: StoreSpec, size: ShardSize) -> list[ArraySpec]:
-    """Every array of a shard of this store, optional blocks as the spec says."""
-    per_record = int(spec.codec["records_per_chunk"])
-    per_entry = int(spec.codec["entries_per_chunk"])
+    """List the arrays of a shard as zarr arrays: shape, type, chunks and coding."""
+    per_record, per_entry = (int(spec.codec[f"{axis}_per_chunk"]) for axis in (RECORDS, ENTRIES))
+    chunk_of = {SEQUENCES: _SEQUENCES_PER_CHUNK, RECORDS: per_record}
+    is_compact = spec.codec["name"] == "compact"
+    found = []
+    for array in arrays_of(spec):
+        dtype = np.dtype(array.dtype)
+        length = vars(size)[array.axis] + (array.axis == SEQUENCES)
+        shape = (length, len(spec.temperatures)) if array.is_per_temperature else (length,)
+        coding = array.compact if is_compact and dtype.name in PCODEC_TYPES else array.shuffle
+        chunk = chunk_of.get(array.axis, per_entry)
+        found.append(ArraySpec(array.name, dtype, shape, chunk, coding))
+    return found
 
-    def array(name: str, dtype: str, shape: tuple[int, ...], chunk: int, shuffle: str) -> ArraySpec:
-        known = np.dtype(dtype)
-        compact = spec.codec["name"] == "compact" and known.name in PCODEC_TYPES
-        slow = name == "sample_gaps"
-        coding = ("pcodec_slow" if slow else "pcodec") if compact else shuffle
-        return ArraySpec(name, known, shape, chunk, coding)
 
-    def record(name: str, dtype: str, *columns: int) -> ArraySpec:
-        return array(name, dtype, (size.records, *columns), per_record, "bitshuffle")
+def encode_arrays(
+    spec: StoreSpec, size: ShardSize, arrays: Mapping[str, Array], offsets: Mapping[str, Array]
+) -> dict[str, bytes]:
+    """Encode the members of all arrays of a shard.
 
-    def entry(name: str, dtype: str) -> ArraySpec:
-        return array(name, dtype, (size.entries,), per_entry, "bitshuffle")
+    A sequence that compresses like a bomb is copied, not compressed, by blosc in any store: readers
+    refuse what a few bytes declare to be many megabytes.
 
-    def draw(name: str, dtype: str, shuffle: str) -> ArraySpec:
-        return array(name, dtype, (size.draws,), per_entry, shuffle)
+    Args:
+        spec: The store's.
+        size: The shard's.
+        arrays: Values by name, in stored form; those missing have no elements.
+        offsets: Where sequences lie, by axis.
+    """
+    arrays = {**arrays, **{OFFSETS[axis].name: values for axis, values in offsets.items()}}
+    specs = array_specs(spec, size)
+    if spec.layout == 2:
+        specs = [_smaller(s, arrays[s.name]) if _may_choose(s) else s for s in specs]
+    coded = {s.name: encode_array(s, arrays[s.name]) for s in specs if s.chunk_count}
+    if _has_bomb(specs, coded, offsets):
+        specs = [s if s.name in _OFFSET_NAMES else _copied(s) for s in specs]
+        for s in specs:
+            if s.name not in _OFFSET_NAMES and s.chunk_count:
+                coded[s.name] = encode_array(s, arrays[s.name], copy=True)
+    members = {s.metadata_member: array_metadata(s) for s in specs}
+    return members | {s.data_member: coded[s.name] for s in specs if s.chunk_count}
 
-    def sequence(name: str) -> ArraySpec:
-        return array(name, "<u8", (size.sequences + 1,), _SEQUENCES_PER_CHUNK, "bitshuffle")
 
-    specs = [
-        record("token_ids", "<u4"),
-        record("byte_starts", "<u4"),
-        record("byte_lengths", "<u2"),
-        record("token_logprob", "<u2"),
-        record("entry_count", "<u2"),
-        record("tail_logmass", "<u2"),
-        record("entropy", "<u2"),
-        entry("entry_logprobs", "<u2"),
-        sequence("sequence_records"),
-        sequence("sequence_entries"),
-    ]
-    if spec.has_ids:
-        specs.append(entry("entry_ids", "<u4"))
-    if spec.temperatures:
-        specs.append(record("lognorm", "<f4", len(spec.temperatures)))
-    if spec.has_logit_std:
-        specs += [record("logit_std", "<f4"), record("lognorm_std", "<f4")]
-    if spec.draws and spec.layout == 1:
-        specs += [
-            record("draw_count", "<u2"),
-            draw("sample_ids", "<u4", "bitshuffle"),
-            draw("sample_counts", "|u1", "bitshuffle"),
-            sequence("sequence_draws"),
-        ]
-    elif spec.draws:
-        specs += [
-            record("draw_total", "<u2"),
-            draw("sample_gaps", "<u4", "shuffle"),
-            draw("sample_counts", "<u2", "shuffle"),
-            sequence("sequence_draws"),
-        ]
-    return specs
+def _may_choose(spec: ArraySpec) -> bool:
+    return spec.name == "entry_ids" and spec.coding == "bitshuffle" and spec.chunk_count > 0
+
+
+def _smaller(spec: ArraySpec, values: Array) -> ArraySpec:
+    """Choose blosc's shuffle of bits or of bytes, whichever makes the first chunk smaller.
+
+    Bytes are better where some ids are far more frequent than others, as in most text; bits where
+    a large vocabulary is used evenly.
+    """
+    first = replace(spec, shape=(min(spec.chunk_length, len(values)),))
+    others = [replace(first, coding=coding) for coding in ("bitshuffle", "shuffle")]
+    best = min(others, key=lambda one: len(encode_array(one, values[: one.shape[0]])))
+    return replace(spec, coding=best.coding)
+
+
+def _has_bomb(
+    specs: Sequence[ArraySpec], coded: Mapping[str, bytes], offsets: Mapping[str, Array]
+) -> bool:
+    """Tell whether readers would refuse a sequence of these arrays."""
+    readers = {s.name: ArrayReader(s, memoryview(coded[s.name])) for s in specs if s.chunk_count}
+    widest = sum(s.row_bytes for s in specs)
+    lengths = sum(np.diff(o.astype(np.int64)) for o in offsets.values())
+    try:
+        for i in np.flatnonzero(lengths * widest > FREE_BYTES):
+            check_cost(readers, offsets, int(i))
+    except ValueError:
+        return True
+    return False
+
+
+def _copied(spec: ArraySpec) -> ArraySpec:
+    return replace(spec, coding=INSTEAD_OF_PCODEC.get(spec.coding, spec.coding))
+
+
+def open_arrays(archive: Archive, spec: StoreSpec, size: ShardSize) -> dict[str, ArrayReader]:
+    """Open the arrays that have elements, each held to the metadata that it must have.
+
+    Raises:
+        ValueError: A member that is not what the store's spec says.
+    """
+    specs = array_specs(spec, size)
+    expected = {GROUP_MEMBER, LINES_MEMBER, *(s.metadata_member for s in specs)}
+    expected |= {s.data_member for s in specs if s.chunk_count}
+    if set(archive.names) != expected:
+        odd = sorted(set(archive.names) ^ expected)
+        raise ValueError(f"its members are not those of this store: {', '.join(odd[:5])}")
+    specs = [_recognised(s, archive[s.metadata_member], spec.layout) for s in specs]
+    return {s.name: ArrayReader(s, archive[s.data_member]) for s in specs if s.chunk_count}
+
+
+def _recognised(spec: ArraySpec, text: memoryview, layout: int) -> ArraySpec:
+    """Find the spec that the metadata is of: the coding may be one of two."""
+    others = [spec]
+    if spec.coding in INSTEAD_OF_PCODEC:
+        others.append(_copied(spec))
+    elif layout == 2 and spec.name == "entry_ids":
+        others.append(replace(spec, coding="shuffle"))
+    for one in others:
+        if text == array_metadata(one):
+            return one
+    raise ValueError(f"{spec.metadata_member} does not describe the array it must")
+
+
+def read_offsets(arrays: Mapping[str, ArrayReader], size: ShardSize) -> dict[str, I64]:
+    """Read where sequences lie on each axis that the shard has.
+
+    Raises:
+        ValueError: Damaged, or they do not divide the shard among its sequences.
+    """
+    named = {axis: arrays.get(array.name) for axis, array in OFFSETS.items()}
+    return {a: read_offsets_of(a, reader, size) for a, reader in named.items() if reader}
+
+
+def read_offsets_of(axis: str, reader: ArrayReader, size: ShardSize) -> I64:
+    """Read where sequences lie on one axis.
+
+    Raises:
+        ValueError: Damaged, or they do not divide the shard among its sequences.
+    """
+    offsets = reader[slice(0, size.sequences + 1)].astype(np.int64)
+    total = vars(size)[axis]
+    if offsets[0] != 0 or offsets[-1] != total or (np.diff(offsets) < 0).any():
+        raise ValueError(f"{OFFSETS[axis].name} does not divide {total} {axis} among the sequences")
+    return offsets
 
 
 def check_cost(readers: Mapping[str, ArrayReader], offsets: Mapping[str, Array], i: int) -> None:
     """Refuse sequence i if a few bytes say that they are many megabytes of zeros.
+
+    Args:
+        readers: Of arrays; those of offsets are passed over.
+        offsets: Where sequences lie, by axis.
+        i: Which sequence.
 
     Raises:
         ValueError: They do.
     """
     decoded = stored = 0
     for name, reader in readers.items():
-        if name not in offsets:
-            start, stop = offsets[axis_of(name)][i : i + 2]
+        if name not in _OFFSET_NAMES:
+            start, stop = offsets[AXIS[name]][i : i + 2]
             cost = reader.cost(int(start), int(stop))
             decoded, stored = decoded + cost[0], stored + cost[1]
     check_ratio(decoded, stored)
-
-
-def offsets_of(lengths: Sequence[int] | Array) -> Array:
-    """Where each begins, and where the last ends."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)]).astype(np.uint64)
-
-
-def sums_of(values: Array, lengths: I64) -> I64:
-    """Sums of consecutive parts of so many values each; 0 for an empty part."""
-    if len(lengths) == 1:  # one sequence, read by itself
-        return np.array([values.sum(dtype=np.int64)])
-    running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    stops = np.cumsum(lengths)
-    return np.asarray(running[stops] - running[stops - lengths], np.int64)
-
-
-def pack_starts(starts: Array, lengths: Array, records: I64) -> Array:
-    """Distance of each record's start from the end before it in its sequence; mostly zeros.
-
-    Args:
-        starts: (n,) bytes before each record.
-        lengths: (n,) its bytes.
-        records: Records of each sequence.
-    """
-    ends = np.concatenate([[0], (starts + lengths)[:-1]])
-    ends[(np.cumsum(records) - records)[records > 0]] = 0
-    if (starts < ends).any():
-        raise ValueError("the byte spans of a sequence overlap or run backwards")
-    return np.asarray(starts - ends, np.uint32)
-
-
-def unpack_starts(gaps: Array, lengths: I64, records: I64) -> I64:
-    """The reverse of `pack_starts`."""
-    reach = gaps.astype(np.int64) + lengths
-    stops = np.cumsum(reach)
-    before = np.concatenate([[0], stops])[np.cumsum(records) - records]
-    return np.asarray(stops - lengths - np.repeat(before, records), np.int64)
-
-
-def pack_draws(count: Array, ids: Array, times: Array) -> dict[str, Array]:
-    """The arrays of the second layout from distinct draws of each record, ids and counts."""
-    count = count.astype(np.int64)
-    gaps = np.diff(ids.astype(np.int64), prepend=0)
-    firsts = (np.cumsum(count) - count)[count > 0]
-    gaps[firsts] = ids[firsts]
-    if gaps.size and (gaps.min() < 0 or times.min() < 1):
-        raise ValueError("the draws of a record are not ascending, or one was never drawn")
-    total = sums_of(times, count)
-    if total.max(initial=0) > _MAX_U16:
-        raise ValueError(f"a record has {total.max()} draws, more than {_MAX_U16}")
-    stored: dict[str, Array] = {
-        "draw_total": total.astype(np.uint16),
-        "sample_gaps": gaps.astype(np.uint32),
-    }
-    return stored | {"sample_counts": times.astype(np.uint16)}
-
-
-def unpack_draws(total: Array, gaps: Array, times: Array) -> dict[str, Array]:
-    """The reverse of `pack_draws`: distinct draws of each record, ids, counts.
-
-    Raises:
-        ValueError: The counts do not add up, or an id is none.
-    """
-    if times.size and not 1 <= int(times.min()) <= int(times.max()) <= _MAX_U8:
-        raise ValueError("a draw was drawn other than 1 to 255 times")
-    drawn = np.concatenate([[0], np.cumsum(times, dtype=np.int64)])
-    wanted = np.cumsum(total, dtype=np.int64)
-    stops = np.searchsorted(drawn, wanted)
-    if len(drawn) - 1 != (stops[-1] if stops.size else 0) or (drawn[stops] != wanted).any():
-        raise ValueError("the counts of draws do not add up to those of the records")
-    count = np.diff(stops, prepend=0)
-    ids = running_sums(gaps.astype(np.int64), (stops - count)[count > 0])
-    if ids.max(initial=0) > _MAX_U32:
-        raise ValueError("a draw is beyond any vocabulary")
-    return {
-        "draw_count": count,
-        "sample_ids": ids.astype(np.uint32),
-        "sample_counts": times.astype(np.uint8),
-    }

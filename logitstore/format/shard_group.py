@@ -52,8 +52,10 @@ class Members(Protocol):
     def check_member(self, name: str) -> memoryview: ...
 
 
-def read_group(archive: Members, spec: StoreSpec, plan: Plan, index: int) -> dict[str, Any]:
-    """What a shard says of itself, held to what it must be.
+def read_group(
+    archive: Members, spec: StoreSpec, plan: Plan, index: int
+) -> tuple[dict[str, Any], ShardSize]:
+    """Read what a shard says of itself and how much it holds, held to what they must be.
 
     Raises:
         ValueError: It is another store's, another shard, or not what was written.
@@ -79,15 +81,11 @@ def read_group(archive: Members, spec: StoreSpec, plan: Plan, index: int) -> dic
         )
     if set(about) != _ABOUT or raw != canonical_json(group_of(about)):
         raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
-    return about
+    return about, _size(about, spec, plan, index)
 
 
-def checked_size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:
-    """How much a shard says it holds.
-
-    Raises:
-        ValueError: It cannot be.
-    """
+def _size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:
+    """Read how much a shard says it holds; a ValueError for what cannot be."""
     size, first, stop = ShardSize(**about["size"]), *plan.shard_rows(index)
     records = size.records if type(size.records) is int else 0
     most = (_MAX_SIZE, _MAX_SIZE, records * spec.top_k, records * spec.draws)

@@ -10,10 +10,10 @@ reader rebuilds the one JSON text it may be and compares bytes: there is nothing
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -118,6 +118,15 @@ def encode_array(spec: ArraySpec, values: AnyArray, *, copy: bool = False) -> by
     return b"".join(pieces) + index + _crc32c(index)
 
 
+class StoredChunk(NamedTuple):
+    """An inner chunk as it is stored, its checksum checked and taken off."""
+
+    coding: str
+    payload: bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
 class ArrayReader:
     """Slices of one array, decoding only the chunks they touch."""
 
@@ -189,6 +198,16 @@ class ArrayReader:
                 last = (i, payload, out)
             self._last = last
         return last[2]
+
+    def chunks(self, start: int, stop: int) -> Iterator[StoredChunk]:
+        """List the stored chunks that hold some rows.
+
+        Raises:
+            ValueError: One is damaged.
+        """
+        length, spec = self.spec.chunk_length, self.spec
+        for i in range(start // length, -(-stop // length)):
+            yield StoredChunk(spec.coding, self._payload(i), spec.chunk_shape, spec.dtype)
 
     def cost(self, start: int, stop: int) -> tuple[int, int]:
         """Bytes of rows when decoded, and stored bytes of the chunks that hold them."""

@@ -14,7 +14,7 @@ import mmap
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from logitstore.errors import CorruptStoreError, InputError
 from logitstore.storage.files import Buffer, open_file
@@ -26,6 +26,9 @@ CENTRAL = struct.Struct("<4s4H4s3I5H2I")
 END = struct.Struct("<4s4H2IH")
 DIGEST_CHARS = 64
 _LIMIT_BYTES = 0xFFFF_FFFF
+_TAIL_BYTES = 128 * 1024  # of a file, read to find the directory and the last member
+_MAX_DIRECTORY_BYTES = 64 * 1024  # a shard's takes about 3 KB
+_WRONG_HEADER = "a member's header is not of the profile that shards use"
 _STAMP = struct.pack("<I", _DOS_1980)
 
 
@@ -68,10 +71,69 @@ def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
     yield END.pack(*end) + digest.hexdigest().encode()
 
 
+class Member(NamedTuple):
+    """Where the bytes of a member lie, and their CRC-32."""
+
+    start: int
+    size: int
+    crc: int
+
+
+def read_directory(tail: memoryview, size: int) -> dict[str, Member]:
+    """Read the directory of an archive, held to the profile: every byte is accounted for.
+
+    Args:
+        tail: The last bytes of the archive, or all of them.
+        size: How many the archive has.
+
+    Returns:
+        The members by name. The headers in front of them are not in the tail, and not checked.
+
+    Raises:
+        ValueError: It is not one that `pack` wrote.
+    """
+    end = len(tail) - END.size - DIGEST_CHARS
+    if end < 0:
+        raise ValueError(f"{size} bytes is too short for a shard: cut off?")
+    _, _, _, count, _, length, first, _ = found = END.unpack_from(tail, end)
+    wanted = (b"PK\5\6", 0, 0, count, count, length, first, DIGEST_CHARS)
+    if found != wanted or first + length != size - END.size - DIGEST_CHARS:
+        raise ValueError("the end record is not where and what it must be: cut off?")
+    if length > min(_MAX_DIRECTORY_BYTES, end):
+        raise ValueError("the directory is larger than that of a shard")
+    members: dict[str, Member] = {}
+    directory, cursor, data_start, previous = tail[end - length : end], 0, 0, b""
+    for _ in range(count):
+        name, member, cursor = _read_entry(directory, cursor, data_start)
+        if name <= previous:
+            raise ValueError("members are not in sorted order")
+        if member.start + member.size > first:
+            raise ValueError("a member reaches into the directory")
+        members[name.decode("ascii")] = member
+        data_start, previous = member.start + member.size, name
+    if cursor != length or data_start != first:
+        raise ValueError("bytes lie between or behind the members")
+    return members
+
+
+def _read_entry(directory: memoryview, cursor: int, data_start: int) -> tuple[bytes, Member, int]:
+    """Read one entry, which must be the only one that its member may have; and where it ends."""
+    if cursor + CENTRAL.size > len(directory):
+        raise ValueError("the directory is cut off")
+    fields = CENTRAL.unpack_from(directory, cursor)
+    crc, size, name_length = fields[6], fields[7], fields[9]
+    stop = cursor + CENTRAL.size + name_length
+    name = bytes(directory[cursor + CENTRAL.size : stop])
+    if not name.isascii() or directory[cursor:stop] != central_header(name, crc, size, data_start):
+        raise ValueError(_WRONG_HEADER)
+    return name, Member(data_start + LOCAL.size + len(name), size, crc), stop
+
+
 class Archive:
     """A mapped archive: member bytes by name, without copying.
 
     Attributes:
+        members: Where each member lies.
         digest: The SHA-256 the archive claims, in hex; `check_digest` holds it to it.
         size_bytes: The file's size.
     """
@@ -100,9 +162,12 @@ class Archive:
             raise self._corrupt(f"it cannot be read ({e})") from None
         self._view = memoryview(self._map)
         self.size_bytes = len(self._view)
-        self._end = self.size_bytes - END.size - DIGEST_CHARS
-        self._places = self._read_directory()
-        self.digest = bytes(self._view[self._end + END.size :]).decode("ascii", "replace")
+        try:
+            self.members = read_directory(self._view, self.size_bytes)
+            self._check_local_headers()
+        except ValueError as e:
+            raise self._corrupt(str(e)) from None
+        self.digest = bytes(self._view[-DIGEST_CHARS:]).decode("ascii", "replace")
 
     @property
     def whole(self) -> memoryview:
@@ -112,15 +177,15 @@ class Archive:
     @property
     def names(self) -> list[str]:
         """The members, in order."""
-        return list(self._places)
+        return list(self.members)
 
     def __getitem__(self, name: str) -> memoryview:
-        start, size, _ = self._places[name]
+        start, size, _ = self.members[name]
         return self._view[start : start + size]
 
     def check_member(self, name: str) -> memoryview:
         """The member's bytes, held to their CRC-32: for what has no checksum of its own."""
-        if zlib.crc32(self[name]) != self._places[name][2]:
+        if zlib.crc32(self[name]) != self.members[name].crc:
             raise self._corrupt(f"the bytes of {name} do not match their checksum")
         return self[name]
 
@@ -130,66 +195,29 @@ class Archive:
         Raises:
             CorruptStoreError: The bytes are not those that were committed.
         """
-        found = hashlib.sha256(self._view[: self._end]).hexdigest()
+        found = hashlib.sha256(self._view[: -END.size - DIGEST_CHARS]).hexdigest()
         if found != self.digest:
             raise self._corrupt(
                 f"SHA-256 is {found[:12]}…, but {self.digest[:12]}… was committed: the file "
                 "changed after it was written"
             )
 
-    def _read_directory(self) -> dict[str, tuple[int, int, int]]:
-        if self._end < 0:
-            raise self._corrupt(f"{self.size_bytes} bytes is too short for a shard: cut off?")
-        end = END.unpack_from(self._view, self._end)
-        _, _, _, count, _, directory_size, directory_start, _ = end
-        wanted = (b"PK\5\6", 0, 0, count, count, directory_size, directory_start, DIGEST_CHARS)
-        if end != wanted or directory_start + directory_size != self._end:
-            raise self._corrupt("the end record is not where and what it must be: cut off?")
-        places: dict[str, tuple[int, int, int]] = {}
-        cursor, data_start, previous = directory_start, 0, b""
-        for _ in range(count):
-            name, crc, size, cursor = self._read_entry(cursor, data_start)
-            if name <= previous:
-                raise self._corrupt("members are not in sorted order")
-            start = data_start + LOCAL.size + len(name)
-            if start + size > directory_start:
-                raise self._corrupt("a member reaches into the directory")
-            places[name.decode("ascii", "replace")] = (start, size, crc)
-            data_start, previous = start + size, name
-        if cursor != self._end or data_start != directory_start:
-            raise self._corrupt("bytes lie between or behind the members")
-        return places
-
-    def _read_entry(self, cursor: int, data_start: int) -> tuple[bytes, int, int, int]:
-        """One directory entry, both of its headers equal to the only ones allowed."""
-        if cursor + CENTRAL.size > self._end:
-            raise self._corrupt("the directory is cut off")
-        fields = CENTRAL.unpack_from(self._view, cursor)
-        crc, size, name_length = fields[6], fields[7], fields[9]
-        stop = cursor + CENTRAL.size + name_length
-        name = bytes(self._view[cursor + CENTRAL.size : stop])
-        local = local_header(name, crc, size)
-        if (
-            self._view[cursor:stop] != central_header(name, crc, size, data_start)
-            or self._view[data_start : data_start + len(local)] != local
-        ):
-            raise self._corrupt("a member's header is not of the profile that shards use")
-        return name, crc, size, stop
+    def _check_local_headers(self) -> None:
+        """Hold the header in front of each member to the directory, which leaves one for each."""
+        for name, member in self.members.items():
+            header = local_header(name.encode("ascii"), member.crc, member.size)
+            if self._view[member.start - len(header) : member.start] != header:
+                raise ValueError(_WRONG_HEADER)
 
     def _corrupt(self, why: str) -> CorruptStoreError:
         return CorruptStoreError(f"{self.path}: {why}.", path=self.path)
-
-
-_TAIL_BYTES = 128 * 1024
-
-
-_MAX_DIRECTORY_BYTES = 64 * 1024  # ours take about 3 KB
 
 
 class ArchiveEnd:
     """The directory of an archive, and its members one at a time.
 
     Attributes:
+        members: Where each member lies.
         digest: The SHA-256 that the archive claims, in hex.
         size_bytes: Of the file.
     """
@@ -203,23 +231,17 @@ class ArchiveEnd:
         self.size_bytes, self._read = size, read
         self._start = max(0, size - _TAIL_BYTES)
         self._tail = read(self._start, size)
-        end = size - END.size - DIGEST_CHARS
-        if end < 0 or len(self._tail) != size - self._start:
+        if len(self._tail) != size - self._start:
             raise ValueError(f"{size} bytes is too short for a shard: cut off?")
-        self._places = self._directory(end)
-        if self._places and max(start for start, _, _ in self._places.values()) < self._start:
+        self.members = read_directory(memoryview(self._tail), size)
+        if self.members and max(m.start for m in self.members.values()) < self._start:
             raise ValueError("its last member has more bytes than a group can need")
         self.digest = self._tail[-DIGEST_CHARS:].decode("ascii", "replace")
 
     @property
     def names(self) -> list[str]:
         """The members, in order."""
-        return list(self._places)
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each member."""
-        return {name: size for name, (_, size, _) in self._places.items()}
+        return list(self.members)
 
     def check_member(self, name: str) -> memoryview:
         """The member's bytes, held to their CRC-32.
@@ -227,7 +249,7 @@ class ArchiveEnd:
         Raises:
             ValueError: They do not match it.
         """
-        start, size, crc = self._places[name]
+        start, size, crc = self.members[name]
         inside = start - self._start
         data = (
             self._tail[inside : inside + size] if inside >= 0 else self._read(start, start + size)
@@ -235,31 +257,3 @@ class ArchiveEnd:
         if len(data) != size or zlib.crc32(data) != crc:
             raise ValueError(f"the bytes of {name} do not match their checksum")
         return memoryview(data)
-
-    def _directory(self, end: int) -> dict[str, tuple[int, int, int]]:
-        """(offset, size, checksum) of every member; `Archive` also holds the local headers."""
-        _, _, _, count, _, length, begin, _ = END.unpack_from(self._tail, end - self._start)
-        wanted = END.pack(b"PK\5\6", 0, 0, count, count, length, begin, DIGEST_CHARS)
-        if self._tail[-DIGEST_CHARS - END.size : -DIGEST_CHARS] != wanted or begin + length != end:
-            raise ValueError("the end record is not where and what it must be: cut off?")
-        if length > _MAX_DIRECTORY_BYTES:
-            raise ValueError("the directory is larger than that of a shard")
-        data = self._tail[begin - self._start : end - self._start]
-        places: dict[str, tuple[int, int, int]] = {}
-        cursor = offset = 0
-        for _ in range(count):
-            if cursor + CENTRAL.size > len(data):
-                raise ValueError("the directory is cut off")
-            fields = CENTRAL.unpack_from(data, cursor)
-            crc, size, stop = fields[6], fields[7], cursor + CENTRAL.size + fields[9]
-            name = data[cursor + CENTRAL.size : stop]
-            if data[cursor:stop] != central_header(name, crc, size, offset):
-                raise ValueError("a member's header is not of the profile that shards use")
-            start = offset + LOCAL.size + len(name)
-            if start + size > begin:
-                raise ValueError("a member reaches into the directory")
-            places[name.decode("ascii", "replace")] = (start, size, crc)
-            cursor, offset = stop, start + size
-        if cursor != len(data) or offset != begin:
-            raise ValueError("bytes lie between or behind the members")
-        return places

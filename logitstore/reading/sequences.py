@@ -5,37 +5,32 @@ costs a microsecond or two before it does anything. So the records of all sequen
 gathered into one array a field, decoded together, and handed out as slices.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
+from logitstore.format.distances import sums_of, unpack
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.limits import FREE_BYTES
-from logitstore.format.logprob_codec import (
-    NEG_INF_CODE,
-    TOKEN_STEP,
-    decode_entries,
-    dequantise,
-    dequantise_entropy,
-)
-from logitstore.format.shard_arrays import (
-    I64,
+from logitstore.format.fields import (
+    AXIS,
+    DRAWS,
+    ENTRIES,
+    FIELD,
+    RECORDS,
+    SEQUENCES,
     Array,
-    array_specs,
-    axis_of,
-    check_cost,
-    sums_of,
-    unpack_draws,
-    unpack_starts,
+    arrays_of,
+    decode_fields,
 )
+from logitstore.format.limits import FREE_BYTES
+from logitstore.format.logprob_codec import I64
+from logitstore.format.shard_arrays import array_specs, check_cost
 from logitstore.format.shard_group import ShardSize
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
 from logitstore.records import Entries, TokenRecords
-
-_PLAIN = ("lognorm", "logit_std", "lognorm_std")
 
 
 class SequenceReader:
@@ -48,51 +43,52 @@ class SequenceReader:
         arrays: Mapping[str, ArrayReader],
         offsets: Mapping[str, I64],
     ) -> None:
-        """Of a shard whose arrays are open.
+        """Take a shard whose arrays are open.
 
         Args:
             spec: The store's.
             size: The shard's.
             arrays: Readers of all arrays that have elements.
-            offsets: Where sequences lie on each axis (`layout.axis_of`).
+            offsets: Where sequences lie, by axis.
         """
-        self._spec, self._arrays, self._offsets = spec, arrays, offsets
+        self._arrays, self._offsets, self._missing = arrays, offsets, spec.missing
         self._empty = {
             s.name: np.zeros((0, *s.shape[1:]), s.dtype) for s in array_specs(spec, size)
         }
-        self._values = {name: r for name, r in arrays.items() if name not in offsets}
+        self._names = [array.name for array in arrays_of(spec) if array.axis != SEQUENCES]
+        self._entry_names = [name for name in self._names if name in Entries._fields]
+        self._values = {name: r for name, r in arrays.items() if AXIS[name] != SEQUENCES}
         self._widths = {axis: self._width(axis) for axis in offsets}
 
     def records(self, places: Sequence[int]) -> list[TokenRecords]:
-        """Sequences by position, which must ascend.
+        """Decode sequences by position, which must ascend.
 
         Raises:
             ValueError: Bytes that one of them needs are damaged.
         """
         read = _Gathered(self, places)
-        fields = read.entries() | read.scalars() | read.optional()
-        return [TokenRecords(**one) for one in read.split(fields)]
+        decoded = decode_fields(read.encoded(self._names), self._missing)
+        return [TokenRecords(**one) for one in read.split(decoded, FIELD)]
 
     def entries(self, places: Sequence[int]) -> list[Entries]:
-        """The entries alone, likewise."""
+        """Decode the entries alone, likewise."""
         read = _Gathered(self, places)
-        return [Entries(**one) for one in read.split(read.entries())]
+        decoded = decode_fields(read.encoded(self._entry_names))
+        return [Entries(**one) for one in read.split(decoded, Entries._fields)]
 
-    def encoded(self, i: int) -> EncodedRecords:
-        """One sequence as it is stored, but for what is stored as distances."""
-        read = _Gathered(self, [i])
-        per_record, per_entry, per_draw = read.stored()
-        nothing = np.zeros(len(per_record["byte_lengths"]), np.float32)
-        none_dropped = np.zeros(len(nothing), np.int64)
-        return EncodedRecords(per_record, per_entry, per_draw, nothing, nothing, none_dropped)
+    def encoded(self, places: Sequence[int]) -> list[EncodedRecords]:
+        """Read sequences in encoded form; everything that `records` checks of them is checked."""
+        self.records(places)
+        each = [_Gathered(self, [i]).encoded(self._names) for i in places]
+        return [EncodedRecords.unmeasured(fields) for fields in each]
 
     def gather(self, name: str, spans: Sequence[tuple[int, int]]) -> Array:
-        """Rows of one array."""
+        """Read rows of one array."""
         reader = self._arrays.get(name)  # an array without elements has no member
         return self._empty[name] if reader is None else reader.gather(spans)
 
     def spans(self, axis: str, places: Sequence[int]) -> list[tuple[int, int]]:
-        """Where sequences lie on an axis."""
+        """Find where sequences lie on an axis."""
         offsets = self._offsets[axis]
         return [(offsets.item(i), offsets.item(i + 1)) for i in places]
 
@@ -105,16 +101,12 @@ class SequenceReader:
             check_cost(self._values, self._offsets, i)
 
     def _width(self, axis: str) -> int:
-        """Decoded bytes of all arrays for one step along an axis."""
-        return sum(r.spec.row_bytes for name, r in self._values.items() if axis_of(name) == axis)
-
-    @property
-    def spec(self) -> StoreSpec:
-        return self._spec
+        """Add up the decoded bytes of all arrays for one step along an axis."""
+        return sum(r.spec.row_bytes for name, r in self._values.items() if AXIS[name] == axis)
 
 
 class _Gathered:
-    """The fields of several sequences, one after the other."""
+    """Fields of several sequences, one after the other."""
 
     def __init__(self, reader: SequenceReader, places: Sequence[int]) -> None:
         for i in places:
@@ -122,118 +114,56 @@ class _Gathered:
         self._reader, self._places = reader, places
         self._spans: dict[str, list[tuple[int, int]]] = {}
         self._lengths: dict[str, I64] = {}
+        self._cuts_of: dict[str, list[tuple[int, int]]] = {}
 
-    def entries(self) -> dict[str, Array | None]:
-        """Fields of `Entries`."""
-        count = self._of("entry_count").astype(np.int64)
-        self._check_counts(count, "entry_logprobs", "entries")
-        logprobs, tail = decode_entries(self._of("entry_logprobs"), count, self._of("tail_logmass"))
-        return {
-            "entry_count": count,
-            "entry_ids": self._of("entry_ids") if self._reader.spec.has_ids else None,
-            "entry_logprobs": logprobs,
-            "tail_logmass": tail,
-        }
+    def encoded(self, names: Iterable[str]) -> dict[str, Array]:
+        """Read arrays, among them those of the entries, and undo what is stored as distances.
 
-    def scalars(self) -> dict[str, Array]:
-        """What else every record has."""
-        lengths = self._of("byte_lengths").astype(np.int64)
-        records = self._length("byte_starts")
-        return {
-            "token_ids": self._of("token_ids"),
-            "byte_starts": unpack_starts(self._of("byte_starts"), lengths, records),
-            "byte_lengths": lengths,
-            "token_logprob": self._token_logprob(),
-            "entropy": self._entropy(),
-        }
+        Raises:
+            ValueError: Their bytes are damaged, or they cannot belong together.
+        """
+        fields = unpack({name: self._read(name) for name in names}, self._length(RECORDS))
+        self._check_counts(fields["entry_count"], ENTRIES)
+        if "draw_count" in fields:
+            self._check_counts(fields["draw_count"], DRAWS)
+        return fields
 
-    def _token_logprob(self) -> Array:
-        """NaN where the source of an import did not say it."""
-        codes = self._of("token_logprob")
-        found = dequantise(codes, TOKEN_STEP)
-        if "token_logprob" in self._reader.spec.missing:
-            found[codes == NEG_INF_CODE] = np.nan
-        return found
-
-    def _entropy(self) -> Array:
-        """NaN where the source of an import did not say it."""
-        codes = self._of("entropy")
-        if "entropy" in self._reader.spec.missing:
-            return np.full(len(codes), np.nan, np.float32)
-        return dequantise_entropy(codes)
-
-    def optional(self) -> dict[str, Array]:
-        """What the spec says there is beyond that."""
-        spec = self._reader.spec
-        found: dict[str, Array] = {}
-        if spec.temperatures:
-            found["lognorm"] = self._of("lognorm")
-        if spec.has_logit_std:
-            found |= {name: self._of(name) for name in ("logit_std", "lognorm_std")}
-        if spec.draws and spec.layout == 1:
-            found["draw_count"] = self._of("draw_count").astype(np.int64)
-            found |= {name: self._of(name) for name in ("sample_ids", "sample_counts")}
-        elif spec.draws:
-            names = ("draw_total", "sample_gaps", "sample_counts")
-            found |= unpack_draws(*(self._of(name) for name in names))
-        if spec.draws:
-            self._check_counts(found["draw_count"], "sample_counts", "draws")
-        return found
-
-    def stored(self) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-        """Fields of `EncodedRecords`: of records, of entries, of draws."""
-        spec = self._reader.spec
-        lengths = self._of("byte_lengths")
-        starts = unpack_starts(
-            self._of("byte_starts"), lengths.astype(np.int64), self._length("byte_starts")
-        )
-        names = ("token_ids", "token_logprob", "entry_count", "tail_logmass", "entropy")
-        per_record = {name: self._of(name) for name in names}
-        per_record |= {"byte_starts": starts, "byte_lengths": lengths}
-        optional, per_draw = self.optional(), {}
-        for name, values in optional.items():
-            if name in ("sample_ids", "sample_counts"):
-                per_draw[name] = values
-            else:
-                is_count = name == "draw_count"
-                per_record[name] = values.astype(np.uint16) if is_count else values
-        per_entry = {"entry_logprobs": self._of("entry_logprobs")}
-        if spec.has_ids:
-            per_entry["entry_ids"] = self._of("entry_ids")
-        return per_record, per_entry, per_draw
-
-    def split(self, fields: Mapping[str, Array | None]) -> list[dict[str, Any]]:
-        """The fields of each sequence."""
+    def split(self, fields: Mapping[str, Array], names: Iterable[str]) -> list[dict[str, Any]]:
+        """Cut the fields of that name into those of each sequence; None for those not held."""
         if len(self._places) == 1:
-            return [dict(fields)]
-        cuts = {
-            name: np.concatenate([[0], np.cumsum(self._length(name))]).tolist() for name in fields
-        }
-        found: list[dict[str, Any]] = [{} for _ in self._places]
+            return [{name: fields.get(name) for name in names}]
+        found: list[dict[str, Any]] = [dict.fromkeys(names) for _ in self._places]
         for name, values in fields.items():
-            for one, (start, stop) in zip(found, pairwise(cuts[name]), strict=True):
-                one[name] = None if values is None else values[start:stop]
+            for one, (start, stop) in zip(found, self._cuts(AXIS[name]), strict=True):
+                one[name] = values[start:stop]
         return found
 
-    def _of(self, name: str) -> Array:
-        axis = axis_of(name)
+    def _read(self, name: str) -> Array:
+        axis = AXIS[name]
         if axis not in self._spans:
             self._spans[axis] = self._reader.spans(axis, self._places)
         return self._reader.gather(name, self._spans[axis])
 
-    def _length(self, name: str) -> I64:
-        """How much each sequence has of a field."""
-        axis = axis_of(name)
+    def _length(self, axis: str) -> I64:
+        """Count what each sequence has along an axis."""
         if axis not in self._lengths:
             spans = self._reader.spans(axis, self._places)
             self._lengths[axis] = np.array([b - a for a, b in spans], np.int64)
         return self._lengths[axis]
 
-    def _check_counts(self, count: I64, flat: str, what: str) -> None:
-        sums, held = sums_of(count, self._length("entry_count")), self._length(flat)
+    def _cuts(self, axis: str) -> list[tuple[int, int]]:
+        """Find where each sequence lies in what was gathered along an axis."""
+        if axis not in self._cuts_of:
+            stops = np.cumsum(self._length(axis)).tolist()
+            self._cuts_of[axis] = list(pairwise([0, *stops]))
+        return self._cuts_of[axis]
+
+    def _check_counts(self, count: Array, axis: str) -> None:
+        """Hold the counts of the records to what each sequence has along an axis."""
+        sums, held = sums_of(count, self._length(RECORDS)), self._length(axis)
         if not np.array_equal(sums, held):
             worst = int(np.flatnonzero(sums != held)[0])
             raise ValueError(
-                f"sequence {self._places[worst]} has {held[worst]} {what}, its records have "
+                f"sequence {self._places[worst]} has {held[worst]} {axis}, its records have "
                 f"{sums[worst]}"
             )

@@ -7,32 +7,30 @@
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, BinaryIO, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError
-from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fields import AXIS, RECORDS
 from logitstore.format.limits import check_ratio
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import LinesReader
-from logitstore.format.shard_arrays import array_specs
-from logitstore.format.shard_group import (
-    GROUP_MEMBER,
-    checked_size,
-    read_group,
-)
+from logitstore.format.shard_arrays import open_arrays, read_offsets
+from logitstore.format.shard_group import read_group
 from logitstore.format.spec import Plan, StoreSpec
-from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata
+from logitstore.format.zarr_arrays import StoredChunk
 from logitstore.format.zip_archive import Archive
+from logitstore.reading.damage import damaged
 from logitstore.reading.sequences import SequenceReader
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.storage.paths import StorePath
+
+T = TypeVar("T")
 
 
 class Shard:
@@ -66,17 +64,16 @@ class Shard:
         self.path, self.spec, self._rows = path, spec, plan.shard_rows(index)
         try:
             self.archive = Archive(path, file)
-            self.about = read_group(self.archive, spec, plan, index)
-            self.size = checked_size(self.about, spec, plan, index)
-            self._arrays = self._open_arrays()
+            self.about, self.size = read_group(self.archive, spec, plan, index)
+            self._arrays = open_arrays(self.archive, spec, self.size)
             # Before the offsets: what a line costs in this file bounds how many there can be.
             self._lines = LinesReader(self.archive[LINES_MEMBER], self.size.sequences)
-            self._offsets = self._read_offsets()
+            self._offsets = read_offsets(self._arrays, self.size)
             self._sequences = SequenceReader(spec, self.size, self._arrays, self._offsets)
         except CorruptStoreError as e:
-            self._raise(str(e).removeprefix(f"{path}: "), self.rows)
+            raise damaged(path, self.rows, str(e).removeprefix(f"{path}: ")) from None
         except (ValueError, KeyError, TypeError) as e:
-            self._raise(str(e), self.rows)
+            raise damaged(path, self.rows, str(e)) from None
 
     def __len__(self) -> int:
         return self.size.sequences
@@ -87,10 +84,7 @@ class Shard:
         Raises:
             CorruptStoreError: Bytes it needs are damaged; other sequences may still be whole.
         """
-        try:
-            return self._sequences.records([i])[0]
-        except ValueError as e:
-            self._raise(str(e), self._row_of(i))
+        return self._one(i, self._sequences.records)
 
     def records_of(self, places: Sequence[int]) -> list[TokenRecords]:
         """Several sequences, decoded together; positions ascend.
@@ -111,11 +105,7 @@ class Shard:
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
         """
-        try:
-            self._sequences.records([i])  # everything that is checked of a sequence
-            return self._sequences.encoded(i)
-        except ValueError as e:
-            self._raise(str(e), self._row_of(i))
+        return self._one(i, self._sequences.encoded)
 
     def entries(self, i: int) -> Entries:
         """The entries alone of sequence i.
@@ -123,10 +113,7 @@ class Shard:
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
         """
-        try:
-            return self._sequences.entries([i])[0]
-        except ValueError as e:
-            self._raise(str(e), self._row_of(i))
+        return self._one(i, self._sequences.entries)
 
     def largest_tail(self) -> float:
         """The most probability that any record leaves outside its entries; 0 without records.
@@ -141,7 +128,7 @@ class Shard:
                 codes = self._arrays["tail_logmass"][start:stop]
                 smallest = min(smallest, int(codes.min()))
         except ValueError as e:
-            self._raise(str(e), self.rows)
+            raise damaged(self.path, self.rows, str(e)) from None
         return 0.0 if smallest == NEG_INF_CODE else math.exp(-smallest * TAIL_STEP)
 
     def text(self, i: int) -> SequenceText:
@@ -153,11 +140,12 @@ class Shard:
         try:
             line = self._lines[i]
         except ValueError as e:
-            self._raise(f"{LINES_MEMBER}: {e}", self.rows)
+            raise damaged(self.path, self.rows, f"{LINES_MEMBER}: {e}") from None
         first, stop = self._rows
         is_one_each = len(self) == stop - first  # every row has a line
         if line.row != first + i if is_one_each else not first <= line.row < stop:
-            self._raise(f"{LINES_MEMBER}: line {i} is of row {line.row}", self.rows)
+            why = f"{LINES_MEMBER}: line {i} is of row {line.row}"
+            raise damaged(self.path, self.rows, why)
         return line
 
     def sequence_rows(self) -> npt.NDArray[np.int64]:
@@ -165,7 +153,7 @@ class Shard:
         try:
             rows = self._lines.rows(*self._rows)
         except ValueError as e:
-            self._raise(f"{LINES_MEMBER}: {e}", self.rows)
+            raise damaged(self.path, self.rows, f"{LINES_MEMBER}: {e}") from None
         return np.array(rows, np.int64)
 
     def array(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
@@ -178,7 +166,7 @@ class Shard:
         try:
             return reader[start : reader.spec.shape[0] if stop is None else stop]
         except ValueError as e:
-            self._raise(str(e), self.rows)
+            raise damaged(self.path, self.rows, str(e)) from None
 
     def stored_bytes(self, member: str, start: int = 0, stop: int | None = None) -> memoryview:
         """Some bytes of a member of the zarr group as they are stored, checked.
@@ -194,7 +182,7 @@ class Shard:
             try:
                 self._arrays[name].check_stored(start, len(data) if stop is None else stop)
             except ValueError as e:
-                self._raise(str(e), self.rows)
+                raise damaged(self.path, self.rows, str(e)) from None
         return data[start:stop]
 
     def check_whole(self) -> None:
@@ -209,66 +197,40 @@ class Shard:
         try:
             check_ratio(*map(sum, zip(*costs, strict=True)))
         except ValueError as e:
-            self._raise(str(e), self.rows)
+            raise damaged(self.path, self.rows, str(e)) from None
 
-    def member_bytes(self) -> dict[str, int]:
-        """Compressed bytes of each array, and of the text."""
-        found = {
-            name: len(reader_bytes)
-            for name, reader_bytes in (
-                (s.name, self.archive[s.data_member])
-                for s in array_specs(self.spec, self.size)
-                if s.chunk_count
-            )
-        }
-        return found | {LINES_MEMBER: len(self.archive[LINES_MEMBER])}
+    def chunks(self, name: str, i: int) -> Iterator[StoredChunk]:
+        """List the stored chunks of an array that sequence i has values in, not decoded.
 
-    def _open_arrays(self) -> dict[str, ArrayReader]:
-        specs = array_specs(self.spec, self.size)
-        expected = {GROUP_MEMBER, LINES_MEMBER, *(s.metadata_member for s in specs)}
-        expected |= {s.data_member for s in specs if s.chunk_count}
-        if set(self.archive.names) != expected:
-            odd = sorted(set(self.archive.names) ^ expected)
-            raise ValueError(f"its members are not those of this store: {', '.join(odd[:5])}")
-        specs = [self._recognised(s) for s in specs]
-        return {s.name: ArrayReader(s, self.archive[s.data_member]) for s in specs if s.chunk_count}
+        Args:
+            name: Of an array along records, entries or draws.
+            i: Which sequence of this shard.
 
-    def _recognised(self, spec: ArraySpec) -> ArraySpec:
-        """The spec that the member's text is of: the coding may be one of two."""
-        text, others = self.archive[spec.metadata_member], [spec]
-        if spec.coding in INSTEAD_OF_PCODEC:
-            others.append(replace(spec, coding=INSTEAD_OF_PCODEC[spec.coding]))
-        elif self.spec.layout == 2 and spec.name == "entry_ids":
-            others.append(replace(spec, coding="shuffle"))
-        for one in others:
-            if text == array_metadata(one):
-                return one
-        raise ValueError(f"{spec.metadata_member} does not describe the array it must")
-
-    def _read_offsets(self) -> dict[str, npt.NDArray[np.int64]]:
-        totals = {
-            "sequence_records": self.size.records,
-            "sequence_entries": self.size.entries,
-            "sequence_draws": self.size.draws,
-        }
-        found = {}
-        for name in totals.keys() & self._arrays.keys():
-            raw = self._arrays[name][slice(0, self.size.sequences + 1)]
-            offsets = raw.astype(np.int64)
-            if offsets[0] != 0 or offsets[-1] != totals[name] or (np.diff(offsets) < 0).any():
-                raise ValueError(f"{name} does not divide {totals[name]} among the sequences")
-            found[name] = offsets
-        return found
+        Raises:
+            CorruptStoreError: Their bytes are damaged.
+        """
+        start, stop = self._offsets[AXIS[name]][i : i + 2].tolist()
+        try:
+            yield from self._arrays[name].chunks(start, stop)
+        except ValueError as e:
+            raise damaged(self.path, self._row_of(i), str(e)) from None
 
     @property
     def record_offsets(self) -> npt.NDArray[np.int64]:
         """Records of sequence i lie from value i up to value i + 1."""
-        return self._offsets["sequence_records"]
+        return self._offsets[RECORDS]
 
     @property
     def rows(self) -> tuple[int, int]:
         """First and last dataset row."""
         return self._rows[0], self._rows[1] - 1
+
+    def _one(self, i: int, read: Callable[[Sequence[int]], list[T]]) -> T:
+        """Read something of sequence i, or say which row is damaged."""
+        try:
+            return read([i])[0]
+        except ValueError as e:
+            raise damaged(self.path, self._row_of(i), str(e)) from None
 
     def _row_of(self, i: int) -> tuple[int, int]:
         try:
@@ -276,13 +238,3 @@ class Shard:
         except (ValueError, IndexError):
             return self.rows
         return row, row
-
-    def _raise(self, why: str, rows: tuple[int, int]) -> NoReturn:
-        where = f"row {rows[0]:,}" if rows[0] == rows[1] else f"rows {rows[0]:,} to {rows[1]:,}"
-        raise CorruptStoreError(
-            f"{self.path}: {where}: {why.rstrip('.')}. Nothing was returned in its place. See "
-            f"`logitstore verify {self.path.parent.parent}`; then restore the file from a copy, or "
-            f"run `logitstore repair {self.path.parent.parent}` to redo just this shard.",
-            path=self.path,
-            rows=rows,
-        ) from None

@@ -10,21 +10,21 @@ import json
 import os
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
+from logitstore.format.fields import OFFSETS, RECORDS
 from logitstore.format.rows_parquet import LINE_DIGEST_BYTES, LinesReader
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
-from logitstore.format.shard_arrays import array_specs
-from logitstore.format.shard_group import checked_size, read_group
+from logitstore.format.shard_arrays import array_specs, read_offsets_of
+from logitstore.format.shard_group import read_group
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
-from logitstore.format.zip_archive import (
-    ArchiveEnd,
-)
+from logitstore.format.zip_archive import ArchiveEnd
+from logitstore.reading.damage import damaged
 from logitstore.reading.shard import Shard
 from logitstore.storage.files import open_file
 from logitstore.storage.objects import RemotePath
@@ -66,18 +66,17 @@ class Skimmed:
         self.path, self._spec, self._rows = path, spec, plan.shard_rows(index)
         try:
             self.archive = ArchiveEnd(*_reader(path, size_bytes))
-            self.about = read_group(self.archive, spec, plan, index)
-            self.size = checked_size(self.about, spec, plan, index)
+            self.about, self.size = read_group(self.archive, spec, plan, index)
         except StorageError:  # of a bucket: it says what to do
             raise
         except FileNotFoundError:
-            self._raise("it is missing")
+            raise self._damaged("it is missing") from None
         except OSError as e:
-            self._raise(f"it cannot be read ({e.strerror})")
+            raise self._damaged(f"it cannot be read ({e.strerror})") from None
         except (ValueError, KeyError, TypeError) as e:
-            self._raise(str(e))
+            raise self._damaged(str(e)) from None
         if self.size.sequences * LINE_DIGEST_BYTES > self.archive.size_bytes:
-            self._raise(f"it is too small to hold {self.size.sequences} lines")
+            raise self._damaged(f"it is too small to hold {self.size.sequences} lines")
 
     @cached_property
     def token_counts(self) -> npt.NDArray[np.int64]:
@@ -86,16 +85,13 @@ class Skimmed:
         Raises:
             CorruptStoreError: Their bytes are damaged.
         """
-        spec = next(s for s in array_specs(self._spec, self.size) if s.name == "sequence_records")
+        specs = {s.name: s for s in array_specs(self._spec, self.size)}
+        spec = specs[OFFSETS[RECORDS].name]
         try:
             reader = ArrayReader(spec, self.archive.check_member(spec.data_member))
-            offsets = reader[slice(0, self.size.sequences + 1)].astype(np.int64)
+            return np.diff(read_offsets_of(RECORDS, reader, self.size))
         except (ValueError, KeyError) as e:
-            self._raise(str(e))
-        counts = np.diff(offsets)
-        if offsets[0] != 0 or offsets[-1] != self.size.records or (counts < 0).any():
-            self._raise("sequence_records does not divide the records among the sequences")
-        return counts
+            raise self._damaged(str(e)) from None
 
     @cached_property
     def sequence_rows(self) -> npt.NDArray[np.int64]:
@@ -111,27 +107,19 @@ class Skimmed:
             lines = LinesReader(self.archive.check_member(LINES_MEMBER), self.size.sequences)
             return np.array(lines.rows(first, stop), np.int64)
         except (ValueError, KeyError) as e:
-            self._raise(f"{LINES_MEMBER}: {e}")
+            raise self._damaged(f"{LINES_MEMBER}: {e}") from None
 
     def member_bytes(self) -> dict[str, int]:
         """Compressed bytes of each array, and of the text."""
         arrays = [s for s in array_specs(self._spec, self.size) if s.chunk_count]
         try:
-            found = {s.name: self.archive.sizes[s.data_member] for s in arrays}
-            return found | {LINES_MEMBER: self.archive.sizes[LINES_MEMBER]}
+            found = {s.name: self.archive.members[s.data_member].size for s in arrays}
+            return found | {LINES_MEMBER: self.archive.members[LINES_MEMBER].size}
         except KeyError as e:
-            self._raise(f"it has no {e}")
+            raise self._damaged(f"it has no {e}") from None
 
-    def _raise(self, why: str) -> NoReturn:
-        rows, store = (self._rows[0], self._rows[1] - 1), self.path.parent.parent
-        where = f"row {rows[0]:,}" if rows[0] == rows[1] else f"rows {rows[0]:,} to {rows[1]:,}"
-        raise CorruptStoreError(
-            f"{self.path}: {where}: {why.rstrip('.')}. Nothing was returned in its place. See "
-            f"`logitstore verify {store}`; then restore the file from a copy, or run `logitstore "
-            f"repair {store}` to redo just this shard.",
-            path=self.path,
-            rows=rows,
-        ) from None
+    def _damaged(self, why: str) -> CorruptStoreError:
+        return damaged(self.path, (self._rows[0], self._rows[1] - 1), why)
 
 
 def _reader(path: StorePath, size_bytes: int | None) -> tuple[int, Callable[[int, int], bytes]]:

@@ -1,4 +1,4 @@
-"""From what a teacher pass computed to the arrays a shard stores.
+"""Encode what a teacher pass computed as a shard stores it.
 
 Shape legend: n = records, K = entries asked for, T = extra temperatures, D = distinct draws.
 """
@@ -8,13 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.format.encoded import Array, EncodedRecords
-from logitstore.format.logprob_codec import (
-    TOKEN_STEP,
-    encode_entries,
-    quantise,
-    quantise_entropy,
-)
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fields import FIELDS, RECORDS, Array
+from logitstore.format.logprob_codec import encode_entries
 from logitstore.format.spec import StoreSpec
 
 _ONE_TOLERANCE = 1e-3  # what float32 sums over 262,144 tokens stay well within
@@ -50,10 +46,10 @@ class RawRecords:
     byte_lengths: Array
     token_logprob: Array
     entry_logprobs: Array
-    entry_ids: Array | None
     entry_count: Array
     tail_logmass: Array
     entropy: Array
+    entry_ids: Array | None = None
     lognorm: Array | None = None
     logit_std: Array | None = None
     lognorm_std: Array | None = None
@@ -63,7 +59,7 @@ class RawRecords:
 
 
 def encode_records(raw: RawRecords, spec: StoreSpec) -> EncodedRecords:
-    """Quantise and flatten.
+    """Quantise and flatten records.
 
     Raises:
         InputError: An id, position or length that the format cannot hold, or a token that the
@@ -76,31 +72,26 @@ def encode_records(raw: RawRecords, spec: StoreSpec) -> EncodedRecords:
         np.asarray(raw.entry_count, np.int64),
         np.asarray(raw.tail_logmass, np.float32),
     )
-    per_record: dict[str, Array] = {
-        "token_ids": np.asarray(raw.token_ids).astype(np.uint32),
-        "byte_starts": np.asarray(raw.byte_starts, np.int64),
-        "byte_lengths": np.asarray(raw.byte_lengths).astype(np.uint16),
-        "token_logprob": quantise(raw.token_logprob, TOKEN_STEP),
+    fields: dict[str, Array] = {
         "entry_count": entries.count,
+        "entry_logprobs": entries.deltas,
         "tail_logmass": entries.tail_codes,
-        "entropy": quantise_entropy(raw.entropy),
     }
-    for name in ("lognorm", "logit_std", "lognorm_std"):
-        value = getattr(raw, name)
-        if value is not None:
-            per_record[name] = np.asarray(value, np.float32)
-    per_entry: dict[str, Array] = {"entry_logprobs": entries.deltas}
     if entries.ids is not None:
-        per_entry["entry_ids"] = entries.ids
-    per_draw = _draws(raw, spec)
-    if per_draw:
-        per_record["draw_count"] = per_draw.pop("draw_count")
-    return EncodedRecords(per_record, per_entry, per_draw, entries.kl, entries.l1, entries.dropped)
+        fields["entry_ids"] = entries.ids
+    fields |= _draws(raw, spec)
+    for field in FIELDS:  # the others are encoded each by itself
+        values = getattr(raw, field.name)
+        if field.axis == RECORDS and field.name not in fields and values is not None:
+            fields[field.name] = field.encode(values)
+    return EncodedRecords(fields, entries.kl, entries.l1, entries.dropped)
 
 
 def _draws(raw: RawRecords, spec: StoreSpec) -> dict[str, Array]:
-    """`draw_count` of each record and its draws, flat; empty where there are none to keep."""
+    """Encode the draws of each record, flat; nothing where there are none to keep."""
     if raw.draw_count is None or raw.sample_ids is None or raw.sample_counts is None:
+        if (raw.draw_count, raw.sample_ids, raw.sample_counts) != (None, None, None):
+            raise InputError("draws are sample_ids, sample_counts and draw_count: give all three.")
         return {}
     drawn = np.arange(raw.sample_ids.shape[1]) < raw.draw_count[:, None]
     times = np.where(drawn, raw.sample_counts, 0).astype(np.int64)

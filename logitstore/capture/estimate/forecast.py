@@ -15,6 +15,7 @@ from logitstore.capture.estimate.sample import Sample, sample_text
 from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import byte_count, duration
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fields import ENTRIES
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zip_archive import pack
 from logitstore.records import SequenceText
@@ -212,7 +213,7 @@ def stored_size(spec: StoreSpec, plan: Plan, pairs: Pairs) -> StoredSize:
         slope = large.total_bytes / max(large.records, 1)
     else:
         slope = (large.total_bytes - small.total_bytes) / (large.records - small.records)
-    entries = sum(encoded.entry_total for _, encoded in ordered if encoded)
+    entries = sum(encoded.total(ENTRIES) for _, encoded in ordered if encoded)
     entry_bytes = sum(
         len(memoryview(data).cast("B"))
         for name, data in all_members.items()

@@ -25,6 +25,7 @@ from logitstore.capture.teacher.teacher import Teacher
 from logitstore.capture.teacher.weights import input_device, load_model
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fields import fields_of
 from logitstore.format.spec import StoreSpec
 from logitstore.text.token_budget import by_token_budget
 from logitstore.writing.encode import RawRecords, encode_records
@@ -192,27 +193,16 @@ def _only(result: HeadResult, keep_n: Tensor) -> HeadResult:
 def _raw_records(
     batch: Sequence[TeacherSequence], result: HeadResult, spec: StoreSpec
 ) -> RawRecords:
-    def of_records(name: str) -> np.ndarray[Any, Any]:
+    """Join what the teacher said of each record with where the record lies in the text."""
+
+    def of_text(name: str) -> np.ndarray[Any, Any]:
         return np.concatenate([getattr(s.text, name)[s.text.has_record] for s in batch])
 
+    held = {field.name for field in fields_of(spec)}
+    said = {name: t.numpy() for name, t in vars(result).items() if t is not None and name in held}
     return RawRecords(
-        token_ids=of_records("token_ids"),
-        byte_starts=of_records("byte_starts"),
-        byte_lengths=of_records("byte_lengths"),
-        token_logprob=result.token_logprob.numpy(),
-        entry_logprobs=result.entry_logprobs.numpy(),
-        entry_ids=result.entry_ids.numpy() if spec.has_ids else None,
-        entry_count=result.entry_count.numpy(),
-        tail_logmass=result.tail_logmass.numpy(),
-        entropy=result.entropy.numpy(),
-        lognorm=result.lognorm.numpy() if spec.temperatures else None,
-        logit_std=_array(result.logit_std),
-        lognorm_std=_array(result.lognorm_std),
-        sample_ids=_array(result.sample_ids),
-        sample_counts=_array(result.sample_counts),
-        draw_count=_array(result.draw_count),
+        token_ids=of_text("token_ids"),
+        byte_starts=of_text("byte_starts"),
+        byte_lengths=of_text("byte_lengths"),
+        **said,
     )
-
-
-def _array(values: Tensor | None) -> np.ndarray[Any, Any] | None:
-    return None if values is None else values.numpy()

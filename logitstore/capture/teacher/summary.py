@@ -62,7 +62,7 @@ class HeadResult:
     entry_count: Tensor  # (n,)
     tail_logmass: Tensor  # (n,)
     entropy: Tensor  # (n,)
-    lognorm: Tensor  # (n, T)
+    lognorm: Tensor | None = None  # (n, T)
     logit_std: Tensor | None = None  # (n,)
     lognorm_std: Tensor | None = None  # (n,) at temperature logit_std + STD_FLOOR
     sample_ids: Tensor | None = None  # (n, S) int32, distinct draws, ascending
@@ -126,7 +126,7 @@ def summarise_(
         entry_count=count_n,
         tail_logmass=tail_n,
         entropy=rows.entropy_n,
-        lognorm=torch.stack(lognorms, 1) if lognorms else tail_n.new_zeros(len(tail_n), 0),
+        lognorm=torch.stack(lognorms, 1) if lognorms else None,
         logit_std=std_n,
         lognorm_std=lognorm_std_n,
         sample_ids=None if drawn is None else drawn.ids,

@@ -18,11 +18,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from logitstore.format.canonical_json import canonical_json, parse_json
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fields import DRAWS, ENTRIES, RECORDS, Array, Field, fields_of
 from logitstore.format.rows_parquet import SCHEMA as LINES_SCHEMA
 from logitstore.format.spec import StoreSpec
 from logitstore.records import SequenceText, TokenRecords
@@ -31,9 +31,13 @@ METADATA_KEY = b"logitstore"
 EXPORT_VERSION = 1
 DATA_FOLDER = "data"
 
+_COUNTS = ("entry_count", "draw_count")
+_CODES_BEHIND = {  # what is stored, as columns behind those of what is decoded
+    "entropy": {"tail_codes": pa.uint16()},
+    "entry_logprobs": {"entry_codes": pa.list_(pa.uint16())},
+}
 _LINE_FIELDS = ("row", "part", "status", "supervised_start", "segments", "messages")
 
-Array = npt.NDArray[Any]
 Sequence_ = tuple[SequenceText, TokenRecords, EncodedRecords]
 
 
@@ -49,27 +53,26 @@ def schema_of(spec: StoreSpec) -> pa.Schema:
     return pa.schema(fields)
 
 
+def columns_of(spec: StoreSpec) -> list[Field]:
+    """List the fields that are columns; the counts are not: they are the lengths of lists."""
+    return [field for field in fields_of(spec) if field.name not in _COUNTS]
+
+
 def _per_token(spec: StoreSpec) -> dict[str, pa.DataType]:
-    kinds: dict[str, pa.DataType] = {
-        "token_ids": pa.uint32(),
-        "byte_starts": pa.int64(),
-        "byte_lengths": pa.uint16(),
-        "token_logprob": pa.float32(),
-        "tail_logmass": pa.float32(),
-        "entropy": pa.float32(),
-        "tail_codes": pa.uint16(),
-        "entry_logprobs": pa.list_(pa.float32()),
-        "entry_codes": pa.list_(pa.uint16()),
-    }
-    if spec.has_ids:
-        kinds["entry_ids"] = pa.list_(pa.uint32())
-    if spec.temperatures:
-        kinds["lognorm"] = pa.list_(pa.float32())
-    if spec.has_logit_std:
-        kinds |= {"logit_std": pa.float32(), "lognorm_std": pa.float32()}
-    if spec.draws:
-        kinds |= {"sample_ids": pa.list_(pa.uint32()), "sample_counts": pa.list_(pa.uint8())}
+    """List the columns of lists, and the type of what a token has in each."""
+    kinds: dict[str, pa.DataType] = {}
+    for field in columns_of(spec):
+        kind = pa.from_numpy_dtype(_dtype(field))
+        is_list = field.axis != RECORDS or field.is_per_temperature
+        kinds[field.name] = pa.list_(kind) if is_list else kind
+        kinds |= _CODES_BEHIND.get(field.name, {})
     return kinds
+
+
+def _dtype(field: Field) -> np.dtype[Any]:
+    """The type of a column: numbers as readers see them, integers as narrow as they are stored."""
+    decoded = np.dtype(field.decoded)
+    return decoded if decoded.kind == "f" else np.dtype(field.encoded)
 
 
 def table_of(spec: StoreSpec, sequences: Sequence[Sequence_]) -> pa.Table:
@@ -82,37 +85,30 @@ def table_of(spec: StoreSpec, sequences: Sequence[Sequence_]) -> pa.Table:
             values = [[s._asdict() for s in segments] for segments in values]
         columns[name] = pa.array(values, LINES_SCHEMA.field(name).type)
     lengths = np.array([len(records) for _, records, _ in sequences])
-    flat = [_flat(records, encoded) for _, records, encoded in sequences]
+    flat = [_flat(spec, records, encoded) for _, records, encoded in sequences]
     for name, kind in _per_token(spec).items():
         values = [arrays[name] for arrays in flat]
         columns[name] = _lists(_inner(values, kind), lengths)
     return pa.table(columns, schema=schema_of(spec))
 
 
-def _flat(records: TokenRecords, encoded: EncodedRecords) -> dict[str, Any]:
+def _flat(spec: StoreSpec, records: TokenRecords, encoded: EncodedRecords) -> dict[str, Any]:
     """Columns of one sequence: an array a token, or (counts, values) where there are lists."""
-    count = records.entry_count
-    running = np.cumsum(encoded.per_entry["entry_logprobs"], dtype=np.int64)
-    codes = running - np.repeat(_before(running, encoded.per_entry["entry_logprobs"], count), count)
+    count, deltas = records.entry_count, encoded.fields["entry_logprobs"]
+    running = np.cumsum(deltas, dtype=np.int64)
+    codes = running - np.repeat(_before(running, deltas, count), count)
     found: dict[str, Any] = {
-        "token_ids": records.token_ids,
-        "byte_starts": records.byte_starts,
-        "byte_lengths": records.byte_lengths.astype(np.uint16),
-        "token_logprob": records.token_logprob,
-        "tail_logmass": records.tail_logmass,
-        "entropy": records.entropy,
-        "tail_codes": encoded.per_record["tail_logmass"],
-        "entry_logprobs": (count, records.entry_logprobs),
+        "tail_codes": encoded.fields["tail_logmass"],
         "entry_codes": (count, codes.astype(np.uint16)),
-        "entry_ids": (count, records.entry_ids),
-        "logit_std": records.logit_std,
-        "lognorm_std": records.lognorm_std,
-        "sample_ids": (records.draw_count, records.sample_ids),
-        "sample_counts": (records.draw_count, records.sample_counts),
     }
-    if records.lognorm is not None:
-        n, temperatures = records.lognorm.shape
-        found["lognorm"] = (np.full(n, temperatures), records.lognorm.ravel())
+    counts = {ENTRIES: count, DRAWS: records.draw_count}
+    for field in columns_of(spec):
+        values = getattr(records, field.name).astype(_dtype(field), copy=False)
+        if field.axis != RECORDS:
+            values = (counts[field.axis], values)
+        elif field.is_per_temperature:
+            values = (np.full(len(values), values.shape[1]), values.ravel())
+        found[field.name] = values
     return found
 
 

@@ -4,7 +4,7 @@ Codes are taken as they are, never rounded again. Everything is checked as data 
 files may have been through other tools since.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,24 +17,18 @@ from logitstore.checking.verify import nonsense
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.logprob_codec import (
-    NEG_INF_CODE,
-    TOKEN_STEP,
-    decode_entries,
-    quantise,
-    quantise_entropy,
-)
+from logitstore.format.fields import DRAWS, ENTRIES, Array, Field, decode_fields, token_records
+from logitstore.format.logprob_codec import NEG_INF_CODE
 from logitstore.format.parquet_limits import PYARROW_ERRORS
-from logitstore.format.spec import SPEC_FILE, TOKENIZER_FOLDER, StoreSpec
+from logitstore.format.spec import SPEC_FILE, TOKENIZER_FOLDER
 from logitstore.moving.folders import read_tokenizer
 from logitstore.moving.nested import Nested, nested
-from logitstore.moving.parquet.columns import schema_of
+from logitstore.moving.parquet.columns import columns_of, schema_of
 from logitstore.moving.parquet.exported import EXPORT_AGAIN, Exported
-from logitstore.records import Segment, SequenceText, TokenRecords
+from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.writer import StoreWriter, check_place
 
-Array = npt.NDArray[Any]
 Pair = tuple[SequenceText, EncodedRecords | None]
 
 
@@ -128,40 +122,40 @@ class _Group:
         return list(zip(self.lines, parts, strict=True))
 
     def _encoded(self) -> EncodedRecords:
-        spec = self.spec
         codes = self._column("entry_codes")
-        per_record: dict[str, Array] = {
-            "token_ids": self._values("token_ids", np.uint32),
-            "byte_starts": self._values("byte_starts", np.int64),
-            "byte_lengths": self._values("byte_lengths", np.uint16),
-            "token_logprob": quantise(self._known("token_logprob", -np.inf), TOKEN_STEP),
+        beside = {ENTRIES: codes}
+        fields: dict[str, Array] = {
             "entry_count": codes.counts[1].astype(np.uint16),
+            "entry_logprobs": _deltas(codes),
             "tail_logmass": self._values("tail_codes", np.uint16),
-            "entropy": quantise_entropy(self._known("entropy", 0.0)),
         }
-        per_entry: dict[str, Array] = {"entry_logprobs": _deltas(codes)}
-        per_draw: dict[str, Array] = {}
-        if spec.has_ids:
-            per_entry["entry_ids"] = self._inner("entry_ids", codes, np.uint32)
-        if spec.temperatures:
-            lognorm = self._column("lognorm")
-            if (lognorm.counts[1] != len(spec.temperatures)).any():
-                raise ValueError(f"lognorm has not {len(spec.temperatures)} values a token")
-            shape = (-1, len(spec.temperatures))
-            per_record["lognorm"] = lognorm.numbers(np.float32).reshape(shape)
-        if spec.has_logit_std:
-            for name in ("logit_std", "lognorm_std"):
-                per_record[name] = self._values(name, np.float32)
-        if spec.draws:
-            draws = self._column("sample_ids")
-            if draws.counts[1].max(initial=0) > spec.draws:
-                raise ValueError(f"a token has more than {spec.draws} draws")
-            per_record["draw_count"] = draws.counts[1].astype(np.uint16)
-            per_draw["sample_ids"] = draws.numbers(np.uint32)
-            per_draw["sample_counts"] = self._inner("sample_counts", draws, np.uint8)
-        nothing = np.zeros(len(per_record["token_ids"]), np.float32)
-        dropped = np.zeros(len(nothing), np.int64)
-        return EncodedRecords(per_record, per_entry, per_draw, nothing, nothing, dropped)
+        if self.spec.draws:
+            draws = beside[DRAWS] = self._column("sample_ids")
+            if draws.counts[1].max(initial=0) > self.spec.draws:
+                raise ValueError(f"a token has more than {self.spec.draws} draws")
+            fields["draw_count"] = draws.counts[1].astype(np.uint16)
+        for field in columns_of(self.spec):
+            if field.name not in fields:
+                fields[field.name] = self._field(field, beside.get(field.axis))
+        return EncodedRecords.unmeasured(fields)
+
+    def _field(self, field: Field, beside: Nested | None) -> Array:
+        """A field in encoded form.
+
+        Args:
+            field: Which.
+            beside: Of lists: the column that has as many items a token.
+        """
+        if beside is not None:
+            return self._inner(field.name, beside, field.encoded)
+        if field.quantiser is not None:
+            return field.encode(self._known(field.name, field.quantiser.unknown))
+        if not field.is_per_temperature:
+            return self._values(field.name, field.encoded)
+        column, temperatures = self._column(field.name), len(self.spec.temperatures)
+        if (column.counts[1] != temperatures).any():
+            raise ValueError(f"{field.name} has not {temperatures} values a token")
+        return column.numbers(field.encoded).reshape(-1, temperatures)
 
     def _column(self, name: str) -> Nested:
         """A column of lists, of as many items in each line as there are tokens."""
@@ -213,7 +207,8 @@ class _Group:
         """Holds records to what a store's can be."""
         begin = line.supervised_start
         try:
-            records = _decoded(encoded, self.spec)
+            decoded = decode_fields(encoded.fields, self.spec.missing)
+            records = token_records(decoded)
             end = begin + len(line.supervised_bytes)
             reason = next(nonsense(records, self.spec, begin, end), None)
         except ValueError as e:
@@ -235,25 +230,3 @@ def _deltas(codes: Nested) -> npt.NDArray[np.uint16]:
     if len(values) and (deltas.min() < 0 or values.max() >= NEG_INF_CODE):
         raise ValueError("entry_codes are not those of entries, most probable first")
     return np.asarray(deltas, np.uint16)
-
-
-def _decoded(encoded: EncodedRecords, spec: StoreSpec) -> TokenRecords:
-    """As a reader will see it, as far as it is checked."""
-    mine: Mapping[str, Array] = encoded.per_record
-    count = mine["entry_count"].astype(np.int64)
-    logprobs, tail = decode_entries(
-        encoded.per_entry["entry_logprobs"], count, mine["tail_logmass"]
-    )
-    nothing = np.zeros(len(count), np.float32)
-    return TokenRecords(
-        token_ids=mine["token_ids"],
-        byte_starts=mine["byte_starts"],
-        byte_lengths=mine["byte_lengths"].astype(np.int64),
-        token_logprob=nothing,
-        entry_count=count,
-        entry_ids=encoded.per_entry.get("entry_ids"),
-        entry_logprobs=logprobs,
-        tail_logmass=tail,
-        entropy=nothing,
-        sample_ids=encoded.per_draw.get("sample_ids"),
-    )

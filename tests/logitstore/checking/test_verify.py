@@ -147,7 +147,7 @@ def test_an_older_shard_of_the_same_rows_is_not_the_one_that_was_sealed(
     whole: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(whole, tmp_path / "copy")
-    shard = open_store(copy)._shard(1)
+    shard = open_store(copy).shard(1)
     members = {name: bytes(shard.archive[name]) for name in shard.archive.names}
     group = json.loads(members["zarr.json"])
     group["attributes"]["logitstore"]["fidelity"]["l1_max"] = 0.0

@@ -162,7 +162,7 @@ def test_the_pages_limits_are_the_codes() -> None:
 
 def test_every_array_and_field_is_on_the_page(tmp_path: Path) -> None:
     stores.write(tmp_path / "s", VARIANTS["every block"])
-    shard = open_store(tmp_path / "s")._shard(0)
+    shard = open_store(tmp_path / "s").shard(0)
     names = {n.split("/")[0] for n in shard.archive.names if n.endswith("/zarr.json")}
     fields = names | set(shard.about) | set(shard.about["fidelity"]) | set(shard.about["size"])
     assert {f for f in fields if f"`{f}`" not in PAGE} == set()

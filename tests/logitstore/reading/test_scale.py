@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,11 @@ def test_the_end_of_a_shard_says_what_the_whole_says(tmp_path: Path, parts: int)
         assert index_line(end, index) == index_line(whole, index)
         assert end.token_counts.tolist() == np.diff(whole.record_offsets).tolist()
         assert end.sequence_rows.tolist() == whole.sequence_rows().tolist()
-        assert end.member_bytes() == whole.member_bytes()
+        with zipfile.ZipFile(path) as archive:
+            sizes = {
+                i.filename: i.file_size for i in archive.infolist() if "json" not in i.filename
+            }
+        assert end.member_bytes() == {name.split("/")[0]: sizes[name] for name in sizes}
 
 
 def test_a_flipped_byte_never_changes_what_the_end_says(tmp_path: Path) -> None:

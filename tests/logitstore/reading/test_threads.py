@@ -66,8 +66,8 @@ def test_damage_in_a_thread_is_raised_as_damage(store_path: Path) -> None:
     shard = store_path / "shards" / "00001.zarr.zip"
     data = bytearray(shard.read_bytes())
     store = open_store(store_path)
-    member = store._shard(1).archive._places["entry_ids/c/0"]
-    data[member[0] + 20] ^= 1
+    member = store.shard(1).archive.members["entry_ids/c/0"]
+    data[member.start + 20] ^= 1
     del store
     shard.unlink()
     shard.write_bytes(data)

@@ -240,12 +240,17 @@ def cached(store: LogitStore) -> list[Path]:
     return sorted(store.cache.folder.glob("shards/*.zarr.zip"))
 
 
+def digest_and_size(store: LogitStore, index: int) -> tuple[str, int]:
+    facts = store.shard_facts[index]
+    return facts["sha256"], facts["file_bytes"]
+
+
 def test_an_interrupted_download_is_never_used(
     bucket: Bucket, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("logitstore.storage.objects._READ_BYTES", 1000)
     store = open_store(url)
-    digest, size = store._fact(0)
+    digest, size = digest_and_size(store, 0)
     original, left = RemotePath.read_range, [3]
 
     def dies(self: RemotePath, start: int, stop: int) -> bytes:
@@ -285,15 +290,15 @@ def test_the_cache_keeps_to_its_limit_and_drops_the_least_recent(bucket: Bucket,
     limit = sizes[0] + sizes[2] + 10
     store = open_store(url, cache_bytes=limit)
     _ = store[0]
-    os.utime(store.cache._path(store._fact(0)[0]), (1, 1))
-    names = {store._fact(i)[0]: i for i in range(3)}
+    os.utime(store.cache._path(digest_and_size(store, 0)[0]), (1, 1))
+    names = {digest_and_size(store, i)[0]: i for i in range(3)}
 
     def held() -> set[int]:
         return {names[p.name.removesuffix(".zarr.zip")] for p in cached(store)}
 
-    store.cache.open(store.path / "shards/00002.zarr.zip", *store._fact(2)).close()  # type: ignore[operator,arg-type]
+    store.cache.open(store.path / "shards/00002.zarr.zip", *digest_and_size(store, 2)).close()  # type: ignore[operator,arg-type]
     assert held() == {0, 2}
-    store.cache.open(store.path / "shards/00001.zarr.zip", *store._fact(1)).close()  # type: ignore[operator,arg-type]
+    store.cache.open(store.path / "shards/00001.zarr.zip", *digest_and_size(store, 1)).close()  # type: ignore[operator,arg-type]
     assert 0 not in held()
     assert sum(p.stat().st_size for p in cached(store)) <= limit
 

@@ -13,6 +13,7 @@ from hypothesis import given
 
 from logitstore import open_store
 from logitstore.errors import InputError
+from logitstore.format.fields import DRAWS
 from logitstore.info import facts, info_text
 from logitstore.testing import stores
 from logitstore.writing.encode import encode_records
@@ -67,13 +68,13 @@ def test_a_token_drawn_more_often_than_a_byte_can_say_is_there_again(counts: lis
         sample_counts=np.tile(counts, (n, 1)),
     )
     encoded = encode_records(raw, of)
-    per_record, per_draw = encoded.per_record["draw_count"], encoded.per_draw
-    first = slice(0, int(per_record[0]))
-    again, times = per_draw["sample_ids"][first], per_draw["sample_counts"][first]
+    draw_count = encoded.fields["draw_count"]
+    first = slice(0, int(draw_count[0]))
+    again, times = encoded.fields["sample_ids"][first], encoded.fields["sample_counts"][first]
     assert (np.diff(again.astype(int)) >= 0).all()
     assert times.min() >= 1
     assert np.bincount(again, times, minlength=ids[-1] + 1)[ids].tolist() == counts
-    assert encoded.draw_total == per_record.sum()
+    assert encoded.total(DRAWS) == draw_count.sum()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Store distances instead of values where those are smaller, and undo it.
+
+`byte_starts` is stored as the distance from the end of the record before, in its sequence: mostly
+zeros. Draws have two layouts. In the first, `draw_count` says how many distinct ones a record has,
+and `sample_ids` holds them as they are. In the second, `draw_total` says how often was drawn
+(nearly always the same, so it costs nothing: the distinct ones end where their counts add up to
+it), and `sample_gaps` holds distances, which are smaller: 28.9 bytes a token for 50 draws, and not
+34.7.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from logitstore.format.fields import Array
+from logitstore.format.logprob_codec import I64, running_sums
+from logitstore.format.spec import StoreSpec
+
+_MAX_U8, _MAX_U16, _MAX_U32 = 0xFF, 0xFFFF, 0xFFFF_FFFF
+
+
+def pack(fields: Mapping[str, Array], spec: StoreSpec, records: I64) -> dict[str, Array]:
+    """Turn encoded fields into the arrays of a shard.
+
+    Args:
+        fields: Of sequences that follow each other.
+        spec: The store's.
+        records: How many each sequence has.
+
+    Raises:
+        ValueError: Byte spans or draws that cannot be those of records.
+    """
+    arrays = dict(fields)
+    arrays["byte_starts"] = pack_starts(arrays["byte_starts"], arrays["byte_lengths"], records)
+    if spec.draws and spec.layout == 2:
+        count, ids = arrays.pop("draw_count"), arrays.pop("sample_ids")
+        arrays |= pack_draws(count, ids, arrays["sample_counts"])
+    return arrays
+
+
+def unpack(arrays: Mapping[str, Array], records: I64) -> dict[str, Array]:
+    """Undo `pack`, of as many of the arrays as there are.
+
+    Raises:
+        ValueError: They cannot be what `pack` made.
+    """
+    fields = dict(arrays)
+    if "byte_starts" in fields:
+        lengths = fields["byte_lengths"].astype(np.int64)
+        fields["byte_starts"] = unpack_starts(fields["byte_starts"], lengths, records)
+    if "draw_total" in fields:
+        total, gaps = fields.pop("draw_total"), fields.pop("sample_gaps")
+        fields |= unpack_draws(total, gaps, fields["sample_counts"])
+    return fields
+
+
+def sums_of(values: Array, lengths: I64) -> I64:
+    """Sums of consecutive parts of so many values each; 0 for an empty part."""
+    if len(lengths) == 1:  # one sequence, read by itself
+        return np.array([values.sum(dtype=np.int64)])
+    running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
+    stops = np.cumsum(lengths)
+    return np.asarray(running[stops] - running[stops - lengths], np.int64)
+
+
+def pack_starts(starts: Array, lengths: Array, records: I64) -> Array:
+    """Distance of each record's start from the end before it in its sequence; mostly zeros.
+
+    Args:
+        starts: (n,) bytes before each record.
+        lengths: (n,) its bytes.
+        records: Records of each sequence.
+    """
+    ends = np.concatenate([[0], (starts + lengths)[:-1]])
+    ends[(np.cumsum(records) - records)[records > 0]] = 0
+    if (starts < ends).any():
+        raise ValueError("the byte spans of a sequence overlap or run backwards")
+    return np.asarray(starts - ends, np.uint32)
+
+
+def unpack_starts(gaps: Array, lengths: I64, records: I64) -> I64:
+    """The reverse of `pack_starts`."""
+    reach = gaps.astype(np.int64) + lengths
+    stops = np.cumsum(reach)
+    before = np.concatenate([[0], stops])[np.cumsum(records) - records]
+    return np.asarray(stops - lengths - np.repeat(before, records), np.int64)
+
+
+def pack_draws(count: Array, ids: Array, times: Array) -> dict[str, Array]:
+    """The arrays of the second layout from distinct draws of each record, ids and counts."""
+    count = count.astype(np.int64)
+    gaps = np.diff(ids.astype(np.int64), prepend=0)
+    firsts = (np.cumsum(count) - count)[count > 0]
+    gaps[firsts] = ids[firsts]
+    if gaps.size and (gaps.min() < 0 or times.min() < 1):
+        raise ValueError("the draws of a record are not ascending, or one was never drawn")
+    total = sums_of(times, count)
+    if total.max(initial=0) > _MAX_U16:
+        raise ValueError(f"a record has {total.max()} draws, more than {_MAX_U16}")
+    stored: dict[str, Array] = {
+        "draw_total": total.astype(np.uint16),
+        "sample_gaps": gaps.astype(np.uint32),
+    }
+    return stored | {"sample_counts": times.astype(np.uint16)}
+
+
+def unpack_draws(total: Array, gaps: Array, times: Array) -> dict[str, Array]:
+    """The reverse of `pack_draws`: distinct draws of each record, ids, counts.
+
+    Raises:
+        ValueError: The counts do not add up, or an id is none.
+    """
+    if times.size and not 1 <= int(times.min()) <= int(times.max()) <= _MAX_U8:
+        raise ValueError("a draw was drawn other than 1 to 255 times")
+    drawn = np.concatenate([[0], np.cumsum(times, dtype=np.int64)])
+    wanted = np.cumsum(total, dtype=np.int64)
+    stops = np.searchsorted(drawn, wanted)
+    if len(drawn) - 1 != (stops[-1] if stops.size else 0) or (drawn[stops] != wanted).any():
+        raise ValueError("the counts of draws do not add up to those of the records")
+    count = np.diff(stops, prepend=0)
+    ids = running_sums(gaps.astype(np.int64), (stops - count)[count > 0])
+    if ids.max(initial=0) > _MAX_U32:
+        raise ValueError("a draw is beyond any vocabulary")
+    return {
+        "draw_count": count.astype(np.uint16),  # no more than `total`
+        "sample_ids": ids.astype(np.uint32),
+        "sample_counts": times.astype(np.uint8),
+    }
