@@ -2,9 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
+
+import numpy as np
 
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.spec import Plan, StoreSpec
@@ -198,3 +200,30 @@ class Fidelity:
     l1_mean: float
     l1_max: float
     dropped_entries: int
+
+    @classmethod
+    def of(cls, shards: Sequence[Mapping[str, Any]]) -> Self:
+        """Sum up what the index says of each shard.
+
+        Args:
+            shards: A line of the index each.
+        """
+        weights = np.array([shard["records"] for shard in shards], np.float64)
+        total = max(weights.sum(), 1.0)
+
+        def mean(name: str) -> float:
+            return float(sum(w * s[name] for w, s in zip(weights, shards, strict=True)) / total)
+
+        def largest(name: str) -> float:
+            return float(max((shard[name] for shard in shards), default=0.0))
+
+        return cls(
+            tail_mean=mean("tail_mean"),
+            tail_p99=largest("tail_p99"),
+            at_cap_fraction=mean("at_cap_fraction"),
+            entries_mean=mean("entries_mean"),
+            kl_mean=mean("kl_mean"),
+            l1_mean=mean("l1_mean"),
+            l1_max=largest("l1_max"),
+            dropped_entries=sum(int(shard["dropped_entries"]) for shard in shards),
+        )

@@ -6,7 +6,7 @@ little; contenders take turns; medians. Used by `tools/bench_store.py`.
 
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,27 +58,17 @@ def bare(store: LogitStore) -> Read:
     """Decoding of the chunks that a sequence's entries lie in, already in memory."""
 
     def read(i: int) -> float:
-        payloads = [(c, p, np.empty(s, d)) for c, p, s, d in _payloads(store, i)]
+        index, place = store.locate(i)
+        shard = store.shard(index)
+        chunks = [c for name in ("entry_ids", "entry_logprobs") for c in shard.chunks(name, place)]
+        into = [np.empty(chunk.shape, chunk.dtype) for chunk in chunks]
         with one_thread():
             began = time.process_time()
-            for coding, payload, out in payloads:
-                CODINGS[coding].decode_into(payload, out)
+            for chunk, out in zip(chunks, into, strict=True):
+                CODINGS[chunk.coding].decode_into(chunk.payload, out)
             return time.process_time() - began
 
     return read
-
-
-def _payloads(store: LogitStore, i: int) -> Iterator[tuple[str, bytes, tuple[int, ...], Any]]:
-    index, place = store._locate(i)
-    shard = store.shard(index)
-    for name in ("entry_ids", "entry_logprobs"):
-        reader = shard._arrays[name]
-        start, stop = (int(v) for v in shard._offsets["sequence_entries"][place : place + 2])
-        length = reader.spec.chunk_length
-        for j in range(start // length, -(-stop // length)):
-            at, size = reader._index[j].tolist()
-            payload = bytes(reader._data[at : at + size - 4])
-            yield reader.spec.coding, payload, reader.spec.chunk_shape, reader.spec.dtype
 
 
 def through_zarr(store: LogitStore, folder: Path) -> Read:

@@ -1,0 +1,188 @@
+"""Keep the shards of a store open that were read last, and read sequences from them.
+
+Opening a shard maps its file and checks its headers, which costs a millisecond; so a bounded number
+stays open, the one used longest ago first to be closed. Maps count against a limit of address space
+(`ulimit -v`), so they are closed earlier where that is near. Of a store in a bucket, a shard is
+first fetched into the cache of the machine, and those to be read next are fetched on the side.
+
+Two kinds of failure are put right once, by reading again: no memory to map one more shard (all are
+closed), and a damaged copy in the cache (it is fetched anew).
+"""
+
+import logging
+import math
+import multiprocessing
+import os
+import resource
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, TypeVar
+
+from logitstore.errors import CorruptStoreError
+from logitstore.reading.bucket import BucketShards, following
+from logitstore.reading.shard import Shard
+from logitstore.reading.shard_cache import LIMIT_VARIABLE, ShardCache
+from logitstore.reading.shard_table import ShardTable
+from logitstore.reading.threads import decode_parts
+from logitstore.records import TokenRecords
+from logitstore.storage.objects import RemotePath
+
+log = logging.getLogger(__name__)
+
+_OPEN_SHARDS = 64
+_DECODED_TOGETHER = 16  # sequences: more save little and leave the processor's cache
+_SPARE_BYTES = 64 * 1024 * 1024  # that maps leave below a limit of address space: decoding needs it
+
+T = TypeVar("T")
+#: The number of a shard, and places of sequences in it, ascending.
+Part = tuple[int, list[int]]
+
+
+class OpenShards:
+    """The open shards of one store, in this process."""
+
+    def __init__(self, table: ShardTable, cache: ShardCache) -> None:
+        """Open nothing yet.
+
+        Args:
+            table: Which shards there are.
+            cache: Where those of a bucket are kept.
+        """
+        self._table, self._cache = table, cache
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+        self._bucket: tuple[int, BucketShards] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Maps and threads do not travel between processes.
+        return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
+
+    def __getitem__(self, index: int) -> Shard:
+        """The shard of that number, opened if it is not.
+
+        Raises:
+            CorruptStoreError: It is damaged.
+        """
+        shard = self._open.get(index)
+        if shard is None:
+            shard = self._opened(index)
+            self._table.check(shard, index)
+            self._open[index] = shard
+            self._close_beyond_limits()
+        self._open.move_to_end(index)
+        return shard
+
+    def read(self, index: int, place: int, what: Callable[[Shard, int], T]) -> T:
+        """Read something of a sequence; once more where what failed can be put right.
+
+        Args:
+            index: The number of its shard.
+            place: Where it lies in there.
+            what: Reads it.
+
+        Raises:
+            CorruptStoreError: Bytes it needs are damaged.
+        """
+        try:
+            return what(self[index], place)
+        except MemoryError:  # maps count against a limit of address space, and one may be large
+            if not self._open:
+                raise
+            self._open.clear()
+        except CorruptStoreError:
+            bucket = self._files()
+            if bucket is None or not bucket.drop_if_damaged(index):
+                raise
+            self._open.pop(index, None)
+        return what(self[index], place)
+
+    def read_many(self, wanted: Sequence[tuple[int, int]]) -> list[TokenRecords]:
+        """Decode sequences, given by shard and place, those of a shard together.
+
+        Raises:
+            CorruptStoreError: Bytes of one of them are damaged.
+        """
+        parts: list[Part] = []
+        for index, group in groupby(sorted(set(wanted)), key=itemgetter(0)):
+            places = [place for _, place in group]
+            starts = range(0, len(places), _DECODED_TOGETHER)
+            parts += [(index, places[start : start + _DECODED_TOGETHER]) for start in starts]
+        found: dict[tuple[int, int], TokenRecords] = {}
+        for (index, places), records in zip(parts, self._decoded(parts), strict=True):
+            found |= {(index, place): r for place, r in zip(places, records, strict=True)}
+        return [found[place] for place in wanted]
+
+    def fetch_ahead(self, sequences: Iterable[int]) -> None:
+        """Begin to fetch the shards of these sequences, if they are in a bucket."""
+        bucket = self._files()
+        if bucket is not None:
+            bucket.fetch_ahead(self._table.shards_of(sequences))
+
+    def _decoded(self, parts: list[Part]) -> list[list[TokenRecords]]:
+        """Decode a few parts at a time: maps stay bounded."""
+        found: list[list[TokenRecords]] = []
+        for start in range(0, len(parts), _DECODED_TOGETHER):
+            some = parts[start : start + _DECODED_TOGETHER]
+            try:
+                found += decode_parts([(self[index], places) for index, places in some])
+            except (MemoryError, CorruptStoreError):  # one at a time, what can be fixed is
+                found += [
+                    [self.read(index, place, Shard.records) for place in places]
+                    for index, places in some
+                ]
+        return found
+
+    def _opened(self, index: int) -> Shard:
+        table, bucket = self._table, self._files()
+        file = None if bucket is None else bucket.open(index)
+        shard = Shard(table.path_of(index), table.spec, table.plan, index, file)
+        position = table.position(index)
+        if bucket is not None and (position == 0 or table.numbers[position - 1] in self._open):
+            bucket.fetch_ahead(following(table.numbers, position))  # read in order, it seems
+        return shard
+
+    def _close_beyond_limits(self) -> None:
+        while len(self._open) > 1 and (
+            len(self._open) > _OPEN_SHARDS or spare_address_space() < _SPARE_BYTES
+        ):
+            self._open.popitem(last=False)
+
+    def _files(self) -> BucketShards | None:
+        """The bucket's shards, as this process gets at them; None for a folder."""
+        path = self._table.path
+        if not isinstance(path, RemotePath):
+            return None
+        if self._bucket is None or self._bucket[0] != os.getpid():
+            shards = BucketShards(path, self._cache, self._table.digest_and_size)
+            self._bucket = (os.getpid(), shards)
+            if multiprocessing.parent_process() is None:
+                self._warn_if_larger_than_cache()
+        return self._bucket[1]
+
+    def _warn_if_larger_than_cache(self) -> None:
+        size, limit = sum(int(f["file_bytes"]) for f in self._table.facts), self._cache.limit_bytes
+        if size > limit:
+            log.warning(
+                "%s: %s bytes, of which the cache in %s keeps %s. Read in order, each shard is "
+                "fetched once; in random order, as training does, again and again. If the disk has "
+                "room, set %s to more.",
+                self._table.path,
+                f"{size:,}",
+                self._cache.folder,
+                f"{limit:,}",
+                LIMIT_VARIABLE,
+            )
+
+
+def spare_address_space() -> float:
+    """Count the bytes that this process may still map (`ulimit -v`); infinite without a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:  # not Linux
+        return math.inf
+    return limit - pages * resource.getpagesize()
