@@ -185,7 +185,7 @@ class LogitStore:
         Raises:
             CorruptStoreError: It is damaged.
         """
-        return self._shards[index]
+        return self._shards.opened(index)
 
     def locate(self, i: int) -> tuple[int, int]:
         """Find sequence i: the number of its shard, and its place in there.
@@ -193,7 +193,7 @@ class LogitStore:
         Raises:
             IndexError: There is no such sequence.
         """
-        return self._table.locate(i)
+        return self._table.find_sequence(i)
 
     def read_shard(self, index: int, read: Callable[[Shard], T]) -> T:
         """What `read` gives of a shard; once more where what failed can be put right.
@@ -300,4 +300,4 @@ class LogitStore:
         return self._table.of_each(lambda i: self._table.skim(i).member_bytes())
 
     def _read(self, i: int, what: Callable[[Shard, int], T]) -> T:
-        return self._shards.read(*self._table.locate(i), what)
+        return self._shards.read_sequence(*self._table.find_sequence(i), what)

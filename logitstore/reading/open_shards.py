@@ -59,22 +59,22 @@ class OpenShards:
         # Maps and threads do not travel between processes.
         return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
 
-    def __getitem__(self, index: int) -> Shard:
-        """The shard of that number, opened if it is not.
+    def opened(self, index: int) -> Shard:
+        """Hand out the shard of that number, opened if it is not.
 
         Raises:
             CorruptStoreError: It is damaged.
         """
         shard = self._open.get(index)
         if shard is None:
-            shard = self._opened(index)
+            shard = self._open_one(index)
             self._table.check(shard, index)
             self._open[index] = shard
             self._close_beyond_limits()
         self._open.move_to_end(index)
         return shard
 
-    def read(self, index: int, place: int, what: Callable[[Shard, int], T]) -> T:
+    def read_sequence(self, index: int, place: int, what: Callable[[Shard, int], T]) -> T:
         """Read something of a sequence; once more where what failed can be put right.
 
         Args:
@@ -86,7 +86,7 @@ class OpenShards:
             CorruptStoreError: Bytes it needs are damaged.
         """
         try:
-            return what(self[index], place)
+            return what(self.opened(index), place)
         except MemoryError:  # maps count against a limit of address space, and one may be large
             if not self._open:
                 raise
@@ -96,7 +96,7 @@ class OpenShards:
             if bucket is None or not bucket.drop_if_damaged(index):
                 raise
             self._open.pop(index, None)
-        return what(self[index], place)
+        return what(self.opened(index), place)
 
     def read_many(self, wanted: Sequence[tuple[int, int]]) -> list[TokenRecords]:
         """Decode sequences, given by shard and place, those of a shard together.
@@ -126,15 +126,15 @@ class OpenShards:
         for start in range(0, len(parts), _DECODED_TOGETHER):
             some = parts[start : start + _DECODED_TOGETHER]
             try:
-                found += decode_parts([(self[index], places) for index, places in some])
+                found += decode_parts([(self.opened(index), places) for index, places in some])
             except (MemoryError, CorruptStoreError):  # one at a time, what can be fixed is
                 found += [
-                    [self.read(index, place, Shard.records) for place in places]
+                    [self.read_sequence(index, place, Shard.records) for place in places]
                     for index, places in some
                 ]
         return found
 
-    def _opened(self, index: int) -> Shard:
+    def _open_one(self, index: int) -> Shard:
         table, bucket = self._table, self._files()
         file = None if bucket is None else bucket.open(index)
         shard = Shard(table.path_of(index), table.spec, table.plan, index, file)

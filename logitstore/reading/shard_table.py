@@ -111,7 +111,7 @@ class ShardTable:
         counts = [int(f["sequences"]) for f in self.facts]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
-    def locate(self, i: int) -> tuple[int, int]:
+    def find_sequence(self, i: int) -> tuple[int, int]:
         """Find sequence i: the number of its shard, and its place in there.
 
         Raises:
