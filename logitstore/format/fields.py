@@ -206,6 +206,9 @@ FIELDS = (
 )
 FIELD = {field.name: field for field in FIELDS}
 
+#: Fields that are only decoded together: each record's head and tail are made one.
+HEAD = ("entry_count", "tail_logmass", "entry_logprobs")
+
 #: Where each sequence lies on an axis: sequence i from value i up to value i + 1.
 OFFSETS = {
     RECORDS: StoredArray("sequence_records", SEQUENCES, "<u8"),
@@ -229,22 +232,21 @@ def arrays_of(spec: StoreSpec) -> list[StoredArray]:
 
 
 def decode_fields(encoded: Mapping[str, Array], missing: Collection[str] = ()) -> dict[str, Array]:
-    """Decode some fields of the same records, those of `records.Entries` among them.
+    """Decode some fields of the same records.
 
     Args:
-        encoded: Fields in encoded form, of any number of sequences.
+        encoded: Fields in encoded form, of any number of sequences; those of `HEAD` all or none.
         missing: `spec.missing`.
 
     Raises:
         ValueError: The codes of a record cannot be a distribution.
     """
-    count = FIELD["entry_count"].decode(encoded["entry_count"])
-    logprobs, tail = decode_entries(encoded["entry_logprobs"], count, encoded["tail_logmass"])
-    found: dict[str, Array] = {
-        "entry_count": count,
-        "entry_logprobs": logprobs,
-        "tail_logmass": tail,
-    }
+    found: dict[str, Array] = {}
+    if "entry_logprobs" in encoded:
+        count = found["entry_count"] = FIELD["entry_count"].decode(encoded["entry_count"])
+        found["entry_logprobs"], found["tail_logmass"] = decode_entries(
+            encoded["entry_logprobs"], count, encoded["tail_logmass"]
+        )
     for name, codes in encoded.items():
         if name not in found:
             found[name] = FIELD[name].decode(codes, is_missing=name in missing)

@@ -5,7 +5,7 @@ costs a microsecond or two before it does anything. So the records of all sequen
 gathered into one array a field, decoded together, and handed out as slices.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +18,7 @@ from logitstore.format.fields import (
     DRAWS,
     ENTRIES,
     FIELD,
+    HEAD,
     RECORDS,
     SEQUENCES,
     Array,
@@ -55,8 +56,9 @@ class SequenceReader:
         self._empty = {
             s.name: np.zeros((0, *s.shape[1:]), s.dtype) for s in array_specs(spec, size)
         }
-        self._names = [array.name for array in arrays_of(spec) if array.axis != SEQUENCES]
-        self._entry_names = [name for name in self._names if name in Entries._fields]
+        self._names = [a.name for a in arrays_of(spec) if a.axis != SEQUENCES]
+        self._not_head = [name for name in self._names if name not in HEAD]
+        self._ids = [name for name in self._not_head if name == "entry_ids"]
         self._values = {name: r for name, r in arrays.items() if AXIS[name] != SEQUENCES}
         self._widths = {axis: self._width(axis) for axis in offsets}
 
@@ -67,13 +69,13 @@ class SequenceReader:
             ValueError: Bytes that one of them needs are damaged.
         """
         read = _Gathered(self, places)
-        decoded = decode_fields(read.encoded(self._names), self._missing)
+        decoded = read.decoded(HEAD) | read.decoded(self._not_head, self._missing)
         return [TokenRecords(**one) for one in read.split(decoded, FIELD)]
 
     def entries(self, places: Sequence[int]) -> list[Entries]:
         """Decode the entries alone, likewise."""
         read = _Gathered(self, places)
-        decoded = decode_fields(read.encoded(self._entry_names))
+        decoded = read.decoded(HEAD) | read.decoded(self._ids)
         return [Entries(**one) for one in read.split(decoded, Entries._fields)]
 
     def encoded(self, places: Sequence[int]) -> list[EncodedRecords]:
@@ -117,16 +119,20 @@ class _Gathered:
         self._cuts_of: dict[str, list[tuple[int, int]]] = {}
 
     def encoded(self, names: Iterable[str]) -> dict[str, Array]:
-        """Read arrays, among them those of the entries, and undo what is stored as distances.
+        """Read arrays, and undo what is stored as distances.
 
         Raises:
             ValueError: Their bytes are damaged, or they cannot belong together.
         """
         fields = unpack({name: self._read(name) for name in names}, self._length(RECORDS))
-        self._check_counts(fields["entry_count"], ENTRIES)
-        if "draw_count" in fields:
-            self._check_counts(fields["draw_count"], DRAWS)
+        for name, axis in (("entry_count", ENTRIES), ("draw_count", DRAWS)):
+            if name in fields:
+                self._check_counts(fields[name], axis)
         return fields
+
+    def decoded(self, names: Iterable[str], missing: Collection[str] = ()) -> dict[str, Array]:
+        """Read arrays and decode them at once, while they are in the processor's cache."""
+        return decode_fields(self.encoded(names), missing)
 
     def split(self, fields: Mapping[str, Array], names: Iterable[str]) -> list[dict[str, Any]]:
         """Cut the fields of that name into those of each sequence; None for those not held."""

@@ -90,7 +90,7 @@ def encode_records(raw: RawRecords, spec: StoreSpec) -> EncodedRecords:
 def _draws(raw: RawRecords, spec: StoreSpec) -> dict[str, Array]:
     """Encode the draws of each record, flat; nothing where there are none to keep."""
     if raw.draw_count is None or raw.sample_ids is None or raw.sample_counts is None:
-        if (raw.draw_count, raw.sample_ids, raw.sample_counts) != (None, None, None):
+        if any(part is not None for part in (raw.draw_count, raw.sample_ids, raw.sample_counts)):
             raise InputError("draws are sample_ids, sample_counts and draw_count: give all three.")
         return {}
     drawn = np.arange(raw.sample_ids.shape[1]) < raw.draw_count[:, None]
