@@ -201,7 +201,7 @@ class LogitStore:
         Raises:
             CorruptStoreError: It is damaged.
         """
-        return self._shards.read(index, 0, lambda shard, _: read(shard))
+        return self._shards.read_shard(index, read)
 
     @property
     def zarr(self) -> "zarr.Group":

@@ -75,18 +75,21 @@ class OpenShards:
         return shard
 
     def read_sequence(self, index: int, place: int, what: Callable[[Shard, int], T]) -> T:
-        """Read something of a sequence; once more where what failed can be put right.
+        """Read something of the sequence at a place of a shard, as `read_shard` does."""
+        return self.read_shard(index, lambda shard: what(shard, place))
+
+    def read_shard(self, index: int, what: Callable[[Shard], T]) -> T:
+        """Read something of a shard; once more where what failed can be put right.
 
         Args:
-            index: The number of its shard.
-            place: Where it lies in there.
+            index: The shard's number.
             what: Reads it.
 
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
         """
         try:
-            return what(self.opened(index), place)
+            return what(self.opened(index))
         except MemoryError:  # maps count against a limit of address space, and one may be large
             if not self._open:
                 raise
@@ -96,7 +99,7 @@ class OpenShards:
             if bucket is None or not bucket.drop_if_damaged(index):
                 raise
             self._open.pop(index, None)
-        return what(self.opened(index), place)
+        return what(self.opened(index))
 
     def read_many(self, wanted: Sequence[tuple[int, int]]) -> list[TokenRecords]:
         """Decode sequences, given by shard and place, those of a shard together.
