@@ -185,8 +185,7 @@ def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> No
 @pytest.mark.parametrize("layer", LAYERS)
 def test_packages_import_one_way(layer: str) -> None:
     above = LAYERS[: LAYERS.index(layer)]
-    # A maintainer's script right under tools/ may use what the tests make; the demo may not.
-    paths = sources("tools/demo" if layer == "tools" else layer)
+    paths = sources(layer)
     assert paths
     assert offenders(paths, *above) == []
 

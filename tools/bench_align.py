@@ -28,8 +28,8 @@ from distill.alignment.align import Spans, align, align_many
 from distill.alignment.vocab_map import _made
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
-from tests.distill.alignment.test_align import loop
 from tools.benchmark import goal, said, surroundings, table
+from tools.plain_alignment import plain_align
 
 LENGTHS = (512, 4_096, 32_768)
 SIZES = (150_000, 128_000)
@@ -37,11 +37,11 @@ BATCH = 16
 
 
 def plain_loop(teacher: Spans, student: Spans) -> tuple[list[list[int]], ...]:
-    """The loop that the tests hold `align` to, from the same arrays."""
+    """Run the loop that the tests hold `align` to, from the same arrays."""
     t, s = (
         list(zip(*(each.tolist() for each in side), strict=True)) for side in (teacher, student)
     )
-    return loop(t, s)
+    return plain_align(t, s)
 
 
 def merged_at_random(size: int, seed: int) -> Any:

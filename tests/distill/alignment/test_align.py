@@ -1,6 +1,5 @@
 """Alignment of two tokenisations: what it must be, against a plain two-pointer loop."""
 
-from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -10,8 +9,7 @@ import pytest
 from hypothesis import given
 
 from distill.alignment.align import Alignment, Spans, align, align_many
-
-Token = tuple[int, int, bool]  # start, length, is_eos
+from tools.plain_alignment import Token, places_with_events, plain_align
 
 
 def spans(tokens: Sequence[Token]) -> Spans:
@@ -30,61 +28,6 @@ def words(*lengths: int, eos: bool = False) -> Spans:
 
 def as_lists(found: Alignment) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
     return found.shared_starts.tolist(), found.strict.tolist(), found.groups.tolist()
-
-
-# The definition, one token at a time.
-
-
-def on_the_ruler(tokens: list[Token], others: list[Token]) -> list[tuple[int, int]]:
-    """(start, end) with one more unit for every end-of-sequence event that the others have too."""
-    theirs = Counter(start for start, length, is_eos in others if is_eos and length == 0)
-    mine: Counter[int] = Counter()
-    extra, places = 0, []
-    for start, length, is_eos in tokens:
-        width = length
-        if is_eos and length == 0:
-            mine[start] += 1
-            width = 1 if mine[start] <= theirs[start] else 0
-        places.append((start + extra, start + extra + width))
-        extra += width - length
-    return places
-
-
-def loop(teacher: list[Token], student: list[Token]) -> tuple[list[list[int]], ...]:
-    t, s = on_the_ruler(teacher, student), on_the_ruler(student, teacher)
-    shared = shared_in(t, s)
-    strict = [[i, j] for i, j in shared if t[i][1] == s[j][1]]
-    return shared, strict, groups_in(t, s)
-
-
-def shared_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
-    last = {start: i for i, (start, _) in enumerate(t)}  # of several the last stays
-    found = {start: [last[start], j] for j, (start, _) in enumerate(s) if start in last}
-    return list(found.values())
-
-
-def groups_in(t: list[tuple[int, int]], s: list[tuple[int, int]]) -> list[list[int]]:
-    found, i, j = [], 0, 0
-    while i < len(t) and j < len(s):
-        if t[i][0] != s[j][0]:
-            i, j = (i + 1, j) if t[i][0] < s[j][0] else (i, j + 1)
-            continue
-        first, start, end_t, end_s = (i, j), t[i][0], t[i][1], s[j][1]
-        i, j = i + 1, j + 1
-        while end_t != end_s or end_t == start:
-            # The side that lags takes its next token, if no byte lies between.
-            if end_t <= end_s and (end_t < end_s or end_t == start):
-                if i == len(t) or t[i][0] != end_t:
-                    break
-                end_t, i = t[i][1], i + 1
-            else:
-                if j == len(s) or s[j][0] != end_s:
-                    break
-                end_s, j = s[j][1], j + 1
-        else:
-            found.append([first[0], i, first[1], j])
-            # Tokens without width just before the end stay; those at the end start what follows.
-    return found
 
 
 @st.composite
@@ -117,7 +60,7 @@ def pairs(draw: st.DrawFn) -> tuple[list[Token], list[Token]]:
 @given(pairs())
 def test_agrees_with_a_plain_loop(pair: tuple[list[Token], list[Token]]) -> None:
     teacher, student = pair
-    assert as_lists(align(spans(teacher), spans(student))) == loop(teacher, student)
+    assert as_lists(align(spans(teacher), spans(student))) == plain_align(teacher, student)
 
 
 @given(st.lists(pairs(), max_size=5))
@@ -149,7 +92,7 @@ def test_swapping_the_sides_swaps_the_columns(pair: tuple[list[Token], list[Toke
 def test_groups_cover_the_same_bytes_on_both_sides_and_never_overlap(
     pair: tuple[list[Token], list[Token]],
 ) -> None:
-    t, s = on_the_ruler(*pair), on_the_ruler(*pair[::-1])
+    t, s = places_with_events(*pair), places_with_events(*pair[::-1])
     groups = align(spans(pair[0]), spans(pair[1])).groups.tolist()
     for a, b, c, d in groups:
         assert (t[a][0], t[b - 1][1]) == (s[c][0], s[d - 1][1])
