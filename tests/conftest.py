@@ -9,7 +9,7 @@ import tempfile
 
 from hypothesis import settings
 
-from logitstore.testing.buckets import bucket, fresh_clients, s3_server
+from logitstore.testing.fixtures import bucket, fresh_clients, s3_server
 from tests.kit.browser import browser
 
 __all__ = [

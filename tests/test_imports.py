@@ -172,7 +172,10 @@ def test_a_circle_and_an_upward_import_would_be_seen() -> None:
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
-@pytest.mark.parametrize("module", ["logitstore", "logitstore.cli", "distill.alignment.align"])
+@pytest.mark.parametrize(
+    "module",
+    ["logitstore", "logitstore.cli", "logitstore.testing.stores", "distill.alignment.align"],
+)
 def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> None:
     heavy = {*HEAVY, "zarr", "pandas"}
     code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"

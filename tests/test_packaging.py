@@ -6,6 +6,7 @@ this checkout comes along).
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,17 @@ from tests.kit.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
+#: What a user's own tests would do with the installed package, outside the checkout.
+INPUTS = """
+from pathlib import Path
+from logitstore import open_store
+from logitstore.testing import buckets, fake_store, fixtures, stores, tiny
+stores.write("written")
+assert len(open_store("written")) == 12
+for name, tokenizer in (("teacher", tiny.byte_bpe()), ("student", tiny.unigram())):
+    tiny.save(Path(name), tiny.llama(len(tokenizer)), tokenizer)
+"""
+
 
 def test_the_papers_that_a_card_cites_are_in_the_citation_file() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
@@ -40,8 +52,14 @@ def test_the_papers_that_a_card_cites_are_in_the_citation_file() -> None:
 
 
 def run(*command: object, cwd: Path) -> str:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, capture_output=True, text=True, check=False
+        list(map(str, command)),
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -87,7 +105,8 @@ def test_a_wheel_holds_every_file_of_its_packages(wheel: Path) -> None:
     ]
     assert len(ours) > 100
     assert [name for name in ours if name not in held] == []
-    assert {"logitstore/py.typed", "distill/py.typed", "distill/report/page.css"} <= held
+    named = {"logitstore/py.typed", "logitstore/testing/stores.py", "distill/report/page.css"}
+    assert named <= held
 
 
 @pytest.mark.slow
@@ -113,8 +132,7 @@ def test_installed_outside_the_checkout_it_does_the_whole_job(wheel: Path, tmp_p
     ]
     assert "capture" in logitstore("--help")
     assert "train" in distill("--help")
-    for name, tokenizer in (("teacher", tiny.byte_bpe()), ("student", tiny.unigram())):
-        tiny.save(here / name, tiny.llama(len(tokenizer)), tokenizer)
+    run(python, "-c", INPUTS, cwd=here)
     rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny.corpus()[:12])
     (here / "train.jsonl").write_text(rows)
     logitstore("capture", "teacher", "train.jsonl", "--out", "store", "--top-k", 8)

@@ -1,19 +1,39 @@
-"""A real S3 server on loopback (moto's), with faults on demand.
+"""Run a real S3 server on this machine (moto's) whose requests fail when a test tells them to.
 
-def test_…(bucket: Bucket) -> None:
-    bucket.fail("PUT", "shards/00001", "lost")      # it is done, but nobody is told
+    from logitstore.testing.buckets import ENVIRONMENT, serve
+
+    with serve() as bucket:
+        os.environ |= ENVIRONMENT | {"AWS_ENDPOINT_URL": bucket.endpoint}
+        bucket.fail("PUT", "shards/00001", "lost")  # it is done, but the client hears nothing
+        my_copy("store", f"{bucket.url}/store")
+
+Tests that run on pytest have all of this in the fixture `bucket` of `logitstore.testing.fixtures`.
 """
 
 import os
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import pytest
+from logitstore.testing._extras import needed_by
 
 NAME = "a-bucket"
+_KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
+#: What clients of the server need, beside the `AWS_ENDPOINT_URL` that is its bucket's `endpoint`;
+#: and that nothing of the user's own is read.
+ENVIRONMENT = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "secret",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_CONFIG_FILE": os.devnull,
+    "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+    "AWS_EC2_METADATA_DISABLED": "true",
+    "AWS_MAX_ATTEMPTS": "1",  # logitstore retries by itself
+}
 _ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
 _ANSWERS = {
     "503": ("503 Slow Down", "SlowDown"),
@@ -23,12 +43,28 @@ _ANSWERS = {
 }
 
 
+@dataclass
+class _Fault:
+    """What is to fail: requests with this method and this part of a path, so many times."""
+
+    method: str
+    part: str
+    kind: str
+    times: int
+
+
 class Faults:
-    """WSGI middleware: passes requests on, or does to them what a network or a service may do."""
+    """Pass requests on to an app (WSGI), or fail them as a network or a service may.
+
+    Attributes:
+        requests: (method, path) of all so far.
+        ignore_conditions: Whether to write even where an object exists and the request forbids it,
+            as services do that know no conditional writes.
+    """
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self.app, self.lock = app, threading.Lock()
-        self.armed: list[list[Any]] = []  # method, part of the path, kind, times left
+        self.armed: list[_Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.ignore_conditions = False
 
@@ -40,23 +76,23 @@ class Faults:
         if kind in _ANSWERS:
             status, code = _ANSWERS[kind]
             start_response(status, [("Content-Type", "application/xml")])
-            answer = _ERROR.format(code, "as the test wants it").encode()
-            return [b"" if method == "HEAD" else answer]
+            error = _ERROR.format(code, "as the test wants it").encode()
+            return [b"" if method == "HEAD" else error]
         if kind == "refused":
             _hang_up(environ)
-        answer = self.app(environ, start_response)
+        body = self.app(environ, start_response)
         if kind == "lost":
-            b"".join(answer)
+            b"".join(body)
             _hang_up(environ)
-        return _half(answer, environ) if kind == "cut" else answer
+        return _half(body, environ) if kind == "cut" else body
 
     def _kind(self, method: str, path: str, query: str) -> str | None:
         with self.lock:
             self.requests.append((method, f"{path}?{query}" if query else path))
             for fault in self.armed:
-                if fault[0] == method and fault[1] in path and fault[3] > 0:
-                    fault[3] -= 1
-                    return str(fault[2])
+                if fault.method == method and fault.part in path and fault.times > 0:
+                    fault.times -= 1
+                    return fault.kind
         return None
 
 
@@ -72,32 +108,44 @@ def _hang_up(environ: dict[str, Any]) -> NoReturn:
 
 
 class Bucket:
-    """A bucket of the server, empty.
+    """A bucket of the server.
 
     Attributes:
         url: Its address, as `open_store` takes it.
+        endpoint: The address of the server, for `AWS_ENDPOINT_URL`.
+        client: A boto3 client for the test itself, whose requests fail as all others do.
     """
 
     url = f"s3://{NAME}"
 
-    def __init__(self, faults: Faults, client: Any) -> None:
-        self.faults, self.client = faults, client
+    def __init__(self, faults: Faults, endpoint: str, client: Any) -> None:
+        self.faults, self.endpoint, self.client = faults, endpoint, client
 
     def fail(self, method: str, part: str, kind: str, times: int = 1) -> None:
-        """Let the next requests with this method and this in their path fail.
+        """Let the next requests fail that have this method, and this in their path.
 
-        `kind`: an HTTP status; `refused` before anything is done, `lost` after it; `cut`
-        in the body.
+        Args:
+            method: `GET`, `PUT`, …
+            part: Any part of the path.
+            kind: `403`, `409`, `500` or `503`: the status of the response. `refused`: the
+                connection closes before anything is done; `lost`: after it was done, without a
+                response; `cut`: in the middle of the body.
+            times: How many requests.
         """
-        self.faults.armed.append([method, part, kind, times])
+        self.faults.armed.append(_Fault(method, part, kind, times))
+
+    @property
+    def unmet(self) -> int:
+        """The number of faults that no request has met yet."""
+        return sum(fault.times for fault in self.faults.armed)
 
     @property
     def requests(self) -> list[tuple[str, str]]:
-        """(method, path) of all so far."""
+        """(method, path) of all requests so far."""
         return self.faults.requests
 
     def tree(self, prefix: str) -> dict[str, bytes]:
-        """Every object below a prefix, by relative name."""
+        """Return the bytes of every object below a prefix, by relative name."""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=NAME, Prefix=f"{prefix}/"
         )
@@ -105,22 +153,22 @@ class Bucket:
         return {key.removeprefix(f"{prefix}/"): self.get(key) for key in keys}
 
     def get(self, key: str) -> bytes:
-        """An object's bytes."""
+        """Return an object's bytes."""
         return bytes(self.client.get_object(Bucket=NAME, Key=key)["Body"].read())
 
     def put(self, key: str, data: bytes) -> None:
-        """Make or replace an object."""
+        """Create or replace an object."""
         self.client.put_object(Bucket=NAME, Key=key, Body=data)
 
     def upload(self, folder: Path, prefix: str) -> str:
-        """Copy a folder there; its address."""
+        """Copy a folder to a prefix; return the address of the copy."""
         for path in sorted(folder.rglob("*")):
             if path.is_file():
                 self.put(f"{prefix}/{path.relative_to(folder)}", path.read_bytes())
         return f"{self.url}/{prefix}"
 
     def empty(self) -> None:
-        """Delete every object, and forget faults and requests."""
+        """Delete every object; forget all faults and requests."""
         self.faults.armed.clear()
         self.faults.ignore_conditions = False
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=NAME):
@@ -129,18 +177,25 @@ class Bucket:
         self.requests.clear()
 
 
-@pytest.fixture(scope="session")
-def s3_server() -> Iterator[tuple[Faults, str, Any]]:
-    """The server, started once, with a bucket, and a client for the tests themselves."""
-    import boto3
-    from moto.server import DomainDispatcherApplication, ThreadedMotoServer, create_backend_app
-    from werkzeug.serving import WSGIRequestHandler, make_server
+@contextmanager
+def serve() -> Iterator[Bucket]:
+    """Start a server with one empty bucket; stop it at the end of the block.
+
+    Raises:
+        MissingLibraryError: A library of the extra `testing` is not installed.
+    """
+    with needed_by(__name__, extra="testing"):
+        import boto3
+        from botocore.config import Config
+        from moto.moto_server.threaded_moto_server import ThreadedMotoServer
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log(self, *_: Any) -> None:
-            """Nothing: the tests count requests by themselves."""
+        def log(self, type: str, message: str, *args: Any) -> None:
+            """Print nothing: tests count requests by themselves."""
 
     faults = Faults(DomainDispatcherApplication(create_backend_app))
 
@@ -154,57 +209,20 @@ def s3_server() -> Iterator[tuple[Faults, str, Any]]:
     server = Server(verbose=False)
     server.start()
     endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
-    client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
-    client.create_bucket(Bucket=NAME)
-    yield faults, endpoint, client
-    client.close()
-    server.stop()
-
-
-@pytest.fixture
-def bucket(
-    s3_server: tuple[Faults, str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Bucket]:
-    """An empty bucket, fake credentials, a cache of the test's own, and no pauses."""
-    faults, endpoint, client = s3_server
-    use_environment(monkeypatch, endpoint, tmp_path)
-    made = Bucket(faults, client)
-    made.empty()
-    yield made
-    made.empty()
-
-
-def use_environment(monkeypatch: pytest.MonkeyPatch, endpoint: str, tmp_path: Path) -> None:
-    """What a user has in the environment; and nothing of the user's own."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    for name, value in {
-        "AWS_ENDPOINT_URL": endpoint,
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_MAX_ATTEMPTS": "1",  # what is retried here is retried by us
-        "LOGITSTORE_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr("logitstore.storage.retry.PAUSES_S", (0.01,) * 4)
-    monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
-
-
-@pytest.fixture
-def fresh_clients() -> Iterator[None]:
-    """For a test that changes endpoint or credentials: clients keep those they were made with."""
-    forget_clients()
-    yield
-    forget_clients()
+    once = Config(retries={"total_max_attempts": 1})
+    client = boto3.client(
+        "s3", endpoint_url=endpoint, region_name="us-east-1", config=once, **_KEYS
+    )
+    try:
+        client.create_bucket(Bucket=NAME)
+        yield Bucket(faults, endpoint, client)
+    finally:
+        client.close()
+        server.stop()
 
 
 def forget_clients() -> None:
-    """Make clients anew when they are next used."""
+    """Make new clients when they are next used: old ones keep their endpoint and credentials."""
     from s3fs import S3FileSystem
 
     from logitstore.storage import objects

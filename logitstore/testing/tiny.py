@@ -1,4 +1,8 @@
-"""Tiny tokenizers, models and texts, trained here in milliseconds: what every test stands on.
+"""Make tiny tokenizers, models and texts in milliseconds, without a download.
+
+    tokenizer = tiny.byte_bpe()
+    teacher = tiny.llama(len(tokenizer))
+    tiny.save(tmp_path / "teacher", teacher, tokenizer)
 
 The same arguments give the same bytes in every process, whatever the hash seed or the number of
 threads. The trainers of `tokenizers` do not hold that by themselves: they keep words and characters
@@ -21,18 +25,20 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenizers import (
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import PreTrainedTokenizerFast
-
+from logitstore.testing._extras import needed_by
 from logitstore.testing.unigram import unigram_pieces
+
+with needed_by(__name__, extra="train"):
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
+    from transformers import PreTrainedTokenizerFast
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedModel
@@ -62,7 +68,7 @@ _WORLD = (
 
 
 def corpus() -> list[str]:
-    """48 short documents: English, other scripts, emoji, combining marks, code, white space."""
+    """Return 48 short texts: English, other scripts, emoji, combining marks, code, white space."""
     english = [
         f"{subject} {verb} {thing}".capitalize()
         for i, subject in enumerate(_SUBJECTS)
@@ -72,17 +78,17 @@ def corpus() -> list[str]:
 
 
 def byte_bpe(vocab_size: int = 300, bos: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE, as GPT-2 and Llama 3 have it; `vocab_size` counts everything.
+    """Make a byte-level BPE tokenizer, as GPT-2 and Llama 3 have it.
 
     Args:
-        vocab_size: At least 258: the bytes, `<|endoftext|>` and `<|begin|>`.
+        vocab_size: Everything, at least 258: the bytes, `<|endoftext|>` and `<|begin|>`.
         bos: Whether every sequence begins with `<|begin|>`.
     """
     return _fresh(_byte_bpe_json(vocab_size, bos), bos="<|begin|>" if bos else None)
 
 
 def unigram(vocab_size: int = 200, bos: bool = True) -> PreTrainedTokenizerFast:
-    """Unigram behind a Metaspace, as SentencePiece makes it, with byte fallback.
+    """Make a Unigram tokenizer with byte fallback behind a Metaspace, as SentencePiece does.
 
     Args:
         vocab_size: Learned pieces. `<unk>`, `<s>`, `</s>` and 256 bytes come on top.
@@ -92,7 +98,7 @@ def unigram(vocab_size: int = 200, bos: bool = True) -> PreTrainedTokenizerFast:
 
 
 def sp_bpe(vocab_size: int = 600, bos: bool = True) -> PreTrainedTokenizerFast:
-    """BPE with byte fallback whose normaliser writes spaces as `▁`, as in Llama 2 and Gemma.
+    """Make a BPE tokenizer with byte fallback that writes spaces as `▁`, as Llama 2 and Gemma.
 
     Args:
         vocab_size: Everything: the bytes and three special tokens take 259.
@@ -102,7 +108,7 @@ def sp_bpe(vocab_size: int = 600, bos: bool = True) -> PreTrainedTokenizerFast:
 
 
 def wordpiece(vocab_size: int = 400, lowercase: bool = True) -> PreTrainedTokenizerFast:
-    """WordPiece as BERT has it, `[CLS] … [SEP]` around the text; drops white space.
+    """Make a WordPiece tokenizer, as BERT has it: `[CLS] … [SEP]` around the text, no white space.
 
     Args:
         vocab_size: Everything, with the five special tokens.
@@ -114,18 +120,19 @@ def wordpiece(vocab_size: int = 400, lowercase: bool = True) -> PreTrainedTokeni
 
 
 def llama(vocab_size: int, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
-    """A Llama of width 32 with 2 layers, in float32 and evaluation mode.
+    """Make a Llama of width 32 with 2 layers, in float32 and evaluation mode.
 
     The weights are ten times as large as usual, so that its distributions are far from uniform and
     differ from position to position: an untrained model hides errors of place.
 
     Args:
         vocab_size: Rows of the embeddings.
-        seed: Of the weights. The global generator is left as it was.
+        seed: Of the random weights. The global generator is left as it was.
         **overrides: Any other field of `LlamaConfig`.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    with needed_by(__name__, extra="train"):
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
 
     settings: dict[str, Any] = {
         "hidden_size": 32,
@@ -142,11 +149,12 @@ def llama(vocab_size: int, seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, **(settings | overrides)))
-    return model.eval()
+    model.train(mode=False)
+    return model
 
 
 def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """Writes what `AutoModelForCausalLM` and `AutoTokenizer` load; returns `folder`."""
+    """Save what `AutoModelForCausalLM` and `AutoTokenizer` load; return `folder`."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -156,7 +164,9 @@ def _fresh(serialised: str, **roles: str | None) -> PreTrainedTokenizerFast:
     """A new object every time (tokenizers are mutable), from what was trained once."""
     names = {f"{role}_token": token for role, token in roles.items() if token is not None}
     names.setdefault("eos_token", "<|endoftext|>")
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(serialised), **names)
+    make: Any = PreTrainedTokenizerFast  # its signature has no types
+    fresh: PreTrainedTokenizerFast = make(tokenizer_object=Tokenizer.from_str(serialised), **names)
+    return fresh
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Unigram pieces that are the same in every process.
+"""Learn Unigram pieces that are the same in every process.
 
 `tokenizers.trainers.UnigramTrainer` sums float expectations in the order of a hash map that has a
 fresh random state in each process, so scores, their order and ties differ from run to run; sorted
@@ -11,11 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 
-from tokenizers import models
+from logitstore.testing._extras import needed_by
+
+with needed_by(__name__, extra="train"):
+    from tokenizers import models
 
 
 def unigram_pieces(words: Mapping[str, int], size: int) -> list[tuple[str, float]]:
-    """`size` pieces and their log-probabilities, the same for the same counts of words.
+    """Learn `size` pieces and their log-probabilities from counts of words.
 
     Viterbi training with integer counts: start from frequent substrings, count how often each is
     used in the best segmentations, drop the fifth whose loss costs the corpus least, repeat.

@@ -21,7 +21,7 @@ from distill.head.query import HeadAnswer, HeadQuery
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.models.output_embedding import AfterEmbedding
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.students import ragged_rows, trainer_of
 
 aten = torch.ops.aten
@@ -32,7 +32,9 @@ def across_tokenizers(tmp_path: Path, **flags: Any) -> tuple[PreTrainedModel, Ca
     """A float64 student of another tokenizer than its teacher's, so that groups have tokens."""
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    store = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=60, logit_std=True)
+    store = FakeStore.from_teacher(
+        teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=60, logit_std=True
+    )
     student = tiny.llama(len(tiny.byte_bpe())).double()
     return student, trainer_of(student, store, tmp_path, **flags)
 

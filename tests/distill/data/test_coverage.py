@@ -16,7 +16,7 @@ from distill.data.dataset import StoreDataset
 from logitstore.capture.job import capture
 from logitstore.records import Segment
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, Row, taught
+from logitstore.testing.fake_store import FakeStore, Row
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import ragged_rows, trainer_of
 
@@ -33,7 +33,9 @@ def pair(
     rows: list[Row],
     **how: Any,
 ) -> tuple[FakeStore, StoreDataset]:
-    store = taught(tiny.llama(len(teacher), seed=7), teacher, rows, tmp_path / "t", **how)
+    store = FakeStore.from_teacher(
+        tiny.llama(len(teacher), seed=7), teacher, rows, tmp_path / "t", **how
+    )
     return store, StoreDataset(store, ByteTokenizer(student))
 
 
@@ -172,7 +174,9 @@ def test_training_warns_once_where_mapped_kl_would_see_little(tmp_path: Path) ->
     tokenizer = tiny.unigram()
     # Scripts that so small a byte-level vocabulary writes byte by byte.
     rows: list[Row] = [(Segment(text, supervised=True),) for text in tiny.corpus()[:6]]
-    store = taught(tiny.llama(len(tokenizer), seed=7), tokenizer, rows, tmp_path / "t")
+    store = FakeStore.from_teacher(
+        tiny.llama(len(tokenizer), seed=7), tokenizer, rows, tmp_path / "t"
+    )
     model = tiny.llama(len(tiny.byte_bpe()))
     message = r"low coverage: .*is followed.*--loss alm .*PYTHONWARNINGS="
     with pytest.warns(UserWarning, match=message) as caught:

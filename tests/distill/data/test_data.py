@@ -25,7 +25,7 @@ from distill.data.targets import (
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, Row, taught
+from logitstore.testing.fake_store import FakeStore, Row
 from logitstore.text.tokenizer import ByteTokenizer
 
 TEXTS = [
@@ -48,7 +48,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     model = tiny.llama(len(tokenizer))
     rows = text_rows(TEXTS)
     rows += [(Segment("Question? ", supervised=False), Segment("An answer.", supervised=True))]
-    return taught(model, tokenizer, rows, tmp_path_factory.mktemp("tokenizer"))
+    return FakeStore.from_teacher(model, tokenizer, rows, tmp_path_factory.mktemp("tokenizer"))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_after_a_prompt_a_dropped_space_is_no_missing_token(
     """WordPiece drops the space between prompt and answer: its first record starts behind it."""
     tokenizer = tiny.wordpiece()
     row = (Segment("A question?", supervised=False), Segment(" An answer", supervised=True))
-    store = taught(tiny.llama(len(tokenizer)), tokenizer, [row], tmp_path)
+    store = FakeStore.from_teacher(tiny.llama(len(tokenizer)), tokenizer, [row], tmp_path)
     assert store.records[0].byte_starts[0] == 1
     arrays = wide(StoreDataset(store, student, ["uld"], pairing="position")[0].teacher["uld"])
     np.testing.assert_array_equal(
@@ -228,7 +228,7 @@ def test_ids_past_the_teachers_tokenizer_go_to_the_rest(
     store: FakeStore, student: ByteTokenizer
 ) -> None:
     """A head is often padded past its tokenizer, and its bytes are then unknown."""
-    padded = replace(store, spec=store.spec.__class__(**vars(store.spec) | {"vocab_size": 9999}))
+    padded = replace(store, spec=replace(store.spec, vocab_size=9999))
     data = StoreDataset(padded, student, ["mapped_kl"])
     assert data.mappings["mapped_kl"] is not None
     assert len(data.mappings["mapped_kl"]) == 9999
@@ -381,7 +381,7 @@ def test_strict_maps_a_token_only_to_the_same_bytes(
 def test_a_store_without_ids_is_refused_where_ids_are_needed(
     store: FakeStore, student: ByteTokenizer
 ) -> None:
-    blind = replace(store, spec=store.spec.__class__(**vars(store.spec) | {"has_ids": False}))
+    blind = replace(store, spec=replace(store.spec, has_ids=False))
     with pytest.raises(MismatchError, match=r"captured with --no-ids, .*Use --loss uld"):
         StoreDataset(blind, student, ["mapped_kl"])
     assert len(StoreDataset(blind, student, ["uld"])) > 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from distill.data.row_order import RowOrder, window_of
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import Record, assert_same, curve
 from tests.kit.students import ragged_rows
 from tests.kit.two_ranks import Noting, prepared
@@ -24,7 +24,9 @@ STEPS = {"max_steps": 24, "train_sampling_strategy": "group_by_length"}
 def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    return taught(teacher, tokenizer, ragged_rows() * 4, tmp_path_factory.mktemp("teacher"))
+    return FakeStore.from_teacher(
+        teacher, tokenizer, ragged_rows() * 4, tmp_path_factory.mktemp("teacher")
+    )
 
 
 def order_of(

@@ -19,7 +19,7 @@ from distill.data.example import Example
 from distill.data.packing import Places, check_packing, in_one_row, layout_of, one_a_row, packed
 from logitstore.errors import InputError
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.families import FAMILIES, SHAPE, V
 from tests.kit.students import LOSSES, bloom, logged, ragged_rows, t5, trainer_of
 
@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     folder = tmp_path_factory.mktemp("teacher")
-    return taught(teacher, tokenizer, ragged_rows(), folder)
+    return FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder)
 
 
 def examples_of(texts: list[list[int]]) -> list[Example]:
@@ -306,7 +306,7 @@ def test_every_loss_of_a_packed_batch_is_that_of_the_padded_one(tmp_path: Path) 
     tokenizer = tiny.byte_bpe()
     more = {"logit_std": True, "draws": 8}
     teacher = tiny.llama(len(tokenizer), seed=7)
-    store = taught(teacher, tokenizer, ragged_rows(), tmp_path / "teacher", **more)
+    store = FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), tmp_path / "teacher", **more)
     losses = "uld,mapped_kl,tail_kl,sampled_kl,alm,multilevel_ot"
     found = []
     for packing in (False, True):

@@ -17,7 +17,7 @@ from distill.data.dataset import StoreDataset
 from distill.data.ragged import rectangles, tensors_of
 from distill.student.encoder_decoder import Sides
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import ragged_rows, settings
 
@@ -30,7 +30,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.byte_bpe()
     folder = tmp_path_factory.mktemp("tokenizer")
     more = {"logit_std": True, "draws": 16}
-    return taught(tiny.llama(len(tokenizer)), tokenizer, ragged_rows(), folder, top_k=K, **more)
+    return FakeStore.from_teacher(
+        tiny.llama(len(tokenizer)), tokenizer, ragged_rows(), folder, top_k=K, **more
+    )
 
 
 def tensors_in(batch: dict[str, Any]) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from distill.evaluation.sums import CALIBRATION_BINS, Calibration
 from distill.student.text import StudentReader
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, dense, taught
+from logitstore.testing.fake_store import FakeStore, dense_logprobs
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import ragged_rows
 
@@ -23,7 +23,9 @@ from tests.kit.students import ragged_rows
 def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.unigram()
     folder = tmp_path_factory.mktemp("teacher")
-    return taught(tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), folder, top_k=16)
+    return FakeStore.from_teacher(
+        tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), folder, top_k=16
+    )
 
 
 def reader_of(store: FakeStore, tokenizer: Any) -> StudentReader:
@@ -40,7 +42,7 @@ def by_definition(store: FakeStore, model: Any, tokenizer: Any) -> dict[str, flo
         tokens, _ = reader.read(line, spans)
         assert tokens is not None
         places = np.flatnonzero(tokens.has_record)
-        probs = dense(model, tokens.token_ids)[places - 1].exp()
+        probs = dense_logprobs(model, tokens.token_ids)[places - 1].exp()
         best = probs.argmax(-1).tolist()
         hits += [int(tokens.token_ids[p]) == b for p, b in zip(places, best, strict=True)]
         confidence += probs.amax(-1).tolist()
@@ -94,7 +96,7 @@ def agreeing(store: FakeStore, model: Any, tokenizer: Any) -> FakeStore:
         tokens, _ = StudentReader(student, store.spec.rendering, store.path).read(line, spans)
         assert tokens is not None
         places = np.flatnonzero(tokens.has_record)
-        best = dense(model, tokens.token_ids)[places - 1].argmax(-1).tolist()
+        best = dense_logprobs(model, tokens.token_ids)[places - 1].argmax(-1).tolist()
         starts = Spans(
             tokens.byte_starts[places], tokens.byte_lengths[places], tokens.is_eos[places]
         )
@@ -154,9 +156,7 @@ def test_calibration_is_the_mean_distance_of_accuracy_from_confidence() -> None:
 def test_agreement_needs_to_know_the_teachers_tokens(
     store: FakeStore, held: dict[str, Any], says: str
 ) -> None:
-    from types import SimpleNamespace
-
-    blind = replace(store, spec=SimpleNamespace(**(vars(store.spec) | held)))
+    blind = replace(store, spec=replace(store.spec, **held))
     tokenizer = tiny.byte_bpe()
     with pytest.raises(MismatchError, match=says):
         judge(tiny.llama(300), blind, reader_of(store, tokenizer), ["agreement"])

@@ -16,7 +16,7 @@ from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.rows.dataset import load_rows
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import dense
+from logitstore.testing.fake_store import dense_logprobs
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import templates
 
@@ -37,7 +37,7 @@ def test_bits_are_those_of_every_token_that_something_predicts(make: Any) -> Non
         tokens = reader.encode([Segment(text, True)], add_eos=False)
         places = np.flatnonzero(tokens.has_record)
         if len(places):
-            logprobs = dense(model, tokens.token_ids)
+            logprobs = dense_logprobs(model, tokens.token_ids)
             bits -= float(logprobs[places - 1, tokens.token_ids[places]].sum()) / math.log(2)
             size += int(tokens.byte_lengths[places].sum())
     score = scored(tokenizer, TEXTS)

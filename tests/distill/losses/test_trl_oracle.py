@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from distill.data.collator import Collator
 from logitstore.records import Segment
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import Row, taught
+from logitstore.testing.fake_store import FakeStore, Row
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import trainer_of
 
@@ -66,7 +66,7 @@ def test_ours_from_a_store_is_trls_from_two_live_models(
 ) -> None:
     theirs, ours = tiny.unigram(), tiny.byte_bpe()
     teacher, student = tiny.llama(len(theirs), seed=7), tiny.llama(len(ours))
-    store = taught(teacher, theirs, ROWS, tmp_path / "t", top_k=len(theirs))
+    store = FakeStore.from_teacher(teacher, theirs, ROWS, tmp_path / "t", top_k=len(theirs))
     pairing = "bytes" if by_groups else "position"
     trainer = trainer_of(student, store, tmp_path, loss="uld:1", pairing=pairing)
     oracle = uld_loss(settings(by_groups))

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from distill.data.collator import Collator
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, Row, dense, taught
+from logitstore.testing.fake_store import FakeStore, Row, dense_logprobs
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import ragged_rows, trainer_of
 
@@ -25,7 +25,9 @@ def itself(tmp_path: Path, **how: Any) -> tuple[PreTrainedModel, FakeStore]:
     """A model, and a store of what it thinks itself."""
     tokenizer = tiny.byte_bpe()
     model = tiny.llama(len(tokenizer))
-    return model, taught(model, tokenizer, ragged_rows(), tmp_path / "tokenizer", **how)
+    return model, FakeStore.from_teacher(
+        model, tokenizer, ragged_rows(), tmp_path / "tokenizer", **how
+    )
 
 
 @pytest.mark.parametrize("pairing", ["bytes", "position"])
@@ -66,7 +68,7 @@ def live_uld_by_bytes(
         runs = []
         for model, reader in sides:
             tokens = reader.encode(segments)
-            logprobs = dense(model, tokens.token_ids)
+            logprobs = dense_logprobs(model, tokens.token_ids)
             places = np.flatnonzero(tokens.has_record)
             width = np.where(tokens.is_eos, 1, tokens.byte_lengths)[places]
             start = tokens.byte_starts[places]
@@ -97,7 +99,9 @@ def test_the_cached_loss_is_the_live_one_within_the_certified_gap(
 ) -> None:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    cached = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=top_k, rounded=rounded)
+    cached = FakeStore.from_teacher(
+        teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=top_k, rounded=rounded
+    )
     trainer = trainer_of(model, cached, tmp_path, eval_store=cached, loss="uld:2")
     metrics = trainer.evaluate()
     live = live_uld_by_bytes(model, teacher, ragged_rows())
@@ -119,7 +123,9 @@ def test_the_cached_mapped_loss_is_the_live_one(tmp_path: Path) -> None:
     """Same tokenizer and all of the vocabulary: mapped KL is the KL of the two models."""
     tokenizer = tiny.byte_bpe()
     teacher, student = tiny.llama(len(tokenizer), seed=7), tiny.llama(len(tokenizer))
-    cached = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=len(tokenizer))
+    cached = FakeStore.from_teacher(
+        teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=len(tokenizer)
+    )
     metrics = trainer_of(
         student, cached, tmp_path, eval_store=cached, loss="mapped_kl:1"
     ).evaluate()
@@ -127,7 +133,10 @@ def test_the_cached_mapped_loss_is_the_live_one(tmp_path: Path) -> None:
     for segments in ragged_rows():
         tokens = ByteTokenizer(tokenizer).encode(segments)
         rows = np.flatnonzero(tokens.has_record) - 1
-        p, q = dense(student, tokens.token_ids)[rows], dense(teacher, tokens.token_ids)[rows]
+        p, q = (
+            dense_logprobs(student, tokens.token_ids)[rows],
+            dense_logprobs(teacher, tokens.token_ids)[rows],
+        )
         total, count = total + float((q.exp() * (q - p)).sum()), count + len(rows)
     assert metrics["eval_mapped_kl_loss"] == pytest.approx(total / count, rel=1e-3)
 

@@ -18,7 +18,7 @@ from distill.data.dataset import StoreDataset
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, dense, taught
+from logitstore.testing.fake_store import FakeStore, dense_logprobs
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import logged, ragged_rows, trainer_of
 
@@ -28,7 +28,9 @@ WIDTH = len(tiny.byte_bpe())
 
 def store_of(teacher: PreTrainedModel, folder: Path, **how: Any) -> FakeStore:
     """Of a teacher with the student's tokenizer, holding all that a store may hold."""
-    return taught(teacher, tiny.byte_bpe(), ragged_rows(), folder / "t", **{**EVERYTHING, **how})
+    return FakeStore.from_teacher(
+        teacher, tiny.byte_bpe(), ragged_rows(), folder / "t", **{**EVERYTHING, **how}
+    )
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def both(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[Tenso
         tokens = ByteTokenizer(tiny.byte_bpe()).encode(segments)
         at = np.flatnonzero(tokens.has_record) - 1
         ids = tokens.token_ids
-        pairs.append((dense(student, ids)[at], dense(teacher, ids)[at]))
+        pairs.append((dense_logprobs(student, ids)[at], dense_logprobs(teacher, ids)[at]))
     return pairs
 
 
@@ -169,7 +171,7 @@ def test_alm_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_path: Path
     """Across tokenizers, group by group, in plain loops."""
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    store = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", has_ids=False)
+    store = FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), tmp_path / "t", has_ids=False)
     found = trainer_of(student, store, tmp_path, eval_store=store, loss="alm:1").evaluate()
     values = []
     for segments in ragged_rows():
@@ -178,7 +180,9 @@ def test_alm_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_path: Path
             tokens = ByteTokenizer(reader).encode(segments)
             at = np.flatnonzero(tokens.has_record)
             spans.append(Spans(tokens.byte_starts[at], tokens.byte_lengths[at], tokens.is_eos[at]))
-            own.append(dense(model, tokens.token_ids)[at - 1, tokens.token_ids[at]].numpy())
+            own.append(
+                dense_logprobs(model, tokens.token_ids)[at - 1, tokens.token_ids[at]].numpy()
+            )
         for a0, a1, b0, b1 in align(*spans).groups.tolist():
             a, b = own[0][a0:a1].sum() / 100, own[1][b0:b1].sum() / 100
             values.append(-(math.exp(a) * b + (1 - math.exp(a)) * math.log(1 - math.exp(b))))
@@ -189,7 +193,7 @@ def test_multilevel_ot_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_
     """Two tokenizers; each side's columns from all of its tokens, pairs without the last EOS."""
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    store = taught(
+    store = FakeStore.from_teacher(
         teacher,
         tokenizer,
         ragged_rows(),
@@ -401,7 +405,7 @@ def test_two_tokenizers_are_refused_where_tokens_are_compared_by_id(
 ) -> None:
     """Both are named, with their fingerprints."""
     tokenizer = tiny.unigram()
-    store = taught(
+    store = FakeStore.from_teacher(
         tiny.llama(len(tokenizer)), tokenizer, ragged_rows(), tmp_path / "t", **EVERYTHING
     )
     theirs = store.spec.tokenizer_fingerprint.removeprefix("sha256:")[:8]
@@ -462,7 +466,9 @@ def test_the_teachers_ends_go_to_the_token_that_ends_the_students_turns(
 ) -> None:
     """A template may write another one than EOS; within one tokenizer each end stays itself."""
     tokenizer, nothing = tiny.unigram(), np.zeros(0, np.int64)
-    other = taught(tiny.llama(len(tokenizer)), tokenizer, ragged_rows()[:1], tmp_path / "other")
+    other = FakeStore.from_teacher(
+        tiny.llama(len(tokenizer)), tokenizer, ragged_rows()[:1], tmp_path / "other"
+    )
     same = store_of(student, tmp_path)
     reader = ByteTokenizer(tiny.byte_bpe())
     for store, is_moved in ((other, True), (same, False)):

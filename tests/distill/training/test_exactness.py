@@ -18,7 +18,7 @@ from distill.data.row_order import RowOrder
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import MismatchError
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import KEYS, Record, assert_same, curve, note
 from tests.kit.paths import ORACLE
 from tests.kit.students import logged, ragged_rows, trainer_of
@@ -33,7 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     folder = tmp_path_factory.mktemp("teacher")
-    return taught(teacher, tokenizer, ragged_rows(), folder, rounded=True)
+    return FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder, rounded=True)
 
 
 def prepared(store: FakeStore, out: Path, **more: Any) -> CachedTeacherTrainer:
@@ -122,7 +122,7 @@ def everything(folder: Path) -> FakeStore:
     """As `store`, but with all that the teacher says, as it says it."""
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    return taught(teacher, tokenizer, ragged_rows(), folder, top_k=len(tokenizer))
+    return FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder, top_k=len(tokenizer))
 
 
 def at_this_student(run: CachedTeacherTrainer, model: PreTrainedModel) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,9 @@ def test_a_store_of_the_whole_vocabulary_trains_as_a_live_teacher_does(
     """tail_kl against the dense KL of the teacher itself, asked in every step."""
     tokenizer = tiny.byte_bpe()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    store = taught(teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=len(tokenizer))
+    store = FakeStore.from_teacher(
+        teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=len(tokenizer)
+    )
     found = curve(prepared(store, tmp_path, loss="tail_kl:1"), keys=KEYS[:2])
     live = LiveTeacherTrainer(
         teacher=teacher.double(),

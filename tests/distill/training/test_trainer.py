@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from distill.training.one_cycle import one_cycle
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import logged, ragged_rows, settings, t5, trainer_of
 
@@ -26,7 +25,7 @@ from tests.kit.students import logged, ragged_rows, settings, t5, trainer_of
 def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     """A Unigram teacher; row 3 has records that no byte BPE student can be aligned with."""
     tokenizer = tiny.unigram()
-    made = taught(
+    made = FakeStore.from_teacher(
         tiny.llama(len(tokenizer), seed=7),
         tokenizer,
         ragged_rows(),
@@ -255,7 +254,7 @@ def test_a_batch_without_an_aligned_position_is_cross_entropy_and_counted(
 def test_an_eval_store_of_another_teacher_is_refused(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path
 ) -> None:
-    spec = SimpleNamespace(**vars(store.spec) | {"teacher": {"fingerprint": "another"}})
+    spec = replace(store.spec, teacher={"fingerprint": "another"})
     held_out = replace(store, spec=spec, provenance={"teacher": "hub/other"}, path=Path("held"))
     with pytest.raises(MismatchError, match=r"held: its teacher is hub/other .*that of fake-store"):
         trainer_of(model, store, tmp_path / "out", eval_store=held_out)
@@ -493,7 +492,7 @@ def test_one_process_with_several_gpus_is_refused(
 def test_a_store_without_ids_stops_mapped_kl_before_anything_is_written(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path
 ) -> None:
-    spec = SimpleNamespace(**vars(store.spec) | {"has_ids": False})
+    spec = replace(store.spec, has_ids=False)
     with pytest.raises(MismatchError, match="captured with --no-ids"):
         trainer_of(model, replace(store, spec=spec), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import Record, assert_same, of_log
 from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     folder = tmp_path_factory.mktemp("teacher")
-    return taught(teacher, tokenizer, ragged_rows(), folder, rounded=True)
+    return FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder, rounded=True)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_two_processes_with_packed_rows_grouped_by_length_make_the_run_of_one(
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     rows = ragged_rows() * 4
-    store = taught(teacher, tokenizer, rows, tmp_path / "teacher", rounded=True)
+    store = FakeStore.from_teacher(teacher, tokenizer, rows, tmp_path / "teacher", rounded=True)
     how = ONE | {"train_sampling_strategy": "group_by_length"}
     one = prepared(store, tmp_path / "one", eval_store=store, **how)
     one.train()

@@ -21,7 +21,7 @@ from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.info import facts, info_text
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import dense
+from logitstore.testing.fake_store import dense_logprobs
 from logitstore.testing.stores import tree
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import ragged_rows, trainer_of
@@ -72,7 +72,10 @@ def test_sampled_kl_of_a_captured_store_is_the_live_one(
     for records, line in rows_of(store):
         tokens = ByteTokenizer(tiny.byte_bpe()).encode(line.segments)
         at = np.flatnonzero(tokens.has_record) - 1
-        q, p = dense(teacher, tokens.token_ids)[at], dense(student, tokens.token_ids)[at]
+        q, p = (
+            dense_logprobs(teacher, tokens.token_ids)[at],
+            dense_logprobs(student, tokens.token_ids)[at],
+        )
         first = np.cumsum(records.draw_count) - records.draw_count
         for t in range(len(records)):
             head = q[t].argsort(descending=True)[: int(records.entry_count[t])]
@@ -118,7 +121,7 @@ def test_draws_of_the_store_follow_the_live_teachers_tail(folder: Path, tmp_path
         store = run(folder, tmp_path / f"{seed}", top_k=3, draws=100, seed=seed)
         for records, line in rows_of(store):
             tokens = ByteTokenizer(tiny.byte_bpe()).encode(line.segments)
-            q = dense(teacher, tokens.token_ids)[np.flatnonzero(tokens.has_record) - 1]
+            q = dense_logprobs(teacher, tokens.token_ids)[np.flatnonzero(tokens.has_record) - 1]
             q = q.exp().scatter(1, q.topk(3).indices, 0)
             share = (q / q.sum(-1, keepdim=True)).numpy()
             np.add.at(seen, records.sample_ids, records.sample_counts)
