@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows, trainer_of
 
@@ -28,7 +28,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, FakeStore]:
     for name, tokenizer in (("cross", tiny.unigram()), ("same", tiny.byte_bpe())):
         teacher = tiny.llama(len(tokenizer), seed=7)
         folder = tmp_path_factory.mktemp(name)
-        made[name] = taught(
+        made[name] = FakeStore.from_teacher(
             teacher, tokenizer, ragged_rows(), folder, rounded=True, logit_std=True, draws=4
         )
     return made
