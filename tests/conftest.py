@@ -11,13 +11,21 @@ from hypothesis import settings
 
 from logitstore.testing.fixtures import bucket, fresh_clients, s3_server
 from tests.kit.browser import browser
+from tests.kit.time_by_file import (
+    pytest_runtest_logstart,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+)
 
 __all__ = [
     "browser",
     "bucket",
     "fresh_clients",
+    "pytest_runtest_logstart",
+    "pytest_runtest_makereport",
+    "pytest_terminal_summary",
     "s3_server",
-]  # fixtures, made when a test asks for them
+]  # fixtures, made when a test asks for them, and hooks
 
 # Read when torch, tokenizers and the hub's client are imported, so set before any test is.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
