@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from logitstore.testing.fixtures import bucket, fresh_clients, s3_server
 from tests.kit.browser import browser
+from tests.kit.teacher import teacher
 from tests.kit.time_by_file import (
     pytest_runtest_logstart,
     pytest_runtest_makereport,
@@ -25,6 +26,7 @@ __all__ = [
     "pytest_runtest_makereport",
     "pytest_terminal_summary",
     "s3_server",
+    "teacher",
 ]  # fixtures, made when a test asks for them, and hooks
 
 # Read when torch, tokenizers and the hub's client are imported, so set before any test is.

@@ -16,6 +16,7 @@ import logitstore
 from distill import cli
 from logitstore.capture.job import capture
 from logitstore.testing import tiny
+from tests.kit.commands import Run
 from tests.kit.paths import ROOT
 from tests.kit.students import t5
 
@@ -44,33 +45,17 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of one command, in this process."""
-    before, sys.argv = sys.argv, ["distill", *argv]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
-def train(
-    capsys: pytest.CaptureFixture[str], here: Path, out: Path, *more: str
-) -> tuple[int, str, str]:
+def train(run: Run, here: Path, out: Path, *more: str) -> tuple[int, str, str]:
     given = ("--model_name_or_path", str(here / "student"), "--store", str(here / "store"))
-    return run(capsys, "train", *given, "--output_dir", str(out), *FLAGS.split(), *more)
+    return run("train", *given, "--output_dir", str(out), *FLAGS.split(), *more)
 
 
 def test_training_leaves_an_ordinary_folder_and_prints_its_run(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
     status, stdout, stderr = train(
-        capsys, here, out, "--loss", "uld:1.5,mapped_kl", "--seed", "3", "--run_name", "both",
+        run, here, out, "--loss", "uld:1.5,mapped_kl", "--seed", "3", "--run_name", "both",
         "--eval_store", str(here / "reversed"),
     )  # fmt: skip
     assert status == 0
@@ -102,23 +87,19 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     assert student.config.vocab_size == 300
 
 
-def test_evaluation_completes_the_students_run(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluation_completes_the_students_run(here: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    _, stdout, _ = train(capsys, here, out)
+    _, stdout, _ = train(run, here, out)
     trained = json.loads(stdout)
     data = str(here / "data.jsonl")
-    status, stdout, _ = run(
-        capsys, "evaluate", str(out), data, "--metrics", "bits_per_byte", "--json"
-    )
+    status, stdout, _ = run("evaluate", str(out), data, "--metrics", "bits_per_byte", "--json")
     assert status == 0
     found = json.loads(stdout)
     assert found["bits_per_byte"] > 0
     assert {key: found[key] for key in trained} == trained
     assert json.loads((out / "results.json").read_text()) == found
     assert f"| bits/byte | {found['bits_per_byte']:.3f} |" in (out / "README.md").read_text()
-    status, stdout, _ = run(capsys, "evaluate", str(out), data, "--samples", "2")
+    status, stdout, _ = run("evaluate", str(out), data, "--samples", "2")
     assert f"bits per byte  {found['bits_per_byte']:.4f}" in stdout
     kept = json.loads((out / "results.json").read_text())["samples"]
     assert (kept["data"], len(kept["texts"])) == (data, 2)
@@ -126,7 +107,7 @@ def test_evaluation_completes_the_students_run(
 
 
 def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(here / "student", out)
@@ -139,7 +120,7 @@ def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
     pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
     every = ("--store", str(here / "store"), "--metrics", ",".join(cli.METRICS))
     status, stdout, _ = run(
-        capsys, "evaluate", str(out), str(pairs), *every, "--max-new-tokens", "4", "--json"
+        "evaluate", str(out), str(pairs), *every, "--max-new-tokens", "4", "--json"
     )
     assert status == 0
     found = json.loads(stdout)
@@ -149,34 +130,28 @@ def test_a_student_is_measured_against_its_teacher_and_by_what_it_writes(
     assert found["judged"]["store_digest"] == logitstore.open_store(here / "store").digest
     for key in ("agreement", "uld", "calibration_error", "token_f1", "exact_match", "rougeLsum"):
         assert 0 <= found[key] <= 2
-    status, stdout, _ = run(capsys, "evaluate", str(out), "--store", every[1], "--metrics", "uld")
+    status, stdout, _ = run("evaluate", str(out), "--store", every[1], "--metrics", "uld")
     assert status == 0
     assert f"uld            {found['uld']:.4f}, of the live teacher within" in stdout
     assert json.loads((out / "results.json").read_text())["bits_per_byte"] == found["bits_per_byte"]
-    status, stdout, _ = run(capsys, "compare", str(out))
+    status, stdout, _ = run("compare", str(out))
     assert status == 0
     assert "calibration error (lower is better)" in stdout
 
 
-def test_evaluating_a_folder_of_others_writes_nothing_into_it(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluating_a_folder_of_others_writes_nothing_into_it(here: Path, run: Run) -> None:
     before = sorted(path.name for path in (here / "teacher").iterdir())
-    status, stdout, _ = run(
-        capsys, "evaluate", str(here / "teacher"), str(here / "data.jsonl"), "--json"
-    )
+    status, stdout, _ = run("evaluate", str(here / "teacher"), str(here / "data.jsonl"), "--json")
     assert status == 0
     assert json.loads(stdout)["name"] == "teacher"
     assert sorted(path.name for path in (here / "teacher").iterdir()) == before
 
 
-def test_a_student_learns_from_the_store(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_student_learns_from_the_store(here: Path, tmp_path: Path, run: Run) -> None:
     losses = []
     for steps in ("1", "20"):
         _, stdout, _ = train(
-            capsys, here, tmp_path / steps, "--max_steps", steps, "--loss", "mapped_kl",
+            run, here, tmp_path / steps, "--max_steps", steps, "--loss", "mapped_kl",
             "--learning_rate", "1e-2", "--eval_store", str(here / "reversed"),
         )  # fmt: skip
         losses.append(json.loads(stdout)["metrics"]["eval_mapped_kl_loss"])
@@ -184,16 +159,16 @@ def test_a_student_learns_from_the_store(
 
 
 def test_an_encoder_decoder_is_a_student_like_any_other(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, run: Run
 ) -> None:
     tiny.save(tmp_path / "t5", t5(), tiny.byte_bpe())
     student = ("--model_name_or_path", str(tmp_path / "t5"))
-    status, stdout, _ = train(capsys, here, tmp_path / "out", *student, "--loss", "uld,mapped_kl")
+    status, stdout, _ = train(run, here, tmp_path / "out", *student, "--loss", "uld,mapped_kl")
     assert (status, json.loads(stdout)["steps"]) == (0, 3)
     rows = [{"prompt": "The teacher", "completion": " reads"}]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, stdout, _ = run(
-        capsys, "evaluate", str(tmp_path / "out"), str(tmp_path / "pairs.jsonl"),
+        "evaluate", str(tmp_path / "out"), str(tmp_path / "pairs.jsonl"),
         "--store", str(here / "store"), "--metrics", ",".join(cli.METRICS), "--json",
     )  # fmt: skip
     assert status == 0
@@ -202,11 +177,11 @@ def test_an_encoder_decoder_is_a_student_like_any_other(
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated")
 def test_adapters_are_trained_alone_and_bring_their_base_when_they_are_loaded(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, run: Run
 ) -> None:
     before = (here / "student" / "model.safetensors").read_bytes()
     given = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj")
-    status, stdout, _ = train(capsys, here, tmp_path / "out", *given, "--learning_rate", "1e-1")
+    status, stdout, _ = train(run, here, tmp_path / "out", *given, "--learning_rate", "1e-1")
     found = json.loads(stdout)
     assert status == 0
     assert found["lora"]["lora_r"] == 4
@@ -215,14 +190,12 @@ def test_adapters_are_trained_alone_and_bring_their_base_when_they_are_loaded(
     assert (here / "student" / "model.safetensors").read_bytes() == before
     bits = []
     for model in (tmp_path / "out", here / "student"):
-        _, stdout, _ = run(capsys, "evaluate", str(model), str(here / "data.jsonl"), "--json")
+        _, stdout, _ = run("evaluate", str(model), str(here / "data.jsonl"), "--json")
         bits.append(json.loads(stdout)["bits_per_byte"])
     assert bits[0] != bits[1]
 
 
-def test_a_new_student_is_its_config_and_its_seed(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_student_is_its_config_and_its_seed(here: Path, tmp_path: Path, run: Run) -> None:
     config = str(here / "student" / "config.json")
     new = ("--student_config", config, "--tokenizer_name_or_path", str(here / "student"))
     plain = (
@@ -237,9 +210,7 @@ def test_a_new_student_is_its_config_and_its_seed(
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         out = tmp_path / name
-        status, stdout, _ = run(
-            capsys, "train", *new, *plain, "--seed", seed, "--output_dir", str(out)
-        )
+        status, stdout, _ = run("train", *new, *plain, "--seed", seed, "--output_dir", str(out))
         assert status == 0
         assert json.loads(stdout)["student_config"] == config
         weights.append(AutoModelForCausalLM.from_pretrained(out).lm_head.weight)
@@ -259,38 +230,34 @@ def test_a_new_student_is_its_config_and_its_seed(
 def test_a_student_that_cannot_be_made_is_one_message(
     here: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
     more: tuple[str, ...],
     says: str,
 ) -> None:
-    status, stdout, stderr = train(capsys, here, tmp_path / "out", *more)
+    status, stdout, stderr = train(run, here, tmp_path / "out", *more)
     assert (status, stdout) == (2, "")
     assert says in stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_goes_on_from_its_last_checkpoint(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_goes_on_from_its_last_checkpoint(here: Path, tmp_path: Path, run: Run) -> None:
     saving = ("--save_strategy", "steps", "--save_steps", "2")
-    assert train(capsys, here, tmp_path / "out", *saving)[0] == 0
-    status, _, stderr = train(capsys, here, tmp_path / "out", *saving)
+    assert train(run, here, tmp_path / "out", *saving)[0] == 0
+    status, _, stderr = train(run, here, tmp_path / "out", *saving)
     assert status == 2
     assert "holds checkpoints of an earlier run" in stderr
     status, stdout, _ = train(
-        capsys, here, tmp_path / "out", *saving, "--resume_from_checkpoint", "true",
+        run, here, tmp_path / "out", *saving, "--resume_from_checkpoint", "true",
         "--max_steps", "5",
     )  # fmt: skip
     assert status == 0
     assert json.loads(stdout)["steps"] == 5
 
 
-def test_a_yaml_file_is_a_run(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_yaml_file_is_a_run(here: Path, tmp_path: Path, run: Run) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("loss: ce\nmax_steps: 1\nseed: 5\n")
-    _, stdout, _ = train(capsys, here, tmp_path / "out", "--config", str(path))
+    _, stdout, _ = train(run, here, tmp_path / "out", "--config", str(path))
     found = json.loads(stdout)
     assert (found["loss"], found["seed"], found["steps"]) == ("ce", 5, 3)  # the flag wins
 
@@ -314,13 +281,13 @@ def test_a_yaml_file_is_a_run(
 def test_a_bad_request_is_one_message_status_2_and_no_folder(
     here: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
     more: tuple[str, ...],
     says: str,
 ) -> None:
     before = sorted(path for path in here.rglob("*"))
     filled = [part.format(here=here) for part in more]
-    status, stdout, stderr = train(capsys, here, tmp_path / "out", *filled)
+    status, stdout, stderr = train(run, here, tmp_path / "out", *filled)
     assert (status, stdout) == (2, "")
     assert stderr.splitlines()[-1].startswith("error: ")
     assert says in stderr
@@ -329,15 +296,15 @@ def test_a_bad_request_is_one_message_status_2_and_no_folder(
 
 
 def test_an_unfinished_store_is_refused_unless_asked_for(
-    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, tmp_path: Path, run: Run
 ) -> None:
     partial = tmp_path / "partial"
     shutil.copytree(here / "store", partial)
     (partial / "DONE").unlink()
-    status, _, stderr = train(capsys, here, tmp_path / "out", "--store", str(partial))
+    status, _, stderr = train(run, here, tmp_path / "out", "--store", str(partial))
     assert status == 2
     assert "the capture has not finished" in stderr
-    status, *_ = train(capsys, here, tmp_path / "out", "--store", str(partial), "--allow_partial")
+    status, *_ = train(run, here, tmp_path / "out", "--store", str(partial), "--allow_partial")
     assert status == 0
 
 
@@ -359,10 +326,10 @@ def test_an_unfinished_store_is_refused_unless_asked_for(
     ],
 )
 def test_a_bad_evaluation_is_one_message_and_status_2(
-    here: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], says: str
+    here: Path, run: Run, more: tuple[str, ...], says: str
 ) -> None:
     given = ("evaluate", str(here / "student"), str(here / "data.jsonl"))
-    status, stdout, stderr = run(capsys, *given, *(part.format(here=here) for part in more))
+    status, stdout, stderr = run(*given, *(part.format(here=here) for part in more))
     assert (status, stdout) == (2, "")
     assert says in stderr
 
@@ -396,7 +363,7 @@ def test_stdout_is_for_the_answer_whatever_libraries_print(here: Path) -> None:
     assert "nowhere: no store.json" in done.stderr
 
 
-def test_every_flag_is_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
-    status, stdout, _ = run(capsys, "train", "--help")
+def test_every_flag_is_in_the_help(run: Run) -> None:
+    status, stdout, _ = run("train", "--help")
     assert status == 0
     assert all(flag in stdout for flag in ("--store", "--model_name_or_path", "--config", "--seed"))

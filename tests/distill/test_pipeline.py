@@ -29,12 +29,6 @@ TOP_K = 6  # of a vocabulary of 400: most of the probability lies outside
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pipeline") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
-
-
-@pytest.fixture(scope="module")
 def store(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     folder = tmp_path_factory.mktemp("store")
     rows = [{"prompt": "Q: why 🙂?\n", "completion": text} for text in tiny.corpus()]

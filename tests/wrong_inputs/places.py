@@ -6,11 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from logitstore.capture.job import capture
 from logitstore.testing import tiny
 from tests.kit import students, templates
+from tests.kit.rows import rows_file
 
 TEXTS = ("The teacher reads.", "A student writes, then stops.", "One more row of text.")
 TALK = templates.turns("Who reads?", "The teacher.", "And who writes?", "The student.")
@@ -23,11 +23,6 @@ def make(here: Path) -> Path:
     _stores(here)
     _runs(here)
     return here
-
-
-def rows(path: Path, *found: dict[str, Any]) -> None:
-    """A `.jsonl` file."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in found))
 
 
 def _models(here: Path) -> None:
@@ -68,19 +63,21 @@ def _cut(path: Path) -> None:
 
 
 def _datasets(here: Path) -> None:
-    rows(here / "rows.jsonl", *({"text": text} for text in TEXTS))
-    rows(here / "talk.jsonl", {"messages": TALK})
-    rows(here / "talk-as-text.jsonl", {"text": TEXTS[0]})
-    rows(here / "columns.jsonl", {"question": "?", "reply": "!"})
-    rows(here / "sharegpt.jsonl", {"conversations": [{"from": "human", "value": "?"}]})
-    rows(here / "numbers.jsonl", {"text": 3})
-    rows(here / "half.jsonl", {"prompt": "Who?", "completion": TALK[1:2]})
-    rows(here / "no-role.jsonl", {"messages": [{"from": "human", "content": "?"}]})
-    rows(here / "image.jsonl", {"messages": [{"role": "user", "content": [{"type": "image"}]}]})
-    rows(here / "system.jsonl", {"messages": templates.turns("?", "!", system="Be brief.")})
-    rows(here / "far.jsonl", {"input_ids": [5, 6, 300]})
-    rows(here / "shifted.jsonl", {"input_ids": [5, 6, 7], "labels": [6, 7, -100]})
-    rows(here / "short.jsonl", {"input_ids": [5, 6, 7], "completion_mask": [0, 1]})
+    rows_file(here / "rows.jsonl", *({"text": text} for text in TEXTS))
+    rows_file(here / "talk.jsonl", {"messages": TALK})
+    rows_file(here / "talk-as-text.jsonl", {"text": TEXTS[0]})
+    rows_file(here / "columns.jsonl", {"question": "?", "reply": "!"})
+    rows_file(here / "sharegpt.jsonl", {"conversations": [{"from": "human", "value": "?"}]})
+    rows_file(here / "numbers.jsonl", {"text": 3})
+    rows_file(here / "half.jsonl", {"prompt": "Who?", "completion": TALK[1:2]})
+    rows_file(here / "no-role.jsonl", {"messages": [{"from": "human", "content": "?"}]})
+    rows_file(
+        here / "image.jsonl", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
+    )
+    rows_file(here / "system.jsonl", {"messages": templates.turns("?", "!", system="Be brief.")})
+    rows_file(here / "far.jsonl", {"input_ids": [5, 6, 300]})
+    rows_file(here / "shifted.jsonl", {"input_ids": [5, 6, 7], "labels": [6, 7, -100]})
+    rows_file(here / "short.jsonl", {"input_ids": [5, 6, 7], "completion_mask": [0, 1]})
     (here / "cut.jsonl").write_text('{"text": "whole"}\n{"text": "cut\n')
     (here / "surrogate.jsonl").write_text('{"text": "whole"}\n{"text": "\\ud800"}\n')
     (here / "latin.txt").write_bytes("Größe\n".encode("latin-1"))

@@ -1,7 +1,6 @@
 """The coverage report: its figures by hand, its advice, and the warning before training."""
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from distill import cli
 from distill.data.coverage import KINDS, coverage, recommend, table
 from distill.data.dataset import StoreDataset
 from logitstore.capture.job import capture
@@ -18,6 +16,7 @@ from logitstore.records import Segment
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore, Row
 from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit.commands import Run
 from tests.kit.students import ragged_rows, trainer_of
 
 NUMBERS: list[Row] = [
@@ -189,21 +188,8 @@ def test_training_warns_once_where_mapped_kl_would_see_little(tmp_path: Path) ->
         trainer_of(model, store, tmp_path / "c", loss=loss)
 
 
-def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    before, sys.argv = sys.argv, ["distill", *argv]
-    try:
-        cli.main()
-        status = 0
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    finally:
-        sys.argv = before
-    out, err = capsys.readouterr()
-    return status, out, err
-
-
 def test_the_command_reads_a_store_and_a_tokenizer(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The student may be a tokenizer alone: its weights are not looked at."""
     teacher = tiny.unigram()
@@ -216,10 +202,10 @@ def test_the_command_reads_a_store_and_a_tokenizer(
     capture(str(tmp_path / "teacher"), str(tmp_path / "data.jsonl"), out=store, top_k=8)
     capsys.readouterr()
     asked = ("coverage", str(store), str(tmp_path / "student"))
-    status, out, _ = run(capsys, *asked, "--json")
+    status, out, _ = run(*asked, "--json")
     facts = json.loads(out)
     assert (status, facts["recommended"], facts["sequences"]) == (0, "mapped_kl", 6)
-    status, out, _ = run(capsys, *asked, "--sequences", "2")
+    status, out, _ = run(*asked, "--sequences", "2")
     assert status == 0
     assert "shared starts" in out
     assert "sequences    2 looked at" in out
@@ -229,6 +215,6 @@ def test_the_command_reads_a_store_and_a_tokenizer(
         (("coverage", str(store), str(tmp_path / "nothing")), "AutoTokenizer cannot load it"),
         (("coverage", str(tmp_path), str(tmp_path / "student")), "not a store"),
     ):
-        status, _, err = run(capsys, *bad)
+        status, _, err = run(*bad)
         assert status == 2
         assert message in err

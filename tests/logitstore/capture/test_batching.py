@@ -34,21 +34,14 @@ from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from logitstore.text.tokenizer import TokenizedText
 from tests.kit.families import FAMILIES, V, build
+from tests.kit.rows import texts_file
 
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 700}
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("batching") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("batching") / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in [*tiny.corpus(), ""]))
-    return path
+    return texts_file(tmp_path_factory.mktemp("batching") / "rows.jsonl", [*tiny.corpus(), ""])
 
 
 @pytest.fixture(scope="module")

@@ -27,23 +27,15 @@ from logitstore.storage.commit import OsFs
 from logitstore.storage.files import Buffer
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
+from tests.kit.rows import texts_file
 
 SHARD_TEXT_BYTES = 400
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tokenizer = tiny.byte_bpe(400, bos=True)
-    model = tiny.llama(400)
-    return tiny.save(tmp_path_factory.mktemp("teacher") / "teacher", model, tokenizer)
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "rows.jsonl"
     texts = [*tiny.corpus(), "", None, "x"]
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    return path
+    return texts_file(tmp_path_factory.mktemp("data") / "rows.jsonl", texts)
 
 
 def run(teacher: Path, data: Path, out: Path, **settings: Any) -> logitstore.LogitStore:

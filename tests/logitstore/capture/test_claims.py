@@ -38,6 +38,7 @@ from logitstore.storage.paths import store_path
 from logitstore.testing import stores, tiny
 from logitstore.testing.stores import tree
 from logitstore.writing.writer import StoreWriter
+from tests.kit.rows import texts_file
 
 ELSEWHERE = vars(ProcessIdentity("another machine", "node-7", 4711, "1"))
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}
@@ -182,16 +183,8 @@ def test_a_folder_that_refuses_is_told(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("claims") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("claims") / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in tiny.corpus()))
-    return path
+    return texts_file(tmp_path_factory.mktemp("claims") / "rows.jsonl", tiny.corpus())
 
 
 @pytest.fixture(scope="module")

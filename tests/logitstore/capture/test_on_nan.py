@@ -16,17 +16,12 @@ from logitstore.info import facts, info_text
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from tests.kit import reader_from_spec
+from tests.kit.rows import texts_file
 
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}
 BAD = "~"  # a token of its own
 TEXTS = [*tiny.corpus()[:20], f"a {BAD} here", *tiny.corpus()[20:], f"{BAD}{BAD}", "the end"]
 BAD_ROWS = [20, 49]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("nan") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
 
 
 @pytest.fixture(scope="module", params=["nan", "inf"])
@@ -42,9 +37,7 @@ def broken(request: Any, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("nan") / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in TEXTS))
-    return path
+    return texts_file(tmp_path_factory.mktemp("nan") / "rows.jsonl", TEXTS)
 
 
 def run(teacher: Path, data: Path, out: Path, **settings: Any) -> logitstore.LogitStore:

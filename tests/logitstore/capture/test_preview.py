@@ -1,8 +1,6 @@
 """Before an hour of teacher time: what a row looks like, what is counted, what is to come."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,53 +10,27 @@ import logitstore
 from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate import trial_batches
 from logitstore.capture.job import preview
-from logitstore.cli.app import main
 from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
+from tests.kit.commands import Run
+from tests.kit.rows import rows_file, texts_file
 
-Run = Callable[..., tuple[int, str, str]]
 WORDS = "the teacher reads"
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["logitstore", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("preview") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
-
-
-def rows(path: Path, *found: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in found))
-    return path
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     texts = [*tiny.corpus(), "", "long " * 800]
-    return rows(tmp_path / "rows.jsonl", *({"text": t} for t in texts))
+    return texts_file(tmp_path / "rows.jsonl", texts)
 
 
 def test_the_first_row_is_shown_with_its_supervised_tokens_marked(
     teacher: Path, tmp_path: Path
 ) -> None:
-    data = rows(
+    data = rows_file(
         tmp_path / "rows.jsonl",
         {"prompt": "", "completion": ""},
         {"prompt": "Q: \x1b[31m", "completion": "a 🙃"},
@@ -77,7 +49,7 @@ def test_the_first_row_is_shown_with_its_supervised_tokens_marked(
 def test_a_long_row_is_shown_at_its_first_supervised_tokens(teacher: Path, tmp_path: Path) -> None:
     row = {"prompt": "p " * 150, "completion": "c " * 900}
     shown = preview(
-        str(teacher), str(rows(tmp_path / "r.jsonl", row)), tmp_path / "s", top_k=8
+        str(teacher), str(rows_file(tmp_path / "r.jsonl", row)), tmp_path / "s", top_k=8
     ).sample.first
     assert "windows, the first" in shown
     assert len(shown) < 1000
@@ -137,7 +109,7 @@ def test_a_sample_is_spread_over_the_dataset(
 ) -> None:
     monkeypatch.setattr(sample_module, "_SAMPLE_ROWS", 5)
     texts = [*["short"] * 40, *[WORDS * 5] * 40]
-    data = rows(tmp_path / "r.jsonl", *({"text": t} for t in texts))
+    data = rows_file(tmp_path / "r.jsonl", *({"text": t} for t in texts))
     said = preview(str(teacher), str(data), tmp_path / "s", top_k=8)
     assert said.sample.rows == 5
     assert {s.line.row for s in said.sample.sequences} == {0, 19, 39, 59, 79}
@@ -146,7 +118,7 @@ def test_a_sample_is_spread_over_the_dataset(
 
 
 def test_rows_without_anything_to_learn_are_previewed_too(teacher: Path, tmp_path: Path) -> None:
-    data = rows(tmp_path / "r.jsonl", {"text": ""}, {"text": ""})
+    data = rows_file(tmp_path / "r.jsonl", {"text": ""}, {"text": ""})
     said = preview(str(teacher), str(data), tmp_path / "s", top_k=8)
     assert said.facts()["to_come"] is None
     assert "2 of 2 rows looked at: 2 empty" in str(said)
@@ -202,7 +174,7 @@ def test_a_long_capture_is_headed_by_what_estimate_says(
     settings: dict[str, Any] = {"top_k": 8}
     if generate:
         prompts = [{"prompt": text} for text in tiny.corpus()]
-        data = rows(tmp_path / "prompts.jsonl", *prompts)
+        data = rows_file(tmp_path / "prompts.jsonl", *prompts)
         settings |= {"generate": True, "max_new_tokens": 4}
     said = preview(teacher, data, **settings)
     monkeypatch.setattr(

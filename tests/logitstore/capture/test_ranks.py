@@ -21,6 +21,7 @@ from logitstore.errors import IncompleteStoreError, InputError
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from tests.kit.paths import ROOT
+from tests.kit.rows import texts_file
 
 # `accelerate launch --cpu` starts one process whatever is asked for (two need mpirun), so this is
 # the launcher of machines with GPUs, on one without.
@@ -31,16 +32,8 @@ LAUNCHERS = {
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
-
-
-@pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ranks") / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in tiny.corpus() * 2))
-    return path
+    return texts_file(tmp_path_factory.mktemp("ranks") / "rows.jsonl", tiny.corpus() * 2)
 
 
 def arguments(teacher: Path, data: Path, out: Path) -> list[str]:

@@ -18,19 +18,12 @@ from logitstore.checking.verify import verify_store
 from logitstore.console.signals import Stopped, stopper
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stopping") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
+from tests.kit.rows import texts_file
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("stopping") / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in tiny.corpus() * 4))
-    return path
+    return texts_file(tmp_path_factory.mktemp("stopping") / "rows.jsonl", tiny.corpus() * 4)
 
 
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 400}

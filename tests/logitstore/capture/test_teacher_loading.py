@@ -24,6 +24,7 @@ from logitstore.info import facts, info_text
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from tests.kit import reader_from_spec
+from tests.kit.rows import texts_file
 
 HAS_BITSANDBYTES = importlib.util.find_spec("bitsandbytes") is not None
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 700}
@@ -38,9 +39,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("loading") / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in tiny.corpus()[30:]))
-    return path
+    return texts_file(tmp_path_factory.mktemp("loading") / "rows.jsonl", tiny.corpus()[30:])
 
 
 @pytest.fixture(scope="module")

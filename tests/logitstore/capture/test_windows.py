@@ -1,6 +1,5 @@
 """Windows: every supervised token once, whole characters, the row's own tokens, nothing lost."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from logitstore.info import facts, info_text
 from logitstore.records import Segment, SequenceText
 from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit.rows import texts_file
 
 FAMILIES = ("byte_bpe", "byte_bpe_bos", "unigram", "sp_bpe", "wordpiece")
 
@@ -273,10 +273,8 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("windows") / "rows.jsonl"
     texts = ["short", " ".join(tiny.corpus()), "", "also short 🙂", " ".join(tiny.corpus()[::-1])]
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
-    return path
+    return texts_file(tmp_path_factory.mktemp("windows") / "rows.jsonl", texts)
 
 
 @pytest.fixture(scope="module")

@@ -9,39 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from logitstore.cli.app import main
 from logitstore.console.terminal import printable
 from logitstore.testing import stores, tiny
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["logitstore", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "teacher"
-    return tiny.save(folder, tiny.llama(400), tiny.byte_bpe(400, bos=True))
+from tests.kit.commands import Run
+from tests.kit.rows import texts_file
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps({"text": t}) + "\n" for t in tiny.corpus()[36:]))
-    return path
+    return texts_file(tmp_path / "rows.jsonl", tiny.corpus()[36:])
 
 
 @pytest.fixture

@@ -2,33 +2,12 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from logitstore.cli.app import main
 from logitstore.store import open_store
 from logitstore.testing import stores, tiny
 from tests.kit import dumps
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["logitstore", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
+from tests.kit.commands import Run
 
 
 def test_out_and_in_again(run: Run, tmp_path: Path) -> None:
