@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import FakeStore, taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.students import logged, ragged_rows, trainer_of
 
 
@@ -18,7 +18,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.byte_bpe()
     teacher = tiny.llama(len(tokenizer), seed=7)
     folder = tmp_path_factory.mktemp("teacher")
-    return taught(teacher, tokenizer, ragged_rows(), folder, logit_std=True, draws=4)
+    return FakeStore.from_teacher(
+        teacher, tokenizer, ragged_rows(), folder, logit_std=True, draws=4
+    )
 
 
 def first_loss(store: FakeStore, out: Path, loss: str, dtype: torch.dtype | None) -> float:
