@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from pathlib import Path
 
@@ -12,8 +15,10 @@ import pytest
 from typer.testing import CliRunner
 
 import distill.cli
+import logitstore.cli
 import logitstore.cli.app
 from logitstore.testing import tiny
+from tests.kit.commands import runner
 from tests.kit.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -26,7 +31,22 @@ def blocks() -> list[tuple[str, str]]:
     return re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 
 
-def run(language: str, code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+def is_ours_alone(code: str) -> bool:
+    """Whether every line is a command of ours and nothing that only a shell understands."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return all(line.startswith(("#", "logitstore ", "distill ")) for line in lines) and not set(
+        re.sub(r"^#.*$", "", code, flags=re.MULTILINE)
+    ) & set("|&;<>$`*~")
+
+
+def commands_in(code: str) -> list[list[str]]:
+    """The words of every command of a block."""
+    lines = code.replace("\\\n", " ").splitlines()
+    return [shlex.split(line) for line in lines if not line.startswith("#")]
+
+
+def started(language: str, code: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Run a block in a process of its own."""
     scripts = Path(sys.executable).parent
     command = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
     return subprocess.run(
@@ -37,6 +57,27 @@ def run(language: str, code: str, folder: Path) -> "subprocess.CompletedProcess[
         text=True,
         check=False,
     )
+
+
+Call = Callable[..., str]
+
+
+@pytest.fixture
+def call(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Call]:
+    """Run a command in this process, in the folder; what it prints."""
+    mains = {"logitstore": logitstore.cli.main, "distill": distill.cli.main}
+    monkeypatch.chdir(folder)
+
+    def calls(program: str, *words: str) -> str:
+        status, out, err = runner(program, mains[program], monkeypatch, capsys)(*words)
+        assert status == 0, f"{program} {shlex.join(words)}\n{out}\n{err}"
+        return out
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        yield calls
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +102,28 @@ def test_the_first_screen_names_both_commands() -> None:
     }
 
 
-def test_every_block_runs_as_printed(folder: Path) -> None:
+def test_every_block_runs_as_printed(folder: Path, call: Call) -> None:
+    """The first in a shell; others that are commands of ours alone need not load torch again."""
     executed = [(lang, code) for lang, code in blocks() if lang in RUN and SETS_UP not in code]
     assert len(executed) >= 4
-    for language, code in executed:
-        done = run(language, code, folder)
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-        printed = iter(done.stdout.splitlines())
+    for number, (language, code) in enumerate(executed):
+        if number > 0 and language == "bash" and is_ours_alone(code):
+            printed = "".join(call(*words) for words in commands_in(code))
+        else:
+            done = started(language, code, folder)
+            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+            printed = done.stdout
+        lines = iter(printed.splitlines())
         for line in re.findall(r"^# (.*)$", code, re.MULTILINE):
-            assert any(map(as_pattern(line).fullmatch, printed)), f"{line}\n{done.stdout}"
+            assert any(map(as_pattern(line).fullmatch, lines)), f"{line}\n{printed}"
     assert (folder / "trained" / "model.safetensors").exists()
+
+
+def test_a_block_is_started_in_a_shell_unless_it_is_commands_of_ours_alone() -> None:
+    assert is_ours_alone("logitstore info s\n# s\ndistill train \\\n    --seed 3\n")
+    assert commands_in("distill train \\\n    --seed 3\n") == [["distill", "train", "--seed", "3"]]
+    for code in ("logitstore info s | head\n", "cd s\n", "logitstore info $S\n", "ls\n"):
+        assert not is_ours_alone(code)
 
 
 def as_pattern(line: str) -> "re.Pattern[str]":
@@ -97,13 +150,13 @@ def test_every_file_it_links_to_exists() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_every_flag_it_names_exists() -> None:
+def test_every_flag_it_names_exists(call: Call) -> None:
     """Flags in running text, which no block executes."""
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", README)) - {
         "--quick",
         "--slow",
     }
-    known = "".join(help_of(*command.split()) for command in COMMANDS)
+    known = "".join(help_of(call, *command.split()) for command in COMMANDS)
     missing = [flag for flag in sorted(named) if not re.search(rf"{flag}(?![\w-])", known)]
     assert missing == []
 
@@ -120,11 +173,9 @@ COMMANDS = (
 )
 
 
-def help_of(program: str, command: str) -> str:
+def help_of(call: Call, program: str, command: str) -> str:
     if command == "train":  # its help is that of TrainingArguments
-        done = run("bash", "distill train --help", ROOT)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        return call(program, command, "--help")
     app = {"logitstore": logitstore.cli.app.app, "distill": distill.cli.app}[program]
     shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0, shown.output
