@@ -10,7 +10,6 @@ import numpy as np
 
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.spec import Plan, StoreSpec
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
 
@@ -96,13 +95,14 @@ def uld_within(store: Described) -> dict[str, float | None] | None:
     rounding = math.exp(TAIL_STEP / 2)  # a stored tail is the true one, up to half a step
     tails = {"mean": fidelity.tail_mean, "p99": fidelity.tail_p99}
     l1 = {"mean": fidelity.l1_mean, "p99": fidelity.l1_max, "worst": fidelity.l1_max}
-    is_bucket = isinstance(store.path, RemotePath)
-    if not is_bucket:  # every tail is read: of a bucket, that would fetch the whole store
+    if (
+        not store.path.is_remote
+    ):  # every tail is read: of a bucket, that would fetch the whole store
         tails["worst"] = max((store.largest_tail(index) for index in store.shards), default=0.0)
     within: dict[str, float | None] = {
         name: min(2 * tail * rounding + l1[name], 2.0) for name, tail in tails.items()
     }
-    return within | ({"worst": None} if is_bucket else {})
+    return within | ({"worst": None} if store.path.is_remote else {})
 
 
 def info_text(found: dict[str, Any]) -> str:

@@ -34,16 +34,15 @@ import numpy.typing as npt
 
 from logitstore.errors import IncompleteStoreError
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.spec import TOKENIZER_FOLDER, Plan, StoreHeader, StoreSpec
+from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.info import Fidelity, facts, info_text
-from logitstore.reading.bucket import local_tokenizer
+from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.open_shards import OpenShards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import Skimmed
 from logitstore.reading.shard_table import ShardTable
 from logitstore.records import Entries, SequenceText, TokenRecords
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, store_path
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ T = TypeVar("T")
 
 
 def open_store(
-    path: str | os.PathLike[str] | RemotePath,
+    path: str | os.PathLike[str] | StorePath,
     *,
     allow_partial: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -78,7 +77,7 @@ def open_store(
         InputError: A URL of a kind for which a package is missing, or that cannot be a store.
     """
     chosen = ShardCache.chosen(cache, cache_bytes)
-    return LogitStore(store_path(path), allow_partial=allow_partial, cache=chosen)
+    return LogitStore(path, allow_partial=allow_partial, cache=chosen)
 
 
 class LogitStore:
@@ -94,9 +93,13 @@ class LogitStore:
     """
 
     def __init__(
-        self, path: StorePath, *, allow_partial: bool = False, cache: ShardCache | None = None
+        self,
+        path: str | os.PathLike[str] | StorePath,
+        *,
+        allow_partial: bool = False,
+        cache: ShardCache | None = None,
     ) -> None:
-        self.path = path
+        self.path = path = store_path(path)
         self.cache = cache or ShardCache.chosen()
         header = StoreHeader.read(path)
         self.spec: StoreSpec = header.spec
@@ -250,9 +253,7 @@ class LogitStore:
             CorruptStoreError: The object is not what was committed.
             StorageError: The object store, or the disk, refuses.
         """
-        if isinstance(self.path, RemotePath):
-            return local_tokenizer(self.path, self.spec, self.cache)
-        return self.path / TOKENIZER_FOLDER
+        return tokenizer_folder(self.path, self.spec, self.cache)
 
     @property
     def digest(self) -> str:

@@ -22,7 +22,6 @@ from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, to_write
 from logitstore.store import LogitStore
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 def capture(
     teacher: str | os.PathLike[str],
     dataset: "str | os.PathLike[str] | Dataset",
-    out: str | os.PathLike[str] | RemotePath,
+    out: str | os.PathLike[str] | StorePath,
     *,
     top_k: int = 64,
     max_tail: float | None = None,
@@ -197,7 +196,7 @@ def capture(
 def preview(
     teacher: str | os.PathLike[str],
     dataset: "str | os.PathLike[str] | Dataset",
-    out: str | os.PathLike[str] | RemotePath | None = None,
+    out: str | os.PathLike[str] | StorePath | None = None,
     **settings: Any,
 ) -> Forecast:
     """What `capture` with the same arguments would do. Writes nothing.

@@ -14,7 +14,6 @@ from logitstore.console.progress import Progress
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import SHARDS_FOLDER, shard_name
 from logitstore.records import SequenceText
-from logitstore.storage.paths import size_bytes
 from logitstore.writing.writer import StoreWriter
 
 ShardSequences = list[tuple[SequenceText, EncodedRecords | None]]
@@ -82,7 +81,7 @@ class ShardWorker:
         """
         self.beat()
         self.writer.write_shard(index, sequences)
-        return size_bytes(self.writer.path / SHARDS_FOLDER / shard_name(index))
+        return (self.writer.path / SHARDS_FOLDER / shard_name(index)).size_bytes()
 
     def count_stored(self, size_bytes: int) -> None:
         """Add a committed shard's bytes to the progress."""

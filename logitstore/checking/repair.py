@@ -12,6 +12,7 @@ missing shards and seals; where only seal or index was damaged, the store is sea
 """
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from logitstore.checking.verify import Damage, verify_store
 from logitstore.format.spec import DONE_FILE, INDEX_FILE, TOKENIZER_FOLDER, StoreHeader
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
-from logitstore.storage.paths import StorePath
+from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore
 from logitstore.writing.writer import StoreWriter
 
@@ -47,7 +48,7 @@ class RepairReport:
         return asdict(self) | {"quarantine": self.quarantine and str(self.quarantine)}
 
 
-def repair_store(path: StorePath, *, fs: Fs = OS_FS) -> RepairReport:
+def repair_store(path: str | os.PathLike[str] | StorePath, *, fs: Fs = OS_FS) -> RepairReport:
     """Check every byte of a store and move what is damaged into a folder beside it.
 
     No other process may be writing the store.
@@ -58,6 +59,7 @@ def repair_store(path: StorePath, *, fs: Fs = OS_FS) -> RepairReport:
         CorruptStoreError: `store.json` itself is damaged: without it nothing else has a meaning.
         StorageError: The file system refused; running it again goes on.
     """
+    path = store_path(path)
     header = StoreHeader.read(path)
     report = verify_store(path, deep=True, allow_partial=True)
     quarantine, moved = None, []
@@ -82,9 +84,9 @@ def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath
     while (above / str(number)).exists():
         number += 1
     quarantine = above / str(number)
-    commit.make_folder(quarantine, fs)
+    quarantine.make_folder(fs)
     about = json.dumps([asdict(d) for d in damaged], indent=1, ensure_ascii=False)
-    commit.overwrite(quarantine / "damage.json", about.encode() + b"\n", fs)
+    (quarantine / "damage.json").overwrite(about.encode() + b"\n", fs)
     return quarantine
 
 
@@ -95,7 +97,7 @@ def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs)
     for name in names:
         source, target = path / name, quarantine / name
         if source.is_symlink() or source.exists():
-            commit.move(source, target, fs)
+            source.move_to(target, fs)
             moved.append(name)
     return moved
 

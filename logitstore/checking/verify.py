@@ -7,6 +7,7 @@ text and parts of a row do not overlap. Asked for a second opinion, every array 
 too, and compared.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +29,14 @@ from logitstore.format.spec import (
     StoreSpec,
     shard_name,
 )
-from logitstore.reading.bucket import local_tokenizer
+from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_shards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
 from logitstore.records import TokenRecords
-from logitstore.storage.files import file_sha256
 from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath
+from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
@@ -87,7 +87,11 @@ class VerifyReport:
 
 
 def verify_store(
-    path: StorePath, *, deep: bool = False, by_zarr: bool = False, allow_partial: bool = False
+    path: str | os.PathLike[str] | StorePath,
+    *,
+    deep: bool = False,
+    by_zarr: bool = False,
+    allow_partial: bool = False,
 ) -> VerifyReport:
     """Check a store.
 
@@ -106,6 +110,7 @@ def verify_store(
     """
     if by_zarr and not deep:
         raise InputError("--zarr is a second opinion on what is decoded: add --deep.")
+    path = store_path(path)
     report = VerifyReport()
     try:
         header = StoreHeader.read(path)
@@ -134,7 +139,7 @@ def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
 
 def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
     try:
-        found = file_sha256(path / name)
+        found = (path / name).sha256()
     except FileNotFoundError:
         yield Damage(name, None, "is missing")
         return
@@ -201,16 +206,14 @@ def _check_shards(
 def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
     """A shard; of a bucket, as it is there now, whatever the cache holds."""
     file = None
-    if isinstance(path, RemotePath):
+    if isinstance(path, RemotePath):  # what is mapped is a file: an object is fetched into one
         file, _ = ShardCache.chosen().download(path)
     return Shard(path, header.spec, header.plan, index, file)
 
 
 def _tokenizer(path: StorePath, spec: StoreSpec) -> Path | None:
-    if not isinstance(path, RemotePath):
-        return path / TOKENIZER_FOLDER
     try:
-        return local_tokenizer(path, spec, ShardCache.chosen())
+        return tokenizer_folder(path, spec, ShardCache.chosen())
     except CorruptStoreError:  # which the check of its files has said
         return None
 

@@ -19,7 +19,6 @@ from logitstore.format.parquet_limits import (
     columns_cost,
 )
 from logitstore.format.spec import Plan
-from logitstore.storage.files import read_file
 from logitstore.storage.paths import StorePath
 
 _COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
@@ -60,7 +59,7 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
         ValueError: It is not the file that was sealed, or cannot be an index of this plan.
         OSError: It cannot be read.
     """
-    data = read_file(path, 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
+    data = path.read_limited(64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
     found = hashlib.sha256(data).hexdigest()
     if found != digest:
         raise ValueError(

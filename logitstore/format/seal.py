@@ -20,7 +20,7 @@ from logitstore.format.spec import (
     TOKENIZER_FOLDER,
     StoreSpec,
 )
-from logitstore.storage.files import MAX_SEAL_BYTES, read_file
+from logitstore.storage.files import MAX_SEAL_BYTES
 from logitstore.storage.paths import StorePath
 
 
@@ -44,7 +44,7 @@ def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
         ValueError: The file is not a seal of this store, to the byte.
         OSError: It cannot be read.
     """
-    raw = read_file(store / DONE_FILE, MAX_SEAL_BYTES)
+    raw = (store / DONE_FILE).read_limited(MAX_SEAL_BYTES)
     try:
         digests = dict(parse_json(raw)["sha256"])
     except (KeyError, TypeError) as e:

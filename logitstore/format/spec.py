@@ -11,6 +11,7 @@ digest, so a store can be resumed from a moved folder.
 
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
@@ -24,8 +25,8 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.format.canonical_json import canonical_json, parse_json
-from logitstore.storage.files import MAX_SPEC_BYTES, read_file
-from logitstore.storage.paths import StorePath
+from logitstore.storage.files import MAX_SPEC_BYTES
+from logitstore.storage.paths import StorePath, store_path
 
 FORMAT_NAME = "logitstore"
 FORMAT_VERSION = 1
@@ -227,7 +228,7 @@ class StoreHeader:
         )
 
     @classmethod
-    def read(cls, store: StorePath) -> Self:
+    def read(cls, store: str | os.PathLike[str] | StorePath) -> Self:
         """Read and check `store.json`.
 
         Raises:
@@ -235,6 +236,7 @@ class StoreHeader:
             FormatError: A version that this reader does not know.
             CorruptStoreError: It is not what was written.
         """
+        store = store_path(store)
         path = store / SPEC_FILE
         raw, body = _read_json(path)
         version = body.get("version")
@@ -268,7 +270,7 @@ def _read_json(path: StorePath) -> tuple[bytes, dict[str, Any]]:
         "with `logitstore capture TEACHER DATASET --out STORE`, or check the path."
     )
     try:
-        raw = read_file(path, MAX_SPEC_BYTES)
+        raw = path.read_limited(MAX_SPEC_BYTES)
         body = parse_json(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(not_a_store) from None

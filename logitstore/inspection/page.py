@@ -42,7 +42,7 @@ def write_page(store: LogitStore, out: Path, *, sequences: int = SEQUENCES) -> d
     if sequences < 1:
         raise InputError(f"--sequences is {sequences}, expected 1 or more.")
     check_place(out)
-    if isinstance(store.path, Path) and store.path.resolve() in out.resolve().parents:
+    if str(store.path.resolve()) in map(str, out.resolve().parents):
         raise InputError(
             f"{out}: is inside the store, which holds its own files alone. Name a file outside of "
             "it with -o."

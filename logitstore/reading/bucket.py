@@ -19,6 +19,7 @@ from logitstore.reading.prefetch import Prefetcher
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage.files import file_sha256
 from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath
 
 _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in order
 
@@ -79,13 +80,15 @@ def following(order: list[int], position: int) -> list[int]:
     return order[position + 1 : position + 1 + _AHEAD]
 
 
-def local_tokenizer(store: RemotePath, spec: StoreSpec, cache: ShardCache) -> Path:
-    """A folder with the store's tokenizer, fetched if it is not here.
+def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Path:
+    """Find a folder with the store's tokenizer; of a store in a bucket, fetch it if need be.
 
     Raises:
         CorruptStoreError: A file is missing, or not the one that the store describes.
         StorageError: The object store, or the disk, refuses.
     """
+    if isinstance(store, Path):  # transformers reads folders, no objects
+        return store / TOKENIZER_FOLDER
     folder = cache.folder / "tokenizers" / spec.digest
     wanted: dict[str, Any] = spec.tokenizer["files"]
     try:
@@ -110,7 +113,7 @@ def local_tokenizer(store: RemotePath, spec: StoreSpec, cache: ShardCache) -> Pa
     return folder
 
 
-def _fetch_small(source: RemotePath, target: Path, digest: str) -> None:
+def _fetch_small(source: StorePath, target: Path, digest: str) -> None:
     try:
         target.write_bytes(source.read_bytes())
     except FileNotFoundError:

@@ -2,7 +2,7 @@
 
 from logitstore.errors import NotAStoreError, StorageError
 from logitstore.format.spec import SHARDS_FOLDER, Plan, shard_name
-from logitstore.storage.paths import StorePath, names_in
+from logitstore.storage.paths import StorePath
 
 
 def list_shards(store: StorePath, plan: Plan) -> list[int]:
@@ -13,7 +13,7 @@ def list_shards(store: StorePath, plan: Plan) -> list[int]:
         StorageError: It cannot be listed.
     """
     try:
-        there = set(names_in(store / SHARDS_FOLDER))
+        there = set((store / SHARDS_FOLDER).names())
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(
             f"{store}: has a store.json but no {SHARDS_FOLDER}/ folder. Copy the whole "

@@ -155,7 +155,7 @@ class OpenShards:
     def _files(self) -> BucketShards | None:
         """The bucket's shards, as this process gets at them; None for a folder."""
         path = self._table.path
-        if not isinstance(path, RemotePath):
+        if not isinstance(path, RemotePath):  # files are mapped where they lie
             return None
         if self._bucket is None or self._bucket[0] != os.getpid():
             shards = BucketShards(path, self._cache, self._table.digest_and_size)

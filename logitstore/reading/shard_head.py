@@ -7,8 +7,6 @@ its entries, be it in a folder or in a bucket. Nothing that a loss reads comes f
 """
 
 import json
-import os
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -26,8 +24,6 @@ from logitstore.format.zarr_arrays import ArrayReader
 from logitstore.format.zip_archive import ArchiveEnd
 from logitstore.reading.damage import damaged
 from logitstore.reading.shard import Shard
-from logitstore.storage.files import open_file
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
 T = TypeVar("T")
@@ -65,7 +61,8 @@ class Skimmed:
         """
         self.path, self._spec, self._rows = path, spec, plan.shard_rows(index)
         try:
-            self.archive = ArchiveEnd(*_reader(path, size_bytes))
+            size = path.size_bytes() if size_bytes is None else size_bytes
+            self.archive = ArchiveEnd(size, path.read_range)
             self.about, self.size = read_group(self.archive, spec, plan, index)
         except StorageError:  # of a bucket: it says what to do
             raise
@@ -120,18 +117,6 @@ class Skimmed:
 
     def _damaged(self, why: str) -> CorruptStoreError:
         return damaged(self.path, (self._rows[0], self._rows[1] - 1), why)
-
-
-def _reader(path: StorePath, size_bytes: int | None) -> tuple[int, Callable[[int, int], bytes]]:
-    """The size of a file or object, and how to read some of it."""
-    if isinstance(path, RemotePath):
-        return path.size_bytes() if size_bytes is None else size_bytes, path.read_range
-
-    def read(start: int, stop: int) -> bytes:
-        with open_file(path) as f:
-            return os.pread(f.fileno(), stop - start, start)
-
-    return os.stat(path).st_size, read
 
 
 def index_line(shard: Shard | Skimmed, index: int) -> dict[str, Any]:

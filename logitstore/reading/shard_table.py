@@ -30,7 +30,6 @@ from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import Skimmed, index_line
 from logitstore.reading.threads import for_each
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
 T = TypeVar("T")
@@ -63,7 +62,7 @@ class ShardTable:
         """
         self.path, self.spec, self.plan, self._cache = path, spec, plan, cache
         self.is_complete = (path / DONE_FILE).exists()  # first: it may be sealed while we look
-        if self.is_complete and isinstance(path, RemotePath):
+        if self.is_complete and path.is_remote:
             self.numbers = list(range(plan.shard_count))  # the index lists them all
         else:
             self.numbers = list_shards(path, plan)
@@ -155,7 +154,7 @@ class ShardTable:
 
     def of_each(self, what: Callable[[int], T]) -> list[T]:
         """Ask something of every shard that is there; of a bucket, of several at once."""
-        return for_each(self.numbers, what, at_once=isinstance(self.path, RemotePath))
+        return for_each(self.numbers, what, at_once=self.path.is_remote)
 
     def skim(self, index: int) -> Skimmed:
         """Read the end of a shard."""
@@ -194,7 +193,7 @@ class ShardTable:
             parts = self.of_each(what)
             return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-        if not isinstance(self.path, RemotePath):
+        if not self.path.is_remote:
             return read()
         digests = "".join(str(f["sha256"]) for f in self.facts)
         total = int(self.first_sequence[-1])

@@ -21,15 +21,13 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from logitstore.errors import StorageError
+from logitstore.errors import Located, StorageError
 from logitstore.storage.files import Buffer
-from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath
 
 TEMPORARY_PREFIX = ".tmp-"
 _SWEPT_TIMES = 16  # more workers than ever seal in the same second
@@ -103,13 +101,13 @@ def rename_if_free(source: Path, target: Path) -> bool:
     return not failed
 
 
-def make_folder(path: StorePath, fs: Fs = OS_FS) -> None:
+def make_folder(path: Path, fs: Fs = OS_FS) -> None:
     """Make a folder, and those above it, that a power cut cannot take away again.
 
     Raises:
         OSError: The file system refused.
     """
-    if isinstance(path, RemotePath) or path.is_dir():  # a bucket knows no folders
+    if path.is_dir():
         return
     make_folder(path.parent, fs)
     path.mkdir(exist_ok=True)
@@ -117,18 +115,15 @@ def make_folder(path: StorePath, fs: Fs = OS_FS) -> None:
         fs.sync_folder(path.parent)
 
 
-def create(path: StorePath, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
+def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
     """Commit a file that must not be there yet.
 
     Returns:
         True if these bytes were committed, False if the name was taken: then nothing changed.
-        (In a bucket also True if a twin committed the same bytes: who was first is not told.)
 
     Raises:
         StorageError: The file system refused; nothing appeared under the name.
     """
-    if isinstance(path, RemotePath):
-        return path.create(pieces)
     unnamed = temporary(path)
     try:
         fs.write_durably(unnamed, pieces)
@@ -149,15 +144,14 @@ def create(path: StorePath, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
     return won
 
 
-def overwrite(path: StorePath, data: bytes, fs: Fs = OS_FS) -> None:
-    """Write a derived file, replacing what was there.
+def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
+    """Write a file whole or not at all, replacing what was there.
+
+    Of several writers at once one wins; each has a temporary file of its own.
 
     Raises:
         StorageError: The file system refused; what was there before is still there.
     """
-    if isinstance(path, RemotePath):
-        path.overwrite(data)
-        return
     for is_last in (*[False] * _SWEPT_TIMES, True):
         unnamed = temporary(path)
         try:
@@ -174,39 +168,50 @@ def overwrite(path: StorePath, data: bytes, fs: Fs = OS_FS) -> None:
             return
 
 
-def move(source: StorePath, target: StorePath, fs: Fs = OS_FS) -> None:
-    """Put a file elsewhere, durably; both in a folder or both in a bucket.
+def move(source: Path, target: Path, fs: Fs = OS_FS) -> None:
+    """Move a file into another folder, which is made if need be, durably.
 
     Raises:
         OSError: The file system refused.
     """
-    if isinstance(source, RemotePath) and isinstance(target, RemotePath):
-        source.move_to(target)
-    elif isinstance(source, Path) and isinstance(target, Path):
-        make_folder(target.parent, fs)
-        fs.replace(source, target)
-        fs.sync_folder(target.parent)
-        fs.sync_folder(source.parent)
+    make_folder(target.parent, fs)
+    fs.replace(source, target)
+    fs.sync_folder(target.parent)
+    fs.sync_folder(source.parent)
 
 
-def remove_temporaries(folder: StorePath) -> None:
-    """Delete what crashed writers left behind.
+def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> None:
+    """Write a folder of files whole or not at all, replacing what was there.
 
-    Only when all shards are there: then a writer that is still at work can lose nothing by it.
+    If a twin writes the same files meanwhile, its folder is kept.
+
+    Raises:
+        OSError: The file system refused.
     """
-    if isinstance(folder, RemotePath):
-        for name in folder.names():
-            if name.startswith(TEMPORARY_PREFIX):
-                (folder / name).delete()
-        return
-    for leftover in list(folder.glob(f"{TEMPORARY_PREFIX}*")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+    if folder.exists():
+        shutil.rmtree(folder)
+    unnamed = temporary(folder)
+    unnamed.mkdir()
+    for name, data in files.items():
+        fs.write_durably(unnamed / name, [data])
+    fs.sync_folder(unnamed)
+    try:
+        fs.replace(unnamed, folder)
+    except OSError:
+        if not (folder.is_dir() and _holds(folder, files)):
+            raise  # else a twin's came first
+        shutil.rmtree(unnamed, ignore_errors=True)
+    fs.sync_folder(folder.parent)
 
 
-def explain(error: OSError, path: StorePath) -> StorageError:
+def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
+    there = {path.name: path for path in folder.iterdir() if path.is_file()}
+    return there.keys() == files.keys() and all(
+        there[name].read_bytes() == data for name, data in files.items()
+    )
+
+
+def explain(error: OSError, path: Located) -> StorageError:
     """The same failure, with what to do about it."""
     if isinstance(error, StorageError):
         return error

@@ -8,15 +8,16 @@ size limit for each, and a count of brackets and quotes (each becomes an object)
 import hashlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath
+Buffer = bytes | bytearray | memoryview
 
 #: `store.json` holds a number a shard; this is room for 900,000 of them.
 MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -33,15 +34,13 @@ def open_file(path: Path) -> BinaryIO:
     return os.fdopen(opened, "rb")
 
 
-def read_file(path: StorePath, limit: int) -> bytes:
-    """All bytes of an ordinary file, or of an object.
+def read_file(path: Path, limit: int) -> bytes:
+    """Read all bytes of an ordinary file.
 
     Raises:
         OSError: It cannot be read.
         ValueError: It is not an ordinary file, or has more than `limit` bytes.
     """
-    if isinstance(path, RemotePath):
-        return path.read_limited(limit)
     with open_file(path) as f:
         data = f.read(limit + 1)
     if len(data) > limit:
@@ -49,20 +48,16 @@ def read_file(path: StorePath, limit: int) -> bytes:
     return data
 
 
-_PIECE_BYTES = 1024 * 1024
-
-
-def file_sha256(path: StorePath) -> str:
-    """SHA-256 of an ordinary file or an object, in hex."""
-    digest = hashlib.sha256()
-    if isinstance(path, RemotePath):
-        for piece in path.pieces():
-            digest.update(piece)
-        return digest.hexdigest()
+def file_pieces(path: Path) -> Iterator[bytes]:
+    """Read an ordinary file, a megabyte at a time."""
     with open_file(path) as f:
         while piece := f.read(_PIECE_BYTES):
-            digest.update(piece)
+            yield piece
+
+
+def file_sha256(path: Path) -> str:
+    """Compute the SHA-256 of an ordinary file, in hex."""
+    digest = hashlib.sha256()
+    for piece in file_pieces(path):
+        digest.update(piece)
     return digest.hexdigest()
-
-
-Buffer = bytes | bytearray | memoryview

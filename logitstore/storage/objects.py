@@ -12,12 +12,14 @@ shard; `check_conditional` finds that out before anything depends on it.
 Credentials, regions and endpoints are those of the client libraries' own environment and files.
 """
 
+import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from logitstore.errors import InputError, StorageError
 from logitstore.storage.retry import http_statuses, retrying
@@ -42,6 +44,9 @@ class RemotePath:
 
     url: str
 
+    #: Every look is a request: each costs, and many at once cost the time of one.
+    is_remote: ClassVar[bool] = True
+
     def __str__(self) -> str:
         return self.url
 
@@ -62,6 +67,10 @@ class RemotePath:
 
     def with_name(self, name: str) -> "RemotePath":
         return self.parent / name
+
+    def resolve(self) -> "RemotePath":
+        """Return the address as it is: there are no links to follow."""
+        return self
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -158,6 +167,18 @@ class RemotePath:
                 )
             yield piece
 
+    def sha256(self) -> str:
+        """Compute the SHA-256 of the object, in hex.
+
+        Raises:
+            FileNotFoundError: There is no such object.
+            StorageError: The store refuses.
+        """
+        digest = hashlib.sha256()
+        for piece in self.pieces():
+            digest.update(piece)
+        return digest.hexdigest()
+
     def names(self) -> list[str]:
         """Names right below this prefix; none if there is nothing.
 
@@ -182,8 +203,12 @@ class RemotePath:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def create(self, pieces: Iterable[Any]) -> bool:
+    def create(self, pieces: Iterable[Any], fs: object = None) -> bool:
         """Make an object that must not be there yet.
+
+        Args:
+            pieces: Its bytes.
+            fs: Of folders alone; unused here and below.
 
         Returns:
             Whether the object now there has these bytes; False if another writer's came first.
@@ -203,7 +228,7 @@ class RemotePath:
                 ) from None
         return True
 
-    def overwrite(self, data: bytes) -> None:
+    def overwrite(self, data: bytes, fs: object = None) -> None:
         """Write a derived object, replacing what was there.
 
         Raises:
@@ -216,6 +241,26 @@ class RemotePath:
                 f"{self}: there is no such bucket. Make it first, or choose another --out."
             ) from None
 
+    def write_bytes(self, data: bytes) -> None:
+        """Write the object, replacing what was there."""
+        self.overwrite(data)
+
+    def refresh(self, data: bytes) -> None:
+        """Write these bytes and the time, so that the object is another than before."""
+        self.overwrite(data + f" {time.time()}\n".encode())
+
+    def make_folder(self, fs: object = None) -> None:
+        """Nothing to make: a bucket knows no folders."""
+
+    def write_folder(self, files: Mapping[str, bytes], fs: object = None) -> None:
+        """Write objects below this prefix, each whole.
+
+        Raises:
+            StorageError: The store refuses.
+        """
+        for name, data in files.items():
+            (self / name).overwrite(data)
+
     def delete(self) -> None:
         """Remove the object, if it is there."""
         fs, key = self._located()
@@ -224,7 +269,7 @@ class RemotePath:
         except FileNotFoundError:
             return
 
-    def move_to(self, target: "RemotePath") -> None:
+    def move_to(self, target: "RemotePath", fs: object = None) -> None:
         """Copy the object, then remove it here: an object store renames nothing."""
         fs, key = self._located()
         retrying(lambda: fs.cp_file(key, fs._strip_protocol(target.url)), self.url)
@@ -272,6 +317,9 @@ class RemotePath:
                 f"{self}: is a whole bucket. Name a place in it, as in --out {self}/my-store."
             )
         _filesystem(self.protocol, os.getpid())
+
+    def check_access(self) -> None:
+        """Nothing to ask: the first request will tell."""
 
     def _put(self, data: bytes, mode: str) -> None:
         fs, key = self._located()

@@ -16,10 +16,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from logitstore.storage import commit
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
 _LINES_AN_OBJECT = 100
@@ -35,9 +35,8 @@ class Journal:
 
     def __init__(self, store: StorePath) -> None:
         self.listeners: list[Callable[..., None]] = []
-        self._store, self._lines = store, list[str]()
-        began = time.strftime("%Y%m%dT%H%M%S")
-        self._own = f"{began}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+        # The one difference: a file can be appended to, an object can only be replaced.
+        self._add = _append_to(store) if isinstance(store, Path) else _Objects(store).add
         self._lock = threading.Lock()  # shards are committed on a thread of their own
 
     def note(self, event: str, **facts: Any) -> None:
@@ -53,26 +52,35 @@ class Journal:
             "event": event,
         } | facts
         with self._lock:
-            if isinstance(self._store, RemotePath):
-                self._put(self._store, json.dumps(line))
-            else:
-                self._append(json.dumps(line))
+            self._add(json.dumps(line))
             for listener in self.listeners:
                 listener(event, **facts)
 
-    def _append(self, line: str) -> None:
-        path = self._store.with_name(f"{self._store.name}.journal.jsonl")
-        assert not isinstance(path, RemotePath)
+
+def _append_to(store: Path) -> Callable[[str], None]:
+    path = store.with_name(f"{store.name}.journal.jsonl")
+
+    def add(line: str) -> None:
         try:
             with path.open("a") as f:
                 f.write(line + "\n")
         except OSError as e:
             raise commit.explain(e, path) from e
 
-    def _put(self, store: RemotePath, line: str) -> None:
+    return add
+
+
+class _Objects:
+    """The lines of this process, in objects of its own."""
+
+    def __init__(self, store: StorePath) -> None:
+        self._folder, self._lines = store.with_name(f"{store.name}.journal"), list[str]()
+        began = time.strftime("%Y%m%dT%H%M%S")
+        self._own = f"{began}-{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(2)}"
+
+    def add(self, line: str) -> None:
         self._lines.append(line)
         number = (len(self._lines) - 1) // _LINES_AN_OBJECT
         lines = self._lines[number * _LINES_AN_OBJECT :]
-        folder = store.with_name(f"{store.name}.journal")
         name = f"{self._own}-{number:04d}.jsonl"
-        (folder / name).overwrite("".join(f"{one}\n" for one in lines).encode())
+        (self._folder / name).overwrite("".join(f"{one}\n" for one in lines).encode())

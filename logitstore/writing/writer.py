@@ -20,13 +20,10 @@ A store in a bucket has the same objects with the same bytes. It is sealed from 
 shards (shard_head.py), so that what other workers wrote is not read again.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError, MismatchError
@@ -53,9 +50,8 @@ from logitstore.reading.threads import for_each
 from logitstore.records import SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
-from logitstore.storage.files import MAX_SPEC_BYTES, file_sha256, read_file
-from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath, names_in, to_write
+from logitstore.storage.files import MAX_SPEC_BYTES
+from logitstore.storage.paths import StorePath, remove_temporaries, to_write
 from logitstore.writing.journal import Journal
 from logitstore.writing.shard_builder import build_shard
 
@@ -75,7 +71,7 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | RemotePath,
+        path: str | os.PathLike[str] | StorePath,
         spec: StoreSpec,
         plan: Plan,
         tokenizer_files: Mapping[str, bytes],
@@ -106,7 +102,7 @@ class StoreWriter:
         self.provenance = found.provenance
         if not self.is_sealed:
             self._complete_folders(tokenizer_files)
-            self._check_conditional()
+            (self.path / SPEC_FILE).check_conditional(found.to_bytes())
 
     def missing(self) -> list[int]:
         """List the shards that are not committed yet, in order."""
@@ -142,7 +138,7 @@ class StoreWriter:
             raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
         members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity)
         pieces = list(pack(members))
-        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pieces, self._fs)
+        won = self._shard_path(index).create(pieces, self._fs)
         self.note(
             "shard",
             shard=index,
@@ -162,8 +158,7 @@ class StoreWriter:
             CorruptStoreError: Its bytes are not those that were committed there.
         """
         shard.archive.check_digest()
-        pieces = [shard.archive.whole]
-        won = commit.create(self.path / SHARDS_FOLDER / shard_name(index), pieces, self._fs)
+        won = self._shard_path(index).create([shard.archive.whole], self._fs)
         self.note("shard", shard=index, committed=won)
         return won
 
@@ -175,12 +170,12 @@ class StoreWriter:
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
-        commit.overwrite(self.path / INDEX_FILE, self._index(), self._fs)
+        (self.path / INDEX_FILE).overwrite(self._index(), self._fs)
         # Not earlier: one of them is the claim on the seal, which tells others to wait.
-        commit.remove_temporaries(self.path / SHARDS_FOLDER)
-        commit.remove_temporaries(self.path)
-        digests = {name: file_sha256(self.path / name) for name in sealed_names(self.spec)}
-        commit.overwrite(self.path / DONE_FILE, seal_bytes(digests), self._fs)
+        remove_temporaries(self.path / SHARDS_FOLDER)
+        remove_temporaries(self.path)
+        digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
+        (self.path / DONE_FILE).overwrite(seal_bytes(digests), self._fs)
         self.note("sealed")
 
     def note(self, event: str, **facts: Any) -> None:
@@ -190,7 +185,7 @@ class StoreWriter:
     def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
         check_place(self.path)
         try:
-            commit.make_folder(self.path, self._fs)
+            self.path.make_folder(self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
         self._complete_folders(tokenizer_files)
@@ -200,53 +195,24 @@ class StoreWriter:
                 f"{self.path}: a plan of {self.plan.shard_count:,} shards is more than store.json "
                 "holds. Capture with a larger --shard-text-bytes."
             )
-        commit.create(self.path / SPEC_FILE, [described], self._fs)
-
-    def _check_conditional(self) -> None:
-        if isinstance(self.path, RemotePath):
-            spec_file = self.path / SPEC_FILE
-            spec_file.check_conditional(read_file(spec_file, MAX_SPEC_BYTES))
+        (self.path / SPEC_FILE).create([described], self._fs)
 
     def _complete_folders(self, tokenizer_files: Mapping[str, bytes]) -> None:
         """Make folders and tokenizer again that a crash or a repair removed."""
         try:
-            commit.make_folder(self.path / SHARDS_FOLDER, self._fs)
-            self._write_tokenizer(tokenizer_files)
+            (self.path / SHARDS_FOLDER).make_folder(self._fs)
+            if self._tokenizer_digests() != self.spec.tokenizer["files"]:
+                (self.path / TOKENIZER_FOLDER).write_folder(tokenizer_files, self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
 
-    def _write_tokenizer(self, files: Mapping[str, bytes]) -> None:
-        """Write the tokenizer's files; replace half-written ones, keep those of a twin."""
-        folder = self.path / TOKENIZER_FOLDER
-        wanted = self.spec.tokenizer["files"]
-        if isinstance(folder, RemotePath):
-            there = self._tokenizer_digests()
-            for name, data in files.items():
-                if there.get(name) != wanted[name]:
-                    commit.overwrite(folder / name, data)
-        elif not folder.exists() or self._tokenizer_digests() != wanted:
-            self._replace_tokenizer(folder, files)
-
-    def _replace_tokenizer(self, folder: Path, files: Mapping[str, bytes]) -> None:
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary = commit.temporary(folder)
-        temporary.mkdir()
-        for name, data in files.items():
-            self._fs.write_durably(temporary / name, [data])
-        self._fs.sync_folder(temporary)
-        try:
-            self._fs.replace(temporary, folder)
-        except OSError:
-            if self._tokenizer_digests() != self.spec.tokenizer["files"]:
-                raise  # else a twin's came first
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._fs.sync_folder(folder.parent)
-
     def _tokenizer_digests(self) -> dict[str, str]:
         folder = self.path / TOKENIZER_FOLDER
-        files = (folder / name for name in names_in(folder))
-        return {file.name: file_sha256(file) for file in files if file.is_file()}
+        try:
+            files = [folder / name for name in folder.names()]
+        except FileNotFoundError:
+            return {}
+        return {file.name: file.sha256() for file in files if file.is_file()}
 
     def _check_same(self, found: StoreHeader) -> None:
         different = [
@@ -272,14 +238,16 @@ class StoreWriter:
             )
 
     def _index(self) -> bytes:
-        is_bucket = isinstance(self.path, RemotePath)
-
         def line(i: int) -> dict[str, Any]:
-            kind = Skimmed if is_bucket else Shard
-            path = self.path / SHARDS_FOLDER / shard_name(i)
-            return index_line(kind(path, self.spec, self.plan, i), i)
+            return index_line(kind(self._shard_path(i), self.spec, self.plan, i), i)
 
-        return encode_index(for_each(range(self.plan.shard_count), line, at_once=is_bucket))
+        kind = Skimmed if self.path.is_remote else Shard  # of a shard, as little as will do
+
+        shards = range(self.plan.shard_count)
+        return encode_index(for_each(shards, line, at_once=self.path.is_remote))
+
+    def _shard_path(self, index: int) -> StorePath:
+        return self.path / SHARDS_FOLDER / shard_name(index)
 
 
 def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -293,32 +261,23 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
     return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
 
 
-def check_place(path: StorePath) -> None:
-    """Reject a folder that no store can begin in; creates nothing.
+def check_place(place: str | os.PathLike[str] | StorePath) -> None:
+    """Reject a place that no store can begin in; creates nothing.
 
     Raises:
         MismatchError: It is a file or below one, or holds something else.
         StorageError: It cannot be read or written.
         InputError: A URL that can only be read.
     """
-    if isinstance(path, RemotePath):
-        path.check_writable()
-        _check_free(path, path.names())
-        return
-    places = (path, *path.absolute().parents)
+    path = to_write(place)
     try:
-        found = sorted(os.listdir(path))
+        path.check_access()
+        found = path.names()
     except FileNotFoundError:
         found = []
-    except NotADirectoryError:
-        file = next((p for p in places if p.is_file()), path)
-        raise MismatchError(f"{file}: is a file, not a folder. Choose another --out.") from None
     except OSError as e:
         raise commit.explain(e, path) from e
     _check_free(path, found)
-    nearest = next(p for p in places if p.exists())
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise commit.explain(PermissionError(errno.EACCES, os.strerror(errno.EACCES)), nearest)
 
 
 def _check_free(path: StorePath, found: Sequence[str]) -> None:

@@ -24,13 +24,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from logitstore.capture.sharing.process_identity import ProcessIdentity
 from logitstore.format.canonical_json import parse_json
 from logitstore.storage import commit
 from logitstore.storage.files import read_file
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
 #: A wait ends when nothing has moved for this long. Loading a large teacher takes minutes.
@@ -80,9 +79,6 @@ class Heartbeat:
             StorageError: The file system or the object store rejected it.
         """
         heartbeat = cls(path)
-        if isinstance(path, RemotePath):
-            heartbeat.beat()
-            return heartbeat
         try:
             path.write_bytes(heartbeat._content)
         except OSError as e:
@@ -97,12 +93,9 @@ class Heartbeat:
 
     def stop(self) -> None:
         """Remove the file, unless another process has taken its name over."""
-        if isinstance(self.path, RemotePath):
-            self.path.delete()
-            return
         with suppress(OSError, ValueError):
-            if read_file(self.path, _MAX_BYTES) == self._content:
-                self.path.unlink()
+            if self.path.read_limited(_MAX_BYTES).startswith(self._content):
+                self.path.delete()
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
@@ -126,13 +119,10 @@ class Heartbeat:
             self.stop()
 
     def _touch(self) -> None:
-        if isinstance(self.path, RemotePath):  # an object has no time that could be set
-            self.path.overwrite(self._content + f" {time.time()}\n".encode())
-            return
         # Never makes the file anew: whoever removed it (a seal, a process that took this one for
-        # dead) had a reason. And a network file system may be away for a moment.
+        # dead) had a reason. And what is reached by a network may be away for a moment.
         with suppress(OSError):
-            os.utime(self.path)
+            self.path.refresh(self._content)
 
 
 @dataclass(frozen=True)
@@ -213,18 +203,13 @@ def file_system_time_ns(folder: Path) -> int:
         path.unlink()
 
 
-def activity(folder: StorePath) -> dict[str, Any]:
-    """List what changes in a folder while ranks work: its names, and the times of heartbeats."""
-    if isinstance(folder, RemotePath):
-        return dict(folder.signs())
-    times = {}
-    for entry in os.scandir(folder) if folder.is_dir() else ():
-        try:
-            is_heartbeat = entry.name.startswith(RANK_PREFIX)
-            times[entry.name] = entry.stat().st_mtime_ns if is_heartbeat else 0
-        except FileNotFoundError:  # gone since it was listed, which is a change too
-            continue
-    return times
+def activity(folder: StorePath) -> dict[str, str | None]:
+    """List what changes in a folder while ranks work: its names, and the signs of heartbeats."""
+    # Of ranks alone: a rank that waits keeps a file of its own fresh that says it is at work.
+    return {
+        name: sign if name.startswith(RANK_PREFIX) else None
+        for name, sign in folder.signs().items()
+    }
 
 
 def wait_until(

@@ -35,7 +35,6 @@ from logitstore.console.launcher import Ranks
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
 from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE, shard_name
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none
 from logitstore.writing.writer import StoreWriter
 
@@ -46,7 +45,7 @@ _SEAL = "seal"
 #: Seconds between two looks whether a shard became free or was committed by another. In a bucket
 #: every look is a request that costs.
 POLL_S = 0.5
-_POLL_RANKS_S, _POLL_BUCKET_S = 0.2, 2.0
+_POLL_RANKS_S, _POLL_REMOTE_S = 0.2, 2.0
 
 
 class Sharing(Protocol):
@@ -99,9 +98,10 @@ class ByRank:
         self._wait(is_begun, "to begin the store; is --out a folder that all ranks share?")
 
     def at_work(self) -> AbstractContextManager[None]:
-        if isinstance(self._out, RemotePath) or not self._ranks.is_first:
-            return nullcontext()  # in a bucket nothing can be created for one process alone
-        return exclusive(self._out / SHARDS_FOLDER)
+        folder = folder_of_claims(self._out)
+        if folder is None or not self._ranks.is_first:
+            return nullcontext()
+        return exclusive(folder)
 
     def missing(self, writer: StoreWriter) -> list[int]:
         return self._ranks.own(writer.missing())
@@ -138,7 +138,7 @@ class ByRank:
 
     def _wait(self, is_done: Callable[[], bool], for_what: str) -> None:
         shards = self._out / SHARDS_FOLDER
-        poll_s = _POLL_BUCKET_S if isinstance(self._out, RemotePath) else _POLL_RANKS_S
+        poll_s = _POLL_REMOTE_S if self._out.is_remote else _POLL_RANKS_S
         if not wait_until(is_done, lambda: activity(shards), patience_s=PATIENCE_S, poll_s=poll_s):
             raise IncompleteStoreError(
                 f"{self._out}: {self._ranks} waited {for_what}, and for {duration(PATIENCE_S)} no "
@@ -157,13 +157,14 @@ class ByClaim:
     may_begin = True
 
     def __init__(self, out: StorePath) -> None:
-        if not isinstance(out, Path):
+        folder = folder_of_claims(out)
+        if folder is None:
             raise InputError(
                 f"{out}: --claim works in a folder that all workers see, and this is a bucket. "
                 "Share the work by ranks (torchrun, accelerate launch or srun), or capture to a "
                 "folder and copy it."
             )
-        self._shards_folder = out / SHARDS_FOLDER
+        self._shards_folder = folder
         self._claims = Claims(self._shards_folder, CLAIM_EXPIRES_S)
         self._claimed_here: set[int] = set()
         self._still_missing: set[int] = set()
@@ -217,6 +218,15 @@ class ByClaim:
         committed = self._still_missing - set(missing)
         self._still_missing -= committed
         self._newly_done += sorted(committed - self._claimed_here)
+
+
+def folder_of_claims(out: StorePath) -> Path | None:
+    """Find the folder where processes claim what they work on; there is none in a bucket.
+
+    An object says neither whether its maker still lives nor, by a clock that all share, when it was
+    last written, so what rests on that needs files.
+    """
+    return out / SHARDS_FOLDER if isinstance(out, Path) else None
 
 
 def shards_present(out: StorePath, shard_count: int) -> str:

@@ -34,7 +34,7 @@ from logitstore.errors import BusyError, InputError, StorageError
 from logitstore.format.spec import Plan
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
-from logitstore.storage.paths import store_path
+from logitstore.storage.paths import remove_temporaries, store_path
 from logitstore.testing import stores, tiny
 from logitstore.testing.stores import tree
 from logitstore.writing.writer import StoreWriter
@@ -426,7 +426,7 @@ class Swept(OsFs):
     def _sweep(self, folder: Path) -> None:
         self.left -= 1
         if self.left == 0:
-            commit.remove_temporaries(folder)
+            remove_temporaries(store_path(folder))
 
     def link(self, source: Path, target: Path) -> None:
         self._sweep(target.parent)

@@ -18,6 +18,7 @@ from logitstore.capture.sharing.sharing import ByRank
 from logitstore.checking.verify import verify_store
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.errors import IncompleteStoreError, InputError
+from logitstore.storage.paths import store_path
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from tests.kit.paths import ROOT
@@ -216,20 +217,21 @@ def test_a_wait_ends_when_nothing_moves_and_lasts_while_something_does(tmp_path:
 
 
 def test_a_rank_at_work_is_seen_to_move_and_leaves_nothing(tmp_path: Path) -> None:
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    ByRank(tmp_path, 3, Ranks()).beat()
+    out = store_path(tmp_path)
+    shards = store_path(tmp_path / "shards")
+    (tmp_path / "shards").mkdir()
+    ByRank(out, 3, Ranks()).beat()
     assert activity(shards) == {}, "nobody waits for a process alone"
-    (shards / ".tmp-alive-00001").write_text("of a rank that was killed")
-    rank = ByRank(tmp_path, 3, Ranks(1, 2))
+    (tmp_path / "shards/.tmp-alive-00001").write_text("of a rank that was killed")
+    rank = ByRank(out, 3, Ranks(1, 2))
     rank.beat()
     (name,) = activity(shards)
     assert name.startswith(".tmp-")
     before = activity(shards)
-    os.utime(shards / name, (1, 1))
+    os.utime(tmp_path / "shards" / name, (1, 1))
     assert activity(shards) != before
     rank.stop()
-    assert list(shards.iterdir()) == []
+    assert shards.names() == []
 
 
 def test_a_heartbeat_asks_the_file_system_once_in_ten_seconds(
@@ -242,7 +244,7 @@ def test_a_heartbeat_asks_the_file_system_once_in_ten_seconds(
     monkeypatch.setattr(
         "logitstore.capture.sharing.heartbeat.os.utime", lambda path: beats.append(now[0])
     )
-    heartbeat = Heartbeat.start(tmp_path / "x")
+    heartbeat = Heartbeat.start(store_path(tmp_path / "x"))
     for _ in range(30):
         heartbeat.beat()
         now[0] += 1

@@ -25,6 +25,7 @@ from logitstore.reading.shard import Shard
 from logitstore.reading.shard_head import Skimmed, index_line
 from logitstore.storage import commit
 from logitstore.storage.files import file_sha256
+from logitstore.storage.paths import store_path
 from logitstore.testing import stores
 from logitstore.testing.buckets import Bucket
 from tests.kit.paths import ROOT
@@ -212,7 +213,7 @@ def test_the_end_of_a_shard_says_what_the_whole_says(tmp_path: Path, parts: int)
     of = stores.write(tmp_path / "s", parts=parts)
     plan = Plan("d" * 64, (0, 3, 7, 12))
     for index in range(3):
-        path = tmp_path / "s" / "shards" / shard_name(index)
+        path = store_path(tmp_path / "s") / "shards" / shard_name(index)
         whole, end = Shard(path, of, plan, index), Skimmed(path, of, plan, index)
         assert index_line(end, index) == index_line(whole, index)
         assert end.token_counts.tolist() == np.diff(whole.record_offsets).tolist()
@@ -228,7 +229,7 @@ def test_a_flipped_byte_never_changes_what_the_end_says(tmp_path: Path) -> None:
     data, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
 
     def said() -> tuple[Any, ...]:
-        end = Skimmed(path, of, plan, 1)
+        end = Skimmed(store_path(path), of, plan, 1)
         facts = index_line(end, 1)
         del facts["sha256"]  # a flip in the digest is another digest, which the index does not know
         return facts, end.token_counts.tolist(), end.sequence_rows.tolist(), end.member_bytes()
