@@ -185,8 +185,8 @@ def local_path(place: str | os.PathLike[str], what: str, option: str) -> Path:
     path = store_path(place)
     if not isinstance(path, Path):  # the difference that is asked for
         raise InputError(
-            f"{path}: {what} is in a folder of this machine, not in a bucket. Name a folder with "
-            f"{option}; copy it from or to the bucket with its own tools."
+            f"{path}: is in a bucket, but {what} must be on this machine. Name a place here with "
+            f"{option}, and copy from or to the bucket with its own tools."
         )
     return path
 
