@@ -7,7 +7,6 @@ two marks, where `distill evaluate` renews them; the rest is for people to edit.
 
 import html
 import json
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from distill.losses.weights import parse_losses
 from distill.report.comparison import METRICS
 from distill.report.results import RunObject
 from logitstore.console.terminal import printable
+from logitstore.storage import commit
 from logitstore.storage.files import read_file
 
 CARD_FILE = "README.md"
@@ -49,7 +49,7 @@ CITED = {
 
 def write_card(folder: Path, run: RunObject) -> None:
     """Write the card of a finished run into its folder."""
-    _write(folder / CARD_FILE, card(run))
+    commit.write_whole(folder / CARD_FILE, card(run).encode())
 
 
 def renew_results(folder: Path, run: RunObject) -> None:
@@ -62,7 +62,7 @@ def renew_results(folder: Path, run: RunObject) -> None:
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if begin and end:
-        _write(path, f"{before}{_results(run)}{after}")
+        commit.write_whole(path, f"{before}{_results(run)}{after}".encode())
 
 
 def card(run: RunObject) -> str:
@@ -167,9 +167,3 @@ def _plain(value: object) -> str:
     escaped = html.escape(text)
     escaped = re.sub("(?i)www[.]", "www&period;", escaped)  # which would become a link
     return re.sub(r"[\\`*_{}\[\]()#+!|~$:@]", lambda found: f"&#{ord(found[0])};", escaped)
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

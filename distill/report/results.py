@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError, StorageError, in_a_line
+from logitstore.storage import commit
 from logitstore.storage.files import read_file
 
 RESULTS_FILE = "results.json"
@@ -18,11 +19,12 @@ RunObject = dict[str, Any]
 
 
 def write_results(folder: Path, run: RunObject) -> None:
-    """Write a run object, whole or not at all: a reader never meets half a file."""
-    path = folder / RESULTS_FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write the run object whole or not at all: a reader never meets half a file.
+
+    Raises:
+        OSError: It cannot be written; what was there before is still there.
+    """
+    commit.write_whole(folder / RESULTS_FILE, (json.dumps(run, indent=1) + "\n").encode())
 
 
 def read_results(folder: Path, *, writable: bool = True) -> RunObject | None:

@@ -96,6 +96,7 @@ from distill.training.preflight import (
 from logitstore import open_store
 from logitstore.errors import InputError
 from logitstore.models.context_length import context_length
+from logitstore.storage import commit
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -465,8 +466,8 @@ class CachedTeacherTrainer(Trainer):
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         if self.args.should_save and folder.is_dir():  # --save_total_limit may have removed it
-            origin = self._origin(self.args)
-            (folder / ORIGIN_FILE).write_text(json.dumps(origin, indent=1) + "\n")
+            origin = json.dumps(self._origin(self.args), indent=1) + "\n"
+            commit.write_whole(folder / ORIGIN_FILE, origin.encode())
 
     def _origin(self, args: CachedTeacherConfig) -> dict[str, Any]:
         template = None

@@ -17,7 +17,9 @@ from typing import Any
 
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
+from logitstore.storage import commit
 from logitstore.storage.files import open_file
+from logitstore.storage.paths import local_path
 
 _BEGIN = "<!doctype html>"
 
@@ -62,12 +64,16 @@ def beside(package: str, name: str) -> str:
     return (files(package) / name).read_text(encoding="utf-8")
 
 
-def check_place(out: Path) -> None:
-    """Refuses a place that cannot take a page, before the page is made: that may take a while.
+def check_place(place: str | os.PathLike[str]) -> Path:
+    """Refuse a place that cannot take a page, before the page is made: that may take a while.
+
+    Returns:
+        The same, as a path.
 
     Raises:
-        InputError: It is a folder, in none, or holds something else than a page.
+        InputError: It is a folder, in none or in a bucket, or holds something else than a page.
     """
+    out = local_path(place, "a page", "-o")
     if not out.parent.is_dir() or out.is_dir():
         what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise InputError(f"{out}: {what}. Name a file in a folder that is there with -o.")
@@ -76,6 +82,7 @@ def check_place(out: Path) -> None:
             f"{out}: there is a file that is no page for a browser, and it is kept. Name another "
             "with -o."
         )
+    return out
 
 
 def _is_page(path: Path) -> bool:
@@ -96,12 +103,9 @@ def write_document(out: Path, text: str) -> int:
         InputError: It cannot be written there.
     """
     data = text.encode()
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, out)
+        commit.write_whole(out, data)
     except OSError as e:
-        temporary.unlink(missing_ok=True)
         raise InputError(
             f"{out}: the report cannot be written ({e.strerror}). Name another file with -o."
         ) from None

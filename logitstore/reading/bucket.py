@@ -1,10 +1,7 @@
 """Reading a store's files from a bucket through the local cache; made anew in every process."""
 
-import errno
 import hashlib
-import os
-import secrets
-import shutil
+import io
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +14,7 @@ from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, shard_name
 from logitstore.reading.prefetch import Prefetcher
 from logitstore.reading.shard_cache import ShardCache
+from logitstore.storage import commit
 from logitstore.storage.files import file_sha256
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
@@ -94,18 +92,12 @@ def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Pa
     try:
         if folder.is_dir() and {p.name: file_sha256(p) for p in folder.iterdir()} == wanted:
             return folder
-        temporary = folder.with_name(f".tmp-{spec.digest}-{os.getpid()}-{secrets.token_hex(4)}")
-        temporary.mkdir(parents=True)
-        try:
-            for name, digest in wanted.items():
-                _fetch_small(store / TOKENIZER_FOLDER / name, temporary / name, digest)
-            shutil.rmtree(folder, ignore_errors=True)
-            temporary.rename(folder)
-        except OSError as e:
-            if e.errno not in (errno.EEXIST, errno.ENOTEMPTY):  # another process did the same
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        files = {
+            name: _fetch_small(store / TOKENIZER_FOLDER / name, digest)
+            for name, digest in wanted.items()
+        }
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        commit.replace_folder(folder, files)
     except StorageError:
         raise
     except OSError as e:
@@ -113,15 +105,16 @@ def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Pa
     return folder
 
 
-def _fetch_small(source: StorePath, target: Path, digest: str) -> None:
+def _fetch_small(source: StorePath, digest: str) -> bytes:
     try:
-        target.write_bytes(source.read_bytes())
+        data = source.read_bytes()
     except FileNotFoundError:
         found = "nothing"
     else:
-        found = f"SHA-256 {file_sha256(target)[:12]}…"
-        if file_sha256(target) == digest:
-            return
+        fetched = hashlib.sha256(data).hexdigest()
+        if fetched == digest:
+            return data
+        found = f"SHA-256 {fetched[:12]}…"
     raise CorruptStoreError(
         f"{source}: expected the file with SHA-256 {digest[:12]}…, as store.json says, found "
         f"{found}. Put it back from a copy.",
@@ -148,12 +141,9 @@ def kept_array(
     except (OSError, ValueError, EOFError):  # not there, or damaged: then it is made again
         pass
     array = make()
-    unnamed = path.with_name(f".tmp-{os.getpid()}-{secrets.token_hex(4)}.npy")
-    try:
+    data = io.BytesIO()
+    np.save(data, array)
+    with suppress(OSError):  # a full or read-only disk only costs the time to make it again
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(unnamed, array)
-        unnamed.replace(path)
-    except OSError:  # a full or read-only disk only costs the time to make it again
-        with suppress(OSError):
-            unnamed.unlink(missing_ok=True)
+        commit.write_whole(path, data.getvalue())
     return array

@@ -16,7 +16,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,11 +25,12 @@ from typing import BinaryIO
 
 from logitstore.errors import CorruptStoreError, InputError, StorageError
 from logitstore.format.zip_archive import DIGEST_CHARS, END
+from logitstore.storage.commit import TEMPORARY_PREFIX, temporary
 from logitstore.storage.objects import RemotePath
 
 FOLDER_VARIABLE, LIMIT_VARIABLE = "LOGITSTORE_CACHE", "LOGITSTORE_CACHE_BYTES"
 DEFAULT_LIMIT_BYTES = 64 * 1024**3
-_SUFFIX, _TEMPORARY = ".zarr.zip", ".tmp-"
+_SUFFIX = ".zarr.zip"
 _STALE_S = 3600.0  # a download that nothing was added to for so long has lost its process
 _EVICT = "evict"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -151,7 +151,7 @@ class ShardCache:
 
     def _fetch(self, source: RemotePath, digest: str, size: int) -> BinaryIO:
         """Under the lock: download, check, name."""
-        for leftover in (self.folder / "shards").glob(f"{_TEMPORARY}{digest}-*"):
+        for leftover in (self.folder / "shards").glob(f"{TEMPORARY_PREFIX}{digest}-*"):
             leftover.unlink(missing_ok=True)  # whose process died: it would hold the lock
         self.make_room(size)
         try:
@@ -174,7 +174,7 @@ class ShardCache:
         """Into a temporary file, which is removed if anything goes wrong."""
         folder = self.folder / "shards"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{_TEMPORARY}{label}-{os.getpid()}-{secrets.token_hex(4)}"
+        path = temporary(folder / label)
         file = path.open("x+b")
         try:
             there = _size(source, size)
@@ -199,7 +199,7 @@ class ShardCache:
             for entry in os.scandir(folder):
                 with suppress(FileNotFoundError):  # gone since it was listed
                     about = entry.stat()
-                    if entry.name.startswith(_TEMPORARY):
+                    if entry.name.startswith(TEMPORARY_PREFIX):
                         if time.time() - about.st_mtime > _STALE_S:
                             Path(entry.path).unlink(missing_ok=True)
                     elif entry.name.endswith(_SUFFIX):

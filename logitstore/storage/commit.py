@@ -145,27 +145,39 @@ def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
 
 
 def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
-    """Write a file whole or not at all, replacing what was there.
-
-    Of several writers at once one wins; each has a temporary file of its own.
+    """Write a derived file of a store, replacing what was there.
 
     Raises:
         StorageError: The file system refused; what was there before is still there.
     """
     for is_last in (*[False] * _SWEPT_TIMES, True):
-        unnamed = temporary(path)
         try:
-            fs.write_durably(unnamed, [data])
-            fs.replace(unnamed, path)
-            fs.sync_folder(path.parent)
+            write_whole(path, data, fs)
         except FileNotFoundError as e:  # another seal swept ours away; each does so once
             if is_last:
                 raise explain(e, path) from e
         except OSError as e:
-            _clean_up(unnamed, fs)
             raise explain(e, path) from e
         else:
             return
+
+
+def write_whole(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
+    """Write a file whole or not at all, durably, replacing what was there.
+
+    Of several writers at once one wins: each has a temporary file of its own.
+
+    Raises:
+        OSError: The file system refused; what was there before is still there.
+    """
+    unnamed = temporary(path)
+    try:
+        fs.write_durably(unnamed, [data])
+        fs.replace(unnamed, path)
+        fs.sync_folder(path.parent)
+    except OSError:
+        _clean_up(unnamed, fs)
+        raise
 
 
 def move(source: Path, target: Path, fs: Fs = OS_FS) -> None:
@@ -191,16 +203,16 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> 
     if folder.exists():
         shutil.rmtree(folder)
     unnamed = temporary(folder)
-    unnamed.mkdir()
-    for name, data in files.items():
-        fs.write_durably(unnamed / name, [data])
-    fs.sync_folder(unnamed)
     try:
+        unnamed.mkdir()
+        for name, data in files.items():
+            fs.write_durably(unnamed / name, [data])
+        fs.sync_folder(unnamed)
         fs.replace(unnamed, folder)
     except OSError:
+        shutil.rmtree(unnamed, ignore_errors=True)
         if not (folder.is_dir() and _holds(folder, files)):
             raise  # else a twin's came first
-        shutil.rmtree(unnamed, ignore_errors=True)
     fs.sync_folder(folder.parent)
 
 

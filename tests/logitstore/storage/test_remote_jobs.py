@@ -47,7 +47,8 @@ def start(here: Path, out: str, **variables: str) -> "subprocess.Popen[str]":
 #: The command; with DIES_AFTER=n it is killed (no handler runs) once it has committed n shards.
 DIES = """
 import os, signal, sys
-from logitstore import cli, writer
+from logitstore import cli
+from logitstore.writing import writer
 n = int(os.environ.get("DIES_AFTER", 0))
 write, done = writer.StoreWriter.write_shard, []
 def write_shard(self, index, sequences):

@@ -1,0 +1,143 @@
+"""Files that are derived and may be written again: whole or not at all, by however many at once."""
+
+import ast
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from distill.report.model_card import write_card
+from distill.report.results import write_results
+from logitstore.pages.document import write_document
+from logitstore.storage import commit
+from logitstore.storage.commit import OsFs
+from logitstore.storage.files import Buffer
+from tests.kit.paths import ROOT
+
+
+def write_bytes(folder: Path, text: str) -> None:
+    commit.write_whole(folder / "derived", text.encode())
+
+
+def write_run(folder: Path, text: str) -> None:
+    write_results(folder, {"name": text})
+
+
+def write_student_card(folder: Path, text: str) -> None:
+    write_card(folder, {"name": text, "loss": "alm"})
+
+
+def write_page(folder: Path, text: str) -> None:
+    write_document(folder / "page.html", text)
+
+
+WRITERS = (write_bytes, write_run, write_student_card, write_page)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_of_two_writers_at_once_one_wins_whole_and_neither_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Path, str], None]
+) -> None:
+    """Both have written all of their bytes before either gives them their name."""
+    names = ("one", "another one")
+    wanted = {written_alone(tmp_path / name, write, name) for name in names}
+    both, replace = threading.Barrier(2, timeout=20), OsFs.replace
+
+    def replace_together(fs: OsFs, source: Path, target: Path) -> None:
+        both.wait()
+        replace(fs, source, target)
+
+    monkeypatch.setattr(OsFs, "replace", replace_together)
+    (tmp_path / "both").mkdir()
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(write, tmp_path / "both", name) for name in names]:
+            done.result()
+    (path,) = (tmp_path / "both").iterdir()
+    assert path.read_bytes() in wanted
+
+
+def written_alone(folder: Path, write: Callable[[Path, str], None], text: str) -> bytes:
+    folder.mkdir()
+    write(folder, text)
+    (path,) = folder.iterdir()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("step", ["write_durably", "replace"])
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_writer_that_is_refused_leaves_what_was_there_and_nothing_else(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path, str], None],
+    step: str,
+) -> None:
+    write(tmp_path, "before")
+    (path,) = tmp_path.iterdir()
+    before = path.read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(OsFs, step, refuse)
+    with pytest.raises(Exception, match="No space left"):
+        write(tmp_path, "after")
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
+def test_the_bytes_are_durable_before_they_have_the_name_and_the_name_at_the_end(
+    tmp_path: Path,
+) -> None:
+    steps = []
+
+    class Noting(OsFs):
+        def write_durably(self, path: Path, pieces: Iterable[Buffer]) -> None:
+            steps.append("write and sync")
+            super().write_durably(path, pieces)
+
+        def replace(self, source: Path, target: Path) -> None:
+            steps.append("name")
+            super().replace(source, target)
+
+        def sync_folder(self, path: Path) -> None:
+            steps.append("sync the folder")
+            super().sync_folder(path)
+
+    commit.write_whole(tmp_path / "a", b"data", Noting())
+    assert steps == ["write and sync", "name", "sync the folder"]
+
+
+def test_a_folder_that_cannot_be_made_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Full(OsFs):
+        def replace(self, source: Path, target: Path) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        commit.replace_folder(tmp_path / "folder", {"a": b"1"}, Full())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_twins_folder_of_the_same_files_is_kept(tmp_path: Path) -> None:
+    class Late(OsFs):
+        def replace(self, source: Path, target: Path) -> None:
+            target.mkdir()
+            (target / "a").write_bytes(b"1")
+            super().replace(source, target)
+
+    commit.replace_folder(tmp_path / "folder", {"a": b"1"}, Late())
+    assert (tmp_path / "folder" / "a").read_bytes() == b"1"
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_nobody_else_gives_a_file_its_name_by_hand() -> None:
+    found = []
+    for path in [p for folder in ("logitstore", "distill") for p in (ROOT / folder).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.replace", "os.rename"):
+                found.append(str(path.relative_to(ROOT)))
+            if isinstance(node, ast.Constant) and str(node.value).endswith(".tmp"):
+                found.append(str(path.relative_to(ROOT)))
+    assert found == []
