@@ -159,7 +159,7 @@ def compare(
         str | None, typer.Option(help="The run name to compare with. Default: the first run's.")
     ] = None,
     out: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--out", "-o", help="Also write a page for a browser: report.html."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,

@@ -6,6 +6,7 @@ invisible; the page's policy would stop it from running besides.
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ _LABELS = {
 }
 
 
-def write_page(found: Comparison, places: Places, out: Path) -> dict[str, Any]:
+def write_page(found: Comparison, places: Places, out: str | PathLike[str]) -> dict[str, Any]:
     """Write the page, whole or not at all; one that is there is replaced.
 
     Args:
@@ -57,7 +58,7 @@ def write_page(found: Comparison, places: Places, out: Path) -> dict[str, Any]:
     Raises:
         InputError: It cannot be written there, or these are too many for a page.
     """
-    check_place(out)
+    out = check_place(out)
     contenders = found["contenders"]
     runs = sum(len(contender["runs"]) for contender in contenders)
     if len(contenders) > MOST_CONTENDERS or runs > MOST_RUNS:

@@ -381,7 +381,7 @@ def diff(
 @app.command()
 def report(
     store: StoreArg,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file.")] = Path("report.html"),
+    out: Annotated[str, typer.Option("--out", "-o", help="The file.")] = "report.html",
     sequences: Annotated[int, typer.Option(help="To browse, evenly spread.")] = 24,
     as_json: JsonOpt = False,
     allow_partial: PartialOpt = False,

@@ -1,7 +1,6 @@
 """`logitstore export`, `import`, `merge` and `subset`."""
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,8 +8,10 @@ import typer
 from logitstore.errors import InputError
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
-StoreArg = Annotated[Path, typer.Argument(help="Store folder.", show_default=False)]
-OutOpt = Annotated[Path, typer.Option(help="Store folder to make or resume.", show_default=False)]
+StoreArg = Annotated[str, typer.Argument(help="Store folder or URL.", show_default=False)]
+OutOpt = Annotated[
+    str, typer.Option(help="Store to make or resume: a folder, or s3://…", show_default=False)
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 ShardOpt = Annotated[int, typer.Option(help="Text of a shard, about.")]
 
@@ -46,18 +47,18 @@ def export(
         raise InputError(f"--to is {to}, expected parquet or zarr.")
     from logitstore.moving.parquet.export import export_parquet
 
-    folder = export_parquet(store, out)
-    files = sorted(folder.rglob("*.parquet"))
+    made = export_parquet(store, out)
+    files = sorted(made.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
     if as_json:
-        typer.echo(json.dumps({"path": str(out), "files": len(files), "file_bytes": size}))
+        typer.echo(json.dumps({"path": str(made), "files": len(files), "file_bytes": size}))
     else:
-        typer.echo(f"{out}: {len(files):,} Parquet files, {size:,} bytes")
+        typer.echo(f"{made}: {len(files):,} Parquet files, {size:,} bytes")
 
 
 def import_(
     dump: Annotated[
-        Path,
+        str,
         typer.Argument(
             help="An export; or .parquet or .jsonl files with lists of (id, log-probability) or "
             "responses of a server, or a folder of such.",
@@ -156,7 +157,7 @@ def import_(
 
 def merge(
     stores: Annotated[
-        list[Path], typer.Argument(help="Store folders, two or more.", show_default=False)
+        list[str], typer.Argument(help="Store folders or URLs, two or more.", show_default=False)
     ],
     out: OutOpt,
     as_json: JsonOpt = False,
@@ -186,7 +187,7 @@ def subset(
     _print_info(run(store, rows, out, shard_text_bytes=shard_text_bytes), as_json)
 
 
-def _refuse_idle(dump: Path, settings: dict[str, Any]) -> None:
+def _refuse_idle(dump: str, settings: dict[str, Any]) -> None:
     """What an export says itself cannot be said again."""
     from logitstore.moving.dumps.settings import ImportSettings
 
@@ -200,16 +201,13 @@ def _refuse_idle(dump: Path, settings: dict[str, Any]) -> None:
             )
 
 
-def _reimport(
-    exported: Any, out: Path, tokenizer: str | None, dry_run: bool, as_json: bool
-) -> None:
+def _reimport(exported: Any, out: str, tokenizer: str | None, dry_run: bool, as_json: bool) -> None:
     from logitstore.moving.parquet.reimport import check_export, reimport
 
-    folder = None if tokenizer is None else Path(tokenizer)
     if not dry_run:
-        _print_info(reimport(exported, out, folder), as_json)
+        _print_info(reimport(exported, out, tokenizer), as_json)
         return
-    found = check_export(exported, out, folder)
+    found = check_export(exported, out, tokenizer)
     rows, shards = found["rows"], found["shards"]
     text = f"an export of {rows:,} rows in {shards:,} shards: whole. Nothing was written."
     typer.echo(json.dumps(found) if as_json else text)

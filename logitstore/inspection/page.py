@@ -2,7 +2,6 @@
 
 import os
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from logitstore.errors import InputError
@@ -25,7 +24,9 @@ from logitstore.store import LogitStore
 SEQUENCES = 24
 
 
-def write_page(store: LogitStore, out: Path, *, sequences: int = SEQUENCES) -> dict[str, Any]:
+def write_page(
+    store: LogitStore, out: str | os.PathLike[str], *, sequences: int = SEQUENCES
+) -> dict[str, Any]:
     """Write the page, whole or not at all; one that is there is replaced.
 
     Args:
@@ -41,7 +42,7 @@ def write_page(store: LogitStore, out: Path, *, sequences: int = SEQUENCES) -> d
     """
     if sequences < 1:
         raise InputError(f"--sequences is {sequences}, expected 1 or more.")
-    check_place(out)
+    out = check_place(out)
     if str(store.path.resolve()) in map(str, out.resolve().parents):
         raise InputError(
             f"{out}: is inside the store, which holds its own files alone. Name a file outside of "

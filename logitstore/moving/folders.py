@@ -8,10 +8,11 @@ from logitstore.errors import CorruptStoreError, IncompleteStoreError
 from logitstore.format.spec import StoreSpec
 from logitstore.storage import commit
 from logitstore.storage.files import file_sha256
+from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 
 
-def open_finished(path: str | PathLike[str]) -> LogitStore:
+def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
     """A store that is all there: what is moved of an unfinished one would be out of date at once.
 
     Raises:

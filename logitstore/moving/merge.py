@@ -14,7 +14,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from logitstore.console.progress import progress
@@ -23,16 +22,19 @@ from logitstore.format.canonical_json import canonical_json
 from logitstore.format.spec import Plan
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.reading.shard import Shard
+from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.writer import StoreWriter
 
 
-def merge(stores: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> LogitStore:
+def merge(
+    stores: Sequence[str | PathLike[str] | StorePath], out: str | PathLike[str] | StorePath
+) -> LogitStore:
     """Write the union of stores; resume it if it is begun.
 
     Args:
-        stores: Two or more folders; the order is that of the rows, where their plans differ.
-        out: The new store's folder.
+        stores: Two or more folders or URLs; where their plans differ, the rows are in this order.
+        out: The new store's folder, or its URL.
 
     Returns:
         The union, which is unfinished if parts of one capture were not all of it.
@@ -45,7 +47,7 @@ def merge(stores: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Lo
     """
     if len(stores) < 2:
         raise InputError("merge needs two stores or more. Name them before --out.")
-    named = Counter(str(Path(s).resolve()) for s in stores)
+    named = Counter(str(store_path(s).resolve()) for s in stores)
     if len(named) < len(stores):
         twice = named.most_common(1)[0][0]
         raise InputError(f"{twice}: is given twice. Name each store once.")
@@ -54,13 +56,13 @@ def merge(stores: Sequence[str | PathLike[str]], out: str | PathLike[str]) -> Lo
         _check_content(opened[0], other)
     plans = {s.plan.digest for s in opened}
     if len(plans) == 1:
-        return _union(opened, Path(out))
+        return _union(opened, store_path(out))
     if len(plans) < len(opened):
         raise MismatchError(
             f"{', '.join(str(s.path) for s in opened)}: some are parts of one capture, others of "
             "another dataset. Merge the parts of each capture first, then the finished stores."
         )
-    return _one_after_the_other([open_finished(s) for s in stores], Path(out))
+    return _one_after_the_other([open_finished(s) for s in stores], store_path(out))
 
 
 def _check_content(first: LogitStore, other: LogitStore) -> None:
@@ -75,7 +77,7 @@ def _check_content(first: LogitStore, other: LogitStore) -> None:
         )
 
 
-def _union(stores: Sequence[LogitStore], out: Path) -> LogitStore:
+def _union(stores: Sequence[LogitStore], out: StorePath) -> LogitStore:
     """Parts of one capture: their shards, byte for byte."""
     first = stores[0]
     owner: dict[int, LogitStore] = {}
@@ -105,7 +107,7 @@ def _check_same(one: LogitStore, other: LogitStore, index: int) -> None:
         )
 
 
-def _one_after_the_other(stores: Sequence[LogitStore], out: Path) -> LogitStore:
+def _one_after_the_other(stores: Sequence[LogitStore], out: StorePath) -> LogitStore:
     """Captures of several datasets: the same records and text under new row numbers."""
     seen: dict[str, LogitStore] = {}
     for store in stores:

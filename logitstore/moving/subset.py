@@ -20,6 +20,7 @@ from logitstore.format.spec import Plan
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.records import SequenceText
+from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
 from logitstore.writing.writer import StoreWriter
@@ -33,18 +34,18 @@ Pair = tuple[SequenceText, EncodedRecords | None]
 
 
 def subset(
-    store: str | PathLike[str],
+    store: str | PathLike[str] | StorePath,
     rows: str | PathLike[str],
-    out: str | PathLike[str],
+    out: str | PathLike[str] | StorePath,
     *,
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
 ) -> LogitStore:
     """Write a store of some rows of another; resume it if it is begun.
 
     Args:
-        store: The store's folder.
+        store: The store's folder, or its URL.
         rows: A file with one row number a line, or a range ``A:B`` (B not included).
-        out: The new store's folder.
+        out: The new store's folder, or its URL.
         shard_text_bytes: Text of a shard, about.
 
     Returns:

@@ -7,7 +7,6 @@ store must say of all its records (the longest list, what is missing) is known w
 from collections.abc import Iterator
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from logitstore.moving.dumps.first_pass import Survey, look_through
 from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.records import SequenceText
+from logitstore.storage.paths import StorePath, local_path, to_write
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.plan import make_plan
@@ -32,7 +32,7 @@ Pair = tuple[SequenceText, EncodedRecords | None]
 
 def import_dump(
     path: str | PathLike[str],
-    out: str | PathLike[str],
+    out: str | PathLike[str] | StorePath,
     settings: ImportSettings,
     *,
     dry_run: bool = False,
@@ -41,7 +41,7 @@ def import_dump(
 
     Args:
         path: A .parquet or .jsonl file, or a folder of either.
-        out: The store's folder.
+        out: The store's folder, or its URL.
         settings: What the dump does not say.
         dry_run: Look through everything, and write nothing.
 
@@ -53,7 +53,7 @@ def import_dump(
         MismatchError: `out` holds something else.
         StorageError: The file system refused; what was committed stays good.
     """
-    dump = Dump(Path(path))
+    dump = Dump(local_path(path, "what is imported", "DUMP"))
     survey = look_through(dump, settings)
     spec, plan = (
         _spec(survey),
@@ -61,8 +61,8 @@ def import_dump(
     )
     found = survey.facts() | {"shards": plan.shard_count, "missing": list(spec.missing)}
     if dry_run:
-        if not (Path(out) / SPEC_FILE).exists():
-            check_place(Path(out))
+        if not (to_write(out) / SPEC_FILE).exists():
+            check_place(out)
         return None, found
     provenance = {
         "teacher": survey.reader.teacher,

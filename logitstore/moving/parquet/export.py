@@ -21,30 +21,32 @@ from logitstore.moving.parquet.columns import (
 )
 from logitstore.reading.shard import Shard
 from logitstore.storage import commit
+from logitstore.storage.paths import StorePath, local_path
 from logitstore.store import LogitStore
 
 _GROUP_RECORDS = 16_384  # of a row group: about 16 MB in memory at 64 entries
 _GROUP_LINES = 1024
 
 
-def export_parquet(store: str | PathLike[str], out: str | PathLike[str]) -> Path:
+def export_parquet(store: str | PathLike[str] | StorePath, out: str | PathLike[str]) -> Path:
     """Write a finished store as Parquet: see :mod:`logitstore.moving.parquet.columns`.
 
     The folder appears whole, or not at all. Memory is bounded by the largest sequence.
 
     Args:
-        store: The store's folder.
+        store: The store's folder, or its URL.
         out: A folder that is not there yet.
 
     Returns:
         `out`.
 
     Raises:
+        InputError: `out` is in a bucket.
         MismatchError: `out` is there already.
         CorruptStoreError: Bytes of the store are damaged; nothing was written.
         StorageError: The file system refused; nothing was written.
     """
-    source, target = open_finished(store), Path(out)
+    source, target = open_finished(store), local_path(out, "an export", "--out")
     _check_free(target)
     unnamed = commit.temporary(target)
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from logitstore.format.encoded import NOTHING_MEASURED
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.moving.parquet.columns import DATA_FOLDER, EXPORT_VERSION, read_metadata
+from logitstore.storage.paths import local_path
 
 EXPORT_AGAIN = "Export the store again with `logitstore export --to parquet`."
 _SHARED = ("version", "content", "provenance", "dataset_sha256", "plan_sha256", "shards")
@@ -43,12 +45,13 @@ class Exported:
         return above.parent if above.name == DATA_FOLDER else above
 
 
-def find_export(path: Path) -> Exported | None:
+def find_export(place: str | PathLike[str]) -> Exported | None:
     """The export at a path: its folder, its `data/`, or its only file. None: it is none.
 
     Raises:
-        InputError: It is one, but not whole.
+        InputError: It is one, but not whole; or it is in a bucket.
     """
+    path = local_path(place, "what is imported", "DUMP")
     files = _parquet_files(path)
     if not files or _metadata(files[0]) is None:
         return None

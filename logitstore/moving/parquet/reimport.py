@@ -5,6 +5,7 @@ files may have been through other tools since.
 """
 
 from collections.abc import Iterator
+from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,18 +27,23 @@ from logitstore.moving.nested import Nested, nested
 from logitstore.moving.parquet.columns import columns_of, schema_of
 from logitstore.moving.parquet.exported import EXPORT_AGAIN, Exported
 from logitstore.records import Segment, SequenceText
+from logitstore.storage.paths import StorePath, local_path, to_write
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.writer import StoreWriter, check_place
 
 Pair = tuple[SequenceText, EncodedRecords | None]
 
 
-def reimport(found: Exported, out: Path, tokenizer: Path | None = None) -> LogitStore:
+def reimport(
+    found: Exported,
+    out: str | PathLike[str] | StorePath,
+    tokenizer: str | PathLike[str] | None = None,
+) -> LogitStore:
     """Write the store that was exported; resume it if it is begun.
 
     Args:
         found: What :func:`logitstore.moving.parquet.exported.find_export` found.
-        out: The store's folder.
+        out: The store's folder, or its URL.
         tokenizer: Where the tokenizer's files are; default: beside the data.
 
     Raises:
@@ -45,7 +51,7 @@ def reimport(found: Exported, out: Path, tokenizer: Path | None = None) -> Logit
         CorruptStoreError: A file of the tokenizer is not what was exported.
         MismatchError: `out` holds something else.
     """
-    files = read_tokenizer(tokenizer or found.folder / TOKENIZER_FOLDER, found.spec)
+    files = read_tokenizer(_tokenizer_of(found, tokenizer), found.spec)
     writer = StoreWriter(out, found.spec, found.plan, files, found.provenance)
     missing = [] if writer.is_sealed else writer.missing()
     with progress(len(missing), "import", "shards") as shown:
@@ -63,7 +69,11 @@ def reimport(found: Exported, out: Path, tokenizer: Path | None = None) -> Logit
     return open_store(out)
 
 
-def check_export(found: Exported, out: Path, tokenizer: Path | None = None) -> dict[str, int]:
+def check_export(
+    found: Exported,
+    out: str | PathLike[str] | StorePath,
+    tokenizer: str | PathLike[str] | None = None,
+) -> dict[str, int]:
     """Read all of an export, and write nothing.
 
     Raises:
@@ -71,13 +81,19 @@ def check_export(found: Exported, out: Path, tokenizer: Path | None = None) -> d
         CorruptStoreError: A file of the tokenizer is not what was exported.
         MismatchError: `out` holds something else.
     """
-    read_tokenizer(tokenizer or found.folder / TOKENIZER_FOLDER, found.spec)
-    if not (out / SPEC_FILE).exists():
+    read_tokenizer(_tokenizer_of(found, tokenizer), found.spec)
+    if not (to_write(out) / SPEC_FILE).exists():
         check_place(out)
     sequences = 0
     for index in range(found.plan.shard_count):
         sequences += sum(1 for _ in _sequences(found, index))
     return {"rows": found.plan.rows, "sequences": sequences, "shards": found.plan.shard_count}
+
+
+def _tokenizer_of(found: Exported, named: str | PathLike[str] | None) -> Path:
+    if named is None:
+        return found.folder / TOKENIZER_FOLDER
+    return local_path(named, "the tokenizer of an export", "--tokenizer")
 
 
 def _sequences(found: Exported, index: int) -> Iterator[Pair]:
