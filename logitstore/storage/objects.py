@@ -271,8 +271,8 @@ class RemotePath:
 
     def move_to(self, target: "RemotePath", fs: object = None) -> None:
         """Copy the object, then remove it here: an object store renames nothing."""
-        fs, key = self._located()
-        retrying(lambda: fs.cp_file(key, fs._strip_protocol(target.url)), self.url)
+        client, key = self._located()
+        retrying(lambda: client.cp_file(key, client._strip_protocol(target.url)), self.url)
         self.delete()
 
     def check_conditional(self, data: bytes) -> None:
