@@ -95,9 +95,7 @@ def uld_within(store: Described) -> dict[str, float | None] | None:
     rounding = math.exp(TAIL_STEP / 2)  # a stored tail is the true one, up to half a step
     tails = {"mean": fidelity.tail_mean, "p99": fidelity.tail_p99}
     l1 = {"mean": fidelity.l1_mean, "p99": fidelity.l1_max, "worst": fidelity.l1_max}
-    if (
-        not store.path.is_remote
-    ):  # every tail is read: of a bucket, that would fetch the whole store
+    if not store.path.is_remote:  # every tail is read: that would fetch the whole of a bucket's
         tails["worst"] = max((store.largest_tail(index) for index in store.shards), default=0.0)
     within: dict[str, float | None] = {
         name: min(2 * tail * rounding + l1[name], 2.0) for name, tail in tails.items()

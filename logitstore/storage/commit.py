@@ -200,27 +200,43 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> 
     Raises:
         OSError: The file system refused.
     """
-    if folder.exists():
-        shutil.rmtree(folder)
     unnamed = temporary(folder)
     try:
         unnamed.mkdir()
         for name, data in files.items():
             fs.write_durably(unnamed / name, [data])
         fs.sync_folder(unnamed)
-        fs.replace(unnamed, folder)
+        _put_in_place(unnamed, folder, files, fs)
+        fs.sync_folder(folder.parent)
     except OSError:
         shutil.rmtree(unnamed, ignore_errors=True)
-        if not (folder.is_dir() and _holds(folder, files)):
-            raise  # else a twin's came first
-    fs.sync_folder(folder.parent)
+        raise
+
+
+def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: Fs) -> None:
+    """Rename a folder of these files, unless a twin's has come first; others may do the same."""
+    for is_last in (*[False] * _SWEPT_TIMES, True):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            fs.replace(unnamed, folder)
+        except OSError as e:
+            if _holds(folder, files):
+                shutil.rmtree(unnamed, ignore_errors=True)
+                return
+            if is_last or e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        else:
+            return
 
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
-    there = {path.name: path for path in folder.iterdir() if path.is_file()}
-    return there.keys() == files.keys() and all(
-        there[name].read_bytes() == data for name, data in files.items()
-    )
+    try:
+        there = {path.name: path for path in folder.iterdir() if path.is_file()}
+        return there.keys() == files.keys() and all(
+            there[name].read_bytes() == data for name, data in files.items()
+        )
+    except FileNotFoundError:  # never there, or removed meanwhile
+        return False
 
 
 def explain(error: OSError, path: Located) -> StorageError:

@@ -141,3 +141,21 @@ def test_nobody_else_gives_a_file_its_name_by_hand() -> None:
             if isinstance(node, ast.Constant) and str(node.value).endswith(".tmp"):
                 found.append(str(path.relative_to(ROOT)))
     assert found == []
+
+
+def test_many_that_replace_a_damaged_folder_at_once_all_end_with_a_whole_one(
+    tmp_path: Path,
+) -> None:
+    files = {f"{i:02d}": bytes([i]) * 100 for i in range(20)}
+    for _ in range(5):
+        for name in list(files)[:15]:
+            (tmp_path / "folder").mkdir(exist_ok=True)
+            (tmp_path / "folder" / name).write_bytes(b"damaged")
+        with ThreadPoolExecutor(8) as pool:
+            for done in [
+                pool.submit(commit.replace_folder, tmp_path / "folder", files) for _ in range(8)
+            ]:
+                done.result()
+        there = {p.name: p.read_bytes() for p in (tmp_path / "folder").iterdir()}
+        assert there == files
+        assert [p.name for p in tmp_path.iterdir()] == ["folder"]
