@@ -20,36 +20,26 @@ appears whole, by one rename; in a bucket the group's own `zarr.json` is written
 it nothing opens.
 """
 
-import shutil
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.abc.buffer import Buffer as AnyBuffer
-from zarr.abc.store import Store
 from zarr.buffer.cpu import Buffer
 from zarr.codecs import BloscCodec, Crc32cCodec
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.storage import MemoryStore
 
 from logitstore.console.progress import progress
-from logitstore.errors import LogitStoreError, MismatchError, StorageError
 from logitstore.format.shard_group import GROUP_MEMBER
 from logitstore.format.spec import TOKENIZER_FOLDER, StoreSpec
-from logitstore.moving.folders import open_finished, publish_folder, tokenizer_files
+from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.moving.zarr_columns import HOW_TO_READ, Column, Columns, batches, columns_of
-from logitstore.storage import commit
-from logitstore.storage.files import read_file
-from logitstore.storage.objects import RemotePath
+from logitstore.moving.zarr_target import Target, target_at
 from logitstore.storage.paths import StorePath, store_path
-from logitstore.storage.retry import explain, retrying
 from logitstore.store import LogitStore
 
 Array = npt.NDArray[Any]
@@ -62,7 +52,9 @@ _CHUNKS_OF_BLOCK = 8  # of what zarr calls a shard: one file or object
 _MAX_METADATA = 1024 * 1024  # bytes of an array's, which zarr has just written
 
 
-def export_zarr(store: str | PathLike[str], out: str | PathLike[str]) -> dict[str, Any]:
+def export_zarr(
+    store: str | PathLike[str] | StorePath, out: str | PathLike[str] | StorePath
+) -> dict[str, Any]:
     """Write a finished store as a zarr v3 group of decoded arrays: see this module.
 
     Args:
@@ -78,26 +70,24 @@ def export_zarr(store: str | PathLike[str], out: str | PathLike[str]) -> dict[st
         CorruptStoreError: Bytes of the store are damaged; nothing was written.
         StorageError: The file system or object store refused; nothing was written.
     """
-    source, target = open_finished(store), store_path(out)
-    _check_free(target)
-    where = commit.temporary(target) if isinstance(target, Path) else target
+    source, place = open_finished(store), store_path(out)
+    target = target_at(place)
+    target.check_free()
     try:
-        if isinstance(where, Path):
-            commit.make_folder(where.parent)
-        totals = _write(source, where)
-        if isinstance(where, Path) and isinstance(target, Path):
-            publish_folder(where, target)
+        target.begin()
+        totals = _write(source, target)
+        target.publish()
     except OSError as e:
-        raise _explained(e, target) from e
+        raise target.explained(e) from e
     finally:
-        _clean_up(where)
-    return {"path": str(target), "arrays": len(columns_of(source.spec))} | totals
+        target.clean_up()
+    return {"path": str(place), "arrays": len(columns_of(source.spec))} | totals
 
 
-def _write(source: LogitStore, where: StorePath) -> dict[str, int]:
+def _write(source: LogitStore, target: Target) -> dict[str, int]:
     """Write every array, then the group; sequences, records and entries that it has."""
     tokenizer = tokenizer_files(source)
-    arrays = {c.name: GrowingArray(c, where, source.spec) for c in columns_of(source.spec)}
+    arrays = {c.name: GrowingArray(c, c.name, target, source.spec) for c in columns_of(source.spec)}
     columns = Columns(source.spec)
     with progress(len(source), "export", "sequences") as shown:
         for index in source.shards:
@@ -111,10 +101,12 @@ def _write(source: LogitStore, where: StorePath) -> dict[str, int]:
         array.close()
     for name, data in tokenizer.items():
         column = Column(name, f"byte of {name}", "u1", "a file of the teacher's tokenizer")
-        file = GrowingArray(column, where / TOKENIZER_FOLDER, source.spec)
+        file = GrowingArray(column, f"{TOKENIZER_FOLDER}/{name}", target, source.spec)
         file.append(np.frombuffer(data, np.uint8))
         file.close()
-    _finish(where, [*arrays, *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer)], _about(source))
+    _finish(
+        target, [*arrays, *(f"{TOKENIZER_FOLDER}/{name}" for name in tokenizer)], _about(source)
+    )
     names = ("sequence", "record", "entry")
     return {f"{n[:-1]}ies" if n[-1] == "y" else f"{n}s": columns.totals[n] for n in names}
 
@@ -122,8 +114,8 @@ def _write(source: LogitStore, where: StorePath) -> dict[str, int]:
 class GrowingArray:
     """A zarr array that is written from its beginning to its end, in whole blocks."""
 
-    def __init__(self, column: Column, group: StorePath, spec: StoreSpec) -> None:
-        self._column, self._place = column, group / column.name
+    def __init__(self, column: Column, name: str, target: Target, spec: StoreSpec) -> None:
+        self._column, self._name, self._target = column, name, target
         is_table = column.name == "lognorm"
         self._more = (len(spec.temperatures),) if is_table else ()
         self._names = (column.axis, "temperature") if is_table else (column.axis,)
@@ -150,7 +142,7 @@ class GrowingArray:
 
     def _write(self, values: Array) -> None:
         if self._array is None:
-            self._array = _retried(self._place, lambda: self._create(len(values)))
+            self._array = self._target.retried(lambda: self._create(len(values)))
         array, start, stop = self._array, self._written, self._written + len(values)
 
         def write() -> None:
@@ -159,7 +151,7 @@ class GrowingArray:
             if len(values):
                 array[start:stop] = values
 
-        _retried(self._place, write)
+        self._target.retried(write)
         self._written = stop
 
     def _create(self, length: int) -> "zarr.Array[Any]":
@@ -167,7 +159,7 @@ class GrowingArray:
         chunk = min(self._chunk, max(length, 1))  # of a small array, what it has
         shuffle: Any = "shuffle" if column.dtype == "f4" else "bitshuffle"
         return zarr.create_array(
-            _zarr_store(self._place),
+            self._target.store(self._name),
             shape=(length, *self._more),
             chunks=(chunk, *self._more),
             shards=(self._block if chunk == self._chunk else chunk, *self._more),
@@ -181,7 +173,7 @@ class GrowingArray:
         )
 
 
-def _finish(where: StorePath, arrays: list[str], attributes: dict[str, Any]) -> None:
+def _finish(target: Target, arrays: list[str], attributes: dict[str, Any]) -> None:
     """Write the groups' metadata, the root's last and with that of all arrays consolidated in it.
 
     xarray then opens the whole by one file; zarr's own way writes the root twice, so it is made in
@@ -189,7 +181,7 @@ def _finish(where: StorePath, arrays: list[str], attributes: dict[str, Any]) -> 
     """
     files = {f"{name}/{GROUP_MEMBER}" for name in arrays}
     known: dict[str, AnyBuffer] = {
-        name: Buffer.from_bytes(read_file(where / name, _MAX_METADATA)) for name in files
+        name: Buffer.from_bytes(target.read(name, _MAX_METADATA)) for name in files
     }
     store = MemoryStore(known)
     about = {"long_name": "the teacher's tokenizer, a file an array"}
@@ -199,26 +191,7 @@ def _finish(where: StorePath, arrays: list[str], attributes: dict[str, Any]) -> 
         zarr.create_group(store, path=TOKENIZER_FOLDER, attributes=about)
         zarr.consolidate_metadata(store)
     for name in (f"{TOKENIZER_FOLDER}/{GROUP_MEMBER}", GROUP_MEMBER):
-        _put(where / name, known[name].to_bytes())
-
-
-def _zarr_store(place: StorePath) -> Store:
-    """Zarr's store at one array: of a store further up, zarr makes the group as well, first."""
-    if isinstance(place, RemotePath):
-        return FsspecStore.from_url(place.url)
-    return LocalStore(place)
-
-
-def _retried(place: StorePath, action: Callable[[], Any]) -> Any:
-    return retrying(action, place.url) if isinstance(place, RemotePath) else action()
-
-
-def _put(place: StorePath, data: bytes) -> None:
-    if isinstance(place, RemotePath):
-        fs, key = fsspec.url_to_fs(place.url)
-        retrying(lambda: fs.pipe_file(key, data), place.url)
-    else:
-        commit.overwrite(place, data)
+        target.write(name, known[name].to_bytes())
 
 
 def _about(source: LogitStore) -> dict[str, Any]:
@@ -237,42 +210,3 @@ def _about(source: LogitStore) -> dict[str, Any]:
             "fidelity": asdict(source.fidelity),
         },
     }
-
-
-def _check_free(target: StorePath) -> None:
-    """See that nothing is there."""
-    again = "an export replaces nothing. Choose another --out"
-    if isinstance(target, Path):
-        if target.is_symlink() or target.exists():
-            raise MismatchError(f"{target}: is there already, and {again}.")
-    elif (target / GROUP_MEMBER).exists():
-        raise MismatchError(f"{target}: is there already, and {again}.")
-    elif names := target.names():
-        raise MismatchError(
-            f"{target}: holds {names[0]} but no zarr.json: other files, or what an interrupted "
-            f"export left, and {again}, or remove what is there."
-        )
-
-
-def _explained(error: OSError, target: StorePath) -> LogitStoreError:
-    """What made an export fail, and what to do about it."""
-    if isinstance(target, Path):
-        if isinstance(error, FileExistsError):
-            return MismatchError(f"{target}: was made by another process meanwhile.")
-        return commit.explain(error, target)
-    if isinstance(error, FileNotFoundError):
-        return StorageError(
-            f"{target}: there is no such bucket. Make it first, or choose another --out."
-        )
-    return error if isinstance(error, LogitStoreError) else explain(error, target.url, 1)
-
-
-def _clean_up(where: StorePath) -> None:
-    """Remove what did not become an export."""
-    if isinstance(where, Path):
-        shutil.rmtree(where, ignore_errors=True)
-        return
-    with suppress(Exception):  # the first failure is the one to report
-        if not (where / GROUP_MEMBER).exists():
-            fs, key = fsspec.url_to_fs(where.url)
-            fs.rm(key, recursive=True)

@@ -61,7 +61,9 @@ class Skimmed:
         """
         self.path, self._spec, self._rows = path, spec, plan.shard_rows(index)
         try:
-            size = path.size_bytes() if size_bytes is None else size_bytes
+            # A file's own size costs nothing, and says that it was cut off.
+            known = size_bytes if path.is_remote else None
+            size = path.size_bytes() if known is None else known
             self.archive = ArchiveEnd(size, path.read_range)
             self.about, self.size = read_group(self.archive, spec, plan, index)
         except StorageError:  # of a bucket: it says what to do

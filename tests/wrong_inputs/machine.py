@@ -56,7 +56,7 @@ def may_not_read_header(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(path: Path, most: int) -> bytes:
         raise denied(path)
 
-    monkeypatch.setattr("logitstore.format.spec.read_file", refuses)
+    monkeypatch.setattr("logitstore.storage.folder.read_file", refuses)
 
 
 def may_not_list_shards(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,13 @@ def test_a_store_is_written_to_a_url(run: Run, words: Words, bucket: Bucket, com
     assert run(*words(WRITING[command]))[0] == 0  # again: nothing to do
 
 
+def test_a_store_is_exported_to_a_url_as_zarr(run: Run, words: Words, bucket: Bucket) -> None:
+    code, out, err = run(*words(("export", "{url}", "--to", "zarr", "--out", "{free}", "--json")))
+    assert code == 0, err
+    assert json.loads(out)["path"] == "s3://a-bucket/made/s"
+    assert "zarr.json" in bucket.tree("made/s")
+
+
 def test_a_dry_run_looks_at_a_url_and_writes_nothing(
     run: Run, words: Words, bucket: Bucket
 ) -> None:

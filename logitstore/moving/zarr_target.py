@@ -1,0 +1,144 @@
+"""Where an export to zarr is written: a folder that appears whole, or a bucket.
+
+A folder is written under a temporary name and given its own at the end. In a bucket nothing can be
+renamed, so there the root's `zarr.json` is written last, and without it nothing opens.
+"""
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import fsspec
+from zarr.abc.store import Store
+from zarr.storage import FsspecStore, LocalStore
+
+from logitstore.errors import LogitStoreError, MismatchError, StorageError
+from logitstore.format.shard_group import GROUP_MEMBER
+from logitstore.moving.folders import publish_folder
+from logitstore.storage import commit
+from logitstore.storage.files import read_file
+from logitstore.storage.objects import RemotePath
+from logitstore.storage.paths import StorePath, local
+from logitstore.storage.retry import explain, retrying
+
+_AGAIN = "an export replaces nothing. Choose another --out"
+
+
+class Target(Protocol):
+    """The place of an export; names are relative to it."""
+
+    def check_free(self) -> None:
+        """Refuse, by MismatchError, a place where something is."""
+
+    def begin(self) -> None:
+        """Make what must be there before anything is written."""
+
+    def store(self, name: str) -> Store:
+        """Zarr's store at one array: of a store further up, zarr makes the group as well, first."""
+
+    def retried(self, action: Callable[[], Any]) -> Any:
+        """Run what writes, again where a failure may pass by itself."""
+
+    def read(self, name: str, limit: int) -> bytes:
+        """Read a small file."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a small file."""
+
+    def publish(self) -> None:
+        """All is written: let readers see it."""
+
+    def explained(self, error: OSError) -> LogitStoreError:
+        """What made an export fail, and what to do about it."""
+
+    def clean_up(self) -> None:
+        """Remove what did not become an export."""
+
+
+def target_at(place: StorePath) -> Target:
+    """Choose how an export is written there: only a folder can be renamed."""
+    return _Bucket(place) if isinstance(place, RemotePath) else _Folder(local(place))
+
+
+class _Folder:
+    def __init__(self, place: Path) -> None:
+        self._place, self._unnamed = place, commit.temporary(place)
+
+    def check_free(self) -> None:
+        if self._place.is_symlink() or self._place.exists():
+            raise MismatchError(f"{self._place}: is there already, and {_AGAIN}.")
+
+    def begin(self) -> None:
+        commit.make_folder(self._place.parent)
+
+    def store(self, name: str) -> Store:
+        return LocalStore(self._unnamed / name)
+
+    def retried(self, action: Callable[[], Any]) -> Any:
+        return action()
+
+    def read(self, name: str, limit: int) -> bytes:
+        return read_file(self._unnamed / name, limit)
+
+    def write(self, name: str, data: bytes) -> None:
+        commit.overwrite(self._unnamed / name, data)
+
+    def publish(self) -> None:
+        publish_folder(self._unnamed, self._place)
+
+    def explained(self, error: OSError) -> LogitStoreError:
+        if isinstance(error, FileExistsError):
+            return MismatchError(f"{self._place}: was made by another process meanwhile.")
+        return commit.explain(error, self._place)
+
+    def clean_up(self) -> None:
+        shutil.rmtree(self._unnamed, ignore_errors=True)
+
+
+class _Bucket:
+    def __init__(self, place: RemotePath) -> None:
+        self._place = place
+
+    def check_free(self) -> None:
+        if (self._place / GROUP_MEMBER).exists():
+            raise MismatchError(f"{self._place}: is there already, and {_AGAIN}.")
+        if names := self._place.names():
+            raise MismatchError(
+                f"{self._place}: holds {names[0]} but no zarr.json: other files, or what an "
+                f"interrupted export left, and {_AGAIN}, or remove what is there."
+            )
+
+    def begin(self) -> None:
+        pass
+
+    def store(self, name: str) -> Store:
+        return FsspecStore.from_url((self._place / name).url)
+
+    def retried(self, action: Callable[[], Any]) -> Any:
+        return retrying(action, self._place.url)
+
+    def read(self, name: str, limit: int) -> bytes:
+        return (self._place / name).read_limited(limit)
+
+    def write(self, name: str, data: bytes) -> None:
+        url = (self._place / name).url
+        fs, key = fsspec.url_to_fs(url)
+        retrying(lambda: fs.pipe_file(key, data), url)
+
+    def publish(self) -> None:
+        pass
+
+    def explained(self, error: OSError) -> LogitStoreError:
+        if isinstance(error, FileNotFoundError):
+            return StorageError(
+                f"{self._place}: there is no such bucket. Make it first, or choose another --out."
+            )
+        return error if isinstance(error, LogitStoreError) else explain(error, self._place.url, 1)
+
+    def clean_up(self) -> None:
+        with suppress(Exception):  # the first failure is the one to report
+            if not (self._place / GROUP_MEMBER).exists():
+                fs, key = fsspec.url_to_fs(self._place.url)
+                fs.rm(key, recursive=True)
