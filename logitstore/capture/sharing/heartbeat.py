@@ -30,7 +30,7 @@ from logitstore.capture.sharing.process_identity import ProcessIdentity
 from logitstore.format.canonical_json import parse_json
 from logitstore.storage import commit
 from logitstore.storage.files import read_file
-from logitstore.storage.paths import StorePath
+from logitstore.storage.paths import StorePath, store_path
 
 #: A wait ends when nothing has moved for this long. Loading a large teacher takes minutes.
 PATIENCE_S = 1800.0
@@ -46,11 +46,11 @@ class Heartbeat:
         path: The file; its name says what is being worked on.
     """
 
-    def __init__(self, path: StorePath) -> None:
+    def __init__(self, path: Path | StorePath) -> None:
         # The token tells two heartbeats of one process apart; an inode would not, for file systems
         # give the same one out again right away.
         written = vars(ProcessIdentity.this()) | {"token": secrets.token_hex(8)}
-        self.path, self._content = path, json.dumps(written).encode()
+        self.path, self._content = store_path(path), json.dumps(written).encode()
         self._next_beat_s = 0.0
 
     @classmethod
@@ -72,7 +72,7 @@ class Heartbeat:
         return heartbeat
 
     @classmethod
-    def start(cls, path: StorePath) -> Self:
+    def start(cls, path: Path | StorePath) -> Self:
         """Write the file of a heartbeat whose name belongs to this process alone.
 
         Raises:

@@ -4,6 +4,7 @@ import ast
 import hashlib
 import os
 import pickle
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,10 +60,29 @@ def test_overwriting_replaces_and_changes_the_sign(place: StorePath) -> None:
     assert place.signs() != before
 
 
-def test_touching_makes_a_file_and_deleting_takes_it_away_once_and_again(place: StorePath) -> None:
+def test_what_is_refreshed_changes_its_sign_and_begins_with_the_same_bytes(
+    place: StorePath,
+) -> None:
     file = place / "a"
-    file.touch()
+    file.write_bytes(b"content")
+    for _ in range(3):
+        before = place.signs()
+        time.sleep(0.02)
+        file.refresh(b"content")
+        assert place.signs() != before
+        assert file.read_bytes().startswith(b"content")
     assert place.names() == ["a"]
+
+
+def test_a_file_that_was_removed_is_not_refreshed(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        (store_path(tmp_path) / "a").refresh(b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_deleted_is_gone_and_may_be_gone_before(place: StorePath) -> None:
+    file = place / "a"
+    file.overwrite(b"data")
     file.delete()
     file.delete()
     assert names_in_or_none(place) == []
