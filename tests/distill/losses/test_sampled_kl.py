@@ -75,6 +75,9 @@ def cases(draw: st.DrawFn) -> Case:
     teacher = draw(st.sampled_from([0.1, 1.0, 5.0])) * torch.randn(n, width, generator=gen)
     k = draw(st.integers(0, width - 1))
     case = drawn(teacher, k, draw(st.integers(1, 12)), gen)
+    for i in range(n):  # as of imports, of which some positions have fewer or none
+        is_left = case.counts_ND[i].cumsum(0) > draw(st.integers(0, 12))
+        case.counts_ND[i, is_left], case.draw_ids_ND[i, is_left] = 0, -1
     student = draw(st.sampled_from([0.1, 1.0, 5.0])) * torch.randn(n, width, generator=gen)
     return case._replace(student_NV=student)
 
