@@ -79,7 +79,7 @@ def cut(
 
 
 def members_of(arrays: Iterable[str]) -> list[str]:
-    """What the labels are called that belong to the pairs of a loss."""
+    """List what the labels are called that belong to the pairs of a loss."""
     return [key.removesuffix(INDEX) for key in arrays if key.endswith(INDEX)]
 
 

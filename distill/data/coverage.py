@@ -128,7 +128,7 @@ def of_pair(
 
 
 def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """The loss for a pair, and why: of those that it can serve, the one that follows most."""
+    """Choose the loss for a pair, and say why: of those it can serve, what follows most."""
     best, most = "ce", None
     lacks = _lacks(facts)
     for name, loss in all_losses().items():
@@ -139,7 +139,7 @@ def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _lacks(facts: Mapping[str, Any]) -> set[str]:
-    """What a loss may need and the pair has not, in the words of the losses' needs."""
+    """List what a loss may need and the pair has not, in the words of the losses' needs."""
     missing = facts.get("missing", ())
     has = {
         "same tokenizer": facts["same_tokenizer"],
@@ -153,7 +153,7 @@ def _lacks(facts: Mapping[str, Any]) -> set[str]:
 
 
 def _why_of_store(facts: Mapping[str, Any]) -> str:
-    """The reason, where it is what an import did not say."""
+    """Give the reason, where it is what an import did not say."""
     missing = facts.get("missing", ())
     if "tail_logmass" in missing:
         return "the entries were renormalised before they were imported: no tail is known"
@@ -163,7 +163,7 @@ def _why_of_store(facts: Mapping[str, Any]) -> str:
 
 
 def warn_if_low(data: StoreDataset) -> None:
-    """One warning, before training, where a loss that maps tokens would see little of the text."""
+    """Warn once, before training, where a loss that maps tokens would see little of the text."""
     mapping = [name for name, pairing in data.pairings.items() if pairing.vocabulary is not None]
     mapping = [n for n in mapping if "same tokenizer" not in find(n).needs_of(data.options)]
     if not mapping:

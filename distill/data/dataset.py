@@ -179,7 +179,7 @@ class StoreDataset(Dataset[Example]):
     def _arrays(
         self, name: str, both: _BothSides, alignment: Alignment | None
     ) -> tuple[Arrays, Ints]:
-        """A loss's arrays of one sequence, and the labels that it covers."""
+        """Make a loss's arrays of one sequence, and say which labels it covers."""
         pairing = self.pairings[name]
         if is_by_position(pairing):
             pairs = by_position(both.teacher, both.student, both.text)

@@ -49,12 +49,12 @@ def rectangles(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _lists(arrays: Iterable[str]) -> list[str]:
-    """Of what there are lists of different lengths, flat with a count."""
+    """List what there are lists of, flat with a count."""
     return [key.removesuffix(_COUNT) for key in arrays if key.endswith(_COUNT)]
 
 
 def _filler(key: str, values: Tensor) -> float:
-    """What stands where a list is shorter: no token, no mass, or no time."""
+    """Choose what stands where a list is shorter: no token, no mass, or a count of 0."""
     if values.is_floating_point():
         return -math.inf
     return -1 if key.endswith("_ids") else 0

@@ -41,7 +41,7 @@ def position_groups(teacher: Spans, student: Spans, teacher_first: int, student_
 
 
 def by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
-    """(P, 4) pairs of one token a side, each counted from the first token of the text."""
+    """Pair (P, 4) one token a side, each counted from the first token of the text."""
     # Without BOS the first token of a text has no record, but it is the first all the same.
     has_context = any(s.text and not s.supervised for s in text.segments)
     teacher_first, student_first = (
@@ -51,12 +51,12 @@ def by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
 
 
 def is_by_position(pairing: Pairing) -> bool:
-    """Whether tokens are counted, and nothing is aligned by bytes."""
+    """Tell whether tokens are counted, and nothing is aligned by bytes."""
     return pairing.kind in ("positions", "sequence")
 
 
 def aligned_pairs(pairing: Pairing, alignment: Alignment) -> Ints:
-    """(P, 4) pairs of that kind: teacher's first record, stop, student's first label, stop."""
+    """Pair (P, 4) by that kind: teacher's first record, stop, student's first label, stop."""
     if pairing.kind == "groups":
         return alignment.groups
     starts = alignment.strict if pairing.kind == "strict" else alignment.shared_starts

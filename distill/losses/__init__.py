@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @cache
 def all_losses() -> "dict[str, Loss]":
-    """Every loss by its name, in order."""
+    """List every loss by its name, in order."""
     found: dict[str, Loss] = {}
     for module in pkgutil.iter_modules(__path__):
         loss = getattr(importlib.import_module(f"{__name__}.{module.name}"), "LOSS", None)
@@ -26,17 +26,17 @@ def all_losses() -> "dict[str, Loss]":
 
 
 def find(name: str) -> "Loss":
-    """The loss of that name, which is known."""
+    """Find the loss of that name, which is known."""
     return all_losses()[name]
 
 
 def all_options() -> "dict[str, Option]":
-    """Every option of every loss by its name, in the order of the losses."""
+    """List every option of every loss by its name, in the order of the losses."""
     return {option.name: option for loss in all_losses().values() for option in loss.options}
 
 
 def option_values(given: dict[str, Any]) -> dict[str, Any]:
-    """The value of every option: the given one, or its default.
+    """Give every option a value: the given one, or its default.
 
     Raises:
         TypeError: No loss has such an option.

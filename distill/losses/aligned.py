@@ -51,16 +51,16 @@ class Aligned:
 
     @property
     def last_record(self) -> Ints:
-        """(P,) the record that describes each pair's distribution."""
+        """Find (P,) the record that describes each pair's distribution."""
         return self.pairs[:, 1] - 1
 
     @property
     def last_label(self) -> Ints:
-        """(P,) the label that the student answers each pair at."""
+        """Find (P,) the label that the student answers each pair at."""
         return self.pairs[:, 3] - 1
 
     def entries(self) -> Arrays:
-        """The teacher's entries without their ids, and what lies outside them.
+        """Take the teacher's entries without their ids, and what lies outside them.
 
         Returns:
             `entry_count` (P,), `entry_logprobs` (M,) and `tail_logmass` (P,).
@@ -74,7 +74,7 @@ class Aligned:
         }
 
     def mapped_entries(self) -> Arrays:
-        """The teacher's entries by the student's ids, masses of one student token added up.
+        """Send the teacher's entries to the student's ids; masses that meet are added up.
 
         What is not mapped joins the tail in `rest_logmass`: it is summed, never got as 1 - sum,
         which would cancel exactly where the head holds nearly everything.
@@ -101,7 +101,7 @@ class Aligned:
         }
 
     def entries_by_id(self) -> Arrays:
-        """The teacher's entries by the student's ids, each by itself; -inf at what has no token.
+        """Name the teacher's entries by the student's ids; -inf at what has no token.
 
         Returns:
             What :meth:`entries` does, and `entry_ids` (M,).
@@ -115,7 +115,7 @@ class Aligned:
         return {**found, "entry_ids": target, "entry_logprobs": logprobs}
 
     def draws(self) -> Arrays:
-        """The draws from the teacher's tail by the student's ids; 0 times what has no token.
+        """Name the draws from the teacher's tail by the student's ids; 0 times what has none.
 
         Returns:
             `draw_count` (P,), `draw_ids` (D,) and `draw_times` (D,).
@@ -142,7 +142,7 @@ class Aligned:
         }
 
     def token_logprob(self, *, without_last: bool = False) -> npt.NDArray[np.float64]:
-        """(P,) log-probability that the teacher gives all of a pair's own tokens together.
+        """Sum up (P,) the log-probability that the teacher gives each pair's own tokens.
 
         Args:
             without_last: Leave each pair's last token out; 0 where it has no other.
@@ -155,17 +155,17 @@ class Aligned:
         return np.bincount(pair, weights, len(self.pairs)).astype(np.float64, copy=False)
 
     def labels(self) -> Arrays:
-        """All labels of each pair: `token_index` (L,), and `token_pair` (L,), which pair's."""
+        """List all labels of each pair: `token_index` (L,), and `token_pair` (L,), whose."""
         pair, label = runs(self.pairs[:, 2], self.pairs[:, 3])
         return {"token_index": label, "token_pair": pair}
 
     def earlier_labels(self) -> Arrays:
-        """The labels before each pair's last: `earlier_index` (E,) and `earlier_pair` (E,)."""
+        """List the labels before each pair's last: `earlier_index` (E,) and `earlier_pair` (E,)."""
         pair, label = runs(self.pairs[:, 2], self.last_label)
         return {"earlier_index": label, "earlier_pair": pair}
 
     def at_temperature(self, temperature: float) -> "Aligned":
-        """The same with the teacher's distributions at another temperature, which is stored."""
+        """Bring the teacher's distributions to another temperature, which is stored."""
         if temperature == 1:
             return self
         assert self.records.lognorm is not None
@@ -173,7 +173,7 @@ class Aligned:
         return replace(self, records=_tempered(self.records, temperature, lognorm))
 
     def columns(self, k: int) -> npt.NDArray[np.float32]:
-        """(P, k) log-probabilities at the teacher's k columns of the sequence, at one scale.
+        """Choose k columns of the sequence: (P, k) log-probabilities there, at one scale.
 
         Logits are divided by their standard deviation. The columns are the ids with most
         probability over all records, the one with most of it first; -inf where a record has no such
@@ -185,7 +185,7 @@ class Aligned:
 
 
 def nothing() -> Aligned:
-    """No pair of no record: what a batch holds of a loss when none of its rows could be used."""
+    """Make no pair of no record, as of a batch of which no row could be used."""
     mapping = VocabularyMap(np.zeros(0, np.int32))
     return Aligned(no_records(), np.zeros((0, 4), np.int64), mapping)
 

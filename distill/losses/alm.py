@@ -72,7 +72,7 @@ def alm(
 
 
 def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    """The teacher's log-probability of each group's bytes, and the labels that write them."""
+    """Take the teacher's log-probability of each group, and the labels that write its bytes."""
     logprob = aligned.token_logprob().astype(np.float32)
     return {"index": aligned.last_label, "logprob": logprob, **aligned.labels()}
 
@@ -87,7 +87,7 @@ def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
 
 
 def _advice(facts: Facts) -> Advice:
-    """It follows any student; a loss that compares tokens sees more, where it sees enough."""
+    """Recommend it for any student; a loss of tokens sees more, where it sees enough."""
     return Advice(LOW_SHARE, _why(facts))
 
 

@@ -113,29 +113,29 @@ class Student:
     answer: HeadAnswer
 
     def top(self, k: int) -> Tensor:
-        """(P, k) the largest log-probabilities over its vocabulary; as many as were asked for."""
+        """Take (P, k) the largest log-probabilities over its vocabulary, of those asked for."""
         top_NK = self.answer.top_logprobs_NK
         if top_NK is None:  # not asked: no record of the batch has an entry
             return self.answer.label_logprob_N.new_zeros(len(self.index_P), 0)
         return top_NK[self.index_P, :k]
 
     def at_ids(self) -> Tensor:
-        """(P, K) log-probabilities at the ids asked for; -inf in padding."""
+        """Take (P, K) log-probabilities at the ids asked for; -inf in padding."""
         return self.answer.found[self.name].logprobs_NK[self.index_P]
 
     def rest(self) -> Tensor:
-        """(P,) log of the mass outside the ids asked for."""
+        """Take (P,) the log of the mass outside the ids asked for."""
         rest_N = self.answer.found[self.name].rest_logmass_N
         assert rest_N is not None, "has_rest was not asked for"
         return rest_N[self.index_P]
 
     def added_up(self, index_L: Tensor, pair_L: Tensor) -> Tensor:
-        """(P,) sums of the log-probabilities of the labels `index_L`, each for its pair."""
+        """Sum up (P,) the log-probabilities of the labels `index_L`, each for its pair."""
         label_N = self.answer.label_logprob_N
         return label_N.new_zeros(len(self.index_P)).index_add(0, pair_L, label_N[index_L])
 
     def columns(self, index_L: Tensor) -> Tensor:
-        """(L, k) log-probabilities of those labels at the columns of their sequence."""
+        """Take (L, k) log-probabilities of those labels at the columns of their sequence."""
         assert self.answer.column_logprobs_Nk is not None, "columns were not asked for"
         return self.answer.column_logprobs_Nk[index_L]
 
@@ -200,20 +200,20 @@ class Loss:
 
     @property
     def is_of_sequences(self) -> bool:
-        """Whether it has one value a sequence, of which a batch is never cut."""
+        """Tell whether it has one value a sequence, of which a batch is never cut."""
         return isinstance(self.pairing, Pairing) and self.pairing.kind == "sequence"
 
     def needs_of(self, options: Options) -> frozenset[str]:
-        """What a store must hold for it in a run with these options."""
+        """Say what a store must hold for it in a run with these options."""
         return self.needs(options) if callable(self.needs) else self.needs
 
     def pairing_of(self, options: Options) -> Pairing:
-        """What it compares with what in a run with these options."""
+        """Say what it compares with what in a run with these options."""
         return self.pairing(options) if callable(self.pairing) else self.pairing
 
 
 def mapped_share(facts: Facts) -> Advice:
-    """How much of the text a loss follows that sends the teacher's entries to student tokens."""
+    """Measure how much of the text a loss follows that sends entries to student tokens."""
     everything = facts["kinds"]["all"]
     shared, mapped = everything["shared_starts"] or 0.0, everything["mapped_mass"] or 0.0
     return Advice(

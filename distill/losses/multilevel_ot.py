@@ -135,7 +135,7 @@ def _renormalised(logprobs_Tk: Tensor) -> Tensor:
 
 
 def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    """The teacher's columns at each pair; all pairs of a sequence are one, on its first label."""
+    """Take the teacher's columns at each label; the sequence is one pair, on its first."""
     return {
         "index": aligned.last_label[:1],
         "token_index": aligned.last_label,

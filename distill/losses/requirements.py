@@ -53,7 +53,7 @@ _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
 
 
 def check_needs(store: Described, student: ByteTokenizer, name: str, **options: Any) -> None:
-    """Refuses a loss that the store cannot serve.
+    """Reject a loss that the store cannot serve.
 
     Args:
         store: The store.
@@ -72,7 +72,7 @@ def check_needs(store: Described, student: ByteTokenizer, name: str, **options: 
 
 
 def _unmet(store: Described, student: ByteTokenizer, name: str, options: Options) -> Iterator[str]:
-    """What the loss needs and the store has not."""
+    """List what the loss needs and the store has not."""
     needs = find(name).needs_of(options)
     return (
         n for n, is_met in _IS_MET.items() if n in needs and not is_met(store, student, options)
@@ -89,7 +89,7 @@ class _Refused(NamedTuple):
 
     @property
     def other(self) -> str:
-        """The first loss that it can serve."""
+        """Find the first loss that it can serve."""
         served = (
             n for n in all_losses() if not any(_unmet(self.store, self.student, n, self.options))
         )
@@ -166,7 +166,7 @@ _MESSAGES: dict[str, Callable[[_Refused], str]] = {
 
 
 def teacher_name(store: Described) -> str:
-    """What the teacher was called when the store was captured."""
+    """Say what the teacher was called when the store was captured."""
     return str(store.provenance.get("teacher") or "its teacher")
 
 

@@ -111,7 +111,7 @@ def _mixture(log_q: Tensor, log_p: Tensor, share: float) -> Tensor:
 
 
 def _arrays(aligned: Aligned, options: Options) -> Arrays:
-    """The teacher's entries and tail at a temperature; each id is itself, or no token at all."""
+    """Take entries and tail at a temperature; each id is itself, or no token at all."""
     tempered = aligned.at_temperature(options["temperature"])
     return {"index": aligned.last_label, **tempered.mapped_entries()}
 

@@ -92,7 +92,7 @@ def _scale(log_scale_N: Tensor | None, like_N: Tensor, dtype: torch.dtype) -> Te
 
 
 def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    """The teacher's side of each pair: its last record, times the probability of what precedes.
+    """Take of each pair its last record, times the probability of the tokens before it.
 
     `codec_bound` is how far the L1 distance to the *live* teacher's group can differ for what the
     store rounds: c · (l1_max + e^(E h) - 1), with c the scale, E the earlier tokens and h the error

@@ -78,7 +78,7 @@ REFUSED = {
 
 
 def _field_of(option: Option) -> tuple[str, Any, Any]:
-    """The option as a dataclass's field."""
+    """Make a dataclass's field of the option."""
     kind = Literal[option.choices] if option.choices else type(option.default)
     return option.name, kind, field(default=option.default, metadata={"help": option.help})
 
@@ -203,7 +203,7 @@ class CachedTeacherConfig(LossFlags):
 
     @property
     def loss_options(self) -> dict[str, Any]:
-        """What losses may be told besides their weights, by the names of their flags."""
+        """Collect what losses are told besides their weights, by the names of their flags."""
         return option_values({name: getattr(self, name) for name in all_options()})
 
     @property
@@ -364,7 +364,7 @@ def _without_rivals(preset: list[str], said: Sequence[str]) -> list[str]:
 
 
 def _read_by(said: Sequence[str]) -> set[str]:
-    """The options that the losses read which the last `--loss` names."""
+    """List the options of the losses which the last `--loss` names."""
     flags = [part for flag in said for part in flag.split("=", 1)]
     last = len(flags) - 1 - flags[::-1].index("--loss")
     names = parse_losses(flags[last + 1]) if last + 1 < len(flags) else {}

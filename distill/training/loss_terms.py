@@ -45,7 +45,7 @@ def unpacked(batch: Batch) -> dict[str, Any]:
 
 
 def query_of(batch: Batch, options: Options) -> HeadQuery:
-    """All that the terms of this batch, which is unpacked, need of the student."""
+    """Join all that the terms of this batch, which is unpacked, need of the student."""
     rows_N, teacher = batch["rows"], batch["teacher"]
     labels_N = batch["labels"].flatten()[rows_N + 1].long()  # row t - 1 predicts token t
     asks = {name: find(name).ask(arrays, options) for name, arrays in teacher.items()}
@@ -67,7 +67,7 @@ def query_of(batch: Batch, options: Options) -> HeadQuery:
 def _where_top_k(
     asks: Mapping[str, Ask], indices: Mapping[str, Tensor], rows_N: Tensor
 ) -> Tensor | None:
-    """(N,) bool, the labels at which some loss wants the largest log-probabilities."""
+    """Mark (N,) the labels at which some loss wants the largest log-probabilities."""
     wanting = [indices[name] for name, ask in asks.items() if ask.top_k]
     if not wanting:
         return None
@@ -78,7 +78,7 @@ def _where_top_k(
 
 
 def _lookup(ask: Ask, ids_PK: Tensor, index_P: Tensor, labels: int) -> Lookup:
-    """The ids of a loss's pairs on the labels that they lie on."""
+    """Lay the ids of a loss's pairs on the labels that the pairs lie on."""
     ids_NK = ids_PK.new_full((labels, ids_PK.shape[1]), -1)
     ids_NK[index_P] = ids_PK
     return Lookup(ids_NK, ask.temperature, ask.has_rest)
@@ -100,7 +100,7 @@ def terms_of(
 
 
 def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
-    """Without a certified bound, what truncation changed is the target, by definition."""
+    """Make a term; where no bound is certified, what was cut off is no part of the target."""
     if isinstance(values, tuple):
         values_P, bound_P = values
         return Term(values_P, index_P, bound_P)
