@@ -62,12 +62,12 @@ from distill.training.config import parse
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.testing import tiny
-from logitstore.testing.fake_store import taught
+from logitstore.testing.fake_store import FakeStore
 from tests.kit.students import ragged_rows
 
 out = Path(sys.argv[1])
 tokenizer = tiny.byte_bpe()
-store = taught(tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), out / "t")
+store = FakeStore.from_teacher(tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), out / "t")
 
 def config(*flags):
     needed = ["--store", "s", "--output_dir", str(out / "o"), "--model_name_or_path", "m"]
@@ -165,3 +165,9 @@ def test_options_that_a_type_checker_is_told_of_are_those_that_losses_declare() 
             line.strip().startswith(f"{option.name}: ") and line.endswith(f"= {default}")
             for line in told.splitlines()
         ), option.name
+
+
+def test_the_readme_has_a_line_for_every_loss() -> None:
+    table = [line for line in (ROOT / "README.md").read_text().splitlines() if line[:1] == "|"]
+    for name in all_losses():
+        assert any(f"| `{name}" in line and f"test_{name}.py" in line for line in table), name
