@@ -15,6 +15,9 @@ import numpy.typing as npt
 
 #: The id in a padding slot of :meth:`TokenRecords.padded`; no vocabulary reaches it.
 PADDING_ID = 0xFFFF_FFFF
+#: Added to a standard deviation of logits before anything is divided by it (MultiLevelOT,
+#: arXiv:2412.14528): `lognorm_std` is at `logit_std` plus this, and so is the student.
+STD_FLOOR = 1e-4
 
 
 class Segment(NamedTuple):

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.report.model_card import CITED
+from distill.losses import all_losses
 from logitstore.testing import tiny
 from tests.kit.paths import ROOT
 
@@ -44,8 +44,9 @@ def test_the_papers_that_a_card_cites_are_in_the_citation_file() -> None:
     assert (cited["title"], cited["version"]) == (PROJECT["name"], PROJECT["version"])
     assert (cited["license"], cited["abstract"]) == (PROJECT["license"], PROJECT["description"])
     papers = {each["url"].rsplit("/", 1)[1]: each["title"] for each in cited["references"]}
-    for number, title in CITED.values():
-        assert papers[number] == title
+    for loss in all_losses().values():
+        if loss.cited is not None:
+            assert papers[loss.cited.arxiv] == loss.cited.title
     for each in cited["references"]:
         assert each["authors"]
         assert each["journal"].endswith(each["url"].rsplit("/", 1)[1])

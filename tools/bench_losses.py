@@ -35,7 +35,8 @@ from torch.utils.checkpoint import checkpoint
 
 from distill.data.batch_cuts import cut, piece_of
 from distill.head.student_head import StudentHead, chunk_tokens_of
-from distill.training.loss_terms import LossSettings, query_of, terms_of
+from distill.losses import option_values
+from distill.training.loss_terms import query_of, terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
@@ -159,7 +160,7 @@ def in_forward_ce(sizes: Sizes) -> Step:
 def from_a_store(name: str, sizes: Sizes) -> Step:
     """Cross-entropy and a loss, as the trainer takes them."""
     hidden, weight, labels = hidden_and_weight(sizes)
-    model, settings = HeadOnly(weight), LossSettings()
+    model, settings = HeadOnly(weight), option_values({})
     head = StudentHead(model)
     example = np.repeat(np.arange(sizes.B), sizes.N // sizes.B)
     arrays = {name: teacher_arrays(name, sizes)}
@@ -250,7 +251,7 @@ def trl_uld(sizes: Sizes) -> Step:
 
 
 def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
-    """What `distill.data.targets` makes of a store: a teacher with 92 % of its mass in its head."""
+    """What the losses make of a store: a teacher with 92 % of its mass in its head."""
     rng = np.random.default_rng(2)
     stop = np.flatnonzero(rng.random(sizes.N) >= MERGED) + 1  # groups of one label or more
     stop = np.union1d(stop, np.arange(sizes.N // sizes.B, sizes.N + 1, sizes.N // sizes.B))
@@ -283,21 +284,26 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
         length = sizes.N // sizes.B
         return {
             "index": every[::length],
-            "entry_logprobs": logprobs[:, :50],
             "token_index": every,
             "token_pair": every // length,
+            "token_logprobs": logprobs[:, :50],
         }
     if name == "sampled_kl":
         counts = np.ones((count, DRAWS), np.int64)
         return {
             "index": index,
-            "ids": ids[:, :K],
+            "entry_ids": ids[:, :K],
             "entry_logprobs": logprobs,
             "tail_logmass": tail,
             "draw_ids": ids[:, K:],
-            "counts": counts,
+            "draw_times": counts,
         }
-    return {"index": index, "ids": ids[:, :K], "logmass": logprobs, "rest_logmass": tail}
+    return {
+        "index": index,
+        "entry_ids": ids[:, :K],
+        "entry_logmass": logprobs,
+        "rest_logmass": tail,
+    }
 
 
 CONTENDERS: dict[str, Callable[[Sizes], Step]] = {

@@ -1,14 +1,15 @@
 """Cutting a batch into pieces whose loss can be taken, one after the other, chunk by chunk.
 
-A cut goes between two labels, never through a pair: not through a group of tokens, and with
-multilevel_ot not through a sequence. So every term of the loss is a sum over pieces, and a piece
-needs the student at its own labels only. Pairs, and the labels that belong to them, lie in the
-order of the batch, so a piece of any array is a slice of it, known before anything is on a device.
+A cut goes between two labels, never through a pair: not through a group of tokens, and for a loss
+of whole sequences not through a sequence. So every term of the loss is a sum over pieces, and a
+piece needs the student at its own labels only. Pairs, and the labels that belong to them, lie in
+the order of the batch, so a piece of any array is a slice of it, known before anything is on a
+device.
 
 Shape legend: N = labels of a batch; P = pairs of a loss; L = labels that belong to pairs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,10 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from distill.losses import find
+
 Ints = npt.NDArray[np.int64]
 
-#: Arrays that say which labels belong to a pair besides its own, and which pair they belong to.
-MEMBERS = (("earlier_index", "earlier_pair"), ("token_index", "token_pair"))
+#: How arrays are called that say which labels belong to a pair besides its own, and whose they are.
+INDEX, PAIR = "_index", "_pair"
 
 
 class Piece(NamedTuple):
@@ -28,7 +31,7 @@ class Piece(NamedTuple):
     start: int
     stop: int
     pairs: dict[str, slice]
-    members: dict[str, slice]
+    members: dict[str, dict[str, slice]]  # of each loss, by what they are called
 
 
 @dataclass(frozen=True)
@@ -56,22 +59,32 @@ def cut(
         return None
     cuts = {name: np.searchsorted(arrays["index"], ends) for name, arrays in teacher.items()}
     members = {
-        name: np.searchsorted(arrays[index], ends)
+        name: {each: np.searchsorted(arrays[each + INDEX], ends) for each in members_of(arrays)}
         for name, arrays in teacher.items()
-        for index, _ in MEMBERS
-        if index in arrays
     }
     return Pieces(
         tuple(
             Piece(
                 int(ends[i]),
                 int(ends[i + 1]),
-                {name: slice(int(at[i]), int(at[i + 1])) for name, at in cuts.items()},
-                {name: slice(int(at[i]), int(at[i + 1])) for name, at in members.items()},
+                {name: _slice(at, i) for name, at in cuts.items()},
+                {
+                    name: {each: _slice(at, i) for each, at in own.items()}
+                    for name, own in members.items()
+                },
             )
             for i in range(len(ends) - 1)
         )
     )
+
+
+def members_of(arrays: Iterable[str]) -> list[str]:
+    """List what the labels are called that belong to the pairs of a loss."""
+    return [key.removesuffix(INDEX) for key in arrays if key.endswith(INDEX)]
+
+
+def _slice(at: Ints, i: int) -> slice:
+    return slice(int(at[i]), int(at[i + 1]))
 
 
 def piece_of(
@@ -82,20 +95,16 @@ def piece_of(
 
 
 def _piece_of_loss(name: str, arrays: Mapping[str, Tensor], piece: Piece) -> dict[str, Tensor]:
-    pairs, members = piece.pairs[name], piece.members.get(name)
-    of_members: dict[str, int] = {}
-    for index, pair in MEMBERS:
-        if index in arrays:
-            of_members = {index: piece.start, pair: pairs.start}
-    if name == "multilevel_ot":  # the teacher's columns are there for each label, not each pair
-        of_members["entry_logprobs"] = 0
+    pairs, members = piece.pairs[name], piece.members[name]
     found = {}
     for key, array in arrays.items():
-        if key in of_members:
-            assert members is not None
-            found[key] = array[members] - of_members[key] if of_members[key] else array[members]
-        else:
-            found[key] = array[pairs] - piece.start if key == "index" else array[pairs]
+        owner = next((each for each in members if key.startswith(f"{each}_")), None)
+        own = array[pairs if owner is None else members[owner]]
+        if key == "index" or key.endswith(INDEX):
+            own = own - piece.start
+        elif key.endswith(PAIR):
+            own = own - pairs.start
+        found[key] = own
     return found
 
 
@@ -106,12 +115,12 @@ def _is_torn(teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: I
         first_P = np.array(arrays["index"], np.int64)
         last_P = first_P.copy()
         assert (np.diff(first_P) >= 0).all(), "pairs lie in the order of the batch"
-        for index, pair in MEMBERS:
-            if index in arrays:
-                assert (np.diff(arrays[index]) >= 0).all(), "their labels do, too"
-                np.minimum.at(first_P, arrays[pair], arrays[index])
-                np.maximum.at(last_P, arrays[pair], arrays[index])
-        if name == "multilevel_ot":  # ranks columns over all labels of a sequence, paired or not
+        for each in members_of(arrays):
+            index, pair = arrays[each + INDEX], arrays[each + PAIR]
+            assert (np.diff(index) >= 0).all(), "their labels do, too"
+            np.minimum.at(first_P, pair, index)
+            np.maximum.at(last_P, pair, index)
+        if find(name).is_of_sequences:  # by all labels of a sequence, paired or not
             first_P = np.searchsorted(example_N, example_N[first_P])
             last_P = np.searchsorted(example_N, example_N[last_P], side="right") - 1
         np.add.at(change, first_P + 1, 1)

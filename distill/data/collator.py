@@ -8,11 +8,13 @@ import numpy.typing as npt
 import torch
 
 from distill.alignment.runs import runs
-from distill.data.batch_cuts import cut
+from distill.data.batch_cuts import INDEX, PAIR, cut
 from distill.data.example import Example
 from distill.data.packing import Layout, one_a_row
 from distill.data.ragged import tensors_of
-from distill.data.targets import Arrays, no_pairs
+from distill.data.targets import Arrays
+from distill.losses import find, option_values
+from distill.losses.aligned import nothing
 from distill.student.encoder_decoder import Sides
 from logitstore.text.token_ids import NO_LABEL
 
@@ -89,11 +91,11 @@ def _joined(name: str, examples: Sequence[Example]) -> Arrays:
     for each in examples:
         arrays = each.teacher.get(name)
         if arrays is not None:
-            label_keys = ("index", "earlier_index", "token_index")
-            shift = dict.fromkeys(label_keys, labels)
-            shift |= dict.fromkeys(("earlier_pair", "token_pair"), pairs)
             for key, array in arrays.items():
-                parts.setdefault(key, []).append(array + shift[key] if key in shift else array)
+                is_label = key == "index" or key.endswith(INDEX)
+                shift = labels if is_label else pairs if key.endswith(PAIR) else 0
+                parts.setdefault(key, []).append(array + shift if shift else array)
             pairs += len(arrays["index"])
         labels += int(np.count_nonzero(each.is_label))
-    return {key: np.concatenate(arrays) for key, arrays in parts.items()} or no_pairs(name)
+    joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
+    return joined or find(name).arrays(nothing(), option_values({}))

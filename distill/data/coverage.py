@@ -30,6 +30,8 @@ from distill.alignment.align import Spans, align
 from distill.alignment.vocab_map import VocabMap, prefix_map
 from distill.data.dataset import StoreDataset
 from distill.data.targets import teacher_spans
+from distill.losses import all_losses, find, option_values
+from distill.losses.loss import LOW_SHARE
 from distill.losses.requirements import teacher_name
 from logitstore import open_store
 from logitstore.models.loading import load_tokenizer
@@ -37,9 +39,6 @@ from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 
-#: A label is followed as far as its start is shared and the mass there is mapped. Where that is
-#: little, a loss on likelihoods of whole groups sees more of the text.
-LOW = 0.4
 #: Sequences that are looked at before training, for the warning.
 SAMPLE = 32
 #: Upper edges of the bins of tail mass; the last is 1.
@@ -129,50 +128,61 @@ def of_pair(
 
 
 def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """The loss for a pair, and why."""
-    everything = facts["kinds"]["all"]
-    shared = everything["shared_starts"] or 0.0
-    if not facts["has_entries"]:
-        if facts["same_tokenizer"] and facts["has_draws"]:
-            return "sampled_kl", "one tokenizer, and the store holds draws alone (--top-k 0)"
-        return "alm", "the store was captured with --top-k 0: it has no entries to compare"
+    """Choose the loss for a pair, and say why: of those it can serve, what follows most."""
+    best, most = "ce", None
+    lacks = _lacks(facts)
+    for name, loss in all_losses().items():
+        advice = None if lacks & loss.needs_of(option_values({})) else loss.advice(facts)
+        if advice is not None and (most is None or advice.worth > most.worth):
+            best, most = name, advice
+    return best, _why_of_store(facts) or (most.why if most else "no other loss has what it needs")
+
+
+def _lacks(facts: Mapping[str, Any]) -> set[str]:
+    """List what a loss may need and the pair has not, in the words of the losses' needs."""
+    missing = facts.get("missing", ())
+    has = {
+        "same tokenizer": facts["same_tokenizer"],
+        "entries": facts["has_entries"],
+        "ids": facts["has_ids"],
+        "tail": "tail_logmass" not in missing,
+        "token logprob": "token_logprob" not in missing,
+        "draws": facts.get("has_draws", False),
+    }
+    return {need for need, is_there in has.items() if not is_there}
+
+
+def _why_of_store(facts: Mapping[str, Any]) -> str:
+    """Give the reason, where it is what an import did not say."""
     missing = facts.get("missing", ())
     if "tail_logmass" in missing:
-        loss = "ce" if "token_logprob" in missing else "alm"
-        return loss, "the entries were renormalised before they were imported: no tail is known"
+        return "the entries were renormalised before they were imported: no tail is known"
     if "token_logprob" in missing:
-        loss = "tail_kl" if facts["same_tokenizer"] else "mapped_kl"
-        return loss, "the import lacks some tokens' log-probabilities, which other losses need"
-    if facts["same_tokenizer"] and facts["has_ids"]:
-        return "tail_kl", "teacher and student have one tokenizer: every entry is compared exactly"
-    if facts["byte_student"]:
-        return "alm", "the student reads bytes: it shares positions with its teacher, hardly tokens"
-    if not facts["has_ids"]:
-        if shared < LOW:
-            return "alm", f"only {shared:.0%} of labels share a start, and the store has no ids"
-        return "uld", "the store was captured with --no-ids: only sorted values can be compared"
-    mapped = everything["mapped_mass"] or 0.0
-    why = (
-        f"{shared:.0%} of labels share a start with the teacher, and a student token begins "
-        f"{mapped:.0%} of its mass there"
-    )
-    if shared * mapped < LOW:
-        return "alm", f"{why}: {shared * mapped:.0%} is followed, less than {LOW:.0%}"
-    return "mapped_kl", f"the tokenizers differ, but {why}"
+        return "the import lacks some tokens' log-probabilities, which other losses need"
+    return ""
 
 
 def warn_if_low(data: StoreDataset) -> None:
-    """One warning, before training, where mapped_kl would see little of the text."""
-    if "mapped_kl" not in data.losses or "alm" in data.losses:
+    """Warn once, before training, where a loss that maps tokens would see little of the text."""
+    mapping = [name for name, pairing in data.pairings.items() if pairing.vocabulary is not None]
+    mapping = [n for n in mapping if "same tokenizer" not in find(n).needs_of(data.options)]
+    if not mapping:
         return
     facts = coverage(data, sequences=SAMPLE)
-    if facts["recommended"] == "alm" and facts["kinds"]["all"]["labels"]:
+    better = facts["recommended"]
+    low = [name for name in mapping if _follows_little(name, facts)]
+    if low and better not in data.losses and facts["kinds"]["all"]["labels"]:
         warnings.warn(
-            f"low coverage: {facts['student']} on {facts['store']}: {facts['reason']}. --loss alm "
-            "would learn more than mapped_kl here, or beside it; `distill coverage` shows all "
-            'figures. PYTHONWARNINGS="ignore:low coverage" silences this.',
+            f"low coverage: {facts['student']} on {facts['store']}: {facts['reason']}. --loss "
+            f"{better} would learn more than {low[0]} here, or beside it; `distill coverage` shows "
+            'all figures. PYTHONWARNINGS="ignore:low coverage" silences this.',
             stacklevel=2,
         )
+
+
+def _follows_little(name: str, facts: Facts) -> bool:
+    advice = find(name).advice(facts)
+    return advice is not None and advice.worth < LOW_SHARE
 
 
 def table(facts: Facts) -> str:

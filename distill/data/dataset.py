@@ -18,30 +18,19 @@ A batch:
     skipped, text_changed      (B,)     unusable sequences; those that the template changes
     row                        (B,)     number of the dataset's row
     pieces                              where it may be cut, see distill.data.batch_cuts; or None
-    teacher[name]                       one dict a loss:
-      uld        index (P,), entry_logprobs (M), tail_logmass (P,), log_scale (P,),
-                 codec_bound (P,), earlier_index (E,), earlier_pair (E,)
-      mapped_kl  index (P,), ids (M), logmass (M), rest_logmass (P,); tail_kl likewise
-      sampled_kl index (P,), ids (M), entry_logprobs (M), tail_logmass (P,), draw_ids (D),
-                 counts (D)
-      alm        index (P,), logprob (P,), token_index (L,), token_pair (L,)
-      multilevel_ot   index (S,), entry_logprobs (L, k), token_index (L,), token_pair (L,)
-
-`index` is the label that a pair lies on. The probability of `earlier_index`'s labels scales the
-student's side of pair `earlier_pair` (uld by bytes: the chain rule over a group). `token_index` are
-all labels of a pair, `token_pair` which (alm: of a group; multilevel_ot: of a sequence).
+    teacher[name]                       one dict a loss, as its own file makes it and
+                                        distill.losses.loss says how its names are read
 
 It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
 flat, with counts (:mod:`distill.data.ragged`). What torch needs wider becomes so on the device.
 
 Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P =
-pairs of a loss, M = entries or mapped ids of all pairs, D = distinct draws of all pairs, E = labels
-before the last one of their group, L = labels of pairs, S = sequences with a pair, k = columns; n =
-records of a sequence.
+pairs of a loss.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -55,17 +44,15 @@ from distill.data.ragged import narrow
 from distill.data.targets import (
     Arrays,
     Ints,
-    alm_arrays,
-    mapped_arrays,
-    multilevel_arrays,
-    position_groups,
-    sampled_arrays,
-    tail_arrays,
+    aligned_pairs,
+    by_position,
+    is_by_position,
     teacher_spans,
-    uld_arrays,
 )
-from distill.losses.multilevel_ot import COLUMNS
-from distill.losses.requirements import NEEDS, check_needs
+from distill.losses import find, option_values
+from distill.losses.aligned import Aligned
+from distill.losses.loss import Pairing
+from distill.losses.requirements import check_needs
 from distill.student.text import StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
@@ -104,13 +91,10 @@ class StoreDataset(Dataset[Example]):
     Args:
         store: An open store; workers reopen its files by themselves.
         student: The student's tokenizer.
-        losses: Names of the losses to prepare for, of those in
-            :data:`distill.losses.requirements.NEEDS`.
-        pairing: `bytes` or `position`, for uld.
-        mapped_strict: For mapped_kl: only equal tokens, only where both sides end together.
-        temperature: For tail_kl.
+        losses: Names of the losses to prepare for, of :func:`distill.losses.all_losses`.
         max_length: Student tokens a row may have.
         template: The student's chat template, for a store of conversations.
+        **options: What losses read, by the names of their flags; the others have their defaults.
 
     Raises:
         MismatchError: When a loss needs what the store was captured without.
@@ -123,17 +107,15 @@ class StoreDataset(Dataset[Example]):
         student: ByteTokenizer,
         losses: Sequence[str] = (),
         *,
-        pairing: str = "bytes",
-        mapped_strict: bool = False,
-        temperature: float = 1.0,
         max_length: int | None = None,
         template: ChatTemplate | None = None,
+        **options: Any,
     ) -> None:
         for name in losses:
-            check_needs(store, student, name, temperature=temperature, pairing=pairing)
-        self.store, self.losses = store, tuple(losses)
-        self.pairing, self.mapped_strict, self.max_length = pairing, mapped_strict, max_length
-        self.temperature = temperature
+            check_needs(store, student, name, **options)
+        self.store, self.losses, self.max_length = store, tuple(losses), max_length
+        self.options = option_values(options)
+        self.pairings = {name: find(name).pairing_of(self.options) for name in losses}
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
@@ -147,7 +129,9 @@ class StoreDataset(Dataset[Example]):
                 f"{store.path}: none of its {len(store):,} sequences has a record to train on. "
                 f"`logitstore info {store.path}` says why."
             )
-        self.mappings = {name: _mapping(store, student, name, mapped_strict) for name in losses}
+        self.mappings = {
+            name: _mapping(store, student, pairing) for name, pairing in self.pairings.items()
+        }
         self._with_ends: dict[int, VocabularyMap] = {}
         if template is not None:
             self[0]  # a template that refuses every row must not wait for the first step
@@ -163,7 +147,7 @@ class StoreDataset(Dataset[Example]):
         chosen = [int(self.sequences[i]) for i in indices]
         read = zip(self.store.read_many(chosen), map(self.store.text, chosen), strict=True)
         both = [self._both_sides(records, text) for records, text in read]
-        if all(map(self._is_by_position, self.losses)):
+        if all(map(is_by_position, self.pairings.values())):
             return [self._example(each, None) for each in both]
         alignments = align_many([(each.teacher, each.student) for each in both])
         return list(map(self._example, both, alignments))
@@ -192,42 +176,29 @@ class StoreDataset(Dataset[Example]):
         ids = tokens.token_ids.astype(np.int32)
         return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
 
-    def _is_by_position(self, name: str) -> bool:
-        return name == "multilevel_ot" or (name == "uld" and self.pairing == "position")
-
     def _arrays(
         self, name: str, both: _BothSides, alignment: Alignment | None
     ) -> tuple[Arrays, Ints]:
-        """A loss's arrays of one sequence, and the labels that it covers."""
-        records = both.records
-        if self._is_by_position(name):
-            groups = _by_position(both.teacher, both.student, both.text)
+        """Make a loss's arrays of one sequence, and say which labels it covers."""
+        pairing = self.pairings[name]
+        if is_by_position(pairing):
+            pairs = by_position(both.teacher, both.student, both.text)
         else:
             assert alignment is not None
-            groups = alignment.groups
-        if name == "uld":
-            arrays = uld_arrays(records, groups, float(self.store.fidelity.l1_max))
-        elif name == "alm":
-            arrays = alm_arrays(records, groups)
-        elif name == "multilevel_ot":
-            arrays = multilevel_arrays(records, groups, COLUMNS)
-        else:
-            assert alignment is not None
-            is_strict = name == "mapped_kl" and self.mapped_strict
-            pairs = alignment.strict if is_strict else alignment.shared_starts
-            return self._by_ids(name, records, pairs, both.ends), pairs[:, 1]
-        return arrays, runs(groups[:, 2], groups[:, 3])[1]
+            pairs = aligned_pairs(pairing, alignment)
+        mapping, loss = self.mappings[name], find(name)
+        aligned = Aligned(
+            both.records,
+            pairs,
+            None if mapping is None else self._ending(mapping, both.ends),
+            self._l1_max if loss.has_bound else 0.0,
+            tuple(self.store.spec.temperatures),
+        )
+        return loss.arrays(aligned, self.options), runs(pairs[:, 2], pairs[:, 3])[1]
 
-    def _by_ids(self, name: str, records: TokenRecords, pairs: Ints, ends: Ints) -> Arrays:
-        mapping = self.mappings[name]
-        assert mapping is not None
-        if name == "mapped_kl":
-            return mapped_arrays(records, pairs, self._ending(mapping, ends))
-        if name == "sampled_kl":
-            return sampled_arrays(records, pairs, mapping)
-        held = tuple(self.store.spec.temperatures)
-        column = None if self.temperature == 1 else held.index(self.temperature)
-        return tail_arrays(records, pairs, mapping, self.temperature, column)
+    @cached_property
+    def _l1_max(self) -> float:
+        return float(self.store.fidelity.l1_max)
 
     def _ending(self, mapping: VocabularyMap, ends: Ints) -> VocabularyMap:
         """The mapping, with the teacher's ends sent to the token that ends this row's turns.
@@ -245,25 +216,16 @@ class StoreDataset(Dataset[Example]):
         return self._with_ends[end]
 
 
-def _by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
-    # Without BOS the first token of a text has no record, but it is the first all the same.
-    has_context = any(s.text and not s.supervised for s in text.segments)
-    teacher_first, student_first = (
-        int(not has_context and bool(np.any(spans.starts[:1] > 0))) for spans in (teacher, student)
-    )
-    return position_groups(teacher, student, teacher_first, student_first)
-
-
-def _mapping(store: Store, student: ByteTokenizer, name: str, strict: bool) -> VocabularyMap | None:
-    """For every id that the teacher's head can name; by loss."""
-    if "ids" not in NEEDS[name] or name == "multilevel_ot":  # which never compares an id with one
+def _mapping(store: Store, student: ByteTokenizer, pairing: Pairing) -> VocabularyMap | None:
+    """For every id that the teacher's head can name; None where no id is compared with another."""
+    if pairing.vocabulary is None:
         return None
     # Within one tokenizer even tokens that write the same bytes, and its several ends, are apart.
     if store.spec.tokenizer_fingerprint == student.fingerprint:
         known = np.arange(student.size, dtype=np.int32)
     else:
         made = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)
-        known = made.exact if strict else made.prefix
+        known = made.exact if pairing.vocabulary == "exact" else made.prefix
     # Heads are often padded past the tokenizer; those ids stand for no bytes at all.
     mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)
     mapping[: len(known)] = known

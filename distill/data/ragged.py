@@ -4,9 +4,9 @@ Records keep different numbers of entries, and a map of vocabularies merges some
 would be as wide as the longest, so batches hold them flat, with a count for each pair, and become
 rectangles on the device, by :func:`rectangles`:
 
-    count  [2, 3]        flat  [a, b, c, d, e]        rectangle  [[a, b, -], [c, d, e]]
+    X_count  [2, 3]      X_ids  [a, b, c, d, e]       rectangle  [[a, b, -], [c, d, e]]
 
-`slots` is what is wide: 0, 1, … K - 1. So the width is known without asking the device for it.
+`X_slots` is as wide: 0, 1, … K - 1. So the width is known without asking the device for it.
 
 Integers are as small as they can be until they index something there: torch's own would be twice
 the size of the record they come from.
@@ -14,7 +14,8 @@ the size of the record they come from.
 Shape legend: P = pairs of a loss, K = the largest count, M = sum of counts.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -22,16 +23,8 @@ from torch import Tensor
 
 from distill.alignment.runs import Array
 
-#: Flat arrays, which array counts them, which one is as wide as they are, and what pads them.
-_FLAT: dict[str, tuple[str, str, float]] = {
-    "ids": ("count", "slots", -1),
-    "logmass": ("count", "slots", -np.inf),
-    "entry_logprobs": ("count", "slots", -np.inf),
-    "draw_ids": ("draw_count", "draw_slots", -1),
-    "counts": ("draw_count", "draw_slots", 0),
-}
-#: Which of those arrays there are, for what is counted and how wide that is.
-_COUNTS = {"count": "slots", "draw_count": "draw_slots"}
+#: How an array is called that counts the members of lists, and one as wide as they are.
+_COUNT, _SLOTS = "_count", "_slots"
 
 
 def rectangles(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -44,13 +37,27 @@ def rectangles(arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
             already.
     """
     found: dict[str, Tensor] = {}
+    lists = _lists(arrays)
     for key, values in arrays.items():
-        count, slots, filler = _FLAT.get(key, ("", "", 0.0))
-        if count in arrays:
-            found[key] = _rectangle(values, arrays[count], arrays[slots], filler)
-        elif key not in (*_COUNTS, *_COUNTS.values()):
+        owner = next((name for name in lists if key.startswith(f"{name}_")), None)
+        if owner is None:
             found[key] = values.long() if values.dtype == torch.int32 else values
+        elif key not in (owner + _COUNT, owner + _SLOTS):
+            count_P, slots_K = arrays[owner + _COUNT], arrays[owner + _SLOTS]
+            found[key] = _rectangle(values, count_P, slots_K, _filler(key, values))
     return found
+
+
+def _lists(arrays: Iterable[str]) -> list[str]:
+    """List what there are lists of, flat with a count."""
+    return [key.removesuffix(_COUNT) for key in arrays if key.endswith(_COUNT)]
+
+
+def _filler(key: str, values: Tensor) -> float:
+    """Choose what stands where a list is shorter: no token, no mass, or a count of 0."""
+    if values.is_floating_point():
+        return -math.inf
+    return -1 if key.endswith("_ids") else 0
 
 
 def _rectangle(values_M: Tensor, count_P: Tensor, slots_K: Tensor, filler: float) -> Tensor:
@@ -64,9 +71,9 @@ def _rectangle(values_M: Tensor, count_P: Tensor, slots_K: Tensor, filler: float
 def tensors_of(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
     """A loss's arrays as they travel: integers of 32 bits, and beside each count its slots."""
     found = {key: _tensor(array) for key, array in arrays.items()}
-    for count, slots in _COUNTS.items():
-        if count in arrays:
-            found[slots] = torch.arange(int(arrays[count].max(initial=0)), dtype=torch.int32)
+    for name in _lists(arrays):
+        longest = int(arrays[name + _COUNT].max(initial=0))
+        found[name + _SLOTS] = torch.arange(longest, dtype=torch.int32)
     return found
 
 

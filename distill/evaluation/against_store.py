@@ -23,13 +23,16 @@ from torch import nn
 from distill.alignment.align import Spans, align
 from distill.data.example import Store
 from distill.data.ragged import rectangles, tensors_of
-from distill.data.targets import teacher_spans, uld_arrays
+from distill.data.targets import teacher_spans
 from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.settings import STORE_METRICS
 from distill.evaluation.sums import Agreement, Calibrations, Part, Predicted, Sum, UldDistance
 from distill.head.query import HeadAnswer
 from distill.head.student_head import StudentHead
+from distill.losses import option_values
+from distill.losses.aligned import Aligned
 from distill.losses.requirements import check_needs, teacher_name
+from distill.losses.uld import LOSS as ULD
 from distill.student.encoder_decoder import Sides
 from distill.student.text import StudentReader
 from logitstore.console.progress import progress
@@ -163,7 +166,8 @@ class _Parts:
         groups = None
         if self._has_groups:
             l1_max = float(self._store.fidelity.l1_max)
-            groups = rectangles(tensors_of(uld_arrays(records, found.groups, l1_max)))
+            aligned = Aligned(records, found.groups, l1_max=l1_max)
+            groups = rectangles(tensors_of(ULD.arrays(aligned, option_values({}))))
         return Part(tokens.token_ids, labels, found.shared_starts, records, groups)
 
 

@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from distill.losses.uld import uld
+from distill.head.query import HeadAnswer
+from distill.losses import option_values
+from distill.losses.loss import Student
+from distill.losses.uld import LOSS as ULD
 from logitstore.records import TokenRecords
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -135,22 +137,13 @@ class UldDistance:
 
     def add(self, part: Part, predicted: Predicted) -> None:
         """Add the groups of a sequence, scaled by the probability of their earlier tokens."""
-        groups, label_logprob = part.groups, predicted.label_logprob
-        assert groups is not None
-        index, entries = groups["index"], groups["entry_logprobs"]
-        scale = torch.zeros(len(index), dtype=label_logprob.dtype).index_add(
-            0, groups["earlier_pair"], label_logprob[groups["earlier_index"]]
-        )
-        loss, gap = uld(
-            predicted.top_logprobs[index, : entries.shape[1]],
-            entries,
-            groups["tail_logmass"],
-            student_log_scale_N=scale,
-            teacher_log_scale_N=groups["log_scale"],
-        )
-        self._groups += len(index)
+        assert part.groups is not None
+        answer = HeadAnswer(predicted.label_logprob, predicted.top_logprobs)
+        student = Student("uld", part.groups["index"], answer)
+        loss, gap = ULD.values(part.groups, student, option_values({}))
+        self._groups += len(student.index_P)
         self._uld += float(loss.double().sum())
-        self._gap += float(gap.double().sum()) + float(groups["codec_bound"].double().sum())
+        self._gap += float(gap.double().sum())
 
     def figures(self) -> Figures:
         """Compute means over groups, of the loss and of its certified gap."""

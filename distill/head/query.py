@@ -16,8 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-#: Added to a standard deviation before anything is divided by it.
-STD_FLOOR = 1e-4
+from logitstore.records import STD_FLOOR
 
 
 class Lookup(NamedTuple):

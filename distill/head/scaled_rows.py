@@ -21,7 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from distill.head.query import STD_FLOOR, Ranking
+from distill.head.query import Ranking
+from logitstore.records import STD_FLOOR
 
 #: Logits of a block on a CPU: 4 MiB in float32, which its last cache holds beside two more like it.
 BLOCK_LOGITS = 2**20

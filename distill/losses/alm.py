@@ -19,11 +19,26 @@ Refs: arXiv:2503.20083. Shape legend: G = groups.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
-NEEDS = frozenset({"token logprob", "byte spans"})
+from distill.losses.aligned import Aligned, Arrays
+from distill.losses.loss import (
+    LOW_SHARE,
+    Advice,
+    Ask,
+    Facts,
+    Loss,
+    Option,
+    Options,
+    Pairing,
+    Paper,
+    Student,
+    Teacher,
+    mapped_share,
+)
+
 TEMPERATURE = 100.0
 #: A group surer than this has rounded to certainty: a float32 sum of log-probabilities is known to
 #: about so many nats, and the logarithm of what is left to 1 would be noise.
@@ -54,3 +69,59 @@ def alm(
     a_G, b_G = a_G / temperature, b_G / temperature
     # 1 - e^x as -expm1(x): the two are nearly equal, and all is in what is left.
     return -(a_G.exp() * b_G - torch.expm1(a_G) * (-torch.expm1(b_G)).log())
+
+
+def _arrays(aligned: Aligned, _options: Options) -> Arrays:
+    """Take the teacher's log-probability of each group, and the labels that write its bytes."""
+    logprob = aligned.token_logprob().astype(np.float32)
+    return {"index": aligned.last_label, "logprob": logprob, **aligned.labels()}
+
+
+def _ask(_teacher: Teacher, _options: Options) -> Ask:
+    return Ask()
+
+
+def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
+    student_P = student.added_up(teacher["token_index"], teacher["token_pair"])
+    return alm(student_P, teacher["logprob"], options["alm_temperature"])
+
+
+def _advice(facts: Facts) -> Advice:
+    """Recommend it for any student; a loss of tokens sees more, where it sees enough."""
+    return Advice(LOW_SHARE, _why(facts))
+
+
+def _why(facts: Facts) -> str:
+    if not facts["has_entries"]:
+        return "the store was captured with --top-k 0: it has no entries to compare"
+    if facts["byte_student"]:
+        return "the student reads bytes: it shares positions with its teacher, hardly tokens"
+    if not facts["has_ids"]:
+        shared = facts["kinds"]["all"]["shared_starts"] or 0.0
+        return f"only {shared:.0%} of labels share a start, and the store has no ids"
+    share, why = mapped_share(facts)
+    return f"{why}: {share:.0%} is followed, less than {LOW_SHARE:.0%}"
+
+
+LOSS = Loss(
+    needs=frozenset({"token logprob", "byte spans"}),
+    pairing=Pairing("groups"),
+    arrays=_arrays,
+    ask=_ask,
+    values=_values,
+    options=(
+        Option(
+            "alm_temperature",
+            TEMPERATURE,
+            "Of alm; `inf` is its limit, zero for equal models.",
+            expected="a number above 0, or inf",
+            is_valid=lambda value: value > 0,
+        ),
+    ),
+    cited=Paper(
+        "2503.20083",
+        "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching",
+    ),
+    advice=_advice,
+    order=6,
+)

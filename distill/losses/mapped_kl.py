@@ -18,8 +18,19 @@ Shape legend: N = positions, K = largest count of mapped ids.
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
-NEEDS = frozenset({"entries", "ids", "tail", "byte spans"})
+from distill.losses.aligned import Aligned, Arrays
+from distill.losses.loss import (
+    Advice,
+    Ask,
+    Facts,
+    Loss,
+    Option,
+    Options,
+    Pairing,
+    Student,
+    Teacher,
+    mapped_share,
+)
 
 
 def mapped_kl(
@@ -54,3 +65,48 @@ def mapped_kl(
 def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
     """t (log t - log p), and 0 without t. The gradient of p is then 0 too, also where p is 0."""
     return torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_p), 0)
+
+
+def _arrays(aligned: Aligned, _options: Options) -> Arrays:
+    return {"index": aligned.last_label, **aligned.mapped_entries()}
+
+
+def _ask(teacher: Teacher, _options: Options) -> Ask:
+    return Ask(ids_PK=teacher["entry_ids"])
+
+
+def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+    return mapped_kl(
+        student.at_ids(), student.rest(), teacher["entry_logmass"], teacher["rest_logmass"]
+    )
+
+
+def _advice(facts: Facts) -> Advice | None:
+    if facts["same_tokenizer"]:
+        return None
+    worth, why = mapped_share(facts)
+    return Advice(0.0 if facts["byte_student"] else worth, f"the tokenizers differ, but {why}")
+
+
+def _pairing(options: Options) -> Pairing:
+    if options["mapped_strict"]:
+        return Pairing("strict", "exact")
+    return Pairing("starts", "prefix")
+
+
+LOSS = Loss(
+    needs=frozenset({"entries", "ids", "tail", "byte spans"}),
+    pairing=_pairing,
+    arrays=_arrays,
+    ask=_ask,
+    values=_values,
+    options=(
+        Option(
+            "mapped_strict",
+            default=False,
+            help="mapped_kl: only tokens of equal bytes, where both sides end together.",
+        ),
+    ),
+    advice=_advice,
+    order=1,
+)

@@ -24,12 +24,22 @@ rows and columns of a transport plan.
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
-NEEDS = frozenset({"entries", "ids", "logit std"})
+from distill.losses.aligned import Aligned, Arrays
+from distill.losses.loss import (
+    Ask,
+    Loss,
+    Options,
+    Pairing,
+    Paper,
+    Student,
+    Teacher,
+)
+
 COLUMNS = 50
 SL_WEIGHT = SD_WEIGHT = 0.1
 SD_TEMPERATURE = 2.0
@@ -122,3 +132,40 @@ def _renormalised(logprobs_Tk: Tensor) -> Tensor:
     is_row_T1 = (logprobs_Tk.detach() > -torch.inf).any(-1, keepdim=True)
     hat_Tk = logprobs_Tk.masked_fill(~is_row_T1, 0).log_softmax(-1)
     return hat_Tk.masked_fill(~is_row_T1, -torch.inf)
+
+
+def _arrays(aligned: Aligned, _options: Options) -> Arrays:
+    """Take the teacher's columns at each label; the sequence is one pair, on its first."""
+    return {
+        "index": aligned.last_label[:1],
+        "token_index": aligned.last_label,
+        "token_pair": np.zeros_like(aligned.last_label),
+        "token_logprobs": aligned.columns(COLUMNS),
+    }
+
+
+def _ask(_teacher: Teacher, _options: Options) -> Ask:
+    return Ask(columns=COLUMNS)
+
+
+def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+    lengths = torch.bincount(teacher["token_pair"], minlength=len(teacher["index"])).tolist()
+    return multilevel_ot(
+        student.columns(teacher["token_index"]), teacher["token_logprobs"], lengths
+    )
+
+
+LOSS = Loss(
+    needs=frozenset({"entries", "ids", "logit std"}),
+    pairing=Pairing("sequence"),
+    arrays=_arrays,
+    ask=_ask,
+    values=_values,
+    weight=0.15,
+    cited=Paper(
+        "2412.14528",
+        "Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge Distillation on "
+        "Language Models",
+    ),
+    order=5,
+)

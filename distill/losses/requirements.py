@@ -1,6 +1,6 @@
 """What each loss needs of a store, checked before anything is trained.
 
-A loss declares its needs beside its formula, as `NEEDS`, in these words:
+A loss declares its needs beside its formula, in its `LOSS`, in these words:
 
     entries          the most probable tokens of each record; a store of draws may have none
     ids              which token an entry's probability belongs to
@@ -13,21 +13,13 @@ A loss declares its needs beside its formula, as `NEEDS`, in these words:
     draws            draws from the tail
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
-from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
+from distill.losses import all_losses, find, option_values
+from distill.losses.loss import Options
 from logitstore.errors import MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
-
-NEEDS: dict[str, frozenset[str]] = {
-    "mapped_kl": mapped_kl.NEEDS,
-    "tail_kl": tail_kl.NEEDS,
-    "sampled_kl": sampled_kl.NEEDS,
-    "uld": uld.NEEDS,
-    "multilevel_ot": multilevel_ot.NEEDS,
-    "alm": alm.NEEDS,
-}
 
 
 class Described(Protocol):
@@ -43,94 +35,139 @@ class Described(Protocol):
     def digest(self) -> str: ...
 
 
-def check_needs(
-    store: Described,
-    student: ByteTokenizer,
-    name: str,
-    *,
-    temperature: float = 1.0,
-    pairing: str = "bytes",
-) -> None:
-    """Refuses a loss that the store cannot serve.
+#: Whether a store has what a word stands for, in the order in which they are checked.
+_IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
+    "same tokenizer": lambda store, student, _: (
+        store.spec.tokenizer_fingerprint == student.fingerprint
+    ),
+    "entries": lambda store, *_: bool(store.spec.top_k),
+    "ids": lambda store, *_: bool(store.spec.has_ids),
+    "temperature": lambda store, _, options: (
+        options["temperature"] in (1.0, *store.spec.temperatures)
+    ),
+    "tail": lambda store, *_: "tail_logmass" not in store.spec.missing,
+    "token logprob": lambda store, *_: "token_logprob" not in store.spec.missing,
+    "logit std": lambda store, *_: bool(store.spec.has_logit_std),
+    "draws": lambda store, *_: bool(store.spec.draws),
+}
+
+
+def check_needs(store: Described, student: ByteTokenizer, name: str, **options: Any) -> None:
+    """Reject a loss that the store cannot serve.
 
     Args:
         store: The store.
         student: The student's tokenizer.
         name: Of the loss.
-        temperature: That the run asks for.
-        pairing: Of uld; by position it reads no token's own log-probability.
+        **options: Of the run, those that a loss reads; the others have their defaults.
 
     Raises:
         MismatchError: Names what is missing, and what to do about it.
     """
-    needs, spec = NEEDS[name], store.spec
-    if "same tokenizer" in needs and spec.tokenizer_fingerprint != student.fingerprint:
-        teacher = teacher_name(store)
+    told = option_values(options)
+    for need in _unmet(store, student, name, told):
         raise MismatchError(
-            f"{store.path}: made with tokenizer {_short(spec.tokenizer_fingerprint)} ({teacher}), "
-            f"but the student uses {_short(student.fingerprint)} ({student.name}). {name} compares "
-            "tokens by id, so they must be the same. Use --loss mapped_kl, or a student with the "
-            "teacher's tokenizer."
-        )
-    if "entries" in needs and not spec.top_k:
-        raise MismatchError(
-            f"{store.path}: captured with --top-k 0, so without the entries that {name} compares. "
-            "Use --loss alm, or run `logitstore capture …` again with --top-k 64."
-        )
-    if "ids" in needs and not spec.has_ids:
-        raise MismatchError(
-            f"{store.path}: captured with --no-ids, but {name} must know which tokens the "
-            "probabilities belong to. Use --loss uld, or run `logitstore capture …` again "
-            "without --no-ids."
-        )
-    if "temperature" in needs and temperature not in (1.0, *spec.temperatures):
-        held = ", ".join(f"{t:g}" for t in (1.0, *spec.temperatures))
-        raise MismatchError(
-            f"{store.path}: holds temperature {held}, but --temperature is {temperature:g}: what "
-            "lies outside the entries is not known at another one. Run `logitstore capture …` "
-            f"again with --temperature {temperature:g}, or train with one that the store holds."
-        )
-    _check_missing(store, name, needs if pairing == "bytes" else needs - {"token logprob"})
-    if "logit std" in needs and not spec.has_logit_std:
-        raise MismatchError(_without(store, name, "logit_std and lognorm_std", "--logit-std"))
-    if "draws" in needs and not spec.draws:
-        raise MismatchError(_without(store, name, "sample_ids and sample_counts", "--draws 50"))
-
-
-def _check_missing(store: Described, name: str, needs: frozenset[str]) -> None:
-    """What the source of an import did not say."""
-    missing = store.spec.missing
-    if "tail" in needs and "tail_logmass" in missing:
-        raise MismatchError(
-            f"{store.path}: its entries were renormalised before they were imported, so what lies "
-            f"outside them is not known, and {name} needs it. {_other(missing)}, or import a dump "
-            "of log-probabilities over the full vocabulary."
-        )
-    if "token logprob" in needs and "token_logprob" in missing:
-        raise MismatchError(
-            f"{store.path}: imported without the log-probability of every token, which {name} "
-            f"needs. {_other(missing)}, or run `logitstore import …` again with --unlisted drop, "
-            "which leaves tokens out that are not in their lists."
+            f"{store.path}: {_MESSAGES[need](_Refused(store, student, name, told))}"
         )
 
 
-def _other(missing: Sequence[str]) -> str:
-    """A loss that such a store serves."""
-    if "tail_logmass" not in missing:
-        return "Use --loss mapped_kl"
-    return "Use --loss ce" if "token_logprob" in missing else "Use --loss alm"
+def _unmet(store: Described, student: ByteTokenizer, name: str, options: Options) -> Iterator[str]:
+    """List what the loss needs and the store has not."""
+    needs = find(name).needs_of(options)
+    return (
+        n for n, is_met in _IS_MET.items() if n in needs and not is_met(store, student, options)
+    )
+
+
+class _Refused(NamedTuple):
+    """A loss that a store cannot serve."""
+
+    store: Described
+    student: ByteTokenizer
+    name: str
+    options: Options
+
+    @property
+    def other(self) -> str:
+        """Find the first loss that it can serve."""
+        served = (
+            n for n in all_losses() if not any(_unmet(self.store, self.student, n, self.options))
+        )
+        return f"--loss {next(served, 'ce')}"
+
+
+def _other_tokenizer(refused: _Refused) -> str:
+    theirs, student = refused.store.spec.tokenizer_fingerprint, refused.student
+    return (
+        f"made with tokenizer {_short(theirs)} ({teacher_name(refused.store)}), but the student "
+        f"uses {_short(student.fingerprint)} ({student.name}). {refused.name} compares tokens by "
+        f"id, so they must be the same. Use {refused.other}, or a student with the teacher's "
+        "tokenizer."
+    )
+
+
+def _no_entries(refused: _Refused) -> str:
+    return (
+        f"captured with --top-k 0, so without the entries that {refused.name} compares. Use "
+        f"{refused.other}, or run `logitstore capture …` again with --top-k 64."
+    )
+
+
+def _no_ids(refused: _Refused) -> str:
+    return (
+        f"captured with --no-ids, but {refused.name} must know which tokens the probabilities "
+        f"belong to. Use {refused.other}, or run `logitstore capture …` again without --no-ids."
+    )
+
+
+def _other_temperature(refused: _Refused) -> str:
+    held = ", ".join(f"{t:g}" for t in (1.0, *refused.store.spec.temperatures))
+    asked = refused.options["temperature"]
+    return (
+        f"holds temperature {held}, but --temperature is {asked:g}: what lies outside the entries "
+        f"is not known at another one. Run `logitstore capture …` again with --temperature "
+        f"{asked:g}, or train with one that the store holds."
+    )
+
+
+def _no_tail(refused: _Refused) -> str:
+    return (
+        "its entries were renormalised before they were imported, so what lies outside them is not "
+        f"known, and {refused.name} needs it. Use {refused.other}, or import a dump of "
+        "log-probabilities over the full vocabulary."
+    )
+
+
+def _no_token_logprob(refused: _Refused) -> str:
+    return (
+        f"imported without the log-probability of every token, which {refused.name} needs. Use "
+        f"{refused.other}, or run `logitstore import …` again with --unlisted drop, which leaves "
+        "tokens out that are not in their lists."
+    )
+
+
+def _without(arrays: str, flag: str) -> Callable[[_Refused], str]:
+    return lambda refused: (
+        f"captured without {flag.split()[0]}, so without {arrays}, which {refused.name} reads. Run "
+        f"`logitstore capture …` again with {flag}, or use {refused.other}."
+    )
+
+
+_MESSAGES: dict[str, Callable[[_Refused], str]] = {
+    "same tokenizer": _other_tokenizer,
+    "entries": _no_entries,
+    "ids": _no_ids,
+    "temperature": _other_temperature,
+    "tail": _no_tail,
+    "token logprob": _no_token_logprob,
+    "logit std": _without("logit_std and lognorm_std", "--logit-std"),
+    "draws": _without("sample_ids and sample_counts", "--draws 50"),
+}
 
 
 def teacher_name(store: Described) -> str:
-    """What the teacher was called when the store was captured."""
+    """Say what the teacher was called when the store was captured."""
     return str(store.provenance.get("teacher") or "its teacher")
-
-
-def _without(store: Described, name: str, arrays: str, flag: str) -> str:
-    return (
-        f"{store.path}: captured without {flag.split()[0]}, so without {arrays}, which {name} "
-        f"reads. Run `logitstore capture …` again with {flag}, or use --loss uld or alm."
-    )
 
 
 def _short(fingerprint: str) -> str:

@@ -20,8 +20,18 @@ Shape legend: N = positions, K = entries, D = distinct draws.
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
-NEEDS = frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"})
+from distill.losses.aligned import Aligned, Arrays
+from distill.losses.loss import (
+    Advice,
+    Ask,
+    Facts,
+    Loss,
+    Options,
+    Pairing,
+    Paper,
+    Student,
+    Teacher,
+)
 
 
 def sampled_kl(
@@ -52,3 +62,40 @@ def sampled_kl(
     student = torch.cat([student_logprobs_NK, student_draws_ND], 1).to(worth_ND.dtype)
     # t is 0 in padding, and so is its gradient, whatever the student has there.
     return torch.where(target > -torch.inf, target.exp() * (target - student), 0).sum(-1)
+
+
+def _arrays(aligned: Aligned, _options: Options) -> Arrays:
+    return {"index": aligned.last_label, **aligned.entries_by_id(), **aligned.draws()}
+
+
+def _ask(teacher: Teacher, _options: Options) -> Ask:
+    return Ask(ids_PK=torch.cat([teacher["entry_ids"], teacher["draw_ids"]], 1), has_rest=False)
+
+
+def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+    logprobs_PK, entries = student.at_ids(), teacher["entry_ids"].shape[1]
+    return sampled_kl(
+        logprobs_PK[:, :entries],
+        logprobs_PK[:, entries:],
+        teacher["entry_logprobs"],
+        teacher["tail_logmass"],
+        teacher["draw_times"],
+    )
+
+
+def _advice(facts: Facts) -> Advice | None:
+    if facts["has_entries"]:
+        return None
+    return Advice(1.0, "one tokenizer, and the store holds draws alone (--top-k 0)")
+
+
+LOSS = Loss(
+    needs=frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"}),
+    pairing=Pairing("starts", "prefix"),
+    arrays=_arrays,
+    ask=_ask,
+    values=_values,
+    cited=Paper("2503.16870", "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs"),
+    advice=_advice,
+    order=3,
+)

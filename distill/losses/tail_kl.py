@@ -21,15 +21,27 @@ Refs: arXiv:2503.16870 (tail bucket), arXiv:2306.13649 (jsd), arXiv:2402.03898 (
 Shape legend: N = positions, K = largest count of stored entries.
 """
 
-from typing import Literal
+import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from distill.losses.aligned import Aligned, Arrays
+from distill.losses.loss import (
+    Advice,
+    Ask,
+    Facts,
+    Loss,
+    Option,
+    Options,
+    Pairing,
+    Student,
+    Teacher,
+)
+
 Kind = Literal["forward", "reverse", "jsd", "skew"]
 
-#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
-NEEDS = frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"})
 #: The teacher's share of the mixture, of each kind that has one.
 MIXTURE = {"jsd": 0.5, "skew": 0.1}
 #: A teacher that rules all other tokens out still gives them e^-256, the least that a store can
@@ -96,3 +108,48 @@ def _mixture(log_q: Tensor, log_p: Tensor, share: float) -> Tensor:
     has_any = (both.detach() > -torch.inf).any(0)
     mixed = both.masked_fill(~has_any, 0).logsumexp(0)
     return mixed.masked_fill(~has_any, -torch.inf)
+
+
+def _arrays(aligned: Aligned, options: Options) -> Arrays:
+    """Take entries and tail at a temperature; each id is itself, or no token at all."""
+    tempered = aligned.at_temperature(options["temperature"])
+    return {"index": aligned.last_label, **tempered.mapped_entries()}
+
+
+def _ask(teacher: Teacher, options: Options) -> Ask:
+    return Ask(ids_PK=teacher["entry_ids"], temperature=options["temperature"])
+
+
+def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
+    return tail_kl(
+        student.at_ids(),
+        student.rest(),
+        teacher["entry_logmass"],
+        teacher["rest_logmass"],
+        options["tail_kl_kind"],
+    )
+
+
+def _advice(_facts: Facts) -> Advice:
+    return Advice(1.0, "teacher and student have one tokenizer: every entry is compared exactly")
+
+
+LOSS = Loss(
+    needs=frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"}),
+    pairing=Pairing("starts", "prefix"),
+    arrays=_arrays,
+    ask=_ask,
+    values=_values,
+    options=(
+        Option("tail_kl_kind", "forward", "Which divergence tail_kl is.", choices=get_args(Kind)),
+        Option(
+            "temperature",
+            1.0,
+            "Of both sides of tail_kl; the store must hold it.",
+            expected="a number above 0",
+            is_valid=lambda value: math.isfinite(value) and value > 0,
+        ),
+    ),
+    advice=_advice,
+    order=2,
+)

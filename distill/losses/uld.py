@@ -20,11 +20,24 @@ Refs: arXiv:2402.12030 (ULD: weight 1.5 beside cross-entropy, temperature 1); TR
 Shape legend: N = positions or groups, K = largest count of stored entries.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-#: What a store must hold for it; :mod:`distill.losses.requirements` knows these words.
-NEEDS = frozenset({"entries", "tail", "token logprob", "byte spans"})
+from distill.losses.aligned import TOKEN_LOGPROB_ERROR_NATS, Aligned, Arrays
+from distill.losses.loss import (
+    Advice,
+    Ask,
+    Facts,
+    Loss,
+    Option,
+    Options,
+    Pairing,
+    Paper,
+    Student,
+    Teacher,
+)
+
 #: 1 - sum(p) is known to so many units of rounding: below that, s - u has no direction to push in.
 ROUNDING = 16
 
@@ -76,3 +89,78 @@ def _scale(log_scale_N: Tensor | None, like_N: Tensor, dtype: torch.dtype) -> Te
     if log_scale_N is None:
         return torch.ones_like(like_N, dtype=dtype)
     return log_scale_N.to(dtype).exp()
+
+
+def _arrays(aligned: Aligned, _options: Options) -> Arrays:
+    """Take of each pair its last record, times the probability of the tokens before it.
+
+    `codec_bound` is how far the L1 distance to the *live* teacher's group can differ for what the
+    store rounds: c · (l1_max + e^(E h) - 1), with c the scale, E the earlier tokens and h the error
+    of one stored token log-probability, since |c q - c' q'|_1 <= c |q - q'|_1 + |c - c'|.
+    """
+    log_scale = aligned.token_logprob(without_last=True)
+    earlier = aligned.last_record - aligned.pairs[:, 0]
+    bound = np.exp(log_scale) * (aligned.l1_max + np.expm1(earlier * TOKEN_LOGPROB_ERROR_NATS))
+    return {
+        "index": aligned.last_label,
+        **aligned.entries(),
+        "log_scale": log_scale.astype(np.float32),
+        "codec_bound": bound.astype(np.float32),
+        **aligned.earlier_labels(),
+    }
+
+
+def _ask(teacher: Teacher, _options: Options) -> Ask:
+    return Ask(top_k=teacher["entry_logprobs"].shape[1])
+
+
+def _values(teacher: Teacher, student: Student, _options: Options) -> tuple[Tensor, Tensor]:
+    values_P, gap_P = uld(
+        student.top(teacher["entry_logprobs"].shape[1]),
+        teacher["entry_logprobs"],
+        teacher["tail_logmass"],
+        student_log_scale_N=student.added_up(teacher["earlier_index"], teacher["earlier_pair"]),
+        teacher_log_scale_N=teacher["log_scale"],
+    )
+    return values_P, gap_P + teacher["codec_bound"]
+
+
+def _advice(facts: Facts) -> Advice | None:
+    if facts["has_ids"]:
+        return None
+    shared = facts["kinds"]["all"]["shared_starts"] or 0.0
+    worth = 0.0 if facts["byte_student"] else shared
+    return Advice(worth, "the store was captured with --no-ids: only sorted values can be compared")
+
+
+def _is_by_position(options: Options) -> bool:
+    return bool(options["pairing"] == "position")
+
+
+LOSS = Loss(
+    # By position a pair has no earlier token, whose log-probability would be read.
+    needs=lambda options: (
+        frozenset({"entries", "tail", "byte spans"})
+        | (frozenset() if _is_by_position(options) else {"token logprob"})
+    ),
+    pairing=lambda options: Pairing("positions" if _is_by_position(options) else "groups"),
+    arrays=_arrays,
+    ask=_ask,
+    values=_values,
+    weight=1.5,
+    options=(
+        Option(
+            "pairing",
+            "bytes",
+            "How uld pairs the two tokenisations; `position` is the paper's.",
+            choices=("bytes", "position"),
+        ),
+    ),
+    has_bound=True,
+    cited=Paper(
+        "2402.12030",
+        "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
+    ),
+    advice=_advice,
+    order=4,
+)

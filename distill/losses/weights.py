@@ -2,17 +2,8 @@
 
 import math
 
+from distill.losses import all_losses
 from logitstore.errors import InputError
-
-#: What --loss may name besides `ce`, and the weight each takes when none is given.
-LOSS_WEIGHTS = {
-    "mapped_kl": 1.0,
-    "tail_kl": 1.0,
-    "sampled_kl": 1.0,
-    "uld": 1.5,
-    "multilevel_ot": 0.15,
-    "alm": 1.0,
-}
 
 
 def parse_losses(text: str) -> dict[str, float]:
@@ -26,15 +17,15 @@ def parse_losses(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, colon, number = (piece.strip() for piece in part.partition(":"))
-        if name not in LOSS_WEIGHTS:
-            known = ", ".join(["ce", *LOSS_WEIGHTS])
+        if name not in all_losses():
+            known = ", ".join(["ce", *all_losses()])
             raise InputError(
                 f"--loss {text}: no loss is called {name!r}. Known: {known}. "
                 "Name one of these. Cross-entropy is added to the others by --ce_weight."
             )
         if name in weights:
             raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
-        weights[name] = _weight(text, number) if colon else LOSS_WEIGHTS[name]
+        weights[name] = _weight(text, number) if colon else all_losses()[name].weight
     return weights
 
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.losses import find
 from distill.losses.weights import parse_losses
 from distill.report.comparison import METRICS
 from distill.report.results import RunObject
@@ -22,29 +23,6 @@ from logitstore.storage.files import read_file
 CARD_FILE = "README.md"
 _LONGEST_TEXT, _MAX_CARD_BYTES = 120, 1024 * 1024
 _BEGIN, _END = "<!-- distill: results -->", "<!-- /distill -->"
-
-#: What to cite for each loss: (arXiv id, title).
-CITED = {
-    "uld": (
-        "2402.12030",
-        "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
-    ),
-    "alm": (
-        "2503.20083",
-        "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching",
-    ),
-    "multilevel_ot": (
-        "2412.14528",
-        (
-            "Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge Distillation on "
-            "Language Models"
-        ),
-    ),
-    "sampled_kl": (
-        "2503.16870",
-        "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs",
-    ),
-}
 
 
 def write_card(folder: Path, run: RunObject) -> None:
@@ -141,12 +119,13 @@ def _results(run: RunObject) -> str:
 
 
 def _citations(run: RunObject) -> list[str]:
-    names = [name for name in parse_losses(str(run["loss"])) if name in CITED]
-    if not names:
-        return []
-    cited = (CITED[name] for name in names)
-    links = [f"* {title}, [arXiv:{i}](https://arxiv.org/abs/{i})" for i, title in cited]
-    return ["## Cite", "", *links]
+    papers = [find(name).cited for name in parse_losses(str(run["loss"]))]
+    links = [
+        f"* {paper.title}, [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
+        for paper in papers
+        if paper is not None
+    ]
+    return ["## Cite", "", *links] if links else []
 
 
 def _table(facts: Mapping[str, Any]) -> list[str]:

@@ -14,10 +14,10 @@ import json
 import math
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -27,7 +27,9 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from distill.losses.weights import LOSS_WEIGHTS, parse_losses
+from distill.losses import all_losses, all_options, option_values
+from distill.losses.loss import Option
+from distill.losses.weights import parse_losses
 from distill.student.loading import StudentArguments
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
@@ -75,8 +77,32 @@ REFUSED = {
 }
 
 
+def _field_of(option: Option) -> tuple[str, Any, Any]:
+    """Make a dataclass's field of the option."""
+    kind = Literal[option.choices] if option.choices else type(option.default)
+    return option.name, kind, field(default=option.default, metadata={"help": option.help})
+
+
+if TYPE_CHECKING:  # a type checker does not see what losses declare
+
+    @dataclass
+    class LossFlags(TrainingArguments):
+        """TrainingArguments and the options of all losses."""
+
+        pairing: Literal["bytes", "position"] = "bytes"
+        mapped_strict: bool = False
+        tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = "forward"
+        temperature: float = 1.0
+        alm_temperature: float = 100.0
+
+else:
+    LossFlags = dataclasses.make_dataclass(
+        "LossFlags", map(_field_of, all_options().values()), bases=(TrainingArguments,)
+    )
+
+
 @dataclass
-class CachedTeacherConfig(TrainingArguments):
+class CachedTeacherConfig(LossFlags):
     """Everything TrainingArguments has, plus where the teacher's store is and what to do with it.
 
     Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False, and no
@@ -96,31 +122,13 @@ class CachedTeacherConfig(TrainingArguments):
         default=False, metadata={"help": "Train on what an unfinished store holds so far."}
     )
     loss: str = field(
-        default="mapped_kl",
+        default=next(iter(all_losses())),
         metadata={
-            "help": "`ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: " + ", ".join(LOSS_WEIGHTS)
+            "help": "`ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: " + ", ".join(all_losses())
         },
     )
     ce_weight: float = field(
         default=1.0, metadata={"help": "Weight of cross-entropy on the store's text."}
-    )
-    pairing: Literal["bytes", "position"] = field(
-        default="bytes",
-        metadata={"help": "How uld pairs the two tokenisations; `position` is the paper's."},
-    )
-    mapped_strict: bool = field(
-        default=False,
-        metadata={"help": "mapped_kl: only tokens of equal bytes, where both sides end together."},
-    )
-    tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = field(
-        default="forward", metadata={"help": "Which divergence tail_kl is."}
-    )
-    temperature: float = field(
-        default=1.0,
-        metadata={"help": "Of both sides of tail_kl; the store must hold it."},
-    )
-    alm_temperature: float = field(
-        default=100.0, metadata={"help": "Of alm; `inf` is its limit, zero for equal models."}
     )
     balance: bool = field(
         default=False,
@@ -194,6 +202,11 @@ class CachedTeacherConfig(TrainingArguments):
         return parse_losses(self.loss)
 
     @property
+    def loss_options(self) -> dict[str, Any]:
+        """Collect what losses are told besides their weights, by the names of their flags."""
+        return option_values({name: getattr(self, name) for name in all_options()})
+
+    @property
     def checkpoint(self) -> str | bool | None:
         """What to resume from: a folder, True for the last one of the output folder, or None."""
         flag = self.resume_from_checkpoint
@@ -229,22 +242,8 @@ class CachedTeacherConfig(TrainingArguments):
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 
     def _check_losses(self, weights: dict[str, float]) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise InputError(f"--temperature is {self.temperature}, expected a number above 0.")
-        if not self.alm_temperature > 0:
-            raise InputError(
-                f"--alm_temperature is {self.alm_temperature}, expected a number above 0, or inf."
-            )
-        for flag, loss, is_default in (
-            ("temperature", "tail_kl", self.temperature == 1),
-            ("tail_kl_kind", "tail_kl", self.tail_kl_kind == "forward"),
-            ("alm_temperature", "alm", self.alm_temperature == 100),
-        ):
-            if loss not in weights and not is_default:
-                raise InputError(
-                    f"--{flag} {getattr(self, flag)} would have no effect: --loss {self.loss} is "
-                    f"without {loss}. Leave --{flag} out, or add {loss}."
-                )
+        for name, option in all_options().items():
+            self._check_option(getattr(self, name), option, weights)
         if self.balance and not weights:
             raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
         if self.balance and self.gradient_accumulation_steps > 1:
@@ -252,6 +251,18 @@ class CachedTeacherConfig(TrainingArguments):
                 f"--balance with --gradient_accumulation_steps {self.gradient_accumulation_steps}: "
                 "the ratio of a batch is not known before its last part, when the gradient of the "
                 "first is already taken. Raise --per_device_train_batch_size instead."
+            )
+
+    def _check_option(self, value: object, option: Option, weights: Mapping[str, float]) -> None:
+        flag = f"--{option.name}"
+        if not option.is_valid(value):
+            raise InputError(f"{flag} is {value}, expected {option.expected}.")
+        readers = [name for name, loss in all_losses().items() if option in loss.options]
+        if value != option.default and not set(readers) & set(weights):
+            either = " or ".join(readers)
+            raise InputError(
+                f"{flag} {value} would have no effect: --loss {self.loss} is without {either}. "
+                f"Leave {flag} out, or add {either}."
             )
 
     def _refuse_what_would_not_work(self) -> None:
@@ -348,7 +359,16 @@ def _without_rivals(preset: list[str], said: Sequence[str]) -> list[str]:
         names & schedules and any(flag.startswith("--one_cycle") for flag in preset)
     ):
         names |= schedules
+    names |= all_options().keys() - _read_by(said) if "loss" in names else set()
     return [flag for flag in preset if flag.split("=")[0][2:] not in names]
+
+
+def _read_by(said: Sequence[str]) -> set[str]:
+    """List the options of the losses which the last `--loss` names."""
+    flags = [part for flag in said for part in flag.split("=", 1)]
+    last = len(flags) - 1 - flags[::-1].index("--loss")
+    names = parse_losses(flags[last + 1]) if last + 1 < len(flags) else {}
+    return {option.name for name in names for option in all_losses()[name].options}
 
 
 class _Parser(HfArgumentParser):

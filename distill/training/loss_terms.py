@@ -3,12 +3,10 @@
 Between the batch (:mod:`distill.data.dataset`), which knows where the teacher's pairs lie, and the
 losses, which know nothing but aligned rows: what to ask of the student, and which row goes where.
 
-Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = entries or mapped ids, L =
-labels of pairs, S = sequences with a pair, k = columns of multilevel_ot.
+Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = ids that a loss asks for.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from distill.data.ragged import rectangles
 from distill.head.query import HeadAnswer, HeadQuery, Lookup, Ranking
-from distill.losses import alm, mapped_kl, multilevel_ot, sampled_kl, tail_kl, uld
+from distill.losses import find
+from distill.losses.loss import Ask, Options, Student
 
 Batch = Mapping[str, Any]
 
@@ -35,21 +34,6 @@ class Term(NamedTuple):
     bound_P: Tensor
 
 
-@dataclass(frozen=True)
-class LossSettings:
-    """What a loss may be told besides its weight.
-
-    Attributes:
-        tail_kl_kind: Which divergence tail_kl is.
-        temperature: Of both sides of tail_kl.
-        alm_temperature: Of alm; `math.inf` for its limit.
-    """
-
-    tail_kl_kind: tail_kl.Kind = "forward"
-    temperature: float = 1.0
-    alm_temperature: float = alm.TEMPERATURE
-
-
 def unpacked(batch: Batch) -> dict[str, Any]:
     """A batch that has come to the device as its terms read it: rectangles, and int64 to index by.
 
@@ -60,49 +44,67 @@ def unpacked(batch: Batch) -> dict[str, Any]:
     return {**batch, **wide, "teacher": teacher}
 
 
-def query_of(batch: Batch, settings: LossSettings) -> HeadQuery:
-    """All that the terms of this batch, which is unpacked, need of the student."""
+def query_of(batch: Batch, options: Options) -> HeadQuery:
+    """Join all that the terms of this batch, which is unpacked, need of the student."""
     rows_N, teacher = batch["rows"], batch["teacher"]
     labels_N = batch["labels"].flatten()[rows_N + 1].long()  # row t - 1 predicts token t
-    top_k, wanted_N, ranking = 0, None, None
-    if "uld" in teacher:
-        top_k = teacher["uld"]["entry_logprobs"].shape[1]
-        wanted_N = torch.zeros_like(rows_N, dtype=torch.bool)
-        wanted_N[teacher["uld"]["index"]] = True
-    if "multilevel_ot" in teacher:
-        ranking = Ranking(batch["example"], len(batch["aligned"]), multilevel_ot.COLUMNS)
-    lookups: dict[str, Lookup] = {}
-    for name in ("mapped_kl", "tail_kl", "sampled_kl"):
-        if name in teacher:
-            lookups[name] = _lookup(name, teacher[name], len(rows_N), settings)
-    return HeadQuery(labels_N, top_k, wanted_N, lookups=lookups, ranking=ranking)
+    asks = {name: find(name).ask(arrays, options) for name, arrays in teacher.items()}
+    indices = {name: arrays["index"] for name, arrays in teacher.items()}
+    columns = max((ask.columns for ask in asks.values()), default=0)
+    return HeadQuery(
+        labels_N,
+        max((ask.top_k for ask in asks.values()), default=0),
+        _where_top_k(asks, indices, rows_N),
+        lookups={
+            name: _lookup(ask, ask.ids_PK, indices[name], len(rows_N))
+            for name, ask in asks.items()
+            if ask.ids_PK is not None
+        },
+        ranking=Ranking(batch["example"], len(batch["aligned"]), columns) if columns else None,
+    )
 
 
-def _lookup(
-    name: str, teacher: Mapping[str, Tensor], labels: int, settings: LossSettings
-) -> Lookup:
-    """The ids of a loss's pairs on the labels that they lie on."""
-    ids_PK = teacher["ids"]
-    if name == "sampled_kl":
-        ids_PK = torch.cat([ids_PK, teacher["draw_ids"]], 1)
+def _where_top_k(
+    asks: Mapping[str, Ask], indices: Mapping[str, Tensor], rows_N: Tensor
+) -> Tensor | None:
+    """Mark (N,) the labels at which some loss wants the largest log-probabilities."""
+    wanting = [indices[name] for name, ask in asks.items() if ask.top_k]
+    if not wanting:
+        return None
+    wanted_N = torch.zeros_like(rows_N, dtype=torch.bool)
+    for index_P in wanting:
+        wanted_N[index_P] = True
+    return wanted_N
+
+
+def _lookup(ask: Ask, ids_PK: Tensor, index_P: Tensor, labels: int) -> Lookup:
+    """Lay the ids of a loss's pairs on the labels that the pairs lie on."""
     ids_NK = ids_PK.new_full((labels, ids_PK.shape[1]), -1)
-    ids_NK[teacher["index"]] = ids_PK
-    temperature = settings.temperature if name == "tail_kl" else 1.0
-    return Lookup(ids_NK, temperature, has_rest=name != "sampled_kl")
+    ids_NK[index_P] = ids_PK
+    return Lookup(ids_NK, ask.temperature, ask.has_rest)
 
 
 def terms_of(
-    teacher: Mapping[str, Mapping[str, Tensor]], answer: HeadAnswer, settings: LossSettings
+    teacher: Mapping[str, Mapping[str, Tensor]], answer: HeadAnswer, options: Options
 ) -> dict[str, Term]:
     """`ce` first, then a term for each loss of the batch, or of a piece of it, in its order."""
     ce_N = -answer.label_logprob_N
-    terms = {"ce": _exact(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
+    terms = {"ce": _term(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
     # Autocast around the model's forward would take matrix products of a loss in half precision,
     # whose range e^(-cost / 0.1) of a transport plan leaves.
     with torch.autocast(ce_N.device.type, enabled=False):
         for name, arrays in teacher.items():
-            terms[name] = _TERMS[name](arrays, answer, settings)
+            student = Student(name, arrays["index"], answer)
+            terms[name] = _term(find(name).values(arrays, student, options), arrays["index"])
     return terms
+
+
+def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
+    """Make a term; where no bound is certified, what was cut off is no part of the target."""
+    if isinstance(values, tuple):
+        values_P, bound_P = values
+        return Term(values_P, index_P, bound_P)
+    return Term(values, index_P, torch.zeros_like(values).detach())
 
 
 def placed(terms: Mapping[str, Term], start: int) -> dict[str, Term]:
@@ -119,92 +121,6 @@ def joined(shares: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
         name: Term(*(torch.cat(parts) for parts in zip(*(s[name] for s in shares), strict=True)))
         for name in shares[0]
     }
-
-
-def _exact(values_P: Tensor, index_P: Tensor) -> Term:
-    """A term without a certified bound: what truncation changed is the target, by definition."""
-    return Term(values_P, index_P, torch.zeros_like(values_P).detach())
-
-
-def _uld(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
-    index_P, label_N = teacher["index"], answer.label_logprob_N
-    if answer.top_logprobs_NK is None:  # not asked: no record of the batch has an entry
-        top_PK = label_N.new_zeros(teacher["entry_logprobs"].shape)
-    else:
-        top_PK = answer.top_logprobs_NK[index_P]
-    scale_P = label_N.new_zeros(len(index_P)).index_add(
-        0, teacher["earlier_pair"], label_N[teacher["earlier_index"]]
-    )
-    values_P, gap_P = uld.uld(
-        top_PK,
-        teacher["entry_logprobs"],
-        teacher["tail_logmass"],
-        student_log_scale_N=scale_P,
-        teacher_log_scale_N=teacher["log_scale"],
-    )
-    return Term(values_P, index_P, gap_P + teacher["codec_bound"])
-
-
-def _mapped_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
-    sides = _buckets("mapped_kl", teacher, answer)
-    return _exact(mapped_kl.mapped_kl(*sides), teacher["index"])
-
-
-def _tail_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
-    sides = _buckets("tail_kl", teacher, answer)
-    return _exact(tail_kl.tail_kl(*sides, settings.tail_kl_kind), teacher["index"])
-
-
-def _buckets(
-    name: str, teacher: Mapping[str, Tensor], answer: HeadAnswer
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Student at the ids and outside them, then the teacher."""
-    logprobs_NK, rest_N = answer.found[name]
-    assert rest_N is not None
-    index_P = teacher["index"]
-    return logprobs_NK[index_P], rest_N[index_P], teacher["logmass"], teacher["rest_logmass"]
-
-
-def _sampled_kl(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
-    index_P, entries = teacher["index"], teacher["ids"].shape[1]
-    logprobs_PK = answer.found["sampled_kl"].logprobs_NK[index_P]
-    values_P = sampled_kl.sampled_kl(
-        logprobs_PK[:, :entries],
-        logprobs_PK[:, entries:],
-        teacher["entry_logprobs"],
-        teacher["tail_logmass"],
-        teacher["counts"],
-    )
-    return _exact(values_P, index_P)
-
-
-def _alm(teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings) -> Term:
-    label_N = answer.label_logprob_N
-    student_P = label_N.new_zeros(len(teacher["index"])).index_add(
-        0, teacher["token_pair"], label_N[teacher["token_index"]]
-    )
-    values_P = alm.alm(student_P, teacher["logprob"], settings.alm_temperature)
-    return _exact(values_P, teacher["index"])
-
-
-def _multilevel_ot(
-    teacher: Mapping[str, Tensor], answer: HeadAnswer, settings: LossSettings
-) -> Term:
-    assert answer.column_logprobs_Nk is not None
-    lengths = torch.bincount(teacher["token_pair"], minlength=len(teacher["index"])).tolist()
-    student_Lk = answer.column_logprobs_Nk[teacher["token_index"]]
-    values_S = multilevel_ot.multilevel_ot(student_Lk, teacher["entry_logprobs"], lengths)
-    return _exact(values_S, teacher["index"])
-
-
-_TERMS = {
-    "uld": _uld,
-    "mapped_kl": _mapped_kl,
-    "tail_kl": _tail_kl,
-    "sampled_kl": _sampled_kl,
-    "alm": _alm,
-    "multilevel_ot": _multilevel_ot,
-}
 
 
 def bad_rows(terms: Mapping[str, Term], batch: Batch) -> list[int]:
@@ -235,6 +151,7 @@ def named(
     report = {f"{name}_loss": mean for name, mean in means.items()}
     if weights:
         report["kd_loss"] = sum(weight * means[name] for name, weight in weights.items())
-    if "uld" in weights:
-        report["kd_gap"] = weights["uld"] * bounds["uld"]
+    bounded = [name for name in weights if find(name).has_bound]
+    if bounded:
+        report["kd_gap"] = sum(weights[name] * bounds[name] for name in bounded)
     return report

@@ -24,15 +24,11 @@ log = logging.getLogger(__name__)
 #: In every checkpoint: what it was trained on.
 ORIGIN_FILE = "distill.json"
 _ORIGIN_KEYS = ("store_digest", "sequences")
-#: Flags that say what the steps of a run compute. Lengths of runs may be changed.
+#: Flags that say what the steps of a run compute, besides those of losses. Lengths of runs may be
+#: changed.
 _COMPUTED = (
     "loss",
     "ce_weight",
-    "pairing",
-    "mapped_strict",
-    "tail_kl_kind",
-    "temperature",
-    "alm_temperature",
     "balance",
     "max_length",
     "chat_template_kwargs",
@@ -170,7 +166,12 @@ def settings_of(args: CachedTeacherConfig, chat_template: object = None) -> dict
         chat_template: What the student reads conversations by; None: there are none.
     """
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-    flags = [*_COMPUTED, *_BROUGHT_ALONG, *(_LENGTHS if args.one_cycle is not None else ())]
+    flags = [
+        *_COMPUTED,
+        *args.loss_options,
+        *_BROUGHT_ALONG,
+        *(_LENGTHS if args.one_cycle is not None else ()),
+    ]
     template = chat_template and hashlib.sha256(repr(chat_template).encode()).hexdigest()
     found = {"sequences_per_step": per_step, "chat_template": template}
     found |= {name: getattr(args, name) for name in flags}

@@ -33,8 +33,8 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
 
     ce_loss, uld_loss, …   each term, unweighted
     kd_loss                what the distillation terms add to `loss`: their weighted sum
-    kd_gap                 certified: the uld part of kd_loss, had it come from the live teacher's
-                           full vocabulary, differs from this one by at most so much
+    kd_gap                 certified: the part of kd_loss of losses that state a bound, had it come
+                           from the live teacher's full vocabulary, differs by at most so much
     aligned_fraction       labels that a teacher pair covers
     store_wait_fraction    of the time of steps, spent waiting for data
     tokens_per_second      input tokens without padding, over all processes
@@ -71,7 +71,6 @@ from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.training.config import CachedTeacherConfig
 from distill.training.loss_terms import (
-    LossSettings,
     Term,
     bad_rows,
     joined,
@@ -141,7 +140,7 @@ class CachedTeacherTrainer(Trainer):
         if args.packing:
             check_packing(model)
         self.weights = args.loss_weights
-        self.settings = LossSettings(args.tail_kl_kind, args.temperature, args.alm_temperature)
+        self.options = args.loss_options
         self.store: Store = _opened(store, args.store, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
         if args.process_index == 0:
@@ -233,12 +232,12 @@ class CachedTeacherTrainer(Trainer):
             teacher = inputs["teacher"]
             if by_start and stop - start < len(inputs["rows"]):
                 teacher = piece_of(teacher, by_start[start])
-            terms = terms_of(teacher, answer, self.settings)
+            terms = terms_of(teacher, answer, self.options)
             shares.append(terms if pieces is None else placed(terms, start))
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             return self._total(terms, means)
 
-        query = query_of(inputs, self.settings)
+        query = query_of(inputs, self.options)
         ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
         loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
         return loss, joined(shares)
@@ -254,9 +253,9 @@ class CachedTeacherTrainer(Trainer):
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
         inputs = unpacked(inputs)
-        query = query_of(inputs, self.settings)
+        query = query_of(inputs, self.options)
         answer = self.head(model, self._seen(inputs), inputs["rows"], query)
-        return terms_of(inputs["teacher"], answer, self.settings)
+        return terms_of(inputs["teacher"], answer, self.options)
 
     def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
         """Weight and add the terms; the sum depends on the student even if nothing is to learn."""
@@ -518,9 +517,7 @@ def _dataset(
         store,
         student,
         tuple(args.loss_weights),
-        pairing=args.pairing,
-        mapped_strict=args.mapped_strict,
-        temperature=args.temperature,
         max_length=min([n for n in (args.max_length, readable) if n], default=None),
         template=template,
+        **args.loss_options,
     )

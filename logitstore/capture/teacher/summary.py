@@ -26,9 +26,7 @@ import torch
 from torch import Tensor
 
 from logitstore.capture.teacher.draws import Draws, draw
-
-#: Added to a standard deviation before anything is divided by it (MultiLevelOT, arXiv:2412.14528).
-STD_FLOOR = 1e-4
+from logitstore.records import STD_FLOOR
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,9 @@ from distill.alignment.map_entries import VocabularyMap
 from distill.data.collator import Collator
 from distill.data.dataset import StoreDataset
 from distill.data.ragged import rectangles, tensors_of
-from distill.data.targets import (
-    TOKEN_LOGPROB_ERROR_NATS,
-    mapped_arrays,
-    position_groups,
-    uld_arrays,
-)
+from distill.data.targets import position_groups
+from distill.losses import find, option_values
+from distill.losses.aligned import TOKEN_LOGPROB_ERROR_NATS, Aligned
 from logitstore.errors import InputError, MismatchError
 from logitstore.records import Segment, TokenRecords
 from logitstore.testing import tiny
@@ -59,6 +56,13 @@ def student() -> ByteTokenizer:
 def wide(arrays: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """A loss's arrays as its terms read them on the device."""
     return {key: found.numpy() for key, found in rectangles(tensors_of(arrays)).items()}
+
+
+def arrays_of(
+    name: str, records: TokenRecords, pairs: np.ndarray[Any, Any], **more: Any
+) -> dict[str, np.ndarray[Any, Any]]:
+    """What a loss makes of these records."""
+    return find(name).arrays(Aligned(records, pairs, **more), option_values({}))
 
 
 def records_of(entries: list[dict[int, float]], own: list[float]) -> TokenRecords:
@@ -146,7 +150,7 @@ def test_after_a_prompt_a_dropped_space_is_no_missing_token(
 
 def test_a_groups_record_is_its_last_and_its_scale_the_earlier_ones() -> None:
     records = records_of([{5: 0.5, 6: 0.25}, {7: 0.9}, {8: 0.6, 9: 0.1}], own=[0.5, 0.25, 0.125])
-    arrays = wide(uld_arrays(records, np.array([[0, 1, 0, 2], [1, 3, 2, 5]]), l1_max=0.0))
+    arrays = wide(arrays_of("uld", records, np.array([[0, 1, 0, 2], [1, 3, 2, 5]])))
     np.testing.assert_array_equal(arrays["index"], [1, 4])
     np.testing.assert_allclose(np.exp(arrays["entry_logprobs"]), [[0.5, 0.25], [0.6, 0.1]])
     np.testing.assert_allclose(np.exp(arrays["tail_logmass"]), [0.25, 0.3], rtol=1e-6)
@@ -158,7 +162,7 @@ def test_a_groups_record_is_its_last_and_its_scale_the_earlier_ones() -> None:
 def test_a_token_the_teacher_excluded_spoils_no_other_group() -> None:
     records = records_of([{5: 1.0}] * 4, own=[0.0, 0.5, 0.5, 0.5])
     groups = np.array([[0, 2, 0, 1], [2, 4, 1, 2]])
-    arrays = uld_arrays(records, groups, l1_max=0.1)
+    arrays = arrays_of("uld", records, groups, l1_max=0.1)
     np.testing.assert_allclose(np.exp(arrays["log_scale"]), [0, 0.5])
     assert arrays["codec_bound"][0] == 0
 
@@ -180,7 +184,7 @@ def test_the_codec_bound_covers_rounded_entries_and_rounded_scales(
         [{0: 1.0}] * earlier + [dict(enumerate(stored))], own=[*(p * np.exp(error) for p in own), 1]
     )
     l1 = float(np.abs(live - stored).sum())
-    arrays = uld_arrays(records, np.array([[0, earlier + 1, 0, 1]]), l1_max=l1)
+    arrays = arrays_of("uld", records, np.array([[0, earlier + 1, 0, 1]]), l1_max=l1)
     exact = np.prod(own) * live
     cached = np.exp(arrays["log_scale"][0], dtype=np.float64) * stored
     assert np.abs(exact - cached).sum() <= arrays["codec_bound"][0] * (1 + 1e-4) + 1e-9
@@ -197,9 +201,10 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
     entries: list[dict[int, float]], mapping: list[int]
 ) -> None:
     records = records_of(entries, own=[1.0] * len(entries))
-    pairs = np.stack([np.arange(len(entries)), 2 * np.arange(len(entries))], 1)
-    arrays = wide(mapped_arrays(records, pairs, VocabularyMap(np.array(mapping, np.int32))))
-    np.testing.assert_array_equal(arrays["index"], pairs[:, 1])
+    t, s = np.arange(len(entries)), 2 * np.arange(len(entries))
+    pairs, sent = np.stack([t, t + 1, s, s + 1], 1), VocabularyMap(np.array(mapping, np.int32))
+    arrays = wide(arrays_of("mapped_kl", records, pairs, mapping=sent))
+    np.testing.assert_array_equal(arrays["index"], s)
     for p, entry in enumerate(entries):
         expected: dict[int, float] = {}
         rest = 1 - sum(entry.values())
@@ -210,7 +215,7 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
                 expected[mapping[token]] = expected.get(mapping[token], 0) + probability
         found = {
             int(i): float(np.exp(m))
-            for i, m in zip(arrays["ids"][p], arrays["logmass"][p], strict=True)
+            for i, m in zip(arrays["entry_ids"][p], arrays["entry_logmass"][p], strict=True)
             if i >= 0
         }
         assert found == pytest.approx(expected, rel=1e-5)
@@ -220,7 +225,12 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
 def test_the_rest_is_exact_where_the_head_holds_nearly_everything() -> None:
     """1 - sum would be noise of 1e-8 here; the tail itself is known to six digits."""
     records = replace(records_of([{0: 1.0}], own=[1.0]), tail_logmass=np.array([-40.0], np.float32))
-    arrays = mapped_arrays(records, np.array([[0, 0]]), VocabularyMap(np.array([3], np.int32)))
+    arrays = arrays_of(
+        "mapped_kl",
+        records,
+        np.array([[0, 1, 0, 1]]),
+        mapping=VocabularyMap(np.array([3], np.int32)),
+    )
     assert arrays["rest_logmass"][0] == pytest.approx(-40.0, rel=1e-6)
 
 

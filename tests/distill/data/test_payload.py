@@ -104,22 +104,23 @@ def test_a_rectangle_is_its_lists_padded(counts: list[int], data: st.DataObject)
     floats = st.floats(-9, 0, width=32)
     logmass = data.draw(st.lists(floats, min_size=total, max_size=total))
     arrays = {
-        "count": np.array(counts, np.int32),
-        "ids": np.arange(total, dtype=np.int32),
-        "logmass": np.array(logmass, np.float32),
+        "entry_count": np.array(counts, np.int32),
+        "entry_ids": np.arange(total, dtype=np.int32),
+        "entry_logmass": np.array(logmass, np.float32),
         "index": np.arange(len(counts)),
     }
     found = rectangles(tensors_of(arrays))
-    assert found.keys() == {"ids", "logmass", "index"}
-    assert found["ids"].shape == found["logmass"].shape == (len(counts), max(counts, default=0))
+    assert found.keys() == {"entry_ids", "entry_logmass", "index"}
+    assert found["entry_ids"].shape == (len(counts), max(counts, default=0))
+    assert found["entry_ids"].shape == found["entry_logmass"].shape
     assert found["index"].dtype == torch.int64
     start = 0
     for p, count in enumerate(counts):
-        padding = found["ids"].shape[1] - count
+        padding = found["entry_ids"].shape[1] - count
         ids = [*range(start, start + count), *[-1] * padding]
-        assert found["ids"][p].tolist() == ids
-        own = [*arrays["logmass"][start : start + count].tolist(), *[-np.inf] * padding]
-        assert found["logmass"][p].tolist() == own
+        assert found["entry_ids"][p].tolist() == ids
+        own = [*arrays["entry_logmass"][start : start + count].tolist(), *[-np.inf] * padding]
+        assert found["entry_logmass"][p].tolist() == own
         start += count
 
 

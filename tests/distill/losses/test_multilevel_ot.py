@@ -1,16 +1,17 @@
 """MultiLevelOT: against its definition, POT's Sinkhorn, one sequence whatever its batch."""
 
 import warnings
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import numpy as np
 import ot
 import pytest
 import torch
-from hypothesis import given, settings
 from torch import Tensor
 
 from distill.losses.multilevel_ot import multilevel_ot, sinkhorn
+from tests.kit.loss_laws import Law
 
 
 def naive(p_Nk: Tensor, q_Nk: Tensor, lengths: list[int]) -> Tensor:
@@ -48,8 +49,16 @@ def transport(cost: Tensor) -> Tensor:
     return (u[:, None] * kernel * v * cost).sum()
 
 
+class Case(NamedTuple):
+    """Log-probabilities at the columns of some sequences, position by position."""
+
+    student_NV: Tensor
+    teacher_NV: Tensor
+    lengths: list[int]
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[int]]:
+def cases(draw: st.DrawFn) -> Case:
     """Log-probabilities at k of V columns; the teacher's with gaps, even whole rows of them."""
     gen = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     lengths = draw(st.lists(st.integers(1, 5), min_size=1, max_size=3))
@@ -62,40 +71,38 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[int]]:
     teacher[gaps] = -torch.inf
     missing = draw(st.integers(0, k - 1))  # a student of fewer than k tokens
     student[:, k - missing :] = -torch.inf
-    return student, teacher, lengths
+    return Case(student, teacher, lengths)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "rtol", "atol"), [(torch.float32, 1e-4, 1e-5), (torch.float64, 1e-9, 1e-10)]
-)
-@settings(deadline=None)
-@given(case=cases())
-def test_matches_the_definition_in_value_and_gradient(
-    dtype: torch.dtype, rtol: float, atol: float, case: tuple[Tensor, Tensor, list[int]]
-) -> None:
-    student, teacher, lengths = case
-    ours = student.to(dtype).requires_grad_()
-    theirs = student.double().requires_grad_()
-    loss = multilevel_ot(ours, teacher.to(dtype), lengths)
-    want = naive(theirs.exp(), teacher.double().exp(), lengths)
-    torch.testing.assert_close(loss.double(), want, rtol=rtol, atol=atol)
-    (grad,) = torch.autograd.grad(loss.sum(), ours)
-    (want_grad,) = torch.autograd.grad(want.sum(), theirs)
-    is_there = student > -torch.inf
-    torch.testing.assert_close(
-        grad.double()[is_there], want_grad[is_there], rtol=10 * rtol, atol=10 * atol
+def sequence(case: Case, i: int) -> Case:
+    sides = (x.split(case.lengths)[i] for x in case[:2])
+    return Case(*sides, [case.lengths[i]])
+
+
+def arguments() -> tuple[Any, ...]:
+    gen = torch.Generator().manual_seed(0)
+    return (*torch.randn(2, 6, 50, generator=gen).log_softmax(-1), [2, 4])
+
+
+LAWS = [
+    Law(
+        "multilevel_ot",
+        multilevel_ot,
+        arguments(),
+        cases(),
+        lambda case, student_NV: multilevel_ot(
+            student_NV, case.teacher_NV.to(student_NV.dtype), case.lengths
+        ),
+        lambda case, student_NV: naive(
+            student_NV.exp(), case.teacher_NV.double().exp(), case.lengths
+        ),
+        float32=(1e-4, 1e-5),
+        float64=(1e-9, 1e-10),
+        slopes=10.0,
+        row=sequence,
+        mates=(1e-13, 1e-13),
     )
-    assert torch.isfinite(grad).all()
-
-
-@settings(deadline=None)
-@given(cases())
-def test_a_sequence_does_not_feel_its_batch_mates(case: tuple[Tensor, Tensor, list[int]]) -> None:
-    student, teacher, lengths = case[0].double(), case[1].double(), case[2]
-    parts = zip(student.split(lengths), teacher.split(lengths), lengths, strict=True)
-    alone = torch.cat([multilevel_ot(p, q, [n]) for p, q, n in parts])
-    together = multilevel_ot(student, teacher, lengths)
-    torch.testing.assert_close(together, alone, rtol=1e-13, atol=1e-13)
+]
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (7, 5), (12, 12), (1, 6)])
@@ -151,13 +158,6 @@ def test_two_equal_sides_differ_in_nothing_but_the_entropy_of_sl() -> None:
     torch.testing.assert_close(multilevel_ot(same, same, [4]), want[None], rtol=1e-9, atol=1e-9)
 
 
-def test_no_sequence_gives_no_value_and_no_nan() -> None:
-    empty = torch.zeros(0, 5, requires_grad=True)
-    loss = multilevel_ot(empty, torch.zeros(0, 5), [])
-    (grad,) = torch.autograd.grad(loss.sum(), empty)
-    assert (loss.shape, grad.shape) == ((0,), (0, 5))
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_finite_on_a_saturated_student(dtype: torch.dtype) -> None:
     logits = torch.full((2, 8), -1e4, dtype=dtype)
@@ -168,12 +168,3 @@ def test_finite_on_a_saturated_student(dtype: torch.dtype) -> None:
     (grad,) = torch.autograd.grad(loss.sum(), logits)
     assert torch.isfinite(loss).all()
     assert torch.isfinite(grad).all()
-
-
-def test_half_precision_is_summed_in_float32() -> None:
-    gen = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 6, 50, generator=gen).log_softmax(-1).bfloat16()
-    got = multilevel_ot(student, teacher, [2, 4])
-    assert got.dtype == torch.float32
-    want = multilevel_ot(student.double(), teacher.double(), [2, 4])
-    torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-5)

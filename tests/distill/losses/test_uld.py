@@ -1,5 +1,6 @@
 """ULD from a cached top-k: against its definition, its certified error, its laws and claims."""
 
+import math
 from typing import NamedTuple
 
 import hypothesis.strategies as st
@@ -9,6 +10,7 @@ from hypothesis import given
 from torch import Tensor
 
 from distill.losses.uld import uld
+from tests.kit.loss_laws import Law, sure
 
 
 def exact_uld(p_V: Tensor, q_V: Tensor) -> Tensor:
@@ -38,12 +40,6 @@ class Case(NamedTuple):
     width: int
     student_scale_N: Tensor
     teacher_scale_N: Tensor
-
-
-def row(case: Case, i: int) -> Case:
-    student, teacher, counts, width, *scales = case
-    own = slice(i, i + 1)
-    return Case(student[own], teacher[own], counts[own], width, *(x[own] for x in scales))
 
 
 def run(case: Case, student_NV: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -98,19 +94,53 @@ def cases(draw: st.DrawFn, scaled: bool = True) -> Case:
     return Case(student, teacher, counts, width, scales[0], scales[1])
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@given(case=cases())
-def test_matches_the_definition_in_value_and_gradient(
-    dtype: torch.dtype, atol: float, case: Case
-) -> None:
-    ours = case.student_NV.to(dtype).requires_grad_()
-    theirs = case.student_NV.double().requires_grad_()
-    (loss, gap), (want, want_gap) = run(case, ours), naive(case, theirs)
-    torch.testing.assert_close(loss.double(), want, rtol=0, atol=atol)
-    torch.testing.assert_close(gap.double(), want_gap.detach(), rtol=0, atol=atol)
-    (grad,) = torch.autograd.grad(loss.sum(), ours)
-    (want_grad,) = torch.autograd.grad(want.sum(), theirs)
-    torch.testing.assert_close(grad.double(), want_grad, rtol=0, atol=atol)
+def same(case: Case, data: st.DataObject) -> list[Case]:
+    """Offsets of both sides' logits, another order of the vocabulary, a wider batch."""
+    order = torch.tensor(data.draw(st.permutations(range(case.student_NV.shape[1]))))
+    extra = data.draw(st.integers(0, 5))
+    return [
+        case._replace(student_NV=case.student_NV + 7.0, teacher_NV=case.teacher_NV - 3.0),
+        case._replace(student_NV=case.student_NV[:, order]),
+        case._replace(width=case.width + extra),
+    ]
+
+
+def arguments() -> tuple[Tensor, ...]:
+    gen = torch.Generator().manual_seed(0)
+    student, teacher = (
+        torch.randn(3, 500, generator=gen).log_softmax(-1).sort(descending=True).values
+        for _ in range(2)
+    )
+    return student, teacher, torch.full((3,), -torch.inf)
+
+
+def saturated() -> Case:
+    """Of a teacher nearly as sure, whose record holds three entries."""
+    teacher = torch.tensor([[0.999, math.exp(-8), math.exp(-9), *[math.exp(-7) / 5] * 5]]).log()
+    return Case(sure(3), teacher, [3], 4, torch.zeros(1), torch.zeros(1))
+
+
+LAWS = [
+    Law(
+        "uld",
+        uld,
+        arguments(),
+        cases(),
+        lambda case, student_NV: torch.stack(run(case, student_NV)),
+        lambda case, student_NV: bounded(*naive(case, student_NV)),
+        float32=(0.0, 1e-5),
+        float64=(0.0, 1e-10),
+        same=same,
+        same_within=(0.0, 2e-6),
+        mates=(0.0, 0.0),
+        saturated=(saturated(),),
+    )
+]
+
+
+def bounded(loss_N: Tensor, gap_N: Tensor) -> Tensor:
+    """Both, the bound without gradient."""
+    return torch.stack([loss_N, gap_N.detach()])
 
 
 @given(cases())
@@ -203,25 +233,6 @@ def test_zero_padding_the_teacher_would_push_the_student_away() -> None:
     assert grad.abs().max() > 1e-2
 
 
-@given(cases(), st.data())
-def test_offsets_vocabulary_order_padding_and_batch_mates_change_nothing(
-    case: Case, data: st.DataObject
-) -> None:
-    base = torch.stack(run(case))
-    order = torch.tensor(data.draw(st.permutations(range(case.student_NV.shape[1]))))
-    extra = data.draw(st.integers(0, 5))
-    variants = [
-        case._replace(student_NV=case.student_NV + 7.0, teacher_NV=case.teacher_NV - 3.0),
-        case._replace(student_NV=case.student_NV[:, order]),
-        case._replace(width=case.width + extra),
-    ]
-    for variant in variants:
-        torch.testing.assert_close(torch.stack(run(variant)), base, rtol=0, atol=2e-6)
-    for i in range(len(case.counts)):
-        one = row(case, i)
-        torch.testing.assert_close(torch.stack(run(one)), base[:, i : i + 1], rtol=0, atol=0)
-
-
 @given(cases(scaled=False))
 def test_one_scale_on_both_sides_scales_the_loss(case: Case) -> None:
     """Also far below rounding: a long group's probability may be e^-30."""
@@ -256,14 +267,6 @@ def test_a_record_without_entries_is_all_tail() -> None:
     assert grad.abs().max() == 0
 
 
-def test_no_position_gives_no_value_and_no_nan() -> None:
-    empty = torch.zeros(0, 3, requires_grad=True)
-    loss, gap = uld(empty, torch.zeros(0, 3), torch.zeros(0))
-    (grad,) = torch.autograd.grad(loss.sum(), empty)
-    assert loss.shape == gap.shape == (0,)
-    assert grad.shape == (0, 3)
-
-
 def test_rows_that_were_not_asked_of_the_student_have_no_nan() -> None:
     """The head leaves -inf where no top-k was wanted; such a row's record is empty too."""
     leaf = torch.zeros(1, 3, requires_grad=True)
@@ -278,33 +281,6 @@ def test_rows_that_were_not_asked_of_the_student_have_no_nan() -> None:
     (grad,) = torch.autograd.grad(loss.sum(), leaf)
     assert loss.tolist() == [0]
     assert grad.tolist() == [[0, 0, 0]]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_finite_on_a_saturated_student(dtype: torch.dtype) -> None:
-    logits = torch.full((1, 32), -1e4, dtype=dtype)
-    logits[0, 3] = 1e4
-    logits.requires_grad_()
-    loss, gap = uld(
-        top(logits.float().log_softmax(-1), 4),
-        torch.tensor([[-1e-3, -8.0, -9.0, -torch.inf]]),
-        torch.tensor([-7.0]),
-    )
-    (grad,) = torch.autograd.grad(loss.sum(), logits)
-    assert all(torch.isfinite(x).all() for x in (loss, gap, grad))
-
-
-def test_half_precision_probabilities_are_summed_in_float32() -> None:
-    gen = torch.Generator().manual_seed(0)
-    student, teacher = (
-        torch.randn(3, 500, generator=gen).log_softmax(-1).sort(descending=True).values.bfloat16()
-        for _ in range(2)
-    )
-    tail = torch.full((3,), -torch.inf)
-    got, _ = uld(student, teacher, tail)
-    want, _ = uld(student.double(), teacher.double(), tail.double())
-    assert got.dtype == torch.float32
-    torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-5)
 
 
 def test_the_gap_carries_no_gradient() -> None:

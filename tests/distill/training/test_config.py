@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from transformers import TrainingArguments
 
-from distill.losses.weights import LOSS_WEIGHTS, parse_losses
+from distill.losses import find
+from distill.losses.weights import parse_losses
 from distill.student.loading import StudentArguments
 from distill.training.config import REFUSED, CachedTeacherConfig, parse
 from distill.training.presets import PRESETS
@@ -125,7 +126,7 @@ def test_what_is_required_is_asked_for(missing: str) -> None:
     ("text", "weights"),
     [
         ("ce", {}),
-        ("uld", {"uld": LOSS_WEIGHTS["uld"]}),
+        ("uld", {"uld": find("uld").weight}),
         ("uld:0.5, mapped_kl:2", {"uld": 0.5, "mapped_kl": 2.0}),
     ],
 )
@@ -229,6 +230,30 @@ def test_another_schedule_takes_the_place_of_the_presets() -> None:
     assert (run.one_cycle, run.lr_scheduler_type, run.warmup_steps) == ({}, "linear", 0)
     with pytest.raises(InputError, match="--lr_scheduler_type cosine would have no effect beside"):
         config(one_cycle={}, lr_scheduler_type="cosine")
+
+
+def test_a_presets_flag_goes_with_the_loss_that_reads_it() -> None:
+    assert parse(["--preset", "uld_paper", *NEEDED, "--loss", "ce"])[0].pairing == "bytes"
+    assert parse(["--preset", "uld_paper", *NEEDED, "--loss=alm,uld"])[0].pairing == "position"
+
+
+@pytest.mark.parametrize(
+    ("loss", "flag", "value", "reader"),
+    [
+        ("alm", "pairing", "position", "uld"),
+        ("uld", "mapped_strict", True, "mapped_kl"),
+        ("uld", "tail_kl_kind", "jsd", "tail_kl"),
+        ("mapped_kl", "temperature", 2.0, "tail_kl"),
+        ("tail_kl", "alm_temperature", 1.0, "alm"),
+    ],
+)
+def test_a_flag_that_no_chosen_loss_reads_is_refused(
+    loss: str, flag: str, value: object, reader: str
+) -> None:
+    says = f"--{flag} {value} would have no effect: --loss {loss} is without {reader}. "
+    with pytest.raises(InputError, match=says):
+        config(loss=loss, **{flag: value})
+    config(loss=f"{loss},{reader}", **{flag: value})
 
 
 @pytest.mark.parametrize(

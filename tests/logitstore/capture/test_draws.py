@@ -17,7 +17,8 @@ from logitstore.capture.teacher.draws import (
     random_words,
     running_sum,
 )
-from logitstore.capture.teacher.summary import STD_FLOOR, HeadResult, HeadSettings, summarise
+from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise
+from logitstore.records import STD_FLOOR
 
 V = 40
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 import logitstore
 from distill.alignment.map_entries import VocabularyMap
 from distill.data.ragged import rectangles, tensors_of
-from distill.data.targets import sampled_arrays
+from distill.losses.aligned import Aligned
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.capture.again import capture_again
 from logitstore.capture.teacher import head as head_module
@@ -99,14 +99,15 @@ def test_a_token_drawn_more_often_than_a_byte_says_is_one_target(
     store = run(folder, tmp_path / "s", top_k=0, draws=4096)
     is_again = False
     for records, _ in rows_of(store):
-        pairs = np.repeat(np.arange(len(records))[:, None], 2, 1)
+        t = np.arange(len(records))
+        pairs = np.stack([t, t + 1, t, t + 1], 1)
         itself = VocabularyMap(np.arange(WIDTH, dtype=np.int32))
-        found = rectangles(tensors_of(sampled_arrays(records, pairs, itself)))
+        found = rectangles(tensors_of(Aligned(records, pairs, itself).draws()))
         found = {key: array.numpy() for key, array in found.items()}
-        for ids, counts in zip(found["draw_ids"], found["counts"], strict=True):
+        for ids, counts in zip(found["draw_ids"], found["draw_times"], strict=True):
             assert len(set(ids[counts > 0])) == (counts > 0).sum()
             assert counts.sum() == 4096
-        is_again |= bool((records.draw_count > (found["counts"] > 0).sum(1)).any())
+        is_again |= bool((records.draw_count > (found["draw_times"] > 0).sum(1)).any())
     assert is_again
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from logitstore.capture.teacher.summary import (
-    STD_FLOOR,
     HeadResult,
     HeadSettings,
     summarise,
     summarise_,
 )
+from logitstore.records import STD_FLOOR
 
 V = 60
 

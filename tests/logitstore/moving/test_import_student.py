@@ -113,7 +113,9 @@ def test_a_student_of_the_same_tokenizer_is_given_the_dump_itself(
     for p, label in enumerate(found["index"]):
         t = labels[label]
         expected = dict(teacher.top(rows[t]))
-        there = dict(zip(found["ids"][p].tolist(), found["logmass"][p].tolist(), strict=True))
+        there = dict(
+            zip(found["entry_ids"][p].tolist(), found["entry_logmass"][p].tolist(), strict=True)
+        )
         assert {i: pytest.approx(v, abs=0.05) for i, v in expected.items()} == {
             i: v for i, v in there.items() if i >= 0
         }

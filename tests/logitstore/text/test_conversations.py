@@ -254,7 +254,7 @@ def test_at_the_end_of_a_turn_the_students_own_end_is_taught(
     assert end != tokenizer.eos_token_id
     at_end = np.isin(example.teacher["mapped_kl"]["index"], np.flatnonzero(labels == end))
     assert at_end.sum() == 3
-    ids = rectangles(tensors_of(example.teacher["mapped_kl"]))["ids"].numpy()
+    ids = rectangles(tensors_of(example.teacher["mapped_kl"]))["entry_ids"].numpy()
     assert (ids[at_end] == end).any(1).all()
     assert not (ids == tokenizer.eos_token_id).any()
 

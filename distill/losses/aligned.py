@@ -1,0 +1,234 @@
+"""One sequence of a store beside the student's tokens: what a loss makes its arrays of.
+
+A *pair* is a run of the teacher's records beside a run of the student's labels: one of each at a
+shared start or by position, several where a group of tokens starts and ends together. What is asked
+about a pair's distribution is asked of its last record, and the student answers at its last label.
+
+Every method returns arrays under the names by which a batch is laid out, see
+:mod:`distill.losses.loss`; a loss merges those it reads into one dict.
+
+Shape legend: n = records of the sequence, P = pairs, M = entries of all pairs, D = distinct draws
+of all pairs, L = labels of all pairs, E = labels before the last one of their pair, k = columns.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.runs import Ints, lists_of, runs
+from logitstore.format.fields import no_records
+from logitstore.format.logprob_codec import TOKEN_STEP
+from logitstore.records import STD_FLOOR, TokenRecords
+
+#: A token's own log-probability is off by half a step of its code at most.
+TOKEN_LOGPROB_ERROR_NATS = TOKEN_STEP / 2
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """The records of one sequence, and which of them the student's labels are compared with.
+
+    Attributes:
+        records: All of the sequence's.
+        pairs: (P, 4) of each pair the teacher's first record and the one behind its last, then the
+            student's first label and the one behind its last.
+        mapping: From the teacher's ids to the student's; None for a loss that compares no ids.
+        l1_max: By how much (L1) rounding in the store can have moved a record's distribution, for a
+            loss that certifies a bound; else 0.
+        temperatures: Those of the columns of `records.lognorm`.
+    """
+
+    records: TokenRecords
+    pairs: Ints
+    mapping: VocabularyMap | None = None
+    l1_max: float = 0.0
+    temperatures: tuple[float, ...] = ()
+
+    @property
+    def last_record(self) -> Ints:
+        """Find (P,) the record that describes each pair's distribution."""
+        return self.pairs[:, 1] - 1
+
+    @property
+    def last_label(self) -> Ints:
+        """Find (P,) the label that the student answers each pair at."""
+        return self.pairs[:, 3] - 1
+
+    def entries(self) -> Arrays:
+        """Take the teacher's entries without their ids, and what lies outside them.
+
+        Returns:
+            `entry_count` (P,), `entry_logprobs` (M,) and `tail_logmass` (P,).
+        """
+        records, last = self.records, self.last_record
+        count, (logprobs,) = lists_of(records.entry_count, last, records.entry_logprobs)
+        return {
+            "entry_count": count.astype(np.int32),
+            "entry_logprobs": logprobs,
+            "tail_logmass": records.tail_logmass[last],
+        }
+
+    def mapped_entries(self) -> Arrays:
+        """Send the teacher's entries to the student's ids; masses that meet are added up.
+
+        What is not mapped joins the tail in `rest_logmass`: it is summed, never got as 1 - sum,
+        which would cancel exactly where the head holds nearly everything.
+
+        Returns:
+            `entry_count` (P,), `entry_ids` (M,), `entry_logmass` (M,) and `rest_logmass` (P,).
+        """
+        records, last = self.records, self.last_record
+        assert records.entry_ids is not None
+        assert self.mapping is not None
+        count, (ids, logprobs) = lists_of(
+            records.entry_count, last, records.entry_ids, records.entry_logprobs
+        )
+        rest = records.tail_logmass[last]
+        sent = self.mapping.send(count, ids, logprobs)
+        if sent.left_out is not None:
+            with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
+                rest = np.log(np.exp(rest, dtype=np.float64) + sent.left_out).astype(np.float32)
+        return {
+            "entry_count": sent.count.astype(np.int32),
+            "entry_ids": sent.ids,
+            "entry_logmass": sent.logmass,
+            "rest_logmass": rest,
+        }
+
+    def entries_by_id(self) -> Arrays:
+        """Name the teacher's entries by the student's ids; -inf at what has no token.
+
+        Returns:
+            What :meth:`entries` does, and `entry_ids` (M,).
+        """
+        assert self.records.entry_ids is not None
+        assert self.mapping is not None
+        found = self.entries()
+        _, (ids,) = lists_of(self.records.entry_count, self.last_record, self.records.entry_ids)
+        target = self.mapping.ids[ids]
+        logprobs = np.where(target >= 0, found["entry_logprobs"], np.float32(-np.inf))
+        return {**found, "entry_ids": target, "entry_logprobs": logprobs}
+
+    def draws(self) -> Arrays:
+        """Name the draws from the teacher's tail by the student's ids; 0 times what has none.
+
+        Returns:
+            `draw_count` (P,), `draw_ids` (D,) and `draw_times` (D,).
+        """
+        records = self.records
+        assert self.mapping is not None
+        assert records.sample_ids is not None
+        assert records.sample_counts is not None
+        assert records.draw_count is not None
+        record, _ = runs(np.zeros_like(records.draw_count), records.draw_count)
+        # An id drawn more than 255 times is stored again with the rest; as a target it is one.
+        draws = records.sample_ids.astype(np.int64)
+        is_new = np.diff(record, prepend=-1).astype(bool) | np.diff(draws, prepend=-1).astype(bool)
+        first = np.flatnonzero(is_new)
+        times = np.bincount(np.cumsum(is_new) - 1, records.sample_counts, len(first))
+        distinct = np.bincount(record[first], minlength=len(records))
+        count, (ids, times) = lists_of(
+            distinct, self.last_record, self.mapping.ids[draws[first]], times.astype(np.int32)
+        )
+        return {
+            "draw_count": count.astype(np.int32),
+            "draw_ids": ids,
+            "draw_times": np.where(ids >= 0, times, np.int32(0)),
+        }
+
+    def token_logprob(self, *, without_last: bool = False) -> npt.NDArray[np.float64]:
+        """Sum up (P,) the log-probability that the teacher gives each pair's own tokens.
+
+        Args:
+            without_last: Leave each pair's last token out; 0 where it has no other.
+        """
+        stop = self.last_record if without_last else self.pairs[:, 1]
+        pair, record = runs(self.pairs[:, 0], stop)
+        # Not a difference of running sums: one token that the teacher excluded (-inf) would spoil
+        # all later pairs.
+        weights = self.records.token_logprob[record].astype(np.float64)
+        return np.bincount(pair, weights, len(self.pairs)).astype(np.float64, copy=False)
+
+    def labels(self) -> Arrays:
+        """List all labels of each pair: `token_index` (L,), and `token_pair` (L,), whose."""
+        pair, label = runs(self.pairs[:, 2], self.pairs[:, 3])
+        return {"token_index": label, "token_pair": pair}
+
+    def earlier_labels(self) -> Arrays:
+        """List the labels before each pair's last: `earlier_index` (E,) and `earlier_pair` (E,)."""
+        pair, label = runs(self.pairs[:, 2], self.last_label)
+        return {"earlier_index": label, "earlier_pair": pair}
+
+    def at_temperature(self, temperature: float) -> "Aligned":
+        """Bring the teacher's distributions to another temperature, which is stored."""
+        if temperature == 1:
+            return self
+        assert self.records.lognorm is not None
+        lognorm = self.records.lognorm[:, self.temperatures.index(temperature)]
+        return replace(self, records=_tempered(self.records, temperature, lognorm))
+
+    def columns(self, k: int) -> npt.NDArray[np.float32]:
+        """Choose k columns of the sequence: (P, k) log-probabilities there, at one scale.
+
+        Logits are divided by their standard deviation. The columns are the ids with most
+        probability over all records, the one with most of it first; -inf where a record has no such
+        entry.
+        """
+        if not len(self.pairs):
+            return np.full((0, k), -np.inf, np.float32)
+        return _at_columns(self.records, k)[self.last_record]
+
+
+def nothing() -> Aligned:
+    """Make no pair of no record, as of a batch of which no row could be used."""
+    mapping = VocabularyMap(np.zeros(0, np.int32))
+    return Aligned(no_records(), np.zeros((0, 4), np.int64), mapping)
+
+
+def _tempered(
+    records: TokenRecords, temperature: float, lognorm: npt.NDArray[np.float32]
+) -> TokenRecords:
+    """The same distributions at another temperature: head + tail = 1 again.
+
+    The tail is what the head leaves, where that is more than rounding. Tokens that share a mass u
+    have at least u^(1/T) together at T > 1, and at most that below: the store's own tail bounds it.
+    """
+    logprobs = records.entry_logprobs.astype(np.float64) / temperature
+    owner = np.repeat(np.arange(len(records)), records.entry_count)
+    mass = np.exp(logprobs - lognorm[owner])
+    head = np.bincount(owner, mass, len(records))
+    as_one = np.exp(records.tail_logmass.astype(np.float64) / temperature - lognorm)
+    least, most = (as_one, 1.0) if temperature > 1 else (0.0, np.minimum(as_one, 1))
+    has_tail = records.tail_logmass > -np.inf
+    tail = np.where(has_tail, np.clip(1 - head, least, most), 0)
+    with np.errstate(divide="ignore"):  # log 0 = -inf: no tail
+        log_tail, shift = np.log(tail), np.log1p(-np.minimum(tail, 1)) - np.log(head)
+    return replace(
+        records,
+        entry_logprobs=(logprobs - lognorm[owner] + shift[owner]).astype(np.float32),
+        tail_logmass=log_tail.astype(np.float32),
+    )
+
+
+def _at_columns(records: TokenRecords, columns: int) -> npt.NDArray[np.float32]:
+    """(n, columns) log Q at the ids with most of it over the sequence; -inf where no entry is."""
+    assert records.entry_ids is not None
+    assert records.logit_std is not None
+    assert records.lognorm_std is not None
+    owner = np.repeat(np.arange(len(records)), records.entry_count)
+    scale = records.logit_std.astype(np.float64) + STD_FLOOR
+    scaled = records.entry_logprobs / scale[owner] - records.lognorm_std[owner]
+    ids, which = np.unique(records.entry_ids, return_inverse=True)
+    mass = np.bincount(which, np.exp(scaled), len(ids))
+    order = np.argsort(-mass, kind="stable")[:columns]
+    place = np.full(len(ids), -1)
+    place[order] = np.arange(len(order))
+    found = place[which]
+    table = np.full((len(records), columns), -np.inf, np.float32)
+    table[owner[found >= 0], found[found >= 0]] = scaled[found >= 0]
+    return table
