@@ -16,7 +16,7 @@ ShardOpt = Annotated[int, typer.Option(help="Text of a shard, about.")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands to the program."""
     app.command("export")(export)
     app.command("import")(import_)
     app.command("merge")(merge)

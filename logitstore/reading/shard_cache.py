@@ -235,7 +235,8 @@ class ShardCache:
         }.get(error.errno or 0, (f"it cannot be used ({error})", "Mend that"))
         return StorageError(
             f"{self.folder}: the cache for shards of buckets: {what}. {step}, or choose another "
-            f"folder with {FOLDER_VARIABLE}, then run the same command again."
+            f"folder with {FOLDER_VARIABLE}, then run the same command again.",
+            kind="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
         )
 
 
