@@ -1,7 +1,7 @@
 """`distill`: train a student from a store, and measure it.
 
 torch and transformers are imported by the command that needs them, so `distill --help` is quick.
-Facts go to stdout, talk to stderr; exit status 2 means that the request was at fault.
+Facts go to stdout, messages to stderr; exit status 2 means that the request was at fault.
 """
 
 import json
@@ -20,15 +20,20 @@ from logitstore.console.terminal import printable
 from logitstore.errors import InputError
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train students from a logit store, and measure them.",
+app = entry.program(
+    "distill",
+    "Train students from a store of a teacher's predictions, and measure them.",
+    epilog="`distill train` also takes every flag of TrainingArguments of transformers: "
+    "`distill train --help` lists them all.",
 )
 
 #: They stand in results.json, which is small.
 MOST_SAMPLES = 32
+
+# Headings of `distill evaluate --help`.
+_DATA = "Data"
+_MODEL = "Model"
+_RUNNING = "Running"
 
 
 @app.command(
@@ -38,8 +43,8 @@ MOST_SAMPLES = 32
 def train(context: typer.Context) -> None:
     """Train a student: --model_name_or_path S --store STORE --loss uld:1.5 --output_dir OUT.
 
-    Takes every flag of transformers' TrainingArguments, or --config run.yaml, where flags win.
-    `distill train --help` lists them.
+    Takes every flag of TrainingArguments of transformers besides its own, and --config run.yaml, a
+    file of flags. `distill train --help` lists them all.
     """
     with _talk_to_stderr():
         from distill.training.config import parse
@@ -54,70 +59,133 @@ def train(context: typer.Context) -> None:
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
         str | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="With commas between them: " + ", ".join(METRICS))
+        str,
+        typer.Option(
+            help="What to measure, separated by commas: " + ", ".join(METRICS) + ".",
+            metavar="NAMES",
+        ),
     ] = METRICS[0],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the run as one JSON object; an error, too.")
+    ] = False,
     store: Annotated[
-        str | None, typer.Option(help="Of held-out text: for agreement, uld and calibration.")
+        str | None,
+        typer.Option(
+            help="A store of held-out text, for agreement, uld and calibration.",
+            rich_help_panel=_DATA,
+            metavar="STORE",
+        ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Split of the dataset.", rich_help_panel=_DATA, metavar="NAME"),
+    ] = None,
     config_name: Annotated[
-        str | None, typer.Option("--config-name", "--config_name", help="Of a hub dataset.")
+        str | None,
+        typer.Option(
+            help="Configuration of a hub dataset that has several.",
+            rich_help_panel=_DATA,
+            metavar="NAME",
+        ),
     ] = None,
     text_column: Annotated[
-        str | None, typer.Option("--text-column", "--text_column", help="Column to read as text.")
+        str | None,
+        typer.Option(
+            help="Column to read as plain text, instead of text.",
+            rich_help_panel=_DATA,
+            metavar="NAME",
+        ),
     ] = None,
     references_column: Annotated[
         str | None,
         typer.Option(
-            "--references-column",
-            "--references_column",
-            help="Texts that do as well as the completion: a list a row. Default: references.",
+            help="Column with a list per row of texts that are as right as the completion.",
+            rich_help_panel=_DATA,
+            metavar="NAME",
+            show_default="references, if there is one",
         ),
     ] = None,
     supervise: Annotated[
-        str | None, typer.Option(help="Of conversations: all assistant turns, or the last.")
+        str | None,
+        typer.Option(
+            help="Turns of a conversation to measure: all of the assistant's, or the last.",
+            rich_help_panel=_DATA,
+            metavar="all|last",
+            show_default="all",
+        ),
     ] = None,
     chat_template_path: Annotated[
         str | None,
         typer.Option(
-            "--chat-template-path",
-            "--chat_template_path",
-            help="A Jinja file or tokenizer folder. Default: the model's own template.",
+            help="Chat template to use: a Jinja file, or the folder of a tokenizer.",
+            rich_help_panel=_DATA,
+            metavar="PATH",
+            show_default="the model's own",
         ),
     ] = None,
     chat_template_kwargs: Annotated[
         str | None,
         typer.Option(
-            "--chat-template-kwargs",
-            "--chat_template_kwargs",
             help="Variables of the chat template for every row, as JSON.",
+            rich_help_panel=_DATA,
+            metavar="JSON",
         ),
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
     max_length: Annotated[
-        int | None, typer.Option("--max-length", "--max_length", help="Tokens of a window.")
+        int | None,
+        typer.Option(
+            help="Tokens of a window at most.",
+            rich_help_panel=_DATA,
+            metavar="N",
+            show_default="as many as the model reads",
+        ),
     ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            help="Branch, tag or commit of a hub model.", rich_help_panel=_MODEL, metavar="NAME"
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Number format of the weights: float32, bfloat16, float16, or auto (as the model "
+            "was saved).",
+            rich_help_panel=_MODEL,
+            metavar="NAME",
+        ),
+    ] = "float32",
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Of a written answer.")
+        int,
+        typer.Option(
+            help="Tokens of a written answer at most.", rich_help_panel=_RUNNING, metavar="N"
+        ),
     ] = 64,
     samples: Annotated[
-        int, typer.Option(help="Keep what it writes after so many prompts, or halves of texts.")
+        int,
+        typer.Option(
+            help="Keep what the model writes after N prompts, or after the first halves of N "
+            f"texts; {MOST_SAMPLES} at most.",
+            rich_help_panel=_RUNNING,
+            metavar="N",
+        ),
     ] = 0,
     tokens_per_batch: Annotated[
-        int, typer.Option("--tokens-per-batch", "--tokens_per_batch", help="Padded tokens at once.")
+        int,
+        typer.Option(
+            help="Padded tokens of a forward pass.", rich_help_panel=_RUNNING, metavar="N"
+        ),
     ] = DEFAULT_TOKENS_PER_BATCH,
-    as_json: Annotated[bool, typer.Option("--json", help="The run object as JSON.")] = False,
 ) -> None:
-    """A model on a dataset, and against a teacher's store, comparable across tokenizers.
+    """Measure a model on a dataset, and against a teacher's store, across tokenizers.
 
     On DATA: bits_per_byte (lower is better); token_f1, exact_match and rouge of what it writes
-    after each prompt. Against --store: agreement of the most probable tokens, uld, calibration.
+    after each prompt. With --store: agreement of the most probable tokens, uld, calibration.
     """
     chosen = _check_choices(metrics, dtype, max_length, tokens_per_batch)
     if max_new_tokens < 1:
@@ -156,15 +224,22 @@ def evaluate(
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Student folders, or their results.json.")],
     baseline: Annotated[
-        str | None, typer.Option(help="The run name to compare with. Default: the first run's.")
+        str | None,
+        typer.Option(
+            help="Name of the run to compare with.", metavar="NAME", show_default="the first run"
+        ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="Also write a page for a browser: report.html."),
+        typer.Option(
+            "--out", "-o", help="Also write a page for a browser to this file.", metavar="FILE"
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the comparison as one JSON object; an error, too.")
+    ] = False,
 ) -> None:
-    """A table of students, figure by figure; those of one name are seeds of one contender.
+    """Print a table of students, figure by figure. Runs of one name are seeds of one contender.
 
     The page adds curves, how each was trained, and what `distill evaluate --samples` kept.
     """
@@ -183,22 +258,40 @@ def compare(
 
 @app.command()
 def coverage(
-    store: Annotated[str, typer.Argument(help="A store, as `logitstore capture` wrote it.")],
-    student: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
-    sequences: Annotated[int, typer.Option(help="Look at so many, spread over the store.")] = 1000,
+    store: Annotated[
+        str, typer.Argument(help="The store: a folder, or a URL such as s3://bucket/name.")
+    ],
+    student: Annotated[
+        str, typer.Argument(help="The student: a transformers folder, or a hub id.")
+    ],
+    sequences: Annotated[
+        int,
+        typer.Option(help="Look at N sequences, evenly spread over the store.", metavar="N"),
+    ] = 1000,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", "--max_length", help="Student tokens of a row.")
+        int | None,
+        typer.Option(
+            help="Student tokens of a row at most.",
+            metavar="N",
+            show_default="as many as the student reads",
+        ),
     ] = None,
     chat_template_path: Annotated[
         str | None,
-        typer.Option("--chat-template-path", "--chat_template_path", help="The student's."),
+        typer.Option(
+            help="Chat template of the student: a Jinja file, or the folder of a tokenizer.",
+            metavar="PATH",
+            show_default="the student's own",
+        ),
     ] = None,
     allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", "--allow_partial", help="Of an unfinished store.")
+        bool, typer.Option("--allow-partial", help="Also read a store that is not finished.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one JSON object; an error, too.")
+    ] = False,
 ) -> None:
-    """How far a student's tokenizer can follow a store, and which loss that speaks for."""
+    """Print how much of a store a student's tokenizer can use, and which loss to train with."""
     if sequences < 1:
         raise InputError(f"--sequences {sequences}: expected at least 1.")
     if max_length is not None and max_length < 2:
@@ -219,9 +312,11 @@ def coverage(
 
 @app.command()
 def env(
-    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the facts as one JSON object; an error, too.")
+    ] = False,
 ) -> None:
-    """Versions and devices, for a bug report. Nothing that says who or where you are."""
+    """Print versions and devices for a bug report, and nothing that says who or where you are."""
     from distill import environment
 
     facts = environment.facts()
@@ -229,14 +324,14 @@ def env(
 
 
 def _talk_to_stderr() -> redirect_stdout[TextIO]:
-    """Libraries print, some where they are imported; stdout is for what was asked for."""
+    """Send what libraries print, some where they are imported, to stderr: stdout is for facts."""
     return redirect_stdout(sys.stderr)
 
 
 def _check_choices(
     metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int
 ) -> list[str]:
-    """The metrics, each once."""
+    """Check options of `evaluate`, and list the metrics, each once."""
     chosen = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
     for name in chosen:
         if name not in METRICS:
@@ -311,6 +406,6 @@ def _known(value: float | None, how: str) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line: an error raised on purpose is one message and an exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after tokenising
     entry.run(app, "distill")

@@ -46,6 +46,7 @@ def program(
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        rich_markup_mode="markdown",  # the other mode keeps the line ends of a docstring
         context_settings={
             "help_option_names": ["-h", "--help"],
             "token_normalize_func": with_hyphens,
@@ -76,8 +77,19 @@ def program(
 
 
 def with_hyphens(option: str) -> str:
-    """Spell an option's name the one way that options are declared."""
+    """Spell the name of an option as ours are declared: `_` means the same as `-`."""
     return option.replace("_", "-")
+
+
+def with_underscores(word: str) -> str:
+    """Spell the name of an option as TrainingArguments declares its own; a value stays.
+
+    `--learning-rate=1e-4` becomes `--learning_rate=1e-4`; a word that is no option stays, too.
+    """
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 class _AskedToStop(Exception):
