@@ -21,7 +21,7 @@ that a caller would handle in another way.
     FormatError           format
     IncompleteStoreError  incomplete
     MismatchError         mismatch; dataset-changed: the dataset is another than it was
-    CorruptStoreError     corrupt; missing-shard: the file of a shard is gone
+    CorruptStoreError     corrupt; missing-file: a file of the store is gone
     InputError            input; usage: a command line that cannot be understood;
                           out-of-memory: the device has no room for one sequence
     MissingLibraryError   missing-library
@@ -94,7 +94,7 @@ class CorruptStoreError(LogitStoreError):
         rows: First and last dataset row that cannot be trusted, where that is known.
     """
 
-    kinds = ("corrupt", "missing-shard")
+    kinds = ("corrupt", "missing-file")
 
     def __init__(
         self,

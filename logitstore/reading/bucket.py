@@ -111,10 +111,11 @@ def local_tokenizer(store: RemotePath, spec: StoreSpec, cache: ShardCache) -> Pa
 
 
 def _fetch_small(source: RemotePath, target: Path, digest: str) -> None:
+    kind = None
     try:
         target.write_bytes(source.read_bytes())
     except FileNotFoundError:
-        found = "nothing"
+        found, kind = "nothing", "missing-file"
     else:
         found = f"SHA-256 {file_sha256(target)[:12]}…"
         if file_sha256(target) == digest:
@@ -123,6 +124,7 @@ def _fetch_small(source: RemotePath, target: Path, digest: str) -> None:
         f"{source}: expected the file with SHA-256 {digest[:12]}…, as store.json says, found "
         f"{found}. Put it back from a copy.",
         path=source,
+        kind=kind,
     )
 
 

@@ -256,6 +256,7 @@ def _missing(source: RemotePath) -> CorruptStoreError:
         f"{source}: the object is missing. Put it back from a copy, or run `logitstore repair "
         f"{source.parent.parent}` to have it redone.",
         path=source,
+        kind="missing-file",
     )
 
 

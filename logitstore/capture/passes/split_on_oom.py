@@ -59,7 +59,7 @@ class HalvingReader:
         """
         try:
             return [(batch, *self._teacher.forward(batch))]
-        except Exception as e:
+        except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
             why = in_a_line(e)
