@@ -2,7 +2,6 @@
 
 import json
 import logging
-from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +17,7 @@ from logitstore.cli.options import (
 )
 from logitstore.console.entry import stoppable
 from logitstore.console.launcher import find_ranks
-from logitstore.console.settings import about
+from logitstore.console.settings import about, described
 
 TeacherArg = Annotated[str, typer.Argument(help="The teacher: hub id or model folder.")]
 DatasetArg = Annotated[
@@ -28,7 +27,7 @@ DatasetArg = Annotated[
     ),
 ]
 #: How a capture is done, not what it holds: nothing to estimate.
-_NOT_ESTIMATED = tuple(f.name for f in fields(CaptureSettings) if not about(f).is_estimated)
+_NOT_ESTIMATED = tuple(f.name for f in described(CaptureSettings) if not about(f).is_estimated)
 
 
 def add_to(app: typer.Typer) -> None:

@@ -4,12 +4,12 @@ import inspect
 import json
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import typer
 
-from logitstore.console.settings import about, flag_of, help_of, is_switch
+from logitstore.console.settings import about, described, flag_of, help_of, is_switch
 
 StoreArg = Annotated[
     str, typer.Argument(help="The store: a folder, or a URL such as s3://bucket/name.")
@@ -48,7 +48,7 @@ def with_options_of(
     def with_options(command: _Command) -> _Command:
         own = list(inspect.signature(command).parameters.values())
         mine = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        given = [f for f in fields(settings) if f.name not in leave_out]
+        given = [f for f in described(settings) if f.name not in leave_out]
         given.sort(key=lambda f: panels.index(about(f).panel))
         derived = [option_of(f, settings) for f in given]
         # Typer calls with keywords, so their order is that of the help.
@@ -94,7 +94,7 @@ def _option_type(annotation: Any) -> Any:
 
 def settings_from(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the values of options back to settings, by name."""
-    chosen = (f for f in fields(settings) if f.name in values)
+    chosen = (f for f in described(settings) if f.name in values)
     return {each.name: _setting_of(each, values[each.name]) for each in chosen}
 
 

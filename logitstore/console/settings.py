@@ -7,7 +7,6 @@ Everything else that names the setting is derived from the field: the option of 
 (`with_settings`), and what a store records (`is_recorded`). So adding a setting is adding a field.
 """
 
-import dataclasses
 import inspect
 import re
 import textwrap
@@ -51,6 +50,11 @@ def setting(default: Any, panel: str, help: str, **more: Any) -> Any:
     return field(default=default, metadata={_KEY: about})
 
 
+def described(settings: type) -> list["Field[Any]"]:
+    """List the fields of a dataclass that are settings, in order."""
+    return [each for each in fields(settings) if _KEY in each.metadata]
+
+
 def about(each: "Field[Any]") -> About:
     """Read what a field says about its setting."""
     found = each.metadata[_KEY]
@@ -70,7 +74,7 @@ def flag_of(each: "Field[Any]") -> str:
 
 def help_of(each: "Field[Any]", settings: type) -> str:
     """Write the help of a setting for a command line, other settings named by their flags."""
-    flags = {f.name: flag_of(f) for f in fields(settings)}
+    flags = {f.name: flag_of(f) for f in described(settings)}
     said = about(each)
     text = said.switch_help or said.help
     return re.sub(r"`(\w+)`", lambda m: flags.get(m[1], m[0]), text)
@@ -82,7 +86,7 @@ def with_settings(settings: type) -> Callable[[_Function], _Function]:
     In the docstring the line that begins with `**settings:` is replaced by a line a setting.
     """
 
-    def described(function: _Function) -> _Function:
+    def with_each(function: _Function) -> _Function:
         own = inspect.signature(function)
         function.__signature__ = own.replace(  # type: ignore[attr-defined]
             parameters=[*_parameters(own, settings)]
@@ -92,7 +96,7 @@ def with_settings(settings: type) -> Callable[[_Function], _Function]:
             function.__doc__ = "\n".join(_with_arguments(lines, settings))
         return function
 
-    return described
+    return with_each
 
 
 def _parameters(own: inspect.Signature, settings: type) -> Iterator[inspect.Parameter]:
@@ -100,7 +104,7 @@ def _parameters(own: inspect.Signature, settings: type) -> Iterator[inspect.Para
     kinds = inspect.Parameter
     mine = [p for p in own.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
     yield from (p for p in mine if p.kind is not kinds.KEYWORD_ONLY)
-    for each in fields(settings):
+    for each in described(settings):
         yield kinds(each.name, kinds.KEYWORD_ONLY, default=each.default, annotation=each.type)
     yield from (p for p in mine if p.kind is kinds.KEYWORD_ONLY)
 
@@ -111,7 +115,7 @@ def _with_arguments(lines: list[str], settings: type) -> Iterator[str]:
             yield line
             continue
         indent = line[: len(line) - len(line.lstrip())]
-        for each in fields(settings):
+        for each in described(settings):
             said = about(each)
             unset = f" Default: {said.unset}." if said.unset else ""
             yield from textwrap.wrap(
@@ -125,14 +129,9 @@ def _with_arguments(lines: list[str], settings: type) -> Iterator[str]:
 
 def not_recorded(settings: type) -> frozenset[str]:
     """Name the settings of a machine and a run, which a store does not record."""
-    return frozenset(f.name for f in fields(settings) if not about(f).is_recorded)
+    return frozenset(f.name for f in described(settings) if not about(f).is_recorded)
 
 
 def is_switch(each: "Field[Any]") -> bool:
     """Tell whether a setting is given without a value: on or off."""
     return isinstance(each.default, bool)
-
-
-def defaults(settings: type) -> dict[str, Any]:
-    """Map each setting with a default to it."""
-    return {f.name: f.default for f in fields(settings) if f.default is not dataclasses.MISSING}
