@@ -94,7 +94,7 @@ def import_(
         return
     if tokenizer is None:
         raise InputError(
-            f"{dump}: is no export of a store, so the teacher's tokenizer is needed. Name its "
+            f"{dump}: is not an export of a store, so the teacher's tokenizer is needed. Name its "
             "folder with --tokenizer."
         )
     from logitstore.moving.dumps.importing import import_dump

@@ -257,15 +257,10 @@ def test_the_student_is_required() -> None:
 
 
 def test_a_flag_may_be_spelt_in_a_mixed_way_and_its_value_stays() -> None:
-    run, student = parse(
-        ["--store", "my-store", "--output_dir=an-out_put", "--model-name_or-path", "a-b"]
-        + ["--use-cpu", "--lr-scheduler-kwargs={}", "--no_log-on-each-node"]
-    )
-    assert (run.store, run.output_dir, student.model_name_or_path) == (
-        "my-store",
-        "an-out_put",
-        "a-b",
-    )
+    words = "--store my-store --output_dir=an-out_put --model-name_or-path a-b --use-cpu"
+    run, student = parse([*words.split(), "--lr-scheduler-kwargs={}", "--no_log-on-each-node"])
+    assert (run.store, run.output_dir) == ("my-store", "an-out_put")
+    assert student.model_name_or_path == "a-b"
     assert run.log_on_each_node is False
 
 
