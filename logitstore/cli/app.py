@@ -22,6 +22,7 @@ def _log_to_stderr() -> None:
 app = entry.program(
     "logitstore",
     "Make, inspect and check stores of a teacher's most probable next tokens.",
+    epilog="Exit status 1: `verify` found damage, or `repair` has left some to be captured again.",
     begin=_log_to_stderr,
 )
 for commands in (capture, inspect, check, moving):

@@ -23,9 +23,8 @@ _UsageError: Any = typer.BadParameter.__base__
 _INTERRUPTED = 130
 
 _ABOUT_ERRORS = (
-    "Exit status: 0 done, 1 damage found, 2 an error: one line on stderr that says what to do. "
-    'With --json also on stdout: {"error": {"kind": …, "message": …}}; a kind never changes its '
-    "name."
+    "An error is one line on stderr that says what to do, and exit status 2. With --json stdout has "
+    'it, too: {"error": {"kind": …, "message": …}}; a kind stays the same from version to version.'
 )
 
 
@@ -52,7 +51,7 @@ def program(
             "token_normalize_func": with_hyphens,
         },
         help=help,
-        epilog=f"{epilog} {_ABOUT_ERRORS}".strip(),
+        epilog=f"{epilog}\n\n{_ABOUT_ERRORS}".strip(),
     )
 
     def show_version(is_asked: bool) -> None:
