@@ -23,8 +23,8 @@ _UsageError: Any = typer.BadParameter.__base__
 _INTERRUPTED = 130
 
 _ABOUT_ERRORS = (
-    "An error is one line on stderr that says what to do, and exit status 2. With --json stdout has "
-    'it, too: {"error": {"kind": …, "message": …}}; a kind stays the same from version to version.'
+    "An error is one line on stderr that says what to do, and exit status 2. With --json it is on "
+    'stdout, too: {"error": {"kind": …, "message": …}}; a kind stays the same in later versions.'
 )
 
 

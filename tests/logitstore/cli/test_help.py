@@ -20,6 +20,10 @@ from tests.logitstore.cli.conftest import Typed
 PROGRAMS = {"logitstore": logitstore_cli.app, "distill": distill_cli.app}
 
 
+#: Typer takes a pipe for a terminal where one of these is set.
+_COLOURS = ("GITHUB_ACTIONS", "FORCE_COLOR", "PY_COLORS")
+
+
 def commands() -> list[tuple[str, str]]:
     found = []
     for program, app in PROGRAMS.items():
@@ -56,7 +60,9 @@ def help_text(*words: str, **environment: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *words, "--help"],
         cwd=ROOT,
-        env=os.environ | {"COLUMNS": "80"} | environment,
+        env={k: v for k, v in os.environ.items() if k not in _COLOURS}
+        | {"COLUMNS": "80"}
+        | environment,
         capture_output=True,
         encoding="utf-8",
         check=True,
