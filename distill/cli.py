@@ -14,11 +14,17 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from distill.evaluation.settings import METRICS, EvaluationSettings
+from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
+from logitstore.console.options import (
+    JsonOpt,
+    PartialOpt,
+    StoreArg,
+    settings_from,
+    with_options_of,
+)
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
-from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 app = entry.program(
     "distill",
@@ -26,14 +32,6 @@ app = entry.program(
     epilog="`distill train` also takes every flag of TrainingArguments of transformers: "
     "`distill train --help` lists them all.",
 )
-
-#: They stand in results.json, which is small.
-MOST_SAMPLES = 32
-
-# Headings of `distill evaluate --help`.
-_DATA = "Data"
-_MODEL = "Model"
-_RUNNING = "Running"
 
 
 @app.command(
@@ -58,6 +56,7 @@ def train(context: typer.Context) -> None:
 
 
 @app.command()
+@with_options_of(EvaluationSettings, PANELS)
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
@@ -70,154 +69,27 @@ def evaluate(
             metavar="NAMES",
         ),
     ] = METRICS[0],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the run as one JSON object; an error, too.")
-    ] = False,
-    store: Annotated[
-        str | None,
-        typer.Option(
-            help="A store of held-out text, for agreement, uld and calibration.",
-            rich_help_panel=_DATA,
-            metavar="STORE",
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of the dataset.", rich_help_panel=_DATA, metavar="NAME"),
-    ] = None,
-    config_name: Annotated[
-        str | None,
-        typer.Option(
-            help="Configuration of a hub dataset that has several.",
-            rich_help_panel=_DATA,
-            metavar="NAME",
-        ),
-    ] = None,
-    text_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column to read as plain text, instead of text.",
-            rich_help_panel=_DATA,
-            metavar="NAME",
-        ),
-    ] = None,
-    references_column: Annotated[
-        str | None,
-        typer.Option(
-            help="Column with a list per row of texts that are as right as the completion.",
-            rich_help_panel=_DATA,
-            metavar="NAME",
-            show_default="references, if there is one",
-        ),
-    ] = None,
-    supervise: Annotated[
-        str | None,
-        typer.Option(
-            help="Turns of a conversation to measure: all of the assistant's, or the last.",
-            rich_help_panel=_DATA,
-            metavar="all|last",
-            show_default="all",
-        ),
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option(
-            help="Chat template to use: a Jinja file, or the folder of a tokenizer.",
-            rich_help_panel=_DATA,
-            metavar="PATH",
-            show_default="the model's own",
-        ),
-    ] = None,
-    chat_template_kwargs: Annotated[
-        str | None,
-        typer.Option(
-            help="Variables of the chat template for every row, as JSON.",
-            rich_help_panel=_DATA,
-            metavar="JSON",
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Tokens of a window at most.",
-            rich_help_panel=_DATA,
-            metavar="N",
-            show_default="as many as the model reads",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            help="Branch, tag or commit of a hub model.", rich_help_panel=_MODEL, metavar="NAME"
-        ),
-    ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Number format of the weights: float32, bfloat16, float16, or auto (as the model "
-            "was saved).",
-            rich_help_panel=_MODEL,
-            metavar="NAME",
-        ),
-    ] = "float32",
-    max_new_tokens: Annotated[
-        int,
-        typer.Option(
-            help="Tokens of a written answer at most.", rich_help_panel=_RUNNING, metavar="N"
-        ),
-    ] = 64,
-    samples: Annotated[
-        int,
-        typer.Option(
-            help="Keep what the model writes after N prompts, or after the first halves of N "
-            f"texts; {MOST_SAMPLES} at most.",
-            rich_help_panel=_RUNNING,
-            metavar="N",
-        ),
-    ] = 0,
-    tokens_per_batch: Annotated[
-        int,
-        typer.Option(
-            help="Padded tokens of a forward pass.", rich_help_panel=_RUNNING, metavar="N"
-        ),
-    ] = DEFAULT_TOKENS_PER_BATCH,
+    as_json: JsonOpt = False,
+    **values: Any,
 ) -> None:
     """Measure a model on a dataset, and against a teacher's store, across tokenizers.
 
     On DATA: bits_per_byte (lower is better); token_f1, exact_match and rouge of what it writes
     after each prompt. With --store: agreement of the most probable tokens, uld, calibration.
     """
-    chosen = _check_choices(metrics, dtype, max_length, tokens_per_batch)
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: expected at least 1.")
-    if not 0 <= samples <= MOST_SAMPLES:
-        raise InputError(f"--samples {samples}: expected 0 to {MOST_SAMPLES}.")
+    settings = EvaluationSettings(
+        data=data, metrics=_metrics(metrics), **settings_from(EvaluationSettings, values)
+    )
+    _check_choices(settings)
     with _talk_to_stderr():
         from distill.evaluation.evaluate import evaluate as run_evaluation
 
-        settings = EvaluationSettings(
-            data=data,
-            metrics=chosen,
-            store=store,
-            split=split,
-            config_name=config_name,
-            text_column=text_column,
-            references_column=references_column,
-            supervise=supervise,
-            chat_template_path=chat_template_path,
-            chat_template_kwargs=chat_template_kwargs,
-            revision=revision,
-            dtype=dtype,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            samples=samples,
-            tokens_per_batch=tokens_per_batch,
-        )
         run = run_evaluation(model, settings)
     if as_json:
         print(json.dumps(run, indent=1))
     else:
-        print("\n".join([_table(run, chosen), *_samples(run if samples else {})]))
+        samples = _samples(run if settings.samples else {})
+        print("\n".join([_table(run, settings.metrics), *samples]))
 
 
 @app.command()
@@ -235,9 +107,7 @@ def compare(
             "--out", "-o", help="Also write a page for a browser to this file.", metavar="FILE"
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the comparison as one JSON object; an error, too.")
-    ] = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Print a table of students, figure by figure. Runs of one name are seeds of one contender.
 
@@ -258,9 +128,7 @@ def compare(
 
 @app.command()
 def coverage(
-    store: Annotated[
-        str, typer.Argument(help="The store: a folder, or a URL such as s3://bucket/name.")
-    ],
+    store: StoreArg,
     student: Annotated[
         str, typer.Argument(help="The student: a transformers folder, or a hub id.")
     ],
@@ -284,12 +152,8 @@ def coverage(
             show_default="the student's own",
         ),
     ] = None,
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Also read a store that is not finished.")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the facts as one JSON object; an error, too.")
-    ] = False,
+    allow_partial: PartialOpt = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Print how much of a store a student's tokenizer can use, and which loss to train with."""
     if sequences < 1:
@@ -312,9 +176,7 @@ def coverage(
 
 @app.command()
 def env(
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the facts as one JSON object; an error, too.")
-    ] = False,
+    as_json: JsonOpt = False,
 ) -> None:
     """Print versions and devices for a bug report, and nothing that says who or where you are."""
     from distill import environment
@@ -328,22 +190,28 @@ def _talk_to_stderr() -> redirect_stdout[TextIO]:
     return redirect_stdout(sys.stderr)
 
 
-def _check_choices(
-    metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int
-) -> list[str]:
-    """Check options of `evaluate`, and list the metrics, each once."""
-    chosen = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
+def _metrics(names: str) -> list[str]:
+    """List the metrics that are asked for, each once."""
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in chosen:
         if name not in METRICS:
             raise InputError(f"--metrics {name}: not known. Known: {', '.join(METRICS)}. Name one.")
+    return chosen
+
+
+def _check_choices(settings: EvaluationSettings) -> None:
     types = ("float32", "bfloat16", "float16", "auto")
-    if dtype not in types:
-        raise InputError(f"--dtype {dtype}: expected one of {', '.join(types)}.")
+    if settings.dtype not in types:
+        raise InputError(f"--dtype {settings.dtype}: expected one of {', '.join(types)}.")
+    max_length, tokens = settings.max_length, settings.tokens_per_batch
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
-    if tokens_per_batch < 1:
-        raise InputError(f"--tokens-per-batch {tokens_per_batch}: expected at least 1.")
-    return chosen
+    if tokens < 1:
+        raise InputError(f"--tokens-per-batch {tokens}: expected at least 1.")
+    if settings.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {settings.max_new_tokens}: expected at least 1.")
+    if not 0 <= settings.samples <= MOST_SAMPLES:
+        raise InputError(f"--samples {settings.samples}: expected 0 to {MOST_SAMPLES}.")
 
 
 def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:

@@ -8,15 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from logitstore.capture.settings import PANELS, CaptureSettings
-from logitstore.cli.options import (
+from logitstore.console.entry import stoppable
+from logitstore.console.launcher import find_ranks
+from logitstore.console.options import (
     JsonOpt,
     OutOpt,
     print_facts,
     settings_from,
     with_options_of,
 )
-from logitstore.console.entry import stoppable
-from logitstore.console.launcher import find_ranks
 from logitstore.console.settings import about, described
 
 TeacherArg = Annotated[str, typer.Argument(help="The teacher: hub id or model folder.")]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from logitstore.cli.options import JsonOpt, PartialOpt, StoreArg
 from logitstore.console.entry import stoppable
+from logitstore.console.options import JsonOpt, PartialOpt, StoreArg
 from logitstore.storage.paths import store_path, to_write
 
 

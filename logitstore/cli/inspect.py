@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from logitstore.cli.options import JsonOpt, PartialOpt, StoreArg, print_facts
+from logitstore.console.options import JsonOpt, PartialOpt, StoreArg, print_facts
 from logitstore.errors import InputError
 
 

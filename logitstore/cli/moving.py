@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from logitstore.cli.options import JsonOpt, print_facts, settings_from, with_options_of
+from logitstore.console.options import JsonOpt, print_facts, settings_from, with_options_of
 from logitstore.console.settings import described, flag_of
 from logitstore.errors import InputError
 from logitstore.moving.dumps.settings import PANELS, ImportSettings

@@ -3,7 +3,7 @@
     top_k: int = setting(64, KEPT, "Entries to keep per record.")
 
 Everything else that names the setting is derived from the field: the option of the command line
-(`logitstore.cli.options.option_of`), the signature and docstring of the Python function
+(`logitstore.console.options.option_of`), the signature and docstring of the Python function
 (`with_settings`), and what a store records (`is_recorded`). So adding a setting is adding a field.
 """
 

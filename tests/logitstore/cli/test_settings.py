@@ -15,7 +15,7 @@ import typer
 import logitstore
 from logitstore.capture.settings import NOT_RECORDED, PANELS, CaptureSettings
 from logitstore.cli.app import app
-from logitstore.cli.options import option_of, settings_from, with_options_of
+from logitstore.console.options import option_of, settings_from, with_options_of
 from logitstore.console.settings import about, flag_of, help_of, setting, with_settings
 
 SETTINGS = fields(CaptureSettings)
