@@ -1,7 +1,7 @@
 """`distill`: train a student from a store, and measure it.
 
 torch and transformers are imported by the command that needs them, so `distill --help` is quick.
-Facts go to stdout, talk to stderr; exit status 2 means that the request was at fault.
+Facts go to stdout, messages to stderr; exit status 2 means that the request was at fault.
 """
 
 import json
@@ -14,21 +14,24 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from distill.evaluation.settings import METRICS, EvaluationSettings
+from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
+from logitstore.console.options import (
+    JsonOpt,
+    PartialOpt,
+    StoreArg,
+    settings_from,
+    with_options_of,
+)
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
-from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Train students from a logit store, and measure them.",
+app = entry.program(
+    "distill",
+    "Train students from a store of a teacher's predictions, and measure them.",
+    epilog="`distill train` also takes every flag of TrainingArguments of transformers: "
+    "`distill train --help` lists them all.",
 )
-
-#: They stand in results.json, which is small.
-MOST_SAMPLES = 32
 
 
 @app.command(
@@ -38,8 +41,8 @@ MOST_SAMPLES = 32
 def train(context: typer.Context) -> None:
     """Train a student: --model_name_or_path S --store STORE --loss uld:1.5 --output_dir OUT.
 
-    Takes every flag of transformers' TrainingArguments, or --config run.yaml, where flags win.
-    `distill train --help` lists them.
+    Takes every flag of TrainingArguments of transformers besides its own, and --config run.yaml, a
+    file of flags. `distill train --help` lists them all.
     """
     with _talk_to_stderr():
         from distill.training.config import parse
@@ -53,118 +56,60 @@ def train(context: typer.Context) -> None:
 
 
 @app.command()
+@with_options_of(EvaluationSettings, PANELS)
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
+    model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
         str | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
     ] = None,
     metrics: Annotated[
-        str, typer.Option(help="With commas between them: " + ", ".join(METRICS))
+        str,
+        typer.Option(
+            help="What to measure, separated by commas: " + ", ".join(METRICS) + ".",
+            metavar="NAMES",
+        ),
     ] = METRICS[0],
-    store: Annotated[
-        str | None, typer.Option(help="Of held-out text: for agreement, uld and calibration.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the dataset.")] = None,
-    config_name: Annotated[
-        str | None, typer.Option("--config-name", "--config_name", help="Of a hub dataset.")
-    ] = None,
-    text_column: Annotated[
-        str | None, typer.Option("--text-column", "--text_column", help="Column to read as text.")
-    ] = None,
-    references_column: Annotated[
-        str | None,
-        typer.Option(
-            "--references-column",
-            "--references_column",
-            help="Texts that do as well as the completion: a list a row. Default: references.",
-        ),
-    ] = None,
-    supervise: Annotated[
-        str | None, typer.Option(help="Of conversations: all assistant turns, or the last.")
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option(
-            "--chat-template-path",
-            "--chat_template_path",
-            help="A Jinja file or tokenizer folder. Default: the model's own template.",
-        ),
-    ] = None,
-    chat_template_kwargs: Annotated[
-        str | None,
-        typer.Option(
-            "--chat-template-kwargs",
-            "--chat_template_kwargs",
-            help="Variables of the chat template for every row, as JSON.",
-        ),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Of a model on the hub.")] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", "--max_length", help="Tokens of a window.")
-    ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "--max_new_tokens", help="Of a written answer.")
-    ] = 64,
-    samples: Annotated[
-        int, typer.Option(help="Keep what it writes after so many prompts, or halves of texts.")
-    ] = 0,
-    tokens_per_batch: Annotated[
-        int, typer.Option("--tokens-per-batch", "--tokens_per_batch", help="Padded tokens at once.")
-    ] = DEFAULT_TOKENS_PER_BATCH,
-    as_json: Annotated[bool, typer.Option("--json", help="The run object as JSON.")] = False,
+    as_json: JsonOpt = False,
+    **values: Any,
 ) -> None:
-    """A model on a dataset, and against a teacher's store, comparable across tokenizers.
+    """Measure a model on a dataset, and against a teacher's store, across tokenizers.
 
     On DATA: bits_per_byte (lower is better); token_f1, exact_match and rouge of what it writes
-    after each prompt. Against --store: agreement of the most probable tokens, uld, calibration.
+    after each prompt. With --store: agreement of the most probable tokens, uld, calibration.
     """
-    chosen = _check_choices(metrics, dtype, max_length, tokens_per_batch)
-    if max_new_tokens < 1:
-        raise InputError(f"--max-new-tokens {max_new_tokens}: expected at least 1.")
-    if not 0 <= samples <= MOST_SAMPLES:
-        raise InputError(f"--samples {samples}: expected 0 to {MOST_SAMPLES}.")
+    settings = EvaluationSettings(
+        data=data, metrics=_metrics(metrics), **settings_from(EvaluationSettings, values)
+    )
+    _check_choices(settings)
     with _talk_to_stderr():
         from distill.evaluation.evaluate import evaluate as run_evaluation
 
-        settings = EvaluationSettings(
-            data=data,
-            metrics=chosen,
-            store=store,
-            split=split,
-            config_name=config_name,
-            text_column=text_column,
-            references_column=references_column,
-            supervise=supervise,
-            chat_template_path=chat_template_path,
-            chat_template_kwargs=chat_template_kwargs,
-            revision=revision,
-            dtype=dtype,
-            max_length=max_length,
-            max_new_tokens=max_new_tokens,
-            samples=samples,
-            tokens_per_batch=tokens_per_batch,
-        )
         run = run_evaluation(model, settings)
     if as_json:
         print(json.dumps(run, indent=1))
     else:
-        print("\n".join([_table(run, chosen), *_samples(run if samples else {})]))
+        samples = _samples(run if settings.samples else {})
+        print("\n".join([_table(run, settings.metrics), *samples]))
 
 
 @app.command()
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Student folders, or their results.json.")],
     baseline: Annotated[
-        str | None, typer.Option(help="The run name to compare with. Default: the first run's.")
+        str | None,
+        typer.Option(
+            help="Name of the run to compare with.", metavar="NAME", show_default="the first run"
+        ),
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", help="Also write a page for a browser: report.html."),
+        typer.Option(
+            "--out", "-o", help="Also write a page for a browser to this file.", metavar="FILE"
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The comparison as JSON.")] = False,
+    as_json: JsonOpt = False,
 ) -> None:
-    """A table of students, figure by figure; those of one name are seeds of one contender.
+    """Print a table of students, figure by figure. Runs of one name are seeds of one contender.
 
     The page adds curves, how each was trained, and what `distill evaluate --samples` kept.
     """
@@ -183,22 +128,34 @@ def compare(
 
 @app.command()
 def coverage(
-    store: Annotated[str, typer.Argument(help="A store, as `logitstore capture` wrote it.")],
-    student: Annotated[str, typer.Argument(help="A transformers folder, or a hub id.")],
-    sequences: Annotated[int, typer.Option(help="Look at so many, spread over the store.")] = 1000,
+    store: StoreArg,
+    student: Annotated[
+        str, typer.Argument(help="The student: a transformers folder, or a hub id.")
+    ],
+    sequences: Annotated[
+        int,
+        typer.Option(help="Look at N sequences, evenly spread over the store.", metavar="N"),
+    ] = 1000,
     max_length: Annotated[
-        int | None, typer.Option("--max-length", "--max_length", help="Student tokens of a row.")
+        int | None,
+        typer.Option(
+            help="Student tokens of a row at most.",
+            metavar="N",
+            show_default="as many as the student reads",
+        ),
     ] = None,
     chat_template_path: Annotated[
         str | None,
-        typer.Option("--chat-template-path", "--chat_template_path", help="The student's."),
+        typer.Option(
+            help="Chat template of the student: a Jinja file, or the folder of a tokenizer.",
+            metavar="PATH",
+            show_default="the student's own",
+        ),
     ] = None,
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", "--allow_partial", help="Of an unfinished store.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+    allow_partial: PartialOpt = False,
+    as_json: JsonOpt = False,
 ) -> None:
-    """How far a student's tokenizer can follow a store, and which loss that speaks for."""
+    """Print how much of a store a student's tokenizer can use, and which loss to train with."""
     if sequences < 1:
         raise InputError(f"--sequences {sequences}: expected at least 1.")
     if max_length is not None and max_length < 2:
@@ -219,9 +176,9 @@ def coverage(
 
 @app.command()
 def env(
-    as_json: Annotated[bool, typer.Option("--json", help="The facts as JSON.")] = False,
+    as_json: JsonOpt = False,
 ) -> None:
-    """Versions and devices, for a bug report. Nothing that says who or where you are."""
+    """Print versions and devices for a bug report, and nothing that says who or where you are."""
     from distill import environment
 
     facts = environment.facts()
@@ -229,26 +186,32 @@ def env(
 
 
 def _talk_to_stderr() -> redirect_stdout[TextIO]:
-    """Libraries print, some where they are imported; stdout is for what was asked for."""
+    """Send what libraries print, some where they are imported, to stderr: stdout is for facts."""
     return redirect_stdout(sys.stderr)
 
 
-def _check_choices(
-    metrics: str, dtype: str, max_length: int | None, tokens_per_batch: int
-) -> list[str]:
-    """The metrics, each once."""
-    chosen = list(dict.fromkeys(name.strip() for name in metrics.split(",")))
+def _metrics(names: str) -> list[str]:
+    """List the metrics that are asked for, each once."""
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in chosen:
         if name not in METRICS:
             raise InputError(f"--metrics {name}: not known. Known: {', '.join(METRICS)}. Name one.")
+    return chosen
+
+
+def _check_choices(settings: EvaluationSettings) -> None:
     types = ("float32", "bfloat16", "float16", "auto")
-    if dtype not in types:
-        raise InputError(f"--dtype {dtype}: expected one of {', '.join(types)}.")
+    if settings.dtype not in types:
+        raise InputError(f"--dtype {settings.dtype}: expected one of {', '.join(types)}.")
+    max_length, tokens = settings.max_length, settings.tokens_per_batch
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
-    if tokens_per_batch < 1:
-        raise InputError(f"--tokens-per-batch {tokens_per_batch}: expected at least 1.")
-    return chosen
+    if tokens < 1:
+        raise InputError(f"--tokens-per-batch {tokens}: expected at least 1.")
+    if settings.max_new_tokens < 1:
+        raise InputError(f"--max-new-tokens {settings.max_new_tokens}: expected at least 1.")
+    if not 0 <= settings.samples <= MOST_SAMPLES:
+        raise InputError(f"--samples {settings.samples}: expected 0 to {MOST_SAMPLES}.")
 
 
 def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
@@ -311,6 +274,6 @@ def _known(value: float | None, how: str) -> str:
 
 
 def main() -> None:
-    """The console script."""
+    """Run the command line: an error raised on purpose is one message and an exit status."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after tokenising
     entry.run(app, "distill")

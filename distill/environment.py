@@ -1,4 +1,4 @@
-"""What a bug report needs to say about a machine, and nothing about its owner.
+"""Describe a machine for a bug report, and say nothing about its owner.
 
 Versions, builds and devices only: no paths, no host or user names, no environment variables.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 from logitstore.console.progress import byte_count
 
-#: Everything that a store or a training run goes through; None where it is not installed.
+#: Libraries that a store or a training run depends on; None where one is not installed.
 PACKAGES = (
     "logitstore", "torch", "transformers", "tokenizers", "datasets", "accelerate", "safetensors",
     "numpy", "pyarrow", "numcodecs", "google-crc32c", "typer", "tqdm", "zarr",
@@ -21,9 +21,10 @@ Facts = dict[str, Any]
 
 
 def facts() -> Facts:
-    """JSON-ready: `python`, `platform`, `packages`, `cpus`, `torch` and `devices`.
+    """Collect `python`, `platform`, `packages`, `cpus`, `torch` and `devices`, ready for JSON.
 
-    A torch that is missing or cannot be imported is a fact too: `torch` then says so under `error`.
+    A torch that is missing or cannot be imported is a fact, too: `torch` then has only `error`, the
+    class of what importing it raised.
     """
     # Not platform.platform(): people put their names into kernels.
     libc = " ".join(filter(None, platform.libc_ver()))
@@ -41,7 +42,7 @@ def facts() -> Facts:
 
 
 def table(found: Facts) -> str:
-    """The facts for people, one a line."""
+    """Format the facts for people, one a line."""
     cpus, build = found["cpus"], found["torch"]
     lines = {
         "python": found["python"],
@@ -65,14 +66,14 @@ def _version(name: str) -> str | None:
 
 
 def _usable_cpus() -> int | None:
-    """Of a container or a batch job often fewer than there are."""
+    """Count the CPUs this process may use: in a container often fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count()
 
 
 def _build(torch: Any) -> Facts:
-    """What this torch was built for; None where it was not."""
+    """Say which accelerators this torch was built for; None for one that it was not."""
     return {
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
@@ -82,7 +83,7 @@ def _build(torch: Any) -> Facts:
 
 
 def _devices(torch: Any) -> Iterator[Facts]:
-    """The accelerators, with their memory where the backend tells."""
+    """List the accelerators, with their memory where the backend tells it."""
     if not torch.accelerator.is_available():
         return
     kind = torch.accelerator.current_accelerator().type

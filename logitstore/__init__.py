@@ -17,7 +17,7 @@ from logitstore.store import LogitStore, open_store
 from logitstore.writing.writer import StoreWriter
 
 if TYPE_CHECKING:
-    from logitstore.capture.job import capture
+    from logitstore.capture import capture
 
 __version__ = "0.1.0"
 

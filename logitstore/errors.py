@@ -6,15 +6,33 @@
     |-- IncompleteStoreError  (also ValueError)  the capture has not finished: resume it
     |-- MismatchError         (also ValueError)  store and request disagree: change one of them
     |-- CorruptStoreError                        bytes are not what was committed: repair
-    |-- InputError            (also ValueError)  an unusable dataset, model or flag: mend it
+    |-- InputError            (also ValueError)  an unusable dataset, model or flag: fix it
     |-- MissingLibraryError   (also ImportError) an optional library is not installed: install it
-    |-- StorageError          (also OSError)     the disk or folder refuses: make room, resume
+    |-- StorageError          (also OSError)     the disk or folder fails: make room, resume
     `-- BusyError                                another process writes here: share, or wait
 
 A message says where, what is wrong, what was expected and found, then what to do next.
+
+Every error has a `kind`, a short code that stays the same from version to version, so that a
+caller need not match the text. The first of a class is its usual one; the others tell cases apart
+that a caller would handle in another way.
+
+    NotAStoreError        not-a-store
+    FormatError           format
+    IncompleteStoreError  incomplete
+    MismatchError         mismatch; dataset-changed: the dataset is another than it was
+    CorruptStoreError     corrupt; missing-file: a file of the store is gone
+    InputError            input; usage: a command line that cannot be understood;
+                          out-of-memory: the device has no room for one sequence
+    MissingLibraryError   missing-library
+    StorageError          storage; disk-full: no space, or a quota is used up
+    BusyError             busy
+
+With `--json` both programs print it, `{"error": {"kind": "incomplete", "message": "…"}}`; there a
+command that a signal stopped has the kind `stopped`.
 """
 
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 
 class Located(Protocol):
@@ -25,23 +43,47 @@ class Located(Protocol):
 
 
 class LogitStoreError(Exception):
-    """Base of every error raised on purpose."""
+    """Base of every error raised on purpose.
+
+    Attributes:
+        kind: A short code for the case; the class's first, if none is given.
+    """
+
+    #: Every kind that an error of this class may have, the usual one first.
+    kinds: ClassVar[tuple[str, ...]] = ("error",)
+
+    def __init__(self, *args: object, kind: str | None = None) -> None:
+        super().__init__(*args)
+        self.kind = kind or self.kinds[0]
+        assert self.kind in self.kinds, self.kind
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the error as JSON, without its message."""
+        return {"kind": self.kind}
 
 
 class NotAStoreError(LogitStoreError, FileNotFoundError):
     """The path holds no store."""
 
+    kinds = ("not-a-store",)
+
 
 class FormatError(LogitStoreError, ValueError):
     """A store written in a format version that this reader does not know."""
+
+    kinds = ("format",)
 
 
 class IncompleteStoreError(LogitStoreError, ValueError):
     """The capture that writes this store has not finished."""
 
+    kinds = ("incomplete",)
+
 
 class MismatchError(LogitStoreError, ValueError):
     """The store was made from something other than what is asked of it."""
+
+    kinds = ("mismatch", "dataset-changed")
 
 
 class CorruptStoreError(LogitStoreError):
@@ -52,30 +94,52 @@ class CorruptStoreError(LogitStoreError):
         rows: First and last dataset row that cannot be trusted, where that is known.
     """
 
-    def __init__(self, message: str, *, path: Located, rows: tuple[int, int] | None = None) -> None:
-        super().__init__(message)
+    kinds = ("corrupt", "missing-file")
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Located,
+        rows: tuple[int, int] | None = None,
+        kind: str | None = None,
+    ) -> None:
+        super().__init__(message, kind=kind)
         self.path = path
         self.rows = rows
+
+    def facts(self) -> dict[str, Any]:
+        """Describe the error as JSON, without its message: also the file and its rows."""
+        rows = None if self.rows is None else list(self.rows)
+        return super().facts() | {"path": str(self.path), "rows": rows}
 
 
 class InputError(LogitStoreError, ValueError):
     """A dataset, a model or a setting from the user that cannot be used as it is."""
 
+    kinds = ("input", "usage", "out-of-memory")
+
 
 class MissingLibraryError(LogitStoreError, ImportError):
     """What is asked for needs a library that is an extra, and it is not installed."""
 
+    kinds = ("missing-library",)
+
 
 class StorageError(LogitStoreError, OSError):
-    """The file system refused: full, read-only, or without a needed operation."""
+    """The file system failed: full, read-only, or without a needed operation."""
+
+    kinds = ("storage", "disk-full")
 
 
 class BusyError(LogitStoreError):
     """Another process is at work on the same store, and does not share it."""
 
+    kinds = ("busy",)
+
 
 def in_a_line(error: BaseException) -> str:
-    """What a library's error says, as part of a message: its class and its first line."""
+    """Quote a library's error as part of a message: its class and its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
     return f"{type(error).__name__}: {first.rstrip('.')}" if first else type(error).__name__

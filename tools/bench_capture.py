@@ -316,7 +316,7 @@ def measure(sizes: Sizes, folder: Path, turns: int) -> dict[str, dict[str, float
 
 def forecast(sizes: Sizes, folder: Path) -> Turn:
     """What `estimate` says, from the same rows."""
-    from logitstore.capture.job import preview
+    from logitstore.capture import preview
 
     def turn() -> dict[str, float]:
         said = preview(

@@ -34,7 +34,8 @@ import torch
 import transformers  # noqa: F401
 from tqdm import tqdm
 
-import logitstore.capture.job as job
+import logitstore
+import logitstore.capture.job  # before the forks, as the others above
 from logitstore.checking.verify import verify_store
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
@@ -67,7 +68,7 @@ class Trial:
             os.dup2(silence, 1)
             os.dup2(silence, 2)
             try:
-                job.capture(
+                logitstore.capture(
                     self.teacher,
                     str(self.data),
                     out,

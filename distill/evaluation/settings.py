@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from logitstore.console.settings import setting
 from logitstore.errors import InputError
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
@@ -16,47 +17,98 @@ STORE_METRICS = ("agreement", "uld", "calibration")
 #: Metrics of the answers that a model writes to the prompts of a dataset.
 ANSWER_METRICS = ("token_f1", "exact_match", "rouge")
 METRICS = (BITS_PER_BYTE, *STORE_METRICS, *ANSWER_METRICS)
+#: Samples stand in results.json, which is small.
+MOST_SAMPLES = 32
+
+# Headings of `distill evaluate --help`.
+_DATA = "Data"
+_MODEL = "Model"
+_RUNNING = "Running"
+#: In the order of the help.
+PANELS = (_DATA, _MODEL, _RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSettings:
     """What is measured, on what, and how the model reads it.
 
+    The options of `distill evaluate` are derived from the fields with a help text.
+
     Attributes:
         data: A dataset, as `logitstore capture` takes it.
-        store: A teacher's store of held-out text.
         metrics: Names out of :data:`METRICS`.
-        samples: Prompts to keep an answer to, for people to read.
-        split: Of the dataset.
-        config_name: Of a hub dataset.
-        text_column: The column to read as text.
-        references_column: The column of texts that answer as well as the completion.
-        supervise: Of conversations: `all` assistant turns, or the `last`.
-        chat_template_path: A Jinja file or tokenizer folder instead of the model's own template.
-        chat_template_kwargs: Variables of the chat template, as JSON.
-        revision: Branch, tag or commit of a model on the hub.
-        dtype: Of the weights.
-        max_length: Tokens of a window at most.
-        max_new_tokens: Tokens of an answer at most.
-        tokens_per_batch: Padded tokens of a batch; changes speed and memory only.
     """
 
     data: str | None = None
-    store: str | None = None
     metrics: Sequence[str] = (BITS_PER_BYTE,)
-    samples: int = 0
-    split: str | None = None
-    config_name: str | None = None
-    text_column: str | None = None
-    references_column: str | None = None
-    supervise: str | None = None
-    chat_template_path: str | None = None
-    chat_template_kwargs: str | None = None
-    revision: str | None = None
-    dtype: str = "float32"
-    max_length: int | None = None
-    max_new_tokens: int = 64
-    tokens_per_batch: int = DEFAULT_TOKENS_PER_BATCH
+    store: str | None = setting(
+        None,
+        _DATA,
+        "A store of held-out text, for agreement, uld and calibration.",
+        metavar="STORE",
+    )
+    samples: int = setting(
+        0,
+        _RUNNING,
+        "Keep what the model writes after N prompts, or after the first halves of N texts; "
+        f"{MOST_SAMPLES} at most.",
+        metavar="N",
+    )
+    split: str | None = setting(None, _DATA, "Split of the dataset.", metavar="NAME")
+    config_name: str | None = setting(
+        None, _DATA, "Configuration of a hub dataset that has several.", metavar="NAME"
+    )
+    text_column: str | None = setting(
+        None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
+    )
+    references_column: str | None = setting(
+        None,
+        _DATA,
+        "Column with a list per row of texts that are as right as the completion.",
+        metavar="NAME",
+        unset="references, if there is one",
+    )
+    supervise: str | None = setting(
+        None,
+        _DATA,
+        "Turns of a conversation to measure: all of the assistant's, or the last.",
+        metavar="all|last",
+        unset="all",
+    )
+    chat_template_path: str | None = setting(
+        None,
+        _DATA,
+        "Chat template to use: a Jinja file, or the folder of a tokenizer.",
+        metavar="PATH",
+        unset="the model's own",
+    )
+    chat_template_kwargs: str | None = setting(
+        None, _DATA, "Variables of the chat template for every row, as JSON.", metavar="JSON"
+    )
+    revision: str | None = setting(
+        None, _MODEL, "Branch, tag or commit of a hub model.", metavar="NAME", unset="main"
+    )
+    dtype: str = setting(
+        "float32",
+        _MODEL,
+        "Number format of the weights: float32, bfloat16, float16, or auto (as the model was "
+        "saved).",
+        metavar="NAME",
+    )
+    max_length: int | None = setting(
+        None,
+        _DATA,
+        "Tokens of a window at most.",
+        metavar="N",
+        unset="as many as the model reads",
+    )
+    max_new_tokens: int = setting(64, _RUNNING, "Tokens of a written answer at most.", metavar="N")
+    tokens_per_batch: int = setting(
+        DEFAULT_TOKENS_PER_BATCH,
+        _RUNNING,
+        "Padded tokens of a forward pass; changes speed and memory only.",
+        metavar="N",
+    )
 
     @property
     def store_metrics(self) -> list[str]:

@@ -33,6 +33,7 @@ from distill.losses.weights import parse_losses
 from distill.student.loading import StudentArguments
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
+from logitstore.console.entry import with_underscores
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 
@@ -329,7 +330,7 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     files = ArgumentParser(add_help=False, allow_abbrev=False)
     files.add_argument("--config")
     files.add_argument("--preset")
-    chosen, flags = files.parse_known_args(list(argv))
+    chosen, flags = files.parse_known_args([with_underscores(word) for word in argv])
     parser = _Parser()
     from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
     in_file, from_file = files.parse_known_args(from_file)
@@ -347,13 +348,13 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
         raise InputError(f"{says}. See `distill train --help`.") from error
     config, student, *_, unknown = parsed
     if unknown:
-        raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"))
+        raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"), kind="usage")
     return config, student
 
 
 def _without_rivals(preset: list[str], said: Sequence[str]) -> list[str]:
     """A preset without its schedule, or what only its loss has, where another one is said."""
-    names = {flag.split("=")[0].lstrip("-").replace("-", "_") for flag in said if flag[:2] == "--"}
+    names = {flag.split("=")[0].lstrip("-") for flag in said if flag[:2] == "--"}
     schedules = {"one_cycle", "lr_scheduler_type", "warmup_steps"}
     if "one_cycle" in names or (
         names & schedules and any(flag.startswith("--one_cycle") for flag in preset)
@@ -389,8 +390,13 @@ class _Parser(HfArgumentParser):
         )
         self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
 
+    def add_argument(self, *names: str, **more: Any) -> Any:
+        """Declare a flag without its twin with hyphens: `parse` reads both spellings as one."""
+        is_twin = {name: with_underscores(name) != name for name in names}
+        return super().add_argument(*(name for name in names if not is_twin[name]), **more)
+
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See `distill train --help`.")
+        raise InputError(f"{message}. See `distill train --help`.", kind="usage")
 
     def known_keys(self) -> list[str]:
         return [action.dest for action in self._actions]
@@ -414,7 +420,7 @@ class _Parser(HfArgumentParser):
         known = self.known_keys()
         flags: list[str] = []
         for key, value in loaded.items():
-            name = str(key).replace("-", "_")
+            name = with_underscores(f"--{key}").removeprefix("--")
             if name not in known or name in ("config", "help"):
                 raise InputError(f"--config {path}: " + _unknown(str(key), known, "key"))
             flags += _as_flags(name, value)
@@ -433,7 +439,7 @@ def _as_flags(name: str, value: object) -> list[str]:
 
 
 def _unknown(given: str, known: Iterable[str], what: str) -> str:
-    name = given.lstrip("-").split("=")[0].replace("-", "_")
+    name = with_underscores(given).lstrip("-").split("=")[0]
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
     if not given.startswith("-") and what == "flag":
         return f"{given!r} is neither a flag nor the value of one. See `distill train --help`."

@@ -1,5 +1,6 @@
-"""A capture run again from what a store recorded of it."""
+"""Run a capture again from what its store recorded of it."""
 
+from logitstore.capture.settings import CaptureSettings
 from logitstore.errors import InputError
 from logitstore.format.spec import StoreHeader
 from logitstore.storage.paths import StorePath
@@ -25,7 +26,6 @@ def capture_again(path: StorePath) -> None:
             f"{path}: the store does not say how it was captured (it was written by an older "
             "version or from a dataset in memory). Run the same `logitstore capture …` as then."
         )
-    from logitstore.capture.job import capture
-    from logitstore.capture.settings import CaptureSettings
+    from logitstore.capture.job import run_capture
 
-    capture(teacher, dataset, path, **vars(CaptureSettings.from_recorded(settings)))
+    run_capture(teacher, dataset, path, CaptureSettings.from_recorded(settings))

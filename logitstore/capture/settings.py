@@ -1,30 +1,22 @@
-"""What a capture is asked for, checked before anything is loaded."""
+"""The settings of a capture: each described once, and checked before anything is loaded.
+
+The options of `logitstore capture` and `estimate`, the signature and docstring of
+`logitstore.capture`, and what a store records of its making are derived from the fields of
+`CaptureSettings` (see `logitstore.console.settings`). Importing this imports no torch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-from logitstore.capture.sampling import Sampling
+from logitstore.capture.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
+from logitstore.console.settings import not_recorded, setting
 from logitstore.errors import InputError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.spec import CODECS
+from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
-if TYPE_CHECKING:
-    pass
-
-#: Of this machine and this run, not of the store. Least of all whether to run a model's code: that
-#: is for the user to say, every time, and not for a file.
-NOT_RECORDED = frozenset(
-    {
-        "attn_implementation",
-        "claim",
-        "device",
-        "device_map",
-        "tokens_per_batch",
-        "trust_remote_code",
-    }
-)
 #: Of `tokens_per_batch`: to be found out before the first shard.
 AUTO = "auto"
 ON_NAN = ("stop", "skip")
@@ -32,53 +24,257 @@ _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 _MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
 _MAX_SEED = 0xFFFF_FFFF
 
+# Headings of `logitstore capture --help`.
+_TEACHER = "Teacher"
+_DATA = "Data"
+_KEPT = "What is kept"
+_WRITTEN = "Completions that the teacher writes"
+_RUNNING = "Running"
+#: In the order of the help.
+PANELS = (_TEACHER, _DATA, _KEPT, _WRITTEN, _RUNNING)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """The arguments of `logitstore.capture` behind teacher, dataset and folder; described there."""
+    """The arguments of `logitstore.capture` behind teacher, dataset and folder.
 
-    top_k: int = 64
-    max_tail: float | None = None
-    ids: bool = True
-    temperatures: Sequence[float] = ()
-    logit_std: bool = False
-    draws: int = 0
-    seed: int | None = None
-    generate: bool = False
-    max_new_tokens: int | None = None
-    generate_temperature: float | None = None
-    generate_top_k: int | None = None
-    top_p: float | None = None
-    stop: Sequence[str] = ()
-    split: str | None = None
-    config_name: str | None = None
-    text_column: str | None = None
-    supervise: str | None = None
-    chat_template_path: str | None = None
-    chat_template_kwargs: str | Mapping[str, Any] | None = None
-    max_length: int | None = None
-    overflow: str = "split"
-    stride: int | None = None
-    revision: str | None = None
-    dtype: str = "auto"
-    quantization: str | Mapping[str, Any] | None = None
-    attn_implementation: str | None = None
-    device: str | None = None
-    device_map: str | Mapping[str, Any] | None = None
-    tokens_per_batch: int | str | None = None
-    on_nan: str = "stop"
-    claim: bool = False
-    shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
-    codec: str = "portable"
-    trust_remote_code: bool = False
+    What `is_recorded=False` says is of this machine and this run, not of the store. Least of all
+    is whether to run a model's code: that is for the user to say, every time, and not for a file.
+    """
+
+    top_k: int = setting(
+        64,
+        _KEPT,
+        "Entries to keep per record at most: the teacher's most probable tokens. 0 keeps none, "
+        "for `draws` alone.",
+        metavar="K",
+    )
+    max_tail: float | None = setting(
+        None,
+        _KEPT,
+        "Keep only as many entries as leave at most this probability outside them (never more "
+        "than `top_k`).",
+        metavar="P",
+        unset="keep all",
+    )
+    ids: bool = setting(
+        True,
+        _KEPT,
+        "Keep the token ids of the entries. Without them the store is enough for uld, at a fifth "
+        "of the size.",
+        switch_help="Keep no token ids of the entries: enough for uld, at a fifth of the size.",
+    )
+    temperatures: Sequence[float] = setting(
+        (),
+        _KEPT,
+        "Temperature that losses may use besides 1: the log-normaliser at it is kept, too.",
+        flag="--temperature",
+        metavar="T",
+    )
+    logit_std: bool = setting(
+        False,
+        _KEPT,
+        "Keep the standard deviation of the logits and the log-normaliser at it, which the loss "
+        "multilevel_ot reads.",
+    )
+    draws: int = setting(
+        0,
+        _KEPT,
+        "Tokens to draw at random per record, with replacement, from outside its entries, which "
+        "the loss sampled_kl reads. They are the same in any batch and on any rank.",
+        metavar="N",
+    )
+    seed: int | None = setting(
+        None,
+        _KEPT,
+        "Seed of the random draws, and of completions that are sampled.",
+        metavar="N",
+        unset="0",
+    )
+    generate: bool = setting(
+        False,
+        _WRITTEN,
+        "The rows hold prompts only (a column prompt, or messages that end with the user's turn): "
+        "the teacher writes each completion, which is then captured.",
+    )
+    max_new_tokens: int | None = setting(
+        None,
+        _WRITTEN,
+        "Tokens of a completion at most.",
+        metavar="N",
+        unset=str(DEFAULT_MAX_NEW_TOKENS),
+    )
+    generate_temperature: float | None = setting(
+        None,
+        _WRITTEN,
+        "Sample completions at this temperature; 0 always takes the most probable token.",
+        metavar="T",
+        unset="0",
+    )
+    generate_top_k: int | None = setting(
+        None,
+        _WRITTEN,
+        "Sample from the K most probable tokens only.",
+        metavar="K",
+        unset="all tokens",
+    )
+    top_p: float | None = setting(
+        None,
+        _WRITTEN,
+        "Nucleus sampling: sample from the fewest most probable tokens whose probabilities add "
+        "up to P or more.",
+        metavar="P",
+        unset="1",
+    )
+    stop: Sequence[str] = setting(
+        (), _WRITTEN, "Text that ends a completion, which stops before it.", metavar="TEXT"
+    )
+    split: str | None = setting(
+        None,
+        _DATA,
+        "Split of the dataset, such as train or train[:1000]. Needed if there are several.",
+        metavar="NAME",
+    )
+    config_name: str | None = setting(
+        None, _DATA, "Configuration of a hub dataset that has several.", metavar="NAME"
+    )
+    text_column: str | None = setting(
+        None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
+    )
+    supervise: str | None = setting(
+        None,
+        _DATA,
+        "Turns of a conversation to keep records of: all of the assistant's, or the last.",
+        metavar="all|last",
+        unset="all",
+    )
+    chat_template_path: str | None = setting(
+        None,
+        _DATA,
+        "Chat template to use: a Jinja file, or the folder of a tokenizer.",
+        metavar="PATH",
+        unset="the teacher's own",
+    )
+    chat_template_kwargs: str | Mapping[str, Any] | None = setting(
+        None,
+        _DATA,
+        "Variables of the chat template for every row, as JSON; in Python also a dict.",
+        metavar="JSON",
+    )
+    max_length: int | None = setting(
+        None,
+        _DATA,
+        "Tokens of a sequence at most.",
+        metavar="N",
+        unset="as many as the teacher reads",
+    )
+    overflow: str = setting(
+        "split",
+        _DATA,
+        "What to do with a longer row: split it into windows, truncate it, or skip it.",
+        metavar="split|truncate|skip",
+    )
+    stride: int | None = setting(
+        None,
+        _DATA,
+        "Tokens of context that a window repeats before its new ones.",
+        metavar="N",
+        unset="an eighth of the maximum length",
+    )
+    revision: str | None = setting(
+        None, _TEACHER, "Branch, tag or commit of a hub model.", metavar="NAME", unset="main"
+    )
+    dtype: str = setting(
+        "auto",
+        _TEACHER,
+        "Number format of the weights: auto (as the model was saved), float32, bfloat16 or "
+        "float16.",
+        metavar="NAME",
+    )
+    quantization: str | Mapping[str, Any] | None = setting(
+        None,
+        _TEACHER,
+        "Quantise the teacher: bitsandbytes-4bit (nf4), bitsandbytes-8bit, or a "
+        "quantization_config of transformers as JSON (in Python also a dict). Recorded, because "
+        "it changes the distribution. A checkpoint that was saved quantised needs no setting.",
+        metavar="NAME",
+    )
+    attn_implementation: str | None = setting(
+        None,
+        _TEACHER,
+        "Attention implementation, as transformers names it: sdpa, eager, flash_attention_2, …",
+        metavar="NAME",
+        unset="what transformers chooses",
+        is_recorded=False,
+    )
+    device: str | None = setting(
+        None,
+        _TEACHER,
+        "Device to run on, such as cpu or cuda:1.",
+        metavar="NAME",
+        unset="the accelerator, if there is one; of several, one a rank",
+        is_recorded=False,
+    )
+    device_map: str | Mapping[str, Any] | None = setting(
+        None,
+        _TEACHER,
+        "Spread the teacher over several devices: auto, balanced, balanced_low_0, sequential, or "
+        "modules and their devices as JSON (in Python also a dict).",
+        metavar="NAME",
+        is_recorded=False,
+    )
+    tokens_per_batch: int | str | None = setting(
+        None,
+        _RUNNING,
+        "Padded tokens of a forward pass, or auto: as many as fit. The first run of a store "
+        "records the number and later runs keep it, so that a resumed store has the same bytes. "
+        "Records differ from one number to another by rounding alone.",
+        metavar="N|auto",
+        unset=f"{DEFAULT_TOKENS_PER_BATCH}, or as recorded",
+        is_recorded=False,
+    )
+    on_nan: str = setting(
+        "stop",
+        _RUNNING,
+        "What to do at a row whose logits are not finite: stop, or skip it (its line has the "
+        "status not_finite and no records).",
+        metavar="stop|skip",
+    )
+    claim: bool = setting(
+        False,
+        _RUNNING,
+        "Share the store with other processes that set this, on any machine that sees the folder. "
+        "They may come and go; each takes the next shard that nobody has.",
+        is_recorded=False,
+        is_estimated=False,
+    )
+    shard_text_bytes: int = setting(
+        DEFAULT_SHARD_TEXT_BYTES,
+        _RUNNING,
+        "Bytes of text per shard, about: the most work that a crash can cost.",
+        metavar="N",
+    )
+    codec: str = setting(
+        "portable",
+        _KEPT,
+        "How arrays are compressed: portable, or compact, which is 4 % smaller but needs the "
+        "library pcodec wherever the store is read.",
+        metavar="portable|compact",
+    )
+    trust_remote_code: bool = setting(
+        False,
+        _TEACHER,
+        "Run code that comes with the model. Only for models whose code you have read.",
+        is_recorded=False,
+    )
 
     def recorded(self) -> dict[str, Any]:
-        """What decides a store, as JSON: for `logitstore repair STORE --capture`."""
+        """Select what decides a store, as JSON: for `logitstore repair STORE --capture`."""
         return {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
 
     @classmethod
     def from_recorded(cls, recorded: Mapping[str, Any]) -> Self:
-        """Settings out of a store, which anybody may have written: nothing else is taken from it.
+        """Read settings out of a store, which anybody may have written: take nothing else from it.
 
         Raises:
             InputError: They are not what `recorded` gives.
@@ -92,7 +288,7 @@ class CaptureSettings:
         return cls(**recorded)
 
     def check(self) -> None:
-        """Refuse what no teacher and no dataset could make sense of.
+        """Reject what no teacher and no dataset could make sense of.
 
         Raises:
             InputError: Names the flag.
@@ -156,12 +352,12 @@ class CaptureSettings:
 
     @property
     def is_random(self) -> bool:
-        """Whether what is stored depends on the seed."""
+        """Tell whether what is stored depends on the seed."""
         return self.draws > 0 or (self.generate and bool(self.generate_temperature))
 
     @property
     def sampling(self) -> Sampling | None:
-        """How completions are written; None if they are there.
+        """Say how completions are written; None if the dataset has them.
 
         Raises:
             InputError: Names the flag that cannot be.
@@ -207,3 +403,7 @@ class CaptureSettings:
                 f"--temperature is given twice for one of {list(self.temperatures)}. "
                 "Give each once."
             )
+
+
+#: Settings of this machine and this run, which say nothing about a store.
+NOT_RECORDED = not_recorded(CaptureSettings)

@@ -9,7 +9,7 @@ too, and compared.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,20 @@ class Damage:
         file: Relative to the store.
         rows: First and last dataset row that cannot be trusted, where that is known.
         reason: What is wrong.
+        kind: As of a `CorruptStoreError`: a short code that stays the same.
     """
 
     file: str
     rows: tuple[int, int] | None
     reason: str
+    kind: str = CorruptStoreError.kinds[0]
+
+    def __post_init__(self) -> None:
+        assert self.kind in CorruptStoreError.kinds, self.kind
+
+    def to_json(self) -> dict[str, Any]:
+        """As `logitstore verify --json` prints it."""
+        return asdict(self) | {"rows": list(self.rows) if self.rows else None}
 
 
 @dataclass
@@ -79,10 +88,7 @@ class VerifyReport:
             "shards": self.shards,
             "rows": self.rows,
             "complete": self.is_complete,
-            "damaged": [
-                {"file": d.file, "rows": list(d.rows) if d.rows else None, "reason": d.reason}
-                for d in self.damaged
-            ],
+            "damaged": [d.to_json() for d in self.damaged],
         }
 
 
@@ -141,7 +147,7 @@ def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
     try:
         found = (path / name).sha256()
     except FileNotFoundError:
-        yield Damage(name, None, "is missing")
+        yield Damage(name, None, "is missing", "missing-file")
         return
     except StorageError:
         raise
@@ -194,7 +200,7 @@ def _check_shards(
                     shard.archive.check_digest()
                     report.damaged += _check_index(shard, index, indexed.get(index))
                 except CorruptStoreError as e:
-                    report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e)))
+                    report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e), e.kind))
                 else:
                     found = list(_read_all(shard, check)) if deep else []
                     if by_zarr and not found:

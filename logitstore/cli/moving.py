@@ -5,19 +5,26 @@ from typing import Annotated, Any
 
 import typer
 
+from logitstore.console.options import (
+    JsonOpt,
+    StoreArg,
+    print_facts,
+    settings_from,
+    with_options_of,
+)
+from logitstore.console.settings import described, flag_of
 from logitstore.errors import InputError
+from logitstore.moving.dumps.settings import PANELS, ImportSettings
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
-StoreArg = Annotated[str, typer.Argument(help="Store folder or URL.", show_default=False)]
-OutOpt = Annotated[
-    str, typer.Option(help="Store to make or resume: a folder, or s3://…", show_default=False)
+_StoreOpt = Annotated[
+    str, typer.Option(help="Store to make or resume: a folder, or s3://…", metavar="STORE")
 ]
-JsonOpt = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-ShardOpt = Annotated[int, typer.Option(help="Text of a shard, about.")]
+_ShardOpt = Annotated[int, typer.Option(help="Bytes of text per shard, about.", metavar="N")]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Add the commands to the program."""
     app.command("export")(export)
     app.command("import")(import_)
     app.command("merge")(merge)
@@ -26,9 +33,9 @@ def add_to(app: typer.Typer) -> None:
 
 def export(
     store: StoreArg,
-    to: Annotated[str, typer.Option(help="parquet or zarr.", show_default=False)],
+    to: Annotated[str, typer.Option(help="Format to write: parquet or zarr.", metavar="FORMAT")],
     out: Annotated[
-        str, typer.Option(help="Folder to make; for zarr also a URL.", show_default=False)
+        str, typer.Option(help="Folder to make; for zarr also a URL.", metavar="FOLDER")
     ],
     as_json: JsonOpt = False,
 ) -> None:
@@ -56,93 +63,47 @@ def export(
         typer.echo(f"{made}: {len(files):,} Parquet files, {size:,} bytes")
 
 
+@with_options_of(ImportSettings, PANELS)
 def import_(
     dump: Annotated[
         str,
         typer.Argument(
             help="An export; or .parquet or .jsonl files with lists of (id, log-probability) or "
-            "responses of a server, or a folder of such.",
-            show_default=False,
+            "responses of a server, or a folder of such."
         ),
     ],
-    out: OutOpt,
+    out: _StoreOpt,
     tokenizer: Annotated[
-        str | None, typer.Option(help="The teacher's: a folder or hub id. Not for an export.")
-    ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="The teacher's name or folder. Default: as the dump says.")
-    ] = None,
-    vocab_size: Annotated[
-        int | None, typer.Option(help="Width of the teacher's logits. Default: its tokenizer's.")
-    ] = None,
-    aligned_to: Annotated[
         str | None,
         typer.Option(
-            help="A list describes the token it lies on, or the next. Default: next for "
-            "target_logprobs, else token."
+            help="The teacher's tokenizer: a folder or hub id. Needed unless DUMP is an export.",
+            metavar="NAME",
         ),
     ] = None,
-    unlisted: Annotated[
-        str,
-        typer.Option(
-            help="Tokens that are not in their lists: mark the store as lacking their "
-            "log-probabilities, or drop their records."
-        ),
-    ] = "mark",
-    renormalised: Annotated[
-        bool,
-        typer.Option("--renormalised", help="Take lists that were made to add up to one."),
-    ] = False,
-    logprobs_column: Annotated[str, typer.Option(help="Column of the lists.")] = "logprobs",
-    messages_column: Annotated[str, typer.Option(help="Column of conversations.")] = "messages",
-    supervise: Annotated[
-        str | None,
-        typer.Option(help="Of conversations: all assistant turns (the default), or the last."),
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option(help="A Jinja file or tokenizer folder. Default: the tokenizer's own."),
-    ] = None,
-    chat_template_kwargs: Annotated[
-        str | None, typer.Option(help="Variables of the chat template for every row, as JSON.")
-    ] = None,
-    shard_text_bytes: ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and count every row; write nothing.")
     ] = False,
     as_json: JsonOpt = False,
+    **values: Any,
 ) -> None:
     """Make a store of what other tools wrote, or of an export. Run it again to resume.
 
     Every row is checked before anything is written.
     """
-    settings = dict[str, Any](
-        teacher=teacher,
-        vocab_size=vocab_size,
-        aligned_to=aligned_to,
-        unlisted=unlisted,
-        renormalised=renormalised,
-        logprobs_column=logprobs_column,
-        messages_column=messages_column,
-        supervise=supervise,
-        chat_template_path=chat_template_path,
-        chat_template_kwargs=chat_template_kwargs,
-        shard_text_bytes=shard_text_bytes,
-    )
+    settings = settings_from(ImportSettings, values)
     from logitstore.moving.parquet.exported import find_export
 
     exported = find_export(dump)
     if exported is not None:
-        _refuse_idle(dump, settings)
+        _reject_idle(dump, settings)
         _reimport(exported, out, tokenizer, dry_run, as_json)
         return
     if tokenizer is None:
         raise InputError(
-            f"{dump}: is no export of a store, so the teacher's tokenizer is needed. Name its "
+            f"{dump}: is not an export of a store, so the teacher's tokenizer is needed. Name its "
             "folder with --tokenizer."
         )
     from logitstore.moving.dumps.importing import import_dump
-    from logitstore.moving.dumps.settings import ImportSettings
     from logitstore.moving.dumps.summary import summary_text
 
     made = ImportSettings(tokenizer=tokenizer, **settings)
@@ -156,13 +117,11 @@ def import_(
 
 
 def merge(
-    stores: Annotated[
-        list[str], typer.Argument(help="Store folders or URLs, two or more.", show_default=False)
-    ],
-    out: OutOpt,
+    stores: Annotated[list[str], typer.Argument(help="The stores, two or more: folders or URLs.")],
+    out: _StoreOpt,
     as_json: JsonOpt = False,
 ) -> None:
-    """Several stores as one: parts of one capture, or captures of several datasets."""
+    """Write several stores as one: parts of one capture, or captures of several datasets."""
     from logitstore.moving.merge import merge as run
 
     _print_info(run(stores, out), as_json)
@@ -173,28 +132,24 @@ def subset(
     rows: Annotated[
         str,
         typer.Option(
-            help="A file with one row number a line, or a range such as 0:1000.",
-            show_default=False,
+            help="A file with one row number a line, or a range such as 0:1000.", metavar="ROWS"
         ),
     ],
-    out: OutOpt,
-    shard_text_bytes: ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
+    out: _StoreOpt,
+    shard_text_bytes: _ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
     as_json: JsonOpt = False,
 ) -> None:
-    """Some rows of a store as a store, numbered anew in their order; records stay as they are."""
+    """Write some rows of a store as a store of their own, numbered anew in their order."""
     from logitstore.moving.subset import subset as run
 
     _print_info(run(store, rows, out, shard_text_bytes=shard_text_bytes), as_json)
 
 
-def _refuse_idle(dump: str, settings: dict[str, Any]) -> None:
-    """What an export says itself cannot be said again."""
-    from logitstore.moving.dumps.settings import ImportSettings
-
-    defaults = vars(ImportSettings(tokenizer=""))
-    for name, value in settings.items():
-        if value != defaults[name]:
-            flag = "--" + name.replace("_", "-")
+def _reject_idle(dump: str, settings: dict[str, Any]) -> None:
+    """Reject settings of other tools' files: an export says all of them itself."""
+    for each in described(ImportSettings):
+        if settings[each.name] != each.default:
+            flag = flag_of(each)
             raise InputError(
                 f"{dump}: is an export of a store and says that itself, so {flag} would have no "
                 "effect. Leave it out."
@@ -216,5 +171,4 @@ def _reimport(exported: Any, out: str, tokenizer: str | None, dry_run: bool, as_
 def _print_info(store: Any, as_json: bool) -> None:
     from logitstore.info import facts, info_text
 
-    found = facts(store)
-    typer.echo(json.dumps(found) if as_json else info_text(found))
+    print_facts(facts(store), info_text, as_json)

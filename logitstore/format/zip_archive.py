@@ -153,7 +153,7 @@ class Archive:
             with file or open_file(local(path)) as f:
                 self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise self._corrupt("the file is missing") from None
+            raise self._corrupt("the file is missing", "missing-file") from None
         except OSError as e:
             if e.errno == errno.ENOMEM:  # no room to map it: nothing is wrong with the file
                 raise MemoryError(f"{path}: no memory to map it") from None
@@ -209,8 +209,8 @@ class Archive:
             if self._view[member.start - len(header) : member.start] != header:
                 raise ValueError(_WRONG_HEADER)
 
-    def _corrupt(self, why: str) -> CorruptStoreError:
-        return CorruptStoreError(f"{self.path}: {why}.", path=self.path)
+    def _corrupt(self, why: str, kind: str | None = None) -> CorruptStoreError:
+        return CorruptStoreError(f"{self.path}: {why}.", path=self.path, kind=kind)
 
 
 class ArchiveEnd:

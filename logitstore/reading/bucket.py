@@ -106,10 +106,11 @@ def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Pa
 
 
 def _fetch_small(source: StorePath, digest: str) -> bytes:
+    kind = None
     try:
         data = source.read_bytes()
     except FileNotFoundError:
-        found = "nothing"
+        found, kind = "nothing", "missing-file"
     else:
         fetched = hashlib.sha256(data).hexdigest()
         if fetched == digest:
@@ -119,6 +120,7 @@ def _fetch_small(source: StorePath, digest: str) -> bytes:
         f"{source}: expected the file with SHA-256 {digest[:12]}…, as store.json says, found "
         f"{found}. Put it back from a copy.",
         path=source,
+        kind=kind,
     )
 
 

@@ -4,13 +4,16 @@ from logitstore.errors import CorruptStoreError
 from logitstore.storage.paths import StorePath
 
 
-def damaged(path: StorePath, rows: tuple[int, int], why: str) -> CorruptStoreError:
+def damaged(
+    path: StorePath, rows: tuple[int, int], why: str, kind: str | None = None
+) -> CorruptStoreError:
     """Make the error for a shard that is not what was committed.
 
     Args:
         path: Of the shard.
         rows: First and last dataset row of what cannot be read.
         why: What was found.
+        kind: Of the error; None: its usual one.
     """
     store = path.parent.parent
     where = f"row {rows[0]:,}" if rows[0] == rows[1] else f"rows {rows[0]:,} to {rows[1]:,}"
@@ -20,4 +23,5 @@ def damaged(path: StorePath, rows: tuple[int, int], why: str) -> CorruptStoreErr
         f"repair {store}` to redo just this shard.",
         path=path,
         rows=rows,
+        kind=kind,
     )

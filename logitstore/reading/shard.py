@@ -71,7 +71,8 @@ class Shard:
             self._offsets = read_offsets(self._arrays, self.size)
             self._sequences = SequenceReader(spec, self.size, self._arrays, self._offsets)
         except CorruptStoreError as e:
-            raise damaged(path, self.rows, str(e).removeprefix(f"{path}: ")) from None
+            why = str(e).removeprefix(f"{path}: ")
+            raise damaged(path, self.rows, why, e.kind) from None
         except (ValueError, KeyError, TypeError) as e:
             raise damaged(path, self.rows, str(e)) from None
 

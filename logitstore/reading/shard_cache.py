@@ -235,7 +235,8 @@ class ShardCache:
         }.get(error.errno or 0, (f"it cannot be used ({error})", "Mend that"))
         return StorageError(
             f"{self.folder}: the cache for shards of buckets: {what}. {step}, or choose another "
-            f"folder with {FOLDER_VARIABLE}, then run the same command again."
+            f"folder with {FOLDER_VARIABLE}, then run the same command again.",
+            kind="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
         )
 
 
@@ -255,6 +256,7 @@ def _missing(source: RemotePath) -> CorruptStoreError:
         f"{source}: the object is missing. Put it back from a copy, or run `logitstore repair "
         f"{source.parent.parent}` to have it redone.",
         path=source,
+        kind="missing-file",
     )
 
 

@@ -69,7 +69,7 @@ class Skimmed:
         except StorageError:  # of a bucket: it says what to do
             raise
         except FileNotFoundError:
-            raise self._damaged("it is missing") from None
+            raise self._damaged("it is missing", "missing-file") from None
         except OSError as e:
             raise self._damaged(f"it cannot be read ({e.strerror})") from None
         except (ValueError, KeyError, TypeError) as e:
@@ -117,8 +117,8 @@ class Skimmed:
         except KeyError as e:
             raise self._damaged(f"it has no {e}") from None
 
-    def _damaged(self, why: str) -> CorruptStoreError:
-        return damaged(self.path, (self._rows[0], self._rows[1] - 1), why)
+    def _damaged(self, why: str, kind: str | None = None) -> CorruptStoreError:
+        return damaged(self.path, (self._rows[0], self._rows[1] - 1), why, kind)
 
 
 def index_line(shard: Shard | Skimmed, index: int) -> dict[str, Any]:

@@ -209,6 +209,7 @@ class ShardTable:
                 f"from a copy, or run `logitstore repair {self.path}` to redo it.",
                 path=self.path_of(lost[0]),
                 rows=(first, stop - 1),
+                kind="missing-file",
             )
 
 

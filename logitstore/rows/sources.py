@@ -75,7 +75,7 @@ def _from_folder(folder: Path, config_name: str | None) -> Dataset | DatasetDict
         _refuse(f"{folder} (from save_to_disk)", config_name=config_name)
         try:
             return datasets.load_from_disk(str(folder))
-        except Exception as error:
+        except Exception as error:  # a broken folder gives any class: KeyError, pyarrow's, JSON's
             raise _unreadable(str(folder), error) from error
     for path in sorted(p for p in folder.rglob("*") if p.suffix in _TEXT_FILES):
         _check_utf8(path)
@@ -100,7 +100,7 @@ def _from_file(path: Path) -> Dataset | DatasetDict:
         _check_utf8(path)
     try:
         return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path))
-    except Exception as error:
+    except Exception as error:  # builders raise any class, StopIteration too
         if path.suffix == ".jsonl":
             _check_lines(path)
         raise _unreadable(str(path), error) from error
@@ -115,7 +115,7 @@ def _from_hub(
         raise InputError(f"{name}: no such file or folder. Give its path, or the id of a dataset.")
     try:
         found = datasets.load_dataset(name, config_name, split=split, revision=revision)
-    except Exception as error:
+    except Exception as error:  # of builders, and of each library of the network below them
         raise InputError(
             f"{name}: neither a file or folder here nor a dataset that the hub gives "
             f"({_says(error)}). Check the name, --config-name and --split, or give a path."

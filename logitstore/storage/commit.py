@@ -254,7 +254,8 @@ def explain(error: OSError, path: Located) -> StorageError:
         step = "Write to a local disk with --out and copy the finished store"
     return StorageError(
         f"{path}: {what}. Nothing half-written is visible, and every shard committed before is "
-        f"good. {step}, then run the same command again: it resumes."
+        f"good. {step}, then run the same command again: it resumes.",
+        kind="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
     )
 
 

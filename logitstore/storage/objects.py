@@ -122,7 +122,7 @@ class RemotePath:
         def read() -> bytes:
             try:
                 return bytes(fs.cat_file(key, start=start, end=stop))
-            except Exception as e:
+            except Exception as e:  # client libraries raise classes of their own
                 if _BEYOND_END in http_statuses(e):
                     return b""
                 raise

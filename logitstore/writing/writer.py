@@ -220,7 +220,8 @@ class StoreWriter:
             for name, here, there in self.spec.differences(found.spec)
         ]
         here, there = self.plan, found.plan
-        if here.dataset_sha256 != there.dataset_sha256:
+        is_other_data = here.dataset_sha256 != there.dataset_sha256
+        if is_other_data:
             different.append(
                 f"the dataset is another, or has changed (plan.dataset_sha256 is "
                 f"{there.dataset_sha256[:12]}… in the store, {here.dataset_sha256[:12]}… now; "
@@ -234,7 +235,8 @@ class StoreWriter:
         if different:
             raise MismatchError(
                 f"{self.path}: the store was begun with other settings: {'; '.join(different)}. "
-                "Run with the store's settings to resume it, or choose another --out."
+                "Run with the store's settings to resume it, or choose another --out.",
+                kind="dataset-changed" if is_other_data else None,
             )
 
     def _index(self) -> bytes:

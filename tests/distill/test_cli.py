@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import logitstore
 from distill import cli
-from logitstore.capture.job import capture
+from logitstore.capture import capture
 from logitstore.testing import tiny
 from tests.kit.commands import Run
 from tests.kit.paths import ROOT

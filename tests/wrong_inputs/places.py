@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from logitstore.capture.job import capture
+from logitstore.capture import capture
 from logitstore.testing import tiny
 from tests.kit import students, templates
 from tests.kit.rows import rows_file

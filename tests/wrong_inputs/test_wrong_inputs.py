@@ -24,6 +24,7 @@ from distill import cli as distill_cli
 from distill.training import config
 from logitstore.capture.teacher.teacher import chosen_device
 from logitstore.cli import app as logitstore_cli
+from logitstore.console.entry import with_hyphens
 from logitstore.errors import InputError
 from tests.wrong_inputs import machine, places
 
@@ -114,7 +115,8 @@ STEPS = re.compile(
 def flags_of(program: str, command: str) -> set[str]:
     """Every spelling of every flag that a command has, and the names of its arguments."""
     if (program, command) == ("distill", "train"):
-        return {flag for action in config._Parser()._actions for flag in action.option_strings}
+        flags = {flag for action in config._Parser()._actions for flag in action.option_strings}
+        return flags | {with_hyphens(flag) for flag in flags}
     app = logitstore_cli.app if program == "logitstore" else distill_cli.app
     found: Any = typer.main.get_command(app)
     params = found.commands[command].params if command else found.params

@@ -118,7 +118,7 @@ def _most_that_fits(teacher: "TeacherPass", longest: TeacherSequence, most: int)
     def fits(count: int) -> bool:
         try:
             teacher.forward([longest] * count)
-        except Exception as e:
+        except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
             failed.append(f"{count * longest.length:,}")
@@ -146,7 +146,7 @@ def _fast_enough(teacher: "TeacherPass", median: TeacherSequence) -> tuple[int, 
             began = time.perf_counter()
             try:
                 teacher.forward([median] * count)
-            except Exception as e:
+            except (RuntimeError, MemoryError) as e:
                 if not is_out_of_memory(e):
                     raise
                 return None

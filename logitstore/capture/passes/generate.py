@@ -180,7 +180,7 @@ class Completer:
         """
         try:
             return self._write(batch)
-        except Exception as e:
+        except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
         free_memory()  # here, where the error no longer holds the tensors
@@ -188,7 +188,8 @@ class Completer:
             tokens = len(batch[0].token_ids) + batch[0].limit
             raise InputError(
                 f"row {batch[0].row:,}: its prompt and completion, up to {tokens:,} tokens, do not "
-                f"fit the memory of {self.device}. Use a smaller --max-new-tokens or --max-length."
+                f"fit the memory of {self.device}. Use a smaller --max-new-tokens or --max-length.",
+                kind="out-of-memory",
             )
         middle = len(batch) // 2
         return self.write(batch[:middle]) + self.write(batch[middle:])

@@ -59,7 +59,7 @@ class HalvingReader:
         """
         try:
             return [(batch, *self._teacher.forward(batch))]
-        except Exception as e:
+        except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise
             why = in_a_line(e)
@@ -93,5 +93,6 @@ def too_long(sequence: TeacherSequence, teacher: "TeacherPass") -> InputError:
         f"the memory of {teacher.device}. Every shard before it is good. Give the teacher more "
         "room, with --device-map auto or on another device, and run the same command again; or "
         "begin a store with a lower --max-length, --dtype bfloat16 or --quantization "
-        "bitsandbytes-8bit."
+        "bitsandbytes-8bit.",
+        kind="out-of-memory",
     )

@@ -1,53 +1,98 @@
-"""What an import is told beside the dump."""
+"""The settings of an import: each described once, and checked before a dump is read.
+
+The options of `logitstore import` are derived from them (see `logitstore.console.settings`).
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from logitstore.console.settings import setting
 from logitstore.errors import InputError
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
 ALIGNED = ("token", "next")
 UNLISTED = ("mark", "drop")
 
+# Headings of `logitstore import --help`.
+_TEACHER = "Teacher"
+_DUMP = "Dump"
+_CONVERSATIONS = "Conversations"
+_RUNNING = "Running"
+#: In the order of the help.
+PANELS = (_TEACHER, _DUMP, _CONVERSATIONS, _RUNNING)
+
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """Settings of an import.
+    """Settings of an import of other tools' files.
 
     Attributes:
         tokenizer: The teacher's: a folder or hub id that `AutoTokenizer` loads.
-        teacher: Its name, or its folder, which also tells its fingerprint; default: as the dump
-            says.
-        vocab_size: Width of its logits; default: that of the tokenizer.
-        aligned_to: `token`: a list describes the token it lies on; `next`: the one after. Default:
-            as the layout has it.
-        unlisted: Of tokens that are not in their lists: `mark` the store as without the tokens'
-            own log-probabilities, or `drop` their records.
-        renormalised: Take lists that were made to add up to one, marked as without their tails.
-        logprobs_column: Of raw rows.
-        messages_column: Of raw rows that are conversations.
-        supervise: `all` assistant turns of a conversation, or the `last`.
-        chat_template_path: Instead of the tokenizer's own.
-        chat_template_kwargs: Variables of the template, a dict or JSON.
-        shard_text_bytes: Text of a shard, about.
     """
 
     tokenizer: str
-    teacher: str | None = None
-    vocab_size: int | None = None
-    aligned_to: str | None = None
-    unlisted: str = "mark"
-    renormalised: bool = False
-    logprobs_column: str = "logprobs"
-    messages_column: str = "messages"
-    supervise: str | None = None
-    chat_template_path: str | None = None
-    chat_template_kwargs: str | Mapping[str, Any] | None = None
-    shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES
+    teacher: str | None = setting(
+        None,
+        _TEACHER,
+        "Name of the teacher, or its folder, which also tells its fingerprint.",
+        metavar="NAME",
+        unset="as the dump says",
+    )
+    vocab_size: int | None = setting(
+        None, _TEACHER, "Width of the teacher's logits.", metavar="N", unset="its tokenizer's size"
+    )
+    aligned_to: str | None = setting(
+        None,
+        _DUMP,
+        "Which token a list describes: the token it lies on, or the next one.",
+        metavar="token|next",
+        unset="next for target_logprobs, else token",
+    )
+    unlisted: str = setting(
+        "mark",
+        _DUMP,
+        "What to do about tokens that are not in their lists: mark the store as without the "
+        "tokens' own log-probabilities, or drop their records.",
+        metavar="mark|drop",
+    )
+    renormalised: bool = setting(
+        False,
+        _DUMP,
+        "Accept lists that were made to add up to one; the store is marked as without tails.",
+    )
+    logprobs_column: str = setting(
+        "logprobs", _DUMP, "Column of the lists, in raw rows.", metavar="NAME"
+    )
+    messages_column: str = setting(
+        "messages", _DUMP, "Column of the conversation, in raw rows.", metavar="NAME"
+    )
+    supervise: str | None = setting(
+        None,
+        _CONVERSATIONS,
+        "Turns of a conversation to keep records of: all of the assistant's, or the last.",
+        metavar="all|last",
+        unset="all",
+    )
+    chat_template_path: str | None = setting(
+        None,
+        _CONVERSATIONS,
+        "Chat template to use: a Jinja file, or the folder of a tokenizer.",
+        metavar="PATH",
+        unset="the tokenizer's own",
+    )
+    chat_template_kwargs: str | Mapping[str, Any] | None = setting(
+        None,
+        _CONVERSATIONS,
+        "Variables of the chat template for every row, as JSON; in Python also a dict.",
+        metavar="JSON",
+    )
+    shard_text_bytes: int = setting(
+        DEFAULT_SHARD_TEXT_BYTES, _RUNNING, "Bytes of text per shard, about.", metavar="N"
+    )
 
     def check(self) -> None:
-        """Hold flags to their range.
+        """Check that each setting has a value that it can have.
 
         Raises:
             InputError: One has a value that it cannot have.

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.data.coverage import KINDS, coverage, recommend, table
 from distill.data.dataset import StoreDataset
-from logitstore.capture.job import capture
+from logitstore.capture import capture
 from logitstore.records import Segment
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore, Row

@@ -279,3 +279,29 @@ def test_a_preset_that_is_not_known_is_named() -> None:
 def test_the_student_is_required() -> None:
     with pytest.raises(InputError, match="--model_name_or_path is required"):
         StudentArguments()
+
+
+def test_a_flag_may_be_spelt_in_a_mixed_way_and_its_value_stays() -> None:
+    words = "--store my-store --output_dir=an-out_put --model-name_or-path a-b --use-cpu"
+    run, student = parse([*words.split(), "--lr-scheduler-kwargs={}", "--no_log-on-each-node"])
+    assert (run.store, run.output_dir) == ("my-store", "an-out_put")
+    assert student.model_name_or_path == "a-b"
+    assert run.log_on_each_node is False
+
+
+def test_help_lists_each_flag_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["-h"])
+    text = capsys.readouterr().out
+    assert "--per_device_train_batch_size" in text
+    assert "--per-device-train-batch-size" not in text
+
+
+def test_a_flag_that_cannot_be_understood_is_of_the_kind_usage() -> None:
+    for words in (["--lerning_rate", "1"], ["--max_steps", "many"]):
+        with pytest.raises(InputError) as caught:
+            parse([*NEEDED, *words])
+        assert caught.value.kind == "usage"
+    with pytest.raises(InputError) as caught:
+        parse([*NEEDED, "--ce_weight", "-1"])
+    assert caught.value.kind == "input"

@@ -67,7 +67,8 @@ from tests.kit.students import ragged_rows
 
 out = Path(sys.argv[1])
 tokenizer = tiny.byte_bpe()
-store = FakeStore.from_teacher(tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), out / "t")
+teacher = tiny.llama(len(tokenizer), seed=7)
+store = FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), out / "t")
 
 def config(*flags):
     needed = ["--store", "s", "--output_dir", str(out / "o"), "--model_name_or_path", "m"]

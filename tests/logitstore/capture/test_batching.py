@@ -20,9 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import logitstore
+from logitstore.capture import preview
 from logitstore.capture.estimate import budget as budget_module
 from logitstore.capture.estimate.budget import largest_that_fits, smallest_that_is_fast
-from logitstore.capture.job import preview
 from logitstore.capture.passes.teacher_pass import TeacherPass, batches
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import logitstore
+from logitstore.capture import preview
 from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate.profile import MOST_ENTRIES, profile_of
-from logitstore.capture.job import preview
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise
 from logitstore.cli.app import main
 from logitstore.testing import tiny

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import logitstore
 from distill.data.dataset import StoreDataset
+from logitstore.capture import preview
 from logitstore.capture.again import capture_again
-from logitstore.capture.job import preview
 from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader

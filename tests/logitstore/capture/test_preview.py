@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 import logitstore
+from logitstore.capture import preview
 from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate import trial_batches
-from logitstore.capture.job import preview
 from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError

@@ -65,8 +65,8 @@ def test_module_and_script_are_the_same_command() -> None:
         subprocess.run([*command, "info", "--help"], capture_output=True, text=True, check=True)
         for command in ([sys.executable, "-m", "logitstore"], [str(script)])
     ]
-    assert "What a store holds" in texts[0].stdout
-    assert "What a store holds" in texts[1].stdout
+    assert "Usage: logitstore info" in texts[0].stdout
+    assert "Usage: logitstore info" in texts[1].stdout
 
 
 def test_text_that_a_terminal_would_obey_is_shown_escaped(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from logitstore.capture.job import capture
+from logitstore.capture import capture
 from logitstore.checking.verify import verify_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP, TOKEN_STEP

@@ -121,7 +121,7 @@ WRONG = (
         "no tokenizer",
         RAW,
         nothing,
-        "dump.jsonl: is no export of a store, so the teacher's tokenizer is needed. Name its "
+        "dump.jsonl: is not an export of a store, so the teacher's tokenizer is needed. Name its "
         "folder with --tokenizer.",
         "logitstore import dump.jsonl --out s",
     ),

@@ -1,0 +1,110 @@
+"""`logitstore capture` and `estimate`: their options are the fields of `CaptureSettings`."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from logitstore.capture.settings import PANELS, CaptureSettings
+from logitstore.console.entry import stoppable
+from logitstore.console.launcher import find_ranks
+from logitstore.console.options import (
+    JsonOpt,
+    OutOpt,
+    print_facts,
+    settings_from,
+    with_options_of,
+)
+from logitstore.console.settings import about, described
+
+TeacherArg = Annotated[str, typer.Argument(help="The teacher: hub id or model folder.")]
+DatasetArg = Annotated[
+    str,
+    typer.Argument(
+        help="The dataset: hub id, folder, save_to_disk folder, or a .jsonl, .parquet or .txt file."
+    ),
+]
+#: How a capture is done, not what it holds: nothing to estimate.
+_NOT_ESTIMATED = tuple(f.name for f in described(CaptureSettings) if not about(f).is_estimated)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command()(capture)
+    app.command()(estimate)
+
+
+@with_options_of(CaptureSettings, PANELS)
+def capture(
+    teacher: TeacherArg,
+    dataset: DatasetArg,
+    out: OutOpt,
+    as_json: JsonOpt = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Like estimate, for what the store still lacks. Write nothing."
+        ),
+    ] = False,
+    log_json: Annotated[
+        Path | None,
+        typer.Option(
+            help="Append what happens to this file, one JSON object a line.", metavar="FILE"
+        ),
+    ] = None,
+    **values: Any,
+) -> None:
+    """Run a teacher once over a dataset and write a store. Run it again to resume.
+
+    Under torchrun, accelerate launch or srun every process takes whole shards. With --claim, any
+    number of processes that see the folder do.
+    """
+    settings = CaptureSettings(**settings_from(CaptureSettings, values))
+    if dry_run:
+        _print_preview(teacher, dataset, out, settings, as_json)
+        return
+    from logitstore.capture.job import run_capture
+    from logitstore.info import facts, info_text
+
+    if not find_ranks().is_first:
+        _be_quiet()
+    with stoppable():
+        store = run_capture(teacher, dataset, out, settings, log_json=log_json)
+    if find_ranks().is_first:
+        print_facts(facts(store), info_text, as_json)
+
+
+@with_options_of(CaptureSettings, PANELS, leave_out=_NOT_ESTIMATED)
+def estimate(
+    teacher: TeacherArg, dataset: DatasetArg, as_json: JsonOpt = False, **values: Any
+) -> None:
+    """Estimate the size and time of a capture, and how peaked the teacher is.
+
+    Reads a sample of the rows and runs some batches through the teacher; writes nothing. Takes the
+    options of capture, and recommends a --top-k and a --max-tail.
+    """
+    settings = CaptureSettings(**settings_from(CaptureSettings, values))
+    _print_preview(teacher, dataset, None, settings, as_json)
+
+
+def _print_preview(
+    teacher: str, dataset: str, out: str | None, settings: CaptureSettings, as_json: bool
+) -> None:
+    """Print what one process would do; the other ranks have nothing to add."""
+    from logitstore.capture.job import run_preview
+
+    if find_ranks().is_first:
+        found = run_preview(teacher, dataset, out, settings)
+        typer.echo(json.dumps(found.facts()) if as_json else str(found))
+
+
+def _be_quiet() -> None:
+    """Let one process of several talk; the others only warn."""
+    import datasets
+    import transformers
+
+    logging.getLogger().setLevel(logging.WARNING)
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
