@@ -191,13 +191,14 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
     from logitstore.console.json_log import JsonLog
     from logitstore.console.launcher import Ranks
     from logitstore.console.signals import stopper
+    from logitstore.storage.paths import store_path
 
     spent = timed_stages()
     task = task_of(sizes, folder)
     loaded: list[Any] = []
 
     def turn() -> dict[str, float]:
-        out = Path(tempfile.mkdtemp(dir=folder)) / "store"
+        out = store_path(tempfile.mkdtemp(dir=folder)) / "store"
         with stopper() as signals:
             job = CaptureProcess(
                 task, out, lambda b: _writer(task, out, b), Ranks(), signals, JsonLog(None)
@@ -211,7 +212,7 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
             done = time.perf_counter()
             assert verify_store(store.path).damaged == []
         took = dict(spent) | {"verifying": time.perf_counter() - done, "capture": done - began}
-        stored = sum(p.stat().st_size for p in (out / "shards").iterdir())
+        stored = sum(p.stat().st_size for p in Path(str(out / "shards")).iterdir())
         return took | {"stored_bytes": stored, "records": float(store.token_counts.sum())}
 
     turn()  # loads the teacher, and forgets what it took

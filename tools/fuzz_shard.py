@@ -38,6 +38,7 @@ from logitstore.errors import LogitStoreError
 from logitstore.format.spec import CODECS, StoreHeader
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
+from logitstore.storage.paths import store_path
 from logitstore.testing import stores
 
 LIMIT_BYTES = 100 * 1024 * 1024
@@ -51,7 +52,7 @@ class Target:
         stores.write(folder / "s", of)
         header = StoreHeader.read(folder / "s")
         self.spec, self.plan = header.spec, header.plan
-        archive = Archive(folder / "s" / "shards" / "00001.zarr.zip")
+        archive = Archive(store_path(folder / "s" / "shards" / "00001.zarr.zip"))
         self.members = {name: bytes(archive[name]) for name in archive.names}
         self.names = sorted(self.members)
         self.path = folder / "mutant.zarr.zip"
@@ -85,7 +86,7 @@ class Target:
         self.path.unlink(missing_ok=True)
         self.path.write_bytes(self.mutant(data))
         try:
-            shard = Shard(self.path, self.spec, self.plan, 1)
+            shard = Shard(store_path(self.path), self.spec, self.plan, 1)
             shard.sequence_rows()
             for i in range(len(shard)):
                 for read in (shard.text, shard.records):

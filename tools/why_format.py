@@ -44,6 +44,7 @@ from logitstore.format.spec import Plan
 from logitstore.format.zip_archive import pack
 from logitstore.reading.shard import Shard
 from logitstore.records import Segment, SequenceText
+from logitstore.storage.paths import store_path
 from logitstore.testing import stores
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.shard_builder import build_shard
@@ -98,7 +99,7 @@ class Ours:
         path.write_bytes(self.data)
 
     def open(self, path: Path, keep: int = 0) -> Callable[[int], Sequence]:
-        shard = Shard(path, self.of, self.plan, 0)
+        shard = Shard(store_path(path), self.of, self.plan, 0)
 
         def read(i: int) -> Sequence:
             r = shard.records(i)
@@ -107,7 +108,7 @@ class Ours:
         return read
 
     def lose(self, path: Path) -> None:
-        members = Shard(path, self.of, self.plan, 0).archive
+        members = Shard(store_path(path), self.of, self.plan, 0).archive
         kept = {n: bytes(members[n]) for n in members.names if n != "entry_ids/c/0"}
         path.unlink()
         path.write_bytes(b"".join(bytes(p) for p in pack(kept)))

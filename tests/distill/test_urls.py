@@ -8,7 +8,7 @@ import pytest
 import typer
 
 from distill.cli import app
-from logitstore.capture.job import capture
+from logitstore.capture import capture
 from logitstore.testing import tiny
 from logitstore.testing.buckets import Bucket
 from tests.distill.test_cli import FLAGS, run
