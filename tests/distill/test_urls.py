@@ -11,7 +11,8 @@ from distill.cli import app
 from logitstore.capture import capture
 from logitstore.testing import tiny
 from logitstore.testing.buckets import Bucket
-from tests.distill.test_cli import FLAGS, run
+from tests.distill.test_cli import FLAGS
+from tests.kit.commands import Run
 
 #: Every command that names a store, in the words that are tried below.
 READING = {
@@ -49,10 +50,10 @@ def words(here: Path, tmp_path: Path) -> Words:
 
 @pytest.mark.parametrize("command", READING)
 def test_a_store_is_read_by_its_url_as_from_a_folder(
-    capsys: pytest.CaptureFixture[str], bucket: Bucket, here: Path, words: Words, command: str
+    run: Run, bucket: Bucket, here: Path, words: Words, command: str
 ) -> None:
     url = bucket.upload(here / "store", "runs/s")
-    status, far, err = run(capsys, *words(READING[command], url))
+    status, far, err = run(*words(READING[command], url))
     assert status == 0, err
     assert isinstance(json.loads(far), dict)
     assert url in far
@@ -60,19 +61,17 @@ def test_a_store_is_read_by_its_url_as_from_a_folder(
 
 @pytest.mark.parametrize("command", READING)
 def test_where_there_is_no_store_the_url_is_named_as_it_was_typed(
-    capsys: pytest.CaptureFixture[str], bucket: Bucket, words: Words, command: str
+    run: Run, bucket: Bucket, words: Words, command: str
 ) -> None:
-    status, _, err = run(capsys, *words(READING[command], f"{bucket.url}/none"))
+    status, _, err = run(*words(READING[command], f"{bucket.url}/none"))
     assert status == 2
     assert "error: s3://a-bucket/none: no store.json" in err
     assert "Traceback" not in err
 
 
-def test_a_page_is_not_written_to_a_bucket(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_page_is_not_written_to_a_bucket(run: Run, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(json.dumps({"name": "one", "bits_per_byte": 1.0}))
-    status, _, err = run(capsys, "compare", str(tmp_path), "-o", "s3://bucket/r.html")
+    status, _, err = run("compare", str(tmp_path), "-o", "s3://bucket/r.html")
     assert status == 2
     assert "error: s3://bucket/r.html: is in a bucket, but a page must be on this machine" in err
 

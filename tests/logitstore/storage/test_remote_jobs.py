@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 import logitstore
+from distill.cli import main
 from logitstore.testing import tiny
 from logitstore.testing.buckets import Bucket
 from logitstore.testing.stores import tree
-from tests.distill.test_cli import FLAGS, run
+from tests.distill.test_cli import FLAGS
+from tests.kit.commands import Run, runner
 
 SETTINGS = ("--top-k", "8", "--shard-text-bytes", "400")
 SHARDS = "shards/"
@@ -67,16 +69,22 @@ def shards(files: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in files.items() if name.startswith(SHARDS)}
 
 
+@pytest.fixture
+def distill(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run `distill` with the given arguments."""
+    return runner("distill", main, monkeypatch, capsys)
+
+
 @pytest.mark.slow  # four processes that load torch
 def test_a_capture_into_a_bucket_is_killed_resumed_and_trained_from(
-    bucket: Bucket, here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket, here: Path, tmp_path: Path, distill: Run
 ) -> None:
     url, expected = f"{bucket.url}/runs/s", tree(here / "store")
     killed = start(here, url, DIES_AFTER="2")
     said = killed.communicate(timeout=300)[0]
     assert killed.returncode == -9, said
     assert len(shards(bucket.tree("runs/s"))) == 2
-    status, _, err = train(capsys, here, url, tmp_path / "early")
+    status, _, err = train(distill, here, url, tmp_path / "early")
     assert status == 2
     assert f"error: {url}: holds" in err
     resumed = start(here, url)
@@ -85,18 +93,16 @@ def test_a_capture_into_a_bucket_is_killed_resumed_and_trained_from(
     found = bucket.tree("runs/s")
     assert shards(found) == shards(expected)
     assert found.keys() == expected.keys()
-    status, out, err = train(capsys, here, url, tmp_path / "far")
+    status, out, err = train(distill, here, url, tmp_path / "far")
     assert status == 0, err
-    near = train(capsys, here, str(here / "store"), tmp_path / "near")[1]
+    near = train(distill, here, str(here / "store"), tmp_path / "near")[1]
     assert same_training(json.loads(out)) == same_training(json.loads(near))
 
 
-def train(
-    capsys: pytest.CaptureFixture[str], here: Path, store: str, out: Path
-) -> tuple[int, str, str]:
+def train(distill: Run, here: Path, store: str, out: Path) -> tuple[int, str, str]:
     model = ("--model_name_or_path", str(here / "student"), "--loss", "alm")
-    return run(
-        capsys, "train", *model, "--store", store, "--output_dir", str(out), *FLAGS.split(),
+    return distill(
+        "train", *model, "--store", store, "--output_dir", str(out), *FLAGS.split(),
         "--dataloader_num_workers", "1",
     )  # fmt: skip
 
