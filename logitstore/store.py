@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import IncompleteStoreError
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.info import Fidelity, facts, info_text
 from logitstore.reading.bucket import tokenizer_folder
@@ -269,12 +269,12 @@ class LogitStore:
         return self.shard(index).largest_tail()
 
     @property
-    def token_counts(self) -> npt.NDArray[np.int64]:
+    def token_counts(self) -> I64:
         """Records of each sequence; a few kilobytes of every shard are read, once."""
         return self._table.token_counts
 
     @property
-    def sequence_rows(self) -> npt.NDArray[np.int64]:
+    def sequence_rows(self) -> I64:
         """The dataset row of each sequence; where rows have windows, the text's shards are read."""
         return self._table.sequence_rows
 

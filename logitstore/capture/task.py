@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 import logitstore
@@ -30,6 +28,7 @@ from logitstore.capture.teacher.teacher import (
 )
 from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
@@ -61,7 +60,7 @@ class Task:
     reader: RowReader
     spec: StoreSpec
     plan: Plan
-    text_bytes: npt.NDArray[np.int64]
+    text_bytes: I64
     provenance: dict[str, Any]
     settings: CaptureSettings
 
@@ -178,7 +177,7 @@ def _reader(rows: Rows, teacher: Teacher, limits: Limits, settings: CaptureSetti
     return (PromptReader if settings.generate else RowReader)(render, limits)
 
 
-def _text_bytes(rows: Rows, settings: CaptureSettings) -> npt.NDArray[np.int64]:
+def _text_bytes(rows: Rows, settings: CaptureSettings) -> I64:
     """Count the text of each row, with the longest completion that may be written for it."""
     sampling = settings.sampling
     return rows.text_bytes() + (0 if sampling is None else sampling.expected_bytes)

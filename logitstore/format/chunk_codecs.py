@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 from numcodecs import blosc
 
 from logitstore.errors import MissingLibraryError
-
-AnyArray = npt.NDArray[Any]
+from logitstore.format.numpy_types import Array
 
 _BLOSC_LEVEL = 5
 _BLOSC_HEADER = struct.Struct("<2s2B3I")
@@ -45,7 +43,7 @@ class Coding(Protocol):
     def codecs(self, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
         """What stands for it in `zarr.json`, in front of the checksum."""
 
-    def encode(self, chunk: AnyArray, filled: int, *, copy: bool = False) -> bytes:
+    def encode(self, chunk: Array, filled: int, *, copy: bool = False) -> bytes:
         """A chunk as bytes; `copy` leaves it as long as it is, where that can be.
 
         Args:
@@ -66,7 +64,7 @@ class Coding(Protocol):
             ValueError: It says anything else; reads on from "chunk 7 …".
         """
 
-    def decode_into(self, payload: bytes, out: AnyArray) -> None:
+    def decode_into(self, payload: bytes, out: Array) -> None:
         """The reverse, into a contiguous array of a chunk's shape.
 
         Raises:
@@ -94,7 +92,7 @@ class Blosc:
         little = {"name": "bytes", "configuration": {"endian": "little"}}
         return [little, {"name": "blosc", "configuration": settings}]
 
-    def encode(self, chunk: AnyArray, filled: int, *, copy: bool = False) -> bytes:
+    def encode(self, chunk: Array, filled: int, *, copy: bool = False) -> bytes:
         with one_thread():
             return bytes(blosc.compress(chunk, b"zstd", 0 if copy else _BLOSC_LEVEL, self.number))
 
@@ -109,7 +107,7 @@ class Blosc:
         if found != (_BLOSC_VERSIONS, _BLOSC_ZSTD | self.flag, dtype.itemsize):
             raise ValueError("is coded in a way the format has not")
 
-    def decode_into(self, payload: bytes, out: AnyArray) -> None:
+    def decode_into(self, payload: bytes, out: Array) -> None:
         self.check_header(payload, out.size, out.dtype)
         before, blosc.use_threads = blosc.use_threads, False  # see `one_thread`
         try:
@@ -140,7 +138,7 @@ class Pcodec:
         }
         return [{"name": "numcodecs.pcodec", "configuration": settings}]
 
-    def encode(self, chunk: AnyArray, filled: int, *, copy: bool = False) -> bytes:
+    def encode(self, chunk: Array, filled: int, *, copy: bool = False) -> bytes:
         library = pcodec_library()
         config = library.ChunkConfig(
             compression_level=self.level,
@@ -168,7 +166,7 @@ class Pcodec:
         if int.from_bytes(part[1:4], "little") >= size:
             raise ValueError(f"declares more than {size} numbers")
 
-    def decode_into(self, payload: bytes, out: AnyArray) -> None:
+    def decode_into(self, payload: bytes, out: Array) -> None:
         self.check_header(payload, out.size, out.dtype)
         library, flat = pcodec_library(), out.reshape(-1)
         try:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from logitstore.format.fields import Array
-from logitstore.format.logprob_codec import I64, running_sums
+from logitstore.format.logprob_codec import running_sums
+from logitstore.format.numpy_types import I64, Array
 from logitstore.format.spec import StoreSpec
 
 _MAX_U8, _MAX_U16, _MAX_U32 = 0xFF, 0xFFFF, 0xFFFF_FFFF

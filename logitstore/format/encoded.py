@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from logitstore.format.fields import AXIS, DRAWS, ENTRIES, RECORDS, Array
+from logitstore.format.fields import AXIS, DRAWS, ENTRIES, RECORDS
 from logitstore.format.logprob_codec import (
     TAIL_STEP,
     dequantise,
 )
+from logitstore.format.numpy_types import Array
 from logitstore.format.spec import StoreSpec
 
 #: What `measure` returns for a shard without records.

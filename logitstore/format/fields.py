@@ -30,10 +30,10 @@ from logitstore.format.logprob_codec import (
     quantise,
     quantise_entropy,
 )
+from logitstore.format.numpy_types import Array
 from logitstore.format.spec import StoreSpec
 from logitstore.records import TokenRecords
 
-Array = npt.NDArray[Any]
 When = Callable[[StoreSpec], bool]
 
 #: What arrays run along; also the names of `ShardSize`. An offset array says where sequences begin.

@@ -26,12 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-F32 = npt.NDArray[np.float32]
-F64 = npt.NDArray[np.float64]
-U16 = npt.NDArray[np.uint16]
-U32 = npt.NDArray[np.uint32]
-I32 = npt.NDArray[np.int32]
-I64 = npt.NDArray[np.int64]
+from logitstore.format.numpy_types import F32, F64, I32, I64, U16, U32, Array, Bools
 
 ENTRY_STEP = 1 / 96
 TOKEN_STEP = 1 / 512
@@ -171,13 +166,13 @@ def _encode_block(
     return EncodedEntries(stored, ids, count.astype(np.uint16), tail_codes, kl, l1, dropped)
 
 
-def _where(mask_nK: npt.NDArray[np.bool_], values_nK: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _where(mask_nK: Bools, values_nK: Array) -> Array:
     """`values[mask]`, without a look at each when the mask has no hole."""
     return values_nK.ravel() if mask_nK.all() else values_nK[mask_nK]
 
 
 def _distance(
-    logprobs_nK: F32, tail_n: F64, codes_nK: I32, kept_nK: npt.NDArray[np.bool_], tail_codes: U16
+    logprobs_nK: F32, tail_n: F64, codes_nK: I32, kept_nK: Bools, tail_codes: U16
 ) -> tuple[F32, F32]:
     """KL and L1 between what came in and what a reader will see, over entries and tail.
 
@@ -190,7 +185,7 @@ def _distance(
     mass = _MASS_OF_CODE.take(codes_nK.astype(np.intp))
     if not kept_nK.all():
         d[~kept_nK] = mass[~kept_nK] = 0.0
-    has_entries: npt.NDArray[np.bool_] = np.any(kept_nK, axis=1)
+    has_entries: Bools = np.any(kept_nK, axis=1)
     tail, shift = _tail_and_shift(mass.sum(1), has_entries, tail_codes)
 
     growth = _exp_of_small(d)
@@ -284,9 +279,7 @@ with np.errstate(divide="ignore"):
 _LAST_TRUSTING_HEAD = int(_CODES[np.log(0.5) <= _TAIL_OF_CODE][-1])
 
 
-def _tail_and_shift(
-    head_n: F64, has_entries_n: npt.NDArray[np.bool_], tail_codes_n: U16
-) -> tuple[F64, F64]:
+def _tail_and_shift(head_n: F64, has_entries_n: Bools, tail_codes_n: U16) -> tuple[F64, F64]:
     """The rule of the module docstring: log tail masses, and what is added to the entries.
 
     Raises:

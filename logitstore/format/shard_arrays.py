@@ -11,17 +11,9 @@ from dataclasses import replace
 import numpy as np
 
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC, PCODEC_TYPES
-from logitstore.format.fields import (
-    AXIS,
-    ENTRIES,
-    OFFSETS,
-    RECORDS,
-    SEQUENCES,
-    Array,
-    arrays_of,
-)
+from logitstore.format.fields import AXIS, ENTRIES, OFFSETS, RECORDS, SEQUENCES, arrays_of
 from logitstore.format.limits import FREE_BYTES, check_ratio
-from logitstore.format.logprob_codec import I64
+from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.shard_group import GROUP_MEMBER, ShardSize
 from logitstore.format.spec import StoreSpec

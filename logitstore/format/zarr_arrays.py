@@ -19,7 +19,8 @@ import google_crc32c
 import numpy as np
 
 from logitstore.format.canonical_json import canonical_json
-from logitstore.format.chunk_codecs import CODINGS, INSTEAD_OF_PCODEC, AnyArray, pcodec_library
+from logitstore.format.chunk_codecs import CODINGS, INSTEAD_OF_PCODEC, pcodec_library
+from logitstore.format.numpy_types import Array
 
 _ENTRIES_PER_INDEX_ITEM = 2
 _INDEX_DTYPE = np.dtype("<u8")
@@ -94,7 +95,7 @@ def array_metadata(spec: ArraySpec) -> bytes:
     )
 
 
-def encode_array(spec: ArraySpec, values: AnyArray, *, copy: bool = False) -> bytes:
+def encode_array(spec: ArraySpec, values: Array, *, copy: bool = False) -> bytes:
     """The bytes of the data member: every chunk (also one of zeros), then the index.
 
     With `copy`, blosc's chunks are left uncompressed; decoders see no difference.
@@ -152,13 +153,13 @@ class ArrayReader:
             raise ValueError(f"{spec.name}: chunks overlap, are missing, or leave gaps")
         self._index = index
         self._coding = CODINGS[spec.coding]
-        self._last: tuple[int, bytes, AnyArray] | None = None
+        self._last: tuple[int, bytes, Array] | None = None
 
-    def __getitem__(self, rows: slice) -> AnyArray:
+    def __getitem__(self, rows: slice) -> Array:
         """Rows of the array, copied out of the chunks that hold them."""
         return self.gather([(rows.start, rows.stop)])
 
-    def gather(self, ranges: Sequence[tuple[int, int]]) -> AnyArray:
+    def gather(self, ranges: Sequence[tuple[int, int]]) -> Array:
         """The rows of several ranges, one after the other.
 
         Ascending ranges decode no chunk twice: the last one that was used in part is kept, also
@@ -175,7 +176,7 @@ class ArrayReader:
             at += stop - start
         return out
 
-    def _read_into(self, out: AnyArray, start: int, stop: int) -> None:
+    def _read_into(self, out: Array, start: int, stop: int) -> None:
         length = self.spec.chunk_length
         for i in range(start // length, -(-stop // length)):
             first = i * length
@@ -186,7 +187,7 @@ class ArrayReader:
             elif low < high:
                 target[:] = self._kept(i)[low - first : high - first]
 
-    def _kept(self, i: int) -> AnyArray:
+    def _kept(self, i: int) -> Array:
         last = self._last
         if last is None or last[0] != i:
             payload = self._payload(i)
@@ -247,7 +248,7 @@ class ArrayReader:
             raise ValueError(f"{self.spec.name}: chunk {i} does not match its checksum")
         return payload
 
-    def _decode(self, i: int, payload: bytes, out: AnyArray) -> None:
+    def _decode(self, i: int, payload: bytes, out: Array) -> None:
         """Raises ValueError where it declares another size than `out`'s, or cannot be decoded."""
         try:
             self._coding.decode_into(payload, out)

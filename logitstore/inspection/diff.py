@@ -14,14 +14,12 @@ import json
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.console.terminal import printable
 from logitstore.errors import MismatchError
+from logitstore.format.numpy_types import F64
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
-
-F64 = npt.NDArray[np.float64]
 
 _PARTS = ("teacher", "tokenizer", "rendering", "capture", "codec")
 _WORST = 5

@@ -13,10 +13,10 @@ import math
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.console.terminal import printable
 from logitstore.format.logprob_codec import TAIL_STEP
+from logitstore.format.numpy_types import F64
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
 from logitstore.pages.document import as_script, clipped_text
 from logitstore.store import LogitStore
@@ -37,7 +37,7 @@ def curves(store: LogitStore) -> dict[str, Any] | None:
     if not store.spec.top_k or "tail_logmass" in store.spec.missing:
         return None
     ks = _powers(store.spec.top_k)
-    parts: list[npt.NDArray[np.float64]] = []
+    parts: list[F64] = []
     for i in spread(store, _CURVE_SEQUENCES):
         parts.append(_outside(store, i, ks))
         if sum(map(len, parts)) >= _CURVE_RECORDS:
@@ -60,16 +60,14 @@ def _powers(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
 
 
-def _outside(store: LogitStore, i: int, ks: list[int]) -> npt.NDArray[np.float64]:
+def _outside(store: LogitStore, i: int, ks: list[int]) -> F64:
     """(n, len(ks)): the probability outside the first k entries."""
     records = store[i]
     padded = records.padded(max(ks))
     p = np.where(padded.mask, np.exp(padded.logprobs.astype(np.float64)), 0.0)
     behind = np.cumsum(p[:, ::-1], axis=1)[:, ::-1]  # [:, k] is the sum from entry k on
     behind = np.concatenate([behind, np.zeros((len(p), 1))], axis=1)
-    found: npt.NDArray[np.float64] = (
-        behind[:, ks] + np.exp(records.tail_logmass.astype(np.float64))[:, None]
-    )
+    found: F64 = behind[:, ks] + np.exp(records.tail_logmass.astype(np.float64))[:, None]
     return found
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.console.terminal import bar
 from logitstore.format.logprob_codec import TAIL_STEP, TOKEN_STEP, dequantise, dequantise_entropy
+from logitstore.format.numpy_types import F32, I64
 from logitstore.store import LogitStore
 
-F32 = npt.NDArray[np.float32]
 _BAR_COLUMNS = 40
 
 
@@ -34,8 +33,8 @@ class Scalars(NamedTuple):
     surprise: F32
     entropy: F32
     tail: F32
-    entries: npt.NDArray[np.int64]
-    stops: npt.NDArray[np.int64]
+    entries: I64
+    stops: I64
 
 
 def scalars(store: LogitStore) -> Iterator[Scalars]:

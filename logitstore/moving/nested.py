@@ -7,11 +7,10 @@ counts[1] (T,), values (m,).
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-Int64s = npt.NDArray[np.int64]
+from logitstore.format.numpy_types import I64, Array
 
 
 class Nested(NamedTuple):
@@ -22,10 +21,10 @@ class Nested(NamedTuple):
         values: What the innermost lists hold, one after the other.
     """
 
-    counts: tuple[Int64s, ...]
+    counts: tuple[I64, ...]
     values: pa.Array
 
-    def numbers(self, dtype: Any, missing: float | None = None) -> npt.NDArray[Any]:
+    def numbers(self, dtype: Any, missing: float | None = None) -> Array:
         """The values as an array.
 
         Args:

@@ -1,6 +1,6 @@
 """Some rows of a store as a store of their own, records and text unchanged.
 
-Rows are numbered anew from 0, in the order they have in the store (a plan has no gaps); everything
+I64 are numbered anew from 0, in the order they have in the store (a plan has no gaps); everything
 else of a sequence, its codes included, is the same bits. Resumable like a capture.
 """
 
@@ -11,11 +11,11 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
@@ -29,7 +29,6 @@ _RANGE = re.compile(r"(\d*):(\d*)")
 _MAX_DIGITS = 15
 _HOW = "Give a file with one row number a line, or a range such as 0:1000."
 
-Rows = npt.NDArray[np.int64]
 Pair = tuple[SequenceText, EncodedRecords | None]
 
 
@@ -52,7 +51,7 @@ def subset(
         The new store.
 
     Raises:
-        InputError: Rows that are not rows of the store.
+        InputError: I64 that are not rows of the store.
         MismatchError: `out` holds something else.
         CorruptStoreError: Bytes of the store are damaged.
     """
@@ -77,7 +76,7 @@ def subset(
     return open_store(out)
 
 
-def chosen_rows(rows: str, store: LogitStore) -> Rows:
+def chosen_rows(rows: str, store: LogitStore) -> I64:
     """The row numbers that `--rows` means, ascending.
 
     Raises:
@@ -98,13 +97,13 @@ def chosen_rows(rows: str, store: LogitStore) -> Rows:
     return ordered
 
 
-def _read_range(rows: str, store: LogitStore) -> Rows:
+def _read_range(rows: str, store: LogitStore) -> I64:
     first, stop = rows.split(":")
     last = store.plan.rows
     return np.arange(int(first or 0), min(int(stop or last), last), dtype=np.int64)
 
 
-def _read_file(path: Path) -> Rows:
+def _read_file(path: Path) -> I64:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -125,7 +124,7 @@ def _read_file(path: Path) -> Rows:
 class _Chosen:
     """The sequences of the chosen rows, by the number that a row has in the new store."""
 
-    def __init__(self, store: LogitStore, rows: Rows) -> None:
+    def __init__(self, store: LogitStore, rows: I64) -> None:
         self._store, self._rows = store, rows
         every = store.sequence_rows
         self._first = np.searchsorted(every, rows, side="left")
@@ -133,7 +132,7 @@ class _Chosen:
         counts = [int(facts["sequences"]) for facts in store.shard_facts]
         self._shard_stops = np.cumsum(counts)
 
-    def text_bytes(self) -> Rows:
+    def text_bytes(self) -> I64:
         """(rows,) bytes of text of each."""
         found = np.zeros(len(self._rows), np.int64)
         with progress(len(self._rows), "read the text", "rows") as shown:

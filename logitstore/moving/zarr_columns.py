@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.format.canonical_json import canonical_json
+from logitstore.format.numpy_types import Array
 from logitstore.format.spec import StoreSpec
 from logitstore.reading.shard import Shard
 from logitstore.records import SequenceText, TokenRecords
 
-Array = npt.NDArray[Any]
 Batch = tuple[list[SequenceText], list[TokenRecords]]
 
 _BATCH_RECORDS = 16_384

@@ -26,7 +26,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import zarr
 from zarr.abc.buffer import Buffer as AnyBuffer
 from zarr.buffer.cpu import Buffer
@@ -34,6 +33,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
 from logitstore.console.progress import progress
+from logitstore.format.numpy_types import Array
 from logitstore.format.shard_group import GROUP_MEMBER
 from logitstore.format.spec import TOKENIZER_FOLDER, StoreSpec
 from logitstore.moving.folders import open_finished, tokenizer_files
@@ -41,8 +41,6 @@ from logitstore.moving.zarr_columns import HOW_TO_READ, Column, Columns, batches
 from logitstore.moving.zarr_target import Target, target_at
 from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore
-
-Array = npt.NDArray[Any]
 
 EXPORT_VERSION = 1
 # What a reader decodes for one value, about a megabyte; one length a dimension, as dask wants it.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, shard_name
 from logitstore.reading.prefetch import Prefetcher
 from logitstore.reading.shard_cache import ShardCache
@@ -124,9 +124,7 @@ def _fetch_small(source: StorePath, digest: str) -> bytes:
     )
 
 
-def kept_array(
-    cache: ShardCache, name: str, length: int, make: Callable[[], npt.NDArray[np.int64]]
-) -> npt.NDArray[np.int64]:
+def kept_array(cache: ShardCache, name: str, length: int, make: Callable[[], I64]) -> I64:
     """An array from the cache, or made and put there.
 
     Args:

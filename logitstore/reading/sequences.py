@@ -21,12 +21,11 @@ from logitstore.format.fields import (
     HEAD,
     RECORDS,
     SEQUENCES,
-    Array,
     arrays_of,
     decode_fields,
 )
 from logitstore.format.limits import FREE_BYTES
-from logitstore.format.logprob_codec import I64
+from logitstore.format.numpy_types import I64, Array
 from logitstore.format.shard_arrays import array_specs, check_cost
 from logitstore.format.shard_group import ShardSize
 from logitstore.format.spec import StoreSpec

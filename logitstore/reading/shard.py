@@ -8,16 +8,16 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import AXIS, RECORDS
 from logitstore.format.limits import check_ratio
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
+from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import LinesReader
 from logitstore.format.shard_arrays import open_arrays, read_offsets
@@ -149,7 +149,7 @@ class Shard:
             raise damaged(self.path, self.rows, why)
         return line
 
-    def sequence_rows(self) -> npt.NDArray[np.int64]:
+    def sequence_rows(self) -> I64:
         """The dataset row of each sequence."""
         try:
             rows = self._lines.rows(*self._rows)
@@ -157,7 +157,7 @@ class Shard:
             raise damaged(self.path, self.rows, f"{LINES_MEMBER}: {e}") from None
         return np.array(rows, np.int64)
 
-    def array(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+    def array(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """An array of elements as it is stored, whole or from `start` to `stop`.
 
         Raises:
@@ -217,7 +217,7 @@ class Shard:
             raise damaged(self.path, self._row_of(i), str(e)) from None
 
     @property
-    def record_offsets(self) -> npt.NDArray[np.int64]:
+    def record_offsets(self) -> I64:
         """Records of sequence i lie from value i up to value i + 1."""
         return self._offsets[RECORDS]
 

@@ -11,10 +11,10 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.format.fields import OFFSETS, RECORDS
+from logitstore.format.numpy_types import I64
 from logitstore.format.rows_parquet import LINE_DIGEST_BYTES, LinesReader
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.shard_arrays import array_specs, read_offsets_of
@@ -78,7 +78,7 @@ class Skimmed:
             raise self._damaged(f"it is too small to hold {self.size.sequences} lines")
 
     @cached_property
-    def token_counts(self) -> npt.NDArray[np.int64]:
+    def token_counts(self) -> I64:
         """Records of each sequence.
 
         Raises:
@@ -93,7 +93,7 @@ class Skimmed:
             raise self._damaged(str(e)) from None
 
     @cached_property
-    def sequence_rows(self) -> npt.NDArray[np.int64]:
+    def sequence_rows(self) -> I64:
         """The dataset row of each sequence; the text is read only where rows have several.
 
         Raises:

@@ -11,10 +11,10 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.format.index import read_index
+from logitstore.format.numpy_types import I64
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
     DONE_FILE,
@@ -33,7 +33,6 @@ from logitstore.reading.threads import for_each
 from logitstore.storage.paths import StorePath
 
 T = TypeVar("T")
-Ints = npt.NDArray[np.int64]
 
 
 class ShardTable:
@@ -105,7 +104,7 @@ class ShardTable:
         return str(fact["sha256"]), int(fact["file_bytes"])
 
     @cached_property
-    def first_sequence(self) -> Ints:
+    def first_sequence(self) -> I64:
         """(shards + 1,) sequences before each shard, and their total."""
         counts = [int(f["sequences"]) for f in self.facts]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -143,12 +142,12 @@ class ShardTable:
         return index
 
     @cached_property
-    def token_counts(self) -> Ints:
+    def token_counts(self) -> I64:
         """Records of each sequence."""
         return self._of_each_sequence("records", lambda i: self.checked_skim(i).token_counts)
 
     @cached_property
-    def sequence_rows(self) -> Ints:
+    def sequence_rows(self) -> I64:
         """The dataset row of each sequence."""
         return self._of_each_sequence("rows", lambda i: self.checked_skim(i).sequence_rows)
 
@@ -185,11 +184,11 @@ class ShardTable:
                 rows=(fact["first_row"], fact["stop_row"] - 1),
             )
 
-    def _of_each_sequence(self, name: str, what: Callable[[int], Ints]) -> Ints:
+    def _of_each_sequence(self, name: str, what: Callable[[int], I64]) -> I64:
         """Join an array of every shard; of a bucket it is kept on the local disk, for every process
         of every run asks for it."""
 
-        def read() -> Ints:
+        def read() -> I64:
             parts = self.of_each(what)
             return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from logitstore.format.numpy_types import I64
 from logitstore.text.conversation import parsed, without_missing
 
 _INT_BYTES = 8
@@ -51,7 +51,7 @@ def of_values(values: Sequence[Any], where: Sequence[str]) -> pa.ChunkedArray:
     return pa.chunked_array([pa.array(written, pa.large_binary())])
 
 
-def lengths_of(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def lengths_of(column: pa.ChunkedArray) -> I64:
     """Bytes of each row."""
     return np.asarray(pc.binary_length(column), np.int64)
 

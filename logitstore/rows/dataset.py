@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import Segment
 from logitstore.rows import arrow_text as as_bytes
 from logitstore.rows.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
@@ -200,7 +200,7 @@ class Rows:
             )
         return listed
 
-    def text_bytes(self) -> npt.NDArray[np.int64]:
+    def text_bytes(self) -> I64:
         """(rows,) bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""
         return np.concatenate(
             [
@@ -330,16 +330,16 @@ def _beside(row: Mapping[str, Any], column: str, kind: type, where: str) -> Any:
     return value
 
 
-def _integers(values: list[Any] | None, where: str) -> npt.NDArray[np.int64]:
+def _integers(values: list[Any] | None, where: str) -> I64:
     if values is not None and None in values:
         raise InputError(f"{where}: value {values.index(None):,} is missing. Drop the row.")
     return np.array(values or [], np.int64)
 
 
 def _check_labels(
-    ids: npt.NDArray[np.int64],
-    labels: npt.NDArray[np.int64],
-    is_wanted: npt.NDArray[np.bool_],
+    ids: I64,
+    labels: I64,
+    is_wanted: Bools,
     where: str,
 ) -> None:
     wrong = np.flatnonzero((labels != ids) & is_wanted)

@@ -23,11 +23,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import Segment
-from logitstore.text.token_spans import Bools, Int64s
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 #: In `labels`, the place of a token that is not trained on; what torch's cross-entropy ignores.
@@ -44,7 +43,7 @@ class TokenRow(NamedTuple):
         is_wanted: (T,) True for tokens to train on.
     """
 
-    token_ids: Int64s
+    token_ids: I64
     is_wanted: Bools
 
 
@@ -123,13 +122,13 @@ def check_spelling(tokenizer: ByteTokenizer) -> None:
         )
 
 
-def _prefix_length(ids: Int64s, tokenizer: ByteTokenizer) -> int:
+def _prefix_length(ids: I64, tokenizer: ByteTokenizer) -> int:
     """Tokens of the row that the tokenizer would have put there by itself."""
     p = len(tokenizer.prefix)
     return p if len(ids) >= p and bool((ids[:p] == tokenizer.prefix).all()) else 0
 
 
-def _roles_of(ids: Int64s, tokenizer: ByteTokenizer, p: int) -> Int64s:
+def _roles_of(ids: I64, tokenizer: ByteTokenizer, p: int) -> I64:
     """(T,) the role of each token's segment, as its number in `_ROLES`."""
     own = BARE if len(tokenizer.prefix) > p else None
     roles = np.where(tokenizer.is_text[ids], _ROLES.index(own), _ROLES.index(MARK))
@@ -141,7 +140,7 @@ def _roles_of(ids: Int64s, tokenizer: ByteTokenizer, p: int) -> Int64s:
 
 def _own_space(
     written: Sequence[bytes], is_special: Bools, tokenizer: ByteTokenizer, p: int
-) -> Int64s:
+) -> I64:
     """(T,) bytes at the head of each token that are the tokenizer's, not the text's: 0 or 1."""
     leads = np.array([text[:1] == b" " for text in written], np.bool_)
     follows_start = np.zeros(len(written), np.bool_)
@@ -160,14 +159,14 @@ class _Pieces:
         is_broken: (T,) tokens with bytes that make no character.
     """
 
-    def __init__(self, written: Sequence[bytes], skipped: Int64s) -> None:
+    def __init__(self, written: Sequence[bytes], skipped: I64) -> None:
         pieces = [text[skip:] for text, skip in zip(written, skipped, strict=True)]
         whole = b"".join(pieces)
         lengths = np.array([len(piece) for piece in pieces], np.int64)
         token = np.repeat(np.arange(len(pieces)), lengths)
         is_text = _decodable(whole)
         self.is_broken = np.bincount(token[~is_text], minlength=len(pieces)) > 0
-        self.token_B: Int64s = token[is_text]
+        self.token_B: I64 = token[is_text]
         self.data = bytes(np.frombuffer(whole, np.uint8)[is_text])
         self._count = len(pieces)
         units = np.frombuffer(self.data, np.uint8)
@@ -180,7 +179,7 @@ class _Pieces:
         found: Bools = is_counted[self.character_B]
         return found
 
-    def spans(self, counted_B: Bools) -> tuple[Int64s, Int64s]:
+    def spans(self, counted_B: Bools) -> tuple[I64, I64]:
         """(T,) counted bytes before each token, and up to its end."""
         per_token = np.bincount(self.token_B[counted_B], minlength=self._count)
         ends = np.cumsum(per_token)
@@ -200,9 +199,7 @@ def _decodable(data: bytes) -> Bools:
     return is_text
 
 
-def _segments(
-    pieces: _Pieces, supervised_B: Bools, roles: Int64s, events: Int64s
-) -> tuple[Segment, ...]:
+def _segments(pieces: _Pieces, supervised_B: Bools, roles: I64, events: I64) -> tuple[Segment, ...]:
     """Runs of bytes of one kind; one segment a special token, so that each can be replaced.
 
     An event that no supervised text precedes ends an empty turn: it gets one to end.
@@ -223,7 +220,7 @@ def _segments(
     return tuple(segments)
 
 
-def _status(count: int, has_record: npt.NDArray[np.bool_]) -> str:
+def _status(count: int, has_record: Bools) -> str:
     if count == 0:
         return "empty"
     return "ok" if has_record.any() else "no_supervised_text"

@@ -13,17 +13,15 @@ import itertools
 import unicodedata
 
 import numpy as np
-import numpy.typing as npt
 
-Int64s = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from logitstore.format.numpy_types import I64
 
 _SPACE = 0x20
 
 
 def spans_from_offsets(
-    data: bytes, offsets: Int64s, written: bytes, lengths: Int64s
-) -> tuple[Int64s, Int64s] | None:
+    data: bytes, offsets: I64, written: bytes, lengths: I64
+) -> tuple[I64, I64] | None:
     """Where tokens lie in `data`, from a tokenizer's offsets.
 
     Args:
@@ -53,7 +51,7 @@ def spans_from_offsets(
     return _laid_out(data, written, origin, lengths, (low, high), (starts, ends))
 
 
-def _over_marks(data: bytes, low: Int64s, high: Int64s) -> Int64s:
+def _over_marks(data: bytes, low: I64, high: I64) -> I64:
     """Ends moved behind marks that a normaliser has joined to, or stripped off, their letter.
 
     The offsets of a composed letter stop before the marks it was composed from, which would leave
@@ -80,8 +78,8 @@ def _continues_a_letter(character: str) -> bool:
 
 
 def _without_added_spaces(
-    data: bytes, written: bytes, origin: Int64s, lengths: Int64s, low: Int64s, high: Int64s
-) -> tuple[Int64s, Int64s, Int64s]:
+    data: bytes, written: bytes, origin: I64, lengths: I64, low: I64, high: I64
+) -> tuple[I64, I64, I64]:
     """Takes the space off tokens that begin with one where the text has none.
 
     Left with nothing, a token that shares its character with the next one has no width: it is the
@@ -95,7 +93,7 @@ def _without_added_spaces(
     return origin, lengths, np.where(added & shared & (lengths == 0), low, high)
 
 
-def _divided(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
+def _divided(low: I64, high: I64) -> tuple[I64, I64]:
     """Cuts where neighbours overlap: n tokens over one character get about 1/n of its bytes.
 
     Of two or more bytes the first token has at least one and so has the last; of one byte, the
@@ -120,11 +118,11 @@ def _divided(low: Int64s, high: Int64s) -> tuple[Int64s, Int64s]:
 def _laid_out(
     data: bytes,
     written: bytes,
-    origin: Int64s,
-    lengths: Int64s,
-    reported: tuple[Int64s, Int64s],
-    spans: tuple[Int64s, Int64s],
-) -> tuple[Int64s, Int64s]:
+    origin: I64,
+    lengths: I64,
+    reported: tuple[I64, I64],
+    spans: tuple[I64, I64],
+) -> tuple[I64, I64]:
     """Exact spans for every run of overlapping tokens that writes just the bytes it covers."""
     low, high = reported
     starts, ends = spans
@@ -147,7 +145,7 @@ def _laid_out(
     return np.where(sure, place, starts), np.where(sure, place + lengths, ends)
 
 
-def _character_places(data: bytes) -> Int64s:
+def _character_places(data: bytes) -> I64:
     """First byte of every character of UTF-8 text, and the end of it."""
     units = np.frombuffer(data, np.uint8)
     return np.append(np.flatnonzero((units & 0xC0) != 0x80), len(data)).astype(np.int64)

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64, Bools
 from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
 from logitstore.text.token_bytes import standins, written_bytes
-from logitstore.text.token_spans import Bools, Int64s, spans_from_offsets
+from logitstore.text.token_spans import spans_from_offsets
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -63,13 +64,13 @@ class TokenizedText:
             `spans_unknown`, the tokenizer's offsets do not describe this text, so no records.
     """
 
-    token_ids: Int64s
+    token_ids: I64
     has_record: Bools
-    byte_starts: Int64s
-    byte_lengths: Int64s
+    byte_starts: I64
+    byte_lengths: I64
     is_eos: Bools
-    text_starts: Int64s
-    text_ends: Int64s
+    text_starts: I64
+    text_ends: I64
     status: str
 
     def cut(self, max_length: int | None) -> Self:
@@ -159,7 +160,7 @@ class ByteTokenizer:
         """Whether `text` is the name of a special token."""
         return text in self._special
 
-    def written(self, ids: Int64s) -> list[bytes]:
+    def written(self, ids: I64) -> list[bytes]:
         """The bytes that each token writes; a special token writes its name."""
         return [self._written[i] for i in ids]
 
@@ -234,9 +235,7 @@ class ByteTokenizer:
         has_eos = add_eos and self.eos_token_id is not None
         return self._wrapped(text, prefix, supervised, has_eos).cut(max_length)
 
-    def _turn_events(
-        self, ids: Int64s, spans: tuple[Int64s, Int64s], turn_ends: Int64s
-    ) -> tuple[Int64s, Int64s]:
+    def _turn_events(self, ids: I64, spans: tuple[I64, I64], turn_ends: I64) -> tuple[I64, I64]:
         """The tokens that end a turn, and the place in the text where each turn ends."""
         after = np.searchsorted(spans[1], turn_ends, side="right")  # the first to end behind it
         turn_ends, after = turn_ends[after < len(ids)], after[after < len(ids)]
@@ -246,7 +245,7 @@ class ByteTokenizer:
         return after[is_event], turn_ends[is_event]
 
     def _wrapped(
-        self, text: TokenizedText, prefix: Int64s, supervised: _Supervised, has_eos: bool
+        self, text: TokenizedText, prefix: I64, supervised: _Supervised, has_eos: bool
     ) -> TokenizedText:
         """With the prefix before it and EOS after it; without what nothing predicts."""
         p, eos = len(prefix), int(has_eos)
@@ -267,7 +266,7 @@ class ByteTokenizer:
             status="ok" if has_record.any() else "no_supervised_text",
         )
 
-    def _spans(self, data: bytes, ids: Int64s, encoding: Any) -> tuple[Int64s, Int64s] | None:
+    def _spans(self, data: bytes, ids: I64, encoding: Any) -> tuple[I64, I64] | None:
         """(T,) first byte and byte after the last in `data` of each token; None: unknown."""
         pieces = [self._written[i] for i in encoding.ids]
         written = b"".join(pieces)
@@ -329,7 +328,7 @@ class _Supervised:
         self.text_bytes = int(sizes.sum())
         self.at_end = bool(self.is_supervised[-1])
 
-    def project(self, starts: Int64s, ends: Int64s) -> tuple[Int64s, Int64s, Bools]:
+    def project(self, starts: I64, ends: I64) -> tuple[I64, I64, Bools]:
         """(T,) supervised bytes before, (T,) within, and whether the token is supervised.
 
         A token without width belongs to the segment of the byte that follows it.
@@ -338,17 +337,17 @@ class _Supervised:
         lengths = self._place(ends)[0] - first
         return first, lengths, (lengths > 0) | ((starts == ends) & is_inside)
 
-    def before_place(self, places: Int64s) -> Int64s:
+    def before_place(self, places: I64) -> I64:
         """Supervised bytes before each place of the text."""
         return self._place(places)[0]
 
-    def _place(self, places: Int64s) -> tuple[Int64s, Bools]:
+    def _place(self, places: I64) -> tuple[I64, Bools]:
         segment = np.searchsorted(self.bounds, places, side="right") - 1
         inside = self.is_supervised[segment]
         return self.before[segment] + np.where(inside, places - self.bounds[segment], 0), inside
 
 
-def _turn_ends(segments: Sequence[Segment]) -> Int64s:
+def _turn_ends(segments: Sequence[Segment]) -> I64:
     """Where in the text a supervised segment ends and context follows."""
     place, ends, is_open = 0, [], False
     for segment in segments:
@@ -359,7 +358,7 @@ def _turn_ends(segments: Sequence[Segment]) -> Int64s:
     return np.array(ends, np.int64)
 
 
-def _without_records(token_ids: Int64s, status: str) -> TokenizedText:
+def _without_records(token_ids: I64, status: str) -> TokenizedText:
     zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
     return TokenizedText(token_ids.astype(np.int64), no, zeros, zeros, no, zeros, zeros, status)
 
@@ -377,7 +376,7 @@ def _eos_ids(
     return tuple(dict.fromkeys([*found, *(i for i in ends if i in special)]))
 
 
-def _prefix_ids(backend: Tokenizer, post_processor: Any) -> Int64s:
+def _prefix_ids(backend: Tokenizer, post_processor: Any) -> I64:
     """What the tokenizer puts in front of every text: BOS or nothing, rarely more."""
     if post_processor is None:
         return np.zeros(0, np.int64)

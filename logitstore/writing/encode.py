@@ -9,8 +9,9 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.fields import FIELDS, RECORDS, Array
+from logitstore.format.fields import FIELDS, RECORDS
 from logitstore.format.logprob_codec import encode_entries
+from logitstore.format.numpy_types import Array
 from logitstore.format.spec import StoreSpec
 
 _ONE_TOLERANCE = 1e-3  # what float32 sums over 262,144 tokens stay well within

@@ -6,8 +6,8 @@ times larger than others on length-sorted data). A row is never divided between 
 """
 
 import numpy as np
-import numpy.typing as npt
 
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan
 
 #: Text of a shard: about a million tokens, 180 MB of records at 64 entries each, and on a fast GPU
@@ -15,9 +15,7 @@ from logitstore.format.spec import Plan
 DEFAULT_SHARD_TEXT_BYTES = 4 * 1024 * 1024
 
 
-def make_plan(
-    dataset_sha256: str, text_bytes: npt.NDArray[np.int64], shard_text_bytes: int
-) -> Plan:
+def make_plan(dataset_sha256: str, text_bytes: I64, shard_text_bytes: int) -> Plan:
     """Cut a dataset where the running total of text passes a multiple of `shard_text_bytes`.
 
     Args:

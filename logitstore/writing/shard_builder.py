@@ -7,7 +7,8 @@ import numpy as np
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.distances import pack
 from logitstore.format.encoded import NOTHING_MEASURED, EncodedRecords, measure
-from logitstore.format.fields import OFFSETS, RECORDS, Array
+from logitstore.format.fields import OFFSETS, RECORDS
+from logitstore.format.numpy_types import Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import encode_lines
 from logitstore.format.shard_arrays import encode_arrays

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.console.terminal import printable
+from logitstore.format.numpy_types import I64, Bools
 
 _SAMPLE_ROWS = 200
 _SAMPLE_BYTES = 2_000_000
@@ -51,7 +51,7 @@ class Sample:
         return sum(s.records for s in self.sequences)
 
 
-def take_sample(reader: RowReader, text_bytes: npt.NDArray[np.int64]) -> Sample:
+def take_sample(reader: RowReader, text_bytes: I64) -> Sample:
     """Look at rows evenly spread over the dataset, always with the first one.
 
     Args:
@@ -101,7 +101,7 @@ def marked_text(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) ->
     return f"{head}, supervised ones in ⟦ ⟧:\n  {''.join(pieces)}" if pieces else head
 
 
-def _shown_tokens(has_record: npt.NDArray[np.bool_]) -> list[int]:
+def _shown_tokens(has_record: Bools) -> list[int]:
     """Choose tokens to show: the first ones, some context, and the first supervised ones."""
     begin = int(np.argmax(has_record)) if has_record.any() else 0
     context = (

@@ -2,9 +2,6 @@
 
 import time
 
-import numpy as np
-import numpy.typing as npt
-
 from logitstore.capture.estimate.forecast import Pairs
 from logitstore.capture.estimate.sample import Sample, marked_text
 from logitstore.capture.passes.generate import Completer, Wanted, batches
@@ -13,6 +10,7 @@ from logitstore.capture.passes.split_on_oom import HalvingReader, Read
 from logitstore.capture.sequences.prompts import PROMPT
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
+from logitstore.format.numpy_types import I64
 
 _FEWEST_ROWS, _MOST_BATCHES = 8, 2
 
@@ -40,7 +38,7 @@ def write_some(
     teacher: HalvingReader,
     sample: Sample,
     rows: list[int],
-    text_bytes: npt.NDArray[np.int64],
+    text_bytes: I64,
 ) -> tuple[Sample, float, Pairs]:
     """Complete some rows of a sample, and read the completions as a capture does.
 

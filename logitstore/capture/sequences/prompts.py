@@ -15,10 +15,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
 from logitstore.rows.renderer import Rendered
 from logitstore.text.conversation import Conversation
@@ -40,7 +40,7 @@ class Prompt(NamedTuple):
     """
 
     segments: tuple[Segment, ...]
-    token_ids: npt.NDArray[np.int64]
+    token_ids: I64
     conversation: Conversation | None
 
 

@@ -20,17 +20,15 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
 from logitstore.text.tokenizer import TokenizedText
 
 OVERFLOWS = ("split", "truncate", "skip")
 #: By default an eighth of a window is context: 14 % more work for the teacher.
 _STRIDE_PART = 8
-
-Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def _plan(text: TokenizedText, data: bytes, limits: Limits) -> list[tuple[int, i
     return windows
 
 
-def _begin(cuts: Int64s, new: int, context_tokens: int, prefix: int) -> int:
+def _begin(cuts: I64, new: int, context_tokens: int, prefix: int) -> int:
     """Choose a window's first token: at most `context_tokens` before `new`, at a place to cut.
 
     Without BOS nothing would predict the first token of a window, so one of context is needed.
@@ -199,7 +197,7 @@ def _begin(cuts: Int64s, new: int, context_tokens: int, prefix: int) -> int:
     return int(cuts[place] if cuts[place] <= latest else cuts[max(place - 1, 0)])
 
 
-def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> Int64s:
+def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> I64:
     """List tokens before which a row may be cut: the first, those that begin a character, the end.
 
     Not before a token without supervised bytes (EOS, end of a turn), which belongs to what it ends.
@@ -212,7 +210,7 @@ def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> Int64s:
     return np.concatenate([[prefix], np.flatnonzero(inside), [len(text.token_ids)]])
 
 
-def _taken(text: TokenizedText, tokens: Int64s, first_new: int) -> TokenizedText:
+def _taken(text: TokenizedText, tokens: I64, first_new: int) -> TokenizedText:
     """Take some of the tokens; those before `first_new` are context, without records."""
     has_record = text.has_record[tokens] & (tokens >= first_new)
     return TokenizedText(

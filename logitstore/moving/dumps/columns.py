@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64, Bools
 from logitstore.moving.dumps.keyed_lists import keyed_lists
-from logitstore.moving.dumps.lists import Int64s, Lists, int64s, refuse_lengths
+from logitstore.moving.dumps.lists import Lists, int64s, refuse_lengths
 from logitstore.moving.dumps.row import (
     Dumped,
     integers,
@@ -97,14 +97,14 @@ def _raw_lists(row: Mapping[str, Any], names: TokenNames, where: str, column: st
     return _entries(value, names, f"{where}: {column}")
 
 
-def spread(lists: Lists, places: Int64s, tokens: int) -> Lists:
+def spread(lists: Lists, places: I64, tokens: int) -> Lists:
     """The lists of some tokens as lists of all."""
     counts = np.zeros(tokens, np.int64)
     counts[places] = lists.counts
     return Lists(counts, lists.ids, lists.logprobs)
 
 
-def _check_tokens(lists: Lists, ids: Int64s, what: str, where: str) -> None:
+def _check_tokens(lists: Lists, ids: I64, what: str, where: str) -> None:
     if len(lists) != len(ids):
         refuse_lengths(where, what, len(lists), len(ids))
 
@@ -133,7 +133,7 @@ def _numbers(row: Mapping[str, Any], column: str, where: str) -> Lists:
         raise InputError(f"{where}: {TARGETS} and {column}: {e}. Mend or drop the row.") from None
 
 
-def _per_token(found: Nested, column: str, where: str) -> Int64s:
+def _per_token(found: Nested, column: str, where: str) -> I64:
     if len(found.counts) == 2:
         return found.counts[1]
     if len(found.counts) == 1 and not len(found.values):
@@ -161,7 +161,7 @@ def _entries(value: Any, names: TokenNames, where: str) -> Lists:
     return Lists(counts, _ids_of(tokens, counts, names, where), np.asarray(logprobs, np.float64))
 
 
-def _ids_of(tokens: pa.Array, counts: Int64s, names: TokenNames, where: str) -> Int64s:
+def _ids_of(tokens: pa.Array, counts: I64, names: TokenNames, where: str) -> I64:
     if pa.types.is_integer(tokens.type) and not tokens.null_count:
         return int64s(tokens.to_numpy(zero_copy_only=False))
     owner = np.repeat(np.arange(len(counts)), counts)
@@ -181,7 +181,7 @@ def _without_padding(row: Mapping[str, Any], found: Dumped, where: str) -> Dumpe
     if len(mask) != len(found.token_ids):
         refuse_lengths(where, "values of attention_mask", len(mask), len(found.token_ids))
     there = np.flatnonzero(mask)
-    is_wanted: npt.NDArray[np.bool_] | None = found.is_wanted
+    is_wanted: Bools | None = found.is_wanted
     return Dumped(
         found.lists.take(there),
         found.token_ids[there],

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import CAN_BE_MISSING
 from logitstore.moving.dumps.files import Dump, Place
 from logitstore.moving.dumps.lists import look_renormalised, sums
@@ -44,8 +44,8 @@ class Survey:
     """
 
     reader: Reader
-    text_bytes: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    places: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 4), np.int64))
+    text_bytes: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
+    places: I64 = field(default_factory=lambda: np.zeros((0, 4), np.int64))
     statuses: Counter[str] = field(default_factory=Counter)
     supervised: int = 0
     records: int = 0
@@ -58,7 +58,7 @@ class Survey:
     left_over: float = 0.0
     suspects: int = 0
     telling: int = 0
-    fits: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+    fits: I64 = field(default_factory=lambda: np.zeros(3, np.int64))
     looked_at: int = 0
 
     def count(self, placed: Placed, unsorted: int, left_out: int) -> None:

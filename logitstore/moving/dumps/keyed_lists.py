@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.moving.dumps.lists import F64, Int64s, Lists, int64s
+from logitstore.format.numpy_types import F64, I64
+from logitstore.moving.dumps.lists import Lists, int64s
 
 _MAX_ID_DIGITS = 18
 
 
-def keyed_lists(
-    values: Sequence[Any], where: str, tokens: Int64s | None = None
-) -> tuple[Lists, F64]:
+def keyed_lists(values: Sequence[Any], where: str, tokens: I64 | None = None) -> tuple[Lists, F64]:
     """The lists, and the rank of each token itself where its list says so.
 
     Args:

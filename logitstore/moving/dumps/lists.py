@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from logitstore.errors import InputError
-
-Int64s = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
+from logitstore.format.numpy_types import F32, F64, I64, Bools
 
 #: Sums of float32 probabilities, and of ones written with three digits, stay within it.
 SUM_TOLERANCE = 1e-3
@@ -36,8 +33,8 @@ class Lists:
         logprobs: (m,) nats.
     """
 
-    counts: Int64s
-    ids: Int64s
+    counts: I64
+    ids: I64
     logprobs: F64
 
     def __len__(self) -> int:
@@ -49,23 +46,23 @@ class Lists:
         return cls(np.zeros(tokens, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
     @property
-    def starts(self) -> Int64s:
+    def starts(self) -> I64:
         """(T,) where the entries of each token begin."""
         return np.cumsum(self.counts) - self.counts
 
     @property
-    def owner(self) -> Int64s:
+    def owner(self) -> I64:
         """(m,) the token of each entry."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
-    def take(self, tokens: Int64s) -> "Lists":
+    def take(self, tokens: I64) -> "Lists":
         """The lists of some tokens, in that order."""
         counts = self.counts[tokens]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         source = np.repeat(self.starts[tokens], counts) + within
         return Lists(counts, self.ids[source], self.logprobs[source])
 
-    def where(self, kept: npt.NDArray[np.bool_]) -> "Lists":
+    def where(self, kept: Bools) -> "Lists":
         """Some of the entries."""
         counts = np.bincount(self.owner[kept], minlength=len(self.counts))
         return Lists(counts.astype(np.int64), self.ids[kept], self.logprobs[kept])
@@ -77,13 +74,13 @@ class Lists:
         counts = np.concatenate([[0], self.counts])[: len(self.counts)]
         return Lists(counts, self.ids[:kept], self.logprobs[:kept])
 
-    def hold(self, tokens: Int64s) -> npt.NDArray[np.bool_]:
+    def hold(self, tokens: I64) -> Bools:
         """(T,) whether the list of each token has `tokens[t]` in it."""
         hits = self.ids == np.repeat(tokens, self.counts)
-        found: npt.NDArray[np.bool_] = np.bincount(self.owner[hits], minlength=len(self)) > 0
+        found: Bools = np.bincount(self.owner[hits], minlength=len(self)) > 0
         return found
 
-    def logprob_of(self, tokens: Int64s) -> F64:
+    def logprob_of(self, tokens: I64) -> F64:
         """(T,) the log-probability of `tokens[t]` in the list of token t; NaN where it is not."""
         hits = np.flatnonzero(self.ids == np.repeat(tokens, self.counts))
         found = np.full(len(self), np.nan)
@@ -147,7 +144,7 @@ def sums(lists: Lists) -> F64:
 def _check_values(lists: Lists, vocab_size: int, where: str) -> None:
     ids, values = lists.ids, lists.logprobs
 
-    def refuse(bad: npt.NDArray[np.bool_], says: str, step: str) -> None:
+    def refuse(bad: Bools, says: str, step: str) -> None:
         if bad.any():
             j = int(np.flatnonzero(bad)[0])
             found = says.format(id=ids[j], value=values[j])
@@ -230,7 +227,7 @@ def entropies(lists: Lists) -> F64:
     return np.asarray(np.bincount(lists.owner, terms, len(lists)), np.float64)
 
 
-def without_extras(lists: Lists, tokens: Int64s, ranks: F64, vocab_size: int) -> Lists:
+def without_extras(lists: Lists, tokens: I64, ranks: F64, vocab_size: int) -> Lists:
     """Lists of the most probable tokens alone.
 
     Servers add the token itself to the k that were asked for, however improbable it is. It goes
@@ -252,13 +249,13 @@ def without_extras(lists: Lists, tokens: Int64s, ranks: F64, vocab_size: int) ->
     return _without_own(lists, tokens, _own_is_last(lists, tokens) & longer)
 
 
-def _without_own(lists: Lists, tokens: Int64s, *where: npt.NDArray[np.bool_]) -> Lists:
+def _without_own(lists: Lists, tokens: I64, *where: Bools) -> Lists:
     """Without the token itself in lists for which any of the conditions holds."""
     is_own = lists.ids == np.repeat(tokens, lists.counts)
     return lists.where(~(is_own & np.repeat(np.logical_or.reduce(where), lists.counts)))
 
 
-def _own_is_last(lists: Lists, tokens: Int64s) -> npt.NDArray[np.bool_]:
+def _own_is_last(lists: Lists, tokens: I64) -> Bools:
     """(T,) whether the token itself is the least probable of its list."""
     has = lists.counts > 0
     found = np.zeros(len(lists), np.bool_)
@@ -266,14 +263,14 @@ def _own_is_last(lists: Lists, tokens: Int64s) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _can_hold_rest(lists: Lists, vocab_size: int) -> npt.NDArray[np.bool_]:
+def _can_hold_rest(lists: Lists, vocab_size: int) -> Bools:
     """(T,) whether tokens no more probable than the last of a list can be what it leaves over."""
     others = vocab_size - lists.counts
-    found: npt.NDArray[np.bool_] = 1 - sums(lists) <= others * _least(lists) + SUM_TOLERANCE
+    found: Bools = 1 - sums(lists) <= others * _least(lists) + SUM_TOLERANCE
     return found
 
 
-def padded(lists: Lists) -> tuple[npt.NDArray[np.float32], Int64s]:
+def padded(lists: Lists) -> tuple[F32, I64]:
     """(n, K) log-probabilities and ids; slots beyond a count are -inf and 0."""
     mask = np.arange(int(lists.counts.max(initial=0))) < lists.counts[:, None]
     logprobs = np.full(mask.shape, -np.inf, np.float32)
@@ -290,6 +287,6 @@ def refuse_lengths(where: str, what: str, found: int, tokens: int) -> NoReturn:
     )
 
 
-def int64s(values: Any) -> Int64s:
+def int64s(values: Any) -> I64:
     """An array of whole numbers."""
     return np.asarray(values, np.int64)

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.moving.dumps.lists import F64, Int64s, Lists, refuse_lengths
+from logitstore.format.numpy_types import F64, I64
+from logitstore.moving.dumps.lists import Lists, refuse_lengths
 from logitstore.moving.dumps.row import Dumped
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
@@ -46,9 +47,9 @@ class Placed:
     """
 
     line: SequenceText
-    token_ids: Int64s
-    byte_starts: Int64s
-    byte_lengths: Int64s
+    token_ids: I64
+    byte_starts: I64
+    byte_lengths: I64
     lists: Lists
     own: F64
     ranks: F64
@@ -172,7 +173,7 @@ class Placer:
 
 
 def _placed(
-    line: SequenceText, found: list[Int64s], dumped: Dumped, places: Int64s, tokens: Int64s
+    line: SequenceText, found: list[I64], dumped: Dumped, places: I64, tokens: I64
 ) -> Placed:
     """The records among tokens at `places`, those that have a list.
 
@@ -207,7 +208,7 @@ def _placed(
     )
 
 
-def _fits(lists: Lists, tokens: Int64s) -> tuple[tuple[int, int, int], int]:
+def _fits(lists: Lists, tokens: I64) -> tuple[tuple[int, int, int], int]:
     """How many lists hold their own token, the one after it, and the one before it."""
     if len(tokens) < 3:
         return (0, 0, 0), 0
@@ -219,7 +220,7 @@ def _fits(lists: Lists, tokens: Int64s) -> tuple[tuple[int, int, int], int]:
     return (own, late, early), int(inner.sum())
 
 
-def _check_ids(ids: Int64s, tokenizer: ByteTokenizer, where: str) -> None:
+def _check_ids(ids: I64, tokenizer: ByteTokenizer, where: str) -> None:
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.size:
         raise InputError(
             f"{where}: token ids reach from {ids.min()} to {ids.max()}, but the tokenizer has 0 to "

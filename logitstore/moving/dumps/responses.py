@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logitstore.errors import InputError
+from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.columns import spread
 from logitstore.moving.dumps.keyed_lists import keyed_lists
-from logitstore.moving.dumps.lists import F64, Int64s, Lists, int64s, refuse_lengths
+from logitstore.moving.dumps.lists import Lists, int64s, refuse_lengths
 from logitstore.moving.dumps.row import Dumped, integers, wanted
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.conversation import Message, read_messages
@@ -41,7 +42,7 @@ class _Generated(NamedTuple):
 
     lists: Lists
     own: F64
-    ids: Int64s
+    ids: I64
     ranks: F64
     is_echo: bool = False
 
@@ -103,7 +104,7 @@ def read_choice(choice: Mapping[str, Any], names: TokenNames, where: str) -> Dum
     return _behind(prompt, answer)
 
 
-def _scored(choice: Mapping[str, Any], prompt: Int64s | None, where: str) -> Dumped:
+def _scored(choice: Mapping[str, Any], prompt: I64 | None, where: str) -> Dumped:
     values = choice["prompt_logprobs"]
     if prompt is None:
         raise InputError(
@@ -128,7 +129,7 @@ def _scored(choice: Mapping[str, Any], prompt: Int64s | None, where: str) -> Dum
     )
 
 
-def _behind(prompt: Int64s, answer: _Generated) -> Dumped:
+def _behind(prompt: I64, answer: _Generated) -> Dumped:
     """The prompt as context, then what was generated."""
     whole = np.concatenate([prompt, answer.ids])
     places = np.arange(len(prompt), len(whole))
@@ -223,7 +224,7 @@ def _number(value: Any, where: str) -> float:
     return float(value)
 
 
-def _token_ids(choice: Mapping[str, Any], count: int, where: str) -> Int64s:
+def _token_ids(choice: Mapping[str, Any], count: int, where: str) -> I64:
     if choice.get("token_ids") is None:
         raise InputError(f"{where}: has logprobs but no token_ids. Add them to the line.")
     found = integers(choice["token_ids"], f"{where}: token_ids")
@@ -232,7 +233,7 @@ def _token_ids(choice: Mapping[str, Any], count: int, where: str) -> Int64s:
     return found
 
 
-def _prompt_ids(choice: Mapping[str, Any], where: str) -> Int64s | None:
+def _prompt_ids(choice: Mapping[str, Any], where: str) -> I64 | None:
     for name in _IDS:
         if choice.get(name) is not None:
             return integers(choice[name], f"{where}: {name}")

@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from logitstore.errors import InputError
-from logitstore.moving.dumps.lists import F64, Int64s, Lists
+from logitstore.format.numpy_types import F64, I64, Bools
+from logitstore.moving.dumps.lists import Lists
 from logitstore.moving.nested import Nested, nested
 from logitstore.text.conversation import Message
 from logitstore.text.token_ids import NO_LABEL
-
-Bools = npt.NDArray[np.bool_]
 
 #: Columns of zeros and ones, beside token ids.
 MASKS = ("completion_mask", "assistant_masks")
@@ -37,16 +35,16 @@ class Dumped:
     """
 
     lists: Lists
-    token_ids: Int64s | None = None
+    token_ids: I64 | None = None
     is_wanted: Bools | None = None
     token_logprobs: F64 | None = None
     ranks: F64 | None = None
     messages: list[Message] | None = None
-    answer_ids: Int64s | None = None
+    answer_ids: I64 | None = None
     left_out: int = 0
 
 
-def integers(value: Any, where: str) -> Int64s:
+def integers(value: Any, where: str) -> I64:
     """A list of whole numbers, from Arrow or JSON.
 
     Raises:
@@ -82,7 +80,7 @@ def taken_apart(value: Any, where: str) -> Nested:
     return Nested((np.array([len(column)]), *found.counts), found.values)
 
 
-def wanted(row: Mapping[str, Any], ids: Int64s, where: str) -> Bools | None:
+def wanted(row: Mapping[str, Any], ids: I64, where: str) -> Bools | None:
     """(T,) what `labels` and masks say is trained on; None where there are none.
 
     Raises:
@@ -105,7 +103,7 @@ def wanted(row: Mapping[str, Any], ids: Int64s, where: str) -> Bools | None:
     return found
 
 
-def _check_labels(ids: Int64s, labels: Int64s, is_on: Bools, where: str) -> None:
+def _check_labels(ids: I64, labels: I64, is_on: Bools, where: str) -> None:
     wrong = np.flatnonzero((labels != ids) & is_on)
     if len(wrong):
         t = int(wrong[0])

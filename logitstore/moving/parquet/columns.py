@@ -22,7 +22,8 @@ import pyarrow as pa
 
 from logitstore.format.canonical_json import canonical_json, parse_json
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.fields import DRAWS, ENTRIES, RECORDS, Array, Field, fields_of
+from logitstore.format.fields import DRAWS, ENTRIES, RECORDS, Field, fields_of
+from logitstore.format.numpy_types import Array
 from logitstore.format.rows_parquet import SCHEMA as LINES_SCHEMA
 from logitstore.format.spec import StoreSpec
 from logitstore.records import SequenceText, TokenRecords

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,8 +17,9 @@ from logitstore.checking.verify import nonsense
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.fields import DRAWS, ENTRIES, Array, Field, decode_fields, token_records
+from logitstore.format.fields import DRAWS, ENTRIES, Field, decode_fields, token_records
 from logitstore.format.logprob_codec import NEG_INF_CODE
+from logitstore.format.numpy_types import F64, U16, Array
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.format.spec import SPEC_FILE, TOKENIZER_FOLDER
 from logitstore.moving.folders import read_tokenizer
@@ -188,7 +188,7 @@ class _Group:
     def _values(self, name: str, dtype: Any) -> Array:
         return self._column(name).numbers(dtype)
 
-    def _known(self, name: str, unknown: float) -> npt.NDArray[np.float64]:
+    def _known(self, name: str, unknown: float) -> F64:
         """Values, with something in place of those that the store's source did not say."""
         column = self._column(name)
         if name in self.spec.missing:
@@ -236,7 +236,7 @@ class _Group:
         raise InputError(f"{self.path}: row {self.lines[i].row:,}: {why}. {EXPORT_AGAIN}")
 
 
-def _deltas(codes: Nested) -> npt.NDArray[np.uint16]:
+def _deltas(codes: Nested) -> U16:
     """Rank deltas of codes, flat."""
     values = codes.numbers(np.int64)
     counts = codes.counts[1]
