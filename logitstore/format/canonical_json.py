@@ -1,19 +1,15 @@
-"""JSON as a store has it: one spelling when written, bounded when read."""
+"""Write JSON in one spelling, and read it with a bound on what it may cost."""
 
 import json
 from typing import Any, NoReturn
 
 _MAX_BRACKETS = 20_000
-
-
 _MAX_QUOTES = 50_000
-
-
 _MAX_DIGITS = 40  # of one number; none of ours has more than 25
 
 
 def parse_json(raw: bytes) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text, unless it holds more values than any file of a store.
 
     Raises:
         ValueError: It is not JSON, or would cost far more memory than it has bytes.
@@ -44,6 +40,10 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def canonical_json(value: object) -> bytes:
-    """Sorted keys, no spaces, one newline at the end: the same value is always the same bytes."""
+    """Encode a value as JSON in its one spelling: the same value always gives the same bytes.
+
+    Keys are sorted, there are no spaces, and one newline ends the text. So digests can be taken of
+    JSON, and a reader can compare bytes.
+    """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return text.encode() + b"\n"

@@ -1,11 +1,11 @@
-"""Inner chunks of arrays as bytes: three ways, each with its header held to what it must be.
+"""Encode and decode the inner chunks of arrays, in one of three codings.
 
 `bitshuffle` and `shuffle` are blosc buffers (zstd behind a transposition of bits or bytes), which
 any numcodecs reads; `pcodec` (https://github.com/pcodec/pcodec) codes numbers by bins and is the
-smaller by 4 %. Its library is an extra: `pip install 'logitstore[compact]'`.
+smallest by 4 %. Its library is an extra: `pip install 'logitstore[compact]'`.
 
-A decoder trusts the sizes in a buffer's header. So the header is read here first, and a chunk
-that says it is anything but one full chunk of its array is refused before a byte is decoded.
+A decoder trusts the sizes in a buffer's header. So the header is read here first, and a chunk that
+declares anything but one full chunk of its array is rejected before a byte of it is decoded.
 """
 
 import importlib
@@ -41,41 +41,47 @@ class Coding(Protocol):
     """How the chunks of an array become bytes."""
 
     def codecs(self, dtype: np.dtype[Any]) -> list[dict[str, Any]]:
-        """What stands for it in `zarr.json`, in front of the checksum."""
+        """Describe this coding as `zarr.json` has it, without the checksum that follows it."""
 
     def encode(self, chunk: Array, filled: int, *, copy: bool = False) -> bytes:
-        """A chunk as bytes; `copy` leaves it as long as it is, where that can be.
+        """Encode a chunk; with `copy`, leave it uncompressed where the coding can.
 
         Args:
-            chunk: All of it.
-            filled: Its elements that are not padding, at least one.
-            copy: Do not compress.
+            chunk: The whole chunk, with its padding.
+            filled: The number of its elements that are not padding, at least one.
+            copy: Whether not to compress, so that the chunk cannot look like a bomb.
         """
 
     def check_header(self, payload: bytes, size: int, dtype: np.dtype[Any]) -> None:
-        """Check that the payload says it is one full chunk, before anything decodes it.
+        """Check that the payload declares one full chunk, before anything decodes it.
 
         Args:
             payload: A chunk as it is stored, without its checksum.
             size: Elements of a full chunk.
-            dtype: Of the elements.
+            dtype: Type of the elements.
 
         Raises:
-            ValueError: It says anything else; reads on from "chunk 7 …".
+            ValueError: It declares anything else; the message reads on from "chunk 7 …".
         """
 
     def decode_into(self, payload: bytes, out: Array) -> None:
-        """The reverse, into a contiguous array of a chunk's shape.
+        """Decode a payload into a contiguous array of a chunk's shape.
 
         Raises:
-            ValueError: It is not such a chunk; reads on from "chunk 7 …".
+            ValueError: It is not such a chunk; the message reads on from "chunk 7 …".
             MissingLibraryError: The library that decodes it is not installed.
         """
 
 
 @dataclass(frozen=True)
 class Blosc:
-    """zstd behind a shuffle; `flag` is the shuffle's in the header, `number` its name in code."""
+    """zstd behind a shuffle of bits or of bytes.
+
+    Attributes:
+        shuffle: The shuffle's name in `zarr.json`.
+        number: Its number in blosc's functions.
+        flag: Its bit in the header of a buffer.
+    """
 
     shuffle: str
     number: int
@@ -103,9 +109,9 @@ class Blosc:
         versions, flags, type_size, declared, block, stored = head
         if declared != size * dtype.itemsize or stored != len(payload) or block > declared:
             raise ValueError(f"declares {declared} bytes")
-        found = (versions, flags & ~_BLOSC_FREE_FLAGS, type_size)
-        if found != (_BLOSC_VERSIONS, _BLOSC_ZSTD | self.flag, dtype.itemsize):
-            raise ValueError("is coded in a way the format has not")
+        declared_coding = (versions, flags & ~_BLOSC_FREE_FLAGS, type_size)
+        if declared_coding != (_BLOSC_VERSIONS, _BLOSC_ZSTD | self.flag, dtype.itemsize):
+            raise ValueError("is coded in a way that the format does not have")
 
     def decode_into(self, payload: bytes, out: Array) -> None:
         self.check_header(payload, out.size, out.dtype)
@@ -122,7 +128,8 @@ class Blosc:
 class Pcodec:
     """Numbers in classic mode, without deltas: ids and rank deltas have neither trend nor step.
 
-    How hard `level` tries is not seen by a decoder, and not in `zarr.json`.
+    `level` is how hard the encoder tries. A decoder does not see it, and `zarr.json` does not say
+    it.
     """
 
     level: int = _PCODEC_LEVEL
@@ -154,7 +161,7 @@ class Pcodec:
         return payload
 
     def check_header(self, payload: bytes, size: int, dtype: np.dtype[Any]) -> None:
-        """Hold it to just so many numbers, and its first part to their type and the one mode."""
+        """Check that the payload declares `size` numbers of this type, in the one mode used."""
         log = size.bit_length() - 1
         count = (size << 6 | log).to_bytes(-(-(6 + log + 1) // 8), "little")
         start = _PCODEC_MAGIC + count + bytes([_PCODEC_MAJOR])
@@ -172,20 +179,20 @@ class Pcodec:
         try:
             progress = library.standalone.simple_decompress_into(payload, flat)
         except BaseException as e:
-            # A panic of the library's, which is no Exception, is about these bytes like its errors.
-            if isinstance(e, MemoryError) or not _is_pcodecs(e):
+            # The library panics on some damaged bytes, and a panic is not an Exception.
+            if isinstance(e, MemoryError) or not _is_from_pcodec(e):
                 raise
             raise ValueError(f"cannot be decoded ({str(e)[:200]})") from None
         if progress.n_processed != len(flat) or not progress.finished:
             raise ValueError(f"holds other than {len(flat)} numbers")
 
 
-def _is_pcodecs(e: BaseException) -> bool:
+def _is_from_pcodec(e: BaseException) -> bool:
     return isinstance(e, (RuntimeError, TypeError)) or type(e).__name__ == "PanicException"
 
 
 def pcodec_library() -> Any:
-    """The library of the compact codec.
+    """Import the library of the compact codec.
 
     Raises:
         MissingLibraryError: It is not installed.
@@ -201,9 +208,10 @@ def pcodec_library() -> Any:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Blosc's own threads write blocks in the order they finish: other bytes on every run.
+    """Keep blosc on one thread, so that the same chunk always gives the same bytes.
 
-    They also do not survive a fork, and cost more than they save on chunks of this size.
+    Its own threads write blocks in the order in which they finish. They also do not survive a fork,
+    and cost more than they save on chunks of this size.
     """
     before, blosc.use_threads = blosc.use_threads, False
     try:
@@ -218,7 +226,7 @@ CODINGS: dict[str, Coding] = {
     "pcodec": Pcodec(),
     "pcodec_slow": Pcodec(12),  # for arrays so short that five times the time is little
 }
-#: What pcodec codes; arrays of other types are as in a portable store.
+#: Types of elements that pcodec codes; arrays of other types are coded as in a portable store.
 PCODEC_TYPES = frozenset(_PCODEC_TYPES)
-#: What else an array of a compact store may be, and is where its bytes must not be few.
+#: The other coding of an array of a compact store, for one that pcodec would make look like a bomb.
 INSTEAD_OF_PCODEC = {"pcodec": "bitshuffle", "pcodec_slow": "bitshuffle"}

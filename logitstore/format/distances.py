@@ -1,11 +1,11 @@
-"""Store distances instead of values where those are smaller, and undo it.
+"""Turn values into distances where those are smaller, and back.
 
 `byte_starts` is stored as the distance from the end of the record before, in its sequence: mostly
 zeros. Draws have two layouts. In the first, `draw_count` says how many distinct ones a record has,
-and `sample_ids` holds them as they are. In the second, `draw_total` says how often was drawn
-(nearly always the same, so it costs nothing: the distinct ones end where their counts add up to
-it), and `sample_gaps` holds distances, which are smaller: 28.9 bytes a token for 50 draws, and not
-34.7.
+and `sample_ids` holds them as they are. In the second, `draw_total` is the number of draws of a
+record (nearly always the same, so it costs nothing: the distinct ones end where their counts add
+up to it), and `sample_gaps` holds distances, which are smaller: 28.9 bytes a token for 50 draws
+instead of 34.7.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ def pack(fields: Mapping[str, Array], spec: StoreSpec, records: I64) -> dict[str
     """Turn encoded fields into the arrays of a shard.
 
     Args:
-        fields: Of sequences that follow each other.
+        fields: Encoded fields of consecutive sequences, by name.
         spec: The store's.
-        records: How many each sequence has.
+        records: (sequences,) records of each sequence.
 
     Raises:
-        ValueError: Byte spans or draws that cannot be those of records.
+        ValueError: Byte spans overlap or run backwards, or draws are not in order.
     """
     arrays = dict(fields)
     arrays["byte_starts"] = pack_starts(arrays["byte_starts"], arrays["byte_lengths"], records)
@@ -39,10 +39,10 @@ def pack(fields: Mapping[str, Array], spec: StoreSpec, records: I64) -> dict[str
 
 
 def unpack(arrays: Mapping[str, Array], records: I64) -> dict[str, Array]:
-    """Undo `pack`, of as many of the arrays as there are.
+    """Undo `pack` for those arrays that are given.
 
     Raises:
-        ValueError: They cannot be what `pack` made.
+        ValueError: No fields can have been packed into these arrays.
     """
     fields = dict(arrays)
     if "byte_starts" in fields:
@@ -55,7 +55,7 @@ def unpack(arrays: Mapping[str, Array], records: I64) -> dict[str, Array]:
 
 
 def sums_of(values: Array, lengths: I64) -> I64:
-    """Sums of consecutive parts of so many values each; 0 for an empty part."""
+    """Sum consecutive parts of the given lengths; 0 for an empty part."""
     if len(lengths) == 1:  # one sequence, read by itself
         return np.array([values.sum(dtype=np.int64)])
     running = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
@@ -64,12 +64,12 @@ def sums_of(values: Array, lengths: I64) -> I64:
 
 
 def pack_starts(starts: Array, lengths: Array, records: I64) -> Array:
-    """Distance of each record's start from the end before it in its sequence; mostly zeros.
+    """Turn the start of each record into its distance from the end of the one before.
 
     Args:
         starts: (n,) bytes before each record.
-        lengths: (n,) its bytes.
-        records: Records of each sequence.
+        lengths: (n,) bytes of each record.
+        records: (sequences,) records of each sequence; its first record counts from 0.
     """
     ends = np.concatenate([[0], (starts + lengths)[:-1]])
     ends[(np.cumsum(records) - records)[records > 0]] = 0
@@ -79,7 +79,7 @@ def pack_starts(starts: Array, lengths: Array, records: I64) -> Array:
 
 
 def unpack_starts(gaps: Array, lengths: I64, records: I64) -> I64:
-    """The reverse of `pack_starts`."""
+    """Undo `pack_starts`: add distances up to starts, anew in each sequence."""
     reach = gaps.astype(np.int64) + lengths
     stops = np.cumsum(reach)
     before = np.concatenate([[0], stops])[np.cumsum(records) - records]
@@ -87,7 +87,13 @@ def unpack_starts(gaps: Array, lengths: I64, records: I64) -> I64:
 
 
 def pack_draws(count: Array, ids: Array, times: Array) -> dict[str, Array]:
-    """The arrays of the second layout from distinct draws of each record, ids and counts."""
+    """Turn distinct draws into the arrays of the second layout.
+
+    Args:
+        count: (n,) distinct draws of each record.
+        ids: (d,) their ids, ascending within a record.
+        times: (d,) how often each was drawn.
+    """
     count = count.astype(np.int64)
     gaps = np.diff(ids.astype(np.int64), prepend=0)
     firsts = (np.cumsum(count) - count)[count > 0]
@@ -105,10 +111,10 @@ def pack_draws(count: Array, ids: Array, times: Array) -> dict[str, Array]:
 
 
 def unpack_draws(total: Array, gaps: Array, times: Array) -> dict[str, Array]:
-    """The reverse of `pack_draws`: distinct draws of each record, ids, counts.
+    """Undo `pack_draws`: find the distinct draws of each record, their ids and counts.
 
     Raises:
-        ValueError: The counts do not add up, or an id is none.
+        ValueError: The counts do not add up, or an id is beyond any vocabulary.
     """
     if times.size and not 1 <= int(times.min()) <= int(times.max()) <= _MAX_U8:
         raise ValueError("a draw was drawn other than 1 to 255 times")

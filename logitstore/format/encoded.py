@@ -1,4 +1,4 @@
-"""Hold records as they are stored, and measure what storing them cost in exactness."""
+"""Hold records in encoded form, and measure how much exactness the coding cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,13 +28,13 @@ NOTHING_MEASURED: dict[str, float | int] = {
 
 @dataclass(frozen=True)
 class EncodedRecords:
-    """Records in encoded form.
+    """Records in encoded form: small integers, in one flat array a field.
 
     Attributes:
         fields: By name, as `format.fields` lists them. `byte_starts` is absolute here: its stored
             form, the distance from the record before, exists only within a sequence.
-        kl, l1, dropped: (n,) what coding changed (see `logprob_codec.EncodedEntries`); zeros where
-            that is not known.
+        kl, l1, dropped: (n,) the coding error (see `logprob_codec.EncodedEntries`); zeros where it
+            is not known.
     """
 
     fields: dict[str, Array]
@@ -50,7 +50,7 @@ class EncodedRecords:
 
     @classmethod
     def unmeasured(cls, fields: dict[str, Array]) -> "EncodedRecords":
-        """Make records of which it is not known what coding changed."""
+        """Make records whose coding error is not known: those read from a store."""
         nothing = np.zeros(len(fields["token_ids"]), np.float32)
         return cls(fields, nothing, nothing, np.zeros(len(nothing), np.int64))
 
@@ -76,7 +76,7 @@ class EncodedRecords:
 
     @classmethod
     def concatenate(cls, parts: "Sequence[EncodedRecords]") -> "EncodedRecords":
-        """Put one after the other; needs at least one part."""
+        """Join parts in the order given; there must be at least one."""
         names = parts[0].fields
         fields = {name: np.concatenate([p.fields[name] for p in parts]) for name in names}
         kl, l1, dropped = (
@@ -90,11 +90,11 @@ def _offsets(counts: Array) -> Array:
 
 
 def measure(encoded: EncodedRecords, spec: StoreSpec) -> dict[str, float | int]:
-    """What this shard's coding and cutting cost, as numbers that travel with it.
+    """Measure how exact a shard's records are, in the numbers that are stored with it.
 
     Returns:
-        ``tail_mean``, ``tail_p99``: probability outside the entries. ``at_cap_fraction``: records
-        that kept top_k entries and still have more tail than asked for. ``entries_mean`` a record.
+        ``tail_mean``, ``tail_p99``: probability in the tail. ``at_cap_fraction``: records that kept
+        top_k entries and still have more tail than asked for. ``entries_mean``: entries a record.
         ``kl_mean`` (nats), ``l1_mean``, ``l1_max``: decoded against exact, over entries and tail.
         ``dropped_entries``: too improbable for the code, left out.
     """

@@ -4,7 +4,7 @@ A field has three forms:
 
     raw        exact numbers, as the teacher pass computes them      `writing.encode.RawRecords`
     encoded    small integers, as they are stored                    `format.encoded.EncodedRecords`
-    decoded    float32 log-probabilities, as readers hand them out   `records.TokenRecords`
+    decoded    float32 log-probabilities, as readers return them     `records.TokenRecords`
 
 Everything that goes through the fields (encoding, the arrays of a shard, decoding, Parquet columns)
 loops over `FIELDS`. A new optional field is a line here, an attribute of `RawRecords` and of
@@ -36,17 +36,17 @@ from logitstore.records import TokenRecords
 
 When = Callable[[StoreSpec], bool]
 
-#: What arrays run along; also the names of `ShardSize`. An offset array says where sequences begin.
+#: The axes that arrays run along, by their names in `ShardSize`. Arrays of offsets have the last.
 RECORDS, ENTRIES, DRAWS, SEQUENCES = "records", "entries", "draws", "sequences"
 
 
 class Quantiser(NamedTuple):
-    """Real numbers as integer codes, each by itself."""
+    """A pair of functions that turn real numbers into integer codes and back, one by one."""
 
     encode: Callable[[npt.ArrayLike], Array]
     decode: Callable[[Array], Array]
-    unknown: float  # what is encoded where the source of an import did not say the number
-    is_unknown: Callable[[Array], Array]  # where codes say so, if `spec.missing` lists the field
+    unknown: float  # encoded in place of a number that the source of an import lacks
+    is_unknown: Callable[[Array], Array]  # where codes are that, if `spec.missing` lists the field
 
 
 _LOGPROB = Quantiser(
@@ -93,12 +93,12 @@ def _with_draws_2(spec: StoreSpec) -> bool:
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array of a shard.
+    """An array of a shard: the axis that it runs along, and how it is coded.
 
     Attributes:
-        name: Of its members.
+        name: The first part of its members' names.
         axis: What it runs along.
-        dtype: Of its elements.
+        dtype: Type of its elements.
         when: Which stores have it.
         shuffle: How blosc arranges its bytes before it compresses them.
         compact: The coding in a compact store, for the types that pcodec knows.
@@ -116,7 +116,7 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class Field:
-    """A field of a record.
+    """A field of a record, with its forms and how one becomes the other.
 
     Attributes:
         name: As in `TokenRecords`.
@@ -140,12 +140,12 @@ class Field:
     arrays: tuple[StoredArray, ...] | None = None
 
     def encode(self, values: npt.ArrayLike) -> Array:
-        """Encode raw values."""
+        """Encode the field's raw values."""
         codes = values if self.quantiser is None else self.quantiser.encode(values)
         return np.asarray(codes).astype(self.encoded, copy=False)
 
     def decode(self, codes: Array, *, is_missing: bool = False) -> Array:
-        """Decode codes; NaN for what the source of an import did not say.
+        """Decode codes; NaN for what the source of an import lacks.
 
         Args:
             codes: In encoded form.
@@ -161,14 +161,14 @@ class Field:
     @property
     def stored(self) -> tuple[StoredArray, ...]:
         """The arrays that a shard stores for it."""
-        own = StoredArray(self.name, self.axis, self.encoded, self.when)
         if self.arrays is not None:
             return self.arrays
-        return (replace(own, is_per_temperature=self.is_per_temperature),)
+        alike = StoredArray(self.name, self.axis, self.encoded, self.when)
+        return (replace(alike, is_per_temperature=self.is_per_temperature),)
 
 
 def _draws(first: StoredArray, second: StoredArray) -> tuple[StoredArray, ...]:
-    """A field of draws, which the two layouts of a shard store in different ways."""
+    """Give each of the two layouts of draws an array of its own."""
     return replace(first, when=_with_draws_1), replace(second, when=_with_draws_2)
 
 
@@ -206,7 +206,7 @@ FIELDS = (
 )
 FIELD = {field.name: field for field in FIELDS}
 
-#: Fields that are only decoded together: each record's head and tail are made one.
+#: Fields that are only decoded together: a record's entries and tail are made to sum to one.
 HEAD = ("entry_count", "tail_logmass", "entry_logprobs")
 
 #: Where each sequence lies on an axis: sequence i from value i up to value i + 1.
@@ -241,25 +241,25 @@ def decode_fields(encoded: Mapping[str, Array], missing: Collection[str] = ()) -
     Raises:
         ValueError: The codes of a record cannot be a distribution.
     """
-    found: dict[str, Array] = {}
+    decoded: dict[str, Array] = {}
     if "entry_logprobs" in encoded:
-        count = found["entry_count"] = FIELD["entry_count"].decode(encoded["entry_count"])
-        found["entry_logprobs"], found["tail_logmass"] = decode_entries(
+        count = decoded["entry_count"] = FIELD["entry_count"].decode(encoded["entry_count"])
+        decoded["entry_logprobs"], decoded["tail_logmass"] = decode_entries(
             encoded["entry_logprobs"], count, encoded["tail_logmass"]
         )
     for name, codes in encoded.items():
-        if name not in found:
-            found[name] = FIELD[name].decode(codes, is_missing=name in missing)
-    return found
+        if name not in decoded:
+            decoded[name] = FIELD[name].decode(codes, is_missing=name in missing)
+    return decoded
 
 
 def token_records(decoded: Mapping[str, Array]) -> TokenRecords:
-    """Make records of decoded fields; None for those not held."""
-    held: dict[str, Any] = dict.fromkeys(FIELD) | dict(decoded)
-    return TokenRecords(**held)
+    """Make `TokenRecords` of decoded fields; None for the fields that are not given."""
+    fields: dict[str, Any] = dict.fromkeys(FIELD) | dict(decoded)
+    return TokenRecords(**fields)
 
 
 def no_records() -> TokenRecords:
-    """Make records of nothing, with every field that any store can have."""
+    """Make `TokenRecords` of length 0, with every field that a store can have."""
     shapes = {f.name: (0, 0) if f.is_per_temperature else (0,) for f in FIELDS}
     return token_records({f.name: np.zeros(shapes[f.name], f.decoded) for f in FIELDS})

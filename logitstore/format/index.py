@@ -1,6 +1,7 @@
-"""`index.parquet`: one line a shard, so that opening a store need not open its shards.
+"""Write and read `index.parquet`: one line a shard, so that opening a store opens no shard.
 
-All of it can be read from the shards again; it is derived, and never trusted beyond its digest.
+All of it can be read from the shards again: it is derived, and nothing in it is believed before
+the digest in the seal matches.
 """
 
 import hashlib
@@ -35,7 +36,7 @@ _MAX_LINES = 1024 * 1024  # of a row group, as Parquet writers cut them
 
 
 def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
-    """The file's bytes."""
+    """Encode the lines as the bytes of the file."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         pa.Table.from_pylist(list(lines), schema=_SCHEMA),
@@ -48,7 +49,7 @@ def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
 
 
 def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:
-    """The lines of the index of a sealed store.
+    """Read the lines of the index of a sealed store.
 
     Args:
         path: The file.
@@ -60,15 +61,15 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
         OSError: It cannot be read.
     """
     data = path.read_limited(64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
-    found = hashlib.sha256(data).hexdigest()
-    if found != digest:
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != digest:
         raise ValueError(
-            f"it is not the file that was sealed (SHA-256 {found[:12]}…, not {digest[:12]}…)"
+            f"it is not the file that was sealed (SHA-256 {actual[:12]}…, not {digest[:12]}…)"
         )
     view, groups = memoryview(data), -(-plan.shard_count // _MAX_LINES)
     check_footer(view, groups)
     try:
-        lines = _decoded(view, plan, groups)
+        lines = _decode(view, plan, groups)
     except PYARROW_ERRORS as e:
         raise ValueError(f"it cannot be decoded ({e})") from None
     if len(lines) != plan.shard_count:
@@ -78,7 +79,7 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
     return lines
 
 
-def _decoded(view: memoryview, plan: Plan, groups: int) -> list[dict[str, Any]]:
+def _decode(view: memoryview, plan: Plan, groups: int) -> list[dict[str, Any]]:
     file = pq.ParquetFile(pa.BufferReader(view), page_checksum_verification=True)
     if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_row_groups != groups:
         raise ValueError("it does not have the columns of an index")

@@ -1,4 +1,4 @@
-"""Log-probabilities as small integers, and back, with the error measured.
+"""Encode log-probabilities as small integers, decode them, and measure the error.
 
 A log-probability x <= 0 is stored as the code q = round(-x / step), a 16-bit number; 65535 is -inf.
 The entries of a record are stored most probable first, each as the difference from the one before
@@ -10,11 +10,11 @@ loss. So a decoded record is made to sum to one again:
     tail mass < 1/2:   entries += log((1 - e^tail) / sum_i e^(-q_i step))
     tail mass >= 1/2:  tail = log(1 - sum_i e^(-q_i step))
 
-The second line is there because the first divides by what the tail leaves over: for a flat teacher
-(head 4e-6 of the mass) the tail rounds to 1 and nothing would be left. Whichever of head and tail
-is the smaller knows itself best, and the other follows.
+The first line gives the entries what the stored tail leaves over. For a flat teacher (head 4e-6 of
+the mass) the stored tail rounds to 1, which would leave nothing: hence the second line. The smaller
+of head and tail has the smaller absolute error, so it is believed, and the other is one minus it.
 
-The encoder may round coarser than the step where it does not matter; readers know one step only.
+The encoder may round more coarsely where it does not matter; readers only know the one step.
 Multiples of 2 beyond 3 nats and of 4 beyond 5 cost little fidelity and save a sixth of the bytes.
 
 Shape legend: n = records, K = entries asked for, m = entries kept, flat.
@@ -34,9 +34,9 @@ TAIL_STEP = 1 / 256
 ENTROPY_STEP = 1 / 256
 NEG_INF_CODE = 0xFFFF
 MAX_CODE = 0xFFFE
-_BLOCK_ENTRIES = 65_536  # encoded at a time: half a megabyte, near the processor
-_NARROW_ENTRIES = 2**31 // 0xFFFF  # so many of the largest deltas add up to less than 2^31
-_COARSER = ((3.0, 2), (5.0, 4))  # beyond so many nats, round entries to multiples of so many steps
+_BLOCK_ENTRIES = 65_536  # encoded at a time: half a megabyte, which stays in the processor's cache
+_NARROW_ENTRIES = 2**31 // 0xFFFF  # this many of the largest deltas add up to less than 2^31
+_COARSER = ((3.0, 2), (5.0, 4))  # (nats, steps): entries beyond nats are multiples of steps
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class EncodedEntries:
 
 
 def quantise(values: npt.ArrayLike, step: float) -> U16:
-    """Codes of non-positive log-values; -inf has its own code, what is too small the largest."""
+    """Encode non-positive log-values; -inf has its own code, what is too small the last other."""
     with np.errstate(invalid="ignore"):
         codes = np.rint(-np.asarray(values, np.float64) / step)
     finite = np.clip(np.nan_to_num(codes, nan=0.0, posinf=NEG_INF_CODE), 0, MAX_CODE)
@@ -71,23 +71,23 @@ def quantise(values: npt.ArrayLike, step: float) -> U16:
 
 
 def dequantise(codes: U16, step: float) -> F32:
-    """Log-values of codes; the reverse of `quantise` up to half a step."""
+    """Decode log-values, exact up to half a step."""
     values = codes.astype(np.float64) * -step
     return np.where(codes == NEG_INF_CODE, -np.inf, values).astype(np.float32)
 
 
 def quantise_entropy(entropy: npt.ArrayLike) -> U16:
-    """Codes of non-negative entropies, in nats."""
+    """Encode non-negative entropies, in nats."""
     return quantise(-np.maximum(np.asarray(entropy, np.float64), 0.0), ENTROPY_STEP)
 
 
 def dequantise_entropy(codes: U16) -> F32:
-    """Entropies in nats."""
+    """Decode entropies, in nats."""
     return codes.astype(np.float32) * np.float32(ENTROPY_STEP)
 
 
 def entry_codes(logprobs: npt.ArrayLike) -> I32:
-    """Codes of entries, coarser where they are small; monotone, so sorted values stay sorted."""
+    """Encode entries, more coarsely where they are small; sorted values stay sorted."""
     x = np.asarray(logprobs, np.float32) * np.float32(-1 / ENTRY_STEP)
     np.maximum(x, 0.0, out=x)
     multiple, before = np.ones(x.shape, np.float32), 1
@@ -105,13 +105,13 @@ def entry_codes(logprobs: npt.ArrayLike) -> I32:
 def encode_entries(
     logprobs_nK: F32, ids_nK: U32 | None, count_n: I64, tail_n: F32
 ) -> EncodedEntries:
-    """Quantise the heads of n records.
+    """Quantise the entries and tails of n records, and measure what that changed.
 
     Args:
         logprobs_nK: Most probable first; slots at and beyond a record's count are ignored.
         ids_nK: Their token ids, or None to keep values only.
         count_n: Entries of each record.
-        tail_n: Log of the probability outside them.
+        tail_n: Log of the probability in the tail, beyond the entries.
     """
     rows = max(1, _BLOCK_ENTRIES // max(logprobs_nK.shape[1], 1))
     blocks = [
@@ -167,54 +167,54 @@ def _encode_block(
 
 
 def _where(mask_nK: Bools, values_nK: Array) -> Array:
-    """`values[mask]`, without a look at each when the mask has no hole."""
+    """Return `values[mask]`, flat; without a copy where all of the mask is set."""
     return values_nK.ravel() if mask_nK.all() else values_nK[mask_nK]
 
 
 def _distance(
     logprobs_nK: F32, tail_n: F64, codes_nK: I32, kept_nK: Bools, tail_codes: U16
 ) -> tuple[F32, F32]:
-    """KL and L1 between what came in and what a reader will see, over entries and tail.
+    """Compute KL and L1 between what came in and what a reader will see, over entries and tail.
 
-    With x what came in, d = x + q step what rounding changed, m = e^(-q step) and Z the sum of
-    e^x (the teacher's own float32 sum is one up to 1e-6), an entry was m e^d / Z and is seen as
-    m e^shift. |d| is at most two steps, so no exponential or logarithm has to be taken of it.
+    With x what came in, d = x + q step the error of rounding in nats, m = e^(-q step) and Z the sum
+    of e^x (the teacher's own float32 sum is one up to 1e-6), an entry was m e^d / Z and is seen as
+    m e^shift. |d| is at most two steps, so e^d is a short series: no exponential is taken.
     """
-    d: F64 = codes_nK.astype(np.float64) * ENTRY_STEP
-    d += logprobs_nK
+    error_nats: F64 = codes_nK.astype(np.float64) * ENTRY_STEP
+    error_nats += logprobs_nK
     mass = _MASS_OF_CODE.take(codes_nK.astype(np.intp))
     if not kept_nK.all():
-        d[~kept_nK] = mass[~kept_nK] = 0.0
+        error_nats[~kept_nK] = mass[~kept_nK] = 0.0
     has_entries: Bools = np.any(kept_nK, axis=1)
     tail, shift = _tail_and_shift(mass.sum(1), has_entries, tail_codes)
 
-    growth = _exp_of_small(d)
-    head, p_tail = np.einsum("nk,nk->n", mass, growth), np.exp(tail_n)
+    ratio = _exp_of_small(error_nats)  # of the true probability to the decoded one, before shift
+    head, p_tail = np.einsum("nk,nk->n", mass, ratio), np.exp(tail_n)
     total = head + p_tail
-    d *= growth
+    error_nats *= ratio
     with np.errstate(invalid="ignore"):
         in_tail = np.where(p_tail > 0, p_tail * (tail_n - tail), 0.0)
-    kl = (np.einsum("nk,nk->n", mass, d) - shift * head + in_tail) / total - np.log(total)
+    kl = (np.einsum("nk,nk->n", mass, error_nats) - shift * head + in_tail) / total - np.log(total)
 
-    growth /= total[:, None]
-    growth -= np.exp(shift)[:, None]
-    l1 = np.einsum("nk,nk->n", mass, np.abs(growth, out=growth))
+    ratio /= total[:, None]
+    ratio -= np.exp(shift)[:, None]
+    l1 = np.einsum("nk,nk->n", mass, np.abs(ratio, out=ratio))
     l1 += np.abs(p_tail / total - np.exp(tail))
     return kl.astype(np.float32), l1.astype(np.float32)
 
 
 def _exp_of_small(d: F64) -> F64:
-    """e^d for |d| <= 2 ENTRY_STEP: four terms of its series, exact to 8e-9."""
-    found = d / 6
-    found += 0.5
+    """Compute e^d for |d| <= 2 ENTRY_STEP by four terms of its series, exact to 8e-9."""
+    series = d / 6
+    series += 0.5
     for _ in range(2):
-        found *= d
-        found += 1
-    return found
+        series *= d
+        series += 1
+    return series
 
 
 def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
-    """Entries and tails as a reader sees them: each record sums to one.
+    """Decode entries and tails as readers see them: each record sums to one.
 
     Args:
         deltas: (m,) rank deltas, flat.
@@ -227,27 +227,37 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
     Raises:
         ValueError: The codes of a record cannot be a distribution.
     """
-    n = len(count)
-    width = int(count[0]) if n else 0
+    width = int(count[0]) if len(count) else 0
     if width and (count == width).all():  # rectangles are faster
-        # Half the memory to pass over, where no record's sum of deltas can wrap around. That of all
-        # records may: differences of what wrapped are right again.
-        narrow = np.int32 if width < _NARROW_ENTRIES else np.int64
-        codes_nK = deltas.cumsum(dtype=narrow).reshape(n, width)
-        codes_nK[1:] -= codes_nK[:-1, -1].copy()[:, None]
-        _check_codes(codes_nK[:, -1])
-        head = np.einsum("nk->n", _MASS_OF_CODE.take(codes_nK, mode="clip"))  # in range: checked
-        tail, shift = _tail_and_shift(head, count > 0, tail_codes)
-        logprobs_nK = codes_nK.astype(np.float32)
-        logprobs_nK *= np.float32(-ENTRY_STEP)
-        logprobs_nK += shift.astype(np.float32)[:, None]
-        return logprobs_nK.reshape(-1), tail.astype(np.float32)
+        return _decode_rectangle(deltas, width, tail_codes)
+    return _decode_ragged(deltas, count, tail_codes)
+
+
+def _decode_rectangle(deltas: U16, width: int, tail_codes: U16) -> tuple[F32, F32]:
+    """Decode records that all have `width` entries, at least one."""
+    n = len(tail_codes)
+    # Half the memory to pass over, where no record's sum of deltas can wrap around. That of all
+    # records may: differences of what wrapped are right again.
+    narrow = np.int32 if width < _NARROW_ENTRIES else np.int64
+    codes_nK = deltas.cumsum(dtype=narrow).reshape(n, width)
+    codes_nK[1:] -= codes_nK[:-1, -1].copy()[:, None]
+    _check_codes(codes_nK[:, -1])
+    head = np.einsum("nk->n", _MASS_OF_CODE.take(codes_nK, mode="clip"))  # in range: checked
+    tail, shift = _tail_and_shift(head, np.ones(n, np.bool_), tail_codes)
+    logprobs_nK = codes_nK.astype(np.float32)
+    logprobs_nK *= np.float32(-ENTRY_STEP)
+    logprobs_nK += shift.astype(np.float32)[:, None]
+    return logprobs_nK.reshape(-1), tail.astype(np.float32)
+
+
+def _decode_ragged(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
+    """Decode records with any number of entries each, also none."""
     has = count > 0
     stops = np.cumsum(count)[has]
     starts = stops - count[has]
     codes = running_sums(deltas.astype(np.int64), starts)
     _check_codes(codes[stops - 1])
-    head = np.zeros(n)
+    head = np.zeros(len(count))
     if codes.size:
         head[has] = np.add.reduceat(_MASS_OF_CODE.take(codes), starts)
     tail, shift = _tail_and_shift(head, has, tail_codes)
@@ -258,13 +268,13 @@ def decode_entries(deltas: U16, count: I64, tail_codes: U16) -> tuple[F32, F32]:
 
 
 def _check_codes(last: npt.NDArray[np.signedinteger[Any]]) -> None:
-    """Hold the last code of each record, which is its largest, to the format's range."""
+    """Check that the last code of each record, its largest, is in the format's range."""
     if last.max(initial=0) >= NEG_INF_CODE:
         raise ValueError("an entry's code is beyond the range of the format")
 
 
 def running_sums(steps: I64, starts: I64) -> I64:
-    """Running sums, in place, that begin anew at each start; `starts` ascend from 0."""
+    """Compute running sums in place, anew from each start; `starts` ascend from 0."""
     if steps.size:
         sums = np.add.reduceat(steps, starts)
         steps[starts[1:]] -= sums[:-1]
@@ -275,19 +285,19 @@ _CODES = np.arange(NEG_INF_CODE + 1)
 _MASS_OF_CODE = np.exp(_CODES * -ENTRY_STEP)
 _TAIL_OF_CODE = np.where(_CODES == NEG_INF_CODE, -np.inf, _CODES * -TAIL_STEP)
 with np.errstate(divide="ignore"):
-    _LOG_HEAD_OF_CODE = np.log(-np.expm1(_TAIL_OF_CODE))  # of what the tail leaves over
+    _LOG_HEAD_OF_CODE = np.log(-np.expm1(_TAIL_OF_CODE))  # what the tail leaves to the head
 _LAST_TRUSTING_HEAD = int(_CODES[np.log(0.5) <= _TAIL_OF_CODE][-1])
 
 
 def _tail_and_shift(head_n: F64, has_entries_n: Bools, tail_codes_n: U16) -> tuple[F64, F64]:
-    """The rule of the module docstring: log tail masses, and what is added to the entries.
+    """Return log tail masses, and what is added to the entries; the rule is in the module's essay.
 
     Raises:
-        ValueError: A head of one or more, where the tail must follow it.
+        ValueError: A head of one or more, where the tail is one minus it.
     """
     tail = _TAIL_OF_CODE[tail_codes_n]
     trusts_head = (tail_codes_n <= _LAST_TRUSTING_HEAD) | ~has_entries_n
-    at = np.flatnonzero(trusts_head)  # as a rule few
+    at = np.flatnonzero(trusts_head)  # usually few
     head_of_those = head_n[at]
     if (head_of_those >= 1).any():
         raise ValueError("a record's entries and tail add up to more than one")

@@ -1,12 +1,12 @@
-"""What a Parquet file would cost to decode, read from its headers before anything is decoded.
+"""Compute what a Parquet file would cost to decode, from its headers, before decoding anything.
 
 A Parquet reader believes the file: a page header of 20 bytes can ask for 2 GiB, a run-length code
-of five for a billion values, and one long dictionary entry can be repeated without end. Ours have
-one plain shape (zstd or no compression, data pages of version 1), so this walks the headers of a
-column chunk, holds them to that shape and adds up what they declare.
+of five for a billion values, and one long dictionary entry can be repeated without end. The files
+of a store have one plain shape (zstd or no compression, data pages of version 1), so this module
+walks the headers of a column chunk, checks that shape and adds up the declared sizes.
 
-The footer is walked here, too: pyarrow 26 ends the whole process when it is asked for the metadata
-of a column in which one bit of a level histogram is flipped.
+The footer is walked here, too: pyarrow 26 aborts the whole process when it is asked for the
+metadata of a column in which one bit of a level histogram is flipped.
 
 Footer and page headers are Thrift structs in the compact protocol: a field is a byte (id step,
 type) and a value; integers are zigzag varints. Field numbers below are those of
@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from logitstore.format.limits import check_ratio
 
-#: A hostile file makes pyarrow raise more than its own errors.
+#: Everything that pyarrow raises on a damaged or hostile file: more than its own errors.
 PYARROW_ERRORS = (
     pa.ArrowException,
     OSError,
@@ -31,7 +31,7 @@ PYARROW_ERRORS = (
     LookupError,
 )
 _FREE_VALUES = 65_536
-_BYTES_PER_VALUE = 4  # beyond the free ones a value has at least so many decoded bytes
+_BYTES_PER_VALUE = 4  # decoded, at least, of each value beyond the free ones
 _FOOTER_BYTES, _FOOTER_BYTES_PER_GROUP = 32 * 1024, 4 * 1024
 _MAGIC = b"PAR1"
 _MAX_HEADER_BYTES = 256
@@ -44,12 +44,12 @@ _ROW_GROUPS = 4  # the field of the footer
 
 @dataclass
 class Cost:
-    """What column chunks declare.
+    """The sizes that column chunks declare, added up.
 
     Attributes:
-        stored: Bytes in the file.
-        decoded: Bytes of their pages once decompressed.
-        values: Most values of a column, nulls included.
+        stored: Their bytes in the file.
+        decoded: The bytes of their pages once decompressed.
+        values: The largest number of values in a column, nulls included.
     """
 
     stored: int = 0
@@ -57,7 +57,7 @@ class Cost:
     values: int = 0
 
     def check(self) -> None:
-        """Hold it to what honest files need.
+        """Raise ValueError if the sizes are beyond what undamaged files need.
 
         Raises:
             ValueError: A declared size is far beyond the data.
@@ -68,10 +68,10 @@ class Cost:
 
 
 def check_footer(data: memoryview, groups: int) -> None:
-    """Hold the footer's size to that of a file with so many row groups, before it is parsed.
+    """Check the footer's size, before it is parsed, by the number of row groups.
 
     Raises:
-        ValueError: It is larger, or there is none.
+        ValueError: It is larger than that of such a file, or the file has no footer.
     """
     if len(data) < 3 * len(_MAGIC) or data[:4] != _MAGIC or data[-4:] != _MAGIC:
         raise ValueError("it is not a Parquet file")
@@ -82,7 +82,7 @@ def check_footer(data: memoryview, groups: int) -> None:
 
 
 class ColumnChunk(NamedTuple):
-    """Where a column of a row group lies, by the footer."""
+    """The place of a column of a row group in the file, as the footer declares it."""
 
     codec: int
     values: int
@@ -91,10 +91,10 @@ class ColumnChunk(NamedTuple):
 
 
 def column_chunks(data: memoryview) -> list[list[ColumnChunk]]:
-    """Of every row group, its columns; `check_footer` comes first.
+    """List the columns of every row group; call `check_footer` first.
 
     Raises:
-        ValueError: The footer is not one.
+        ValueError: The footer cannot be parsed.
     """
     size = int.from_bytes(data[-8:-4], "little")
     footer = _Thrift(data[len(data) - 8 - size : -8])
@@ -111,17 +111,17 @@ def _columns(group: Any) -> list[ColumnChunk]:
 def _column(chunk: Any) -> ColumnChunk:
     about = chunk[3]
     start = min(about[9], about.get(11) or about[9])
-    found = ColumnChunk(about[4], about[5], start, about[7])
-    if 1 in chunk or not all(type(n) is int and n >= 0 for n in found):
+    column = ColumnChunk(about[4], about[5], start, about[7])
+    if 1 in chunk or not all(type(n) is int and n >= 0 for n in column):
         raise ValueError("the footer places a column where it cannot be")
-    return found
+    return column
 
 
 def columns_cost(data: memoryview, columns: Sequence[ColumnChunk]) -> Cost:
-    """What columns of a row group would take to decode.
+    """Add up what columns of a row group would cost to decode.
 
     Raises:
-        ValueError: One lies outside the file or is not of the shape ours have.
+        ValueError: One lies outside the file, or does not have the shape described above.
     """
     total = Cost()
     for number, chunk in enumerate(columns):
@@ -152,13 +152,13 @@ def _chunk_cost(data: memoryview) -> Cost:
 
 
 class _Thrift:
-    """The compact protocol, as much of it as Parquet needs."""
+    """A reader of Thrift's compact protocol, as much of it as Parquet needs."""
 
     def __init__(self, data: memoryview) -> None:
         self._data, self._at = data, 0
 
     def page(self) -> dict[str, int]:
-        """Type, sizes and number of values of the page whose header begins here."""
+        """Read the header of a page: the sizes of header and page, and the number of values."""
         fields = self._struct(0)
         kind, decoded, stored = (fields.get(i) for i in (1, 2, 3))
         inner = fields.get(5 if kind == _DATA_PAGE else 7)
@@ -170,7 +170,7 @@ class _Thrift:
         return header | {"values": in_column}
 
     def items_of(self, wanted: int) -> Iterator[Any]:
-        """The items of a list that is a field of this struct, one at a time."""
+        """Yield the items of a list that is a field of this struct, one at a time."""
         for number, kind in self._fields():
             if (number, kind) == (wanted, _LIST):
                 count, item = self._list_head()
@@ -180,7 +180,7 @@ class _Thrift:
                 self._value(kind, 1)
 
     def _fields(self) -> Iterator[tuple[int, int]]:
-        """(number, type) of each field; the value is there to be read."""
+        """Yield (number, type) of each field; the caller then reads the field's value."""
         number = 0
         while (head := self._byte()) != 0:
             step = head >> 4

@@ -1,4 +1,4 @@
-"""The text of a shard: `rows.parquet`, one line a sequence, each line with a digest of itself.
+"""Write and read the text of a shard: `rows.parquet`, one line a sequence, each with a digest.
 
 Row groups hold 64 lines, so that one sequence's text costs one small read. Page checksums catch
 most damage; the digest (over everything in the line) catches the rest, a damaged footer included.
@@ -53,16 +53,16 @@ SCHEMA = pa.schema(
 
 
 def line_digest(line: SequenceText) -> bytes:
-    """The first 16 bytes of the SHA-256 of the line as canonical JSON."""
+    """Compute the first 16 bytes of the SHA-256 of the line as canonical JSON."""
     segments = [[s.role, s.text, s.supervised] for s in line.segments]
     fields = [line.row, line.part, line.status, line.supervised_start, segments, line.messages]
     return hashlib.sha256(canonical_json(fields)).digest()[:LINE_DIGEST_BYTES]
 
 
 def encode_lines(lines: Sequence[SequenceText]) -> pa.Buffer:
-    """`rows.parquet` as bytes.
+    """Encode lines as the bytes of `rows.parquet`.
 
-    Text that compresses so well that a reader would take it for a bomb is written as it is.
+    Text that compresses so well that a reader would take it for a bomb is written uncompressed.
     """
     columns: dict[str, list[Any]] = {
         "row": [line.row for line in lines],
@@ -74,17 +74,17 @@ def encode_lines(lines: Sequence[SequenceText]) -> pa.Buffer:
         "digest": [line_digest(line) for line in lines],
     }
     table = pa.table(columns, schema=SCHEMA)
-    data = _written(table, compression="zstd", use_dictionary=True)
+    data = _write(table, compression="zstd", use_dictionary=True)
     try:
         reader = LinesReader(memoryview(data), len(lines))
         for group in range(reader.groups):
             reader.table(group)
     except ValueError:
-        data = _written(table, compression="none", use_dictionary=False)
+        data = _write(table, compression="none", use_dictionary=False)
     return data
 
 
-def _written(table: pa.Table, *, compression: str, use_dictionary: bool) -> pa.Buffer:
+def _write(table: pa.Table, *, compression: str, use_dictionary: bool) -> pa.Buffer:
     sink = pa.BufferOutputStream()
     pq.write_table(
         table,
@@ -99,17 +99,18 @@ def _written(table: pa.Table, *, compression: str, use_dictionary: bool) -> pa.B
 
 
 class LinesReader:
-    """Lines by position. The last row group is kept, and from its second line on all of it.
+    """A reader of lines by position, which keeps the last row group.
 
-    A shuffled epoch reads one line of a group and goes elsewhere; its 63 neighbours would cost as
-    much again as the group itself.
+    The first line asked for in a group is parsed alone; a second one makes the reader parse and
+    keep all of them. A shuffled epoch reads one line of a group and goes elsewhere, and parsing the
+    63 neighbours would cost as much again as reading the group.
     """
 
     def __init__(self, data: memoryview, count: int) -> None:
-        """Read the footer.
+        """Read the footer and check it.
 
         Raises:
-            ValueError: It is not the schema, the row groups or the number of lines it must be.
+            ValueError: Schema, row groups or number of lines are not those that they must be.
         """
         full, rest = divmod(count, GROUP_LINES)
         self.groups = full + (rest > 0)
@@ -132,7 +133,7 @@ class LinesReader:
         self._lines: tuple[int, list[SequenceText]] | None = None
 
     def __getitem__(self, i: int) -> SequenceText:
-        """Line i.
+        """Read line i.
 
         Raises:
             ValueError: Its bytes are damaged.
@@ -149,7 +150,7 @@ class LinesReader:
         return lines[place]
 
     def rows(self, first: int, stop: int) -> list[int]:
-        """The dataset row of every line, without reading the text.
+        """Read the dataset row of every line, without the text.
 
         Raises:
             ValueError: They are damaged, not in order, or not from `first` to `stop` - 1.
@@ -160,20 +161,20 @@ class LinesReader:
                 raise ValueError(f"row group {group} has {cost.values} rows")
             cost.check()
         try:
-            found = list(self._file.read(columns=["row"]).column(0).to_pylist())
+            rows = list(self._file.read(columns=["row"]).column(0).to_pylist())
         except PYARROW_ERRORS as e:
             raise ValueError(f"the rows cannot be read ({e})") from None
-        if len(found) != self.count or None in found or found != sorted(found):
+        if len(rows) != self.count or None in rows or rows != sorted(rows):
             raise ValueError("the lines are not in the order of their rows")
-        if found and not first <= found[0] <= found[-1] < stop:
-            raise ValueError(f"a line is of row {found[0]} or {found[-1]}, not of this shard")
-        return found
+        if rows and not first <= rows[0] <= rows[-1] < stop:
+            raise ValueError(f"a line is of row {rows[0]} or {rows[-1]}, not of this shard")
+        return rows
 
     def table(self, group: int) -> pa.Table:
-        """A row group as it is in the file, once it is known not to be a bomb.
+        """Read a row group, after checking that it is not a bomb.
 
         Raises:
-            ValueError: It is one, or its bytes are damaged.
+            ValueError: It is a bomb, or its bytes are damaged.
         """
         cost = columns_cost(self._data, self._columns(group))
         cost.check()
@@ -207,7 +208,7 @@ class LinesReader:
 
 
 def _expanded_bytes(table: pa.Table) -> int:
-    """Bytes of all strings, each counted as often as it is referred to."""
+    """Count the bytes of all strings, each as often as it is referred to."""
     total = 0
     for column in table.itercolumns():
         for chunk in column.chunks:
@@ -237,7 +238,7 @@ def _string_bytes(array: pa.Array) -> int:
 
 
 def _line(item: dict[str, Any]) -> SequenceText:
-    """A line, held to its types and to its digest."""
+    """Make a line of the values in the file; check their types and the digest."""
     digest = item.pop("digest")
     try:
         item["segments"] = tuple(Segment(**s) for s in item["segments"])

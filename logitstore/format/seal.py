@@ -1,4 +1,4 @@
-"""`DONE`: the last file of a store, with the digest of every file that is not a shard.
+"""Write and read `DONE`, the last file of a store: the digests of all files that are not shards.
 
     {"format": "logitstore", "sha256": {"index.parquet": …, "store.json": …, "tokenizer/…": …},
      "sha256_of_this": digest of the same JSON without this field, "version": 1}
@@ -25,20 +25,20 @@ from logitstore.storage.paths import StorePath
 
 
 def sealed_names(spec: StoreSpec) -> list[str]:
-    """The files a seal covers."""
+    """List the files that a seal covers."""
     tokenizer = [f"{TOKENIZER_FOLDER}/{name}" for name in spec.tokenizer["files"]]
     return sorted([SPEC_FILE, INDEX_FILE, *tokenizer])
 
 
 def seal_bytes(digests: Mapping[str, str]) -> bytes:
-    """The file's bytes."""
+    """Encode a seal as the bytes of the file."""
     body = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "sha256": dict(digests)}
-    own = hashlib.sha256(canonical_json(body)).hexdigest()
-    return canonical_json(body | {"sha256_of_this": own})
+    digest = hashlib.sha256(canonical_json(body)).hexdigest()
+    return canonical_json(body | {"sha256_of_this": digest})
 
 
 def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
-    """The digests, by file name.
+    """Read the digests of files by name.
 
     Raises:
         ValueError: The file is not a seal of this store, to the byte.

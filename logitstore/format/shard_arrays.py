@@ -1,4 +1,4 @@
-"""Encode and open all arrays of a shard; which there are is in `fields.py`.
+"""Encode and open all arrays of a shard (`fields.py` lists them).
 
 Records, entries and draws are three axes. Where a sequence lies on each is in `sequence_records`,
 `sequence_entries` and `sequence_draws`, here called its offsets: sequence i lies from value i up to
@@ -29,15 +29,15 @@ def array_specs(spec: StoreSpec, size: ShardSize) -> list[ArraySpec]:
     per_record, per_entry = (int(spec.codec[f"{axis}_per_chunk"]) for axis in (RECORDS, ENTRIES))
     chunk_of = {SEQUENCES: _SEQUENCES_PER_CHUNK, RECORDS: per_record}
     is_compact = spec.codec["name"] == "compact"
-    found = []
+    specs = []
     for array in arrays_of(spec):
         dtype = np.dtype(array.dtype)
         length = vars(size)[array.axis] + (array.axis == SEQUENCES)
         shape = (length, len(spec.temperatures)) if array.is_per_temperature else (length,)
         coding = array.compact if is_compact and dtype.name in PCODEC_TYPES else array.shuffle
         chunk = chunk_of.get(array.axis, per_entry)
-        found.append(ArraySpec(array.name, dtype, shape, chunk, coding))
-    return found
+        specs.append(ArraySpec(array.name, dtype, shape, chunk, coding))
+    return specs
 
 
 def encode_arrays(
@@ -45,13 +45,13 @@ def encode_arrays(
 ) -> dict[str, bytes]:
     """Encode the members of all arrays of a shard.
 
-    A sequence that compresses like a bomb is copied, not compressed, by blosc in any store: readers
-    refuse what a few bytes declare to be many megabytes.
+    Readers reject a few bytes that declare many megabytes. If a sequence compresses that well, all
+    arrays are written uncompressed, by blosc in any store.
 
     Args:
         spec: The store's.
         size: The shard's.
-        arrays: Values by name, in stored form; those missing have no elements.
+        arrays: Values by name, in stored form; arrays that are not given have no elements.
         offsets: Where sequences lie, by axis.
     """
     arrays = {**arrays, **{OFFSETS[axis].name: values for axis, values in offsets.items()}}
@@ -87,7 +87,7 @@ def _smaller(spec: ArraySpec, values: Array) -> ArraySpec:
 def _has_bomb(
     specs: Sequence[ArraySpec], coded: Mapping[str, bytes], offsets: Mapping[str, Array]
 ) -> bool:
-    """Tell whether readers would refuse a sequence of these arrays."""
+    """Tell whether readers would reject a sequence of these arrays."""
     readers = {s.name: ArrayReader(s, memoryview(coded[s.name])) for s in specs if s.chunk_count}
     widest = sum(s.row_bytes for s in specs)
     lengths = sum(np.diff(o.astype(np.int64)) for o in offsets.values())
@@ -104,10 +104,10 @@ def _copied(spec: ArraySpec) -> ArraySpec:
 
 
 def open_arrays(archive: Archive, spec: StoreSpec, size: ShardSize) -> dict[str, ArrayReader]:
-    """Open the arrays that have elements, each held to the metadata that it must have.
+    """Open the arrays that have elements, each checked against the metadata that it must have.
 
     Raises:
-        ValueError: A member that is not what the store's spec says.
+        ValueError: A member is missing, unknown, or not what the store's spec says.
     """
     specs = array_specs(spec, size)
     expected = {GROUP_MEMBER, LINES_MEMBER, *(s.metadata_member for s in specs)}
@@ -120,7 +120,7 @@ def open_arrays(archive: Archive, spec: StoreSpec, size: ShardSize) -> dict[str,
 
 
 def _recognised(spec: ArraySpec, text: memoryview, layout: int) -> ArraySpec:
-    """Find the spec that the metadata is of: the coding may be one of two."""
+    """Find the spec that the metadata is of: an array may have one of two codings."""
     others = [spec]
     if spec.coding in INSTEAD_OF_PCODEC:
         others.append(_copied(spec))
@@ -136,7 +136,7 @@ def read_offsets(arrays: Mapping[str, ArrayReader], size: ShardSize) -> dict[str
     """Read where sequences lie on each axis that the shard has.
 
     Raises:
-        ValueError: Damaged, or they do not divide the shard among its sequences.
+        ValueError: They are damaged, or do not divide the shard among its sequences.
     """
     named = {axis: arrays.get(array.name) for axis, array in OFFSETS.items()}
     return {a: read_offsets_of(a, reader, size) for a, reader in named.items() if reader}
@@ -146,7 +146,7 @@ def read_offsets_of(axis: str, reader: ArrayReader, size: ShardSize) -> I64:
     """Read where sequences lie on one axis.
 
     Raises:
-        ValueError: Damaged, or they do not divide the shard among its sequences.
+        ValueError: They are damaged, or do not divide the shard among its sequences.
     """
     offsets = reader[slice(0, size.sequences + 1)].astype(np.int64)
     total = vars(size)[axis]
@@ -156,15 +156,15 @@ def read_offsets_of(axis: str, reader: ArrayReader, size: ShardSize) -> I64:
 
 
 def check_cost(readers: Mapping[str, ArrayReader], offsets: Mapping[str, Array], i: int) -> None:
-    """Refuse sequence i if a few bytes say that they are many megabytes of zeros.
+    """Reject sequence i if a few bytes declare that they are many megabytes.
 
     Args:
-        readers: Of arrays; those of offsets are passed over.
+        readers: Readers of arrays by name; those of offsets are ignored.
         offsets: Where sequences lie, by axis.
         i: Which sequence.
 
     Raises:
-        ValueError: They do.
+        ValueError: It is such a bomb.
     """
     decoded = stored = 0
     for name, reader in readers.items():

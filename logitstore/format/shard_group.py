@@ -1,4 +1,4 @@
-"""The group of a shard's arrays: what its metadata says of the shard, checked against the spec."""
+"""Write and read the metadata of a shard's zarr group: which shard it is, and how much it holds."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ GROUP_MEMBER = "zarr.json"
 
 @dataclass(frozen=True)
 class ShardSize:
-    """How much a shard holds."""
+    """The numbers of sequences, records, entries and draws in a shard."""
 
     sequences: int
     records: int
@@ -21,16 +21,12 @@ class ShardSize:
 
 
 def group_of(about: dict[str, Any]) -> dict[str, Any]:
-    """The group's `zarr.json` as JSON."""
+    """Make the group's `zarr.json` of what a shard says of itself."""
     return {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
 
 
 _MAX_GROUP_BYTES = 64 * 1024
-
-
 _MAX_SIZE = 2**32 - 1
-
-
 _ABOUT = {
     "version",
     "content_sha256",
@@ -45,7 +41,7 @@ _ABOUT = {
 
 
 class Members(Protocol):
-    """An archive, or the end of one: see `zip_archive.py` and `shard_head.py`."""
+    """The members of a shard's archive: `zip_archive.Archive` or `zip_archive.ArchiveEnd`."""
 
     @property
     def names(self) -> list[str]: ...
@@ -55,7 +51,7 @@ class Members(Protocol):
 def read_group(
     archive: Members, spec: StoreSpec, plan: Plan, index: int
 ) -> tuple[dict[str, Any], ShardSize]:
-    """Read what a shard says of itself and how much it holds, held to what they must be.
+    """Read what a shard says of itself and how much it holds, checked against spec and plan.
 
     Raises:
         ValueError: It is another store's, another shard, or not what was written.
@@ -71,9 +67,9 @@ def read_group(
         about = dict(group["attributes"]["logitstore"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{GROUP_MEMBER} is not that of a shard") from None
-    here = (spec.digest, plan.digest, index, list(plan.shard_rows(index)))
-    found = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
-    if about["version"] != FORMAT_VERSION or here != found:
+    expected = (spec.digest, plan.digest, index, list(plan.shard_rows(index)))
+    declared = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
+    if about["version"] != FORMAT_VERSION or declared != expected:
         raise ValueError(
             f"it says it is shard {about['shard']} with rows {about['rows']} of content "
             f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
@@ -85,7 +81,7 @@ def read_group(
 
 
 def _size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:
-    """Read how much a shard says it holds; a ValueError for what cannot be."""
+    """Read how much a shard says it holds; raise ValueError for numbers that cannot be."""
     size, first, stop = ShardSize(**about["size"]), *plan.shard_rows(index)
     records = size.records if type(size.records) is int else 0
     most = (_MAX_SIZE, _MAX_SIZE, records * spec.top_k, records * spec.draws)

@@ -1,6 +1,6 @@
-"""What a store holds and how it was made: `store.json`.
+"""Write and read `store.json`: what a store holds, and how it was made.
 
-Two digested parts. *Content* decides what a record means: the teacher, its tokenizer, how rows
+Two parts have a digest. *Content* decides what a record means: the teacher, its tokenizer, how rows
 were rendered, what was kept, how it is coded. *Plan* decides which rows are in which shard. A third
 part, *provenance*, is for people: names and paths, the software, the token budget. It is in no
 digest, so a store can be resumed from a moved folder.
@@ -37,7 +37,7 @@ SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
 CODECS = ("portable", "compact")
 
-#: What the source of an import may not say; see section 5 of FORMAT.md for what stands there.
+#: Fields that the source of an import may lack; section 5 of FORMAT.md says what is stored instead.
 CAN_BE_MISSING = ("entropy", "tail_logmass", "token_logprob")
 
 _MAX_U16, _MAX_U32 = 0xFFFF, 0xFFFF_FFFF
@@ -57,9 +57,9 @@ class StoreSpec:
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
         capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
             ``ids``, ``temperatures``, ``logit_std``, ``draws``, and the ``seed`` of draws that were
-            made with one; and of an import ``missing``, where its source did not say some fields.
+            made with one; and of an import ``missing``, the fields that its source lacks.
         codec: ``name`` (``portable`` or ``compact``), how many records and entries an inner chunk
-            holds, and the ``layout`` of draws (``shard_arrays.py``), 1 where it is not named.
+            holds, and the ``layout`` of draws (``distances.py``), 1 where it is not named.
     """
 
     teacher: dict[str, Any]
@@ -102,18 +102,18 @@ class StoreSpec:
 
     @property
     def seed(self) -> int | None:
-        """Of the draws; None where nobody said."""
+        """The seed of the draws; None where none was given."""
         value = self.capture.get("seed")
         return None if value is None else int(value)
 
     @property
     def missing(self) -> tuple[str, ...]:
-        """Fields of a record that the store's source did not say, of those in `CAN_BE_MISSING`."""
+        """Fields that the source of an import lacks, of those in `CAN_BE_MISSING`."""
         return tuple(self.capture.get("missing", ()))
 
     @property
     def layout(self) -> int:
-        """In which form draws are stored."""
+        """The layout of draws, 1 or 2."""
         return int(self.codec.get("layout", 1))
 
     @property
@@ -134,7 +134,7 @@ class StoreSpec:
         return _sha256(asdict(self))
 
     def check(self) -> None:
-        """Hold every field to its type and range: a reader computes sizes and paths from them.
+        """Check the type and range of every field: readers compute sizes and paths from them.
 
         Raises:
             ValueError: A field is missing, unknown, or cannot be.
@@ -148,25 +148,25 @@ class StoreSpec:
                 if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if not isinstance(self.rendering, dict):
-            raise ValueError("rendering is no object")  # noqa: TRY004
+            raise ValueError("rendering is not an object")  # noqa: TRY004
 
     def differences(self, other: "StoreSpec") -> list[tuple[str, Any, Any]]:
-        """(setting, here, there) for every setting that is not the same."""
-        mine, theirs = asdict(self), asdict(other)
+        """List (setting, value here, value there) for every setting that is not the same."""
+        here, there = asdict(self), asdict(other)
         return [
-            (f"{part}.{key}", mine[part].get(key), theirs[part].get(key))
-            for part in mine
-            for key in sorted(mine[part].keys() | theirs[part].keys())
-            if mine[part].get(key) != theirs[part].get(key)
+            (f"{part}.{key}", here[part].get(key), there[part].get(key))
+            for part in here
+            for key in sorted(here[part].keys() | there[part].keys())
+            if here[part].get(key) != there[part].get(key)
         ]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which rows are in which shard, fixed before capture began.
+    """The division of a dataset's rows into shards, fixed before the capture begins.
 
     Attributes:
-        dataset_sha256: What the dataset is.
+        dataset_sha256: The digest of the dataset's rows.
         boundaries: Shard i holds rows boundaries[i] to boundaries[i + 1] - 1.
     """
 
@@ -174,16 +174,16 @@ class Plan:
     boundaries: tuple[int, ...]
 
     def check(self) -> None:
-        """Hold it to what a plan can be.
+        """Check the digest and the boundaries.
 
         Raises:
             ValueError: Not a digest, or boundaries that do not divide rows into shards.
         """
         if not _is_text(self.dataset_sha256):
-            raise ValueError("dataset_sha256 is no digest")
+            raise ValueError("dataset_sha256 is not a digest")
         cuts = self.boundaries
         if len(cuts) < 2 or cuts[0] != 0 or not all(_is_count(c, 2**48) for c in cuts):
-            raise ValueError("boundaries are no rows")
+            raise ValueError("boundaries are not row numbers")
         if not all(a < b for a, b in pairwise(cuts)):
             raise ValueError("boundaries do not increase")
 
@@ -196,7 +196,7 @@ class Plan:
         return len(self.boundaries) - 1
 
     def shard_rows(self, index: int) -> tuple[int, int]:
-        """First row of a shard, and the first row after it."""
+        """Return the first row of a shard, and the first row after it."""
         return self.boundaries[index], self.boundaries[index + 1]
 
     @property
@@ -207,14 +207,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class StoreHeader:
-    """`store.json`, whole."""
+    """The whole of `store.json`: content, plan and provenance."""
 
     spec: StoreSpec
     plan: Plan
     provenance: dict[str, Any]
 
     def to_bytes(self) -> bytes:
-        """The file's bytes."""
+        """Encode the header as the bytes of `store.json`."""
         return canonical_json(
             {
                 "format": FORMAT_NAME,
@@ -232,8 +232,8 @@ class StoreHeader:
         """Read and check `store.json`.
 
         Raises:
-            NotAStoreError: There is none, or it is of something else.
-            FormatError: A version that this reader does not know.
+            NotAStoreError: There is none, or it is not that of a store.
+            FormatError: It has a version that this reader does not know.
             CorruptStoreError: It is not what was written.
         """
         store = store_path(store)
@@ -254,12 +254,12 @@ class StoreHeader:
             header = cls(spec, plan, dict(body["provenance"]))
             spec.check()
             plan.check()
-            again = header.to_bytes()
+            expected = header.to_bytes()
         except (KeyError, TypeError, ValueError) as e:
             raise _damaged(path, f"its fields are not those of format version 1 ({e!r})") from None
         if digests != (spec.digest, plan.digest):
             raise _damaged(path, "content or plan does not match its digest")
-        if raw != again:  # another spelling, a field twice, or fields that nobody reads
+        if raw != expected:  # another spelling, a field twice, or fields that nobody reads
             raise _damaged(path, "it is not the canonical JSON that was written")
         return header
 
@@ -274,10 +274,10 @@ def _read_json(path: StorePath) -> tuple[bytes, dict[str, Any]]:
         body = parse_json(raw)
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(not_a_store) from None
-    except (StorageError, InputError):  # of a URL: these say it already
+    except (StorageError, InputError):  # from a bucket: the message already says what to do
         raise
     except OSError as e:
-        raise StorageError(f"{path}: cannot be read ({e.strerror}). Mend that first.") from e
+        raise StorageError(f"{path}: cannot be read ({e.strerror}). Fix that first.") from e
     except ValueError as e:
         raise _damaged(path, f"it is not the JSON of a store ({e})") from None
     if not isinstance(body, dict) or body.get("format") != FORMAT_NAME:
@@ -333,7 +333,7 @@ def _is_ids(value: Any) -> bool:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name stays in its folder on every system."""
+    """Tell whether a name stays in its folder on every system."""
     return bool(name) and name not in (".", "..") and not set(name) & set("/\\:\0")
 
 
@@ -344,7 +344,7 @@ def _is_files(value: Any) -> bool:
 
 
 def _is_missing(value: Any) -> bool:
-    """Sorted, none twice, and not there at all where nothing is missing: one way to say a thing."""
+    """Tell whether this is the one spelling of a set of missing fields: sorted, never empty."""
     is_list = isinstance(value, list) and bool(value) and all(map(_is_text, value))
     return is_list and value == sorted(set(value) & set(CAN_BE_MISSING))
 
@@ -377,7 +377,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     },
 }
 
-#: Fields that a part may have or not.
+#: Optional fields of each part.
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
     "teacher": {"quantization": lambda value: isinstance(value, dict)},
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},

@@ -1,9 +1,10 @@
-"""Arrays as members of a shard: zarr v3, one sharded outer chunk each, every byte checked.
+"""Encode and read arrays as members of a shard: zarr v3, one sharded outer chunk each.
 
 An array `name` is two members: `name/zarr.json` and, unless it has no elements, `name/c/0` (a 2-d
 array: `name/c/0/0`), which holds the inner chunks back to back and then their index (offset and
 length as two u64 a chunk, and a crc32c). An inner chunk is full-sized (zero-padded at the end), is
-coded in one of the ways of `chunk_codecs.py` and ends with its own crc32c. `zarr` opens all of it.
+coded as `chunk_codecs.py` does and ends with its own crc32c, so every byte is checked. `zarr` opens
+all of it.
 
 The metadata of an array is a function of name, shape, dtype, chunk length and coding alone, so a
 reader rebuilds the one JSON text it may be and compares bytes: there is nothing to interpret.
@@ -29,14 +30,14 @@ _CRC_BYTES = 4
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What an array must be.
+    """The shape, type and coding that an array must have.
 
     Attributes:
-        name: Member prefix.
+        name: The first part of its members' names.
         dtype: Little-endian numpy dtype.
         shape: (length,) or (length, columns).
         chunk_length: Rows of an inner chunk.
-        coding: Of the inner chunks, one of `chunks.CODINGS`.
+        coding: How inner chunks are coded, one of `chunk_codecs.CODINGS`.
     """
 
     name: str
@@ -68,7 +69,7 @@ class ArraySpec:
 
 
 def array_metadata(spec: ArraySpec) -> bytes:
-    """The only `zarr.json` that an array of this spec may have."""
+    """Encode the only `zarr.json` that an array of this spec may have."""
     chunks = max(spec.chunk_count, 1)
     sharding = {
         "chunk_shape": list(spec.chunk_shape),
@@ -96,7 +97,7 @@ def array_metadata(spec: ArraySpec) -> bytes:
 
 
 def encode_array(spec: ArraySpec, values: Array, *, copy: bool = False) -> bytes:
-    """The bytes of the data member: every chunk (also one of zeros), then the index.
+    """Encode the data member: every chunk (also one of zeros), then the index.
 
     With `copy`, blosc's chunks are left uncompressed; decoders see no difference.
     """
@@ -120,7 +121,7 @@ def encode_array(spec: ArraySpec, values: Array, *, copy: bool = False) -> bytes
 
 
 class StoredChunk(NamedTuple):
-    """An inner chunk as it is stored, its checksum checked and taken off."""
+    """An inner chunk as it is stored, its checksum checked and removed."""
 
     coding: str
     payload: bytes
@@ -129,7 +130,7 @@ class StoredChunk(NamedTuple):
 
 
 class ArrayReader:
-    """Slices of one array, decoding only the chunks they touch."""
+    """A reader of slices of one array, which decodes only the chunks that they touch."""
 
     def __init__(self, spec: ArraySpec, data: memoryview) -> None:
         """Check the index: chunks back to back, none missing, nothing else in the member.
@@ -156,17 +157,17 @@ class ArrayReader:
         self._last: tuple[int, bytes, Array] | None = None
 
     def __getitem__(self, rows: slice) -> Array:
-        """Rows of the array, copied out of the chunks that hold them."""
+        """Read rows of the array, copied out of the chunks that hold them."""
         return self.gather([(rows.start, rows.stop)])
 
     def gather(self, ranges: Sequence[tuple[int, int]]) -> Array:
-        """The rows of several ranges, one after the other.
+        """Read the rows of several ranges, one after the other.
 
-        Ascending ranges decode no chunk twice: the last one that was used in part is kept, also
+        Ascending ranges decode no chunk twice: the last chunk that was used in part is kept, also
         for the next call.
 
         Raises:
-            ValueError: A chunk is damaged, or not what it must be.
+            ValueError: A chunk is damaged, or is not one full chunk of this array.
         """
         total = sum(stop - start for start, stop in ranges)
         out = np.empty((total, *self.spec.shape[1:]), self.spec.dtype)
@@ -191,7 +192,7 @@ class ArrayReader:
         last = self._last
         if last is None or last[0] != i:
             payload = self._payload(i)
-            if last is not None and last[1] == payload:  # as of counts that are all the same
+            if last is not None and last[1] == payload:  # as chunks of equal counts have
                 last = (i, payload, last[2])
             else:
                 out = np.empty(self.spec.chunk_shape, self.spec.dtype)
@@ -211,7 +212,7 @@ class ArrayReader:
             yield StoredChunk(spec.coding, self._payload(i), spec.chunk_shape, spec.dtype)
 
     def cost(self, start: int, stop: int) -> tuple[int, int]:
-        """Bytes of rows when decoded, and stored bytes of the chunks that hold them."""
+        """Count the decoded bytes of rows, and the stored bytes of the chunks that hold them."""
         if start >= stop:
             return 0, 0
         length = self.spec.chunk_length
@@ -240,7 +241,7 @@ class ArrayReader:
                 raise ValueError(f"{self.spec.name}: chunk {i} {e}") from None
 
     def _payload(self, i: int) -> bytes:
-        """A chunk as it is stored, checked against its checksum."""
+        """Read a chunk as it is stored, and check its checksum."""
         offset, size = self._index[i].tolist()
         stop = offset + size
         payload = bytes(self._data[offset : stop - _CRC_BYTES])
@@ -249,7 +250,7 @@ class ArrayReader:
         return payload
 
     def _decode(self, i: int, payload: bytes, out: Array) -> None:
-        """Raises ValueError where it declares another size than `out`'s, or cannot be decoded."""
+        """Decode a chunk; a ValueError names the array and the chunk."""
         try:
             self._coding.decode_into(payload, out)
         except ValueError as e:

@@ -1,11 +1,11 @@
-"""The one zip profile a shard uses: written by us, and anything else is refused.
+"""Write and read the one zip profile that shards use; anything else is rejected.
 
 Stored members only, names sorted, 1980 timestamps, no flags, extra fields, descriptors or gaps,
 below 4 GiB; the archive comment is the SHA-256, in hex, of all bytes before the end record. So
 the same members are always the same bytes, and a reader can rebuild every header it expects and
 compare: overlapping, hidden, lying or compressed entries have nowhere to be.
 
-Any zip tool opens the result. Ours reads it through a memory map.
+Any zip tool opens the result. This module reads it through a memory map.
 """
 
 import errno
@@ -33,18 +33,18 @@ _STAMP = struct.pack("<I", _DOS_1980)
 
 
 def local_header(name: bytes, crc: int, size: int) -> bytes:
-    """The only local header that a member may have."""
+    """Build the only local header that a member may have."""
     return LOCAL.pack(b"PK\3\4", 10, 0, 0, _STAMP, crc, size, size, len(name), 0) + name
 
 
 def central_header(name: bytes, crc: int, size: int, offset: int) -> bytes:
-    """The only entry of the directory that a member may have."""
+    """Build the only directory entry that a member may have."""
     head = (b"PK\1\2", 10, 10, 0, 0, _STAMP, crc, size, size, len(name), 0, 0, 0, 0, 0, offset)
     return CENTRAL.pack(*head) + name
 
 
 def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
-    """The archive's bytes, in pieces; the last piece is the end record with the digest.
+    """Yield the archive's bytes in pieces; the last piece is the end record with the digest.
 
     Raises:
         InputError: The archive would reach 4 GiB.
@@ -72,7 +72,7 @@ def pack(members: Mapping[str, Buffer]) -> Iterator[Buffer]:
 
 
 class Member(NamedTuple):
-    """Where the bytes of a member lie, and their CRC-32."""
+    """The place of a member's bytes in the archive, and their CRC-32."""
 
     start: int
     size: int
@@ -80,7 +80,7 @@ class Member(NamedTuple):
 
 
 def read_directory(tail: memoryview, size: int) -> dict[str, Member]:
-    """Read the directory of an archive, held to the profile: every byte is accounted for.
+    """Read the directory of a zip file, and check that it accounts for every byte.
 
     Args:
         tail: The last bytes of the archive, or all of them.
@@ -95,9 +95,9 @@ def read_directory(tail: memoryview, size: int) -> dict[str, Member]:
     end = len(tail) - END.size - DIGEST_CHARS
     if end < 0:
         raise ValueError(f"{size} bytes is too short for a shard: cut off?")
-    _, _, _, count, _, length, first, _ = found = END.unpack_from(tail, end)
-    wanted = (b"PK\5\6", 0, 0, count, count, length, first, DIGEST_CHARS)
-    if found != wanted or first + length != size - END.size - DIGEST_CHARS:
+    _, _, _, count, _, length, first, _ = record = END.unpack_from(tail, end)
+    expected = (b"PK\5\6", 0, 0, count, count, length, first, DIGEST_CHARS)
+    if record != expected or first + length != size - END.size - DIGEST_CHARS:
         raise ValueError("the end record is not where and what it must be: cut off?")
     if length > min(_MAX_DIRECTORY_BYTES, end):
         raise ValueError("the directory is larger than that of a shard")
@@ -117,7 +117,7 @@ def read_directory(tail: memoryview, size: int) -> dict[str, Member]:
 
 
 def _read_entry(directory: memoryview, cursor: int, data_start: int) -> tuple[bytes, Member, int]:
-    """Read one entry, which must be the only one that its member may have; and where it ends."""
+    """Read one entry, check that it is the only one its member may have, and find its end."""
     if cursor + CENTRAL.size > len(directory):
         raise ValueError("the directory is cut off")
     fields = CENTRAL.unpack_from(directory, cursor)
@@ -134,15 +134,15 @@ class Archive:
 
     Attributes:
         members: Where each member lies.
-        digest: The SHA-256 the archive claims, in hex; `check_digest` holds it to it.
+        digest: The SHA-256 that the archive declares, in hex; `check_digest` compares it.
         size_bytes: The file's size.
     """
 
     def __init__(self, path: StorePath, file: BinaryIO | None = None) -> None:
-        """Map the file and hold every header to the profile.
+        """Map the file and check every header.
 
         Args:
-            path: What it is, for people.
+            path: The archive, as messages name it.
             file: Its bytes, where they are not at `path`: a local copy of an object. Closed here.
 
         Raises:
@@ -184,26 +184,26 @@ class Archive:
         return self._view[start : start + size]
 
     def check_member(self, name: str) -> memoryview:
-        """The member's bytes, held to their CRC-32: for what has no checksum of its own."""
+        """Return a member's bytes, checked by their CRC-32: arrays have finer checksums inside."""
         if zlib.crc32(self[name]) != self.members[name].crc:
             raise self._corrupt(f"the bytes of {name} do not match their checksum")
         return self[name]
 
     def check_digest(self) -> None:
-        """Hash the whole file.
+        """Hash the whole file and compare the digest in it.
 
         Raises:
             CorruptStoreError: The bytes are not those that were committed.
         """
-        found = hashlib.sha256(self._view[: -END.size - DIGEST_CHARS]).hexdigest()
-        if found != self.digest:
+        actual = hashlib.sha256(self._view[: -END.size - DIGEST_CHARS]).hexdigest()
+        if actual != self.digest:
             raise self._corrupt(
-                f"SHA-256 is {found[:12]}…, but {self.digest[:12]}… was committed: the file "
+                f"SHA-256 is {actual[:12]}…, but {self.digest[:12]}… was committed: the file "
                 "changed after it was written"
             )
 
     def _check_local_headers(self) -> None:
-        """Hold the header in front of each member to the directory, which leaves one for each."""
+        """Check that each member's header is the only one that the directory allows."""
         for name, member in self.members.items():
             header = local_header(name.encode("ascii"), member.crc, member.size)
             if self._view[member.start - len(header) : member.start] != header:
@@ -214,19 +214,23 @@ class Archive:
 
 
 class ArchiveEnd:
-    """The directory of an archive, and its members one at a time.
+    """The end of an archive: its directory, and its members read one at a time.
 
     Attributes:
         members: Where each member lies.
-        digest: The SHA-256 that the archive claims, in hex.
-        size_bytes: Of the file.
+        digest: The SHA-256 that the archive declares, in hex.
+        size_bytes: The size of the file.
     """
 
     def __init__(self, size: int, read: Callable[[int, int], bytes]) -> None:
-        """Read the end.
+        """Read the last bytes of a file or object, and the directory in them.
+
+        Args:
+            size: The size of the file.
+            read: Reads its bytes from a start up to a stop.
 
         Raises:
-            ValueError: It is not that of a shard.
+            ValueError: It is not the end of a shard.
         """
         self.size_bytes, self._read = size, read
         self._start = max(0, size - _TAIL_BYTES)
@@ -244,10 +248,10 @@ class ArchiveEnd:
         return list(self.members)
 
     def check_member(self, name: str) -> memoryview:
-        """The member's bytes, held to their CRC-32.
+        """Return a member's bytes, checked by their CRC-32.
 
         Raises:
-            ValueError: They do not match it.
+            ValueError: The bytes do not match it.
         """
         start, size, crc = self.members[name]
         inside = start - self._start
