@@ -4,23 +4,23 @@
     records = store[0]              # TokenRecords: numpy arrays
     text = store.text(0)            # SequenceText
 
-What happens on `store[i]`, room by room:
+What happens on `store[i]`, module by module:
 
-1. `shard_table.py` finds the shard that sequence i lies in, and its place in there. It knows how
-   many sequences each shard has from the index, read once, or from the shards' ends.
-2. `open_shards.py` hands out the shard. Opened for the first time, its file is mapped (`s3://…`:
-   fetched whole into a cache that all processes of the machine share), and held to the digest in
-   the index. A bounded number stays open.
+1. `shard_table.py` finds the shard of sequence i, and the sequence's place in it. It knows how many
+   sequences each shard has from the index, read once, or from the shards' ends.
+2. `open_shards.py` returns the shard. When it is first opened, its file is mapped (for `s3://…` it
+   is fetched whole into a cache that all processes of the machine share), and its digest is
+   compared with the index. A bounded number of shards stays open.
 3. `shard.py`, on opening, checks every header: the zip directory, what the shard says of itself,
    and each array's metadata and chunk index. No chunk is decoded yet.
 4. `sequences.py` looks up where the sequence lies among the shard's records, entries and draws,
-   decodes only the chunks that it touches (each has a checksum), and undoes the distances.
-5. `fields.py` turns codes into log-probabilities: head and tail of each record sum to one again.
+   decodes only the chunks that it needs (each has a checksum), and turns distances into values.
+5. `fields.py` turns codes into log-probabilities: entries and tail of each record sum to one again.
 
-Opening reads `store.json`, one listing and (of a finished store) the index; maps and threads are
-made in each process for itself, so a store may be pickled to, or forked into, data loader workers.
-Every byte that is returned has passed a checksum; bytes that do not are an error which names the
-row, and nothing is returned in their place.
+Opening a store reads `store.json`, one listing and (of a finished store) the index. Each process
+makes maps and threads of its own, so a store may be pickled to, or forked into, data loader
+workers. Every byte that is returned has passed a checksum; bytes that fail theirs are an error
+which names the row, and nothing is returned in their place.
 """
 
 import os
@@ -73,7 +73,7 @@ def open_store(
         FormatError: It is of a newer format version.
         IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
         CorruptStoreError: Files are missing or not what was committed.
-        StorageError: The bucket refuses: credentials, network, address.
+        StorageError: The bucket cannot be read: credentials, network, address.
         InputError: A URL of a kind for which a package is missing, or that cannot be a store.
     """
     chosen = ShardCache.chosen(cache, cache_bytes)
@@ -125,7 +125,7 @@ class LogitStore:
         return text_html(info_text(facts(self)))
 
     def __getitem__(self, i: int) -> TokenRecords:
-        """The records of sequence i; of length 0 where the row yielded none.
+        """Read the records of sequence i; of length 0 where the row has none.
 
         Raises:
             IndexError: There is no such sequence.
@@ -141,7 +141,7 @@ class LogitStore:
         return f"LogitStore({str(self.path)!r}, {len(self):,} sequences, {state})"
 
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]:
-        """The records of several sequences, in the order asked for; faster than one at a time.
+        """Read the records of several sequences, in the order asked for; faster than one by one.
 
         Sequences of a shard are decoded together, no chunk twice, and a larger number on several
         cores (but not in a process that multiprocessing started, such as a data loader's). Arrays
@@ -156,7 +156,7 @@ class LogitStore:
         return self._shards.read_many([self.locate(i) for i in asked])
 
     def entries(self, i: int) -> Entries:
-        """The entries of sequence i without the rest of its records: half of the work.
+        """Read the entries of sequence i without the rest of its records: half of the work.
 
         Raises:
             IndexError: There is no such sequence.
@@ -165,7 +165,7 @@ class LogitStore:
         return self._read(i, Shard.entries)
 
     def text(self, i: int) -> SequenceText:
-        """The text of sequence i and where it comes from.
+        """Read the text of sequence i, and the dataset row that it comes from.
 
         Raises:
             IndexError: There is no such sequence.
@@ -174,7 +174,7 @@ class LogitStore:
         return self._read(i, Shard.text)
 
     def encoded(self, i: int) -> EncodedRecords:
-        """Sequence i as it is stored, to be stored again without any change.
+        """Read sequence i in encoded form, to be stored again without any change.
 
         Raises:
             IndexError: There is no such sequence.
@@ -183,15 +183,15 @@ class LogitStore:
         return self._read(i, Shard.encoded)
 
     def shard(self, index: int) -> Shard:
-        """Shard number `index`, checked as far as opening it does.
+        """Open shard number `index`, which checks its headers.
 
         Raises:
-            CorruptStoreError: It is damaged.
+            CorruptStoreError: The shard is damaged.
         """
         return self._shards.opened(index)
 
     def locate(self, i: int) -> tuple[int, int]:
-        """Find sequence i: the number of its shard, and its place in there.
+        """Find sequence i: the number of its shard, and its place in it.
 
         Raises:
             IndexError: There is no such sequence.
@@ -199,10 +199,10 @@ class LogitStore:
         return self._table.find_sequence(i)
 
     def read_shard(self, index: int, read: Callable[[Shard], T]) -> T:
-        """What `read` gives of a shard; once more where what failed can be put right.
+        """Read something of a shard, and once more where the cause of a failure can be fixed.
 
         Raises:
-            CorruptStoreError: It is damaged.
+            CorruptStoreError: The shard is damaged.
         """
         return self._shards.read_shard(index, read)
 
@@ -224,7 +224,7 @@ class LogitStore:
         return open_zarr(self)
 
     def row(self, r: int) -> list[int]:
-        """The sequences that are the parts of dataset row r, in order.
+        """List the sequences that are the parts of dataset row r, in order.
 
         Raises:
             IndexError: The dataset has no such row, or its shard is not written yet.
@@ -234,34 +234,34 @@ class LogitStore:
         return [first + int(i) for i in np.flatnonzero(self.shard(index).sequence_rows() == r)]
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
-        """Of a store in a bucket: begin to fetch the shards of these sequences, and return.
+        """Begin to fetch the shards of these sequences if the store is in a bucket, and return.
 
-        What was asked for before and has not begun is dropped. Of a folder: nothing to do.
+        What was asked for before and has not begun is dropped. For a folder, nothing happens.
         """
         self._shards.fetch_ahead(indices)
 
     @property
     def rows_held(self) -> int:
-        """Dataset rows in the shards that are there."""
+        """The number of dataset rows in the shards that exist."""
         return self._table.rows_held
 
     @property
     def tokenizer_path(self) -> Path:
-        """Folder of the teacher's tokenizer; of a store in a bucket, a copy of it.
+        """The folder of the teacher's tokenizer; for a store in a bucket, a local copy of it.
 
         Raises:
             CorruptStoreError: The object is not what was committed.
-            StorageError: The object store, or the disk, refuses.
+            StorageError: The object store, or the disk, fails.
         """
         return tokenizer_folder(self.path, self.spec, self.cache)
 
     @property
     def digest(self) -> str:
-        """Identifies what the store holds: same digest, same content settings and rows."""
+        """The identity of what the store holds: same digest, same content settings and rows."""
         return self._table.digest
 
     def largest_tail(self, index: int) -> float:
-        """The most probability that any record of a shard leaves outside its entries.
+        """Find the largest tail of any record of a shard: the probability beyond its entries.
 
         Raises:
             CorruptStoreError: The shard is damaged.
@@ -270,12 +270,12 @@ class LogitStore:
 
     @property
     def token_counts(self) -> I64:
-        """Records of each sequence; a few kilobytes of every shard are read, once."""
+        """(sequences,) records of each; a few kilobytes of every shard are read, once."""
         return self._table.token_counts
 
     @property
     def sequence_rows(self) -> I64:
-        """The dataset row of each sequence; where rows have windows, the text's shards are read."""
+        """(sequences,) the dataset row of each; where rows have windows, text is read for it."""
         return self._table.sequence_rows
 
     @property
@@ -293,12 +293,12 @@ class LogitStore:
 
     @cached_property
     def fidelity(self) -> Fidelity:
-        """How exact the store is."""
+        """How exact the store is, measured when it was written."""
         return Fidelity.of(self.shard_facts)
 
     def member_bytes(self) -> list[dict[str, int]]:
         """Count, for each shard, the bytes of each array and of the text."""
-        return self._table.of_each(lambda i: self._table.skim(i).member_bytes())
+        return self._table.for_each_shard(lambda i: self._table.skim(i).member_bytes())
 
-    def _read(self, i: int, what: Callable[[Shard, int], T]) -> T:
-        return self._shards.read_sequence(*self._table.find_sequence(i), what)
+    def _read(self, i: int, read: Callable[[Shard, int], T]) -> T:
+        return self._shards.read_sequence(*self._table.find_sequence(i), read)

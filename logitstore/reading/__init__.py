@@ -1,1 +1,1 @@
-"""Reading a store: shards, the sequences in them, and buckets through a local cache."""
+"""Read a store: its shards, the sequences in them, and buckets through a local cache."""

@@ -1,4 +1,4 @@
-"""Reading a store's files from a bucket through the local cache; made anew in every process."""
+"""Read a store's files from a bucket through the local cache; made anew in every process."""
 
 import hashlib
 import io
@@ -23,7 +23,7 @@ _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in 
 
 
 class BucketShards:
-    """The shards of one store, by number.
+    """A reader of one store's shards in a bucket, by their numbers.
 
     Args:
         store: The store's address.
@@ -41,16 +41,16 @@ class BucketShards:
         self._prefetcher = Prefetcher(lambda index: self.open(index).close())
 
     def open(self, index: int) -> BinaryIO:
-        """A shard's bytes, open for reading.
+        """Open a shard's bytes for reading, fetched if they are not in the cache.
 
         Raises:
             CorruptStoreError: The object is missing, or not the one in the index.
-            StorageError: The object store, or the disk, refuses.
+            StorageError: The object store, or the disk, fails.
         """
         return self.cache.open(self._object(index), *self._facts(index))
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
-        """Have these on the local disk soon; never more than a quarter of the cache at once."""
+        """Begin to fetch shards to the local disk, at most a quarter of the cache at once."""
         wanted, room = [], self.cache.limit_bytes // 4
         for index in indices:
             digest, size = self._facts(index)
@@ -62,7 +62,7 @@ class BucketShards:
         self._prefetcher.ask(wanted)
 
     def drop_if_damaged(self, index: int) -> bool:
-        """Whether the local copy was at fault; then it is gone, and is fetched anew when asked."""
+        """Remove the local copy of a shard if it is damaged, and tell whether it was."""
         digest, _ = self._facts(index)
         if self.cache.is_whole(digest):
             return False
@@ -74,16 +74,16 @@ class BucketShards:
 
 
 def following(order: list[int], position: int) -> list[int]:
-    """The shards after the one at a position, as many as are worth fetching ahead."""
+    """List the shards after the one at a position, as many as are worth fetching ahead."""
     return order[position + 1 : position + 1 + _AHEAD]
 
 
 def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Path:
-    """Find a folder with the store's tokenizer; of a store in a bucket, fetch it if need be.
+    """Return a local folder with the store's tokenizer; for a bucket, fetched if not in the cache.
 
     Raises:
         CorruptStoreError: A file is missing, or not the one that the store describes.
-        StorageError: The object store, or the disk, refuses.
+        StorageError: The object store, or the disk, fails.
     """
     if isinstance(store, Path):  # transformers reads folders, no objects
         return store / TOKENIZER_FOLDER
@@ -110,35 +110,35 @@ def _fetch_small(source: StorePath, digest: str) -> bytes:
     try:
         data = source.read_bytes()
     except FileNotFoundError:
-        found, kind = "nothing", "missing-file"
+        actual, kind = "nothing", "missing-file"
     else:
         fetched = hashlib.sha256(data).hexdigest()
         if fetched == digest:
             return data
-        found = f"SHA-256 {fetched[:12]}…"
+        actual = f"SHA-256 {fetched[:12]}…"
     raise CorruptStoreError(
         f"{source}: expected the file with SHA-256 {digest[:12]}…, as store.json says, found "
-        f"{found}. Put it back from a copy.",
+        f"{actual}. Put it back from a copy.",
         path=source,
         kind=kind,
     )
 
 
 def kept_array(cache: ShardCache, name: str, length: int, make: Callable[[], I64]) -> I64:
-    """An array from the cache, or made and put there.
+    """Read an array from the cache, or make it and put it there.
 
     Args:
-        cache: Where.
-        name: Everything that it depends on.
-        length: Of the array.
-        make: Makes it.
+        cache: The cache.
+        name: Everything that the array depends on.
+        length: The length that it must have.
+        make: Makes the array.
     """
     path = cache.folder / "sequences" / f"{hashlib.sha256(name.encode()).hexdigest()}.npy"
     try:
-        found = np.load(path, allow_pickle=False)
-        if found.shape == (length,) and found.dtype == np.int64:
-            return np.asarray(found, np.int64)
-    except (OSError, ValueError, EOFError):  # not there, or damaged: then it is made again
+        kept = np.load(path, allow_pickle=False)
+        if kept.shape == (length,) and kept.dtype == np.int64:
+            return np.asarray(kept, np.int64)
+    except (OSError, ValueError, EOFError):  # missing, or damaged: then it is made again
         pass
     array = make()
     data = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Say that a shard is damaged, in the same words wherever it is noticed."""
+"""Report a damaged shard in the same words wherever it is noticed."""
 
 from logitstore.errors import CorruptStoreError
 from logitstore.storage.paths import StorePath
@@ -10,10 +10,10 @@ def damaged(
     """Make the error for a shard that is not what was committed.
 
     Args:
-        path: Of the shard.
+        path: The shard's file or object.
         rows: First and last dataset row of what cannot be read.
-        why: What was found.
-        kind: Of the error; None: its usual one.
+        why: What is wrong with it.
+        kind: The error's kind; None for its usual one.
     """
     store = path.parent.parent
     where = f"row {rows[0]:,}" if rows[0] == rows[1] else f"rows {rows[0]:,} to {rows[1]:,}"

@@ -1,4 +1,4 @@
-"""Which shards of a plan a store has."""
+"""List the shards that a store has."""
 
 from logitstore.errors import NotAStoreError, StorageError
 from logitstore.format.spec import SHARDS_FOLDER, Plan, shard_name
@@ -6,14 +6,14 @@ from logitstore.storage.paths import StorePath
 
 
 def list_shards(store: StorePath, plan: Plan) -> list[int]:
-    """Numbers of the shards that are there, by one listing.
+    """List the numbers of the shards that exist, by one listing of their folder.
 
     Raises:
         NotAStoreError: There is no folder of shards.
-        StorageError: It cannot be listed.
+        StorageError: The folder cannot be listed.
     """
     try:
-        there = set((store / SHARDS_FOLDER).names())
+        names = set((store / SHARDS_FOLDER).names())
     except (FileNotFoundError, NotADirectoryError):
         raise NotAStoreError(
             f"{store}: has a store.json but no {SHARDS_FOLDER}/ folder. Copy the whole "
@@ -23,6 +23,6 @@ def list_shards(store: StorePath, plan: Plan) -> list[int]:
         raise
     except OSError as e:
         raise StorageError(
-            f"{store / SHARDS_FOLDER}: cannot be read ({e.strerror}). Mend that first."
+            f"{store / SHARDS_FOLDER}: cannot be read ({e.strerror}). Fix that first."
         ) from e
-    return [i for i in range(plan.shard_count) if shard_name(i) in there]
+    return [i for i in range(plan.shard_count) if shard_name(i) in names]

@@ -1,12 +1,13 @@
-"""Keep the shards of a store open that were read last, and read sequences from them.
+"""Keep recently read shards of a store open, and read sequences from them.
 
 Opening a shard maps its file and checks its headers, which costs a millisecond; so a bounded number
-stays open, the one used longest ago first to be closed. Maps count against a limit of address space
-(`ulimit -v`), so they are closed earlier where that is near. Of a store in a bucket, a shard is
-first fetched into the cache of the machine, and those to be read next are fetched on the side.
+of shards stays open, and the least recently used one is closed first. Maps count against a limit of
+address space (`ulimit -v`), so shards are closed earlier where that limit is near. A shard of a
+store in a bucket is first fetched into the machine's cache, and the shards to be read next are
+fetched in the background.
 
-Two kinds of failure are put right once, by reading again: no memory to map one more shard (all are
-closed), and a damaged copy in the cache (it is fetched anew).
+Two kinds of failure are fixed by reading once more: no memory to map one more shard (all are closed
+first), and a damaged copy in the cache (it is fetched anew).
 """
 
 import logging
@@ -33,8 +34,8 @@ from logitstore.storage.objects import RemotePath
 log = logging.getLogger(__name__)
 
 _OPEN_SHARDS = 64
-_DECODED_TOGETHER = 16  # sequences: more save little and leave the processor's cache
-_SPARE_BYTES = 64 * 1024 * 1024  # that maps leave below a limit of address space: decoding needs it
+_DECODED_TOGETHER = 16  # sequences: more save little, and fall out of the processor's cache
+_SPARE_BYTES = 64 * 1024 * 1024  # left free below a limit of address space, for decoding
 
 T = TypeVar("T")
 #: The number of a shard, and places of sequences in it, ascending.
@@ -42,14 +43,14 @@ Part = tuple[int, list[int]]
 
 
 class OpenShards:
-    """The open shards of one store, in this process."""
+    """The open shards of one store in one process."""
 
     def __init__(self, table: ShardTable, cache: ShardCache) -> None:
-        """Open nothing yet.
+        """Remember the store; no shard is opened before it is read.
 
         Args:
-            table: Which shards there are.
-            cache: Where those of a bucket are kept.
+            table: The store's shards.
+            cache: Where shards of a bucket are kept.
         """
         self._table, self._cache = table, cache
         self._open: OrderedDict[int, Shard] = OrderedDict()
@@ -60,10 +61,10 @@ class OpenShards:
         return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
 
     def opened(self, index: int) -> Shard:
-        """Hand out the shard of that number, opened if it is not.
+        """Return the shard of that number, opened if it is not.
 
         Raises:
-            CorruptStoreError: It is damaged.
+            CorruptStoreError: The shard is damaged.
         """
         shard = self._open.get(index)
         if shard is None:
@@ -74,35 +75,35 @@ class OpenShards:
         self._open.move_to_end(index)
         return shard
 
-    def read_sequence(self, index: int, place: int, what: Callable[[Shard, int], T]) -> T:
+    def read_sequence(self, index: int, place: int, read: Callable[[Shard, int], T]) -> T:
         """Read something of the sequence at a place of a shard, as `read_shard` does."""
-        return self.read_shard(index, lambda shard: what(shard, place))
+        return self.read_shard(index, lambda shard: read(shard, place))
 
-    def read_shard(self, index: int, what: Callable[[Shard], T]) -> T:
-        """Read something of a shard; once more where what failed can be put right.
+    def read_shard(self, index: int, read: Callable[[Shard], T]) -> T:
+        """Read something of a shard, and once more where the cause of a failure can be fixed.
 
         Args:
             index: The shard's number.
-            what: Reads it.
+            read: Reads it.
 
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
         """
         try:
-            return what(self.opened(index))
+            return read(self.opened(index))
         except MemoryError:  # maps count against a limit of address space, and one may be large
             if not self._open:
                 raise
             self._open.clear()
         except CorruptStoreError:
-            bucket = self._files()
+            bucket = self._bucket_shards()
             if bucket is None or not bucket.drop_if_damaged(index):
                 raise
             self._open.pop(index, None)
-        return what(self.opened(index))
+        return read(self.opened(index))
 
     def read_many(self, wanted: Sequence[tuple[int, int]]) -> list[TokenRecords]:
-        """Decode sequences, given by shard and place, those of a shard together.
+        """Decode sequences given by shard and place; those of a shard are decoded together.
 
         Raises:
             CorruptStoreError: Bytes of one of them are damaged.
@@ -112,33 +113,33 @@ class OpenShards:
             places = [place for _, place in group]
             starts = range(0, len(places), _DECODED_TOGETHER)
             parts += [(index, places[start : start + _DECODED_TOGETHER]) for start in starts]
-        found: dict[tuple[int, int], TokenRecords] = {}
-        for (index, places), records in zip(parts, self._decoded(parts), strict=True):
-            found |= {(index, place): r for place, r in zip(places, records, strict=True)}
-        return [found[place] for place in wanted]
+        records_at: dict[tuple[int, int], TokenRecords] = {}
+        for (index, places), records in zip(parts, self._decode(parts), strict=True):
+            records_at |= {(index, place): r for place, r in zip(places, records, strict=True)}
+        return [records_at[place] for place in wanted]
 
     def fetch_ahead(self, sequences: Iterable[int]) -> None:
         """Begin to fetch the shards of these sequences, if they are in a bucket."""
-        bucket = self._files()
+        bucket = self._bucket_shards()
         if bucket is not None:
             bucket.fetch_ahead(self._table.shards_of(sequences))
 
-    def _decoded(self, parts: list[Part]) -> list[list[TokenRecords]]:
-        """Decode a few parts at a time: maps stay bounded."""
-        found: list[list[TokenRecords]] = []
+    def _decode(self, parts: list[Part]) -> list[list[TokenRecords]]:
+        """Decode a few parts at a time, so that the number of open shards stays bounded."""
+        decoded: list[list[TokenRecords]] = []
         for start in range(0, len(parts), _DECODED_TOGETHER):
             some = parts[start : start + _DECODED_TOGETHER]
             try:
-                found += decode_parts([(self.opened(index), places) for index, places in some])
-            except (MemoryError, CorruptStoreError):  # one at a time, what can be fixed is
-                found += [
+                decoded += decode_parts([(self.opened(index), places) for index, places in some])
+            except (MemoryError, CorruptStoreError):  # `read_shard` fixes what can be fixed
+                decoded += [
                     [self.read_sequence(index, place, Shard.records) for place in places]
                     for index, places in some
                 ]
-        return found
+        return decoded
 
     def _open_one(self, index: int) -> Shard:
-        table, bucket = self._table, self._files()
+        table, bucket = self._table, self._bucket_shards()
         file = None if bucket is None else bucket.open(index)
         shard = Shard(table.path_of(index), table.spec, table.plan, index, file)
         position = table.position(index)
@@ -152,8 +153,8 @@ class OpenShards:
         ):
             self._open.popitem(last=False)
 
-    def _files(self) -> BucketShards | None:
-        """The bucket's shards, as this process gets at them; None for a folder."""
+    def _bucket_shards(self) -> BucketShards | None:
+        """Return this process's reader of the bucket; None for a store in a folder."""
         path = self._table.path
         if not isinstance(path, RemotePath):  # files are mapped where they lie
             return None

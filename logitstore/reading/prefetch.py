@@ -1,4 +1,4 @@
-"""Fetching what will be needed next on threads of its own, so that nobody waits for it twice."""
+"""Fetch what will be needed next on background threads, so that readers wait less for it."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -8,14 +8,15 @@ _WORKERS = 4
 
 
 class Prefetcher:
-    """Calls `fetch` for what was asked for last, in the background.
+    """A background caller of `fetch` for the items that were asked for last.
 
-    Threads end when there is nothing to do, so nothing has to be closed; they are daemons, so a
-    program never waits for them at its end. A failure is dropped: who needs the item meets it.
+    Threads exit when there is nothing to do, so nothing has to be closed; they are daemons, so a
+    program never waits for them at its end. A failure is ignored here: the reader that needs the
+    item meets the same failure and reports it.
 
     Args:
-        fetch: Gets one item; called on several threads.
-        workers: How many at once.
+        fetch: Fetches one item; called on several threads.
+        workers: The number of threads at most.
     """
 
     def __init__(self, fetch: Callable[[int], object], workers: int = _WORKERS) -> None:
@@ -25,7 +26,7 @@ class Prefetcher:
         self._busy: set[int] = set()
 
     def ask(self, items: Iterable[int]) -> None:
-        """Want these now, in this order; what was asked for before and is not begun is dropped."""
+        """Begin to fetch items, in this order; earlier items that are not begun are dropped."""
         with self._lock:
             self._wanted = [i for i in dict.fromkeys(items) if i not in self._busy]
             for _ in range(min(len(self._wanted), self._workers - len(self._busy))):

@@ -1,8 +1,8 @@
-"""Sequences out of the arrays of a shard: any number at once, each chunk decoded once.
+"""Decode sequences from the arrays of a shard: any number at once, each chunk decoded once.
 
-Decoding is arithmetic on whole arrays (sums, running sums, one table), and each call of numpy's
-costs a microsecond or two before it does anything. So the records of all sequences asked for are
-gathered into one array a field, decoded together, and handed out as slices.
+Decoding is arithmetic on whole arrays (sums, running sums, one table), and each call to numpy costs
+a microsecond or two before it does anything. So the records of all sequences asked for are gathered
+into one array a field, decoded together, and returned as slices.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ from logitstore.records import Entries, TokenRecords
 
 
 class SequenceReader:
-    """Decodes sequences of one shard."""
+    """A decoder of sequences of one shard."""
 
     def __init__(
         self,
@@ -43,12 +43,12 @@ class SequenceReader:
         arrays: Mapping[str, ArrayReader],
         offsets: Mapping[str, I64],
     ) -> None:
-        """Take a shard whose arrays are open.
+        """Take the open arrays of a shard.
 
         Args:
             spec: The store's.
             size: The shard's.
-            arrays: Readers of all arrays that have elements.
+            arrays: Readers of all arrays that have elements, by name.
             offsets: Where sequences lie, by axis.
         """
         self._arrays, self._offsets, self._missing = arrays, offsets, spec.missing
@@ -62,7 +62,7 @@ class SequenceReader:
         self._widths = {axis: self._width(axis) for axis in offsets}
 
     def records(self, places: Sequence[int]) -> list[TokenRecords]:
-        """Decode sequences by position, which must ascend.
+        """Decode the sequences at some places, which must ascend.
 
         Raises:
             ValueError: Bytes that one of them needs are damaged.
@@ -72,19 +72,19 @@ class SequenceReader:
         return [TokenRecords(**one) for one in read.split(decoded, FIELD)]
 
     def entries(self, places: Sequence[int]) -> list[Entries]:
-        """Decode the entries alone, likewise."""
+        """Decode the entries of sequences without the rest of their records, as `records` does."""
         read = _Gathered(self, places)
         decoded = read.decoded(HEAD) | read.decoded(self._ids)
         return [Entries(**one) for one in read.split(decoded, Entries._fields)]
 
     def encoded(self, places: Sequence[int]) -> list[EncodedRecords]:
-        """Read sequences in encoded form; everything that `records` checks of them is checked."""
+        """Read sequences in encoded form, with all the checks of `records`."""
         self.records(places)
-        each = [_Gathered(self, [i]).encoded(self._names) for i in places]
-        return [EncodedRecords.unmeasured(fields) for fields in each]
+        fields_of = [_Gathered(self, [i]).encoded(self._names) for i in places]
+        return [EncodedRecords.unmeasured(fields) for fields in fields_of]
 
     def gather(self, name: str, spans: Sequence[tuple[int, int]]) -> Array:
-        """Read rows of one array."""
+        """Read the rows of one array in some spans."""
         reader = self._arrays.get(name)  # an array without elements has no member
         return self._empty[name] if reader is None else reader.gather(spans)
 
@@ -94,7 +94,11 @@ class SequenceReader:
         return [(offsets.item(i), offsets.item(i + 1)) for i in places]
 
     def check_cost(self, i: int) -> None:
-        """Refuse a bomb before it is decoded; what is small is none."""
+        """Reject a sequence that is a decompression bomb, before it is decoded.
+
+        Raises:
+            ValueError: A few bytes declare that they are many megabytes.
+        """
         decoded = sum(
             int(o[i + 1] - o[i]) * self._widths[axis] for axis, o in self._offsets.items()
         )
@@ -107,7 +111,7 @@ class SequenceReader:
 
 
 class _Gathered:
-    """Fields of several sequences, one after the other."""
+    """The fields of several sequences, one after the other."""
 
     def __init__(self, reader: SequenceReader, places: Sequence[int]) -> None:
         for i in places:
@@ -118,7 +122,7 @@ class _Gathered:
         self._cuts_of: dict[str, list[tuple[int, int]]] = {}
 
     def encoded(self, names: Iterable[str]) -> dict[str, Array]:
-        """Read arrays, and undo what is stored as distances.
+        """Read arrays, and turn distances back into values.
 
         Raises:
             ValueError: Their bytes are damaged, or they cannot belong together.
@@ -130,18 +134,18 @@ class _Gathered:
         return fields
 
     def decoded(self, names: Iterable[str], missing: Collection[str] = ()) -> dict[str, Array]:
-        """Read arrays and decode them at once, while they are in the processor's cache."""
+        """Read arrays and decode them immediately, while they are in the processor's cache."""
         return decode_fields(self.encoded(names), missing)
 
     def split(self, fields: Mapping[str, Array], names: Iterable[str]) -> list[dict[str, Any]]:
-        """Cut the fields of that name into those of each sequence; None for those not held."""
+        """Cut fields into those of each sequence; None for names that are not given."""
         if len(self._places) == 1:
             return [{name: fields.get(name) for name in names}]
-        found: list[dict[str, Any]] = [dict.fromkeys(names) for _ in self._places]
+        sequences: list[dict[str, Any]] = [dict.fromkeys(names) for _ in self._places]
         for name, values in fields.items():
-            for one, (start, stop) in zip(found, self._cuts(AXIS[name]), strict=True):
-                one[name] = values[start:stop]
-        return found
+            for sequence, (start, stop) in zip(sequences, self._cuts(AXIS[name]), strict=True):
+                sequence[name] = values[start:stop]
+        return sequences
 
     def _read(self, name: str) -> Array:
         axis = AXIS[name]
@@ -150,7 +154,7 @@ class _Gathered:
         return self._reader.gather(name, self._spans[axis])
 
     def _length(self, axis: str) -> I64:
-        """Count what each sequence has along an axis."""
+        """Count the records, entries or draws of each sequence."""
         if axis not in self._lengths:
             spans = self._reader.spans(axis, self._places)
             self._lengths[axis] = np.array([b - a for a, b in spans], np.int64)
@@ -164,7 +168,7 @@ class _Gathered:
         return self._cuts_of[axis]
 
     def _check_counts(self, count: Array, axis: str) -> None:
-        """Hold the counts of the records to what each sequence has along an axis."""
+        """Check that the counts of records add up to what each sequence has along an axis."""
         sums, held = sums_of(count, self._length(RECORDS)), self._length(axis)
         if not np.array_equal(sums, held):
             worst = int(np.flatnonzero(sums != held)[0])

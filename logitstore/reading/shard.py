@@ -1,7 +1,7 @@
-"""One immutable shard, read through a memory map (`shard_builder.py` makes it).
+"""Read one shard through a memory map (`shard_builder.py` makes it).
 
 00000.zarr.zip      (see zip_archive.py for the bytes around the members)
-  zarr.json                 group; its attributes say what the shard is and how much it holds
+  zarr.json                 group; its attributes say which shard it is and how much it holds
   <array>/zarr.json, <array>/c/0
   rows.parquet              the text, one line a sequence
 """
@@ -34,11 +34,11 @@ T = TypeVar("T")
 
 
 class Shard:
-    """A committed shard, read lazily: opening checks headers, reading checks what it touches.
+    """A committed shard. Opening it checks all headers, reading checks the bytes that it needs.
 
     Attributes:
         size: How much it holds.
-        about: The group's attributes: rows, fidelity, statuses.
+        about: What it says of itself: the group's attributes (rows, fidelity, statuses).
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class Shard:
         """Map the file and check that it is the shard it should be.
 
         Args:
-            path: Where it lies.
+            path: The shard's file or object.
             spec: The store's.
             plan: The store's.
-            index: Which shard.
+            index: The shard's number.
             file: Its bytes, where `path` is an object; closed here.
 
         Raises:
@@ -66,7 +66,8 @@ class Shard:
             self.archive = Archive(path, file)
             self.about, self.size = read_group(self.archive, spec, plan, index)
             self._arrays = open_arrays(self.archive, spec, self.size)
-            # Before the offsets: what a line costs in this file bounds how many there can be.
+            # Before the offsets: the bytes that each line takes bound the number of sequences, and
+            # so the memory that offsets may ask for.
             self._lines = LinesReader(self.archive[LINES_MEMBER], self.size.sequences)
             self._offsets = read_offsets(self._arrays, self.size)
             self._sequences = SequenceReader(spec, self.size, self._arrays, self._offsets)
@@ -80,7 +81,7 @@ class Shard:
         return self.size.sequences
 
     def records(self, i: int) -> TokenRecords:
-        """Sequence i of this shard, decoded.
+        """Decode the records of sequence i of this shard.
 
         Raises:
             CorruptStoreError: Bytes it needs are damaged; other sequences may still be whole.
@@ -88,20 +89,20 @@ class Shard:
         return self._one(i, self._sequences.records)
 
     def records_of(self, places: Sequence[int]) -> list[TokenRecords]:
-        """Several sequences, decoded together; positions ascend.
+        """Decode several sequences together; their places must ascend.
 
         Raises:
-            CorruptStoreError: Of the first that is damaged.
+            CorruptStoreError: One is damaged; names the first.
         """
         try:
             return self._sequences.records(places)
-        except ValueError:  # which of them was it?
+        except ValueError:  # one by one, to find out which
             return [self.records(i) for i in places]
 
     def encoded(self, i: int) -> EncodedRecords:
-        """Sequence i of this shard as it is stored, to be stored again without any change.
+        """Read sequence i of this shard in encoded form, to be stored again without any change.
 
-        What coding changed (`kl`, `l1`, `dropped`) is not kept for single records: zeros.
+        The coding error (`kl`, `l1`, `dropped`) is not stored for single records: it is zero here.
 
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
@@ -109,7 +110,7 @@ class Shard:
         return self._one(i, self._sequences.encoded)
 
     def entries(self, i: int) -> Entries:
-        """The entries alone of sequence i.
+        """Decode the entries of sequence i, without the rest of its records.
 
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
@@ -117,7 +118,7 @@ class Shard:
         return self._one(i, self._sequences.entries)
 
     def largest_tail(self) -> float:
-        """The most probability that any record leaves outside its entries; 0 without records.
+        """Find the largest tail of any record, the probability beyond its entries; 0 for none.
 
         Raises:
             CorruptStoreError: Its bytes are damaged.
@@ -133,7 +134,7 @@ class Shard:
         return 0.0 if smallest == NEG_INF_CODE else math.exp(-smallest * TAIL_STEP)
 
     def text(self, i: int) -> SequenceText:
-        """The text of sequence i.
+        """Read the text of sequence i.
 
         Raises:
             CorruptStoreError: Its bytes are damaged.
@@ -150,7 +151,7 @@ class Shard:
         return line
 
     def sequence_rows(self) -> I64:
-        """The dataset row of each sequence."""
+        """Read the dataset row of each sequence, in order."""
         try:
             rows = self._lines.rows(*self._rows)
         except ValueError as e:
@@ -158,7 +159,7 @@ class Shard:
         return np.array(rows, np.int64)
 
     def array(self, name: str, start: int = 0, stop: int | None = None) -> Array:
-        """An array of elements as it is stored, whole or from `start` to `stop`.
+        """Read an array of elements as it is stored, whole or from `start` to `stop`.
 
         Raises:
             CorruptStoreError: Its bytes are damaged.
@@ -170,11 +171,11 @@ class Shard:
             raise damaged(self.path, self.rows, str(e)) from None
 
     def stored_bytes(self, member: str, start: int = 0, stop: int | None = None) -> memoryview:
-        """Some bytes of a member of the zarr group as they are stored, checked.
+        """Return some bytes of a member of the zarr group as they are stored, checked.
 
         Raises:
             KeyError: There is no such member.
-            MissingLibraryError: What decodes them is not installed.
+            MissingLibraryError: The library that decodes them is not installed.
             CorruptStoreError: The chunks that they reach into are damaged, or are not chunks.
         """
         data = self.archive[member]
@@ -187,12 +188,12 @@ class Shard:
         return data[start:stop]
 
     def check_whole(self) -> None:
-        """Reject a shard whose arrays together decode to far more than is stored of them.
+        """Reject a shard whose arrays together decode to far more than their stored bytes.
 
-        A sequence is held to the same ratio when it is read; this is for who reads whole arrays.
+        Reading a sequence checks the same ratio; this is for callers that read whole arrays.
 
         Raises:
-            CorruptStoreError: They do.
+            CorruptStoreError: The shard is such a bomb.
         """
         costs = [r.cost(0, r.spec.shape[0]) for r in self._arrays.values()]
         try:
@@ -204,8 +205,8 @@ class Shard:
         """List the stored chunks of an array that sequence i has values in, not decoded.
 
         Args:
-            name: Of an array along records, entries or draws.
-            i: Which sequence of this shard.
+            name: The name of an array along records, entries or draws.
+            i: The place of the sequence in this shard.
 
         Raises:
             CorruptStoreError: Their bytes are damaged.
@@ -218,16 +219,16 @@ class Shard:
 
     @property
     def record_offsets(self) -> I64:
-        """Records of sequence i lie from value i up to value i + 1."""
+        """(sequences + 1,) records of sequence i lie from value i up to value i + 1."""
         return self._offsets[RECORDS]
 
     @property
     def rows(self) -> tuple[int, int]:
-        """First and last dataset row."""
+        """First and last dataset row of the shard."""
         return self._rows[0], self._rows[1] - 1
 
     def _one(self, i: int, read: Callable[[Sequence[int]], list[T]]) -> T:
-        """Read something of sequence i, or say which row is damaged."""
+        """Read something of sequence i; an error names its row."""
         try:
             return read([i])[0]
         except ValueError as e:

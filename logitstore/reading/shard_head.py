@@ -1,4 +1,4 @@
-"""What a shard says of itself, from its end alone: a hundred kilobytes instead of the whole.
+"""Read what a shard says of itself from its end alone: a hundred kilobytes instead of the whole.
 
 The group (`zarr.json`) is the last member of the archive and the directory follows it, so one read
 of the end gives sizes, fidelity and digest; with one more of `sequence_records`, the records of
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 class Skimmed:
-    """A shard by its end.
+    """A shard of which only the end is read.
 
     Attributes:
-        about: The group's attributes: rows, fidelity, statuses.
+        about: What it says of itself: the group's attributes (rows, fidelity, statuses).
         size: How much it holds.
-        archive: Its directory.
+        archive: The directory of its archive.
     """
 
     def __init__(
@@ -46,18 +46,18 @@ class Skimmed:
         index: int,
         size_bytes: int | None = None,
     ) -> None:
-        """Read the end of the file or object, and hold it to spec and plan.
+        """Read the end of the file or object, and check it against spec and plan.
 
         Args:
-            path: Where it lies.
+            path: The shard's file or object.
             spec: The store's.
             plan: The store's.
-            index: Which shard.
-            size_bytes: Of the file, where that is known: it saves a request.
+            index: The shard's number.
+            size_bytes: The size of the file, where it is known: it saves a request.
 
         Raises:
             CorruptStoreError: It is missing, cut off, or another store's.
-            StorageError: The object store refuses.
+            StorageError: The object store fails.
         """
         self.path, self._spec, self._rows = path, spec, plan.shard_rows(index)
         try:
@@ -66,7 +66,7 @@ class Skimmed:
             size = path.size_bytes() if known is None else known
             self.archive = ArchiveEnd(size, path.read_range)
             self.about, self.size = read_group(self.archive, spec, plan, index)
-        except StorageError:  # of a bucket: it says what to do
+        except StorageError:  # from a bucket: the message already says what to do
             raise
         except FileNotFoundError:
             raise self._damaged("it is missing", "missing-file") from None
@@ -79,7 +79,7 @@ class Skimmed:
 
     @cached_property
     def token_counts(self) -> I64:
-        """Records of each sequence.
+        """(sequences,) records of each sequence.
 
         Raises:
             CorruptStoreError: Their bytes are damaged.
@@ -94,7 +94,7 @@ class Skimmed:
 
     @cached_property
     def sequence_rows(self) -> I64:
-        """The dataset row of each sequence; the text is read only where rows have several.
+        """(sequences,) the dataset row of each; the text is read only where rows have several.
 
         Raises:
             CorruptStoreError: Their bytes are damaged.
@@ -109,11 +109,11 @@ class Skimmed:
             raise self._damaged(f"{LINES_MEMBER}: {e}") from None
 
     def member_bytes(self) -> dict[str, int]:
-        """Compressed bytes of each array, and of the text."""
+        """Count the stored bytes of each array, and of the text, by name."""
         arrays = [s for s in array_specs(self._spec, self.size) if s.chunk_count]
         try:
-            found = {s.name: self.archive.members[s.data_member].size for s in arrays}
-            return found | {LINES_MEMBER: self.archive.members[LINES_MEMBER].size}
+            sizes = {s.name: self.archive.members[s.data_member].size for s in arrays}
+            return sizes | {LINES_MEMBER: self.archive.members[LINES_MEMBER].size}
         except KeyError as e:
             raise self._damaged(f"it has no {e}") from None
 
@@ -122,7 +122,7 @@ class Skimmed:
 
 
 def index_line(shard: Shard | Skimmed, index: int) -> dict[str, Any]:
-    """What the index says of a shard; all of it can be read from the shard again."""
+    """Make the index's line of a shard, from what the shard says of itself."""
     about = shard.about
     return {
         "shard": index,

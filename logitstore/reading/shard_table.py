@@ -1,7 +1,7 @@
-"""Know the shards of a store without opening them: which there are, and what each one holds.
+"""List the shards of a store and what each one holds, without opening them.
 
-A finished store says it in its index; of an unfinished one it is read from the ends of its shards
-(`shard_head.py`). From the number of sequences in each shard follows where sequence i lies.
+A finished store has an index of its shards; in an unfinished one, the same is read from the ends of
+the shards (`shard_head.py`). The number of sequences in each shard gives the place of sequence i.
 """
 
 import hashlib
@@ -36,14 +36,14 @@ T = TypeVar("T")
 
 
 class ShardTable:
-    """The shards of one store, frozen at the moment when it was opened.
+    """The shards of one store, as they are at the moment when it is opened.
 
     Attributes:
         path: The store's folder, or its address in a bucket.
         spec: The store's.
         plan: The store's.
         is_complete: Whether the capture finished.
-        numbers: Of the shards that are there, ascending.
+        numbers: The numbers of the shards that exist, ascending.
     """
 
     def __init__(self, path: StorePath, spec: StoreSpec, plan: Plan, cache: ShardCache) -> None:
@@ -74,17 +74,17 @@ class ShardTable:
         return self.path / SHARDS_FOLDER / shard_name(index)
 
     def position(self, index: int) -> int:
-        """Find a shard's place among those that are there."""
+        """Find a shard's place among those that exist."""
         return self._position[index]
 
     @property
     def rows_held(self) -> int:
-        """Dataset rows in the shards that are there."""
+        """The number of dataset rows in the shards that exist."""
         return sum(stop - start for start, stop in map(self.plan.shard_rows, self.numbers))
 
     @property
     def digest(self) -> str:
-        """Of content settings and rows."""
+        """SHA-256 of the content settings and of the plan, in hex."""
         return hashlib.sha256(f"{self.spec.digest}{self.plan.digest}".encode()).hexdigest()
 
     @cached_property
@@ -92,20 +92,20 @@ class ShardTable:
         """The index: one dict a shard (rows, counts, bytes, digest, fidelity)."""
         if self.is_complete:
             return _indexed(self.path, self.spec, self.plan)
-        return self.of_each(lambda i: index_line(self.skim(i), i))
+        return self.for_each_shard(lambda i: index_line(self.skim(i), i))
 
     def fact(self, index: int) -> dict[str, Any]:
-        """What the index says of one shard."""
+        """Look up the index's line of one shard."""
         return self.facts[self._position[index]]
 
     def digest_and_size(self, index: int) -> tuple[str, int]:
-        """What the index says of a shard's bytes: their SHA-256, and how many there are."""
+        """Look up the SHA-256 of a shard, and its size in bytes."""
         fact = self.fact(index)
         return str(fact["sha256"]), int(fact["file_bytes"])
 
     @cached_property
     def first_sequence(self) -> I64:
-        """(shards + 1,) sequences before each shard, and their total."""
+        """(shards + 1,) the number of sequences before each shard, and their total."""
         counts = [int(f["sequences"]) for f in self.facts]
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
@@ -124,7 +124,7 @@ class ShardTable:
         return self.numbers[position], i - int(self.first_sequence[position])
 
     def shards_of(self, sequences: Iterable[int]) -> list[int]:
-        """List the shards that sequences lie in, first asked first; those not there are ignored."""
+        """List the shards of sequences, in the order asked for; unknown sequences are ignored."""
         total = int(self.first_sequence[-1])
         inside = [i for i in (i + total * (i < 0) for i in sequences) if 0 <= i < total]
         positions = np.searchsorted(self.first_sequence, inside, side="right") - 1
@@ -143,17 +143,17 @@ class ShardTable:
 
     @cached_property
     def token_counts(self) -> I64:
-        """Records of each sequence."""
+        """(sequences,) records of each sequence."""
         return self._of_each_sequence("records", lambda i: self.checked_skim(i).token_counts)
 
     @cached_property
     def sequence_rows(self) -> I64:
-        """The dataset row of each sequence."""
+        """(sequences,) the dataset row of each sequence."""
         return self._of_each_sequence("rows", lambda i: self.checked_skim(i).sequence_rows)
 
-    def of_each(self, what: Callable[[int], T]) -> list[T]:
-        """Ask something of every shard that is there; of a bucket, of several at once."""
-        return for_each(self.numbers, what, at_once=self.path.is_remote)
+    def for_each_shard(self, read: Callable[[int], T]) -> list[T]:
+        """Call a function with the number of every shard; of a bucket, of several at once."""
+        return for_each(self.numbers, read, at_once=self.path.is_remote)
 
     def skim(self, index: int) -> Skimmed:
         """Read the end of a shard."""
@@ -161,13 +161,13 @@ class ShardTable:
         return Skimmed(self.path_of(index), self.spec, self.plan, index, known)
 
     def checked_skim(self, index: int) -> Skimmed:
-        """Read the end of a shard, and hold it to the index, if there is one."""
+        """Read the end of a shard, and check it against the index, if there is one."""
         skimmed = self.skim(index)
         self.check(skimmed, index)
         return skimmed
 
     def check(self, shard: Shard | Skimmed, index: int) -> None:
-        """Hold a shard to the index, if there is one.
+        """Check a shard against the index, if there is one.
 
         Raises:
             CorruptStoreError: It is not the one that the store was sealed with.
@@ -184,19 +184,21 @@ class ShardTable:
                 rows=(fact["first_row"], fact["stop_row"] - 1),
             )
 
-    def _of_each_sequence(self, name: str, what: Callable[[int], I64]) -> I64:
-        """Join an array of every shard; of a bucket it is kept on the local disk, for every process
-        of every run asks for it."""
+    def _of_each_sequence(self, name: str, read: Callable[[int], I64]) -> I64:
+        """Join an array of every shard; for a bucket it is kept on the local disk.
 
-        def read() -> I64:
-            parts = self.of_each(what)
+        Every process of every run asks for it, and it costs a request or two a shard.
+        """
+
+        def read_all() -> I64:
+            parts = self.for_each_shard(read)
             return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
         if not self.path.is_remote:
-            return read()
+            return read_all()
         digests = "".join(str(f["sha256"]) for f in self.facts)
         total = int(self.first_sequence[-1])
-        return kept_array(self._cache, f"{name}-{self.digest}-{digests}", total, read)
+        return kept_array(self._cache, f"{name}-{self.digest}-{digests}", total, read_all)
 
     def _check_complete(self) -> None:
         lost = sorted(set(range(self.plan.shard_count)) - set(self.numbers))
@@ -213,7 +215,7 @@ class ShardTable:
 
 
 def _indexed(store: StorePath, spec: StoreSpec, plan: Plan) -> list[dict[str, Any]]:
-    """Read the index of a finished store, held to its seal."""
+    """Read the index of a finished store, checked against its seal."""
     path = store / DONE_FILE
     try:
         sealed = read_seal(store, spec)[INDEX_FILE]

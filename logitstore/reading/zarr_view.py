@@ -1,20 +1,20 @@
-"""A store as a read-only zarr group: one subgroup a shard, with the arrays as they are stored.
+"""Open a store as a read-only zarr group: one subgroup a shard, with the arrays as stored.
 
     group = open_store("my-store").zarr
     group["00000/token_ids"][:100]
 
-What zarr asks for is answered from shards that this package has opened, never from the bare files.
-So every header, the group, the metadata of arrays and the chunk indexes are checked before zarr
-sees a byte; a chunk that zarr asks for is held to its checksum and its declared size, so damage is
-the same error as everywhere here, and a shard whose arrays would decode to far more than is stored
-is rejected. `ZipStore` on a shard's file has none of that, and reads a missing chunk as zeros.
+zarr reads from shards that this package has opened, never from the bare files. So every header, the
+group, the metadata of arrays and the chunk indexes are checked before zarr sees a byte. A chunk is
+checked by its checksum and its declared size, so damage is the same error as everywhere in this
+package, and a shard whose arrays would decode to far more than is stored is rejected. `ZipStore` on
+a shard's file does none of that, and reads a missing chunk as zeros.
 
-Shards of a bucket come through the local cache, whole, when something in them is first asked for;
-which shards there are, and their attributes, is known without. Text is not here: `store.text(i)`.
+A shard of a bucket is fetched whole into the local cache when something in it is first asked for;
+the list of shards, and their attributes, are known without. Text is not here: `store.text(i)`.
 
-zarr calls from a thread of its own, and any number of times at once. So a view reads through its
-own copy of the store, one a process, under a lock while shards open: a group may be pickled,
-forked, and shared by threads.
+zarr calls from its own thread, and any number of times at once. So a view reads through its own
+copy of the store, one a process, under a lock while shards open: a group may be pickled, forked,
+and shared by threads.
 """
 
 import asyncio
@@ -48,14 +48,14 @@ _SHARD_SUFFIX = ".zarr.zip"
 
 
 class Described(Protocol):
-    """A shard, or its end: what it says of itself."""
+    """A shard, or its end, with what it says of itself."""
 
     @property
     def about(self) -> dict[str, Any]: ...
 
 
 class ShardSource(Protocol):
-    """What a view reads: a store. Copying and pickling it gives one without open files."""
+    """A store that a view reads. Copying or pickling it gives one without open files."""
 
     @property
     def path(self) -> StorePath: ...
@@ -75,19 +75,19 @@ def open_zarr(source: ShardSource, *, check_ratio: bool = True) -> zarr.Group:
     Args:
         source: The store.
         check_ratio: Reject shards whose arrays would decode to far more than is stored of them.
-            Only who reads a few chunks at a time can do without.
+            Only a caller that reads a few chunks at a time can do without.
     """
     view = ZarrView(source, check_ratio=check_ratio)
     return zarr.open_group(view, mode="r", zarr_format=3, use_consolidated=False)
 
 
 def group_name(index: int) -> str:
-    """The name of a shard's subgroup."""
+    """Name the subgroup of a shard."""
     return shard_name(index).removesuffix(_SHARD_SUFFIX)
 
 
 class ZarrView(Store):
-    """The keys of a zarr group, answered from the shards of a store."""
+    """A zarr store whose keys are read from the shards of a store of this package."""
 
     supports_writes = False
     supports_deletes = False
@@ -190,7 +190,7 @@ class ZarrView(Store):
         return len(self._shard(group).archive[member]) if is_there else None
 
     def _members(self, group: str) -> Sequence[str]:
-        """Keys of a shard's group, its text apart, which is no array."""
+        """List the keys of a shard's group, without its text, which is not an array."""
         return [m for m in self._shard(group).archive.names if m != LINES_MEMBER]
 
     def _shard(self, group: str) -> Shard:
@@ -253,7 +253,7 @@ class _Reader:
 
 
 def _root(source: ShardSource) -> bytes:
-    """The metadata of the group of all shards."""
+    """Encode the metadata of the group of all shards."""
     about = {
         "content": vars(source.spec),
         "dataset_sha256": source.plan.dataset_sha256,
@@ -267,7 +267,7 @@ def _root(source: ShardSource) -> bytes:
 
 
 def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
-    """First byte of a request, and the one after its last."""
+    """Find the first byte of a request, and the one after its last."""
     match byte_range:
         case None:
             return 0, size
@@ -278,4 +278,4 @@ def _span(byte_range: ByteRequest | None, size: int) -> tuple[int, int]:
         case SuffixByteRequest(suffix):
             return max(size - suffix, 0), size
         case _:
-            raise TypeError(f"{byte_range!r} is no range of bytes")
+            raise TypeError(f"{byte_range!r} is not a range of bytes")
