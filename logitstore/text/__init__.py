@@ -1,1 +1,1 @@
-"""From text to tokens and their bytes: tokenizers, chat templates, conversations."""
+"""Turn text into tokens and their bytes: tokenizers, chat templates, conversations."""

@@ -1,10 +1,10 @@
-"""Conversations -> segments, through a chat template: which characters the assistant wrote.
+"""Render conversations through a chat template, and find which characters the assistant wrote.
 
-Supervised is what the template writes for the content of an assistant's turn: the characters inside
-its `{% generation %}` marks if it has them, else what a turn adds to the rendering of the messages
-before it. Either way without the end of the turn (`<|im_end|>` and kin), which is the first thing
-of the context that follows, and without white space that only the template puts around the content.
-So two templates that write a content as it is supervise the same bytes.
+What the template writes for the content of an assistant's turn is supervised: the characters inside
+its `{% generation %}` marks if it has them, else what the turn adds to the rendering of the
+messages before it. In both cases the end of the turn (`<|im_end|>` and the like) is left out: it
+begins the context that follows. White space that only the template puts around the content is left
+out, too. So two templates that write a content unchanged supervise the same bytes.
 
 Templates run in the sandbox of `transformers`. They see no clock: it is always 26 July
 2024 (the date in Llama 3's own template), since a store resumed tomorrow must render the same text.
@@ -44,7 +44,7 @@ _WHICH = "Give a Jinja file, or the folder of a tokenizer that has a chat templa
 
 
 class _Span(NamedTuple):
-    """A stretch of the rendered text, in characters, and the message that it is of."""
+    """A stretch of the rendered text, in characters, and the message that it belongs to."""
 
     start: int
     stop: int
@@ -53,14 +53,14 @@ class _Span(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """One tokenizer's way to write a conversation. Can be pickled.
+    """The way in which one tokenizer writes a conversation. Can be pickled.
 
     Attributes:
         source: The Jinja template.
         tool_source: The one for rows with tools; the same where the tokenizer has only one.
-        variables: Special tokens, by role, and what the user gave for every row.
-        ends: How this tokenizer spells the ends of turns.
-        flag: How the user would name another template, for messages.
+        variables: Special tokens, by role, and the user's variables for every row.
+        ends: The special tokens that end a turn, as this tokenizer spells them.
+        flag: The flag that names another template, for messages.
     """
 
     source: str
@@ -79,20 +79,20 @@ class ChatTemplate:
         kwargs: Mapping[str, Any] | None = None,
         flag: str = "--chat-template-path",
     ) -> Self:
-        """The tokenizer's own template, or that of the file or tokenizer folder at `path`.
+        """Take the tokenizer's own template, or that of the file or tokenizer folder at `path`.
 
         Args:
-            tokenizer: Whose template and special tokens.
+            tokenizer: The tokenizer with its template and special tokens.
             reader: The same tokenizer, by bytes.
             path: Another template.
             kwargs: Further variables, for every row.
-            flag: How the user names `path`.
+            flag: The flag that names `path`, for messages.
 
         Raises:
             InputError: There is none, or it cannot be read.
         """
-        own = tokenizer.chat_template if path is None else read_template(path, flag)
-        named: dict[str, Any] = own if isinstance(own, dict) else {"default": own}
+        template = tokenizer.chat_template if path is None else read_template(path, flag)
+        named: dict[str, Any] = template if isinstance(template, dict) else {"default": template}
         source = named.get("default")
         if not source:
             name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
@@ -114,14 +114,14 @@ class ChatTemplate:
         return hashlib.sha256(json.dumps(both).encode()).hexdigest()
 
     def segments(self, conversation: Conversation, where: str) -> tuple[Segment, ...]:
-        """The rendered conversation, in order; roles are those of the messages.
+        """Render a conversation as segments, in order; roles are those of the messages.
 
         Args:
             conversation: The row.
             where: Names it in messages, such as `rows.jsonl: row 3`.
 
         Raises:
-            InputError: The template refuses it (with the template's own message), or has no marks
+            InputError: The template rejects it (with the template's own message), or has no marks
                 and writes earlier messages differently when others follow them.
         """
         if not conversation.messages:
@@ -134,14 +134,14 @@ class ChatTemplate:
         return _cut(text, [self._content(text, span) for span in spans])
 
     def prompt(self, conversation: Conversation, where: str) -> str:
-        """The rendered conversation up to where the assistant's next turn begins.
+        """Render a conversation up to where the assistant's next turn begins.
 
         Args:
             conversation: The row.
             where: Names it in messages.
 
         Raises:
-            InputError: The template refuses it.
+            InputError: The template rejects it.
         """
         if not conversation.messages:
             return ""
@@ -152,7 +152,7 @@ class ChatTemplate:
     def _marked(
         self, conversation: Conversation, marks: Sequence[tuple[int, int]], where: str
     ) -> list[_Span]:
-        """The marks of the supervised messages."""
+        """Find the marks of the supervised messages."""
         messages = conversation.messages
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         if len(turns) == len(marks):  # one each
@@ -165,7 +165,7 @@ class ChatTemplate:
         return spans
 
     def _differences(self, conversation: Conversation, text: str, where: str) -> list[_Span]:
-        """What each supervised message adds to the rendering of those before it."""
+        """Find what each supervised message adds to the rendering of those before it."""
         spans = []
         for i in conversation.supervised:
             head, _ = self._render(conversation, i, where, prompt=True)
@@ -182,13 +182,13 @@ class ChatTemplate:
         return spans
 
     def _without_end(self, written: str) -> str:
-        """A turn without the marks that end it, and what follows those."""
+        """Cut off the special tokens that end a turn, and the white space after them."""
         ends = "|".join(map(re.escape, self.ends))
-        found = re.search(rf"(?:(?:{ends})\s*)+\Z", written)
-        return written if found is None else written[: found.start()]
+        end = re.search(rf"(?:(?:{ends})\s*)+\Z", written)
+        return written if end is None else written[: end.start()]
 
     def _content(self, text: str, span: _Span) -> tuple[int, int, str]:
-        """(first character, character after the last, role) of a span's supervised text."""
+        """Find (first character, character after the last, role) of a span's supervised text."""
         written = self._without_end(text[span.start : span.stop])
         start, stop = span.start, span.start + len(written)
         content = span.message.get("content", "")
@@ -204,7 +204,7 @@ class ChatTemplate:
     def _render(
         self, conversation: Conversation, count: int, where: str, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
-        """The first `count` messages as text, and the spans that the template marks."""
+        """Render the first `count` messages, and find the spans that the template marks."""
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -212,7 +212,7 @@ class ChatTemplate:
         has_marks = _MARK.search(source) is not None
         variables = {**self.variables, **conversation.kwargs}
         try:
-            rendered: Any = render_jinja_template(  # annotated as what it is not
+            rendered: Any = render_jinja_template(  # its annotation is wrong
                 [list(conversation.messages[:count])],
                 tools=None if conversation.tools is None else list(conversation.tools),
                 chat_template=(_CLOCK if "strftime_now" in source else "") + source,
@@ -220,12 +220,12 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **variables,
             )
-        except Exception as error:  # whatever its expressions raise
-            # Variables of the user's, such as `chat_template`, may also clash with ours.
-            says = str(error).rstrip(".") if isinstance(error, TemplateError) else in_a_line(error)
+        except Exception as error:  # a template's expressions raise anything
+            # A variable of the user's, such as `chat_template`, may also clash with an argument.
+            why = str(error).rstrip(".") if isinstance(error, TemplateError) else in_a_line(error)
             part = "" if count == len(conversation.messages) else f" (messages before {count})"
             raise InputError(
-                f"{where}: the chat template refuses this conversation{part}: {says}. Change the "
+                f"{where}: the chat template rejects this conversation{part}: {why}. Change the "
                 f"row, or give another template with {self.flag}."
             ) from error
         texts, marks = rendered
@@ -233,7 +233,7 @@ class ChatTemplate:
 
 
 def read_template(path: str | Path, flag: str = "--chat-template-path") -> str | dict[str, str]:
-    """The template in a Jinja file, or of the tokenizer in a folder.
+    """Read the template in a Jinja file, or that of the tokenizer in a folder.
 
     Raises:
         InputError: There is none, or it cannot be read.
@@ -241,10 +241,10 @@ def read_template(path: str | Path, flag: str = "--chat-template-path") -> str |
     place = Path(path)
     if place.is_dir():
         tokenizer = load_tokenizer(path, local_files_only=True, named_by=flag, advice=_WHICH)
-        found: Any = tokenizer.chat_template
-        if not found:
+        template: Any = tokenizer.chat_template
+        if not template:
             raise InputError(f"{flag} {path}: the tokenizer there has no chat template. {_WHICH}")
-        return dict(found) if isinstance(found, dict) else str(found)
+        return dict(template) if isinstance(template, dict) else str(template)
     try:
         return place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -252,32 +252,32 @@ def read_template(path: str | Path, flag: str = "--chat-template-path") -> str |
 
 
 def parse_kwargs(text: str | Mapping[str, Any] | None, flag: str) -> dict[str, Any]:
-    """Variables of a template, from JSON.
+    """Parse the variables of a template from JSON.
 
     Raises:
-        InputError: It is no JSON object.
+        InputError: It is not a JSON object.
     """
     if text is None:
         return {}
-    found: Any = text
+    variables: Any = text
     if isinstance(text, str):
         try:
-            found = json.loads(text)
+            variables = json.loads(text)
         except json.JSONDecodeError as error:
             raise InputError(
                 f"{flag} {text}: is not JSON ({error.msg} at column {error.colno}). Give an object "
                 "such as '{\"enable_thinking\": false}'."
             ) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(variables, Mapping):
         raise InputError(
-            f"{flag} {text}: expected a JSON object, found {type(found).__name__}. Give one such "
-            "as '{\"enable_thinking\": false}'."
+            f"{flag} {text}: expected a JSON object, found {type(variables).__name__}. Give one "
+            "such as '{\"enable_thinking\": false}'."
         )
-    return dict(found)
+    return dict(variables)
 
 
 def _cut(text: str, spans: Sequence[tuple[int, int, str]]) -> tuple[Segment, ...]:
-    """Context and supervised segments in turn; an empty supervised one stays, context does not."""
+    """Cut text into context and supervised segments; drop empty context, keep empty turns."""
     segments, done = [], 0
     for start, stop, role in sorted(spans):
         if start > done:

@@ -1,4 +1,4 @@
-"""A row that is a conversation: its messages, which of them are trained on, and how it is kept."""
+"""Read a row that is a conversation: its messages, which of them are trained on, and its JSON."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversational row.
+    """A row that is a conversation, with the turns to train on.
 
     Attributes:
-        messages: Dicts with a `role` and mostly a `content`, in order.
+        messages: Dicts with a `role` and usually a `content`, in order.
         supervised: The messages (by number) whose text is trained on: assistant turns.
         tools: JSON schemas of the tools the assistant may call, if any.
         kwargs: Further variables of the template, of this row alone.
@@ -39,14 +39,14 @@ class Conversation:
         tools: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
     ) -> Self:
-        """Supervises all assistant turns from message `first` on, or the last of them."""
+        """Supervise all assistant turns from message `first` on, or the last of them."""
         turns = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
         chosen = turns if supervise == "all" else turns[-1:]
         kept_tools = None if tools is None else tuple(tools)
         return cls(tuple(messages), tuple(chosen), kept_tools, dict(kwargs or {}))
 
     def to_json(self) -> str:
-        """JSON, as a line of a store keeps it. Keys keep their order: templates write them out."""
+        """Encode as JSON, as a store has it; keys keep their order, since templates write them."""
         whole = {
             "messages": self.messages,
             "tools": self.tools,
@@ -57,7 +57,7 @@ class Conversation:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What :meth:`to_json` wrote."""
+        """Decode the JSON that :meth:`to_json` wrote."""
         whole = json.loads(text)
         tools = whole["tools"]
         return cls(
@@ -69,9 +69,9 @@ class Conversation:
 
 
 def read_messages(value: Any, where: str) -> list[Message]:
-    """Messages as a dataset holds them, checked; keys without a value are left out.
+    """Read messages as a dataset has them and check them; keys without a value are left out.
 
-    Arrow gives every message the keys of all the others, so a missing value says nothing.
+    Arrow gives every message the keys of all the others, so a missing value means an absent key.
 
     Raises:
         InputError: They are not dicts with a role, or hold something other than text.
@@ -85,17 +85,17 @@ def read_messages(value: Any, where: str) -> list[Message]:
         )
     for number, message in enumerate(messages):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            found = sorted(message) if isinstance(message, dict) else type(message).__name__
+            actual = sorted(message) if isinstance(message, dict) else type(message).__name__
             raise InputError(
-                f"{where}: message {number} is no message; expected a dict with a role and a "
-                f"content, found {found}. {_SHAPE}"
+                f"{where}: message {number} is not a message; expected a dict with a role and a "
+                f"content, found {actual}. {_SHAPE}"
             )
         _check_content(message.get("content"), f"{where}: message {number}")
     return messages
 
 
 def without_missing(value: Any) -> Any:
-    """The value without keys that hold None, at any depth."""
+    """Remove keys that hold None, at any depth."""
     if isinstance(value, dict):
         return {k: without_missing(v) for k, v in value.items() if v is not None}
     if isinstance(value, list | tuple):
@@ -104,7 +104,7 @@ def without_missing(value: Any) -> Any:
 
 
 def parsed(value: Any, where: str) -> Any:
-    """JSON in a column of strings, where a column could not hold the value as it is.
+    """Decode a value that is JSON in a string, where a column could not hold the value itself.
 
     Raises:
         InputError: It is not JSON.

@@ -1,9 +1,9 @@
-"""Cutting sequences into batches of at most so many padded tokens.
+"""Cut sequences into batches of at most N padded tokens.
 
-A batch is a rectangle: all its sequences are padded to the longest. So what it costs in time and
-memory is its number of sequences times the length of the longest, and that product is what a token
-budget limits. Longest first has two merits: neighbours are of like length, so there is little
-padding; and the first batch is about as large as any, so what does not fit is known at once.
+A batch is a rectangle: all its sequences are padded to the longest. So its cost in time and memory
+is its number of sequences times the length of the longest, and a token budget limits that product.
+Longest first has two merits: neighbours have similar lengths, so there is little padding; and the
+first batch is about as large as any, so a lack of memory shows immediately.
 
 Nothing but lengths and budget decides the cut. The bytes of a store depend on it: which sequences
 share a batch changes the last bits of their log-probabilities.

@@ -1,4 +1,4 @@
-"""The bytes that each token of a vocabulary writes.
+"""Find the bytes that each token of a vocabulary writes.
 
 A vocabulary spells them in one of these ways, told apart by the parts that its `tokenizer.json`
 names (only the normaliser, pre-tokenizer, model and decoder; a post-processor changes no text):
@@ -20,12 +20,15 @@ _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 def written_bytes(
     content: Mapping[str, Any], vocabulary: Mapping[str, int], size: int
 ) -> list[bytes | None]:
-    """Per id the bytes that it writes (a special token: its name); None for an id without token.
+    """Find the bytes of each id (a special token writes its name); None for an id without token.
 
     Args:
         content: A parsed `tokenizer.json`.
         vocabulary: Token -> id, with the added tokens.
         size: Ids are below it.
+
+    Returns:
+        `size` items, by id.
     """
     write = _writer(content)
     model: Any = content["model"]["vocab"]  # a list of (token, score) in Unigram, else a mapping
@@ -40,27 +43,27 @@ def written_bytes(
 
 
 def standins(content: Mapping[str, Any], vocabulary: Mapping[str, int], size: int) -> list[bool]:
-    """Per id whether the tokenizer writes it only where no other token has these bytes.
+    """Tell of each id whether the tokenizer only writes it where no other token has its bytes.
 
-    That is `<0x2C>` beside `,`: byte fallback is for characters without a token. And `, ` where a
-    space is written with a mark: no text that has been normalised holds it.
+    For example `<0x2C>` beside `,`: byte fallback is for characters without a token. Also `, `
+    where a space is written with a mark: text that has been normalised does not contain it.
 
     Args:
         content: A parsed `tokenizer.json`.
         vocabulary: Token -> id, with the added tokens.
         size: Ids are below it.
     """
-    found = [False] * size
+    is_standin = [False] * size
     if "ByteLevel" in {part["type"] for part in _parts(content)}:
-        return found
+        return is_standin
     added = {t["content"] for t in content["added_tokens"]}
     has_bytes, has_marks = _has_bytes(content), bool(_space_marks(content))
     for token, i in vocabulary.items():
         if token not in added:
-            found[i] = bool(has_bytes and _BYTE_PIECE.fullmatch(token)) or (
+            is_standin[i] = bool(has_bytes and _BYTE_PIECE.fullmatch(token)) or (
                 has_marks and " " in token
             )
-    return found
+    return is_standin
 
 
 def _has_bytes(content: Mapping[str, Any]) -> bool:
@@ -69,7 +72,7 @@ def _has_bytes(content: Mapping[str, Any]) -> bool:
 
 
 def _writer(content: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """Token of the model's vocabulary -> bytes."""
+    """Return the function that turns a token of the model's vocabulary into its bytes."""
     kinds = {part["type"] for part in _parts(content)}
     if "ByteLevel" in kinds:
         return _from_byte_alphabet
@@ -95,7 +98,7 @@ def _parts(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _components(part: Any) -> Iterator[Mapping[str, Any]]:
-    """The parts of a pipeline, those inside a Sequence too."""
+    """Yield the parts of a pipeline, also those inside a Sequence."""
     if not isinstance(part, dict):
         return
     yield part
@@ -105,7 +108,7 @@ def _components(part: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _space_marks(content: Mapping[str, Any]) -> list[str]:
-    """What the vocabulary writes for a space: `▁`, or nothing but the space itself."""
+    """List what the vocabulary writes for a space, such as `▁`; empty for the space itself."""
     marks = {part["replacement"] for part in _parts(content) if part["type"] == "Metaspace"}
     for part in _components(content.get("normalizer")):
         if part["type"] == "Replace" and part["pattern"].get("String") == " ":
@@ -117,7 +120,7 @@ def _space_marks(content: Mapping[str, Any]) -> list[str]:
 
 
 def _byte_alphabet() -> dict[int, int]:
-    """Character of GPT-2's alphabet -> byte; other characters below U+0100 -> one above."""
+    """Map characters of GPT-2's alphabet to bytes, and other characters below U+0100 above it."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     table = dict.fromkeys(others, 0xFFFF)

@@ -1,15 +1,15 @@
-"""Rows that come as token ids of the teacher: the text that they write, and where each token lies.
+"""Read rows that come as token ids of the teacher: their text, and where each token lies in it.
 
 The ids are taken as they are: no BOS, EOS or template is added. Their bytes, one after the other,
-are the text. What a student of another vocabulary could not read is kept apart by the roles of the
-segments, and :func:`for_student` puts that student's own tokens in its place:
+are the text. Special tokens, which a student of another vocabulary could not read, are segments
+with a role, and :func:`for_student` replaces them by that student's own tokens:
 
     BARE    the row lacks the BOS that this tokenizer would begin a text with (a later chunk of one)
     BEGIN   the BOS token, where the tokenizer does not put it there by itself
-    END     an EOS-like token; behind supervised text it is an event, as in any other row
+    END     an EOS-like token; after supervised text it is an event, as in any other row
     MARK    any other special token, kept as it is spelt
 
-Special tokens are context. A character is supervised if one of its bytes is. Bytes that make no
+Special tokens are context. A character is supervised if one of its bytes is. Bytes that form no
 character (a chunk may begin or end inside one) are left out of the text, and their tokens have no
 record.
 
@@ -29,17 +29,17 @@ from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
-#: In `labels`, the place of a token that is not trained on; what torch's cross-entropy ignores.
+#: The label of a token that is not trained on; torch's cross-entropy ignores it.
 NO_LABEL = -100
 BARE, BEGIN, END, MARK = "bare", "begin", "end", "mark"
 _ROLES = (None, BARE, BEGIN, END, MARK)
 
 
 class TokenRow(NamedTuple):
-    """A row of token ids.
+    """A row of token ids, and which of them are to be trained on.
 
     Attributes:
-        token_ids: (T,)
+        token_ids: (T,) ids of the teacher's tokenizer.
         is_wanted: (T,) True for tokens to train on.
     """
 
@@ -50,10 +50,18 @@ class TokenRow(NamedTuple):
 def read_tokens(
     row: TokenRow, tokenizer: ByteTokenizer, where: str
 ) -> tuple[tuple[Segment, ...], TokenizedText]:
-    """The text that the tokens write as segments, and the tokens with their places in it.
+    """Turn token ids into the text that they write, and find the place of each token in it.
+
+    Args:
+        row: The token ids.
+        tokenizer: The teacher's.
+        where: Names the row in messages.
+
+    Returns:
+        The text as segments, and the tokens.
 
     Raises:
-        InputError: An id that is none of the tokenizer's.
+        InputError: An id that the tokenizer does not have.
     """
     ids = row.token_ids
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.size:
@@ -66,7 +74,7 @@ def read_tokens(
     written[:p] = [b""] * p
     roles = _roles_of(ids, tokenizer, p)
     is_special = np.isin(roles, [_ROLES.index(role) for role in (BEGIN, END, MARK)])
-    pieces = _Pieces(written, _own_space(written, is_special, tokenizer, p))
+    pieces = _Pieces(written, _added_space(written, is_special, tokenizer, p))
     supervised_B = pieces.over_characters((row.is_wanted & ~is_special)[pieces.token_B])
     text_starts, text_ends = pieces.spans(np.ones_like(supervised_B))
     starts, ends = pieces.spans(supervised_B)
@@ -88,30 +96,30 @@ def read_tokens(
 
 
 def for_student(segments: Sequence[Segment], student: ByteTokenizer) -> tuple[Segment, ...]:
-    """The same text with the student's own BOS and EOS where the teacher's are spelt.
+    """Replace the teacher's BOS and EOS in a text by the student's own.
 
     A student whose vocabulary has the teacher's token keeps it.
     """
-    own = {BEGIN: student.bos_token, END: student.eos_token}
-    mended = []
+    token_of = {BEGIN: student.bos_token, END: student.eos_token}
+    replaced = []
     for segment in segments:
         text = segment.text
-        if segment.role in own and not student.is_special(text):
-            text = own[segment.role] or ""
-        mended.append(segment._replace(text=text))
-    return tuple(mended)
+        if segment.role in token_of and not student.is_special(text):
+            text = token_of[segment.role] or ""
+        replaced.append(segment._replace(text=text))
+    return tuple(replaced)
 
 
 def begins_bare(segments: Sequence[Segment]) -> bool:
-    """Whether the row lacks the BOS that its tokenizer would have begun a text with."""
+    """Tell whether a row lacks the BOS with which its tokenizer would have begun the text."""
     return any(segment.role == BARE for segment in segments)
 
 
 def check_spelling(tokenizer: ByteTokenizer) -> None:
-    """Refuses tokenizers whose tokens do not spell a text.
+    """Reject tokenizers whose tokens do not spell a text.
 
     Raises:
-        InputError: Such as WordPiece, whose tokens do not say where white space was.
+        InputError: It is such a one, as WordPiece, whose tokens do not say where white space was.
     """
     probe = "a b, a"
     ids = tokenizer.encode([Segment(probe, True)], add_eos=False, add_prefix=False).token_ids
@@ -123,25 +131,25 @@ def check_spelling(tokenizer: ByteTokenizer) -> None:
 
 
 def _prefix_length(ids: I64, tokenizer: ByteTokenizer) -> int:
-    """Tokens of the row that the tokenizer would have put there by itself."""
+    """Count the tokens at the head of the row that the tokenizer itself would have put there."""
     p = len(tokenizer.prefix)
     return p if len(ids) >= p and bool((ids[:p] == tokenizer.prefix).all()) else 0
 
 
 def _roles_of(ids: I64, tokenizer: ByteTokenizer, p: int) -> I64:
-    """(T,) the role of each token's segment, as its number in `_ROLES`."""
-    own = BARE if len(tokenizer.prefix) > p else None
-    roles = np.where(tokenizer.is_text[ids], _ROLES.index(own), _ROLES.index(MARK))
+    """Find the role of each token's segment: (T,) its number in `_ROLES`."""
+    of_text = BARE if len(tokenizer.prefix) > p else None
+    roles = np.where(tokenizer.is_text[ids], _ROLES.index(of_text), _ROLES.index(MARK))
     roles[np.isin(ids, np.array(tokenizer.eos_ids, np.int64))] = _ROLES.index(END)
     if tokenizer.bos_token_id is not None and p == 0:
         roles[:1][ids[:1] == tokenizer.bos_token_id] = _ROLES.index(BEGIN)
     return roles
 
 
-def _own_space(
+def _added_space(
     written: Sequence[bytes], is_special: Bools, tokenizer: ByteTokenizer, p: int
 ) -> I64:
-    """(T,) bytes at the head of each token that are the tokenizer's, not the text's: 0 or 1."""
+    """Count the bytes, 0 or 1, at the head of each token that the tokenizer added: (T,)."""
     leads = np.array([text[:1] == b" " for text in written], np.bool_)
     follows_start = np.zeros(len(written), np.bool_)
     follows_start[p : p + 1] = tokenizer.adds_space
@@ -151,12 +159,12 @@ def _own_space(
 
 
 class _Pieces:
-    """The bytes of tokens, one after the other, and which of them are text.
+    """The bytes of tokens, one after the other, without those that form no character.
 
     Attributes:
         data: (B,) the bytes that are text.
-        token_B: (B,) the token that each is of.
-        is_broken: (T,) tokens with bytes that make no character.
+        token_B: (B,) the token of each byte.
+        is_broken: (T,) tokens with bytes that form no character.
     """
 
     def __init__(self, written: Sequence[bytes], skipped: I64) -> None:
@@ -173,21 +181,21 @@ class _Pieces:
         self.character_B = np.cumsum((units & 0xC0) != 0x80) - 1
 
     def over_characters(self, flags_B: Bools) -> Bools:
-        """(B,) true in every byte of a character if it is in one."""
+        """Set a flag in every byte of a character if it is set in one of them: (B,)."""
         count = int(self.character_B[-1]) + 1 if len(self.data) else 0
         is_counted: Bools = np.bincount(self.character_B[flags_B], minlength=count) > 0
-        found: Bools = is_counted[self.character_B]
-        return found
+        spread_B: Bools = is_counted[self.character_B]
+        return spread_B
 
     def spans(self, counted_B: Bools) -> tuple[I64, I64]:
-        """(T,) counted bytes before each token, and up to its end."""
+        """Count the flagged bytes before each token, and up to its end: (T,) each."""
         per_token = np.bincount(self.token_B[counted_B], minlength=self._count)
         ends = np.cumsum(per_token)
         return ends - per_token, ends
 
 
 def _decodable(data: bytes) -> Bools:
-    """(B,) False for bytes that are part of no character."""
+    """Find the bytes that are part of a character: (B,)."""
     is_text, done = np.ones(len(data), np.bool_), 0
     while done < len(data):
         try:
@@ -200,13 +208,13 @@ def _decodable(data: bytes) -> Bools:
 
 
 def _segments(pieces: _Pieces, supervised_B: Bools, roles: I64, events: I64) -> tuple[Segment, ...]:
-    """Runs of bytes of one kind; one segment a special token, so that each can be replaced.
+    """Cut the text into runs of one kind; each special token is a segment, to be replaced alone.
 
-    An event that no supervised text precedes ends an empty turn: it gets one to end.
+    An event without supervised text before it ends an empty turn: an empty segment is added for it.
     """
     role_B = roles[pieces.token_B]
-    is_own = np.isin(role_B, [_ROLES.index(BARE), 0])
-    key = np.where(is_own, -1 - supervised_B.astype(np.int64), pieces.token_B)
+    is_plain = np.isin(role_B, [_ROLES.index(BARE), 0])
+    key = np.where(is_plain, -1 - supervised_B.astype(np.int64), pieces.token_B)
     if not len(key):
         return ()
     bounds = [0, *(np.flatnonzero(np.diff(key)) + 1).tolist(), len(key)]

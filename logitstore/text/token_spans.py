@@ -1,10 +1,10 @@
-"""From a tokenizer's offsets to byte spans, where a normaliser has changed the text.
+"""Turn a tokenizer's offsets into byte spans, where a normaliser has changed the text.
 
 Offsets count characters of the original text. Where several tokens share a character, their offsets
 overlap: byte fallback, byte-level tokens that end inside a character, one character normalised to
-several. Such a run is laid out by its bytes if these are the text's. Else the character is divided
-among its tokens, so that the run begins and ends where it should and no boundary inside it is one
-of the text's own: a group of aligned tokens still closes around it.
+several. Such a run is laid out by its bytes if these are the text's. Otherwise the character is
+divided among its tokens, so that the run begins and ends where it should, and the boundaries inside
+it lie inside the character, where no other tokenizer has one: aligned groups still close around it.
 
 Shape legend: T = tokens of a text.
 """
@@ -22,7 +22,7 @@ _SPACE = 0x20
 def spans_from_offsets(
     data: bytes, offsets: I64, written: bytes, lengths: I64
 ) -> tuple[I64, I64] | None:
-    """Where tokens lie in `data`, from a tokenizer's offsets.
+    """Find where tokens lie in `data`, from a tokenizer's offsets.
 
     Args:
         data: The text.
@@ -52,7 +52,7 @@ def spans_from_offsets(
 
 
 def _over_marks(data: bytes, low: I64, high: I64) -> I64:
-    """Ends moved behind marks that a normaliser has joined to, or stripped off, their letter.
+    """Move ends behind marks that a normaliser has joined to, or stripped off, their letter.
 
     The offsets of a composed letter stop before the marks it was composed from, which would leave
     a hole in the middle of what a reader takes for one letter.
@@ -72,7 +72,7 @@ def _over_marks(data: bytes, low: I64, high: I64) -> I64:
 
 
 def _continues_a_letter(character: str) -> bool:
-    """A combining mark, or a vowel or final consonant of a Korean syllable."""
+    """Tell whether this is a combining mark, or a vowel or final consonant of a Korean syllable."""
     is_jamo = "\u1160" <= character <= "\u11ff"
     return is_jamo or unicodedata.category(character).startswith("M")
 
@@ -80,9 +80,9 @@ def _continues_a_letter(character: str) -> bool:
 def _without_added_spaces(
     data: bytes, written: bytes, origin: I64, lengths: I64, low: I64, high: I64
 ) -> tuple[I64, I64, I64]:
-    """Takes the space off tokens that begin with one where the text has none.
+    """Remove the space from tokens that begin with one where the text has none.
 
-    Left with nothing, a token that shares its character with the next one has no width: it is the
+    A token that is then empty and shares its character with the next one has no width: it is the
     mark alone (`▁`), put in front of a word.
     """
     text = np.frombuffer(data + b"\0", np.uint8)
@@ -94,7 +94,7 @@ def _without_added_spaces(
 
 
 def _divided(low: I64, high: I64) -> tuple[I64, I64]:
-    """Cuts where neighbours overlap: n tokens over one character get about 1/n of its bytes.
+    """Divide characters among overlapping tokens: each of n gets about 1/n of the bytes.
 
     Of two or more bytes the first token has at least one and so has the last; of one byte, the
     last token has it: then every token of the run lies between the run's two ends.
@@ -123,7 +123,7 @@ def _laid_out(
     reported: tuple[I64, I64],
     spans: tuple[I64, I64],
 ) -> tuple[I64, I64]:
-    """Exact spans for every run of overlapping tokens that writes just the bytes it covers."""
+    """Find exact spans for runs of overlapping tokens that write just the bytes they cover."""
     low, high = reported
     starts, ends = spans
     heads = np.flatnonzero(np.append(True, low[1:] >= high[:-1]))
@@ -146,6 +146,6 @@ def _laid_out(
 
 
 def _character_places(data: bytes) -> I64:
-    """First byte of every character of UTF-8 text, and the end of it."""
+    """Find the first byte of every character of UTF-8 text, and the end of the text."""
     units = np.frombuffer(data, np.uint8)
     return np.append(np.flatnonzero((units & 0xC0) != 0x80), len(data)).astype(np.int64)

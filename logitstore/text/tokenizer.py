@@ -1,10 +1,10 @@
-"""Tokenizers as programs that write bytes: which bytes each token stands for, and where they lie.
+"""Read tokenizers as programs that write bytes: the bytes of each token, and where they lie.
 
 Teacher and student are compared by bytes, so everything here counts in the UTF-8 bytes of a row's
 supervised text. A token finds its place in one of two ways:
 
 1. The bytes of all tokens, one after the other, are the text (less one space that some tokenizers
-   put in front). Then lengths add up to places; nothing else is asked.
+   put in front). Then places are sums of lengths; offsets are not used.
 2. Otherwise a normaliser has changed the text, and the tokenizer's own offsets decide, which count
    in characters of the original: :mod:`logitstore.text.token_spans`.
 
@@ -49,14 +49,14 @@ _NOT_COPIED = ("truncation", "padding", "post_processor")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
-    """A text as one tokenizer sees it.
+    """A text as one tokenizer sees it: its tokens, and the bytes that each one covers.
 
     Attributes:
         token_ids: (T,) the whole sequence, with the prefix (BOS) that the tokenizer itself adds.
         has_record: (T,) supervised, and predicted by something before it.
         byte_starts: (T,) supervised UTF-8 bytes before the token; 0 where `has_record` is false.
         byte_lengths: (T,) supervised bytes of the token; 0 where `has_record` is false.
-        is_eos: (T,) the end of the text, or of a turn: no bytes, behind the last of them.
+        is_eos: (T,) the end of the text, or of a turn: a token without bytes, after the last byte.
         text_starts: (T,) bytes of the whole text, context too, before the token; 0 for the prefix.
         text_ends: (T,) bytes of the whole text up to the token's end.
         status: `ok`; `truncated`, cut at `max_length`, so without an end; `empty`, no text at all;
@@ -74,7 +74,7 @@ class TokenizedText:
     status: str
 
     def cut(self, max_length: int | None) -> Self:
-        """The first `max_length` tokens; the same object where there are no more than that."""
+        """Keep the first `max_length` tokens; return the same object if there are no more."""
         if max_length is None or len(self.token_ids) <= max_length:
             return self
         arrays = [f.name for f in fields(self) if f.name != "status"]
@@ -88,8 +88,8 @@ class TokenizedText:
 class ByteTokenizer:
     """A fast `transformers` tokenizer that knows the bytes of its tokens. Can be pickled.
 
-    It works on a copy: later changes to the tokenizer (truncation, padding, added tokens) do not
-    reach it.
+    It works on a copy: later changes to the tokenizer (truncation, padding, added tokens) have no
+    effect on it.
 
     Attributes:
         fingerprint: SHA-256 of what decides how text becomes tokens; see :func:`fingerprint`.
@@ -100,16 +100,16 @@ class ByteTokenizer:
         prefix: The ids that it puts in front of every text: BOS, or nothing.
         pad_id: The padding token, else EOS, else 0. Padding is masked anyway.
         adds_space: Whether it writes a space in front of a text that has none.
-        adds_space_after_special: Whether it does so behind a special token too.
-        token_bytes: V entries: the bytes that a token writes; None for special tokens and for ids
-            that stand for nothing.
+        adds_space_after_special: Whether it does so after a special token too.
+        token_bytes: V items: the bytes that a token writes; None for special tokens and for ids
+            without a token.
         is_text: (V,) False where `token_bytes` has None.
         is_standin: (V,) True for a token that it writes only where no other has the same bytes,
             such as `<0x2C>`.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Reads everything from `tokenizer` once (a second or two for 150,000 tokens).
+        """Read everything from `tokenizer` once (a second or two for 150,000 tokens).
 
         Raises:
             InputError: It is not a fast tokenizer.
@@ -142,43 +142,43 @@ class ByteTokenizer:
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self.prefix = _prefix_ids(self._backend, backend.post_processor)
         self._special = {token: i for token, i in vocabulary.items() if i in special}
-        self.adds_space = self._writes("a") == b" a"
+        self.adds_space = self._written_text("a") == b" a"
         mark = min(self._special, key=len, default="")
-        self.adds_space_after_special = self._writes(f"{mark}a") == f"{mark} a".encode()
+        self.adds_space_after_special = self._written_text(f"{mark}a") == f"{mark} a".encode()
 
     @property
     def bos_token(self) -> str | None:
-        """How the token that begins a text is spelt."""
+        """The spelling of the token that begins a text."""
         return self._spelt(self.bos_token_id)
 
     @property
     def eos_token(self) -> str | None:
-        """How the token that ends a text is spelt."""
+        """The spelling of the token that ends a text."""
         return self._spelt(self.eos_token_id)
 
     def is_special(self, text: str) -> bool:
-        """Whether `text` is the name of a special token."""
+        """Tell whether `text` is the name of a special token."""
         return text in self._special
 
     def written(self, ids: I64) -> list[bytes]:
-        """The bytes that each token writes; a special token writes its name."""
+        """List the bytes that each token writes; a special token writes its name."""
         return [self._written[i] for i in ids]
 
     def _spelt(self, token_id: int | None) -> str | None:
         return None if token_id is None else self._written[token_id].decode()
 
-    def _writes(self, text: str) -> bytes:
+    def _written_text(self, text: str) -> bytes:
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return b"".join(self._written[i] for i in ids)
 
     @property
     def prefix_length(self) -> int:
-        """Tokens that it puts in front of every text: BOS or none, rarely more."""
+        """The number of tokens that it puts in front of every text: BOS or none, rarely more."""
         return len(self.prefix)
 
     @classmethod
     def from_folder(cls, path: str | Path) -> Self:
-        """The tokenizer in a folder on this machine; no hub is asked, no code from it is run.
+        """Load the tokenizer in a local folder; no hub is asked, no code from it is run.
 
         Raises:
             InputError: There is no such folder, or no tokenizer that can be read in it.
@@ -196,14 +196,14 @@ class ByteTokenizer:
         add_eos: bool = True,
         add_prefix: bool = True,
     ) -> TokenizedText:
-        """Tokenises the segments as one text, and says where its tokens lie.
+        """Tokenise segments as one text, and find where its tokens lie.
 
         A token that crosses from context into supervised text is supervised, with only its
         supervised bytes as its span. An EOS-like token that begins exactly where supervised text
         ends, as a chat template writes it, is supervised too: an event without bytes, one a turn.
 
         Args:
-            segments: The text, in order. An empty supervised one is a turn that says nothing.
+            segments: The text, in order. An empty supervised one is an empty turn.
             max_length: Most tokens of the result, with BOS and EOS; the rest is cut.
             add_eos: Whether EOS follows the text, if the tokenizer has one.
             add_prefix: Whether the tokenizer's own prefix (BOS) comes first. A chat template
@@ -236,8 +236,10 @@ class ByteTokenizer:
         return self._wrapped(text, prefix, supervised, has_eos).cut(max_length)
 
     def _turn_events(self, ids: I64, spans: tuple[I64, I64], turn_ends: I64) -> tuple[I64, I64]:
-        """The tokens that end a turn, and the place in the text where each turn ends."""
-        after = np.searchsorted(spans[1], turn_ends, side="right")  # the first to end behind it
+        """Find the tokens that end a turn, and the place in the text where each turn ends."""
+        after = np.searchsorted(
+            spans[1], turn_ends, side="right"
+        )  # the first token to end after it
         turn_ends, after = turn_ends[after < len(ids)], after[after < len(ids)]
         is_event = np.isin(ids[after], np.array(self.eos_ids, np.int64))
         # One that strips white space on its left begins before the place.
@@ -247,7 +249,7 @@ class ByteTokenizer:
     def _wrapped(
         self, text: TokenizedText, prefix: I64, supervised: _Supervised, has_eos: bool
     ) -> TokenizedText:
-        """With the prefix before it and EOS after it; without what nothing predicts."""
+        """Add the prefix and EOS to a text; the first token has no record: nothing predicts it."""
         p, eos = len(prefix), int(has_eos)
         last = np.full(eos, self.eos_token_id if eos else 0, np.int64)
         has_record = np.pad(text.has_record, (p, eos), constant_values=(False, supervised.at_end))
@@ -267,7 +269,7 @@ class ByteTokenizer:
         )
 
     def _spans(self, data: bytes, ids: I64, encoding: Any) -> tuple[I64, I64] | None:
-        """(T,) first byte and byte after the last in `data` of each token; None: unknown."""
+        """Find each token's first byte in `data`, and the byte after its last; None: unknown."""
         pieces = [self._written[i] for i in encoding.ids]
         written = b"".join(pieces)
         extra = len(written) - len(data)
@@ -280,12 +282,12 @@ class ByteTokenizer:
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that decides how a fast tokenizer turns text into tokens.
+    """Compute the SHA-256 of all that decides how a fast tokenizer turns text into tokens.
 
     That is its `tokenizer.json` (vocabulary, merges, normaliser, pre-tokenizer, post-processor,
     decoder, added tokens) written canonically, the roles of BOS, EOS and UNK, and whether special
-    tokens in a text are recognised. Truncation and padding are settings of the moment, and the
-    padding token never meets a text, so they do not count; nor does the folder it came from.
+    tokens in a text are recognised. Truncation and padding are settings of a single call, and the
+    padding token is never in a text, so they do not count; nor does the folder it came from.
     """
     return _fingerprint(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer)
 
@@ -300,10 +302,10 @@ def _fingerprint(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase)
 
 
 def utf8(text: str, where: str) -> bytes:
-    """The UTF-8 bytes of `text`.
+    """Encode text as UTF-8.
 
     Raises:
-        InputError: It holds half of a surrogate pair, which no UTF-8 can say; names `where`.
+        InputError: It holds half of a surrogate pair, which UTF-8 cannot encode; names `where`.
     """
     try:
         return text.encode()
@@ -316,7 +318,7 @@ def utf8(text: str, where: str) -> bytes:
 
 
 class _Supervised:
-    """Places in a text -> places in its supervised bytes."""
+    """A map from places in a text to places in its supervised bytes."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         sizes = np.array([len(segment.text.encode()) for segment in segments], np.int64)
@@ -329,16 +331,19 @@ class _Supervised:
         self.at_end = bool(self.is_supervised[-1])
 
     def project(self, starts: I64, ends: I64) -> tuple[I64, I64, Bools]:
-        """(T,) supervised bytes before, (T,) within, and whether the token is supervised.
+        """Project tokens' spans in the text onto its supervised bytes.
 
         A token without width belongs to the segment of the byte that follows it.
+
+        Returns:
+            (T,) supervised bytes before each token, (T,) within it, (T,) whether it is supervised.
         """
         first, is_inside = self._place(starts)
         lengths = self._place(ends)[0] - first
         return first, lengths, (lengths > 0) | ((starts == ends) & is_inside)
 
     def before_place(self, places: I64) -> I64:
-        """Supervised bytes before each place of the text."""
+        """Count the supervised bytes before each place of the text."""
         return self._place(places)[0]
 
     def _place(self, places: I64) -> tuple[I64, Bools]:
@@ -348,7 +353,7 @@ class _Supervised:
 
 
 def _turn_ends(segments: Sequence[Segment]) -> I64:
-    """Where in the text a supervised segment ends and context follows."""
+    """Find the places in the text where a supervised segment ends and context follows."""
     place, ends, is_open = 0, [], False
     for segment in segments:
         if segment.text and not segment.supervised and is_open:
@@ -370,14 +375,14 @@ def _nothing(status: str) -> TokenizedText:
 def _eos_ids(
     eos_token_id: int | None, vocabulary: Mapping[str, int], special: Collection[int]
 ) -> tuple[int, ...]:
-    """EOS first, then the ends of turns; a word of the language that looks like one is none."""
+    """List EOS, then the other special tokens that end a turn; ordinary words never count."""
     ends = (vocabulary[token] for token in END_TOKENS if token in vocabulary)
-    found = [] if eos_token_id is None else [eos_token_id]
-    return tuple(dict.fromkeys([*found, *(i for i in ends if i in special)]))
+    eos = [] if eos_token_id is None else [eos_token_id]
+    return tuple(dict.fromkeys([*eos, *(i for i in ends if i in special)]))
 
 
 def _prefix_ids(backend: Tokenizer, post_processor: Any) -> I64:
-    """What the tokenizer puts in front of every text: BOS or nothing, rarely more."""
+    """Find the ids that the tokenizer puts in front of every text: BOS or none, rarely more."""
     if post_processor is None:
         return np.zeros(0, np.int64)
     # The post-processor alone, on a probe: padding on the left would look like a prefix.

@@ -160,7 +160,7 @@ def test_a_template_that_refuses_a_row_is_quoted() -> None:
 
 def test_a_template_with_a_mistake_is_an_error_that_names_the_row() -> None:
     for broken in ("{% for m in messages %}", "{{ messages[0].nothing.more }}", "{{ 1 + 'a' }}"):
-        with pytest.raises(InputError, match=r"row 7: the chat template refuses"):
+        with pytest.raises(InputError, match=r"row 7: the chat template rejects"):
             rendered(templates.chatml(broken), turns("a", "b"))
 
 
@@ -254,8 +254,8 @@ def test_missing_values_and_json_in_strings_are_what_arrow_makes_of_messages() -
     ("messages", "why"),
     [
         ({"role": "user"}, "expected a list of messages, found dict"),
-        ([{"from": "human", "value": "a"}], "message 0 is no message.*'from', 'value'"),
-        (["a"], "message 0 is no message.*found str"),
+        ([{"from": "human", "value": "a"}], "message 0 is not a message.*'from', 'value'"),
+        (["a"], "message 0 is not a message.*found str"),
         ([{"role": "user", "content": 3}], "message 0: its content is int"),
         ([{"role": "user", "content": [{"type": "image"}]}], "part of type image"),
         ("[", "holds a string that is not JSON"),
