@@ -1,1 +1,1 @@
-"""What teacher and student share of transformers models: loading, identity, output embedding."""
+"""Load and identify transformers models, and read their output embeddings: teacher and student."""

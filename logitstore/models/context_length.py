@@ -1,4 +1,4 @@
-"""How many tokens a model reads at once."""
+"""Find how many tokens a model can read at once."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ def context_length(config: Any) -> int | None:
     """Look up the most tokens that a model can read at once.
 
     Args:
-        config: Its `transformers` configuration; of a model of text and images, the part for text
+        config: Its `transformers` configuration; for a model of text and images, the part for text
             counts.
 
     Returns:

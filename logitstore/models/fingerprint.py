@@ -1,9 +1,9 @@
-"""What a model *is*, wherever it lies: a name can be reused, a path can be rewritten.
+"""Compute what identifies a model, wherever it lies: names are reused, and files are rewritten.
 
-A hub model is its commit. A folder is its configuration and its weights: whole files up to 64 MiB,
-beyond that the size and 1,024 evenly spaced blocks, so that a 140 GB teacher is told apart from its
-fine-tune in a second, on every resume. (A tokenizer's fingerprint is in `text/tokenizer.py`, a
-dataset's in `rows/dataset.py`, beside the code that knows their structure.)
+A hub model is identified by its commit, a folder by its configuration and weights: whole files up
+to 64 MiB, beyond that the size and 1,024 evenly spaced blocks, so that a 140 GB teacher is told
+apart from its fine-tune in a second, on every resume. (A tokenizer's fingerprint is in
+`text/tokenizer.py`, a dataset's in `rows/dataset.py`, beside the code that knows their structure.)
 """
 
 import hashlib
@@ -19,21 +19,21 @@ _CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
 
 
 def fingerprint_commit(commit: str) -> str:
-    """The fingerprint of a hub model at one commit."""
+    """Compute the fingerprint of a hub model at one commit."""
     return hashlib.sha256(f"commit:{commit}".encode()).hexdigest()
 
 
 def fingerprint_folder(folder: Path) -> str:
-    """The fingerprint of a model folder: names, sizes and bytes of configuration and weights.
+    """Compute the fingerprint of a model folder: names, sizes and bytes of config and weights.
 
     Raises:
         InputError: The folder holds no weights.
     """
     weights = sorted({p for pattern in _WEIGHTS for p in folder.glob(pattern)})
     if not weights:
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+        names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise InputError(
-            f"{folder}: no model weights here (*.safetensors or *.bin), found {found}. Give the "
+            f"{folder}: no model weights here (*.safetensors or *.bin), found {names}. Give the "
             "folder that `save_pretrained` wrote, or a hub id."
         )
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Loading and saving models and tokenizers: why one does not load, what one writes."""
+"""Load and save models and tokenizers, and explain why one does not load."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from logitstore.format.canonical_json import canonical_json
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-#: One of them is cached of whatever was loaded before: of a model, a tokenizer, adapters.
+#: The cache has one of these for whatever was loaded before: a model, a tokenizer or adapters.
 _DESCRIBING = ("config.json", "tokenizer_config.json", "adapter_config.json")
 #: The next step of a message about a model or a tokenizer that does not load.
 GIVE_A_MODEL = (
@@ -53,13 +53,13 @@ def load_tokenizer(
     def load() -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
-        found: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(name),
             revision=revision,
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
         )
-        return found
+        return loaded
 
     where = f"{named_by} {name}".lstrip()
     return load_or_explain(str(name), load, f"{where}: AutoTokenizer cannot load it", advice)
@@ -89,10 +89,10 @@ def load_or_explain(
 
 
 def why_not_loaded(name: str, error: Exception) -> str:
-    """The reason, in a line; of a folder, with the file that is at fault where one can be found.
+    """Explain in a line why something does not load; for a folder, name the file at fault.
 
-    `transformers` takes a path to nothing for the id of a model on the hub, and names no file where
-    one is damaged.
+    `transformers` takes a path that does not exist for the id of a model on the hub, and does not
+    name the file where one is damaged.
 
     Args:
         name: Hub id or folder, as the user gave it.
@@ -108,9 +108,11 @@ def why_not_loaded(name: str, error: Exception) -> str:
 
 
 def why_unreachable(name: str) -> str | None:
-    """Why a hub id cannot be had at all, without the minute of retries of `huggingface_hub`.
+    """Explain why a hub id cannot be loaded at all, without a minute of `huggingface_hub` retries.
 
-    None where it may be: a folder, what was loaded before, and where a proxy asks for us.
+    Returns:
+        The reason; None where loading may work: a folder, something loaded before, or behind a
+        proxy, which resolves names for this machine.
     """
     from huggingface_hub import constants, try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
@@ -119,7 +121,7 @@ def why_unreachable(name: str) -> str | None:
     if Path(name).exists() or constants.HF_HUB_OFFLINE or getproxies() or host is None:
         return None
     try:
-        if any(isinstance(try_to_load_from_cache(name, each), str) for each in _DESCRIBING):
+        if any(isinstance(try_to_load_from_cache(name, file), str) for file in _DESCRIBING):
             return None
         socket.getaddrinfo(host, None)
     except HFValidationError:  # a path
@@ -132,7 +134,7 @@ def why_unreachable(name: str) -> str | None:
 
 
 def _damage(folder: Path) -> str | None:
-    """The first file of a model folder that cannot be read to its end."""
+    """Find the first damaged file of a model folder, and say what is wrong with it."""
     for path in sorted(folder.iterdir()):
         try:
             if path.suffix == ".json":
@@ -148,9 +150,9 @@ def _damage(folder: Path) -> str | None:
 
 
 def saved_files(tokenizer: Any) -> dict[str, bytes]:
-    """What `save_pretrained` writes of a tokenizer, by name.
+    """Return the files that `save_pretrained` writes for a tokenizer, by name.
 
-    The same bytes wherever the tokenizer was loaded from: they are part of what a store is.
+    The bytes do not depend on where the tokenizer was loaded from: a store's digest covers them.
     """
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

@@ -1,12 +1,12 @@
-"""Catching a model's hidden states where they meet the output embedding, whatever the architecture.
+"""Catch a model's hidden states at its output embedding, whatever the architecture.
 
-A model's own forward hands its last hidden states to `get_output_embeddings()`. For the length of
-one call a stand-in takes the place of that module's forward. It sees the hidden states and hands
-the model a few rows of logits to go on with; what the model makes of those few, compared with what
-is made of them here, tells whether all that comes after the embedding is known: a scale (Cohere
-multiplies, Granite divides), soft-capping (Gemma 2), a bias (BART).
+A model's own forward passes its last hidden states to `get_output_embeddings()`. For one call, a
+stand-in replaces that module's forward. It receives the hidden states and returns a few rows of
+logits for the model to go on with. What the model makes of those few rows is compared with what the
+code here makes of them, which shows whether everything after the embedding is known: a scale
+(Cohere multiplies, Granite divides), soft-capping (Gemma 2), a bias (BART).
 
-Teacher pass and student trainer both stand on this.
+Both the teacher pass and the student trainer use this.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ PROBE_ROWS = 8
 
 @contextmanager
 def standing_in(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Replace a module's forward, then put back what was there (also another stand-in)."""
+    """Replace a module's forward, then restore the previous one (which may be a stand-in, too)."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -37,15 +37,16 @@ def standing_in(module: Any, forward: Callable[[Tensor], Tensor]) -> Iterator[No
 
 @dataclass(frozen=True)
 class AfterEmbedding:
-    """What a model's own forward does to the output of its embedding, as its config says.
+    """The steps from the output of a model's embedding to its logits, as its config says.
 
-    In the order in which models do it, and in their dtype: so half-precision logits round alike.
+    They run in the order in which models do them, and in the model's dtype, so that half-precision
+    logits are rounded in the same way.
 
     Attributes:
-        factor: Multiplies them (Cohere).
+        factor: Multiplies the logits (Cohere).
         divisor: Divides them (Granite).
-        cap: They are tanh(logits / cap) * cap (Gemma 2).
-        bias_V: Is added (BART).
+        cap: Bounds them: tanh(logits / cap) * cap (Gemma 2).
+        bias_V: (V,) is added to them (BART).
     """
 
     factor: float | None
@@ -59,7 +60,7 @@ class AfterEmbedding:
         return all(x is None for x in (self.factor, self.divisor, self.cap, self.bias_V))
 
     def __call__(self, logits: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Logits from the embedding's output.
+        """Compute logits from the embedding's output.
 
         Args:
             logits: (…, V), or (…, n) of some tokens.
@@ -78,7 +79,7 @@ class AfterEmbedding:
 
 
 def after_the_embedding(model: Any) -> AfterEmbedding:
-    """What this model does to the output of its embedding."""
+    """Read from a model's config what it does to the output of its embedding."""
     config = model.config.get_text_config(decoder=True)
     return AfterEmbedding(
         factor=getattr(config, "logit_scale", None),
@@ -89,13 +90,13 @@ def after_the_embedding(model: Any) -> AfterEmbedding:
 
 
 def logits_of(output: Any) -> Tensor:
-    """The logits in what a model returned."""
+    """Return the logits in a model's output."""
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
 
 
 def same_logits(theirs: Tensor, ours: Tensor) -> bool:
-    """Whether logits agree but for rounding. A missing scale or cap is far beyond that."""
+    """Tell whether logits agree up to rounding; a missing scale or cap is far beyond that."""
     if theirs.numel() != ours.numel():
         return False
     tolerance = 64 * max(torch.finfo(theirs.dtype).eps, torch.finfo(ours.dtype).eps)

@@ -1,1 +1,1 @@
-"""The rows of a user's dataset, wherever they come from, and their text."""
+"""Read the rows of a user's dataset, wherever they come from, and render their text."""

@@ -1,4 +1,4 @@
-"""Columns of a dataset as one string of bytes a row: what they are told apart and measured by."""
+"""Turn columns of a dataset into one string of bytes a row, for its digest and its length."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _INT_BYTES = 8
 
 
 def of_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strings as their UTF-8 bytes; a missing one has none."""
+    """Encode strings as their UTF-8 bytes; a missing one has none."""
     return pc.fill_null(column.cast(pa.large_binary()), b"")
 
 
 def of_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Lists of integers as little-endian 64-bit numbers; a missing list is an empty one.
+    """Encode lists of integers as little-endian 64-bit numbers; a missing list is an empty one.
 
     Raises:
         pa.ArrowInvalid: A value that no 64-bit integer holds.
@@ -39,7 +39,7 @@ def of_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def of_values(values: Sequence[Any], where: Sequence[str]) -> pa.ChunkedArray:
-    """Anything as JSON, without keys that hold nothing; keys in order, as a template sees them.
+    """Encode any values as JSON without keys that hold None; the order of keys is kept.
 
     Raises:
         InputError: JSON in a string that is not JSON; `where` names the rows.
@@ -52,12 +52,12 @@ def of_values(values: Sequence[Any], where: Sequence[str]) -> pa.ChunkedArray:
 
 
 def lengths_of(column: pa.ChunkedArray) -> I64:
-    """Bytes of each row."""
+    """Count the bytes of each row of an encoded column."""
     return np.asarray(pc.binary_length(column), np.int64)
 
 
 def content_of(chunk: pa.Array) -> memoryview:
-    """The bytes of all rows of an array, one after the other, not copied."""
+    """Return the bytes of all rows of an array, one after the other, not copied."""
     _, offsets, data = chunk.buffers()
     ends = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
     if data is None or len(ends) == 0:
@@ -66,7 +66,7 @@ def content_of(chunk: pa.Array) -> memoryview:
 
 
 def is_text(dtype: pa.DataType) -> bool:
-    """Strings of any width; or a column that is missing in every row."""
+    """Tell whether a column holds strings of any width, or is missing in every row."""
     return bool(
         pa.types.is_string(dtype)
         or pa.types.is_large_string(dtype)
@@ -76,7 +76,7 @@ def is_text(dtype: pa.DataType) -> bool:
 
 
 def is_list(dtype: pa.DataType) -> bool:
-    """Lists of anything, of any width."""
+    """Tell whether a column holds lists of anything, of any width."""
     return bool(
         pa.types.is_list(dtype)
         or pa.types.is_large_list(dtype)
@@ -85,7 +85,7 @@ def is_list(dtype: pa.DataType) -> bool:
 
 
 def is_integers(dtype: pa.DataType) -> bool:
-    """Lists of whole numbers or of truth values."""
+    """Tell whether a column holds lists of integers or of booleans."""
     if not is_list(dtype):
         return False
     value = dtype.value_type

@@ -1,8 +1,8 @@
-"""Rows of the user's dataset: text, a prompt and its completion, a conversation, or tokens.
+"""Read rows of a user's dataset: text, a prompt and its completion, a conversation, or tokens.
 
 A dataset is a hub id, a folder (of data files, or from `save_to_disk`), a `.jsonl`, `.json`,
-`.parquet` or `.txt` file (a row a line), or a `datasets.Dataset`. Its columns decide its kind, the
-first of these that it has:
+`.parquet` or `.txt` file (a row a line), or a `datasets.Dataset`. Its columns decide its kind: the
+first of these whose columns it has:
 
     tokens              `input_ids` of the teacher's tokenizer; all of them are supervised but for
                         -100 in `labels` and zeros in `completion_mask` or `assistant_masks`
@@ -11,7 +11,7 @@ first of these that it has:
     text                `text`, or the column that the user names, is supervised
 
 A conversation may have `tools` and `chat_template_kwargs` beside it. `references`, other texts that
-would do as well as a row's completion, are for who judges answers; no store has them. Rows keep
+are as good as a row's completion, are for the evaluation of answers; no store has them. Rows keep
 their order and number: an empty or missing text is still a row.
 """
 
@@ -40,17 +40,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _BATCH_ROWS = 10_000
-#: Which column has what would do as well as the completion.
+#: The column of texts that are as good as the completion.
 REFERENCES = "references"
 
 
 class Dialogue(NamedTuple):
-    """A conversational row as the dataset has it.
+    """A row that is a conversation, as the dataset has it.
 
     Attributes:
-        messages: Of the prompt, then of the completion; or all.
+        messages: The messages: those of the prompt, then those of the completion.
         first: The number of the first message that may be supervised.
-        tools: Of the row, if it has any.
+        tools: The row's tools, if it has any.
         kwargs: Variables of the chat template, of this row alone.
     """
 
@@ -70,31 +70,31 @@ def load_rows(
     prompts: bool = False,
     references_column: str | None = None,
 ) -> Rows:
-    """Opens a dataset.
+    """Open a dataset and choose the columns to read.
 
     Args:
-        dataset: Where it is, or a `datasets.Dataset` itself.
-        split: Which of its splits; slices such as `train[:1000]` too. Not needed if there is one.
-        config_name: Which of its configurations, for a hub id or a folder.
+        dataset: A hub id or a path, or a `datasets.Dataset` itself.
+        split: The split, or a slice such as `train[:1000]`. Not needed if there is only one.
+        config_name: The configuration, for a hub id or a folder.
         text_column: The column to train on, instead of `text`.
         revision: Branch, tag or commit, for a hub id.
         prompts: Only prompts are read, for completions that are yet to be written.
         references_column: The column of `Rows.references`, instead of `references`.
 
     Raises:
-        InputError: It is not there, cannot be read, has no rows, or its columns are not known; a
+        InputError: It does not exist, cannot be read, has no rows, or its columns are not known; a
             prompt that has a completion already.
     """
-    found, name = load_split(dataset, split, config_name, revision)
-    kind, columns = choose_columns(found, name, text_column, prompts=prompts)
-    if len(found) == 0:
+    loaded, name = load_split(dataset, split, config_name, revision)
+    kind, columns = choose_columns(loaded, name, text_column, prompts=prompts)
+    if len(loaded) == 0:
         raise InputError(
             f"{name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
         )
-    references = _references(found, name, references_column)
-    rows = Rows(found.select_columns(list(columns)), name, kind, columns, references)
+    references = _references(loaded, name, references_column)
+    rows = Rows(loaded.select_columns(list(columns)), name, kind, columns, references)
     if prompts:
-        _refuse_completed(found, rows)
+        _reject_completed(loaded, rows)
     return rows
 
 
@@ -124,11 +124,11 @@ class Rows:
         return len(self._dataset)
 
     def where(self, i: int) -> str:
-        """Names row `i` in messages."""
+        """Name row `i` for messages."""
         return f"{self.name}: row {i:,}"
 
     def segments(self, i: int) -> tuple[Segment, ...]:
-        """The text of row `i` of `text` or `prompt_completion` rows; a missing text is empty.
+        """Read row `i` of `text` or `prompt_completion` rows; a missing text is empty.
 
         Raises:
             InputError: It is not UTF-8.
@@ -143,10 +143,10 @@ class Rows:
         return tuple(Segment(text, flag) for text, flag in zip(texts, supervised, strict=True))
 
     def dialogue(self, i: int) -> Dialogue:
-        """Row `i` of `conversation` rows.
+        """Read row `i` of `conversation` rows.
 
         Raises:
-            InputError: Its messages, tools or variables are not of the form they must have.
+            InputError: Its messages, tools or variables do not have the form that they must have.
         """
         assert self.kind == "conversation", self.kind
         row, where = self._decoded[i], self.where(i)
@@ -157,7 +157,7 @@ class Rows:
         return Dialogue([m for part in parts for m in part], first, tools or None, kwargs or {})
 
     def tokens(self, i: int) -> TokenRow:
-        """Row `i` of `tokens` rows, without padding (zeros of `attention_mask`).
+        """Read row `i` of `tokens` rows, without padding (zeros of `attention_mask`).
 
         Raises:
             InputError: Labels or masks that do not belong to its tokens.
@@ -178,30 +178,30 @@ class Rows:
             _check_labels(ids, row["labels"], is_wanted, where)
         for mask in set(MASKS) & set(row):
             is_wanted &= row[mask] != 0
-        is_there = row.get("attention_mask", np.ones_like(ids)) != 0
-        return TokenRow(ids[is_there], is_wanted[is_there])
+        is_token = row.get("attention_mask", np.ones_like(ids)) != 0  # not padding
+        return TokenRow(ids[is_token], is_wanted[is_token])
 
     def references(self, i: int) -> list[str]:
-        """Texts that would do as well as the completion of row `i`; empty where it names none.
+        """Read the texts that are as good as the completion of row `i`; empty where it has none.
 
         Raises:
-            InputError: They are no list of texts, nor one under `text` as SQuAD has it.
+            InputError: They are not a list of texts, nor one under `text` as SQuAD has it.
         """
         if self._references is None:
             return []
-        ((column, found),) = self._references[i].items()
-        listed = found.get("text") if isinstance(found, dict) else found
+        ((column, value),) = self._references[i].items()
+        listed = value.get("text") if isinstance(value, dict) else value
         if listed is None:
             return []
         if not isinstance(listed, list) or not all(isinstance(text, str) for text in listed):
             raise InputError(
-                f"{self.where(i)}: {column!r} holds {found!r:.80}, expected a list of texts. Write "
+                f"{self.where(i)}: {column!r} holds {value!r:.80}, expected a list of texts. Write "
                 "the column so, or name another one with --references-column."
             )
         return listed
 
     def text_bytes(self) -> I64:
-        """(rows,) bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""
+        """Count the bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""
         return np.concatenate(
             [
                 sum(as_bytes.lengths_of(table.column(c)) for c in self.columns)
@@ -210,10 +210,10 @@ class Rows:
         )
 
     def digest(self) -> str:
-        """SHA-256 of the kind, and of every used column's lengths and bytes.
+        """Compute the SHA-256 of the kind, and of every used column's lengths and bytes.
 
         The same rows give the same digest from any file format or chunking, and from a text column
-        of any name. Every text is checked on the way.
+        of any name. Every text is also checked to be UTF-8.
 
         Raises:
             InputError: A text is not UTF-8; names the first such row.
@@ -242,7 +242,7 @@ class Rows:
         return table
 
     def _tables(self) -> Iterator[tuple[int, pa.Table]]:
-        """The used columns as bytes without nulls, some rows at a time, with the first row."""
+        """Yield (first row, table): the used columns as bytes without nulls, some rows a time."""
         for first in range(0, len(self), _BATCH_ROWS):
             stop = min(first + _BATCH_ROWS, len(self))
             columns = [self._bytes_of(c, first, stop) for c in self.columns]
@@ -254,8 +254,8 @@ class Rows:
             return as_bytes.of_values(
                 values, [f"{self.where(i)}: {column}" for i in range(first, stop)]
             )
-        found = self._dataset[first:stop].column(column)
-        return as_bytes.of_integers(found) if self.kind == "tokens" else as_bytes.of_text(found)
+        values = self._dataset[first:stop].column(column)
+        return as_bytes.of_integers(values) if self.kind == "tokens" else as_bytes.of_text(values)
 
     def _check_utf8(self, first: int, texts: pa.ChunkedArray) -> None:
         try:
@@ -273,20 +273,20 @@ class Rows:
         )
 
 
-def _references(found: Dataset, name: str, column: str | None) -> Dataset | None:
-    if column is None and REFERENCES not in found.column_names:
+def _references(loaded: Dataset, name: str, column: str | None) -> Dataset | None:
+    if column is None and REFERENCES not in loaded.column_names:
         return None
     chosen = column or REFERENCES
-    if chosen not in found.column_names:
+    if chosen not in loaded.column_names:
         raise InputError(
-            f"{name}: no column {chosen!r}; found {', '.join(found.column_names)}. Name one of "
+            f"{name}: no column {chosen!r}; found {', '.join(loaded.column_names)}. Name one of "
             "these with --references-column, or leave it out."
         )
-    return found.select_columns([chosen]).with_format(None)
+    return loaded.select_columns([chosen]).with_format(None)
 
 
-def _refuse_completed(dataset: Dataset, rows: Rows) -> None:
-    """A completion that is there would be lost, or read as if the teacher had written it."""
+def _reject_completed(dataset: Dataset, rows: Rows) -> None:
+    """Reject prompts with a completion: it would be lost, or read as if the teacher wrote it."""
     row = _first_answered(rows) if "messages" in rows.columns else _first_completion(dataset)
     if row is not None:
         raise InputError(
@@ -307,7 +307,7 @@ def _first_completion(dataset: Dataset) -> int | None:
 
 
 def _first_answered(rows: Rows) -> int | None:
-    """The first conversation that the assistant ends."""
+    """Find the first conversation that ends with the assistant's turn."""
     return next(
         (
             i
@@ -319,7 +319,7 @@ def _first_answered(rows: Rows) -> int | None:
 
 
 def _beside(row: Mapping[str, Any], column: str, kind: type, where: str) -> Any:
-    """The value of an optional column, without keys that hold nothing; None where it has none."""
+    """Read a value of an optional column, without keys that hold None; None where it is missing."""
     place = f"{where}: {column}"
     value = without_missing(parsed(row.get(column) or None, place))
     if value is not None and not isinstance(value, kind):

@@ -1,4 +1,4 @@
-"""What kind of rows a dataset has, from its columns and their types."""
+"""Tell what kind of rows a dataset has, from its columns and their types."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 _PROMPT_COMPLETION = ("prompt", "completion")
 #: Columns that may hold messages.
 CONVERSATION = (*_PROMPT_COMPLETION, "messages")
-#: Columns of zeros and ones, beside `input_ids`.
+#: Columns of zeros and ones that go with `input_ids`.
 MASKS = ("completion_mask", "assistant_masks", "attention_mask")
-#: Columns that are read too where a dataset of the kind has them.
+#: Optional columns of each kind, which are read where a dataset has them.
 BESIDE = {
     "conversation": ("tools", "chat_template_kwargs"),
     "tokens": ("labels", *MASKS),
@@ -28,25 +28,25 @@ BESIDE = {
 def choose_columns(
     dataset: Dataset, name: str, text_column: str | None, *, prompts: bool = False
 ) -> tuple[str, tuple[str, ...]]:
-    """The kind of the dataset, and the columns to read.
+    """Choose the kind of a dataset, and the columns to read.
 
     Args:
         dataset: The dataset.
         name: What the user called it.
-        text_column: The column that the user names; of prompts, if `prompts`.
-        prompts: Read what completions are to be written for; `completion` is left alone.
+        text_column: The column that the user names; a column of prompts, if `prompts`.
+        prompts: Whether to read prompts, for completions yet to be written; ignores `completion`.
 
     Raises:
-        InputError: No columns that are known, or they hold something else than they must.
+        InputError: No known columns, or they hold something else than they must.
     """
-    found = dataset.column_names
+    names = dataset.column_names
     types = {field.name: field.type for field in dataset.features.arrow_schema}
     kind, columns = _prompt_kind(types, name, text_column) if prompts else _kind(types, text_column)
-    if not set(columns) <= set(found):
-        raise InputError(_no_columns(name, found, text_column))
+    if not set(columns) <= set(names):
+        raise InputError(_no_columns(name, names, text_column))
     for column in columns:
         _check_type(types[column], name, column, kind)
-    beside = [column for column in BESIDE.get(kind, ()) if column in found]
+    beside = [column for column in BESIDE.get(kind, ()) if column in names]
     for column in beside:
         if kind == "tokens":
             _check_type(types[column], name, column, kind)
@@ -69,7 +69,7 @@ def _kind(types: Mapping[str, pa.DataType], text_column: str | None) -> tuple[st
 def _prompt_kind(
     types: Mapping[str, pa.DataType], name: str, text_column: str | None
 ) -> tuple[str, tuple[str, ...]]:
-    """The kind that rows are of once their completion is written, and where their prompts are."""
+    """Choose the kind that rows will be once completions are written, and the column of prompts."""
     if text_column is not None:
         return "prompt_completion", (text_column,)
     if "prompt" in types:
@@ -107,12 +107,12 @@ def _check_type(dtype: pa.DataType, name: str, column: str, kind: str) -> None:
         )
 
 
-def _no_columns(name: str, found: list[str], text_column: str | None) -> str:
-    listed = ", ".join(found) or "none"
+def _no_columns(name: str, names: list[str], text_column: str | None) -> str:
+    listed = ", ".join(names) or "none"
     if text_column is not None:
         return f"{name}: no column {text_column!r}; found {listed}. Name one of these."
     hint = "Name the column to train on with --text-column."
-    other = next((c for c in ("conversations", "conversation") if c in found), None)
+    other = next((c for c in ("conversations", "conversation") if c in names), None)
     if other is not None:
         hint = (
             f"Rename {other!r} to 'messages', with a role and a content in each: "

@@ -1,4 +1,4 @@
-"""A row of any kind -> segments and tokens, as one tokenizer and its chat template write it."""
+"""Render rows of any kind as segments and tokens, with one tokenizer and its chat template."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SUPERVISE = ("all", "last")
 
 
 class Rendered(NamedTuple):
-    """A row, whole.
+    """A row as text and as tokens, before it is cut to any length.
 
     Attributes:
         segments: Its text, in order.
         tokens: Its tokens, never cut.
         messages: The conversation as JSON, where the row is one.
-        prefix_length: Tokens at its head that any part of the row may begin with: BOS or none.
+        prefix_length: Tokens at its head that every part of the row begins with: BOS or none.
     """
 
     segments: tuple[Segment, ...]
@@ -38,12 +38,12 @@ class Rendered(NamedTuple):
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders the rows of a dataset for one model.
+    """A renderer of the rows of a dataset for one model.
 
     Attributes:
         rows: The dataset.
         tokenizer: The model's.
-        template: Its chat template; None where the rows are no conversations.
+        template: Its chat template; None where the rows are not conversations.
         supervise: `all` assistant turns, or the `last`.
         kwargs: Variables that the user gave the template.
         add_eos: Whether EOS follows a text (of kinds `text` and `prompt_completion`).
@@ -68,7 +68,7 @@ class Renderer:
         template_kwargs: str | Mapping[str, Any] | None = None,
         add_eos: bool = True,
     ) -> Self:
-        """A renderer for these rows, with everything checked that needs no row.
+        """Make a renderer for these rows, and check everything that can be checked without a row.
 
         Args:
             rows: The dataset.
@@ -86,7 +86,7 @@ class Renderer:
         if supervise not in (None, *SUPERVISE):
             raise InputError(f"--supervise is {supervise}, expected {' or '.join(SUPERVISE)}.")
         if rows.kind != "conversation":
-            _refuse_idle(rows, supervise, template_path, template_kwargs)
+            _reject_idle(rows, supervise, template_path, template_kwargs)
             if rows.kind == "tokens":
                 check_spelling(reader)
             return cls(rows, reader, add_eos=add_eos and rows.kind != "tokens")
@@ -97,16 +97,16 @@ class Renderer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What of this decides a store's records, as its spec has it."""
-        found: dict[str, Any] = {"kind": self.rows.kind, "add_eos": self.add_eos}
+        """The settings that decide a store's records, as the `rendering` of its spec has them."""
+        settings: dict[str, Any] = {"kind": self.rows.kind, "add_eos": self.add_eos}
         if self.template is not None:
-            found["supervise"] = self.supervise
-            found["chat_template_sha256"] = self.template.digest
-            found["chat_template_kwargs"] = dict(self.kwargs or {})
-        return found
+            settings["supervise"] = self.supervise
+            settings["chat_template_sha256"] = self.template.digest
+            settings["chat_template_kwargs"] = dict(self.kwargs or {})
+        return settings
 
     def __call__(self, i: int) -> Rendered:
-        """Row `i`.
+        """Render row `i`.
 
         Raises:
             InputError: A row that cannot be read or rendered; names it.
@@ -130,22 +130,22 @@ class Renderer:
         return Rendered(segments, tokens, conversation.to_json(), self.prefix_length(tokens))
 
     def prefix_length(self, tokens: TokenizedText) -> int:
-        """Of a row that brings its own BOS, or none."""
-        own = self.tokenizer.prefix
-        if len(own) and tokens.token_ids[: len(own)].tolist() == own.tolist():
-            return len(own)
+        """Count the prefix tokens at the head of a row that has its own BOS, or none."""
+        prefix = self.tokenizer.prefix
+        if len(prefix) and tokens.token_ids[: len(prefix)].tolist() == prefix.tolist():
+            return len(prefix)
         return int(
             bool(len(tokens.token_ids)) and tokens.token_ids[0] == self.tokenizer.bos_token_id
         )
 
 
-def _refuse_idle(
+def _reject_idle(
     rows: Rows,
     supervise: str | None,
     template_path: str | None,
     template_kwargs: str | Mapping[str, Any] | None,
 ) -> None:
-    """A flag that would do nothing is an error, not a surprise later."""
+    """Reject flags that would have no effect, so that they are no surprise later."""
     for flag, value in (
         ("--supervise", supervise),
         ("--chat-template-path", template_path),
@@ -153,6 +153,6 @@ def _refuse_idle(
     ):
         if value is not None:
             raise InputError(
-                f"{rows.name}: its rows are no conversations (columns {', '.join(rows.columns)}), "
+                f"{rows.name}: its rows are not conversations (columns {', '.join(rows.columns)}), "
                 f"so {flag} {value} would have no effect. Leave it out."
             )

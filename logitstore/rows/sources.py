@@ -1,4 +1,4 @@
-"""Where a dataset is -> one split of it, through `datasets`; and what can be wrong on the way."""
+"""Load one split of a dataset through `datasets`, and explain what can be wrong with it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from logitstore.errors import InputError, in_a_line
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-#: File ending -> the builder of `datasets` that reads it.
+#: The builder of `datasets` that reads files of each ending.
 _BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
 _TEXT_FILES = (".jsonl", ".json", ".txt")
 _BLOCK_BYTES = 1024 * 1024
@@ -21,19 +21,19 @@ _BLOCK_BYTES = 1024 * 1024
 def load_split(
     dataset: str | Path | Dataset, split: str | None, config_name: str | None, revision: str | None
 ) -> tuple[Dataset, str]:
-    """One split, and what to call it in messages.
+    """Load one split, and choose its name in messages.
 
     Raises:
         InputError: As :func:`logitstore.rows.dataset.load_rows` says.
     """
     if not isinstance(dataset, str | Path):
-        _refuse("a dataset in memory", config_name=config_name, revision=revision)
+        _reject("a dataset in memory", config_name=config_name, revision=revision)
         return _choose(_in_memory(dataset), "the dataset", split), "the dataset"
     try:
         return _named(dataset, split, config_name, revision)
     except OSError as error:
         raise InputError(
-            f"{dataset}: cannot be read ({error.strerror}). Mend its permissions, or copy it to "
+            f"{dataset}: cannot be read ({error.strerror}). Fix its permissions, or copy it to "
             "where you may read it."
         ) from error
 
@@ -43,10 +43,10 @@ def _named(
 ) -> tuple[Dataset, str]:
     path, name = Path(dataset), str(dataset)
     if path.is_dir():
-        _refuse(f"{name} (a folder)", revision=revision)
+        _reject(f"{name} (a folder)", revision=revision)
         return _choose(_from_folder(path, config_name), name, split), name
     if path.exists():
-        _refuse(f"{name} (a file)", config_name=config_name, revision=revision)
+        _reject(f"{name} (a file)", config_name=config_name, revision=revision)
         return _choose(_from_file(path), name, split), name
     return _from_hub(name, split, config_name, revision), name
 
@@ -72,7 +72,7 @@ def _from_folder(folder: Path, config_name: str | None) -> Dataset | DatasetDict
     import datasets
 
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        _refuse(f"{folder} (from save_to_disk)", config_name=config_name)
+        _reject(f"{folder} (from save_to_disk)", config_name=config_name)
         try:
             return datasets.load_from_disk(str(folder))
         except Exception as error:  # a broken folder gives any class: KeyError, pyarrow's, JSON's
@@ -114,52 +114,54 @@ def _from_hub(
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in _BUILDERS:
         raise InputError(f"{name}: no such file or folder. Give its path, or the id of a dataset.")
     try:
-        found = datasets.load_dataset(name, config_name, split=split, revision=revision)
+        loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
     except Exception as error:  # of builders, and of each library of the network below them
         raise InputError(
             f"{name}: neither a file or folder here nor a dataset that the hub gives "
-            f"({_says(error)}). Check the name, --config-name and --split, or give a path."
+            f"({_message_of(error)}). Check the name, --config-name and --split, or give a path."
         ) from error
-    return _choose(found, name, None)
+    return _choose(loaded, name, None)
 
 
-def _choose(found: Dataset | DatasetDict, name: str, split: str | None) -> Dataset:
-    """The split asked for, or the only one there is."""
+def _choose(loaded: Dataset | DatasetDict, name: str, split: str | None) -> Dataset:
+    """Choose the split asked for, or the only one that exists."""
     import datasets
 
-    if isinstance(found, datasets.Dataset):
+    if isinstance(loaded, datasets.Dataset):
         if split is None:
-            return found
-        found = datasets.DatasetDict({str(found.split or "train"): found})
-    listed = ", ".join(found) or "none"
+            return loaded
+        loaded = datasets.DatasetDict({str(loaded.split or "train"): loaded})
+    listed = ", ".join(loaded) or "none"
     if split is None:
-        if len(found) != 1:
+        if len(loaded) != 1:
             raise InputError(f"{name}: has the splits {listed}. Choose one with --split.")
-        return next(iter(found.values()))
-    if split in found:
-        return found[split]
+        return next(iter(loaded.values()))
+    if split in loaded:
+        return loaded[split]
     try:
-        sizes = {key: len(part) for key, part in found.items()}
+        sizes = {key: len(part) for key, part in loaded.items()}
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise InputError(
-            f"{name}: no split {split!r} ({_says(error)}); found {listed}. Choose with --split "
-            "NAME, or a slice of one such as 'NAME[:1000]'."
+            f"{name}: no split {split!r} ({_message_of(error)}); found {listed}. Choose with "
+            "--split NAME, or a slice of one such as 'NAME[:1000]'."
         ) from error
-    ranges = [found[p.splitname].select(range(p.from_, p.to)) for p in parts]
+    ranges = [loaded[p.splitname].select(range(p.from_, p.to)) for p in parts]
     return ranges[0] if len(ranges) == 1 else datasets.concatenate_datasets(ranges)
 
 
-def _refuse(what: str, **flags: str | None) -> None:
-    """A flag that would do nothing is an error, not a surprise later."""
+def _reject(source: str, **flags: str | None) -> None:
+    """Reject flags that would have no effect, so that they are no surprise later."""
     for flag, value in flags.items():
         if value is not None:
             option = "--" + flag.replace("_", "-")
-            raise InputError(f"{what} has no {flag.replace('_', ' ')}: leave out {option} {value}.")
+            raise InputError(
+                f"{source} has no {flag.replace('_', ' ')}: leave out {option} {value}."
+            )
 
 
 def _check_utf8(path: Path) -> None:
-    """Names the first line that is not UTF-8: `datasets` would only name a byte of a block."""
+    """Raise an error for the first line that is not UTF-8: `datasets` would only name a byte."""
     decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
     with path.open("rb") as f:
         while True:
@@ -179,7 +181,7 @@ def _check_utf8(path: Path) -> None:
 
 
 def _check_lines(path: Path) -> None:
-    """Names the first line of a `.jsonl` that is no JSON, or no text that UTF-8 can hold."""
+    """Raise an error for the first line of a `.jsonl` that is not JSON, or not valid Unicode."""
     with path.open(encoding="utf-8") as f:
         for number, line in enumerate(f, 1):
             try:
@@ -198,11 +200,11 @@ def _check_lines(path: Path) -> None:
 
 def _unreadable(name: str, error: Exception) -> InputError:
     return InputError(
-        f"{name}: `datasets` cannot read it ({_says(error)}). Check that its files are whole "
+        f"{name}: `datasets` cannot read it ({_message_of(error)}). Check that its files are whole "
         f"and hold the same columns; load_dataset({name!r}) in Python says more."
     )
 
 
-def _says(error: Exception) -> str:
-    """`datasets` wraps what matters."""
+def _message_of(error: Exception) -> str:
+    """Return an error's message in a line; `datasets` wraps the one that matters."""
     return in_a_line(error.__cause__ or error)
