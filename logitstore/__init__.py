@@ -1,4 +1,4 @@
-"""Stores of a teacher's sorted next-token probabilities: write once, train any student from it.
+"""Store a teacher's sorted next-token probabilities once, and train any student from them.
 
     store = logitstore.open_store("my-store")
     records = store[0]              # TokenRecords: numpy arrays of one sequence

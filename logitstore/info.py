@@ -1,4 +1,4 @@
-"""What a store is, in numbers and in aligned text, for the person deciding whether to trust it."""
+"""Describe a store in numbers and in aligned text, for a person who decides whether to trust it."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from logitstore.storage.paths import StorePath
 
 
 class Described(Protocol):
-    """What `facts` asks of a store; `LogitStore` answers it."""
+    """The part of a `LogitStore` that `facts` needs."""
 
     path: StorePath
     spec: StoreSpec
@@ -38,7 +38,7 @@ class Described(Protocol):
 
 
 def facts(store: Described) -> dict[str, Any]:
-    """Everything `logitstore info` says."""
+    """Collect everything that `logitstore info` says."""
     shards = store.shard_facts
     records = sum(f["records"] for f in shards)
     file_bytes = sum(f["file_bytes"] for f in shards)
@@ -77,17 +77,17 @@ def facts(store: Described) -> dict[str, Any]:
 
 
 def uld_within(store: Described) -> dict[str, float | None] | None:
-    """How far a ULD computed from this store can be from that of the teacher's full distribution.
+    """Bound the distance of a ULD computed from this store to that of the full distribution.
 
     With sorted student p and teacher q, of which the store holds k entries and the tail u:
     sum_{i<=k} |p_i - q_i| + |s - u| is at most 2 min(s, u) <= 2 u below the exact value (s is the
     student's tail), and coding moved q by its measured L1. So the gap is at most 2 u + L1.
 
     Returns:
-        ``mean``, and ``p99``: what 99 of 100 tokens (of every shard) are within. ``worst``: of any
-        token, from the tails of all records; never more than 2, the largest ULD there is; None for
-        a store in a bucket, of which the records are not fetched for this. None instead of all
-        three where the tails are not known: entries renormalised before they were imported.
+        ``mean``; ``p99``, the bound of 99 of 100 tokens (of every shard); ``worst``, that of any
+        token, from the tails of all records: never more than 2, the largest possible ULD, and None
+        for a store in a bucket, whose records are not fetched for this. None instead of all three
+        where the tails are not known: entries renormalised before they were imported.
     """
     if "tail_logmass" in store.spec.missing:
         return None
@@ -95,7 +95,7 @@ def uld_within(store: Described) -> dict[str, float | None] | None:
     rounding = math.exp(TAIL_STEP / 2)  # a stored tail is the true one, up to half a step
     tails = {"mean": fidelity.tail_mean, "p99": fidelity.tail_p99}
     l1 = {"mean": fidelity.l1_mean, "p99": fidelity.l1_max, "worst": fidelity.l1_max}
-    if not store.path.is_remote:  # every tail is read: that would fetch the whole of a bucket's
+    if not store.path.is_remote:  # every tail is read: for a bucket, that fetches all of it
         tails["worst"] = max((store.largest_tail(index) for index in store.shards), default=0.0)
     within: dict[str, float | None] = {
         name: min(2 * tail * rounding + l1[name], 2.0) for name, tail in tails.items()
@@ -103,19 +103,19 @@ def uld_within(store: Described) -> dict[str, float | None] | None:
     return within | ({"worst": None} if store.path.is_remote else {})
 
 
-def info_text(found: dict[str, Any]) -> str:
-    """The facts as aligned lines."""
-    return "\n".join(f"{name:<10}{value}" for name, value in info_lines(found).items())
+def info_text(about: dict[str, Any]) -> str:
+    """Write the facts as aligned lines."""
+    return "\n".join(f"{name:<10}{value}" for name, value in info_lines(about).items())
 
 
-def info_lines(found: dict[str, Any]) -> dict[str, str]:
-    """The facts in words, each by its name; bytes by field have none, they go on from the size."""
-    teacher, capture, fidelity = found["teacher"], found["capture"], found["fidelity"]
-    uld = found["uld_within"]
-    state = "complete" if found["complete"] else "unfinished: run the same capture again"
+def info_lines(about: dict[str, Any]) -> dict[str, str]:
+    """Write the facts in words, by name; the one named "" continues the line of the size."""
+    teacher, capture, fidelity = about["teacher"], about["capture"], about["fidelity"]
+    uld = about["uld_within"]
+    state = "complete" if about["complete"] else "unfinished: run the same capture again"
     kept = f"top {capture['top_k']}" if capture["top_k"] else "no entries"
     if capture["max_tail"] is not None:
-        kept += f", fewest that leave at most {capture['max_tail']:g} outside"
+        kept += f", fewest that leave at most {capture['max_tail']:g} in the tail"
     kept += "" if capture["ids"] or not capture["top_k"] else ", values only (no ids)"
     kept += f", {capture['draws']} draws from the rest" if capture["draws"] else ""
     dtype = teacher["dtype"]
@@ -125,23 +125,23 @@ def info_lines(found: dict[str, Any]) -> dict[str, str]:
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {
-        "store": f"{found['path']} ({state})",
+        "store": f"{about['path']} ({state})",
         "teacher": f"{teacher['name']} · {teacher['architecture']} · {dtype} · "
         f"vocabulary {teacher['vocab_size']:,} · {teacher['fingerprint'][:12]}…",
-        "tokenizer": f"{found['tokenizer']['size']:,} ids · "
-        f"{found['tokenizer']['fingerprint'][:12]}…",
-        "dataset": f"{found['dataset']['name']} · {found['rows']:,} of "
-        f"{found['dataset']['rows']:,} rows · {found['dataset']['sha256'][:12]}…",
-        "rows": " · ".join(f"{n:,} {status}" for status, n in sorted(found["statuses"].items())),
+        "tokenizer": f"{about['tokenizer']['size']:,} ids · "
+        f"{about['tokenizer']['fingerprint'][:12]}…",
+        "dataset": f"{about['dataset']['name']} · {about['rows']:,} of "
+        f"{about['dataset']['rows']:,} rows · {about['dataset']['sha256'][:12]}…",
+        "rows": " · ".join(f"{n:,} {status}" for status, n in sorted(about["statuses"].items())),
         "kept": kept,
-        "records": f"{found['records']:,} tokens, {fidelity['entries_mean']:.1f} entries each, "
-        f"{found['supervised_bytes'] / max(found['records'], 1):.2f} bytes of text each",
-        "size": f"{found['file_bytes']:,} bytes in {found['shards']} shards, "
-        f"{found['bytes_per_token']:.1f} bytes a token",
+        "records": f"{about['records']:,} tokens, {fidelity['entries_mean']:.1f} entries each, "
+        f"{about['supervised_bytes'] / max(about['records'], 1):.2f} bytes of text each",
+        "size": f"{about['file_bytes']:,} bytes in {about['shards']} shards, "
+        f"{about['bytes_per_token']:.1f} bytes a token",
         "": " · ".join(
             f"{name} {value:.2f}"
             for name, value in sorted(
-                found["bytes_per_token_by_field"].items(), key=lambda item: -item[1]
+                about["bytes_per_token_by_field"].items(), key=lambda item: -item[1]
             )
             if value >= 0.005
         ),
@@ -153,7 +153,7 @@ def info_lines(found: dict[str, Any]) -> dict[str, str]:
         if uld is None
         else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
         f"{uld['p99']:.4f} for 99 of 100 tokens" + _at_worst(uld["worst"]),
-        "digest": found["digest"],
+        "digest": about["digest"],
     }
     if "missing" in capture:
         lines["missing"] = f"{', '.join(capture['missing'])}: the import's source did not say"
@@ -167,7 +167,7 @@ def _at_worst(worst: float | None) -> str:
 
 
 def _bytes_by_field(store: Described, records: int) -> dict[str, float]:
-    """Bytes a token of each array, from the shards' directories."""
+    """Compute the bytes a token of each array, from the shards' directories."""
     totals: dict[str, int] = {}
     for sizes in store.member_bytes():
         for name, size in sizes.items():
@@ -177,10 +177,10 @@ def _bytes_by_field(store: Described, records: int) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How exact the store is, measured when it was written, over all of its records.
+    """The exactness of a store, measured over all of its records when they were written.
 
     Attributes:
-        tail_mean: Mean probability outside the entries.
+        tail_mean: Mean probability in the tail, beyond the entries.
         tail_p99: The largest of the shards' 99th percentiles of it.
         at_cap_fraction: Records that kept top_k entries and still have more tail than asked for.
         entries_mean: Entries a record.
@@ -201,10 +201,10 @@ class Fidelity:
 
     @classmethod
     def of(cls, shards: Sequence[Mapping[str, Any]]) -> Self:
-        """Sum up what the index says of each shard.
+        """Combine what the index says of each shard.
 
         Args:
-            shards: A line of the index each.
+            shards: The lines of the index.
         """
         weights = np.array([shard["records"] for shard in shards], np.float64)
         total = max(weights.sum(), 1.0)

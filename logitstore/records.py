@@ -1,4 +1,4 @@
-"""What a store holds of one sequence: the arrays of its supervised tokens, and its text.
+"""Hold what a store has of one sequence: the records of its supervised tokens, and its text.
 
 A record describes the distribution that predicted its token: record t holds token t, its place in
 the text, and the teacher's distribution given everything before t. No reader ever shifts by one.
@@ -21,7 +21,7 @@ STD_FLOOR = 1e-4
 
 
 class Segment(NamedTuple):
-    """A stretch of a row's text, either context or trained on."""
+    """A stretch of a row's text that is either context or trained on."""
 
     text: str
     supervised: bool
@@ -34,7 +34,7 @@ class SequenceText(NamedTuple):
     Attributes:
         row: Index of the dataset row.
         part: 0, or the number of the window when a long row was split.
-        status: ``ok``, or why the row has fewer records than text (``empty``, ``truncated``, …).
+        status: ``ok``, or why some of the text has no records (``empty``, ``truncated``, …).
         segments: The text, in order. Together the supervised ones are what the records cover.
         supervised_start: Bytes of the row's supervised text that lie before this part's.
         messages: The original conversation as JSON, where the row was one.
@@ -54,7 +54,7 @@ class SequenceText(NamedTuple):
 
 
 class PaddedEntries(NamedTuple):
-    """Entries as rectangles. A slot beyond a record's count is masked, never a valid id."""
+    """Entries as rectangular arrays. A slot beyond a record's count is masked, never a valid id."""
 
     ids: npt.NDArray[np.uint32] | None  # (n, K), PADDING_ID where masked; None: captured without
     logprobs: npt.NDArray[np.float32]  # (n, K), most probable first, -inf where masked
@@ -62,7 +62,7 @@ class PaddedEntries(NamedTuple):
 
 
 class Entries(NamedTuple):
-    """The entries of one sequence alone: four of the fields of `TokenRecords`."""
+    """The entries of one sequence without the rest: four of the fields of `TokenRecords`."""
 
     entry_count: npt.NDArray[np.int64]  # (n,)
     entry_ids: npt.NDArray[np.uint32] | None  # (m,)
@@ -71,24 +71,24 @@ class Entries(NamedTuple):
 
 
 _SHOWN_RECORDS = 20  # of a sequence, in a notebook
-_COLUMNS = ("record", "token id", "bytes", "p", "entropy", "outside", "entries", "largest p")
+_COLUMNS = ("record", "token id", "bytes", "p", "entropy", "tail", "entries", "largest p")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRecords:
-    """The records of one sequence, decoded: float32 log-probabilities in nats, head + tail = 1.
+    """The records of one sequence, decoded: log-probabilities in nats; entries + tail = 1.
 
     Attributes:
         token_ids: (n,) uint32, the teacher's tokens.
         byte_starts: (n,) int64, bytes of the row's supervised UTF-8 text before the token.
         byte_lengths: (n,) int64; 0 for EOS-like tokens.
         token_logprob: (n,) float32, log p of the token itself; -inf where the teacher excluded it;
-            NaN where the source of an import did not say it.
+            NaN where the source of an import lacks it.
         entry_count: (n,) int64, entries kept of each record.
         entry_ids: (m,) uint32 flat, or None in a store captured without ids.
         entry_logprobs: (m,) float32 flat, over the full vocabulary, at temperature 1.
-        tail_logmass: (n,) float32, log of the probability outside the entries; -inf for none.
-        entropy: (n,) float32 of the full distribution, nats; NaN in an import that does not know.
+        tail_logmass: (n,) float32, log of the probability beyond the entries; -inf for none.
+        entropy: (n,) float32 of the full distribution, nats; NaN where an import's source lacks it.
         lognorm: (n, T) float32, log sum_v p_v^(1/temperature), or None.
         logit_std: (n,) float32, standard deviation of the full logit row, or None.
         lognorm_std: (n,) float32, `lognorm` at temperature logit_std + 1e-4, or None.
@@ -117,7 +117,7 @@ class TokenRecords:
         return len(self.token_ids)
 
     def _repr_html_(self) -> str:
-        """Show the first records in a notebook; `?` for what an import's source did not say."""
+        """Show the first records in a notebook; `?` for what an import's source lacks."""
         from logitstore.console.notebook import table_html
 
         shown = range(min(len(self), _SHOWN_RECORDS))
@@ -144,9 +144,10 @@ class TokenRecords:
         ]
 
     def padded(self, k: int | None = None) -> PaddedEntries:
-        """Entries as (n, K) arrays; K is `k`, or the largest count of this sequence.
+        """Return entries as (n, K) arrays; K is `k`, or the largest count of this sequence.
 
-        A `k` below a record's count drops its least probable entries: the caller owns their mass.
+        A `k` below a record's count drops its least probable entries; adding their probability to
+        the tail is then up to the caller.
         """
         width = int(self.entry_count.max(initial=0)) if k is None else k
         mask = np.arange(width) < self.entry_count[:, None]

@@ -1,6 +1,6 @@
 """Some rows of a store as a store of their own, records and text unchanged.
 
-I64 are numbered anew from 0, in the order they have in the store (a plan has no gaps); everything
+Rows are numbered anew from 0, in the order they have in the store (a plan has no gaps); everything
 else of a sequence, its codes included, is the same bits. Resumable like a capture.
 """
 
@@ -51,7 +51,7 @@ def subset(
         The new store.
 
     Raises:
-        InputError: I64 that are not rows of the store.
+        InputError: Rows that are not rows of the store.
         MismatchError: `out` holds something else.
         CorruptStoreError: Bytes of the store are damaged.
     """

@@ -22,7 +22,7 @@ _MAX_U32 = 0xFFFF_FFFF
 
 @dataclass(frozen=True)
 class RawRecords:
-    """Records as the teacher pass has them: exact float32 log-probabilities in nats.
+    """Records as the teacher pass computes them: exact float32 log-probabilities in nats.
 
     Attributes:
         token_ids: (n,)
@@ -98,7 +98,7 @@ def _draws(raw: RawRecords, spec: StoreSpec) -> dict[str, Array]:
     times = np.where(drawn, raw.sample_counts, 0).astype(np.int64)
     if (times[drawn] < 1).any():
         raise InputError("sample_counts holds a count below 1. Leave out what was not drawn.")
-    slots = -(-times // _MAX_U8)  # what was drawn more often than a byte can say is there again
+    slots = -(-times // _MAX_U8)  # a count beyond a byte is divided among several draws of one id
     draw_count = slots.sum(1)
     if int(draw_count.max(initial=0)) > spec.draws:
         raise InputError(
@@ -113,7 +113,7 @@ def _draws(raw: RawRecords, spec: StoreSpec) -> dict[str, Array]:
 
 
 def _counts(times: Array, slots: Array) -> Array:
-    """How often each was drawn, full slots first, none above 255."""
+    """Divide how often each id was drawn among its slots, full ones first, none above 255."""
     counts = np.full(int(slots.sum()), _MAX_U8, np.uint8)
     counts[np.cumsum(slots) - 1] = times - _MAX_U8 * (slots - 1)
     return counts
@@ -142,5 +142,5 @@ def _check(raw: RawRecords, spec: StoreSpec) -> None:
         worst = int(np.argmax(np.abs(total - 1)))
         raise InputError(
             f"record {worst}: its entries and tail add up to {total[worst]:.6f}, expected 1: "
-            "probabilities over the full vocabulary, never renormalised, and the tail outside them."
+            "probabilities over the full vocabulary, never renormalised, and the tail beyond them."
         )

@@ -1,4 +1,4 @@
-"""Build a shard whole from its sequences: text, arrays, and what it says of itself."""
+"""Build all members of a shard from its sequences: text, arrays, and the group's metadata."""
 
 from collections.abc import Mapping, Sequence
 
@@ -30,10 +30,10 @@ def build_shard(
     Args:
         spec: The store's.
         plan: The store's.
-        index: Which shard.
+        index: The shard's number.
         sequences: All of the shard's rows in order, each with its records or None.
-        kept_fidelity: What was measured when its records were first encoded, where they come from
-            another store; default: measured here.
+        kept_fidelity: The coding error measured when the records were first encoded, if they come
+            from another store; default: measured here.
     """
     offsets = _offsets([encoded for _, encoded in sequences])
     size = ShardSize(len(sequences), **{axis: int(o[-1]) for axis, o in offsets.items()})
@@ -55,12 +55,12 @@ def build_shard(
 
 def _offsets(encoded: Sequence[EncodedRecords | None]) -> dict[str, Array]:
     """Find where each sequence lies on each axis, and where the last ends."""
-    found = {}
+    offsets = {}
     for axis in OFFSETS:
         lengths = [0 if e is None else e.total(axis) for e in encoded]
         running = np.cumsum(lengths, dtype=np.uint64)
-        found[axis] = np.concatenate([[0], running]).astype(np.uint64)
-    return found
+        offsets[axis] = np.concatenate([[0], running]).astype(np.uint64)
+    return offsets
 
 
 def _group(
