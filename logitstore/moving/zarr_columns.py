@@ -1,7 +1,7 @@
-"""The arrays of an export to zarr: which there are, what they mean, and their next elements.
+"""List the arrays of an export to zarr, describe them, and compute their elements batch by batch.
 
-Lists of different lengths lie one after the other, and a start and a count say where each is: of a
-sequence's records, of a record's entries and draws, of a sequence's text.
+Lists of different lengths are concatenated, and a start and a count say where each of them is: the
+records of a sequence, the entries and draws of a record, the text of a sequence.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ Batch = tuple[list[SequenceText], list[TokenRecords]]
 
 _BATCH_RECORDS = 16_384
 _BATCH_SEQUENCES = 256
-#: Sentences for who has the arrays and nothing else.
+#: Sentences for a reader who has the arrays and nothing else.
 HOW_TO_READ = (
     "A record describes the distribution that predicted its token, given everything before it.",
     "Records of sequence i: record_start[i] up to record_start[i] + record_count[i].",
     (
         "Entries of record t, most probable first: entry_start[t] up to entry_start[t] + "
-        "entry_count[t]; draws likewise. What the entries leave out has probability "
-        "exp(tail_logmass[t]): together they are 1."
+        "entry_count[t]; draws likewise. The tail, all other tokens, has probability "
+        "exp(tail_logmass[t]): entries and tail together sum to 1."
     ),
     "Log-probabilities are natural logarithms, over the full vocabulary, at temperature 1.",
     (
@@ -44,15 +44,15 @@ HOW_TO_READ = (
 
 @dataclass(frozen=True)
 class Column:
-    """An array of an export.
+    """The description of an array in an export.
 
     Attributes:
         name: Its name.
-        axis: Its dimension, or its first.
-        dtype: Of its elements.
-        about: What an element is.
-        units: Of the elements, where they have one.
-        counts: The dimension that it counts along, of a count.
+        axis: Its first dimension.
+        dtype: The type of its elements.
+        about: What an element is, in words.
+        units: The unit of its elements, or nothing.
+        counts: For a count: the dimension whose elements it counts.
     """
 
     name: str
@@ -64,15 +64,15 @@ class Column:
 
     @property
     def attributes(self) -> dict[str, str]:
-        """As xarray and CF name them."""
-        found = {"long_name": self.about, "units": self.units, "sample_dimension": self.counts}
-        return {name: value for name, value in found.items() if value}
+        """Return the array's attributes, named as xarray and the CF conventions name them."""
+        known = {"long_name": self.about, "units": self.units, "sample_dimension": self.counts}
+        return {name: value for name, value in known.items() if value}
 
 
 def columns_of(spec: StoreSpec) -> list[Column]:
-    """The arrays of an export of such a store."""
+    """List the arrays of an export of a store with this spec."""
     nats = "nats"
-    found = [
+    columns = [
         Column("row", "sequence", "i8", "row of the dataset"),
         Column("part", "sequence", "i4", "number of the window of a row that was split, or 0"),
         Column("record_start", "sequence", "i8", "first record"),
@@ -88,39 +88,41 @@ def columns_of(spec: StoreSpec) -> list[Column]:
         Column("byte_starts", "record", "i8", "supervised bytes of the row before it", "bytes"),
         Column("byte_lengths", "record", "u2", "bytes that the token writes", "bytes"),
         Column("token_logprob", "record", "f4", "log-probability of the token", nats),
-        Column("tail_logmass", "record", "f4", "log of the probability outside the entries", nats),
+        Column(
+            "tail_logmass", "record", "f4", "log of the tail: probability beyond the entries", nats
+        ),
         Column("entropy", "record", "f4", "entropy of the full distribution", nats),
         Column("entry_start", "record", "i8", "first entry"),
         Column("entry_count", "record", "u2", "entries", counts="entry"),
         Column("entry_logprobs", "entry", "f4", "log-probability", nats),
     ]
     if spec.has_ids:
-        found.append(Column("entry_ids", "entry", "u4", "token of the vocabulary"))
+        columns.append(Column("entry_ids", "entry", "u4", "token of the vocabulary"))
     if spec.temperatures:
         about = "log of the sum over the vocabulary of p to the power of 1 / temperature"
-        found.append(Column("lognorm", "record", "f4", about, nats))
-        found.append(Column("temperature", "temperature", "f8", "temperatures of lognorm"))
+        columns.append(Column("lognorm", "record", "f4", about, nats))
+        columns.append(Column("temperature", "temperature", "f8", "temperatures of lognorm"))
     if spec.has_logit_std:
         about = "lognorm at a temperature of logit_std + 1e-4"
-        found.append(Column("logit_std", "record", "f4", "standard deviation of the logits"))
-        found.append(Column("lognorm_std", "record", "f4", about, nats))
+        columns.append(Column("logit_std", "record", "f4", "standard deviation of the logits"))
+        columns.append(Column("lognorm_std", "record", "f4", about, nats))
     if spec.draws:
-        found += [
+        columns += [
             Column("draw_start", "record", "i8", "first draw"),
             Column("draw_count", "record", "u2", "distinct draws", counts="draw"),
-            Column("sample_ids", "draw", "u4", "token drawn from outside the entries"),
+            Column("sample_ids", "draw", "u4", "token drawn from the tail"),
             Column("sample_counts", "draw", "u1", "how often it was drawn"),
         ]
-    return [_marked(column) if column.name in spec.missing else column for column in found]
+    return [_marked(column) if column.name in spec.missing else column for column in columns]
 
 
 def _marked(column: Column) -> Column:
-    """A column of what the source of an import did not say."""
-    return replace(column, about=f"{column.about}; not said by the import, not to be used")
+    """Mark a column as unknown: the source of an import did not have its values."""
+    return replace(column, about=f"{column.about}; unknown to the import, not to be used")
 
 
 def batches(shard: Shard) -> Iterator[Batch]:
-    """The sequences of a shard, a batch at a time."""
+    """Yield the sequences of a shard in batches of bounded size."""
     counts = np.diff(shard.record_offsets)
     first = records = 0
     for i, count in enumerate(counts):
@@ -137,10 +139,10 @@ def _batch(shard: Shard, places: range) -> Batch:
 
 
 class Columns:
-    """Columns of consecutive sequences; keeps count of how much came before.
+    """A converter of consecutive sequences into elements of the arrays.
 
     Attributes:
-        totals: Elements so far along each dimension.
+        totals: The number of elements so far along each dimension.
     """
 
     def __init__(self, spec: StoreSpec) -> None:
@@ -150,10 +152,10 @@ class Columns:
         self.totals |= {"text_byte": 0, "line_byte": 0}
 
     def of(self, lines: list[SequenceText], records: list[TokenRecords]) -> dict[str, Array]:
-        """The next elements of every array."""
+        """Return the next elements of every array."""
         texts = [line.supervised_bytes for line in lines]
         encoded = [canonical_json(_line(line)) for line in lines]
-        found = {
+        elements = {
             "row": np.array([line.row for line in lines]),
             "part": np.array([line.part for line in lines]),
             "supervised_start": np.array([line.supervised_start for line in lines]),
@@ -163,18 +165,18 @@ class Columns:
             "text": np.frombuffer(b"".join(texts), np.uint8),
             "lines": np.frombuffer(b"".join(encoded), np.uint8),
         }
-        found |= {n: np.concatenate([getattr(r, n) for r in records]) for n in self._fields}
+        elements |= {n: np.concatenate([getattr(r, n) for r in records]) for n in self._fields}
         self.totals["sequence"] += len(lines)
-        found["record_start"] = self._starts("record", found["record_count"])
-        found["text_start"] = self._starts("text_byte", found["text_bytes"])
-        found["line_start"] = self._starts("line_byte", found["line_bytes"])
-        found["entry_start"] = self._starts("entry", found["entry_count"])
-        if "draw_count" in found:
-            found["draw_start"] = self._starts("draw", found["draw_count"])
-        return found
+        elements["record_start"] = self._starts("record", elements["record_count"])
+        elements["text_start"] = self._starts("text_byte", elements["text_bytes"])
+        elements["line_start"] = self._starts("line_byte", elements["line_bytes"])
+        elements["entry_start"] = self._starts("entry", elements["entry_count"])
+        if "draw_count" in elements:
+            elements["draw_start"] = self._starts("draw", elements["draw_count"])
+        return elements
 
     def _starts(self, axis: str, counts: Array) -> Array:
-        """Where lists of these lengths begin along a dimension."""
+        """Return where lists of these lengths begin along a dimension."""
         stops = self.totals[axis] + np.cumsum(counts, dtype=np.int64)
         self.totals[axis] = int(stops[-1])
         return np.asarray(stops - counts, np.int64)
