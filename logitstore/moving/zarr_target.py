@@ -36,7 +36,7 @@ class Target(Protocol):
         """Make the folder that must exist before anything is written."""
 
     def store(self, name: str) -> Store:
-        """Return zarr's store at one array; from one further up, zarr would write the group first."""
+        """Return zarr's store at one array; from one above, zarr would write the group first."""
 
     def retried(self, action: Callable[[], Any]) -> Any:
         """Run an action that writes; run it again after a failure that may be temporary."""
