@@ -4,8 +4,8 @@
 
 Sizes are measured on the synthetic teacher (V = 128,256) and on a small real one, which the demo's
 code trains; both are kept under build/ for the next run. Then encoding is compared with the bare
-codec, and reading with bare decoding, zarr and `datasets` (see `tools/store_reading.py`). A figure with a
-goal is an object {"value", "target", "met"}. At most 8 minutes on two cores.
+codec, and reading with bare decoding, zarr and `datasets` (see `tools/store_reading.py`). A figure
+with a goal is an object {"value", "target", "met"}. At most 8 minutes on two cores.
 """
 
 import argparse
