@@ -1,5 +1,7 @@
 """List the arrays of an export to zarr, describe them, and compute their elements batch by batch.
 
+Which fields a record has, and their types, is said by `format/fields.py`; here each is described.
+
 Lists of different lengths are concatenated, and a start and a count say where each of them is: the
 records of a sequence, the entries and draws of a record, the text of a sequence.
 """
@@ -12,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from logitstore.format.canonical_json import canonical_json
+from logitstore.format.fields import DRAWS, ENTRIES, RECORDS, Field, fields_of
 from logitstore.format.spec import StoreSpec
 from logitstore.reading.shard import Shard
 from logitstore.records import SequenceText, TokenRecords
@@ -53,6 +56,7 @@ class Column:
         about: What an element is, in words.
         units: The unit of its elements, or nothing.
         counts: For a count: the dimension whose elements it counts.
+        is_per_temperature: Whether it has a second dimension, the extra temperatures.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Column:
     about: str
     units: str = ""
     counts: str = ""
+    is_per_temperature: bool = False
 
     @property
     def attributes(self) -> dict[str, str]:
@@ -69,51 +74,69 @@ class Column:
         return {name: value for name, value in known.items() if value}
 
 
+_NATS = "nats"
+#: The dimension of each axis of `format/fields.py`.
+_DIMENSIONS = {RECORDS: "record", ENTRIES: "entry", DRAWS: "draw"}
+#: What an element of each field is, and its unit.
+DESCRIPTIONS = {
+    "token_ids": ("the teacher's token", ""),
+    "byte_starts": ("supervised bytes of the row before it", "bytes"),
+    "byte_lengths": ("bytes that the token writes", "bytes"),
+    "token_logprob": ("log-probability of the token", _NATS),
+    "entry_count": ("entries", ""),
+    "tail_logmass": ("log of the tail: probability beyond the entries", _NATS),
+    "entropy": ("entropy of the full distribution", _NATS),
+    "entry_logprobs": ("log-probability", _NATS),
+    "entry_ids": ("token of the vocabulary", ""),
+    "lognorm": ("log of the sum over the vocabulary of p to the power of 1 / temperature", _NATS),
+    "logit_std": ("standard deviation of the logits", ""),
+    "lognorm_std": ("lognorm at a temperature of logit_std + 1e-4", _NATS),
+    "draw_count": ("distinct draws", ""),
+    "sample_ids": ("token drawn from the tail", ""),
+    "sample_counts": ("how often it was drawn", ""),
+}
+_SEQUENCES = (
+    Column("row", "sequence", "i8", "row of the dataset"),
+    Column("part", "sequence", "i4", "number of the window of a row that was split, or 0"),
+    Column("record_start", "sequence", "i8", "first record"),
+    Column("record_count", "sequence", "i8", "records", counts="record"),
+    Column("supervised_start", "sequence", "i8", "supervised text of earlier parts", "bytes"),
+    Column("text_start", "sequence", "i8", "first byte in `text`"),
+    Column("text_bytes", "sequence", "i8", "length in `text`", "bytes", "text_byte"),
+    Column("line_start", "sequence", "i8", "first byte in `lines`"),
+    Column("line_bytes", "sequence", "i8", "length in `lines`", "bytes", "line_byte"),
+    Column("text", "text_byte", "u1", "supervised text, UTF-8"),
+    Column("lines", "line_byte", "u1", "rows with context, roles and status, JSON in UTF-8"),
+)
+_TEMPERATURE = Column("temperature", "temperature", "f8", "temperatures of lognorm")
+_STARTS = {
+    "entry_count": Column("entry_start", "record", "i8", "first entry"),
+    "draw_count": Column("draw_start", "record", "i8", "first draw"),
+}
+
+
 def columns_of(spec: StoreSpec) -> list[Column]:
     """List the arrays of an export of a store with this spec."""
-    nats = "nats"
-    columns = [
-        Column("row", "sequence", "i8", "row of the dataset"),
-        Column("part", "sequence", "i4", "number of the window of a row that was split, or 0"),
-        Column("record_start", "sequence", "i8", "first record"),
-        Column("record_count", "sequence", "i8", "records", counts="record"),
-        Column("supervised_start", "sequence", "i8", "supervised text of earlier parts", "bytes"),
-        Column("text_start", "sequence", "i8", "first byte in `text`"),
-        Column("text_bytes", "sequence", "i8", "length in `text`", "bytes", "text_byte"),
-        Column("line_start", "sequence", "i8", "first byte in `lines`"),
-        Column("line_bytes", "sequence", "i8", "length in `lines`", "bytes", "line_byte"),
-        Column("text", "text_byte", "u1", "supervised text, UTF-8"),
-        Column("lines", "line_byte", "u1", "rows with context, roles and status, JSON in UTF-8"),
-        Column("token_ids", "record", "u4", "the teacher's token"),
-        Column("byte_starts", "record", "i8", "supervised bytes of the row before it", "bytes"),
-        Column("byte_lengths", "record", "u2", "bytes that the token writes", "bytes"),
-        Column("token_logprob", "record", "f4", "log-probability of the token", nats),
-        Column(
-            "tail_logmass", "record", "f4", "log of the tail: probability beyond the entries", nats
-        ),
-        Column("entropy", "record", "f4", "entropy of the full distribution", nats),
-        Column("entry_start", "record", "i8", "first entry"),
-        Column("entry_count", "record", "u2", "entries", counts="entry"),
-        Column("entry_logprobs", "entry", "f4", "log-probability", nats),
-    ]
-    if spec.has_ids:
-        columns.append(Column("entry_ids", "entry", "u4", "token of the vocabulary"))
-    if spec.temperatures:
-        about = "log of the sum over the vocabulary of p to the power of 1 / temperature"
-        columns.append(Column("lognorm", "record", "f4", about, nats))
-        columns.append(Column("temperature", "temperature", "f8", "temperatures of lognorm"))
-    if spec.has_logit_std:
-        about = "lognorm at a temperature of logit_std + 1e-4"
-        columns.append(Column("logit_std", "record", "f4", "standard deviation of the logits"))
-        columns.append(Column("lognorm_std", "record", "f4", about, nats))
-    if spec.draws:
-        columns += [
-            Column("draw_start", "record", "i8", "first draw"),
-            Column("draw_count", "record", "u2", "distinct draws", counts="draw"),
-            Column("sample_ids", "draw", "u4", "token drawn from the tail"),
-            Column("sample_counts", "draw", "u1", "how often it was drawn"),
-        ]
-    return [_marked(column) if column.name in spec.missing else column for column in columns]
+    columns = list(_SEQUENCES)
+    for field in fields_of(spec):
+        if field.name in _STARTS:
+            columns.append(_STARTS[field.name])
+        column = _column(field)
+        columns.append(_marked(column) if field.name in spec.missing else column)
+    return [*columns, _TEMPERATURE] if spec.temperatures else columns
+
+
+def _column(field: Field) -> Column:
+    about, units = DESCRIPTIONS[field.name]
+    return Column(
+        field.name,
+        _DIMENSIONS[field.axis],
+        field.exported.str[1:],
+        about,
+        units,
+        counts=field.name.removesuffix("_count") if field.name in _STARTS else "",
+        is_per_temperature=field.is_per_temperature,
+    )
 
 
 def _marked(column: Column) -> Column:
@@ -146,8 +169,7 @@ class Columns:
     """
 
     def __init__(self, spec: StoreSpec) -> None:
-        names = (c.name for c in columns_of(spec) if c.axis in ("record", "entry", "draw"))
-        self._fields = [n for n in names if not n.endswith("_start")]
+        self._fields = [field.name for field in fields_of(spec)]
         self.totals = dict.fromkeys(("sequence", "record", "entry", "draw"), 0)
         self.totals |= {"text_byte": 0, "line_byte": 0}
 

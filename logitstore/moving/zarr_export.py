@@ -116,7 +116,7 @@ class GrowingArray:
 
     def __init__(self, column: Column, name: str, target: Target, spec: StoreSpec) -> None:
         self._column, self._name, self._target = column, name, target
-        is_table = column.name == "lognorm"
+        is_table = column.is_per_temperature
         self._more = (len(spec.temperatures),) if is_table else ()
         self._names = (column.axis, "temperature") if is_table else (column.axis,)
         self._chunk = _CHUNK_LENGTHS.get(column.axis, _CHUNK_LENGTH)

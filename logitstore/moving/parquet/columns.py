@@ -62,17 +62,11 @@ def _per_token(spec: StoreSpec) -> dict[str, pa.DataType]:
     """Map each column of lists to the type of the item that a token has in it."""
     kinds: dict[str, pa.DataType] = {}
     for field in columns_of(spec):
-        kind = pa.from_numpy_dtype(_dtype(field))
+        kind = pa.from_numpy_dtype(field.exported)
         is_list = field.axis != RECORDS or field.is_per_temperature
         kinds[field.name] = pa.list_(kind) if is_list else kind
         kinds |= _CODES_BEHIND.get(field.name, {})
     return kinds
-
-
-def _dtype(field: Field) -> np.dtype[Any]:
-    """Return the type of a column: floats as readers see them, integers as they are stored."""
-    decoded = np.dtype(field.decoded)
-    return decoded if decoded.kind == "f" else np.dtype(field.encoded)
 
 
 def table_of(spec: StoreSpec, sequences: Sequence[Sequence_]) -> pa.Table:
@@ -103,7 +97,7 @@ def _flat(spec: StoreSpec, records: TokenRecords, encoded: EncodedRecords) -> di
     }
     counts = {ENTRIES: count, DRAWS: records.draw_count}
     for field in columns_of(spec):
-        values = getattr(records, field.name).astype(_dtype(field), copy=False)
+        values = getattr(records, field.name).astype(field.exported, copy=False)
         if field.axis != RECORDS:
             values = (counts[field.axis], values)
         elif field.is_per_temperature:
