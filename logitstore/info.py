@@ -115,9 +115,9 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     state = "complete" if about["complete"] else "unfinished: run the same capture again"
     kept = f"top {capture['top_k']}" if capture["top_k"] else "no entries"
     if capture["max_tail"] is not None:
-        kept += f", fewest that leave at most {capture['max_tail']:g} in the tail"
+        kept += f", fewest that leave a tail of at most {capture['max_tail']:g}"
     kept += "" if capture["ids"] or not capture["top_k"] else ", values only (no ids)"
-    kept += f", {capture['draws']} draws from the rest" if capture["draws"] else ""
+    kept += f", {capture['draws']} draws from the tail" if capture["draws"] else ""
     dtype = teacher["dtype"]
     if "quantization" in teacher:
         dtype += f", quantised: {json.dumps(teacher['quantization'])}"
@@ -156,7 +156,7 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
         "digest": about["digest"],
     }
     if "missing" in capture:
-        lines["missing"] = f"{', '.join(capture['missing'])}: the import's source did not say"
+        lines["missing"] = f"{', '.join(capture['missing'])}: not in the data that was imported"
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
     return lines
@@ -180,7 +180,7 @@ class Fidelity:
     """The exactness of a store, measured over all of its records when they were written.
 
     Attributes:
-        tail_mean: Mean probability in the tail, beyond the entries.
+        tail_mean: Mean tail: the probability beyond the entries.
         tail_p99: The largest of the shards' 99th percentiles of it.
         at_cap_fraction: Records that kept top_k entries and still have more tail than asked for.
         entries_mean: Entries a record.

@@ -1,4 +1,4 @@
-"""What alignment and the vocabulary map cost, beside what nobody gets around.
+"""What alignment and the vocabulary map cost, compared with tokenising and loading tokenizers.
 
     python -m tools.bench_align [--json] [--quick]
 
@@ -45,7 +45,7 @@ def plain_loop(teacher: Spans, student: Spans) -> tuple[list[list[int]], ...]:
 
 
 def merged_at_random(size: int, seed: int) -> Any:
-    """A byte-level BPE of so many tokens, none longer than 12 bytes."""
+    """Make a byte-level BPE tokenizer with random merges, no token longer than 12 bytes."""
     rng = np.random.default_rng(seed)
     tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
     known, merges = set(tokens), []
@@ -66,7 +66,7 @@ def merged_at_random(size: int, seed: int) -> Any:
 
 
 def median_s(run: Callable[[], Any], repeats: int) -> float:
-    """Of process CPU time, after one run to warm up."""
+    """Return the median of the process's CPU time, after one run to warm up."""
     run()
     spent = []
     for _ in range(repeats):
@@ -77,7 +77,7 @@ def median_s(run: Callable[[], Any], repeats: int) -> float:
 
 
 def text_of(tokens: int) -> str:
-    """Words of letters, long enough for so many tokens of either side."""
+    """Make a text of random words that is long enough for either tokenizer's tokens."""
     rng = np.random.default_rng(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = ("".join(rng.choice(list(letters), rng.integers(1, 10))) for _ in range(tokens))

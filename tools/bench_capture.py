@@ -8,9 +8,9 @@ Three contenders on the same batches, each in a process of its own, with the tea
 * naive: a full log-softmax of those, `topk`, and Python lists into one Parquet file;
 * ours: `logitstore capture` from the rows of a file to a finished store, read and verified.
 
-They take turns, so that a slow minute of the machine meets all of them. Ours is also timed by
-stage. What is not on the teacher's thread runs while the teacher does: the stages together take
-longer than the wall. At last, `estimate` is held to the capture that it forecast.
+They take turns, so that a slow minute of the machine affects all of them. Ours is also timed by
+stage. Stages that are not on the teacher's thread run in parallel with it, so the stages together
+take longer than the wall clock. Finally, the forecast of `estimate` is compared with the capture.
 
 On a CPU: a random Llama of 110M parameters, V = 32,000, two threads. Where there is an accelerator,
 also one of 1.2B in bfloat16, V = 128,256.
@@ -44,7 +44,7 @@ K = 64
 
 @dataclass(frozen=True)
 class Sizes:
-    """A teacher and its data: `rows` of `length` tokens, in batches of `tokens_per_batch`."""
+    """The sizes of a teacher and its data: `rows` of `length` tokens in batches of tokens."""
 
     device: str
     dtype: str
@@ -60,7 +60,7 @@ class Sizes:
 
     @property
     def shard_text_bytes(self) -> int:
-        """About four shards: a word of the text is six bytes."""
+        """Return a size that makes about four shards: a word of the text is six bytes."""
         return self.tokens * 3 // 2
 
 
@@ -102,7 +102,7 @@ def make(sizes: Sizes, folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**sizes.model)).to(getattr(torch, sizes.dtype))
-    with torch.no_grad():  # so that it is not flat: a tenth of the mass in its likeliest token
+    with torch.no_grad():  # so that it is not flat: a tenth of the mass in the most probable token
         model.model.norm.weight.mul_(6)
     model.save_pretrained(folder / "teacher")
     fast.save_pretrained(folder / "teacher")
@@ -132,7 +132,7 @@ Turn = Callable[[], dict[str, float]]
 
 
 def batches_of(sizes: Sizes, task: Any) -> list[torch.Tensor]:
-    """The very batches of ours: no row is longer than another, so there is no padding."""
+    """Return the batches that a capture makes: all rows have one length, so none is padded."""
     from logitstore.capture.passes.teacher_pass import batches
 
     found = []
@@ -204,7 +204,7 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
                 task, out, lambda b: _writer(task, out, b), Ranks(), signals, JsonLog(None)
             )
             if loaded:
-                job.__dict__["teacher"] = loaded[0]  # loading is nobody's time here
+                job.__dict__["teacher"] = loaded[0]  # loading is not part of what is measured
             loaded[:] = [job.teacher]
             spent.clear()
             began = time.perf_counter()
@@ -215,12 +215,12 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
         stored = sum(p.stat().st_size for p in Path(str(out / "shards")).iterdir())
         return took | {"stored_bytes": stored, "records": float(store.token_counts.sum())}
 
-    turn()  # loads the teacher, and forgets what it took
+    turn()  # loads the teacher; this turn is not measured
     return turn
 
 
 def timed_stages() -> dict[str, float]:
-    """Seconds of each stage, on whichever thread it runs, from now on."""
+    """Start to count the seconds of each stage, on whichever thread it runs."""
     from logitstore.capture.passes.teacher_pass import TeacherPass
     from logitstore.capture.shard_worker import ShardWorker
     from logitstore.capture.teacher.summary import HeadResult
@@ -258,7 +258,7 @@ def _wait(sizes: Sizes) -> None:
 
 
 def contend(name: str, sizes: Sizes, folder: Path, pipe: Connection) -> None:
-    """A contender's process: takes a turn whenever it is told to, and says what it took."""
+    """Run a contender's process: take a turn whenever it is told to, and report the time."""
     logging.disable(logging.WARNING)
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # progress bars
     torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
@@ -279,7 +279,7 @@ def contend(name: str, sizes: Sizes, folder: Path, pipe: Connection) -> None:
 
 
 def measure(sizes: Sizes, folder: Path, turns: int) -> dict[str, dict[str, float]]:
-    """Medians of each contender's turns, after one for warming up."""
+    """Return the medians of each contender's turns, after one to warm up."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(  # imported once, for all of them
         [__name__, "logitstore.capture.job", "transformers.models.llama.modeling_llama"]
@@ -316,7 +316,7 @@ def measure(sizes: Sizes, folder: Path, turns: int) -> dict[str, dict[str, float
 
 
 def forecast(sizes: Sizes, folder: Path) -> Turn:
-    """What `estimate` says, from the same rows."""
+    """Return what `estimate` forecasts from the same rows."""
     from logitstore.capture import preview
 
     def turn() -> dict[str, float]:
@@ -342,7 +342,7 @@ CONTENDERS: dict[str, Callable[[Sizes, Path], Turn]] = {
 
 
 def judged(sizes: Sizes, measured: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Every ratio that has a goal."""
+    """Return every ratio that has a goal."""
 
     def ratio(what: str, a: str, b: str) -> float:
         return measured[a][what] / measured[b][what]

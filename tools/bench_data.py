@@ -4,15 +4,15 @@
 
 On a store of real text with a made-up teacher of another tokenizer, 64 entries a record:
 
-* the process's time for each part of a row's way, a token of the student: the records, the text,
+* the process's time for each step from a row to a batch, per token of the student: records, text,
   tokenising, alignment, the teacher's arrays, the batch. One after the other, without workers;
-* bytes that go to the device, over those of the records they were made of, decoded;
-* the share of a batch that is padding: rows as they come, packed, grouped by length;
+* bytes that go to the device, over those of the decoded records that they were made of;
+* the share of a batch that is padding: rows in their order, packed, or grouped by length;
 * the share of a step that a student of 100 million parameters waits for its batch, without workers
   and with two.
 
-Nothing is kept from one epoch to the next: `kept` says what that would take, and what it saves is
-no more than the wait without workers. (`tools.bench_train` has that wait for every loss.)
+Nothing is kept from one epoch to the next: `kept` is the memory that it would take, and it could
+save no more than the wait without workers. (`tools.bench_train` has that wait for every loss.)
 """
 
 import argparse
@@ -56,7 +56,7 @@ BATCH = 8
 
 
 class Sizes(NamedTuple):
-    """Rows of up to so many characters; `steps` of training, of which the first does not count."""
+    """The sizes: rows and their most characters; `steps` of training, the first not counted."""
 
     rows: int
     characters: int
@@ -74,13 +74,13 @@ QUICK = Sizes(40, 200, (400, 300), train_contenders.QUICK.student, 1, 3)
 
 
 class Clock:
-    """The process's time in each part; of one within another, each has its own."""
+    """A clock of the process's time in each part; time in an inner part counts for that alone."""
 
     def __init__(self) -> None:
         self.spent_s: dict[str, float] = {}
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time added to a part."""
+        """Wrap a function so that its time is added to a part."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.process_time()
@@ -93,7 +93,7 @@ class Clock:
 
 @contextmanager
 def timed(data: StoreDataset, clock: Clock) -> Iterator[None]:
-    """Puts the clock around what a row goes through."""
+    """Put the clock around the functions that a row passes through."""
     with (
         mock.patch.object(data.store, "read_many", clock.around("records", data.store.read_many)),
         mock.patch.object(data.store, "text", clock.around("text", data.store.text)),
@@ -108,11 +108,11 @@ def batches_of(rows: Sequence[int]) -> list[Sequence[int]]:
 
 
 def way_of(store: LogitStore, student: ByteTokenizer, loss: str, repeats: int) -> dict[str, Any]:
-    """Microseconds a token of each part, as the least of some epochs, and bytes of the batches."""
+    """Return each part's microseconds per token, the least of some epochs, and batches' bytes."""
     data, collate = StoreDataset(store, student, [loss]), Collator(student.pad_id, [loss])
     prepare, order = data.__getitems__, batches_of(list(RowOrder(len(data), 0, store.digest)))
     epochs = []
-    for _ in range(repeats + 1):  # the first reads the disk, and makes what is made once
+    for _ in range(repeats + 1):  # the first reads the disk and fills caches
         clock = Clock()
         with timed(data, clock):
             examples = [clock.around("all", prepare)(rows) for rows in order]
@@ -137,7 +137,7 @@ def way_of(store: LogitStore, student: ByteTokenizer, loss: str, repeats: int) -
 
 
 def bytes_of(value: Any) -> int:
-    """Of all tensors in a batch."""
+    """Return the bytes of all tensors in a batch."""
     if isinstance(value, Tensor):
         return value.nbytes
     return sum(map(bytes_of, value.values())) if isinstance(value, dict) else 0
@@ -149,7 +149,7 @@ def decoded_bytes(records: Sequence[TokenRecords]) -> int:
 
 
 def kept_bytes(examples: Sequence[Example]) -> int:
-    """What a cache of prepared rows would hold."""
+    """Return the bytes that a cache of prepared rows would take."""
     return sum(
         e.token_ids.nbytes
         + e.is_label.nbytes
@@ -162,7 +162,7 @@ def kept_bytes(examples: Sequence[Example]) -> int:
 
 
 def padding(data: StoreDataset, lengths: np.ndarray[Any, np.dtype[np.int64]]) -> dict[str, Any]:
-    """The padded share of an epoch's batches, and what of it is left."""
+    """Return the padded share of an epoch's batches, for each way to make them."""
     plain, grouped = (RowOrder(len(data), 0, "", by) for by in (None, data.records))
     grouped.step_rows = BATCH
     shares = {
@@ -192,7 +192,7 @@ def padded_share(
 def wait_of(
     store: LogitStore, tokenizer: PreTrainedTokenizerFast, sizes: Sizes, workers: int
 ) -> dict[str, Any]:
-    """Of a real run, with the two losses that have the most to prepare."""
+    """Measure the wait for batches in a real run, with the two losses that prepare most."""
     with tempfile.TemporaryDirectory() as out:
         args = CachedTeacherConfig(
             output_dir=out,

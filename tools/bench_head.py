@@ -6,9 +6,9 @@ From hidden states to entries, tail, entropy and the token's own log-probability
 
 * tokens: some rows of logits at a time over the whole vocabulary, as a capture does it
   (`logitstore.capture.teacher.summary`), in chunks of several sizes;
-* vocabulary: all rows at once over some columns. What is kept is merged from block to block: the
-  sums at a running maximum, and the top-k of the entries so far and the block's.
-* the matrix product alone, which is the floor.
+* vocabulary: all rows at once over some columns. Results are merged from block to block: the sums
+  at a running maximum, and the top-k of the entries so far and the block's.
+* the matrix product alone, which is the lower bound.
 
 Time is the process's own on all cores.
 
@@ -33,7 +33,7 @@ FLOOR = "matrix product alone"
 
 
 class Sizes(NamedTuple):
-    """Rows, width and vocabulary."""
+    """The numbers of rows, columns and tokens of the vocabulary."""
 
     n: int
     D: int
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
 
 
 def by_tokens(hidden_nD: Tensor, weight_VD: Tensor, targets_n: Tensor, size: int) -> Tensor:
-    """The tails."""
+    """Return (n,) the tails, computed in chunks of rows."""
     work_cV = hidden_nD.new_empty(min(size, len(hidden_nD)), len(weight_VD))
     tails = []
     parts = zip(torch.split(hidden_nD, size), torch.split(targets_n, size), strict=True)
@@ -53,7 +53,10 @@ def by_tokens(hidden_nD: Tensor, weight_VD: Tensor, targets_n: Tensor, size: int
 
 
 def by_vocabulary(hidden_nD: Tensor, weight_VD: Tensor, targets_n: Tensor, size: int) -> Tensor:
-    """The tails; the log-normaliser, the entropy and the token's own are found on the way."""
+    """Return (n,) the tails, computed in blocks of the vocabulary.
+
+    The log-normaliser, the entropy and the token's own log-probability are computed on the way.
+    """
     n = len(hidden_nD)
     top_nK = hidden_nD.new_full((n, K), -torch.inf)
     ids_nK = torch.zeros(n, K, dtype=torch.long)
@@ -93,7 +96,7 @@ def contenders(vocabulary: int) -> dict[str, tuple[Callable[..., Tensor], int]]:
 
 
 def measure(sizes: Sizes, turns: int) -> dict[str, float]:
-    """Median CPU seconds; contenders take turns."""
+    """Return the median CPU seconds of each contender; they take turns."""
     n, width, vocabulary = sizes
     gen = torch.Generator().manual_seed(0)
     hidden = torch.randn(n, width, generator=gen)

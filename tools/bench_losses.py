@@ -4,14 +4,14 @@
 
 From hidden states to their gradient and that of the output embedding, in processes of their own:
 
-* cross-entropy with all logits at once; chunk by chunk, making the logits again in the backward
+* cross-entropy with all logits at once; chunk by chunk, recomputing the logits in the backward
   pass; and chunk by chunk with the gradient taken in the forward, as Liger's kernel does;
 * cross-entropy plus each loss here, as the trainer takes it, from a store's top 64;
-* cross-entropy plus ULD of two full vocabularies, both sorted; and TRL's ULDLoss, told to pair as
-  the paper does. Their teacher's logits are there beforehand, and not counted.
+* cross-entropy plus ULD of two full vocabularies, both sorted; and TRL's ULDLoss, set to pair as
+  the paper does. Their teacher's logits are made beforehand, and not counted.
 
-Contenders take turns, so that a slow minute of the machine meets all of them. Time is the process's
-own on all cores; memory is the most it held beyond what was there before its turn.
+Contenders take turns, so that a slow minute of the machine affects all of them. Time is the
+process's CPU time on all cores; memory is the most it held beyond what it had before its turn.
 
 Shape legend: N = labels, D = hidden width, V = vocabulary, K = entries, B = sequences.
 """
@@ -48,7 +48,7 @@ Step = Callable[[], float]
 
 
 class Sizes(SimpleNamespace):
-    """N, D, V and the number of sequences B, and where all of it lies."""
+    """The sizes N, D, V and B, and the device that holds the tensors."""
 
     N: int
     D: int
@@ -64,7 +64,7 @@ TINY = Sizes(N=32, D=16, V=512, B=4)
 
 
 class HeadOnly(nn.Module):
-    """A model that is nothing but its output embedding; its input are hidden states."""
+    """A model that is nothing but its output embedding; its input is hidden states."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -122,7 +122,7 @@ def recomputed_ce(sizes: Sizes) -> Step:
 
 
 class InForward(torch.autograd.Function):
-    """Cross-entropy whose gradient is there with its value, everything in place."""
+    """Cross-entropy that computes its gradient in the forward pass, in place."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
@@ -158,7 +158,7 @@ def in_forward_ce(sizes: Sizes) -> Step:
 
 
 def from_a_store(name: str, sizes: Sizes) -> Step:
-    """Cross-entropy and a loss, as the trainer takes them."""
+    """Return a step of cross-entropy and a loss, computed as the trainer computes them."""
     hidden, weight, labels = hidden_and_weight(sizes)
     model, settings = HeadOnly(weight), option_values({})
     head = StudentHead(model)
@@ -201,13 +201,13 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
 
 
 def dense_teacher(sizes: Sizes) -> Tensor:
-    """(N, V) logits of a teacher that is asked for all of its vocabulary."""
+    """Return (N, V) logits of a teacher over its whole vocabulary."""
     gen = torch.Generator(sizes.device).manual_seed(1)
     return torch.randn(sizes.N, sizes.V, generator=gen, device=sizes.device) * 3
 
 
 def sorted_uld(sizes: Sizes) -> Step:
-    """The definition: both sides softmaxed and sorted over their whole vocabulary."""
+    """Compute ULD by its definition: both sides' probabilities over all tokens, sorted."""
     hidden, weight, labels = hidden_and_weight(sizes)
     teacher = dense_teacher(sizes)
 
@@ -251,7 +251,7 @@ def trl_uld(sizes: Sizes) -> Step:
 
 
 def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
-    """What the losses make of a store: a teacher with 92 % of its mass in its head."""
+    """Make the arrays that losses read from a store, with 92 % of the mass in the entries."""
     rng = np.random.default_rng(2)
     stop = np.flatnonzero(rng.random(sizes.N) >= MERGED) + 1  # groups of one label or more
     stop = np.union1d(stop, np.arange(sizes.N // sizes.B, sizes.N + 1, sizes.N // sizes.B))
@@ -320,9 +320,9 @@ CONTENDERS: dict[str, Callable[[Sizes], Step]] = {
 
 
 def contend(name: str, sizes: Sizes, ours: Connection) -> None:
-    """A contender's process: does a step whenever it is told to, and says what it took."""
+    """Run a contender's process: do a step whenever it is told to, and report the time."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    CONTENDERS[name](TINY)()  # what is imported when it is first used is nobody's memory
+    CONTENDERS[name](TINY)()  # what is imported on first use must not count as the step's memory
     step, memory = CONTENDERS[name](sizes), PeakMemory()
     while ours.recv():
         began, wall = time.process_time(), time.perf_counter()
@@ -332,7 +332,7 @@ def contend(name: str, sizes: Sizes, ours: Connection) -> None:
 
 
 def measure(sizes: Sizes, turns: int) -> dict[str, dict[str, float]]:
-    """Medians of each contender. Its first turn is for warming up, but for the slow ones'."""
+    """Return the medians of each contender; the first turn warms up, except for slow ones."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "transformers"])  # imported once, for all of them
     pipes, processes = {}, []
@@ -365,7 +365,7 @@ def measure(sizes: Sizes, turns: int) -> dict[str, dict[str, float]]:
 
 
 def judged(measured: dict[str, dict[str, float]], vocabulary: int) -> dict[str, dict[str, Any]]:
-    """Every ratio that has a goal."""
+    """Return every ratio that has a goal."""
 
     def ratio(what: str, a: str, b: str) -> float:
         return measured[a][what] / measured[b][what]

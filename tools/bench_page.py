@@ -1,10 +1,10 @@
-"""BENCHMARKS.md of what the benchmarks said: one section each, goals first, then all other figures.
+"""Make BENCHMARKS.md from benchmark reports: one section each, goals first, then other figures.
 
     python -m tools.bench_page build/bench/*.json > tools/BENCHMARKS.md
 
 A report is what `python -m tools.bench_… --json` printed; the page adds nothing to it and leaves
-nothing out. `bash tools/bench.sh` makes both. The experiment, which takes hours, is not run again
-for it: its section is made of what `tools.experiment_page` keeps.
+nothing out. `bash tools/bench.sh` makes both. The experiment, which takes hours, is not run again:
+its section is made from the results that `tools.experiment_page` keeps.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from tools.benchmark import is_goal
 _SURROUNDINGS = ("machine", "versions", "date", "command")
 #: What names the members of a list, in the order of preference.
 _NAMES = ("name", "V", "tokens", "length")
-#: Names of parts that say nothing to a reader.
+#: Parts of a report whose names are left out of a figure's name.
 _SILENT = {"sizes", "goals", "measured"}
 _INTRODUCTION = """# Benchmarks
 
@@ -34,17 +34,17 @@ Row = tuple[str, Any]
 
 
 def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
-    """The whole page.
+    """Return the whole page, in Markdown.
 
     Args:
-        reports: What each benchmark printed, by its name (`bench_losses`).
+        reports: The report of each benchmark, by its name (`bench_losses`).
     """
     sections = [_section(name, report) for name, report in sorted(reports.items())]
     return "\n".join([_INTRODUCTION, _experiment(), *sections])
 
 
 def _experiment() -> str:
-    """What students learn from a store: the first thing that anybody asks."""
+    """Return the first section: what students learn from a store."""
     results = json.loads(experiment_page.KEPT.read_text())
     lines = [f"## {_title('experiment_quality')}", "", *_where(results), ""]
     return "\n".join([*lines, *experiment_page.section(results)])
@@ -85,7 +85,7 @@ def _section(name: str, report: Mapping[str, Any]) -> str:
 
 
 def _title(name: str) -> str:
-    """The first line of what a module says of itself, without its full stop."""
+    """Return the first line of a module's docstring without its full stop, as a heading."""
     about = importlib.import_module(f"tools.{name}").__doc__ or name
     return about.splitlines()[0].rstrip(".")
 
@@ -98,7 +98,7 @@ def _where(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[Row]:
-    """Every figure with where it stands in the report."""
+    """Yield every figure of a report with its path."""
     if is_goal(value) or not isinstance(value, (dict, list)):
         yield _path(path), value
     elif isinstance(value, dict):

@@ -1,11 +1,11 @@
-"""Is the store small and fast? Sizes of everything it may keep, and reading beside the rest.
+"""Is the store small and fast? Sizes of everything it may keep, and reading beside other formats.
 
     python -m tools.bench_store [--json] [--quick]
 
-Sizes on the synthetic teacher (V = 128,256) and on a small real one, which the demo's code trains;
-both are kept under build/ for the next run. Then encoding beside the bare codec, and reading beside
-bare decoding, zarr and `datasets` (see `tools/store_reading.py`). A figure with a goal is an object
-{"value", "target", "met"}. At most 8 minutes on two cores.
+Sizes are measured on the synthetic teacher (V = 128,256) and on a small real one, which the demo's
+code trains; both are kept under build/ for the next run. Then encoding is compared with the bare
+codec, and reading with bare decoding, zarr and `datasets` (see `tools/store_reading.py`). A figure
+with a goal is an object {"value", "target", "met"}. At most 8 minutes on two cores.
 """
 
 import argparse
@@ -63,7 +63,7 @@ from tools.synthetic_teacher import Arrays, cached_topk
 
 BUILD = Path(__file__).resolve().parent.parent / "build"
 MAX_KL = 1e-5
-#: Of the demo's teacher only so much as its predictions have to be like a language model's.
+#: The demo's teacher is trained only until its predictions are like a language model's.
 REAL = replace(FULL, teacher_steps=100, teacher_bytes=1_000_000, student_bytes=60_000)
 QUICK = {"n_tokens": 1024, "vocab_size": 2048, "k": 128}
 
@@ -71,7 +71,7 @@ PACKAGES = ("numpy", "numcodecs", "pcodec", "zarr", "datasets", "pyarrow", "torc
 
 
 def synthetic_sizes(made: Arrays) -> dict[str, Any]:
-    """The table of goals, by codec, and what is in no cell."""
+    """Measure the cells of the table of goals, by codec, and what is in none of them."""
     vocab_size = int(made["top_ids"].max()) + 1
     found: dict[str, Any] = {codec: {} for codec in CODECS}
     for name, (capture, fields, goals) in CELLS.items():
@@ -86,7 +86,7 @@ def synthetic_sizes(made: Arrays) -> dict[str, Any]:
 
 
 def parts(by_array: dict[str, float]) -> dict[str, float]:
-    """Bytes a token of a whole record, summed up as people ask for them."""
+    """Sum up the bytes a token of a record's parts: ids, log-probabilities, scalars, draws."""
     arrays = {name: size for name, size in by_array.items() if name != "kl"}
     scalars = [name for name in SCALARS if name not in POSITIONS]
     return {
@@ -100,7 +100,7 @@ def parts(by_array: dict[str, float]) -> dict[str, float]:
 
 
 def real_sizes() -> dict[str, Any]:
-    """The same parts of a store that a trained teacher's pass wrote."""
+    """Measure the same parts of a store that a trained teacher's capture wrote."""
     out = BUILD / "bench_store"
     if not (out / "store" / "DONE").exists():
         corpus = load_corpus(**REAL.corpus_bytes)
@@ -117,7 +117,7 @@ def real_sizes() -> dict[str, Any]:
 
 
 def encoding(made: Arrays, repeats: int) -> dict[str, Any]:
-    """Bare speed of the codec over ours: compressing the final arrays beside all of encoding."""
+    """Compare the time of the bare codec, compressing final arrays, with that of all encoding."""
     found = {}
     for codec in CODECS:
         spec = spec_of(int(made["top_ids"].max()) + 1, codec)
@@ -152,7 +152,7 @@ def _compress(final: dict[str, Any], specs: list[ArraySpec]) -> None:
 
 
 def ratio(a: Callable[[], None], b: Callable[[], None], repeats: int) -> float:
-    """Median processor time of a over that of b, in turns."""
+    """Return the median CPU time of `a` over that of `b`, measured in turns."""
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for run, into in zip((a, b), times, strict=True):
@@ -163,7 +163,7 @@ def ratio(a: Callable[[], None], b: Callable[[], None], repeats: int) -> float:
 
 
 def reading(made: Arrays, codec: str, folder: Path, quick: bool) -> dict[str, Any]:
-    """Random sequences of about 500 tokens, warm."""
+    """Measure reading of random sequences of about 500 tokens, from a warm cache."""
     store = write_store(folder / "store", made, codec, shards=2 if quick else 8)
     rng = np.random.default_rng(1)
     rows = rng.integers(len(store), size=10 if quick else 150).tolist()
@@ -205,7 +205,7 @@ def reading(made: Arrays, codec: str, folder: Path, quick: bool) -> dict[str, An
 
 
 def lines(value: Any, name: str = "", depth: int = 0) -> list[str]:
-    """For people: a line a figure, with goal and outcome."""
+    """Format the report for people: a line for each figure, with goal and outcome."""
     indent = "  " * depth
     if is_goal(value):
         outcome = "" if value["met"] else "  MISSED"

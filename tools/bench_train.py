@@ -5,18 +5,19 @@
 Steps of `transformers.Trainer`, with data, AdamW and clipping, of one student of 100 million
 parameters and 32,000 tokens, on the same rows, in processes of their own:
 
-* cross-entropy alone, through the same chunked head: what every other contender does, too;
+* cross-entropy alone, through the same chunked head: all other contenders compute this, too;
 * cross-entropy plus each loss here, from a store's top 64;
-* cross-entropy as transformers itself takes it, all logits at once;
-* a teacher of the student's tokenizer beside it, asked in every step for its whole vocabulary
+* cross-entropy as transformers itself computes it, all logits at once;
+* a live teacher with the student's tokenizer, which predicts its whole vocabulary in every step
   (`tools/live_teacher.py`); and that teacher's forward pass alone;
 * TRL's GOLD trainer, off-policy: ULD by bytes against a live teacher of another tokenizer. (Left
   out where TRL is not installed.)
 
-Contenders take turns with cross-entropy alone, a few at a time for the memory's sake, so that a
-slow minute of the machine meets both sides of a ratio. Time is the process's own on all cores, the
-least of its steps but the first, since whatever else runs here only ever adds to it; memory the
-most it held, beyond what Python and its libraries do. 4 GiB of disk under build/, which stay.
+Contenders take turns with cross-entropy alone, a few at a time because of the memory, so that a
+slow minute of the machine affects both sides of a ratio. Time is the process's CPU time on all
+cores, the least of its steps without the first, since other programs can only add to it. Memory is
+the most it held beyond what Python and its libraries hold. Models and stores take 4 GiB of disk
+under build/, and are kept.
 """
 
 import argparse
@@ -57,9 +58,9 @@ from tools.train_contenders import (
 )
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "bench_train"
-#: Left out of what is imported beforehand where it is missing.
+#: Not imported beforehand if it is not installed.
 TRL_GOLD = "trl.experimental.gold"
-#: Who takes turns with cross-entropy alone: as many as fit into 16 GiB.
+#: Groups of contenders that take turns with cross-entropy alone: as many as fit into 16 GiB.
 GROUPS = (
     ("uld", "mapped_kl", "alm"),
     ("multilevel_ot", "tail_kl", "sampled_kl"),
@@ -74,19 +75,19 @@ Measured = dict[str, float]
 
 
 class Turns:
-    """Says what a step took, and waits to be told to take the next."""
+    """A meter that reports the cost of a step, and waits for the signal to take the next."""
 
     def __init__(self, pipe: Connection) -> None:
         self.pipe, self.memory = pipe, PeakMemory()
 
     def begin(self) -> bool:
-        """Whether there is a next step; returns once it is this process's turn."""
+        """Wait for this process's turn; return whether there is a next step."""
         more = bool(self.pipe.recv())
         self._cpu_s, self._wall_s = time.process_time(), time.perf_counter()
         return more
 
     def end(self, store_wait: float | None = None) -> None:
-        """The step is done."""
+        """Report the cost of the step that has ended."""
         self.pipe.send(
             {
                 "cpu_s": time.process_time() - self._cpu_s,
@@ -98,7 +99,7 @@ class Turns:
 
 
 def taking_turns(cls: type[Trainer], turns: Turns) -> type[Trainer]:
-    """A trainer that does: a step is all from asking for its data to asking for the next's."""
+    """Make a trainer take turns; a step lasts from asking for its data to asking for the next's."""
 
     class TakingTurns(cls):  # type: ignore[valid-type, misc]
         def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
@@ -113,7 +114,7 @@ def taking_turns(cls: type[Trainer], turns: Turns) -> type[Trainer]:
 
 
 def contend(name: str, folder: Path, sizes: Sizes, pipe: Connection) -> None:
-    """Takes a step whenever it is told to."""
+    """Run a contender's process: take a step whenever it is told to."""
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     warnings.simplefilter("ignore")
     turns = Turns(pipe)
@@ -133,7 +134,7 @@ def contend(name: str, folder: Path, sizes: Sizes, pipe: Connection) -> None:
 
 
 def ask_teacher(folder: Path, sizes: Sizes, out: Path, turns: Turns) -> None:
-    """The forward pass of the live teacher, on the same batches."""
+    """Run the forward pass of the live teacher on the same batches."""
     make, _, settings = CONTENDERS[CE]
     trainer = make(trainer_class(CE), folder, sizes, out, "same", **settings)
     batches = iter(trainer.get_train_dataloader())
@@ -149,7 +150,7 @@ def ask_teacher(folder: Path, sizes: Sizes, out: Path, turns: Turns) -> None:
 
 
 class Started:
-    """A contender's process, from this side of the pipe."""
+    """A contender's process, as the parent process sees it."""
 
     def __init__(self, name: str, folder: Path, sizes: Sizes) -> None:
         context = multiprocessing.get_context("forkserver")
@@ -173,7 +174,7 @@ class Started:
 
 
 def measure(folder: Path, sizes: Sizes) -> Iterator[dict[str, Measured]]:
-    """Of each group, what its contenders took."""
+    """Measure the contenders of each group."""
     for group in GROUPS:
         names = [CE, *(n for n in group if n != GOLD or gold_trainer() is not None)]
         started = {name: Started(name, folder, sizes) for name in names}
@@ -188,7 +189,7 @@ def measure(folder: Path, sizes: Sizes) -> Iterator[dict[str, Measured]]:
 
 
 def _least(steps: Sequence[Measured]) -> Measured:
-    """Of each figure, without the first step; but the most memory of any."""
+    """Return the least of each figure without the first step, and the most memory of any step."""
     found = {
         key: min(step[key] for step in steps[1:]) for key in steps[0] if steps[-1][key] is not None
     }
@@ -199,7 +200,7 @@ def _least(steps: Sequence[Measured]) -> Measured:
 
 
 def relative(groups: Sequence[dict[str, Measured]], what: str) -> dict[str, float]:
-    """Each contender's figure over that of cross-entropy alone in its own group."""
+    """Return each contender's figure over that of cross-entropy alone in its own group."""
     return {
         name: measured[what] / group[CE][what]
         for group in reversed(groups)  # a contender of two groups counts in its first
@@ -208,7 +209,7 @@ def relative(groups: Sequence[dict[str, Measured]], what: str) -> dict[str, floa
 
 
 def judged(groups: Sequence[dict[str, Measured]]) -> dict[str, dict[str, Any]]:
-    """Every figure that has a goal, by loss."""
+    """Return every figure that has a goal, by loss."""
     times, peaks = relative(groups, "cpu_s"), relative(groups, "peak_bytes")
     waits = {name: each for group in groups for name, each in group.items()}
     return {
@@ -228,7 +229,7 @@ def judged(groups: Sequence[dict[str, Measured]]) -> dict[str, dict[str, Any]]:
 
 
 def reported(groups: Sequence[dict[str, Measured]], tokens: float) -> dict[str, dict[str, Any]]:
-    """A line a contender; beside cross-entropy alone, in its own group."""
+    """Format a line for each contender, relative to cross-entropy alone in its own group."""
     first = {name: each for group in reversed(groups) for name, each in group.items()}
     ratios = {what: relative(groups, what) for what in ("cpu_s", "peak_bytes")}
     return {

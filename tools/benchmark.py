@@ -1,4 +1,4 @@
-"""What every benchmark here prints: figures beside their goals, and what they were measured on.
+"""Report figures beside their goals, and the machine they were measured on, for every benchmark.
 
 A goal is a ratio within the run or a size, never an absolute time. In the JSON a figure that has
 one is `{"value": …, "target": …, "met": true|false}`.
@@ -27,7 +27,7 @@ table = aligned
 def goal(
     value: float, *, at_most: float | None = None, at_least: float | None = None
 ) -> dict[str, Any]:
-    """A figure beside what it should be."""
+    """Return a figure with its goal and whether it was met."""
     if at_most is not None:
         return {"value": value, "target": at_most, "met": value <= at_most}
     assert at_least is not None
@@ -35,18 +35,18 @@ def goal(
 
 
 def is_goal(value: Any) -> bool:
-    """Whether a value of a report is a figure with a goal."""
+    """Return whether a value of a report is a figure with a goal."""
     return isinstance(value, dict) and value.keys() == {"value", "target", "met"}
 
 
 def said(figure: Mapping[str, Any], at: str) -> str:
-    """A goal for people: `3.42x (>= 3x)`, and `MISSED` where it is."""
+    """Format a figure with a goal: `3.42x (>= 3x)`, and `MISSED` if it was missed."""
     target = f"{figure['value']:.2f} ({at} {figure['target']:g})"
     return target if figure["met"] else f"{target} MISSED"
 
 
 def surroundings(packages: Sequence[str]) -> dict[str, Any]:
-    """Machine, versions, date and command of this run."""
+    """Return machine, versions, date and command of this run."""
     return {
         "machine": {
             "processor": _processor(),
@@ -68,15 +68,16 @@ def run_sizes(
     measure: Callable[[S, bool], dict[str, Any]],
     shown: Callable[[S, dict[str, Any]], str],
 ) -> None:
-    """The command line of a benchmark that measures the same at several sizes.
+    """Run the command line of a benchmark that measures the same at several sizes.
 
     Args:
-        about: What the module says of itself.
-        packages: Whose versions decide.
-        threads: That were used.
-        sizes: What to measure, given whether to be quick.
-        measure: One of them, likewise; returns a member of the report's `sizes`.
-        shown: That member for people; each as soon as it is there.
+        about: The docstring of the benchmark's module.
+        packages: The packages whose versions are reported.
+        threads: The number of threads that were used.
+        sizes: Returns the sizes to measure, given whether to be quick.
+        measure: Measures one size, given whether to be quick; returns a member of the report's
+            `sizes`.
+        shown: Formats that member for people; printed as soon as it is measured.
     """
     parser = argparse.ArgumentParser(description=about.split("\n")[0])
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -93,15 +94,17 @@ def run_sizes(
 
 
 class PeakMemory:
-    """How much more memory this process held, at most, than when this was made (Linux)."""
+    """The peak of this process's memory above what it held when this was made (Linux)."""
 
     def __init__(self) -> None:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed, but kept, would hide as much of a peak
-        Path("/proc/self/clear_refs").write_text("5")  # forget the largest so far
+        ctypes.CDLL(None).malloc_trim(
+            0
+        )  # freed memory that malloc keeps would hide a part of the peak
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         self._before = _status_bytes("VmRSS")
 
     def bytes_more(self) -> int:
-        """A page at least: what is smaller cannot be seen, and nothing is divided by zero."""
+        """Return the bytes, at least one page: less cannot be seen, and ratios divide by it."""
         return max(os.sysconf("SC_PAGE_SIZE"), _status_bytes("VmHWM") - self._before)
 
 

@@ -1,10 +1,10 @@
-"""The exactness table: runs that must be one run, and how far apart their steps are.
+"""Make the exactness table: runs that must agree, and how far apart their steps are.
 
     python -m tools.exactness [--json] [--quick]
 
-A line is what tests compared over twenty steps or more: the largest and the mean difference of loss
-and of gradient norm, as parts of their size. The tests judge it; they run here as they stand, those
-that the suite leaves out for their length too, but for `--quick`. Exit status 1: one failed.
+A line is a comparison that tests make over twenty steps or more: the largest and the mean relative
+difference of loss and of gradient norm. The tests judge it; they run here unchanged, with those
+that the suite leaves out because they are long, except with `--quick`. Exit status 1: one failed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TESTS = (
 
 
 class Collected:
-    """A plugin of pytest that keeps what tests recorded, and which did not pass."""
+    """A pytest plugin that collects what tests recorded, and the tests that did not pass."""
 
     def __init__(self) -> None:
         self.lines: list[dict[str, Any]] = []
@@ -41,7 +41,7 @@ class Collected:
             self.lines += [{**line, "holds": report.passed} for line in found]  # type: ignore[dict-item]
 
     def table(self) -> list[dict[str, Any]]:
-        """The lines, those of one comparison as one: its runs, and the worst of them."""
+        """Merge the lines of each comparison into one: its runs, and the worst of them."""
         alike: dict[str, list[dict[str, Any]]] = {}
         for line in self.lines:
             alike.setdefault(line["comparison"], []).append(line)
@@ -57,7 +57,7 @@ class Collected:
 
 
 def measured(quick: bool) -> Collected:
-    """Runs the tests."""
+    """Run the tests and collect what they recorded."""
     found = Collected()
     chosen = ["-m", "not slow" if quick else "slow or not slow"]
     flags = ["-n", "0", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *chosen]
@@ -69,7 +69,7 @@ def measured(quick: bool) -> Collected:
 
 
 def shown(lines: list[dict[str, Any]]) -> str:
-    """For people."""
+    """Format the table for people."""
     head = ["", "runs", "steps", "loss: max", "mean", "gradient norm: max", "mean", "within", ""]
     rows = [
         [

@@ -1,18 +1,18 @@
-"""What `tools.experiment_quality` measured, as the table and the plot of BENCHMARKS.md.
+"""Make the table and the plot of BENCHMARKS.md from what `tools.experiment_quality` measured.
 
     python -m tools.experiment_page build/quality/results.json     (keeps it beside this file)
 
 The page has three files from here: `experiment_quality.json`, the runs; `experiment_quality.svg`,
-the plot; and `experiment_quality.md`, what people concluded, whose figures a test looks up in the
+the plot; and `experiment_quality.md`, the conclusions, whose figures a test compares with the
 table.
 
-A student is compared with one that differs in nothing but its loss: of the same seed, so of the
-same weights, rows in the same order and dropout, trained by cross-entropy alone. (The part `k` is
-compared with `main`, whose store is another, so its rows come in another order.) Of the differences
-of n seeds d, the table has their mean, and the half width of Student's 95 % interval around it,
-t(n-1) std(d) / sqrt(n): for three seeds, 2.5 standard deviations. A loss is `better` or `worse`
-where that interval leaves out zero; `better?` and `worse?` where all seeds agree and it does not:
-of losses that do nothing, one in four would; `undecided` otherwise.
+A student is compared with one that differs only in its loss, cross-entropy alone: it has the same
+seed, and so the same weights, order of rows and dropout. (The part `k` is compared with `main`,
+which has another store, and so another order of rows.) For the differences d of n seeds, the table
+has the mean and the half width of Student's 95 % interval, t(n-1) std(d) / sqrt(n): for three
+seeds, 2.5 standard deviations. A loss is `better` or `worse` if the interval excludes zero,
+`better?` or `worse?` if it does not but all seeds agree (one in four losses without any effect
+would), and `undecided` otherwise.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 HERE = Path(__file__).parent
 KEPT, PLOT, SAID = (HERE / f"experiment_quality.{ending}" for ending in ("json", "svg", "md"))
 
-#: Student's t at 97.5 %, by the number of differences; of more than these, the last.
+#: Student's t at 97.5 %, by the number of differences; the last holds for more.
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-#: What the parts are, for people.
+#: A description of each part, for people.
 PARTS = {
     "main": "another tokenizer, random weights, little text",
     "k": "the same, from stores of fewer entries",
@@ -41,13 +41,13 @@ PARTS = {
 
 
 class Line(NamedTuple):
-    """A contender of a part, over its seeds; bits per byte.
+    """The results of a contender in one part of the experiment, in bits per byte.
 
     Attributes:
-        part: Of `PARTS`.
-        name: Of its loss.
-        values: Of each seed.
-        differences: To cross-entropy, seed by seed; empty for cross-entropy itself.
+        part: The part, one of `PARTS`.
+        name: The name of the loss.
+        values: The result of each seed.
+        differences: The difference to cross-entropy for each seed; empty for cross-entropy itself.
     """
 
     part: str
@@ -61,7 +61,7 @@ class Line(NamedTuple):
 
     @property
     def half_width(self) -> float | None:
-        """Of the 95 % interval around the mean difference; None of a single seed."""
+        """Return the half width of the 95 % interval around the mean; None for a single seed."""
         n = len(self.differences)
         if n < 2:
             return None
@@ -69,7 +69,7 @@ class Line(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """In the words of the head of this file."""
+        """Return `better`, `worse?` and so on, as the head of this file defines them."""
         word = "worse" if self.mean > 0 else "better"
         if self.half_width is not None and abs(self.mean) > self.half_width:
             return word
@@ -78,10 +78,10 @@ class Line(NamedTuple):
 
 
 def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
-    """Every contender, parts in the order of `PARTS`.
+    """Collect the results of every contender, parts in the order of `PARTS`.
 
     Raises:
-        ValueError: What is compared had different teachers.
+        ValueError: Students that are compared had different teachers.
     """
     teachers(runs)
     groups: dict[tuple[str, str], dict[int, float]] = {}
@@ -95,10 +95,11 @@ def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
 
 
 def teachers(runs: Sequence[Mapping[str, Any]]) -> dict[float, list[str]]:
-    """Bits per byte of each teacher, and the parts whose students learnt from it.
+    """Map the bits per byte of each teacher to the parts whose students learnt from it.
 
     Raises:
-        ValueError: The students of a part learnt from several; of `k`, not from that of `main`.
+        ValueError: The students of a part had several teachers, or those of `k` another than
+            `main`.
     """
     by_part: dict[str, set[float]] = {}
     for run in runs:
@@ -112,7 +113,7 @@ def teachers(runs: Sequence[Mapping[str, Any]]) -> dict[float, list[str]]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown; a heading line for each part."""
+    """Format the results as a Markdown table with a heading line for each part."""
     rows = [
         "| | bits/byte | of the seeds | against `ce` | 95 % | |",
         "|---|--:|--:|--:|--:|---|",
@@ -154,7 +155,7 @@ svg{background:#fff}text{fill:#24292f;font:12px sans-serif}.head{font-weight:600
 
 
 def plot(results: Mapping[str, Any]) -> str:
-    """SVG: of each contender every seed's difference to cross-entropy, and the 95 % interval."""
+    """Draw each contender's differences to cross-entropy and their 95 % interval, as SVG."""
     found = [line for line in lines(results["runs"]) if line.differences]
     largest = max(abs(d) for line in found for d in line.differences)
     ticks = int(largest / _TICK + 1)
@@ -207,7 +208,7 @@ def _drawn(line: Line, y: int, middle: float, scale: float) -> Iterator[str]:
 
 
 def section(results: Mapping[str, Any]) -> list[str]:
-    """The lines of the page beneath its heading and surroundings."""
+    """Return the lines of the page's section, below its heading and surroundings."""
     return [
         SAID.read_text(encoding="utf-8").strip(),
         "",
@@ -219,7 +220,7 @@ def section(results: Mapping[str, Any]) -> list[str]:
 
 
 def keep(results: Mapping[str, Any]) -> None:
-    """Writes the files that the page is made of: a line a run, so that changes can be read."""
+    """Write the files that the page is made from; a line for each run makes changes readable."""
     runs = ",\n".join(json.dumps(run) for run in results["runs"])
     rest = json.dumps({k: v for k, v in results.items() if k != "runs"}, indent=1)
     KEPT.write_text(f'{rest[:-2]},\n "runs": [\n{runs}\n]}}\n')

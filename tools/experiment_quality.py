@@ -7,18 +7,18 @@ on other documents, each with three seeds, by public commands alone:
 
     main     each loss, from random weights, little text; the student's tokenizer is of another kind
     ample    some of them with ten times the text
-    warm     some of them from weights that had read another text before
-    gentle   those again as trained students are used to it: ample text twice, a tenth of the
+    warm     some of them from weights that were trained on another text before
+    gentle   those again with settings for trained students: ample text twice, a tenth of the
              learning rate
     k        mapped KL and ULD from stores with 4 and 16 entries a token
     same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher, whole and
              cut as a store cuts it
 
-It may be stopped at any time and goes on where it was. On another machine `--known` takes the
-finished parts of an earlier `results.json` over, with the teacher that theirs was: of the same
-seeds, but other processors round differently. In the end `results.json` and the table and plot
-(`results.md`, `results.svg`) are in the folder; `python -m tools.experiment_page` takes them
-over into BENCHMARKS.md. Five hours on two cores.
+It may be stopped at any time; a second run continues it. On another machine, `--known` copies the
+finished parts of an earlier `results.json`; those had another teacher, since processors round
+differently even with the same seeds. In the end, `results.json` and the table and plot
+(`results.md`, `results.svg`) are in the folder; `python -m tools.experiment_page` copies them
+into BENCHMARKS.md. It takes five hours on two cores.
 """
 
 import argparse
@@ -44,7 +44,7 @@ from tools.experiment_page import plot, table
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of everything."""
+    """The sizes of the texts, the models and the training runs."""
 
     teacher: Shape
     student: Shape
@@ -83,7 +83,7 @@ QUICK = Scale(
     seeds=demo.QUICK.seeds,
 )
 
-#: In place of a loss: a student as it begins.
+#: In place of a loss: a student before training.
 UNTRAINED = "untrained"
 #: The losses, with the papers' weights where they name one.
 LOSSES = {
@@ -108,15 +108,15 @@ LOSSES = {
 
 
 class Job(NamedTuple):
-    """One student.
+    """One student to train and measure.
 
     Attributes:
-        part: Of the experiment, as in the head of this file.
-        loss: Of `LOSSES`.
-        seed: Of its weights, its order of rows and its dropout.
-        data: Which text.
-        k: Entries a token of its store.
-        start: Which weights it begins with: a folder beside `out`.
+        part: The part of the experiment, from the head of this file.
+        loss: The loss, one of `LOSSES`.
+        seed: The seed of its weights, its order of rows and its dropout.
+        data: The text that it is trained on.
+        k: The entries a record of its store.
+        start: The weights that it begins with: a folder beside `out`.
     """
 
     part: str
@@ -136,7 +136,7 @@ class Job(NamedTuple):
 
 
 def jobs(scale: Scale) -> list[Job]:
-    """All students, most telling first."""
+    """List all students, the most informative first."""
     same = ("tail_kl", *(name for name in LOSSES if name.startswith("live KL")))
     others = ("mapped_kl, a fifth", "mapped_kl, strict", "alm, balanced")
     across = [name for name in LOSSES if name not in (*same, *others, UNTRAINED)]
@@ -155,7 +155,7 @@ def jobs(scale: Scale) -> list[Job]:
 
 
 def run(out: Path, scale: Scale, known: Path | None) -> dict[str, Any]:
-    """Everything that is not there yet; returns what `results.json` holds."""
+    """Run all that no earlier run has finished; return what `results.json` holds."""
     commands = Commands(cache=out.resolve() / "cache")
     prepare_text(out, scale)
     make_models(out, scale)
@@ -170,7 +170,7 @@ def run(out: Path, scale: Scale, known: Path | None) -> dict[str, Any]:
 
 
 def take_over(out: Path, known: Path, scale: Scale) -> None:
-    """Counts the students of every part that is whole in `known` as trained."""
+    """Take the students of every part that is complete in `known` as trained."""
     found = {Job(**{name: run[name] for name in Job._fields}): run for run in read(known)["runs"]}
     wanted = jobs(scale)
     lacking = {job.part for job in wanted if job not in found}
@@ -188,7 +188,7 @@ def json_of(scale: Scale) -> Any:
 
 
 def prepare_text(out: Path, scale: Scale) -> None:
-    """The texts, split by document; the little one is the beginning of the ample one."""
+    """Write the texts, split by document; the little one is the beginning of the ample one."""
     if (out / "data").exists():
         return
     corpus = load_corpus(
@@ -207,7 +207,7 @@ def prepare_text(out: Path, scale: Scale) -> None:
 
 
 def spread(rows: list[str]) -> list[str]:
-    """Every tenth row first, and so on: the beginning is of all kinds of documents."""
+    """Reorder rows so that the beginning has all kinds of documents: every tenth row first."""
     return [row for start in range(10) for row in rows[start::10]]
 
 
@@ -222,7 +222,7 @@ def first_bytes(rows: Sequence[str], size: int) -> list[str]:
 
 
 def make_models(out: Path, scale: Scale) -> None:
-    """The teacher, and random students of both tokenizers, in a process of their own memory."""
+    """Make the teacher, and random students of both tokenizers, in a separate process."""
     if (out / "init").exists():
         return
     from tools.demo import models  # torch and transformers
@@ -245,7 +245,7 @@ def make_models(out: Path, scale: Scale) -> None:
 
 
 def capture_all(out: Path, commands: Commands) -> None:
-    """A store for each text and k, and one of values alone to read another text from."""
+    """Capture a store for each text and k, and one without ids for the text of the warm start."""
     wanted = [("little", 64), ("little", 16), ("little", 4), ("ample", 64), ("before", 1)]
     for data, k in wanted:
         store = out / f"store-{data}-{k}"
@@ -259,7 +259,7 @@ def capture_all(out: Path, commands: Commands) -> None:
 
 
 def warm_up(out: Path, scale: Scale, commands: Commands) -> None:
-    """Students that have read another text, as those of a hub have."""
+    """Train students on another text first, as those of a hub were."""
     for seed in scale.seeds:
         warm = out / "init" / "warm" / str(seed)
         if (warm / "results.json").exists():
@@ -270,7 +270,7 @@ def warm_up(out: Path, scale: Scale, commands: Commands) -> None:
 
 
 def train_all(out: Path, scale: Scale, commands: Commands, teacher: float) -> list[dict[str, Any]]:
-    """As many at a time as there are cores, one thread each; each says how good its teacher is."""
+    """Train students in parallel, one for each core; each run records its teacher's quality."""
     wanted = jobs(scale)
     done = []
     with (
@@ -291,7 +291,7 @@ def train_all(out: Path, scale: Scale, commands: Commands, teacher: float) -> li
 def student(
     out: Path, job: Job, scale: Scale, commands: Commands, teacher: float
 ) -> dict[str, Any]:
-    """Trains and measures one, unless an earlier run has."""
+    """Train and measure one student, unless an earlier run has."""
     result = result_of(out, job)
     if result.exists():
         found: dict[str, Any] = read(result)
@@ -311,7 +311,7 @@ def student(
     found = job._asdict() | {name: measured[name] for name in ("bits_per_byte", "time_s")}
     found["teacher"] = teacher
     keep(result, found)
-    shutil.rmtree(folder)  # a hundred students are a gigabyte
+    shutil.rmtree(folder)  # a hundred students would take a gigabyte
     return found
 
 

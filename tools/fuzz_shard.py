@@ -45,7 +45,7 @@ LIMIT_BYTES = 100 * 1024 * 1024
 
 
 class Target:
-    """A small shard with every optional block, and a place to put its mutants."""
+    """A small shard with every optional block, and a reader of its mutants."""
 
     def __init__(self, folder: Path, codec: str) -> None:
         of = stores.spec(chunks=(8, 16), temperatures=(2.0,), draws=3, codec=codec)
@@ -60,7 +60,7 @@ class Target:
         self.executions = self.refused = 0
 
     def mutant(self, data: bytes) -> bytes:
-        """Bytes of an archive, as `data` says: edits of members, or of the archive itself."""
+        """Return an archive with the edits that `data` encodes: of members, or of the archive."""
         if len(data) < 4:
             return data
         kind, data = data[0] % 8, data[1:]
@@ -99,7 +99,7 @@ class Target:
 
 
 def edited(original: bytes, data: bytes) -> bytes:
-    """Edits read from `data`: (place, what, value) of four bytes each."""
+    """Apply the edits in `data`, each four bytes: a place, a kind of edit and a value."""
     out = bytearray(original)
     for i in range(0, min(len(data), 64) - 3, 4):
         place, what, value = data[i] | data[i + 1] << 8, data[i + 2], data[i + 3]
@@ -116,7 +116,7 @@ def edited(original: bytes, data: bytes) -> bytes:
 
 
 def with_checksums(original: bytes, changed: bytes) -> bytes:
-    """A data member whose chunk and index checksums are right again, if its layout still is."""
+    """Correct the chunk and index checksums of a data member, if its layout is still valid."""
     if len(changed) != len(original):
         return changed
     out = bytearray(changed)
@@ -139,7 +139,7 @@ def put_checksum(out: bytearray, start: int, stop: int) -> None:
 
 
 class Run:
-    """Counts, keeps findings, watches memory, and stops in time."""
+    """A fuzzing run that counts executions, keeps findings, watches memory and stops in time."""
 
     def __init__(self, target: Target, seconds: float, findings: Path) -> None:
         self.target, self.stop_at, self.findings = target, time.monotonic() + seconds, findings
@@ -179,13 +179,13 @@ class Run:
 
 
 def begin_measuring() -> int:
-    """Forget the peak so far (Linux); returns what is resident now."""
+    """Reset the peak of resident memory (Linux); return the resident bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident_bytes("VmRSS")
 
 
 def resident_bytes(name: str) -> int:
-    """A line of /proc/self/status."""
+    """Return a number of bytes from a line of /proc/self/status."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition(f"{name}:")[2].split()[0]) * 1024
 

@@ -8,8 +8,8 @@ After each kill: every shard that was ever seen is still the same file with the 
 an uninterrupted capture, and the store verifies. When a store gets finished it must be byte for
 byte the uninterrupted one; then the next is begun, until there were enough kills.
 
-With `--workers N`, so many processes share a store by claims (`--claim`). Now and then one of them
-is killed, and another takes its place at once.
+With `--workers N`, N processes share a store by claims (`--claim`). Now and then one of them is
+killed, and another takes its place immediately.
 
 Prints one line of counts; exit status 1 as soon as anything is not as it should be.
 """
@@ -44,7 +44,7 @@ SHARD_TEXT_BYTES = 100
 
 
 class Trial:
-    """One teacher, one dataset, and what an uninterrupted capture of them is."""
+    """One teacher, one dataset, and the bytes of an uninterrupted capture of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +61,7 @@ class Trial:
         self.counts: Counter[str] = Counter()
 
     def begin(self, out: Path, *, claim: bool = False) -> int:
-        """A capture in a process of its own."""
+        """Start a capture in a forked process."""
         child = os.fork()
         if child == 0:
             silence = os.open(os.devnull, os.O_WRONLY)
@@ -82,7 +82,7 @@ class Trial:
         return child
 
     def attempt(self, out: Path, delay_s: float | None) -> bool:
-        """Run and kill, or let it finish; returns whether the kill came in time."""
+        """Start a capture and kill it; return whether the kill came before its end."""
         child = self.begin(out)
         if delay_s is not None:
             time.sleep(delay_s)
@@ -93,7 +93,7 @@ class Trial:
         return code == -signal.SIGKILL
 
     def share(self, out: Path, workers: int, kills: int, rng: np.random.Generator) -> int:
-        """Workers of one store, of which some are killed and replaced; returns how many were."""
+        """Run workers that share a store, kill and replace some; return how many were killed."""
         children = [self.begin(out, claim=True) for _ in range(workers)]
         killed = 0
         while children:
@@ -115,7 +115,7 @@ class Trial:
         return killed
 
     def check(self, out: Path) -> None:
-        """What a stranger finds after the kill."""
+        """Check the store after a kill: shards are unchanged, and it verifies."""
         for path in sorted(out.glob("shards/*.zarr.zip")):
             identity = (path.stat().st_ino, path.stat().st_mtime_ns)
             if self.kept.setdefault(path, identity) != identity:
@@ -131,7 +131,7 @@ class Trial:
             raise AssertionError(f"{out}: {damaged}")
 
     def check_finished(self, out: Path) -> None:
-        """The promise: the same bytes as without a kill."""
+        """Check that a finished store has the same bytes as an uninterrupted capture."""
         if tree(out) != self.wanted:
             raise AssertionError(f"{out} is not the store of an uninterrupted capture")
         self.counts["stores finished, byte-identical"] += 1

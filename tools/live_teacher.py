@@ -1,14 +1,14 @@
-"""A student of a live teacher that shares its tokenizer: what `tail_kl` stands in for.
+"""Train a student from a live teacher that shares its tokenizer, which `tail_kl` approximates.
 
     python -m tools.live_teacher TEACHER --store … --model_name_or_path …  (as distill train)
 
-The teacher's weights are in memory and asked in every step for its whole distribution; the loss is
+The teacher's weights are in memory, and predict its whole distribution in every step; the loss is
 cross-entropy plus KL(teacher || student) over the full vocabulary, averaged over labels, from one
 forward pass of each. Rows, their order, labels and optimizer are those of `distill train` on the
 same store. `--top_k K` cuts the teacher as a store does, to its K most probable tokens and one
-bucket for all others: what is then left of the distance to `tail_kl` is the store's, not the cut's.
+class for all others: what then still differs from `tail_kl` is due to the store, not to the cut.
 
-Shape legend: N = labels, V = vocabulary, K = tokens of their own.
+Shape legend: N = labels, V = vocabulary, K = most probable tokens.
 """
 
 import json
@@ -27,11 +27,11 @@ from distill.training.trainer import CachedTeacherTrainer
 
 
 class LiveTeacherTrainer(CachedTeacherTrainer):
-    """`CachedTeacherTrainer` with `loss="ce"`, and a teacher beside it.
+    """A `CachedTeacherTrainer` with `loss="ce"`, and a live teacher beside it.
 
     Args:
-        teacher: Of the student's tokenizer, in eval mode.
-        top_k: Tokens that are compared by themselves; None: all.
+        teacher: A model with the student's tokenizer, in eval mode.
+        top_k: How many tokens are compared one by one, all others as one class; None: all.
     """
 
     def __init__(self, teacher: PreTrainedModel, top_k: int | None = None, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ class LiveTeacherTrainer(CachedTeacherTrainer):
     def _loss(
         self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
     ) -> tuple[Tensor, dict[str, Term]]:
-        """Cross-entropy as from a store, and the KL of all that the teacher says."""
+        """Return cross-entropy as with a store, plus the KL to the teacher's distribution."""
         seen, rows_N = self._seen(inputs), inputs["rows"]
         labels_N = inputs["labels"].flatten()[rows_N + 1]
         with torch.no_grad():
@@ -58,7 +58,7 @@ class LiveTeacherTrainer(CachedTeacherTrainer):
 
 
 def cut(logprobs_NV: Tensor, top_NK: Tensor) -> Tensor:
-    """(N, K + 1): log-probabilities of the K tokens, and of all others together."""
+    """Return (N, K + 1) log-probabilities of the K tokens and of all others together."""
     others_NV = logprobs_NV.scatter(1, top_NK, -torch.inf)
     return torch.cat([logprobs_NV.gather(1, top_NK), others_NV.logsumexp(1, keepdim=True)], 1)
 

@@ -1,7 +1,7 @@
-"""How fast a store is read, beside bare decoding, zarr and `datasets`, in one process.
+"""Measure how fast a store is read, beside bare decoding, zarr and `datasets`, in one process.
 
-Times are of the processor (all threads), so that other programs on the machine disturb ratios
-little; contenders take turns; medians. Used by `tools/bench_store.py`.
+Times are CPU times of all threads, so that other programs on the machine disturb ratios little.
+Contenders take turns, and figures are medians. Used by `tools/bench_store.py`.
 """
 
 import time
@@ -33,7 +33,7 @@ _WARM = 10
 
 
 def write_store(folder: Path, made: Arrays, codec: str, shards: int) -> LogitStore:
-    """Sequences of 400 to 600 tokens (few tokens: shorter), each shard with all, shuffled."""
+    """Write a store with sequences of 400 to 600 tokens (fewer if there are few), shuffled."""
     spec = spec_of(int(made["top_ids"].max()) + 1, codec)
     spec = replace(spec, tokenizer=spec.tokenizer | {"size": spec.vocab_size})
     encoded = encode_records(raw_records(made, spec), spec)
@@ -55,7 +55,7 @@ def write_store(folder: Path, made: Arrays, codec: str, shards: int) -> LogitSto
 
 
 def bare(store: LogitStore) -> Read:
-    """Decoding of the chunks that a sequence's entries lie in, already in memory."""
+    """Decode the chunks that hold a sequence's entries, already in memory."""
 
     def read(i: int) -> float:
         index, place = store.locate(i)
@@ -72,7 +72,7 @@ def bare(store: LogitStore) -> Read:
 
 
 def through_zarr(store: LogitStore, folder: Path) -> Read:
-    """The same arrays unpacked into folders, opened by zarr; stored codes, not yet decoded."""
+    """Read the stored codes of the same arrays by zarr, from folders, without decoding them."""
     names = ("entry_ids", "entry_logprobs", "entry_count", "tail_logmass")
     opened: list[list[Any]] = []
     offsets: list[tuple[Any, Any]] = []
@@ -98,7 +98,7 @@ def through_zarr(store: LogitStore, folder: Path) -> Read:
 
 
 def through_datasets(store: LogitStore, folder: Path) -> dict[str, Read]:
-    """The same entries as nested lists in Parquet, as others' pipelines keep them."""
+    """Read the same entries by `datasets`, from nested lists in Parquet."""
     folder.mkdir()
     path = folder / "entries.parquet"
     writer = None
@@ -120,9 +120,9 @@ def through_datasets(store: LogitStore, folder: Path) -> dict[str, Read]:
 
 
 def medians(readers: dict[str, Read], rows: list[int]) -> dict[str, float]:
-    """Seconds of each, in turns of some rows; a reader named ``bare`` measures itself.
+    """Return the median seconds of each reader, in turns of some rows; ``bare`` times itself.
 
-    The first reads of a turn only bring a contender's own code and tables back into the cache.
+    The first reads of a turn are not counted: they bring the reader's code into the cache.
     """
     times: dict[str, list[float]] = {name: [] for name in readers}
     for start in range(0, len(rows), _TURN):
@@ -137,7 +137,7 @@ def medians(readers: dict[str, Read], rows: list[int]) -> dict[str, float]:
 
 
 def many(store: LogitStore, batches: list[list[int]]) -> dict[str, float]:
-    """Seconds a sequence of a batch, by itself and together; by the clock, because of threads."""
+    """Return seconds a sequence, read one by one and in batches; wall time, because of threads."""
     one = {"single": lambda rows: [store[i] for i in rows], "together": store.read_many}
     times: dict[str, list[float]] = {name: [] for name in one}
     for rows in batches:
@@ -149,7 +149,7 @@ def many(store: LogitStore, batches: list[list[int]]) -> dict[str, float]:
 
 
 class _Batches(torch.utils.data.Dataset[int]):
-    """Reads batches in a worker, and says only how many tokens it read."""
+    """A dataset whose items are batches, read in a worker; it returns their number of tokens."""
 
     def __init__(self, path: Path, batches: list[list[int]]) -> None:
         self.store, self.batches = open_store(path), batches
@@ -162,7 +162,7 @@ class _Batches(torch.utils.data.Dataset[int]):
 
 
 def loaders(path: Path, batches: list[list[int]], repeats: int) -> dict[int, float]:
-    """Tokens a second of wall time through data loaders with one and with two workers."""
+    """Return tokens per second of wall time through data loaders with one and two workers."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(repeats):
         for workers, found in rates.items():

@@ -1,7 +1,7 @@
-"""Bytes a token of everything a store may keep, by codec, and of what else one would write.
+"""Measure the bytes a token of everything that a store may keep, by codec, and of other formats.
 
-Sizes are those of the arrays' members in a shard, as the writer makes them: chunk indexes and
-checksums included, `zarr.json` (a few hundred bytes a shard) and the text not. Used by
+Sizes are those of the arrays' members in a shard, as the writer makes them. Chunk indexes and
+checksums are included; `zarr.json` (a few hundred bytes a shard) and the text are not. Used by
 `tools/bench_store.py`.
 
 Shape legend: n = tokens, K = entries asked for.
@@ -46,7 +46,7 @@ CELLS: dict[str, tuple[dict[str, Any], tuple[str, ...], tuple[float, float]]] = 
 
 
 def spec_of(vocab_size: int, codec: str, **capture: Any) -> StoreSpec:
-    """A spec of a store that nobody captured."""
+    """Make the spec of a store of the synthetic teacher."""
     settings: dict[str, Any] = {"top_k": 64, "max_tail": None, "ids": True, "draws": 0}
     spec = StoreSpec(
         teacher={
@@ -63,10 +63,10 @@ def spec_of(vocab_size: int, codec: str, **capture: Any) -> StoreSpec:
 
 
 def raw_records(made: Arrays, spec: StoreSpec) -> RawRecords:
-    """The synthetic teacher's records, as a capture with this spec would have them."""
+    """Return the synthetic teacher's records, as a capture with this spec would have them."""
     n, k = len(made["token_ids"]), spec.top_k
     p_nk = np.exp(made["top_logprobs"].astype(np.float64))
-    # Probability outside the first 0, 1, … entries, from the far end, so that nothing cancels.
+    # The tail after 0, 1, … entries, summed from the smallest, so that nothing cancels.
     outside = np.exp(made["tail_logmass"].astype(np.float64))[:, None]
     tails = np.cumsum(np.concatenate([outside, p_nk[:, ::-1]], axis=1), axis=1)[:, ::-1]
     count = np.full(n, k)
@@ -89,7 +89,7 @@ def raw_records(made: Arrays, spec: StoreSpec) -> RawRecords:
 
 
 def _distinct(drawn_nd: Array) -> Arrays:
-    """Sorted draws as distinct ones and their counts."""
+    """Convert sorted draws to distinct draws and their counts."""
     is_new = np.ones(drawn_nd.shape, bool)
     is_new[:, 1:] = drawn_nd[:, 1:] != drawn_nd[:, :-1]
     count, place = is_new.sum(axis=1), np.cumsum(is_new, axis=1) - 1
@@ -101,7 +101,7 @@ def _distinct(drawn_nd: Array) -> Arrays:
 
 
 def as_sequence(encoded: EncodedRecords, row: int) -> tuple[SequenceText, EncodedRecords]:
-    """Records as those of a whole row of made-up text."""
+    """Return records as a sequence: one whole row of made-up text."""
     lengths = encoded.fields["byte_lengths"].astype(np.int64)
     fields = encoded.fields | {"byte_starts": np.cumsum(lengths) - lengths}
     text = ("word " * (int(lengths.sum()) // 5 + 1))[: int(lengths.sum())]
@@ -110,7 +110,7 @@ def as_sequence(encoded: EncodedRecords, row: int) -> tuple[SequenceText, Encode
 
 
 def sizes(made: Arrays, spec: StoreSpec, tokens_of_a_sequence: int = 512) -> dict[str, float]:
-    """Bytes a token of each array, in one shard; and ``kl``, the mean KL of coding in nats."""
+    """Return the bytes a token of each array in one shard, and ``kl``, coding's mean KL in nats."""
     encoded = encode_records(raw_records(made, spec), spec)
     n = len(encoded)
     lengths = [min(tokens_of_a_sequence, n - i) for i in range(0, n, tokens_of_a_sequence)]
@@ -121,12 +121,12 @@ def sizes(made: Arrays, spec: StoreSpec, tokens_of_a_sequence: int = 512) -> dic
 
 
 def cell(found: Mapping[str, float], fields: tuple[str, ...]) -> float:
-    """Bytes a token of some arrays together."""
+    """Return the bytes a token of some arrays together."""
     return sum(found.get(name, 0.0) for name in fields)
 
 
 def beside(made: Arrays, k: int = 64) -> dict[str, float]:
-    """What the same entries take elsewhere: naive, Parquet, and the floor of order 0."""
+    """Return the bytes a token of the same entries elsewhere: naive, Parquet, order-0 entropy."""
     spec = spec_of(int(made["top_ids"].max()) + 1, "portable", top_k=k)
     encoded = encode_records(raw_records(made, spec), spec)
     n = len(encoded)
@@ -144,13 +144,13 @@ def beside(made: Arrays, k: int = 64) -> dict[str, float]:
 
 
 def order_0(values: Array) -> float:
-    """Bytes by the entropy of single symbols, their table for free."""
+    """Return the bytes by the entropy of single symbols, their table not counted."""
     counts = np.unique(values, return_counts=True)[1]
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
 def recoded(shards: list[Shard], codec: str) -> dict[str, float]:
-    """Bytes a token of the arrays of a store, as this codec would have them."""
+    """Return the bytes a token of a store's arrays, as this codec would code them."""
     found: dict[str, float] = {}
     for shard in shards:
         spec = replace(shard.spec, codec=shard.spec.codec | {"name": codec})

@@ -1,4 +1,4 @@
-"""A teacher made of formulas: next-token distributions with the statistics of a language model's.
+"""Make next-token distributions from formulas, with the statistics of a language model's.
 
     from tools.synthetic_teacher import cached_topk
     records = cached_topk()  # at its defaults a minute or two of work; kept under build/
@@ -37,7 +37,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def cached_topk(settings: Mapping[str, Any] | None = None, folder: Path = CACHE) -> Arrays:
-    """`synthetic_topk`, made once for the same settings and torch."""
+    """Return `synthetic_topk`, computed once for the same settings and version of torch."""
     settings = DEFAULTS | dict(settings or {})
     name = json.dumps([settings, torch.__version__], sort_keys=True)
     path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
@@ -54,7 +54,7 @@ def cached_topk(settings: Mapping[str, Any] | None = None, folder: Path = CACHE)
 def synthetic_topk(
     n_tokens: int, vocab_size: int, k: int, seed: int, draws: int, bf16: bool
 ) -> Arrays:
-    """Top-k of n_tokens consecutive positions.
+    """Compute the k most probable tokens of n_tokens consecutive positions.
 
     Returns:
         top_ids (n, k) uint32 and top_logprobs (n, k) float32, most probable first, over the full
@@ -77,7 +77,7 @@ def synthetic_topk(
 def _logits(
     n_tokens: int, vocab_size: int, gen: torch.Generator, bf16: bool
 ) -> Iterator[torch.Tensor]:
-    """(b, V) at a time."""
+    """Yield the logits in blocks of (b, V)."""
     weight_VH = torch.randn(vocab_size, _WIDTH, generator=gen) / _WIDTH**0.5
     jitter_V = torch.exp(0.8 * torch.randn(vocab_size, generator=gen))
     rank_V = ((torch.arange(vocab_size) + 10) * jitter_V).argsort().argsort()

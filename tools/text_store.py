@@ -1,9 +1,9 @@
-"""A store of real text whose teacher is made up: what the student's side of a run costs.
+"""Write a store of real text with a made-up teacher, to measure the student's side of a run.
 
 Text and both tokenizers are real (documents that come with Python, byte-level BPE learned from
 them), so tokenising, alignment and the maps between vocabularies are those of a real run. Only the
-distributions are not: each record has its own K tokens, with 92 % of the mass. Nothing on the
-student's side takes longer or shorter for what they say.
+distributions are not: each record has K random entries with 92 % of the mass. The time that the
+student's side takes does not depend on their values.
 
 Shape legend: n = records of a sequence, K = entries.
 """
@@ -33,7 +33,7 @@ HEAD_MASS = 0.92
 
 
 def texts(count: int, characters: int) -> list[str]:
-    """Rows of text, of a quarter of `characters` up to all of them."""
+    """Return rows of text, each of a quarter of `characters` up to all of them."""
     wanted = count * characters
     corpus = load_corpus(teacher_bytes=wanted, student_bytes=1, heldout_bytes=1).teacher
     pieces = cycle(corpus)
@@ -48,12 +48,12 @@ def texts(count: int, characters: int) -> list[str]:
 
 
 def tokenizers(rows: list[str], teacher: int, student: int) -> list[PreTrainedTokenizerFast]:
-    """Two of byte-level BPE, learned from the two halves of the rows, of so many tokens."""
+    """Train two byte-level BPE tokenizers, each on one half of the rows."""
     return [byte_bpe(rows[::2], teacher), byte_bpe(rows[1::2], student)]
 
 
 def write_store(folder: Path, teacher: PreTrainedTokenizerFast, rows: list[str]) -> LogitStore:
-    """What the made-up teacher thinks of the rows, in shards of 256."""
+    """Write the made-up teacher's records of the rows, in shards of 256 rows."""
     saved = folder.with_name(folder.name + "-tokenizer")
     teacher.save_pretrained(saved)
     files = {path.name: path.read_bytes() for path in sorted(saved.iterdir())}
@@ -96,7 +96,7 @@ def _sequences(
 
 
 def heads(n: int, vocabulary: int, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
-    """n distributions: K distinct tokens each, most probable first."""
+    """Make n distributions of K distinct tokens each, most probable first."""
     mass_nK = np.sort(rng.exponential(size=(n, K)) ** 3, 1)[:, ::-1] + 1e-3
     some_K = rng.choice(vocabulary, K, replace=False)
     return {

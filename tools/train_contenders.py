@@ -1,4 +1,4 @@
-"""Who competes in `tools.bench_train`: the models, the stores, and a trainer for each contender.
+"""Prepare the contenders of `tools.bench_train`: models, stores, and a trainer for each.
 
 Weights are random, since a step costs the same whatever they are; text, tokenizers, captures and
 trainers are real. Students and teachers read byte-level BPE, because that is what GOLD's alignment
@@ -30,7 +30,7 @@ from tools.live_teacher import LiveTeacherTrainer
 
 
 class Shape(NamedTuple):
-    """Of a Llama with heads 64 wide and untied embeddings."""
+    """The shape of a Llama with heads 64 wide and untied embeddings."""
 
     width: int
     layers: int
@@ -38,7 +38,7 @@ class Shape(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Of everything. `rows` are those of one step, each of `row_chars` characters."""
+    """The sizes of models and data; `rows` are those of one step, of `row_chars` characters."""
 
     student: Shape
     teacher: Shape
@@ -52,12 +52,12 @@ class Sizes(NamedTuple):
 FULL = Sizes(Shape(768, 7, 32_000), Shape(1024, 12, 32_000), 16_000, 6_000_000, 500, 16, 3)
 QUICK = Sizes(Shape(64, 1, 600), Shape(64, 1, 600), 500, 50_000, 100, 4, 3)
 
-#: Logits of a new model hardly differ; a teacher's do. So much larger are its output embeddings.
+#: Logits of a new model hardly differ; its output embeddings are scaled up to be a teacher's.
 TEACHER_SHARPNESS = 8.0
 
 
 def prepare(folder: Path, sizes: Sizes) -> None:
-    """Student, two teachers and their stores under `folder`, unless they are there already."""
+    """Make student, two teachers and their stores under `folder`, unless they exist already."""
     if (folder / "READY").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def prepare(folder: Path, sizes: Sizes) -> None:
 
 
 def _rows(text: str, sizes: Sizes) -> list[dict[str, str]]:
-    """As many as all steps read, of one length, with the short prompts that GOLD insists on."""
+    """Return the rows of all steps, of one length, with the short prompts that GOLD requires."""
     length, prompt = sizes.row_chars, sizes.row_chars // 16
     pieces = [text[i * length :][:length] for i in range(sizes.rows * sizes.steps)]
     return [{"prompt": piece[:prompt], "completion": piece[prompt:]} for piece in pieces]
@@ -113,7 +113,7 @@ def _llama(shape: Shape, tokenizer: PreTrainedTokenizerBase, sharpness: float) -
 
 
 class Contender(NamedTuple):
-    """How to train: what makes the trainer, from which store, with which settings."""
+    """A way to train: the function that makes the trainer, the store and the settings."""
 
     make: Callable[..., Trainer]
     store: str = "other"
@@ -135,7 +135,7 @@ def from_a_store(
 def dense_ce(
     cls: type[Trainer], folder: Path, sizes: Sizes, out: Path, store: str, **_: Any
 ) -> Trainer:
-    """transformers' own Trainer and loss on the rows, labels and batches of the others."""
+    """Make transformers' own Trainer and loss, on the rows, labels and batches of the others."""
     other = from_a_store(CachedTeacherTrainer, folder, sizes, out, store, loss="ce")
     keys, collated = ("input_ids", "attention_mask", "labels"), other.data_collator
 
@@ -156,7 +156,7 @@ def dense_ce(
 def live(
     cls: type[Trainer], folder: Path, sizes: Sizes, out: Path, store: str, **_: Any
 ) -> Trainer:
-    """A teacher of the student's tokenizer beside it."""
+    """Make a trainer with a live teacher that has the student's tokenizer."""
     with_teacher: Any = cls
     args = CachedTeacherConfig(
         store=str(folder / f"{store}-store"),
@@ -176,7 +176,7 @@ def live(
 def gold(
     cls: type[Trainer], folder: Path, sizes: Sizes, out: Path, store: str, **_: Any
 ) -> Trainer:
-    """TRL's, off-policy: ULD by bytes against a teacher of the other tokenizer, beside it."""
+    """Make TRL's trainer, off-policy: ULD by bytes from a live teacher of another tokenizer."""
     from datasets import Dataset
     from trl.experimental.gold import GOLDConfig
 
@@ -209,7 +209,7 @@ def gold(
 
 
 def gold_trainer() -> type[Trainer] | None:
-    """TRL's class, where TRL is installed."""
+    """Return TRL's trainer class, if TRL is installed."""
     try:
         from trl.experimental.gold import GOLDTrainer
     except ImportError:
@@ -221,7 +221,7 @@ def gold_trainer() -> type[Trainer] | None:
 def _common(out: Path, sizes: Sizes) -> dict[str, Any]:
     return {
         "output_dir": str(out),
-        "max_steps": sizes.steps + 1,  # who measures stops it before
+        "max_steps": sizes.steps + 1,  # the benchmark stops it before
         "per_device_train_batch_size": sizes.rows,
         "learning_rate": 1e-4,
         "logging_steps": 1,
@@ -239,7 +239,7 @@ def _student(folder: Path) -> LlamaForCausalLM:
 
 
 def teacher_of(folder: Path, name: str) -> LlamaForCausalLM:
-    """The live one."""
+    """Load the live teacher."""
     model: Any = LlamaForCausalLM.from_pretrained(folder / name)
     return model.eval()  # type: ignore[no-any-return]
 
@@ -275,7 +275,7 @@ CONTENDERS = {
 
 
 def trainer_class(name: str) -> type[Trainer]:
-    """What a contender's trainer is, before it takes turns."""
+    """Return the class of a contender's trainer, before it is made to take turns."""
     special: dict[str, type[Trainer] | None] = {
         DENSE: Trainer,
         LIVE: LiveTeacherTrainer,
@@ -287,14 +287,14 @@ def trainer_class(name: str) -> type[Trainer]:
 
 
 def student_parameters(folder: Path) -> int:
-    """How many the student has."""
+    """Return the number of the student's parameters."""
     with torch.device("meta"):
         model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder / "student"))
     return model.num_parameters()
 
 
 def tokens_of_a_step(folder: Path, sizes: Sizes) -> float:
-    """The student's tokens in a step's rows, with the ends of rows; a mean over steps."""
+    """Return the student's tokens in a step, ends of rows included, averaged over steps."""
     rows = map(json.loads, (folder / "rows.jsonl").read_text().splitlines())
     texts = [row["prompt"] + row["completion"] for row in rows]
     ids = _tokenizer(folder, "student")(texts)["input_ids"]

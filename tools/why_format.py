@@ -1,4 +1,4 @@
-"""Why another format: the same records in six, and what each does when a bit flips.
+"""Compare this format with five others: the same records, and what happens when a bit flips.
 
     python tools/why_format.py [--json] [--quick]
 
@@ -55,7 +55,7 @@ Sequence = dict[str, np.ndarray]
 
 
 def records(sequences: int, tokens: int) -> tuple[Any, list[Any]]:
-    """A spec and encoded sequences; heads of Zipf-like words, as text has them."""
+    """Make a spec and encoded sequences, with ids distributed like the words of a text."""
     of, rng = stores.spec(vocab_size=VOCABULARY, top_k=TOP_K), np.random.default_rng(0)
     prior = -1.1 * np.log(np.arange(1, VOCABULARY + 1))
     found = []
@@ -81,7 +81,7 @@ def records(sequences: int, tokens: int) -> tuple[Any, list[Any]]:
 
 
 def plain(encoded: Any) -> Sequence:
-    """The fields that every format here gets."""
+    """Return the fields that are written in every format here."""
     return {n: encoded.fields[n] for n in FIELDS}
 
 
@@ -115,7 +115,7 @@ class Ours:
 
 
 class Columns:
-    """One row a sequence, a list a field."""
+    """A table with one row for each sequence and one list column for each field."""
 
     def __init__(self, of: Any, encoded: list[Any]) -> None:
         self.rows = [plain(e) for e in encoded]
@@ -163,7 +163,7 @@ class ArrowIpc(Columns):
 
 
 class Flat:
-    """Flat arrays with offsets, as array stores have them."""
+    """The fields as flat arrays with offsets, as array stores keep them."""
 
     def __init__(self, of: Any, encoded: list[Any]) -> None:
         rows = [plain(e) for e in encoded]
@@ -180,7 +180,7 @@ class Flat:
 
 
 class PlainZarr(Flat):
-    """A folder of chunks; carried in a tar here, so that a flip hits any of its bytes."""
+    """A zarr folder of chunks, kept in a tar here, so that a flip can hit any of its bytes."""
 
     name = "plain zarr"
 
@@ -228,7 +228,7 @@ class Hdf5(Flat):
         return self.reader({n: file[n] for n in FIELDS})
 
     def lose(self, path: Path) -> None:
-        with h5py.File(path, "r+") as f:  # as a writer leaves it that died before its last chunk
+        with h5py.File(path, "r+") as f:  # as it is after a writer died before its last chunk
             del f["entry_ids"]
             values = self.arrays["entry_ids"]
             chunks = (min(len(values), 32768),)
@@ -278,7 +278,7 @@ def same(a: list[Sequence], b: list[Sequence]) -> bool:
 
 
 def outcome(format_: Any, path: Path, count: int, wanted: list[Sequence]) -> str:
-    """Everything read: raised, the same, or silently other data."""
+    """Read everything; return whether it raised, was the same, or was silently other data."""
     try:
         read = format_.open(path, keep=1)  # a group is decoded once, as everything is read
         return "same" if same([read(i) for i in range(count)], wanted) else "silent"

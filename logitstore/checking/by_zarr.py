@@ -1,7 +1,7 @@
-"""A second opinion: the arrays of a shard decoded by zarr, compared with what this package decodes.
+"""Decode the arrays of a shard with zarr, and compare them with what this package decodes.
 
-zarr is another program with decoders of its own making, so that both are wrong in the same way is
-unlikely. It is given no byte that has not passed this package's checks.
+zarr's decoders are independent of this package's, so both are unlikely to be wrong in the same way.
+zarr is given no byte that has not passed this package's checks.
 """
 
 import warnings
@@ -21,7 +21,7 @@ _CHUNKS_AT_ONCE = 64
 
 
 class _OneShard:
-    """A shard that is open already, as the source of a view."""
+    """A store of the one shard that is already open, for `open_zarr` to view."""
 
     def __init__(self, shard: Shard, header: StoreHeader, index: int) -> None:
         self._shard, self.path = shard, shard.path.parent.parent
@@ -35,7 +35,7 @@ class _OneShard:
 
 
 def disagreements(shard: Shard, header: StoreHeader, index: int) -> Iterator[str]:
-    """Decode every array of a shard twice; a few chunks at a time, so memory is bounded.
+    """Decode every array of a shard twice, a few chunks at a time so that memory is bounded.
 
     Returns:
         A sentence for each array that zarr does not decode, or decodes to other values.
@@ -65,7 +65,7 @@ def _is_same(shard: Shard, name: str, array: "zarr.Array[Any]") -> bool:
     length, step = array.shape[0], _CHUNKS_AT_ONCE * array.chunks[0]
     for start in range(0, length, step):
         stop = min(start + step, length)
-        theirs, ours = np.asarray(array[start:stop]), shard.array(name, start, stop)
-        if theirs.dtype != ours.dtype or theirs.tobytes() != ours.tobytes():
+        by_zarr, by_us = np.asarray(array[start:stop]), shard.array(name, start, stop)
+        if by_zarr.dtype != by_us.dtype or by_zarr.tobytes() != by_us.tobytes():
             return False
     return True

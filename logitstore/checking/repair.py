@@ -1,14 +1,14 @@
-"""Put a damaged store back on its feet: what is damaged moves aside, and only that is redone.
+"""Repair a damaged store: move damaged files aside, so that a capture redoes only those.
 
-    my-store.quarantine/1/        beside the store, one folder a repair
-      damage.json                 what was wrong with each file, written before anything moves
-      DONE, index.parquet         always: the store is unfinished from here on
-      shards/00001.zarr.zip       …and each damaged file, under the name it had
+    my-store.quarantine/1/        beside the store, one folder for each repair
+      damage.json                 what is wrong with each file, written before anything is moved
+      DONE, index.parquet         always moved: from here on the store is unfinished
+      shards/00001.zarr.zip       …and each damaged file, under its old name
 
-A damaged store is unsealed first, so a crash in between leaves an unfinished store, never a
-finished one with holes; running `repair` again goes on from there. Nothing is deleted: a shard of
-which one chunk is damaged may be worth a look. The same `logitstore capture …` then redoes the
-missing shards and seals; where only seal or index was damaged, the store is sealed again at once.
+A damaged store is unsealed first. So a crash during a repair leaves an unfinished store, never a
+finished one with missing shards, and running `repair` again continues. Nothing is deleted: a shard
+with one damaged chunk may still be useful. The same `logitstore capture …` then redoes the missing
+shards and seals the store. If only the seal or the index was damaged, the repair seals it again.
 """
 
 import json
@@ -27,14 +27,14 @@ from logitstore.writing.writer import StoreWriter
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What a repair found and did.
+    """The damage that a repair found, and what it did about it.
 
     Attributes:
-        damaged: Everything that was wrong.
-        quarantine: Where the damaged files are now; None if nothing was wrong.
-        moved: Their names, relative to the store.
-        missing_shards: How many shards a capture has to redo.
-        is_complete: Whether the store is sealed, and whole.
+        damaged: All damage that was found.
+        quarantine: The folder with the damaged files; None if nothing was damaged.
+        moved: The names of the files in it, relative to the store.
+        missing_shards: The number of shards that a capture has to redo.
+        is_complete: Whether the store is now whole and sealed.
     """
 
     damaged: list[Damage]
@@ -44,20 +44,20 @@ class RepairReport:
     is_complete: bool
 
     def to_json(self) -> dict[str, Any]:
-        """As `logitstore repair --json` prints it."""
+        """Return the report as `logitstore repair --json` prints it."""
         return asdict(self) | {"quarantine": self.quarantine and str(self.quarantine)}
 
 
 def repair_store(path: str | os.PathLike[str] | StorePath, *, fs: Fs = OS_FS) -> RepairReport:
-    """Check every byte of a store and move what is damaged into a folder beside it.
+    """Check every byte of a store and move damaged files into a folder beside it.
 
     No other process may be writing the store.
 
     Raises:
         NotAStoreError: There is no store here.
-        FormatError: A newer format version.
+        FormatError: The store has a newer format version.
         CorruptStoreError: `store.json` itself is damaged: without it nothing else has a meaning.
-        StorageError: The file system refused; running it again goes on.
+        StorageError: The file system failed; running the repair again continues it.
     """
     path = store_path(path)
     header = StoreHeader.read(path)
@@ -78,7 +78,7 @@ def repair_store(path: str | os.PathLike[str] | StorePath, *, fs: Fs = OS_FS) ->
 
 
 def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath:
-    """A fresh folder with `damage.json`, durable before anything moves."""
+    """Make a new folder with `damage.json`, durable before anything is moved."""
     above = path.with_name(f"{path.name}.quarantine")
     number = 1
     while (above / str(number)).exists():
@@ -91,7 +91,7 @@ def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath
 
 
 def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs) -> list[str]:
-    """Unseal first; then one by one."""
+    """Move the seal and the index first, then the damaged files; return their names."""
     names = list(dict.fromkeys([DONE_FILE, INDEX_FILE, *(d.file for d in damaged)]))
     moved = []
     for name in names:
@@ -103,7 +103,7 @@ def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs)
 
 
 def _writer(path: StorePath, header: StoreHeader, fs: Fs) -> StoreWriter | None:
-    """A writer of the store as it is; None if its tokenizer is gone, which only a capture has."""
+    """Make a writer of the existing store; None if its tokenizer is missing."""
     files = {}
     for name in header.spec.tokenizer["files"]:
         source = path / TOKENIZER_FOLDER / name
@@ -114,7 +114,7 @@ def _writer(path: StorePath, header: StoreHeader, fs: Fs) -> StoreWriter | None:
 
 
 def next_step(report: RepairReport, path: StorePath) -> str:
-    """What is left to do, as a sentence."""
+    """Say in a sentence what is left to do."""
     if report.is_complete:
         return f"{path} is whole" + (" and sealed again." if report.damaged else ".")
     return (

@@ -1,9 +1,10 @@
-"""Do the ids of a store say its text? Checked with the store's own tokenizer, without transformers.
+"""Check that a store's ids decode to its text, with its own tokenizer and without transformers.
 
-A token's bytes must be the text's bytes at the record's place, but for what capturing allows: an
-event without bytes, a token cut where supervised text begins or ends, one space that some
-tokenizers put in front. A normaliser (NFC, lower case) may write other bytes than it read; a text
-that does not survive the tokenizer unchanged is not held to its bytes.
+The bytes of a token must be the bytes of the text at the record's place. Three exceptions are made,
+as in a capture: tokens without bytes, tokens that are cut where supervised text begins or ends, and
+one space that some tokenizers put in front. A tokenizer with a normaliser (NFC, lower case) may
+decode to other bytes than it encoded, so a text that does not survive encoding and decoding is not
+checked.
 """
 
 import json
@@ -22,14 +23,14 @@ _MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 
 
 class TextCheck:
-    """A store's tokenizer, as far as checking needs it."""
+    """A check of records against their text, by a store's tokenizer."""
 
     def __init__(self, tokenizer: "Tokenizer", written: Sequence[bytes | None]) -> None:
         self._tokenizer, self._written = tokenizer, written
 
     @classmethod
     def from_folder(cls, folder: Path) -> "TextCheck | None":
-        """None without the tokenizers library, or where it cannot read this tokenizer."""
+        """Load the tokenizer of a store; None if the tokenizers library is missing or fails."""
         try:
             from tokenizers import Tokenizer
         except ImportError:
@@ -44,7 +45,7 @@ class TextCheck:
             return None
 
     def disagreement(self, line: SequenceText, records: TokenRecords) -> str | None:
-        """Where ids and text differ, or None."""
+        """Describe the first record whose id does not decode to its text, or return None."""
         text = line.supervised_bytes
         edges = _edges(line)
         for t in range(len(records)):
@@ -60,7 +61,7 @@ class TextCheck:
         return None
 
     def _survives(self, line: SequenceText) -> bool:
-        """Whether the tokenizer writes this text as it reads it."""
+        """Return whether encoding and decoding leave this text unchanged."""
         data = "".join(s.text for s in line.segments)
         ids = self._tokenizer.encode(data, add_special_tokens=False).ids
         written = b"".join(self._written[i] or b"" for i in ids)
@@ -68,13 +69,13 @@ class TextCheck:
 
 
 def _edges(line: SequenceText) -> set[int]:
-    """Where supervised segments begin and end, in their own bytes."""
-    found, place = {0}, 0
+    """Return the ends of the supervised segments, in bytes of supervised text; 0 is one, too."""
+    edges, place = {0}, 0
     for segment in line.segments:
         if segment.supervised:
             place += len(segment.text.encode())
-            found.add(place)
-    return found
+            edges.add(place)
+    return edges
 
 
 def _fits(written: bytes | None, text: bytes, start: int, stop: int, edges: set[int]) -> bool:
@@ -83,7 +84,7 @@ def _fits(written: bytes | None, text: bytes, start: int, stop: int, edges: set[
     span = text[start:stop]
     if written in (span, b" " + span):
         return True
-    # Cut by an edge: what is left must be the beginning, the end or the middle of the token.
+    # The token was cut at an edge: the rest must be its beginning, its end or its middle.
     at_start, at_stop = start in edges, stop in edges
     if at_start and at_stop:
         return span in written

@@ -1,10 +1,10 @@
-"""Is every byte of a store what was committed?
+"""Check that every byte of a store is what was committed.
 
-Fast: the seal, the digest of every file, the size of every shard. Deep: every chunk and page is
-decoded as well, and what it says is checked for sense: every row has its lines, ids are in the
-vocabulary and write the text, entries are sorted, head and tail are one, byte spans are inside the
-text and parts of a row do not overlap. Asked for a second opinion, every array is decoded by zarr,
-too, and compared.
+The fast check covers the seal, the digest of every file and the size of every shard. The deep check
+also decodes every chunk and page and checks the values: every row has its lines, ids are in the
+vocabulary and decode to the text, entries are sorted, entries and tail sum to 1, byte spans are
+inside the text, and parts of a row do not overlap. With `by_zarr`, zarr decodes every array, too,
+and the results are compared.
 """
 
 import os
@@ -47,8 +47,8 @@ class Damage:
     """A file that is not what was committed.
 
     Attributes:
-        file: Relative to the store.
-        rows: First and last dataset row that cannot be trusted, where that is known.
+        file: The name of the file, relative to the store.
+        rows: The first and last dataset row that cannot be trusted; None if not known.
         reason: What is wrong.
         kind: As of a `CorruptStoreError`: a short code that stays the same.
     """
@@ -62,19 +62,19 @@ class Damage:
         assert self.kind in CorruptStoreError.kinds, self.kind
 
     def to_json(self) -> dict[str, Any]:
-        """As `logitstore verify --json` prints it."""
+        """Return the damage as `logitstore verify --json` prints it."""
         return asdict(self) | {"rows": list(self.rows) if self.rows else None}
 
 
 @dataclass
 class VerifyReport:
-    """What was found.
+    """The result of a check.
 
     Attributes:
-        shards: Shards that were looked at.
-        rows: Dataset rows in them.
+        shards: The number of shards that were checked.
+        rows: The number of dataset rows in them.
         is_complete: Whether the capture has finished.
-        damaged: Everything that is wrong.
+        damaged: All damage that was found.
     """
 
     shards: int = 0
@@ -83,7 +83,7 @@ class VerifyReport:
     damaged: list[Damage] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """As `logitstore verify --json` prints it."""
+        """Return the report as `logitstore verify --json` prints it."""
         return {
             "shards": self.shards,
             "rows": self.rows,
@@ -99,18 +99,18 @@ def verify_store(
     by_zarr: bool = False,
     allow_partial: bool = False,
 ) -> VerifyReport:
-    """Check a store.
+    """Check the digests of a store and, on request, its values.
 
     Args:
-        path: The store's folder, or its address in a bucket. Its objects are read anew, not from
-            the cache.
-        deep: Decode everything, too.
-        by_zarr: With `deep`: decode the arrays by zarr as well, and compare.
+        path: The store's folder, or its address in a bucket, whose objects are downloaded again
+            rather than taken from the cache.
+        deep: Also decode everything and check the values.
+        by_zarr: With `deep`: also decode the arrays by zarr, and compare.
         allow_partial: Check what an unfinished capture has committed.
 
     Raises:
         NotAStoreError: There is no store here.
-        FormatError: A newer format version.
+        FormatError: The store has a newer format version.
         IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
         InputError: `by_zarr` without `deep`.
     """
@@ -145,7 +145,7 @@ def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
 
 def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
     try:
-        found = (path / name).sha256()
+        sha256 = (path / name).sha256()
     except FileNotFoundError:
         yield Damage(name, None, "is missing", "missing-file")
         return
@@ -154,8 +154,8 @@ def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
     except (OSError, ValueError) as e:
         yield Damage(name, None, f"cannot be read ({e})")
         return
-    if found != digest:
-        yield Damage(name, None, f"SHA-256 is {found[:12]}…, recorded as {digest[:12]}…")
+    if sha256 != digest:
+        yield Damage(name, None, f"SHA-256 is {sha256[:12]}…, recorded as {digest[:12]}…")
 
 
 def _check_seal(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
@@ -202,15 +202,15 @@ def _check_shards(
                 except CorruptStoreError as e:
                     report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e), e.kind))
                 else:
-                    found = list(_read_all(shard, check)) if deep else []
-                    if by_zarr and not found:
-                        found = list(_read_by_zarr(shard, header, index))
-                    report.damaged += (Damage(name, *d) for d in found)
+                    faults = list(_read_all(shard, check)) if deep else []
+                    if by_zarr and not faults:
+                        faults = list(_read_by_zarr(shard, header, index))
+                    report.damaged += (Damage(name, *fault) for fault in faults)
             shown.update(1)
 
 
 def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
-    """A shard; of a bucket, as it is there now, whatever the cache holds."""
+    """Open a shard; one in a bucket is downloaded again, whatever the cache holds."""
     file = None
     if isinstance(path, RemotePath):  # what is mapped is a file: an object is fetched into one
         file, _ = ShardCache.chosen().download(path)
@@ -220,7 +220,7 @@ def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
 def _tokenizer(path: StorePath, spec: StoreSpec) -> Path | None:
     try:
         return tokenizer_folder(path, spec, ShardCache.chosen())
-    except CorruptStoreError:  # which the check of its files has said
+    except CorruptStoreError:  # already reported by the check of its files
         return None
 
 
@@ -228,23 +228,22 @@ def _indexed(path: StorePath) -> dict[int, dict[str, Any]]:
     try:
         return {f["shard"]: f for f in LogitStore(path).shard_facts}
     except CorruptStoreError:
-        return {}  # the seal's check has said so; shards still have their own digests
+        return {}  # already reported with the seal; shards still have their own digests
 
 
 def _check_index(shard: Shard, index: int, line: dict[str, Any] | None) -> Iterator[Damage]:
-    found = index_line(shard, index)
-    if line is None or line == found:
+    expected = index_line(shard, index)
+    if line is None or line == expected:
         return
-    if line["sha256"] != found["sha256"]:
-        name, rows = f"{SHARDS_FOLDER}/{shard_name(index)}", (found["first_row"], found["stop_row"])
-        reason = "is not the shard this store was sealed with"
-        yield Damage(name, (rows[0], rows[1] - 1), reason)
+    if line["sha256"] != expected["sha256"]:
+        name, rows = f"{SHARDS_FOLDER}/{shard_name(index)}", shard.rows
+        yield Damage(name, rows, "is not the shard this store was sealed with")
     else:
         yield Damage(INDEX_FILE, None, f"does not say what shard {index} says of itself")
 
 
 def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int, int], str]]:
-    """(rows, reason) for every sequence that does not read or makes no sense."""
+    """Yield (rows, reason) for every sequence that cannot be read or has impossible values."""
     ends: dict[int, tuple[int, int]] = {}  # row -> (its parts so far, supervised bytes so far)
     supervised = 0
     for i in range(len(shard)):
@@ -274,7 +273,7 @@ def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int
 def _read_by_zarr(
     shard: Shard, header: StoreHeader, index: int
 ) -> Iterator[tuple[tuple[int, int], str]]:
-    """(rows, reason) for every array that zarr does not decode as this package does."""
+    """Yield (rows, reason) for every array that zarr does not decode as this package does."""
     from logitstore.checking.by_zarr import disagreements  # here: zarr is slow to import
 
     for reason in disagreements(shard, header, index):
@@ -282,13 +281,13 @@ def _read_by_zarr(
 
 
 def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> Iterator[str]:
-    """Reasons why decoded records cannot be right.
+    """Yield the reasons why decoded records cannot be right.
 
     Args:
-        records: Of one sequence.
-        spec: The store's.
-        begin: First byte of its supervised text.
-        end: Byte after the last.
+        records: The records of one sequence.
+        spec: The spec of the store.
+        begin: The first byte of the sequence's supervised text, in that of the row.
+        end: The byte after the last.
     """
     stops = records.byte_starts + records.byte_lengths
     if len(records) and (records.byte_starts.min() < begin or stops.max() > end):
@@ -314,4 +313,4 @@ def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> It
         yield "entries are not sorted log-probabilities"
     total = np.exp(logprobs).sum(1) + np.exp(records.tail_logmass.astype(np.float64))
     if np.abs(total - 1).max(initial=0) > _SUM_TOLERANCE:
-        yield "a record's head and tail are not one"
+        yield "a record's entries and tail do not sum to 1"

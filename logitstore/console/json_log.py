@@ -9,10 +9,10 @@ from logitstore.errors import InputError
 
 
 class JsonLog:
-    """Appends one JSON object a line to a file as things happen; does nothing without a path."""
+    """A log of events: each is appended to a file as a line of JSON; without a path, no log."""
 
     def __init__(self, path: Path | None = None) -> None:
-        """Write the first line, `begin`, so that a file that cannot be written is noticed now.
+        """Write the first line, `begin`, so that an unwritable file is noticed immediately.
 
         Raises:
             InputError: The file cannot be written.

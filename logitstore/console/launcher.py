@@ -1,4 +1,4 @@
-"""Which of a launcher's processes this one is: torchrun, accelerate, SLURM or none."""
+"""Find which of a launcher's processes this one is: torchrun, accelerate, SLURM or none."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from logitstore.errors import InputError
 
 
 class Ranks(NamedTuple):
-    """One process of several that do the same command."""
+    """One process of several that run the same command."""
 
     rank: int = 0
     size: int = 1
@@ -19,7 +19,7 @@ class Ranks(NamedTuple):
         return self.rank == 0
 
     def own(self, shards: Iterable[int]) -> list[int]:
-        """Those of the shards that are this rank's."""
+        """Select the shards that belong to this rank."""
         return [i for i in shards if i % self.size == self.rank]
 
     def __str__(self) -> str:
@@ -27,10 +27,10 @@ class Ranks(NamedTuple):
 
 
 def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
-    """What the launcher says; one process alone if there is none.
+    """Read the launcher's environment variables; without a launcher, this is the only process.
 
     Raises:
-        InputError: The variables are not numbers, or do not fit each other.
+        InputError: The variables are not numbers, or contradict each other.
     """
     env = os.environ if environment is None else environment
     if "RANK" in env and "WORLD_SIZE" in env:

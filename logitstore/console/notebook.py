@@ -1,4 +1,4 @@
-"""HTML that a notebook shows of an object. Everything in it is escaped."""
+"""Build the HTML that a notebook shows for an object; everything in it is escaped."""
 
 from collections.abc import Sequence
 from html import escape
@@ -7,7 +7,7 @@ from logitstore.console.terminal import printable
 
 
 def table_html(columns: Sequence[str], rows: Sequence[Sequence[str]], more: str = "") -> str:
-    """Build a table; `more` is said below it, of what it leaves out."""
+    """Build a table; `more`, below it, says what the table leaves out."""
     head = "".join(f"<th>{escape(name)}</th>" for name in columns)
     body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows)
     rest = f"<p>{escape(more)}</p>" if more else ""
@@ -15,7 +15,7 @@ def table_html(columns: Sequence[str], rows: Sequence[Sequence[str]], more: str 
 
 
 def text_html(text: str) -> str:
-    """Keep aligned lines as they are."""
+    """Build preformatted text, so that aligned lines stay aligned."""
     return f"<pre>{escape(text)}</pre>"
 
 

@@ -1,8 +1,7 @@
-"""Text for a terminal, whatever is in it: nothing it would obey, colours only where they are seen.
+"""Format text for a terminal: control characters are escaped, colours used only where supported.
 
-`NO_COLOR` (https://no-color.org) and pipes turn colours off; what they said is then said by marks.
-Text of a dataset is always the last thing in its line, so that letters that run from right to left
-cannot carry a number along.
+`NO_COLOR` (https://no-color.org) and pipes turn colours off; marks then replace them. Text of a
+dataset is always the last thing in its line, so that right-to-left letters cannot move a number.
 """
 
 import os
@@ -16,20 +15,20 @@ _FULL = "█"
 
 
 def has_colour(stream: IO[str] | None = None) -> bool:
-    """Whether colours would be seen, and are wanted."""
+    """Return whether a stream shows colours and the user wants them."""
     stream = sys.stdout if stream is None else stream
     return not os.environ.get("NO_COLOR") and stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
-    """Text without anything a terminal would obey: control, format and surrogate characters."""
+    """Escape what a terminal would obey: control, format and surrogate characters."""
     return "".join(
         c if unicodedata.category(c)[0] not in "CZ" or c == " " else _escaped(c) for c in text
     )
 
 
 def marked_spaces(text: str) -> str:
-    """With a mark for each space at its ends: a token alone shows where a word begins."""
+    """Mark each space at either end of a text, so that a token shows where a word begins."""
     inner = text.strip(" ")
     if not inner:
         return "␣" * len(text)
@@ -38,10 +37,10 @@ def marked_spaces(text: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell, the first flush left, all others flush right.
+    """Align a table: the first column flush left, all others flush right.
 
     Args:
-        rows: Those without cells are empty lines; all others have the same number.
+        rows: The cells of each row, the same number in all; a row without cells is an empty line.
     """
     widths = [max(map(columns_of, cells)) for cells in zip(*filter(None, rows), strict=True)]
     return "\n".join(
@@ -62,7 +61,7 @@ def _escaped(character: str) -> str:
 
 
 def columns_of(text: str) -> int:
-    """How many columns of a terminal it takes: two for a wide letter, none for a mark over one."""
+    """Count the terminal columns of a text: two for a wide letter, none for a combining mark."""
     return sum(
         0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in ("W", "F") else 1
         for c in text
@@ -70,7 +69,7 @@ def columns_of(text: str) -> int:
 
 
 def clipped(text: str, columns: int) -> str:
-    """As much as fits, and `…` for what does not."""
+    """Clip a text to a number of terminal columns; `…` marks what was cut."""
     if columns_of(text) <= columns:
         return text
     kept = ""
@@ -82,12 +81,12 @@ def clipped(text: str, columns: int) -> str:
 
 
 def bar(share: float, columns: int) -> str:
-    """A bar of `share` (0 to 1) of so many columns, in eighths of one."""
+    """Draw a bar whose length is `share` (0 to 1) of `columns`, in eighths of a column."""
     eighths = round(min(max(share, 0.0), 1.0) * columns * 8)
     full, rest = divmod(eighths, 8)
     return (_FULL * full + (_EIGHTHS[rest] if rest else "")).ljust(columns)
 
 
 def coloured(text: str, code: str, is_on: bool) -> str:
-    """With an SGR code such as `31;1`, if colours are on."""
+    """Colour a text by an SGR code such as `31;1`, if colours are on."""
     return f"\x1b[{code}m{text}\x1b[0m" if is_on and code else text

@@ -159,6 +159,12 @@ class Field:
         return values
 
     @property
+    def exported(self) -> np.dtype[Any]:
+        """Its type in an export: numbers as readers see them, integers as narrow as encoded."""
+        decoded = np.dtype(self.decoded)
+        return decoded if decoded.kind == "f" else np.dtype(self.encoded)
+
+    @property
     def stored(self) -> tuple[StoredArray, ...]:
         """The arrays that a shard stores for it."""
         if self.arrays is not None:

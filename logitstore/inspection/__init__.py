@@ -1,1 +1,1 @@
-"""Looking into a store: one sequence, the distribution of its numbers, two stores side by side."""
+"""Inspect a store: one sequence, the distribution of its numbers, or two stores side by side."""

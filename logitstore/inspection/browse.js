@@ -51,14 +51,14 @@
     title.appendChild(make("bdi", "name", written.trim() ? written : nameOf(id)));
     const facts = make("dl");
     const said = [["id", id], ["p", number(probability(logprob), 4)], ["surprise", number(surprise(logprob), 3)],
-      ["entropy", number(entropy, 3)], ["outside", number(tail, 4)], ["entries", count]];
+      ["entropy", number(entropy, 3)], ["tail", number(tail, 4)], ["entries", count]];
     for (const [name, value] of said) facts.append(make("dt", "", name), make("dd", name, value));
     const table = make("table");
     for (const [of, p] of entries) {
       table.appendChild(line(p, nameOf(of), of !== null && of === id ? "it" : ""));
     }
     if (count > entries.length) table.appendChild(line(null, count - entries.length + " entries more", "more"));
-    if (tail !== null) table.appendChild(line(tail, "(outside)", "rest"));
+    if (tail !== null) table.appendChild(line(tail, "(tail)", "rest"));
     detail.replaceChildren(title, facts, table);
   }
 

@@ -1,13 +1,15 @@
-"""Two stores over the same rows: what differs in how they were made, and in what they say.
+"""Compare two stores over the same rows: their settings and their distributions.
 
-Compared are sequences of the same row and part, record by record where both have the same token at
-the same bytes. Of two records with heads p and q (most probable first) and tails u and v:
+Sequences of the same row and part are compared, record by record, if both stores have the same
+tokens at the same bytes. For two records with entries p and q (most probable first) and tails u and
+v:
 
-    ULD    sum_i |p_i - q_i| + |u - v|, the shorter head filled up with zeros; for two teachers of
-           one distribution it is what coding and different k make of it
-    KL     over the tokens that both list, and all else as one: at most that of the teachers
+    ULD    sum_i |p_i - q_i| + |u - v|, the shorter list padded with zeros; for two teachers with
+           the same distribution it is the effect of coding and of different k
+    KL     over the tokens that both records list, and one class for all others; at most the KL of
+           the teachers' full distributions
 
-Shape legend: n = records, K = the wider head.
+Shape legend: n = records, K = entries of the longest record of both.
 """
 
 import json
@@ -27,7 +29,7 @@ _LEAST = 1e-12
 
 
 class _Compared(NamedTuple):
-    """Of one sequence: per record of A that B has, too."""
+    """The distances between the records of one sequence in A and in B, each (n,)."""
 
     uld: F64
     kl: F64 | None
@@ -35,15 +37,15 @@ class _Compared(NamedTuple):
 
 
 def diff(a: LogitStore, b: LogitStore, *, sequences: int = 1000) -> dict[str, Any]:
-    """What `logitstore diff` says.
+    """Compare two stores; return what `logitstore diff --json` prints.
 
     Args:
         a: A store.
-        b: Another.
-        sequences: So many of A's, evenly spread, are compared.
+        b: Another store.
+        sequences: About how many sequences of A, evenly spread, are compared.
 
     Raises:
-        MismatchError: They have no row in common.
+        MismatchError: The stores have no row in common.
     """
     places = _places(b)
     of_a = [(i, key) for key, i in _places(a).items() if key in places]
@@ -61,20 +63,20 @@ def diff(a: LogitStore, b: LogitStore, *, sequences: int = 1000) -> dict[str, An
         if a.text(i).supervised_bytes != b.text(j).supervised_bytes:
             other_text += 1
             continue
-        found = _compared(a[i], b[j])
-        if found is None:
+        compared = _compared(a[i], b[j])
+        if compared is None:
             other_tokens += 1
             continue
-        uld.append(found.uld)
-        logprob.append(found.logprob)
-        if found.kl is not None:
-            kl.append(found.kl)
-        if len(found.uld):
+        uld.append(compared.uld)
+        logprob.append(compared.logprob)
+        if compared.kl is not None:
+            kl.append(compared.kl)
+        if len(compared.uld):
             facts = {"row": key[0], "part": key[1], "sequence": i}
             worst.append(
-                facts | {"uld": float(found.uld.mean()), "record": int(found.uld.argmax())}
+                facts | {"uld": float(compared.uld.mean()), "record": int(compared.uld.argmax())}
             )
-    worst.sort(key=lambda each: -each["uld"])
+    worst.sort(key=lambda facts: -facts["uld"])
     return {
         "a": str(a.path),
         "b": str(b.path),
@@ -96,14 +98,14 @@ def diff(a: LogitStore, b: LogitStore, *, sequences: int = 1000) -> dict[str, An
 
 
 def spec_differences(a: LogitStore, b: LogitStore) -> dict[str, list[Any]]:
-    """Field by field, what A has and what B has."""
-    found: dict[str, list[Any]] = {}
+    """Map each field of the specs that differs to its values in A and in B."""
+    different: dict[str, list[Any]] = {}
     for part in _PARTS:
         one, other = getattr(a.spec, part), getattr(b.spec, part)
         for name in sorted(one.keys() | other.keys()):
             if one.get(name) != other.get(name):
-                found[f"{part}.{name}"] = [one.get(name), other.get(name)]
-    return found
+                different[f"{part}.{name}"] = [one.get(name), other.get(name)]
+    return different
 
 
 def _rows(store: LogitStore) -> list[int]:
@@ -111,34 +113,37 @@ def _rows(store: LogitStore) -> list[int]:
 
 
 def _places(store: LogitStore) -> dict[tuple[int, int], int]:
-    """The sequence of each (row, part); parts of a row are one after the other."""
-    found: dict[tuple[int, int], int] = {}
+    """Map each (row, part) to its sequence; the parts of a row follow each other."""
+    places: dict[tuple[int, int], int] = {}
     part, before = 0, -1
     for i, row in enumerate(_rows(store)):
         part = part + 1 if row == before else 0
-        found[row, part] = i
+        places[row, part] = i
         before = row
-    return found
+    return places
 
 
 def _compared(a: TokenRecords, b: TokenRecords) -> _Compared | None:
-    """None if they hold other tokens."""
+    """Compare two sequences record by record; None if they have other tokens."""
     is_same = np.array_equal(a.byte_starts, b.byte_starts)
     if not is_same or not np.array_equal(a.byte_lengths, b.byte_lengths):
         return None
     k = int(max(a.entry_count.max(initial=0), b.entry_count.max(initial=0)))
-    heads, tails = [], []
+    entries, tails = [], []
     for records in (a, b):
         padded = records.padded(k)
-        heads.append(np.where(padded.mask, np.exp(padded.logprobs.astype(np.float64)), 0.0))
+        entries.append(np.where(padded.mask, np.exp(padded.logprobs.astype(np.float64)), 0.0))
         tails.append(np.exp(records.tail_logmass.astype(np.float64)))
-    uld = np.abs(heads[0] - heads[1]).sum(1) + np.abs(tails[0] - tails[1])
+    uld = np.abs(entries[0] - entries[1]).sum(1) + np.abs(tails[0] - tails[1])
     logprob = np.abs(a.token_logprob.astype(np.float64) - b.token_logprob)
     return _Compared(uld, _kl(a, b, k), logprob)
 
 
 def _kl(a: TokenRecords, b: TokenRecords, k: int) -> F64 | None:
-    """(n,) KL(A || B) over the tokens that both list and all else; None where one has no ids."""
+    """Return (n,) KL(A || B) over the tokens that both list, and all others as one class.
+
+    None if either store has no ids.
+    """
     one, other = a.padded(k), b.padded(k)
     if one.ids is None or other.ids is None or not k:
         return None
@@ -150,7 +155,7 @@ def _kl(a: TokenRecords, b: TokenRecords, k: int) -> F64 | None:
         p_nK[t, : len(at)] = np.exp(one.logprobs[t][at].astype(np.float64))
         q_nK[t, : len(at)] = np.exp(other.logprobs[t][there].astype(np.float64))
     parts = [p_nK, 1 - p_nK.sum(1, keepdims=True)], [q_nK, 1 - q_nK.sum(1, keepdims=True)]
-    p, q = (np.maximum(np.concatenate(each, 1), 0) for each in parts)
+    p, q = (np.maximum(np.concatenate(part, 1), 0) for part in parts)
     return np.asarray(
         (p * np.log(np.maximum(p, _LEAST) / np.maximum(q, _LEAST))).sum(1), np.float64
     )
@@ -166,7 +171,7 @@ def _summary(parts: list[F64]) -> dict[str, float] | None:
 
 
 def diff_text(found: dict[str, Any]) -> str:
-    """The same for people."""
+    """Format what :func:`diff` returns as text."""
     lines = [f"a  {printable(found['a'])}", f"b  {printable(found['b'])}", ""]
     lines += [
         f"{name}: {_short(one)} -> {_short(other)}" for name, (one, other) in found["spec"].items()
@@ -180,18 +185,18 @@ def diff_text(found: dict[str, Any]) -> str:
         ),
         (
             f"compared: {found['sequences_compared']:,} sequences, {found['records_compared']:,} "
-            f"records; of other text {found['sequences_of_other_text']:,}, of other tokens "
-            f"{found['sequences_of_other_tokens']:,}"
+            f"records; not compared: {found['sequences_of_other_text']:,} sequences with other "
+            f"text, {found['sequences_of_other_tokens']:,} with other tokens"
         ),
     ]
-    for name, label in (("uld", "ULD"), ("kl", "KL"), ("token_logprob", "|log p - log q|")):
+    for name, title in (("uld", "ULD"), ("kl", "KL"), ("token_logprob", "|log p - log q|")):
         if found[name] is not None:
-            figures = " ".join(f"{what} {value:.3g}" for what, value in found[name].items())
-            lines.append(f"{label:<16} {figures}")
-    for each in found["worst_rows"]:
+            figures = " ".join(f"{label} {value:.3g}" for label, value in found[name].items())
+            lines.append(f"{title:<16} {figures}")
+    for facts in found["worst_rows"]:
         lines.append(
-            f"  row {each['row']} part {each['part']}: ULD {each['uld']:.3g} on average, most at "
-            f"record {each['record']}"
+            f"  row {facts['row']} part {facts['part']}: ULD {facts['uld']:.3g} on average, "
+            f"largest at record {facts['record']}"
         )
     return "\n".join(lines)
 

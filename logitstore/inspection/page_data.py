@@ -1,11 +1,11 @@
-"""What the report page shows beyond `info`: mass and ULD bound at k, and sequences to browse.
+"""Compute what the report page shows beyond `info`: mass and ULD bound at k, and sequences.
 
-Both come from sequences spread evenly over the store, so that a large one takes no longer than a
+Both come from sequences spread evenly over the store, so that a large store takes no longer than a
 small one. With p_j the entries of a record, most probable first, and u its tail:
 
-    outside(k)    u + sum_{j>k} p_j: what a store of k entries a token would leave out
-    mass(k)       1 - mean of outside(k)
-    bound(k)      2 outside(k) + L1 of coding, at most 2: how far a ULD from such a store can be
+    tail(k)       u + sum_{j>k} p_j: the tail that a store of k entries a record would have
+    mass(k)       1 - mean of tail(k)
+    bound(k)      2 tail(k) + L1 of coding, at most 2: how far a ULD from such a store can be
                   from the exact one (`logitstore.info.uld_within`)
 """
 
@@ -22,37 +22,37 @@ from logitstore.pages.document import as_script, clipped_text
 from logitstore.store import LogitStore
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
-#: Of the page's < 2 MB, what the sequences may take; a sequence's own most, and a text's in it.
+#: The page stays below 2 MB: limits of all sequences together, of one, of a text, of a name.
 _DATA_BYTES, _SHOWN_RECORDS, _TEXT_CHARACTERS, _NAME_CHARACTERS = 1_200_000, 512, 4000, 80
 
 
 def curves(store: LogitStore) -> dict[str, Any] | None:
-    """Mass and ULD bound for k = 1, 2, 4, … up to the most entries that a record has.
+    """Compute mass and ULD bound for k = 1, 2, 4, … up to the top-k of the store.
 
     Returns:
-        ``k``, ``mass``, ``bound_mean`` and ``bound_p99`` (99 of 100 tokens are within), lists as
-        long as ``k``; ``records``, how many were looked at. None where no entries are kept, or the
-        tails are not known.
+        ``k``, ``mass``, ``bound_mean`` and ``bound_p99`` (99 of 100 tokens are within), lists of
+        one length; ``records``, how many were looked at. None if no entries are kept, or the tails
+        are not known.
     """
     if not store.spec.top_k or "tail_logmass" in store.spec.missing:
         return None
     ks = _powers(store.spec.top_k)
     parts: list[F64] = []
     for i in spread(store, _CURVE_SEQUENCES):
-        parts.append(_outside(store, i, ks))
+        parts.append(_tails(store, i, ks))
         if sum(map(len, parts)) >= _CURVE_RECORDS:
             break
-    outside = np.concatenate(parts) if parts else np.zeros((0, len(ks)))
-    if not len(outside):
+    tails = np.concatenate(parts) if parts else np.zeros((0, len(ks)))
+    if not len(tails):
         return None
     rounding, fidelity = math.exp(TAIL_STEP / 2), store.fidelity
-    mean, p99 = outside.mean(0), np.quantile(outside, 0.99, axis=0)
+    mean, p99 = tails.mean(0), np.quantile(tails, 0.99, axis=0)
     return {
         "k": ks,
         "mass": (1 - mean).tolist(),
         "bound_mean": np.minimum(2 * mean * rounding + fidelity.l1_mean, 2).tolist(),
         "bound_p99": np.minimum(2 * p99 * rounding + fidelity.l1_max, 2).tolist(),
-        "records": len(outside),
+        "records": len(tails),
     }
 
 
@@ -60,19 +60,19 @@ def _powers(most: int) -> list[int]:
     return [2**i for i in range(most.bit_length()) if 2**i < most] + [most]
 
 
-def _outside(store: LogitStore, i: int, ks: list[int]) -> F64:
-    """(n, len(ks)): the probability outside the first k entries."""
+def _tails(store: LogitStore, i: int, ks: list[int]) -> F64:
+    """Return (n, len(ks)) the tail that each record would have with its first k entries alone."""
     records = store[i]
     padded = records.padded(max(ks))
     p = np.where(padded.mask, np.exp(padded.logprobs.astype(np.float64)), 0.0)
     behind = np.cumsum(p[:, ::-1], axis=1)[:, ::-1]  # [:, k] is the sum from entry k on
     behind = np.concatenate([behind, np.zeros((len(p), 1))], axis=1)
-    found: F64 = behind[:, ks] + np.exp(records.tail_logmass.astype(np.float64))[:, None]
-    return found
+    tails: F64 = behind[:, ks] + np.exp(records.tail_logmass.astype(np.float64))[:, None]
+    return tails
 
 
 def spread(store: LogitStore, count: int) -> list[int]:
-    """At most so many of the sequences that have records, evenly spread, in order."""
+    """List at most `count` of the sequences that have records, evenly spread, in order."""
     held = np.flatnonzero(store.token_counts)
     if not len(held):
         return []
@@ -81,24 +81,24 @@ def spread(store: LogitStore, count: int) -> list[int]:
 
 
 def browsed(store: LogitStore, count: int) -> dict[str, Any]:
-    """Sequences as the page's script reads them; fewer than `count` where they would be too large.
+    """Collect sequences for the page's script; fewer than `count` if they would be too large.
 
     Returns:
         ``names``, the text of each id that occurs; ``sequences``, each with its number, row, part,
-        status, ``records`` (all of them), and ``parts``: ``[0, text]`` for context, ``[1, tokens]``
-        for supervised text, a token being ``[record, text, id, logprob, entropy, tail, entries,
-        [[id, p], …]]``, null for what is not known. Of a long sequence only the beginning.
+        status, ``records`` (how many it has), and ``parts``: ``[0, text]`` for context,
+        ``[1, tokens]`` for supervised text, where a token is ``[record, text, id, logprob, entropy,
+        tail, entries, [[id, p], …]]`` with null for what is not known. Long sequences are cut.
     """
     names: dict[str, str] = {}
     sequences: list[dict[str, Any]] = []
     room = _DATA_BYTES
     for i in spread(store, count):
-        found = sequence_facts(store, i)
-        # Text can be such that even one sequence is too much: of the first, fewer records then.
+        facts = sequence_facts(store, i)
+        # One sequence may be too large already: then show fewer records of the first.
         for most in (_SHOWN_RECORDS,) if sequences else (_SHOWN_RECORDS, 64, 8):
-            own: dict[str, str] = {}
-            sequence = _sequence(found, own, most)
-            fresh = {token_id: name for token_id, name in own.items() if token_id not in names}
+            used: dict[str, str] = {}
+            sequence = _sequence(facts, used, most)
+            fresh = {token_id: name for token_id, name in used.items() if token_id not in names}
             size = len(as_script(sequence).encode()) + len(as_script(fresh).encode())
             if size <= room:
                 break
@@ -139,7 +139,7 @@ def _token(t: int, token: dict[str, Any], names: dict[str, str]) -> list[Any]:
     entries = token["entries"][:SHOWN_ENTRIES]
     for entry in entries:
         if entry["token"] is not None:
-            # A line's end alone would be seen as nothing.
+            # Escaped: a line end alone would be invisible.
             names[str(entry["id"])] = clipped_text(printable(entry["token"]), _NAME_CHARACTERS)
     return [
         t,
@@ -152,7 +152,7 @@ def _token(t: int, token: dict[str, Any], names: dict[str, str]) -> list[Any]:
 
 
 def _rounded(value: float | None) -> float | str | None:
-    """Six digits: more than a store has. JSON knows no infinity, so it is a word."""
+    """Round to six digits, more than a store has; infinity is a word, since JSON has none."""
     if value is None or math.isfinite(value):
         return None if value is None else float(f"{value:.6g}")
     return "-inf" if value < 0 else "inf"

@@ -1,7 +1,7 @@
-"""The numbers of every record of a store, shard by shard, without its entries or its text.
+"""Read the scalars of every record of a store, shard by shard, without entries or text.
 
-Of a large store this reads a few bytes a token, so distributions and extremes of all of it are at
-hand in seconds.
+This reads only a few bytes a token, so the distributions and extremes of a large store take
+seconds.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ _BAR_COLUMNS = 40
 
 
 class Scalars(NamedTuple):
-    """Of the records of one shard, in order; NaN for what an import's source did not say.
+    """The scalars of the records of one shard, in order; NaN where an import lacks them.
 
     Attributes:
         first: The number of the shard's first sequence in the store.
-        surprise: -log p of the token, nats.
-        entropy: Nats.
-        tail: Probability outside the entries.
-        entries: How many there are.
+        surprise: (records,) -log p of the token, in nats.
+        entropy: (records,) the entropy, in nats.
+        tail: (records,) the tail, a probability.
+        entries: (records,) the number of entries.
         stops: (sequences,) records before the end of each sequence.
     """
 
@@ -38,7 +38,7 @@ class Scalars(NamedTuple):
 
 
 def scalars(store: LogitStore) -> Iterator[Scalars]:
-    """Of every shard that has records."""
+    """Yield the scalars of every shard that has records."""
     counts, first = store.token_counts, 0
     for index, fact in zip(store.shards, store.shard_facts, strict=True):
         held = int(fact["sequences"])
@@ -60,34 +60,42 @@ def scalars(store: LogitStore) -> Iterator[Scalars]:
         first += held
 
 
-#: What is counted, and the edges of its bins; the last bin is open.
+#: Each histogram's label, and the edges of its bins; the last bin is open.
 _BINS: dict[str, tuple[str, list[float]]] = {
     "surprise": ("surprise, nats", [0, 0.01, 0.1, 0.5, 1, 2, 4, 6, 8, 12, 16]),
     "entropy": ("entropy, nats", [0, 0.01, 0.1, 0.5, 1, 1.5, 2, 3, 4, 6, 8]),
-    "tail": ("outside the entries", [0, 1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5]),
+    "tail": (
+        "tail, probability beyond the entries",
+        [0, 1e-6, 1e-4, 1e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5],
+    ),
     "entries": ("entries a token", [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512]),
 }
 
 
 def histograms(store: LogitStore) -> dict[str, Any]:
-    """Of each number: ``edges`` of the bins, ``counts`` in them (the last is open), ``unknown``."""
-    found: dict[str, dict[str, Any]] = {
+    """Count each scalar's values in bins.
+
+    Returns:
+        For each scalar: ``label``, ``edges`` of the bins, ``counts`` in them (the last bin is
+        open), and ``unknown``, the number of records without a value.
+    """
+    histograms_: dict[str, dict[str, Any]] = {
         name: {"label": label, "edges": edges, "counts": [0] * len(edges), "unknown": 0}
         for name, (label, edges) in _BINS.items()
     }
     for shard in scalars(store):
-        for name, histogram in found.items():
+        for name, histogram in histograms_.items():
             values = np.asarray(getattr(shard, name), np.float64)
             known = values[~np.isnan(values)]
             bins = np.searchsorted(histogram["edges"], np.maximum(known, 0), side="right") - 1
             counts = np.bincount(bins, minlength=len(histogram["counts"]))
             histogram["counts"] = (np.array(histogram["counts"]) + counts).tolist()
             histogram["unknown"] += len(values) - len(known)
-    return found
+    return histograms_
 
 
 def histogram_text(found: dict[str, Any]) -> str:
-    """Bars, each number's below its name."""
+    """Draw histograms as bars of text, each below its label."""
     lines = []
     for histogram in found.values():
         counts, edges = histogram["counts"], histogram["edges"]
@@ -110,15 +118,15 @@ def histogram_text(found: dict[str, Any]) -> str:
 
 
 def worst(store: LogitStore, count: int) -> dict[str, list[dict[str, Any]]]:
-    """The records with the most surprise, and those with the largest tail: where each of them is.
+    """Find the records with the largest surprise, and those with the largest tail.
 
     Args:
         store: The store.
-        count: Of each.
+        count: How many records of either kind.
     """
-    found: dict[str, list[dict[str, Any]]] = {"surprise": [], "tail": []}
+    largest: dict[str, list[dict[str, Any]]] = {"surprise": [], "tail": []}
     for shard in scalars(store):
-        for name, kept in found.items():
+        for name, kept in largest.items():
             values = np.nan_to_num(getattr(shard, name), nan=-1.0)
             for t in np.argsort(-values, kind="stable")[:count].tolist():
                 if values[t] < 0:
@@ -127,6 +135,6 @@ def worst(store: LogitStore, count: int) -> dict[str, list[dict[str, Any]]]:
                 record = t - (int(shard.stops[place - 1]) if place else 0)
                 at = {"sequence": shard.first + place, "record": record}
                 kept.append(at | {name: float(values[t])})
-            kept.sort(key=lambda each, name=name: -each[name])  # type: ignore[misc]
+            kept.sort(key=lambda record, name=name: -record[name])  # type: ignore[misc]
             del kept[count:]
-    return found
+    return largest

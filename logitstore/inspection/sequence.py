@@ -1,6 +1,6 @@
-"""One sequence: its text with every token coloured by surprise, and what the teacher said of each.
+"""Show one sequence: its text, with tokens coloured by surprise, and the teacher's predictions.
 
-The surprise of a token is -log p, in nats: 0 where the teacher was sure of it.
+The surprise of a token is -log p, in nats: 0 where the teacher was certain of it.
 """
 
 import json
@@ -30,13 +30,13 @@ SHOWN_ENTRIES = 10
 _AROUND = 8
 _BESIDE = 3  # entries in a line of the table
 _TOKEN_COLUMNS, _BAR_COLUMNS = 16, 24
-#: From so many nats on: the colour behind a token, and its mark where there are no colours.
+#: (nats, colour, mark): a token of at least this surprise has this background, or this mark.
 _SURPRISE = ((6.0, "41;97", "!!"), (3.0, "43;30", "!"), (1.0, "46;30", ""))
 _DIM = "2"
 
 
 def sequence_facts(store: LogitStore, i: int) -> Facts:
-    """Everything `logitstore show` says of sequence i."""
+    """Return the facts of sequence i that `logitstore show --json` prints."""
     line, records = store.text(i), store[i]
     text, names = line.supervised_bytes, token_names(store.tokenizer_path)
     stops = np.cumsum(records.entry_count).tolist()
@@ -79,7 +79,7 @@ def _entry(records: TokenRecords, j: int, names: Sequence[str] | None) -> Facts:
 
 
 def token_names(folder: Path) -> Sequence[str] | None:
-    """What each id writes, its outer spaces marked, if the tokenizers library is installed."""
+    """Return the text of each id, outer spaces marked; None without the tokenizers library."""
     path = folder / "tokenizer.json"
     try:
         about = path.stat()
@@ -100,7 +100,7 @@ def _names_in(path: Path, _changed_ns: int, _size_bytes: int) -> Sequence[str]:
 
 
 def _known(value: float) -> float | None:
-    """None for what an import's source did not say."""
+    """Replace NaN, which stands for what an import lacks, by None."""
     return None if math.isnan(value) else float(value)
 
 
@@ -108,7 +108,10 @@ def _known(value: float) -> float | None:
 
 
 def sequence_text(found: Facts, *, colour: bool = False) -> str:
-    """Its text, its tokens marked, and a line for each record; safe to print whatever it holds."""
+    """Format a sequence: its text with marked tokens, and a line for each record.
+
+    The result is safe to print, whatever the text of the dataset holds.
+    """
     tokens = found["tokens"]
     lines = [
         (
@@ -124,7 +127,7 @@ def sequence_text(found: Facts, *, colour: bool = False) -> str:
 
 
 def position_text(found: Facts, position: int, *, colour: bool = False) -> str:
-    """The neighbours of a record, and the ten most probable tokens in its place."""
+    """Format one record: the records around it, and the ten most probable tokens in its place."""
     tokens = found["tokens"]
     token = tokens[position]
     around = range(max(0, position - _AROUND), min(len(tokens), position + _AROUND + 1))
@@ -139,11 +142,11 @@ def position_text(found: Facts, position: int, *, colour: bool = False) -> str:
         f"in its place, of {len(token['entries'])} entries:",
     ]
     for entry in token["entries"][:SHOWN_ENTRIES]:
-        is_it = entry["id"] is not None and entry["id"] == token["token_id"]
-        name = _name(entry) + ("   <- this one" if is_it else "")
+        is_token = entry["id"] is not None and entry["id"] == token["token_id"]
+        name = _name(entry) + ("   <- this one" if is_token else "")
         lines.append(f"{entry['p']:>9.4f}  {bar(entry['p'], _BAR_COLUMNS)}  {name}")
     if token["tail"] is not None:
-        lines.append(f"{token['tail']:>9.4f}  {bar(token['tail'], _BAR_COLUMNS)}  (outside)")
+        lines.append(f"{token['tail']:>9.4f}  {bar(token['tail'], _BAR_COLUMNS)}  (tail)")
     return "\n".join(lines)
 
 
@@ -154,7 +157,7 @@ def _name(entry: Facts) -> str:
 
 
 def _body(found: Facts, colour: bool) -> list[str]:
-    """The text, a paragraph a segment."""
+    """Format the text, one line for each segment."""
     lines, shown, begun = [], 0, found["supervised_start"]
     for segment in found["segments"]:
         if not segment["supervised"]:
@@ -167,7 +170,7 @@ def _body(found: Facts, colour: bool) -> list[str]:
             shown += 1
         lines.append(f"  supervised: {text or printable(segment['text'])}")
     left = "".join(_marked(token, colour) for token in found["tokens"][shown:])
-    if left and lines and found["segments"][-1]["supervised"]:  # an end of text has no byte
+    if left and lines and found["segments"][-1]["supervised"]:  # an end-of-text token has no bytes
         lines[-1] += left
     elif left:
         lines.append(f"  supervised: {left}")

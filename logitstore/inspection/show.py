@@ -1,4 +1,4 @@
-"""What `logitstore show` was asked for: a sequence, a place in it, or where the extremes are."""
+"""Answer `logitstore show`: a sequence, a record of it, or the most extreme records of a store."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from logitstore.store import LogitStore
 def shown(
     store: LogitStore, sequence: int | None, around: int | None, count: int | None
 ) -> tuple[dict[str, Any], str]:
-    """As JSON, and as text.
+    """Return what `logitstore show` prints, as JSON and as text.
 
     Args:
         store: The store.
-        sequence: Which one, or None with `count`.
-        around: A record of it, or None for all.
-        count: So many of the worst records of the whole store, instead of a sequence.
+        sequence: The number of the sequence, or None with `count`.
+        around: The number of a record of it, or None for all.
+        count: How many of the store's most extreme records to show, instead of a sequence.
 
     Raises:
         InputError: There is no such sequence or record, or the request contradicts itself.
@@ -30,12 +30,12 @@ def shown(
             )
         if count < 1:
             raise InputError(f"--worst is {count}, expected 1 or more.")
-        found: dict[str, Any] = worst(store, count)
-        return found, _worst_text(store, found)
+        records: dict[str, Any] = worst(store, count)
+        return records, _worst_text(store, records)
     if sequence is None or not 0 <= sequence < len(store):
-        asked = "a sequence is missing" if sequence is None else f"there is no sequence {sequence}"
+        fault = "a sequence is missing" if sequence is None else f"there is no sequence {sequence}"
         raise InputError(
-            f"{store.path}: {asked}; it holds 0 to {len(store) - 1}. Give one of these, or "
+            f"{store.path}: {fault}; it holds 0 to {len(store) - 1}. Give one of these, or "
             "--worst 10 for where to look."
         )
     found, colour = sequence_facts(store, sequence), has_colour()
@@ -52,13 +52,13 @@ def shown(
 
 def _worst_text(store: LogitStore, found: dict[str, Any]) -> str:
     lines = []
-    for name, label in (("surprise", "-log p, nats"), ("tail", "outside the entries")):
+    for name, label in (("surprise", "-log p, nats"), ("tail", "probability beyond the entries")):
         lines.append(f"largest {name} ({label})")
         lines += [
-            f"  {each[name]:>9.4f}   sequence {each['sequence']} record {each['record']}"
-            for each in found[name]
+            f"  {record[name]:>9.4f}   sequence {record['sequence']} record {record['record']}"
+            for record in found[name]
         ]
-    example = next((each for kept in found.values() for each in kept), None)
+    example = next((record for records in found.values() for record in records), None)
     if example is not None:
         lines.append(
             f"`logitstore show {store.path} {example['sequence']} --around {example['record']}` "

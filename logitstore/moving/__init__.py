@@ -1,10 +1,10 @@
-"""Stores into other things and back: Parquet, zarr, other tools' dumps, parts and unions of stores.
+"""Convert stores to and from other formats, take subsets of them and merge them.
 
-    parquet/                 a store as Parquet that anybody reads, and the same store again
-    zarr_export.py           a store as decoded zarr arrays; zarr_columns.py: which they are;
-                             zarr_target.py: the folder or bucket that they are written to
-    subset.py, merge.py      some rows of a store; several stores as one
-    dumps/                   what other tools wrote of a teacher, as a store
+    parquet/                 export a store to Parquet, and import that export again
+    zarr_export.py           export a store to decoded zarr arrays, listed in zarr_columns.py, in
+                             the folder or bucket of zarr_target.py
+    subset.py, merge.py      write some rows of a store; write several stores as one
+    dumps/                   import the log-probabilities that other tools wrote
 
-Whatever becomes a store goes through `StoreWriter`: committed shard by shard, resumable, sealed.
+Every new store is written by `StoreWriter`: committed shard by shard, resumable, then sealed.
 """

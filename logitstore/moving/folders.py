@@ -1,4 +1,4 @@
-"""What moving between stores needs of a store's folder."""
+"""Open a finished store, read its tokenizer, and publish a folder that was written beside it."""
 
 import os
 from os import PathLike
@@ -13,7 +13,7 @@ from logitstore.store import LogitStore, open_store
 
 
 def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
-    """A store that is all there: what is moved of an unfinished one would be out of date at once.
+    """Open a store that is finished: a copy of an unfinished one would soon be out of date.
 
     Raises:
         IncompleteStoreError: It is not finished.
@@ -30,11 +30,11 @@ def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
 
 
 def publish_folder(unnamed: Path, target: Path) -> None:
-    """Give a folder that was written under a temporary name its own, once all of it is durable.
+    """Rename a folder from its temporary name to its own, after flushing all of it to disk.
 
     Raises:
         FileExistsError: The name is taken.
-        OSError: The file system refuses.
+        OSError: The file system fails.
     """
     for path in (*unnamed.rglob("*"), unnamed):
         if path.is_dir():
@@ -43,12 +43,12 @@ def publish_folder(unnamed: Path, target: Path) -> None:
             with path.open("rb") as f:
                 os.fsync(f.fileno())
     if not commit.rename_if_free(unnamed, target):
-        unnamed.rename(target)  # refuses, too, where the name is that of a folder with files
+        unnamed.rename(target)  # this, too, fails where the name is that of a folder with files
     commit.OS_FS.sync_folder(target.parent)
 
 
 def tokenizer_files(store: LogitStore) -> dict[str, bytes]:
-    """The tokenizer of a store, held to its digests.
+    """Read the tokenizer files of a store and check them against its digests.
 
     Raises:
         CorruptStoreError: A file is missing, or not the one that was committed.
@@ -57,12 +57,12 @@ def tokenizer_files(store: LogitStore) -> dict[str, bytes]:
 
 
 def read_tokenizer(folder: Path, spec: StoreSpec) -> dict[str, bytes]:
-    """The files of `folder` that the spec names, held to its digests.
+    """Read the tokenizer files that the spec names from `folder` and check their digests.
 
     Raises:
-        CorruptStoreError: One is missing, or another than the spec's.
+        CorruptStoreError: A file is missing, or differs from the spec's.
     """
-    found = {}
+    files = {}
     for name, digest in spec.tokenizer["files"].items():
         path = folder / name
         try:
@@ -77,5 +77,5 @@ def read_tokenizer(folder: Path, spec: StoreSpec) -> dict[str, bytes]:
                 "from a copy.",
                 path=path,
             )
-        found[name] = path.read_bytes()
-    return found
+        files[name] = path.read_bytes()
+    return files

@@ -1,13 +1,13 @@
-"""Several stores as one: parts of one capture, or captures of several datasets.
+"""Merge several stores into one: parts of one capture, or captures of several datasets.
 
-    parts of one      equal content, equal plan: each holds some of the shards, finished or not. The
-    capture           union has the bytes that one capture would have written; finished if all
-                      shards are there, otherwise to be resumed like any capture.
-    several datasets  equal content, other plans: finished stores of disjoint rows. Rows of the
-                      second follow those of the first, numbered on; shards stay cut as they are.
+    parts of one      Equal content and equal plan: each store holds some of the shards, finished or
+    capture           not. The union has the bytes that one capture would have written. It is
+                      finished if all shards are present; otherwise a capture can resume it.
+    several datasets  Equal content, different plans: finished stores of disjoint rows. The rows of
+                      the second store are numbered on from the first; shards keep their rows.
 
-Content is what decides what a record means: teacher, tokenizer, rendering, capture settings, codec.
-Where it differs, records cannot lie in one store.
+Content decides what a record means: teacher, tokenizer, rendering, capture settings and codec.
+Records of different content cannot be kept in one store.
 """
 
 import hashlib
@@ -30,20 +30,20 @@ from logitstore.writing.writer import StoreWriter
 def merge(
     stores: Sequence[str | PathLike[str] | StorePath], out: str | PathLike[str] | StorePath
 ) -> LogitStore:
-    """Write the union of stores; resume it if it is begun.
+    """Write the union of stores, or resume writing it.
 
     Args:
         stores: Two or more folders or URLs; where their plans differ, the rows are in this order.
         out: The new store's folder, or its URL.
 
     Returns:
-        The union, which is unfinished if parts of one capture were not all of it.
+        The union. It is unfinished if some parts of the one capture were not given.
 
     Raises:
         InputError: Fewer than two stores, or one given twice.
-        MismatchError: Contents differ, or rows are in more than one.
-        IncompleteStoreError: An unfinished capture of another dataset than the others'.
-        CorruptStoreError: A shard is not what was committed.
+        MismatchError: The stores' contents differ, or a row is in more than one of them.
+        IncompleteStoreError: The datasets differ, and a capture of one is unfinished.
+        CorruptStoreError: A shard is damaged.
     """
     if len(stores) < 2:
         raise InputError("merge needs two stores or more. Name them before --out.")
@@ -78,7 +78,7 @@ def _check_content(first: LogitStore, other: LogitStore) -> None:
 
 
 def _union(stores: Sequence[LogitStore], out: StorePath) -> LogitStore:
-    """Parts of one capture: their shards, byte for byte."""
+    """Merge parts of one capture by copying their shards byte for byte."""
     first = stores[0]
     owner: dict[int, LogitStore] = {}
     for store in stores:
@@ -108,7 +108,7 @@ def _check_same(one: LogitStore, other: LogitStore, index: int) -> None:
 
 
 def _one_after_the_other(stores: Sequence[LogitStore], out: StorePath) -> LogitStore:
-    """Captures of several datasets: the same records and text under new row numbers."""
+    """Merge captures of several datasets: write their records and text under new row numbers."""
     seen: dict[str, LogitStore] = {}
     for store in stores:
         twin = seen.setdefault(store.plan.dataset_sha256, store)
@@ -134,7 +134,7 @@ def _one_after_the_other(stores: Sequence[LogitStore], out: StorePath) -> LogitS
 def _joined_plan(
     stores: Sequence[LogitStore],
 ) -> tuple[Plan, list[tuple[LogitStore, int, int]]]:
-    """The plan, and for each shard: of which store, which of its shards, rows before that store."""
+    """Return the joined plan, and for each shard its store, its number there and its row offset."""
     digest = hashlib.sha256(canonical_json([s.plan.digest for s in stores])).hexdigest()
     cuts, places, offset = [0], [], 0
     for store in stores:
@@ -153,7 +153,7 @@ def _write_again(writer: StoreWriter, index: int, shard: Shard, offset: int) -> 
 
 
 def _provenance(stores: Sequence[LogitStore]) -> dict[str, Any]:
-    """Of the first, but for what holds for it alone."""
+    """Return the first store's provenance without what holds for that store alone."""
     datasets = [s.provenance.get("dataset") for s in stores]
     return stores[0].provenance | {
         "dataset": " + ".join(str(d) for d in datasets),

@@ -1,7 +1,7 @@
-"""Lists of lists as flat values and counts, from Arrow and from Python, without an object a value.
+"""Flatten Arrow columns of lists into values and counts, without a Python object for each value.
 
-Shape legend: a column of L lines, of T tokens together, of m values together: counts[0] is (L,),
-counts[1] (T,), values (m,).
+Shape legend: a column has L lines, which hold T tokens in total, which hold m values in total:
+counts[0] is (L,), counts[1] is (T,), values is (m,).
 """
 
 from typing import Any, NamedTuple
@@ -14,25 +14,25 @@ from logitstore.format.numpy_types import I64, Array
 
 
 class Nested(NamedTuple):
-    """A column of lists.
+    """A column of nested lists, flattened.
 
     Attributes:
-        counts: Items of each list, a level of lists at a time, outermost first.
-        values: What the innermost lists hold, one after the other.
+        counts: For each level of lists, outermost first, the number of items in each list.
+        values: The items of the innermost lists, concatenated.
     """
 
     counts: tuple[I64, ...]
     values: pa.Array
 
     def numbers(self, dtype: Any, missing: float | None = None) -> Array:
-        """The values as an array.
+        """Return the values as an array.
 
         Args:
-            dtype: Of the result.
-            missing: What stands for a value that is not there.
+            dtype: The type of the array.
+            missing: The number that replaces a null.
 
         Raises:
-            ValueError: A value is not there, and nothing stands for it; or it is no number.
+            ValueError: A value is null and `missing` is not given, or a value is not a number.
         """
         values = self.values
         if values.null_count:
@@ -46,7 +46,7 @@ class Nested(NamedTuple):
 
 
 def nested(column: pa.Array) -> Nested:
-    """Takes a column of lists apart; a missing list is an empty one."""
+    """Flatten a column of lists; a null list counts as empty."""
     counts = []
     while _is_list(column.type):
         lengths = pc.fill_null(pc.list_value_length(column), 0)

@@ -1,7 +1,8 @@
-"""Some rows of a store as a store of their own, records and text unchanged.
+"""Write some rows of a store as a new store, with the same records and text.
 
-Rows are numbered anew from 0, in the order they have in the store (a plan has no gaps); everything
-else of a sequence, its codes included, is the same bits. Resumable like a capture.
+Rows are renumbered from 0, in the order that they have in the store, because a plan has no gaps.
+Everything else of a sequence, its codes included, is copied bit for bit. It can be resumed like a
+capture.
 """
 
 import hashlib
@@ -39,36 +40,37 @@ def subset(
     *,
     shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
 ) -> LogitStore:
-    """Write a store of some rows of another; resume it if it is begun.
+    """Write a store of some rows of another store, or resume writing it.
 
     Args:
         store: The store's folder, or its URL.
         rows: A file with one row number a line, or a range ``A:B`` (B not included).
         out: The new store's folder, or its URL.
-        shard_text_bytes: Text of a shard, about.
+        shard_text_bytes: Approximate bytes of text in a shard.
 
     Returns:
         The new store.
 
     Raises:
-        InputError: Rows that are not rows of the store.
+        InputError: `rows` names a row that the store does not have.
         MismatchError: `out` holds something else.
         CorruptStoreError: Bytes of the store are damaged.
     """
     source = open_finished(store)
-    chosen = chosen_rows(str(rows), source)
-    found = _Chosen(source, chosen)
-    digest = hashlib.sha256(f"subset of {source.digest}:".encode() + chosen.astype("<i8").tobytes())
-    plan = make_plan(digest.hexdigest(), found.text_bytes(), shard_text_bytes)
+    numbers = chosen_rows(str(rows), source)
+    chosen = _Chosen(source, numbers)
+    label = f"subset of {source.digest}:".encode()
+    digest = hashlib.sha256(label + numbers.astype("<i8").tobytes())
+    plan = make_plan(digest.hexdigest(), chosen.text_bytes(), shard_text_bytes)
     provenance = source.provenance | {
-        "settings": None,  # those of the capture would make another store
+        "settings": None,  # a capture with these would write another store
         "subset_of": {"store": str(store), "digest": source.digest, "rows": str(rows)},
     }
     writer = StoreWriter(out, source.spec, plan, tokenizer_files(source), provenance)
     missing = [] if writer.is_sealed else writer.missing()
     with progress(len(missing), "subset", "shards") as shown:
         for index in missing:
-            pairs, fidelity = found.shard(plan, index)
+            pairs, fidelity = chosen.shard(plan, index)
             writer.write_shard(index, pairs, fidelity)
             shown.update(1)
     if not writer.is_sealed:
@@ -77,15 +79,15 @@ def subset(
 
 
 def chosen_rows(rows: str, store: LogitStore) -> I64:
-    """The row numbers that `--rows` means, ascending.
+    """Return the row numbers that `--rows` names, ascending.
 
     Raises:
-        InputError: None, one twice, or one that the store does not have.
+        InputError: It names no row, names one twice, or names one that the store does not have.
     """
-    found = _read_range(rows, store) if _RANGE.fullmatch(rows) else _read_file(Path(rows))
-    if not len(found):
+    named = _read_range(rows, store) if _RANGE.fullmatch(rows) else _read_file(Path(rows))
+    if not len(named):
         raise InputError(f"--rows {rows}: names no row of {store.path}. {_HOW}")
-    ordered = np.sort(found)
+    ordered = np.sort(named)
     twice = np.flatnonzero(np.diff(ordered) == 0)
     if len(twice):
         raise InputError(f"--rows {rows}: row {ordered[twice[0]]:,} is there twice. Name it once.")
@@ -122,7 +124,7 @@ def _read_file(path: Path) -> I64:
 
 
 class _Chosen:
-    """The sequences of the chosen rows, by the number that a row has in the new store."""
+    """The sequences of the chosen rows, found by the number of their row in the new store."""
 
     def __init__(self, store: LogitStore, rows: I64) -> None:
         self._store, self._rows = store, rows
@@ -133,31 +135,31 @@ class _Chosen:
         self._shard_stops = np.cumsum(counts)
 
     def text_bytes(self) -> I64:
-        """(rows,) bytes of text of each."""
-        found = np.zeros(len(self._rows), np.int64)
+        """Return (rows,) the bytes of text of each row."""
+        sizes = np.zeros(len(self._rows), np.int64)
         with progress(len(self._rows), "read the text", "rows") as shown:
             for new in range(len(self._rows)):
                 lines = map(self._store.text, self._sequences(new))
-                found[new] = sum(len(s.text.encode()) for line in lines for s in line.segments)
+                sizes[new] = sum(len(s.text.encode()) for line in lines for s in line.segments)
                 shown.update(1)
-        return found
+        return sizes
 
     def shard(self, plan: Plan, index: int) -> tuple[list[Pair], Fidelity]:
-        """The sequences of a shard of the new store, and what it may say of its fidelity."""
+        """Return the sequences of a shard of the new store, and the shard's fidelity."""
         pairs: list[Pair] = []
         parts: list[tuple[Fidelity, EncodedRecords]] = []
         for new in range(*plan.shard_rows(index)):
             for i in self._sequences(new):
                 encoded = self._store.encoded(i)
                 pairs.append((self._store.text(i)._replace(row=new), encoded))
-                parts.append((self._said(i), encoded))
+                parts.append((self._fidelity(i), encoded))
         return pairs, of_parts(self._store.spec, parts)
 
     def _sequences(self, new: int) -> Iterator[int]:
         return iter(range(int(self._first[new]), int(self._stop[new])))
 
-    def _said(self, i: int) -> Fidelity:
-        """The fidelity of the shard that sequence i is of."""
+    def _fidelity(self, i: int) -> Fidelity:
+        """Return the fidelity of the shard that sequence i is in."""
         position = int(np.searchsorted(self._shard_stops, i, side="right"))
         facts: Fidelity = self._store.shard_facts[position]
         return facts

@@ -1,7 +1,9 @@
-"""The arrays of an export to zarr: which there are, what they mean, and their next elements.
+"""List the arrays of an export to zarr, describe them, and compute their elements batch by batch.
 
-Lists of different lengths lie one after the other, and a start and a count say where each is: of a
-sequence's records, of a record's entries and draws, of a sequence's text.
+Which fields a record has, and their types, is said by `format/fields.py`; here each is described.
+
+Lists of different lengths are concatenated, and a start and a count say where each of them is: the
+records of a sequence, the entries and draws of a record, the text of a sequence.
 """
 
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from logitstore.format.canonical_json import canonical_json
+from logitstore.format.fields import DRAWS, ENTRIES, RECORDS, Field, fields_of
 from logitstore.format.numpy_types import Array
 from logitstore.format.spec import StoreSpec
 from logitstore.reading.shard import Shard
@@ -20,14 +23,14 @@ Batch = tuple[list[SequenceText], list[TokenRecords]]
 
 _BATCH_RECORDS = 16_384
 _BATCH_SEQUENCES = 256
-#: Sentences for who has the arrays and nothing else.
+#: Sentences for a reader who has the arrays and nothing else.
 HOW_TO_READ = (
     "A record describes the distribution that predicted its token, given everything before it.",
     "Records of sequence i: record_start[i] up to record_start[i] + record_count[i].",
     (
         "Entries of record t, most probable first: entry_start[t] up to entry_start[t] + "
-        "entry_count[t]; draws likewise. What the entries leave out has probability "
-        "exp(tail_logmass[t]): together they are 1."
+        "entry_count[t]; draws likewise. The tail, all other tokens, has probability "
+        "exp(tail_logmass[t]): entries and tail together sum to 1."
     ),
     "Log-probabilities are natural logarithms, over the full vocabulary, at temperature 1.",
     (
@@ -43,15 +46,16 @@ HOW_TO_READ = (
 
 @dataclass(frozen=True)
 class Column:
-    """An array of an export.
+    """The description of an array in an export.
 
     Attributes:
         name: Its name.
-        axis: Its dimension, or its first.
-        dtype: Of its elements.
-        about: What an element is.
-        units: Of the elements, where they have one.
-        counts: The dimension that it counts along, of a count.
+        axis: Its first dimension.
+        dtype: The type of its elements.
+        about: What an element is, in words.
+        units: The unit of its elements, or nothing.
+        counts: For a count: the dimension whose elements it counts.
+        is_per_temperature: Whether it has a second dimension, the extra temperatures.
     """
 
     name: str
@@ -60,66 +64,87 @@ class Column:
     about: str
     units: str = ""
     counts: str = ""
+    is_per_temperature: bool = False
 
     @property
     def attributes(self) -> dict[str, str]:
-        """As xarray and CF name them."""
-        found = {"long_name": self.about, "units": self.units, "sample_dimension": self.counts}
-        return {name: value for name, value in found.items() if value}
+        """Return the array's attributes, named as xarray and the CF conventions name them."""
+        known = {"long_name": self.about, "units": self.units, "sample_dimension": self.counts}
+        return {name: value for name, value in known.items() if value}
+
+
+_NATS = "nats"
+#: The dimension of each axis of `format/fields.py`.
+_DIMENSIONS = {RECORDS: "record", ENTRIES: "entry", DRAWS: "draw"}
+#: What an element of each field is, and its unit.
+DESCRIPTIONS = {
+    "token_ids": ("the teacher's token", ""),
+    "byte_starts": ("supervised bytes of the row before it", "bytes"),
+    "byte_lengths": ("bytes that the token writes", "bytes"),
+    "token_logprob": ("log-probability of the token", _NATS),
+    "entry_count": ("entries", ""),
+    "tail_logmass": ("log of the tail: probability beyond the entries", _NATS),
+    "entropy": ("entropy of the full distribution", _NATS),
+    "entry_logprobs": ("log-probability", _NATS),
+    "entry_ids": ("token of the vocabulary", ""),
+    "lognorm": ("log of the sum over the vocabulary of p to the power of 1 / temperature", _NATS),
+    "logit_std": ("standard deviation of the logits", ""),
+    "lognorm_std": ("lognorm at a temperature of logit_std + 1e-4", _NATS),
+    "draw_count": ("distinct draws", ""),
+    "sample_ids": ("token drawn from the tail", ""),
+    "sample_counts": ("how often it was drawn", ""),
+}
+_SEQUENCES = (
+    Column("row", "sequence", "i8", "row of the dataset"),
+    Column("part", "sequence", "i4", "number of the window of a row that was split, or 0"),
+    Column("record_start", "sequence", "i8", "first record"),
+    Column("record_count", "sequence", "i8", "records", counts="record"),
+    Column("supervised_start", "sequence", "i8", "supervised text of earlier parts", "bytes"),
+    Column("text_start", "sequence", "i8", "first byte in `text`"),
+    Column("text_bytes", "sequence", "i8", "length in `text`", "bytes", "text_byte"),
+    Column("line_start", "sequence", "i8", "first byte in `lines`"),
+    Column("line_bytes", "sequence", "i8", "length in `lines`", "bytes", "line_byte"),
+    Column("text", "text_byte", "u1", "supervised text, UTF-8"),
+    Column("lines", "line_byte", "u1", "rows with context, roles and status, JSON in UTF-8"),
+)
+_TEMPERATURE = Column("temperature", "temperature", "f8", "temperatures of lognorm")
+_STARTS = {
+    "entry_count": Column("entry_start", "record", "i8", "first entry"),
+    "draw_count": Column("draw_start", "record", "i8", "first draw"),
+}
 
 
 def columns_of(spec: StoreSpec) -> list[Column]:
-    """The arrays of an export of such a store."""
-    nats = "nats"
-    found = [
-        Column("row", "sequence", "i8", "row of the dataset"),
-        Column("part", "sequence", "i4", "number of the window of a row that was split, or 0"),
-        Column("record_start", "sequence", "i8", "first record"),
-        Column("record_count", "sequence", "i8", "records", counts="record"),
-        Column("supervised_start", "sequence", "i8", "supervised text of earlier parts", "bytes"),
-        Column("text_start", "sequence", "i8", "first byte in `text`"),
-        Column("text_bytes", "sequence", "i8", "length in `text`", "bytes", "text_byte"),
-        Column("line_start", "sequence", "i8", "first byte in `lines`"),
-        Column("line_bytes", "sequence", "i8", "length in `lines`", "bytes", "line_byte"),
-        Column("text", "text_byte", "u1", "supervised text, UTF-8"),
-        Column("lines", "line_byte", "u1", "rows with context, roles and status, JSON in UTF-8"),
-        Column("token_ids", "record", "u4", "the teacher's token"),
-        Column("byte_starts", "record", "i8", "supervised bytes of the row before it", "bytes"),
-        Column("byte_lengths", "record", "u2", "bytes that the token writes", "bytes"),
-        Column("token_logprob", "record", "f4", "log-probability of the token", nats),
-        Column("tail_logmass", "record", "f4", "log of the probability outside the entries", nats),
-        Column("entropy", "record", "f4", "entropy of the full distribution", nats),
-        Column("entry_start", "record", "i8", "first entry"),
-        Column("entry_count", "record", "u2", "entries", counts="entry"),
-        Column("entry_logprobs", "entry", "f4", "log-probability", nats),
-    ]
-    if spec.has_ids:
-        found.append(Column("entry_ids", "entry", "u4", "token of the vocabulary"))
-    if spec.temperatures:
-        about = "log of the sum over the vocabulary of p to the power of 1 / temperature"
-        found.append(Column("lognorm", "record", "f4", about, nats))
-        found.append(Column("temperature", "temperature", "f8", "temperatures of lognorm"))
-    if spec.has_logit_std:
-        about = "lognorm at a temperature of logit_std + 1e-4"
-        found.append(Column("logit_std", "record", "f4", "standard deviation of the logits"))
-        found.append(Column("lognorm_std", "record", "f4", about, nats))
-    if spec.draws:
-        found += [
-            Column("draw_start", "record", "i8", "first draw"),
-            Column("draw_count", "record", "u2", "distinct draws", counts="draw"),
-            Column("sample_ids", "draw", "u4", "token drawn from outside the entries"),
-            Column("sample_counts", "draw", "u1", "how often it was drawn"),
-        ]
-    return [_marked(column) if column.name in spec.missing else column for column in found]
+    """List the arrays of an export of a store with this spec."""
+    columns = list(_SEQUENCES)
+    for field in fields_of(spec):
+        if field.name in _STARTS:
+            columns.append(_STARTS[field.name])
+        column = _column(field)
+        columns.append(_marked(column) if field.name in spec.missing else column)
+    return [*columns, _TEMPERATURE] if spec.temperatures else columns
+
+
+def _column(field: Field) -> Column:
+    about, units = DESCRIPTIONS[field.name]
+    return Column(
+        field.name,
+        _DIMENSIONS[field.axis],
+        field.exported.str[1:],
+        about,
+        units,
+        counts=field.name.removesuffix("_count") if field.name in _STARTS else "",
+        is_per_temperature=field.is_per_temperature,
+    )
 
 
 def _marked(column: Column) -> Column:
-    """A column of what the source of an import did not say."""
-    return replace(column, about=f"{column.about}; not said by the import, not to be used")
+    """Mark a column as unknown: the source of an import did not have its values."""
+    return replace(column, about=f"{column.about}; unknown to the import, not to be used")
 
 
 def batches(shard: Shard) -> Iterator[Batch]:
-    """The sequences of a shard, a batch at a time."""
+    """Yield the sequences of a shard in batches of bounded size."""
     counts = np.diff(shard.record_offsets)
     first = records = 0
     for i, count in enumerate(counts):
@@ -136,23 +161,22 @@ def _batch(shard: Shard, places: range) -> Batch:
 
 
 class Columns:
-    """Columns of consecutive sequences; keeps count of how much came before.
+    """A converter of consecutive sequences into elements of the arrays.
 
     Attributes:
-        totals: Elements so far along each dimension.
+        totals: The number of elements so far along each dimension.
     """
 
     def __init__(self, spec: StoreSpec) -> None:
-        names = (c.name for c in columns_of(spec) if c.axis in ("record", "entry", "draw"))
-        self._fields = [n for n in names if not n.endswith("_start")]
+        self._fields = [field.name for field in fields_of(spec)]
         self.totals = dict.fromkeys(("sequence", "record", "entry", "draw"), 0)
         self.totals |= {"text_byte": 0, "line_byte": 0}
 
     def of(self, lines: list[SequenceText], records: list[TokenRecords]) -> dict[str, Array]:
-        """The next elements of every array."""
+        """Return the next elements of every array."""
         texts = [line.supervised_bytes for line in lines]
         encoded = [canonical_json(_line(line)) for line in lines]
-        found = {
+        elements = {
             "row": np.array([line.row for line in lines]),
             "part": np.array([line.part for line in lines]),
             "supervised_start": np.array([line.supervised_start for line in lines]),
@@ -162,18 +186,18 @@ class Columns:
             "text": np.frombuffer(b"".join(texts), np.uint8),
             "lines": np.frombuffer(b"".join(encoded), np.uint8),
         }
-        found |= {n: np.concatenate([getattr(r, n) for r in records]) for n in self._fields}
+        elements |= {n: np.concatenate([getattr(r, n) for r in records]) for n in self._fields}
         self.totals["sequence"] += len(lines)
-        found["record_start"] = self._starts("record", found["record_count"])
-        found["text_start"] = self._starts("text_byte", found["text_bytes"])
-        found["line_start"] = self._starts("line_byte", found["line_bytes"])
-        found["entry_start"] = self._starts("entry", found["entry_count"])
-        if "draw_count" in found:
-            found["draw_start"] = self._starts("draw", found["draw_count"])
-        return found
+        elements["record_start"] = self._starts("record", elements["record_count"])
+        elements["text_start"] = self._starts("text_byte", elements["text_bytes"])
+        elements["line_start"] = self._starts("line_byte", elements["line_bytes"])
+        elements["entry_start"] = self._starts("entry", elements["entry_count"])
+        if "draw_count" in elements:
+            elements["draw_start"] = self._starts("draw", elements["draw_count"])
+        return elements
 
     def _starts(self, axis: str, counts: Array) -> Array:
-        """Where lists of these lengths begin along a dimension."""
+        """Return where lists of these lengths begin along a dimension."""
         stops = self.totals[axis] + np.cumsum(counts, dtype=np.int64)
         self.totals[axis] = int(stops[-1])
         return np.asarray(stops - counts, np.int64)

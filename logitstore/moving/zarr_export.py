@@ -1,4 +1,4 @@
-"""`logitstore export --to zarr`: a store, decoded, as one ordinary zarr v3 group.
+"""Export a store, decoded, as one ordinary zarr v3 group (`logitstore export --to zarr`).
 
     import xarray as xr
     data = xr.open_zarr("export")                       # lazy; with dask, in parallel
@@ -6,13 +6,13 @@
     records = slice(int(data.record_start[i]), int(data.record_start[i] + data.record_count[i]))
     data.entropy[records].values
 
-    group attributes     what the teacher was, how it was captured, and how to read the arrays
-    <array>              one a field, all shards together, described by its attributes
+    group attributes     the teacher, the capture settings, and how to read the arrays
+    <array>              one for each field, over all shards, described by its attributes
     tokenizer/<file>     the teacher's tokenizer files, as arrays of bytes
 
-Lists of different lengths lie one after the other, and a start and a count say where each is: of a
-sequence's records, of a record's entries and draws, of a sequence's text. Counts carry CF's
-`sample_dimension`. Log-probabilities are float32 in nats, as `store[i]` gives them.
+Lists of different lengths are concatenated, and a start and a count say where each of them is: the
+records of a sequence, the entries and draws of a record, the text of a sequence. Counts carry CF's
+`sample_dimension`. Log-probabilities are float32 in nats, as `store[i]` returns them.
 
 zarr decides the bytes; chunks have checksums (crc32c), also those of zeros are written. An array
 grows by whole blocks, so memory is bounded by a batch of sequences and one block an array. A folder
@@ -53,7 +53,7 @@ _MAX_METADATA = 1024 * 1024  # bytes of an array's, which zarr has just written
 def export_zarr(
     store: str | PathLike[str] | StorePath, out: str | PathLike[str] | StorePath
 ) -> dict[str, Any]:
-    """Write a finished store as a zarr v3 group of decoded arrays: see this module.
+    """Write a finished store as a zarr v3 group of decoded arrays (described in this module).
 
     Args:
         store: The store's folder or URL.
@@ -66,7 +66,7 @@ def export_zarr(
         MismatchError: `out` is there already.
         InputError: A URL of a kind that cannot be written.
         CorruptStoreError: Bytes of the store are damaged; nothing was written.
-        StorageError: The file system or object store refused; nothing was written.
+        StorageError: The file system or object store failed; nothing was written.
     """
     source, place = open_finished(store), store_path(out)
     target = target_at(place)
@@ -83,7 +83,7 @@ def export_zarr(
 
 
 def _write(source: LogitStore, target: Target) -> dict[str, int]:
-    """Write every array, then the group; sequences, records and entries that it has."""
+    """Write every array, then the group; return the numbers of sequences, records and entries."""
     tokenizer = tokenizer_files(source)
     arrays = {c.name: GrowingArray(c, c.name, target, source.spec) for c in columns_of(source.spec)}
     columns = Columns(source.spec)
@@ -110,11 +110,11 @@ def _write(source: LogitStore, target: Target) -> dict[str, int]:
 
 
 class GrowingArray:
-    """A zarr array that is written from its beginning to its end, in whole blocks."""
+    """A zarr array that is written from its first element to its last, in whole blocks."""
 
     def __init__(self, column: Column, name: str, target: Target, spec: StoreSpec) -> None:
         self._column, self._name, self._target = column, name, target
-        is_table = column.name == "lognorm"
+        is_table = column.is_per_temperature
         self._more = (len(spec.temperatures),) if is_table else ()
         self._names = (column.axis, "temperature") if is_table else (column.axis,)
         self._chunk = _CHUNK_LENGTHS.get(column.axis, _CHUNK_LENGTH)
@@ -124,7 +124,7 @@ class GrowingArray:
         self._array: zarr.Array[Any] | None = None
 
     def append(self, values: Array) -> None:
-        """Add elements; written as soon as they fill a block."""
+        """Append elements; they are written as soon as they fill a block."""
         self._held.append(np.asarray(values, self._column.dtype))
         self._held_length += len(values)
         if self._held_length >= self._block:
@@ -134,7 +134,7 @@ class GrowingArray:
             self._held, self._held_length = [joined[whole:].copy()], len(joined) - whole
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the elements that do not fill a block."""
         empty = np.zeros((0, *self._more), self._column.dtype)
         self._write(np.concatenate([empty, *self._held]))
 
@@ -193,7 +193,7 @@ def _finish(target: Target, arrays: list[str], attributes: dict[str, Any]) -> No
 
 
 def _about(source: LogitStore) -> dict[str, Any]:
-    """The group's attributes."""
+    """Return the attributes of the group."""
     teacher = source.spec.teacher
     return {
         "title": f"Predictions of {teacher['architecture']} for {source.plan.rows:,} rows of text",

@@ -1,7 +1,7 @@
-"""Where an export to zarr is written: a folder that appears whole, or a bucket.
+"""Write an export to zarr into a folder, which appears whole, or into a bucket.
 
-A folder is written under a temporary name and given its own at the end. In a bucket nothing can be
-renamed, so there the root's `zarr.json` is written last, and without it nothing opens.
+A folder is written under a temporary name and renamed at the end. In a bucket nothing can be
+renamed, so the root's `zarr.json` is written last, and without it nothing opens.
 """
 
 import shutil
@@ -27,19 +27,19 @@ _AGAIN = "an export replaces nothing. Choose another --out"
 
 
 class Target(Protocol):
-    """The place of an export; names are relative to it."""
+    """The folder or bucket that an export is written to; names are relative to it."""
 
     def check_free(self) -> None:
-        """Refuse, by MismatchError, a place where something is."""
+        """Raise MismatchError unless the place is empty."""
 
     def begin(self) -> None:
-        """Make what must be there before anything is written."""
+        """Make the folder that must exist before anything is written."""
 
     def store(self, name: str) -> Store:
-        """Zarr's store at one array: of a store further up, zarr makes the group as well, first."""
+        """Return zarr's store at one array; from one above, zarr would write the group first."""
 
     def retried(self, action: Callable[[], Any]) -> Any:
-        """Run what writes, again where a failure may pass by itself."""
+        """Run an action that writes; run it again after a failure that may be temporary."""
 
     def read(self, name: str, limit: int) -> bytes:
         """Read a small file."""
@@ -48,17 +48,17 @@ class Target(Protocol):
         """Write a small file."""
 
     def publish(self) -> None:
-        """All is written: let readers see it."""
+        """Make the export visible to readers, after all of it was written."""
 
     def explained(self, error: OSError) -> LogitStoreError:
-        """What made an export fail, and what to do about it."""
+        """Return the error to raise for a failed export: why it failed and what to do next."""
 
     def clean_up(self) -> None:
-        """Remove what did not become an export."""
+        """Remove what a failed export has written."""
 
 
 def target_at(place: StorePath) -> Target:
-    """Choose how an export is written there: only a folder can be renamed."""
+    """Choose how an export is written to a place: only a folder can be renamed."""
     return _Bucket(place) if isinstance(place, RemotePath) else _Folder(local(place))
 
 

@@ -1,8 +1,8 @@
-"""A page for a browser with nothing beside it: its head and policy, and how its file is written.
+"""Build a self-contained HTML page with a strict security policy, and write it to a file.
 
-The page asks no network: style, figures, script and data are in it. Its policy (a CSP) lets run
-the one script and the one style sheet that have the digests it names, and nothing else, so text of
-a dataset that looks like markup stays text even if an escape were forgotten.
+The page uses no network: style, figures, script and data are inside it. Its content security policy
+(CSP) allows only the one script and the one style sheet whose digests it names. So dataset text
+that looks like markup stays text even if an escape were forgotten.
 """
 
 import base64
@@ -25,14 +25,14 @@ _BEGIN = "<!doctype html>"
 
 
 def document(title: str, body: str, *, style: str, script: str, data: Any) -> str:
-    """The page, as HTML.
+    """Return the page as HTML.
 
     Args:
-        title: Of anybody's making; escaped here.
-        body: What stands in it, as HTML.
-        style: CSS, behind that of every page.
-        script: JavaScript. It reads `data` from the element of that id.
-        data: What `json` can write; it may hold any text.
+        title: The title; any text, which is escaped here.
+        body: The content of the page, as HTML.
+        style: CSS that follows the style of every page.
+        script: JavaScript, which reads `data` from the element with that id.
+        data: Values that `json` can write; they may hold any text.
     """
     style = beside("logitstore.pages", "page.css") + style
     policy = (
@@ -60,26 +60,27 @@ def document(title: str, body: str, *, style: str, script: str, data: Any) -> st
 
 
 def beside(package: str, name: str) -> str:
-    """The text of a file that is installed with a package."""
+    """Read a text file that is installed with a package."""
     return (files(package) / name).read_text(encoding="utf-8")
 
 
 def check_place(place: str | os.PathLike[str]) -> Path:
-    """Refuse a place that cannot take a page, before the page is made: that may take a while.
+    """Raise InputError unless a page can be written here; called before the page is made.
 
     Returns:
-        The same, as a path.
+        The place as a path.
 
     Raises:
-        InputError: It is a folder, in none or in a bucket, or holds something else than a page.
+        InputError: It is a folder, is in a bucket or in a folder that does not exist, or is a file
+            that is not a page.
     """
     out = local_path(place, "a page", "-o")
     if not out.parent.is_dir() or out.is_dir():
-        what = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise InputError(f"{out}: {what}. Name a file in a folder that is there with -o.")
+        fault = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise InputError(f"{out}: {fault}. Name a file in a folder that exists with -o.")
     if out.exists() and not _is_page(out):
         raise InputError(
-            f"{out}: there is a file that is no page for a browser, and it is kept. Name another "
+            f"{out}: this file exists and is not a page for a browser, so it is kept. Name another "
             "with -o."
         )
     return out
@@ -89,7 +90,7 @@ def _is_page(path: Path) -> bool:
     try:
         with open_file(path) as file:
             return file.read(len(_BEGIN)) == _BEGIN.encode()
-    except (OSError, ValueError):  # not to be read, or a pipe or device
+    except (OSError, ValueError):  # unreadable, or a pipe or device
         return False
 
 
@@ -97,10 +98,10 @@ def write_document(out: Path, text: str) -> int:
     """Write the page, whole or not at all; one that is there is replaced.
 
     Returns:
-        Its bytes.
+        The size of the page in bytes.
 
     Raises:
-        InputError: It cannot be written there.
+        InputError: The page cannot be written there.
     """
     data = text.encode()
     try:
@@ -115,14 +116,14 @@ def write_document(out: Path, text: str) -> int:
 def figure(
     title: str, drawn: str, caption: str = "", *, kind: str = "", at: int | None = None
 ) -> str:
-    """A figure.
+    """Return a figure as HTML.
 
     Args:
-        title: Above it.
-        drawn: HTML.
-        caption: Below it, HTML too.
-        kind: Its class, for style sheet and script.
-        at: Its number among those of its kind, for the script.
+        title: The text above the figure.
+        drawn: The drawing, as HTML.
+        caption: The text below it, as HTML.
+        kind: The class of the figure, for style sheet and script.
+        at: The figure's number among those of its kind, for the script.
     """
     marks = (f' class="{kind}"' if kind else "") + ("" if at is None else f' data-at="{at}"')
     below = f"<figcaption>{caption}</figcaption>" if caption else ""
@@ -130,7 +131,7 @@ def figure(
 
 
 def definitions(lines: dict[str, str]) -> str:
-    """Names and what they are, each of at most 2,000 characters."""
+    """Return a list of names and values as HTML, each value of at most 2,000 characters."""
     items = (
         f"<dt>{escape(name)}</dt><dd>{escape(clipped_text(value, 2000))}</dd>"
         for name, value in lines.items()
@@ -139,14 +140,14 @@ def definitions(lines: dict[str, str]) -> str:
 
 
 def clipped_text(text: str, characters: int) -> str:
-    """Text without anything invisible, but for its line ends; `…` for what is over."""
+    """Clip text and escape invisible characters except line ends; `…` marks what was cut."""
     kept = text if len(text) <= characters else f"{text[:characters]}…"
     return "\n".join(printable(line) for line in kept.split("\n"))
 
 
-def as_script(found: dict[str, Any] | Sequence[Any]) -> str:
-    """JSON that may stand inside a `<script>` element, whatever text it holds."""
-    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def as_script(data: dict[str, Any] | Sequence[Any]) -> str:
+    """Return JSON that is safe inside a `<script>` element, whatever text it holds."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":  # no tag, no comment, no end of line of a script
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

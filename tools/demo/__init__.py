@@ -1,4 +1,4 @@
-"""The main job on real text, from nothing to a table, through the public commands.
+"""Run the main job on real text through the public commands, from training models to a table.
 
     bash tools/demo.sh            (or, where everything is installed: python -m tools.demo)
 

@@ -1,4 +1,4 @@
-"""The demo, top to bottom. `bash tools/demo.sh` runs it, after its own set-up."""
+"""Run the demo from top to bottom; `bash tools/demo.sh` does so after its own set-up."""
 
 import json
 import platform
@@ -49,9 +49,9 @@ def main(quick: QuickOpt = False, out: OutOpt = Path("build/demo")) -> None:
 
 
 def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
-    """Everything, in order; returns what `results.json` holds.
+    """Run all steps in order; return what `results.json` holds.
 
-    An interrupted run is taken up where it stopped; a finished one is made anew.
+    An interrupted run is continued; a finished one is started again.
     """
     started = time.monotonic()
     prepare(out, settings)
@@ -93,7 +93,7 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
 
 
 def prepare(out: Path, settings: Settings) -> None:
-    """Leaves `out` as an interrupted run of the same settings left it, or empty."""
+    """Empty `out`, unless an interrupted run with the same settings left it."""
     mark = out / "settings.json"
     if out.exists() and any(out.iterdir()) and not mark.exists():
         raise typer.BadParameter(f"{out} holds something else. Name an empty folder with --out.")
@@ -108,7 +108,7 @@ def prepare(out: Path, settings: Settings) -> None:
 
 
 def capture_command(out: Path, settings: Settings) -> list[str]:
-    """What a user would type to run the teacher over the student's text."""
+    """Return the command line of a capture of the student's text."""
     return [
         *("logitstore", "capture", str(out / "teacher"), str(out / "data" / "student.jsonl")),
         *("--out", str(out / "store"), "--top-k", str(settings.top_k)),
@@ -116,7 +116,7 @@ def capture_command(out: Path, settings: Settings) -> list[str]:
 
 
 def describe(settings: Settings) -> dict[str, Any]:
-    """Everything that decides what a run makes, as JSON gives it back."""
+    """Return everything that decides a run's results, as JSON reads it back."""
     versions = {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")}
     versions["python"] = platform.python_version()
     described: dict[str, Any] = json.loads(json.dumps(asdict(settings) | {"versions": versions}))

@@ -1,4 +1,4 @@
-"""Running the public commands as a user would: each in a process of its own."""
+"""Run the public commands as a user would, each in its own process."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from typing import Any
 
 
 class CommandError(Exception):
-    """A public command failed; the message says which, and where its words are."""
+    """A public command failed; the message names it and the file with its output."""
 
 
 class Commands:
-    """Starts commands, and ends those still running when the demo itself is ended.
+    """A runner of commands that stops those still running when the demo itself is stopped.
 
     Args:
-        cache: Where `datasets` may keep its copies, so that nothing lands in the user's own cache.
+        cache: The folder where `datasets` keeps its copies, instead of the user's own cache.
     """
 
     def __init__(self, cache: Path) -> None:
         self._env = os.environ | {
             "HF_HOME": str(cache),
-            "HF_HUB_OFFLINE": "1",  # everything asked for is a folder here, and stays one
+            "HF_HUB_OFFLINE": "1",  # all models and datasets are local folders
             "TOKENIZERS_PARALLELISM": "false",
             "CUDA_VISIBLE_DEVICES": "",  # the same demo with and without a GPU
         }
@@ -35,15 +35,15 @@ class Commands:
         self._is_closed = False
 
     def run(self, arguments: Sequence[str], *, threads: int, log: Path | None = None) -> str:
-        """Runs `logitstore …` or `distill …`; returns what it wrote to stdout.
+        """Run `logitstore …` or `distill …`; return what it wrote to stdout.
 
         Args:
             arguments: The command line, as a user types it.
-            threads: Cores it may use.
-            log: Where stderr goes; None: to ours, progress bars and all.
+            threads: The number of cores it may use.
+            log: The file for its stderr; None: stderr of this process, with progress bars.
 
         Raises:
-            CommandError: It ended with another status than 0.
+            CommandError: Its exit status was not 0.
         """
         line = shlex.join(arguments)
         if log is None:
@@ -61,11 +61,11 @@ class Commands:
         return stdout
 
     def json(self, arguments: Sequence[str], *, threads: int, log: Path | None = None) -> Any:
-        """`run` for a command with `--json`: the object it wrote."""
+        """Run a command with `--json`; return the object that it wrote."""
         return json.loads(self.run(arguments, threads=threads, log=log))
 
     def close(self) -> None:
-        """Ends what still runs; starts nothing any more."""
+        """Stop the commands that still run, and start no more."""
         with self._lock:
             self._is_closed = True
             for process in self._running:
@@ -95,7 +95,7 @@ class Commands:
 
 
 def show(arguments: Sequence[str]) -> None:
-    """Prints a command line as a user would type it."""
+    """Print a command line as a user would type it."""
     print(f"$ {shlex.join(arguments)}", file=sys.stderr, flush=True)
 
 

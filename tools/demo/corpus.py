@@ -1,4 +1,4 @@
-"""Real text that comes with every CPython: the language reference, and the library's own sources.
+"""Load real text that comes with every CPython: the language reference and library sources.
 
 Three sets, split by document, so that no set holds a part of another's documents:
 
@@ -18,11 +18,11 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
 
-#: No document gives more than this, so that a set of some 100 kB still has dozens of them.
+#: The most bytes of one document, so that a set of some 100 kB still has dozens of documents.
 DOCUMENT_CHARS = 12_000
-#: Of one dataset row.
+#: The most characters of one dataset row.
 ROW_CHARS = 512
-#: Not texts that anybody wrote as such: tables, tests, and what other people installed.
+#: Folders that are left out: tables, tests, and packages that were installed.
 LEFT_OUT = {"encodings", "pydoc_data", "lib2to3", "test", "tests", "idle_test"} | {
     "site-packages",
     "dist-packages",
@@ -38,7 +38,7 @@ class Corpus(NamedTuple):
 
 
 def load_corpus(*, teacher_bytes: int, student_bytes: int, heldout_bytes: int) -> Corpus:
-    """The three sets, each of at least so many bytes while there are documents to fill it."""
+    """Load the three sets, each with at least the given bytes, as long as documents last."""
     prose, sources = iter(_by_hash(_prose())), iter(_by_hash(_sources()))
     heldout = [*_take(prose, heldout_bytes // 2), *_take(sources, heldout_bytes // 2)]
     student = [*_take(prose, student_bytes // 2), *_take(sources, student_bytes // 2)]
@@ -50,7 +50,7 @@ def load_corpus(*, teacher_bytes: int, student_bytes: int, heldout_bytes: int) -
 
 
 def write_jsonl(path: Path, rows: Iterable[str]) -> None:
-    """One `{"text": …}` a line: a dataset as users have it."""
+    """Write rows as a dataset: one `{"text": …}` on each line."""
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
 
 
@@ -76,7 +76,7 @@ def _by_hash(documents: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _take(documents: Iterator[str], wanted_bytes: int) -> list[str]:
-    """The next documents, until they hold `wanted_bytes`."""
+    """Take the next documents until they hold `wanted_bytes`."""
     taken: list[str] = []
     held_bytes = 0
     while held_bytes < wanted_bytes and (text := next(documents, None)) is not None:
@@ -90,7 +90,7 @@ def _size(text: str) -> int:
 
 
 def _rows(text: str) -> Iterator[str]:
-    """Pieces of at most `ROW_CHARS` characters that end with a line wherever a line ends."""
+    """Cut a text into pieces of at most `ROW_CHARS` characters, at line ends if possible."""
     while text:
         end = text.rfind("\n", 0, ROW_CHARS) + 1 if len(text) > ROW_CHARS else len(text)
         piece, text = text[: end or ROW_CHARS], text[end or ROW_CHARS :]

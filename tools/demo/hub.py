@@ -1,4 +1,4 @@
-"""What a hub would have given: `teacher/` and, for each seed, `init/<seed>/`, made once.
+"""Make the models that a hub would provide: `teacher/` and `init/<seed>/` for each seed, once.
 
 Imports no torch itself: that is for the process it starts.
 """
@@ -13,9 +13,9 @@ from tools.demo.settings import Settings, cores
 
 
 def make_models(out: Path, settings: Settings) -> None:
-    """Trains the teacher and both tokenizers, unless an interrupted run has done so.
+    """Train the teacher and both tokenizers, unless an interrupted run has done so.
 
-    In a process of its own, whose gigabyte is given back before the students start.
+    This runs in a separate process, whose gigabyte of memory is released before students start.
     """
     if (out / "init").exists():
         return
@@ -43,7 +43,7 @@ def _train_and_save(out: Path, settings: Settings) -> None:
     for seed in settings.seeds:
         student = models.new_model(settings.student, theirs, seed)
         models.save(out / "init.tmp" / str(seed), student, theirs)
-    # Last, and at once: it says that the teacher is whole as well.
+    # Renamed last and atomically: it also marks the teacher as complete.
     (out / "init.tmp").rename(out / "init")
 
 

@@ -1,4 +1,4 @@
-"""What stands in for a hub: a teacher, and students of another tokenizer, as ordinary folders.
+"""Make the demo's models: a teacher, and students with another tokenizer, as ordinary folders.
 
 The teacher reads byte-level BPE, as GPT-2 and Llama 3 do. The student's tokenizer is a Unigram
 behind a Metaspace with byte fallback, as T5's and XLM-R's: another kind, so hardly a token of one
@@ -30,7 +30,7 @@ from tools.demo.settings import Shape
 
 
 def byte_bpe(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """The teacher's tokenizer: byte-level BPE with one special token, the end of text."""
+    """Train the teacher's tokenizer: byte-level BPE with one special token, the end of text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -46,7 +46,7 @@ def byte_bpe(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def unigram(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """The student's tokenizer: Unigram pieces, byte fallback, and `<s>` before every text."""
+    """Train the student's tokenizer: Unigram, byte fallback, and `<s>` before every text."""
     special = ["<unk>", "<s>", "</s>"]
     # Runs of spaces stay together, so that indentation is a token and not one for each space.
     words = pre_tokenizers.Sequence(
@@ -56,7 +56,7 @@ def unigram(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
         ]
     )
     counts = Counter(word for text in texts for word, _ in words.pre_tokenize_str(text))
-    # A byte is only ever written where no piece is left, so its score decides nothing.
+    # Bytes are used only where no piece fits, so their scores do not matter.
     idle = [*((token, 0.0) for token in special), *((f"<0x{b:02X}>", -100.0) for b in range(256))]
     learned = unigram_pieces(counts, vocabulary - len(idle))
     tokenizer = Tokenizer(models.Unigram([*idle, *learned], unk_id=0, byte_fallback=True))
@@ -72,7 +72,7 @@ def unigram(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama with random weights: a seed's students all start from this one."""
+    """Make a Llama with random weights; all students of a seed start from the same one."""
     torch.manual_seed(seed)
     heads = max(1, shape.width // 32)
     return LlamaForCausalLM(
@@ -95,7 +95,7 @@ def new_model(shape: Shape, tokenizer: PreTrainedTokenizerFast, seed: int) -> Ll
 def train_teacher(
     rows: list[str], tokenizer: PreTrainedTokenizerFast, shape: Shape, *, steps: int, threads: int
 ) -> LlamaForCausalLM:
-    """A language model of `rows`: AdamW, one pass after another, linear warm-up, cosine decay."""
+    """Train a language model on `rows`: AdamW, several epochs, linear warm-up, cosine decay."""
     torch.set_num_threads(threads)
     model = new_model(shape, tokenizer, seed=0)
     model.train()
@@ -127,7 +127,7 @@ def _fast(tokenizer: Tokenizer, **roles: str) -> PreTrainedTokenizerFast:
 def _batches(
     rows: list[str], tokenizer: PreTrainedTokenizerFast, rows_per_batch: int = 16
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Endless: (input_ids, attention_mask, labels), right-padded; every row ends with EOS."""
+    """Yield (input_ids, attention_mask, labels) without end, right-padded; rows end with EOS."""
     encoded = [[*ids, tokenizer.eos_token_id] for ids in tokenizer(rows)["input_ids"]]
     generator = torch.Generator().manual_seed(0)
     while True:
@@ -139,7 +139,7 @@ def _batches(
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Writes what `AutoModelForCausalLM` and `AutoTokenizer` load."""
+    """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # for milliseconds of writing
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

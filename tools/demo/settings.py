@@ -1,4 +1,4 @@
-"""How large the demo is, and who competes in it."""
+"""Define the sizes of the demo and its contenders."""
 
 import os
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Shape(NamedTuple):
-    """Size of a Llama; its heads are 32 wide."""
+    """The size of a Llama; its heads are 32 wide."""
 
     width: int
     layers: int
@@ -14,7 +14,7 @@ class Shape(NamedTuple):
 
 
 class Contender(NamedTuple):
-    """One way to train the student: what `distill train` is told beside what all are told."""
+    """A way to train the student: the flags of `distill train` that it adds to the common ones."""
 
     name: str
     label: str
@@ -36,7 +36,7 @@ CONTENDERS = (
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of everything; equal settings on the same CPython and versions make the same run."""
+    """The sizes of the demo; equal settings with equal versions make the same run."""
 
     teacher: Shape
     student: Shape
@@ -51,13 +51,13 @@ class Settings:
 
     @property
     def corpus_bytes(self) -> dict[str, int]:
-        """What `load_corpus` is asked for."""
+        """Return the bytes of each set, as `load_corpus` takes them."""
         names = ("teacher_bytes", "student_bytes", "heldout_bytes")
         return {name: getattr(self, name) for name in names}
 
 
-#: The teacher has read twenty times the student's text, which is what makes it worth asking; the
-#: student reads its own little text seventeen times, so there is something to keep it from.
+#: The teacher was trained on twenty times the student's text, so it has something to teach; the
+#: student reads its own little text seventeen times, so it overfits without a teacher.
 FULL = Settings(
     teacher=Shape(width=192, layers=3, vocabulary=4096),
     student=Shape(width=96, layers=2, vocabulary=2048),
@@ -88,6 +88,6 @@ QUICK = Settings(
 
 
 def cores() -> int:
-    """Cores to use: what this process may have, but models this small gain nothing past 8."""
+    """Return the number of cores to use: at most 8, since models this small gain nothing more."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(allowed or 1, 8)

@@ -1,6 +1,6 @@
-"""Every contender and seed: trained and measured, as many at a time as there are cores.
+"""Train and measure a student for every contender and seed, one for each core at a time.
 
-All get one thread each, so that all are timed under equal conditions.
+Each has one thread, so that all are timed under equal conditions.
 """
 
 import json
@@ -28,7 +28,7 @@ TRAINING = (
 
 @contextmanager
 def teacher_away(teacher: Path) -> Iterator[None]:
-    """While inside, there is no teacher: what trains now has the store and nothing else."""
+    """Hide the teacher in this context: students have the store and nothing else."""
     teacher.rename(_away(teacher))
     print(f"{teacher} is now {_away(teacher)}: no student can ask it", file=sys.stderr)
     try:
@@ -38,7 +38,7 @@ def teacher_away(teacher: Path) -> Iterator[None]:
 
 
 def put_back(teacher: Path) -> None:
-    """Undoes :func:`teacher_away`, also for a run that was killed inside it."""
+    """Undo :func:`teacher_away`, also for a run that was killed inside it."""
     if _away(teacher).exists():
         _away(teacher).rename(teacher)
 
@@ -48,7 +48,7 @@ def _away(teacher: Path) -> Path:
 
 
 def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
-    """The run objects of all students, in the order of `CONTENDERS`, then seeds.
+    """Train all students; return their run objects in the order of `CONTENDERS`, then seeds.
 
     A student that an interrupted demo finished is not trained again.
     """
@@ -67,7 +67,7 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
 
 
 def _watch(futures: "list[Future[Run]]") -> None:
-    """Shows progress until all are done, or raises what the first to fail raised."""
+    """Show progress until all are done, or raise the first failure."""
     waiting = set(futures)
     latest = "none yet"
     with progress(len(futures), "students", "students") as shown:
@@ -95,7 +95,7 @@ def _student(
 
 
 def train_command(out: Path, contender: Contender, seed: int, settings: Settings) -> list[str]:
-    """What a user would type to train this student."""
+    """Return the command line that trains this student."""
     return [
         *("distill", "train"),
         *("--model_name_or_path", str(out / "init" / str(seed))),
@@ -110,13 +110,13 @@ def train_command(out: Path, contender: Contender, seed: int, settings: Settings
 
 
 def evaluate_command(model: Path, out: Path) -> list[str]:
-    """What a user would type to measure it."""
+    """Return the command line that measures this student."""
     heldout = str(out / "data" / "heldout.jsonl")
     return ["distill", "evaluate", str(model), heldout, "--metrics", "bits_per_byte", "--json"]
 
 
 def compare_command(out: Path, settings: Settings) -> list[str]:
-    """What a user would type to set the students side by side."""
+    """Return the command line that compares the students."""
     students = [
         str(out / "students" / f"{contender.name}-{seed}")
         for contender in CONTENDERS

@@ -1,4 +1,4 @@
-"""What the demo prints in the end: what it measured, whatever that is."""
+"""Format what the demo measured as the table that it prints at its end."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ BITS = next(metric for metric in METRICS if metric.name == "bits_per_byte")
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as aligned text, and under it which losses beat cross-entropy and which did not.
+    """Format the results as aligned text, then say which losses beat cross-entropy.
 
     Args:
-        results: What `results.json` holds.
+        results: The content of `results.json`.
     """
     by_name = {c.name: [r for r in results["runs"] if r["name"] == c.name] for c in CONTENDERS}
     head = ("students", "bits/byte", "from - to", "against ce", "time", "peak memory")
@@ -48,7 +48,7 @@ def _line(label: str, runs: Sequence[Run], baseline: Sequence[Run]) -> tuple[str
 
 
 def _verdict(label: str, runs: Sequence[Run], baseline: Sequence[Run]) -> str:
-    """A contender beats the baseline only if it does so with every seed."""
+    """Say which contenders beat the baseline; one does only if it does with every seed."""
     wins = spread(runs, baseline, BITS)["wins"]
     said = {len(runs): "beats cross-entropy", 0: "does not beat cross-entropy"}
     return f"{label}: {said.get(wins, 'undecided')} ({wins} of {len(runs)} seeds)"

@@ -1,4 +1,4 @@
-"""Rows of columns, as axolotl's knowledge distillation has them.
+"""Read rows of columns, in the layouts of axolotl's knowledge distillation.
 
     prepared    input_ids, labels, attention_mask, target_token_ids and target_logprobs: [T][k];
                 target_mask: [T][k], zeros where there is no entry
@@ -19,12 +19,12 @@ import pyarrow as pa
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.moving.dumps.keyed_lists import keyed_lists
-from logitstore.moving.dumps.lists import Lists, int64s, refuse_lengths
+from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
 from logitstore.moving.dumps.row import (
     Dumped,
+    flattened,
     integers,
     plain,
-    taken_apart,
     wanted,
 )
 from logitstore.moving.dumps.token_names import TokenNames
@@ -36,20 +36,20 @@ TARGETS = "target_token_ids"
 
 
 def read_prepared(row: Mapping[str, Any], where: str) -> Dumped:
-    """A row that was made ready for axolotl's trainer.
+    """Read a row that was prepared for axolotl's trainer.
 
     Raises:
-        InputError: Columns of unequal length, or that hold something else.
+        InputError: Columns have unequal lengths, or hold something else.
     """
     ids = integers(row["input_ids"], f"{where}: input_ids")
     lists = _numbers(row, "target_logprobs", where)
     _check_tokens(lists, ids, "lists of target_logprobs", where)
     if row.get("target_mask") is not None:
-        mask = taken_apart(row["target_mask"], f"{where}: target_mask")
+        mask = flattened(row["target_mask"], f"{where}: target_mask")
         if len(mask.counts) < 2 or not np.array_equal(mask.counts[1], lists.counts):
             raise InputError(
-                f"{where}: target_mask has not the lengths of target_logprobs. Prepare the data "
-                "again."
+                f"{where}: target_mask does not have the lengths of target_logprobs. Prepare the "
+                "data again."
             )
         lists = lists.where(np.asarray(mask.numbers(np.int64, 0)) != 0)
     return _without_padding(row, Dumped(lists, ids, wanted(row, ids, where)), where)
@@ -58,28 +58,28 @@ def read_prepared(row: Mapping[str, Any], where: str) -> Dumped:
 def read_raw(
     row: Mapping[str, Any], names: TokenNames, where: str, *, logprobs: str, messages: str
 ) -> Dumped:
-    """A row as a generator wrote it.
+    """Read a row that a generator wrote.
 
     Args:
         row: The row.
-        names: For entries that are named by text.
-        where: Names the row in messages.
+        names: Finds the ids of entries that are named by text.
+        where: The name of the row in messages.
         logprobs: The column of the lists.
         messages: The column of the conversation.
 
     Raises:
-        InputError: Columns of unequal length, or that hold something else.
+        InputError: Columns have unequal lengths, or hold something else.
     """
     lists = _raw_lists(row, names, where, logprobs)
     if row.get("input_ids") is None:
-        found = read_messages(plain(row.get(messages)), where)
-        if not found:
+        conversation = read_messages(plain(row.get(messages)), where)
+        if not conversation:
             raise InputError(
                 f"{where}: has neither input_ids nor {messages}, so it cannot be told which tokens "
                 f"the {len(lists):,} lists are of. Add one, or name the column of messages with "
                 "--messages-column."
             )
-        return Dumped(lists, messages=found)
+        return Dumped(lists, messages=conversation)
     ids = integers(row["input_ids"], f"{where}: input_ids")
     is_wanted = wanted(row, ids, where)
     if is_wanted is not None and len(lists) == is_wanted.sum() != len(ids):
@@ -92,13 +92,13 @@ def _raw_lists(row: Mapping[str, Any], names: TokenNames, where: str, column: st
     if row.get(TARGETS) is not None:
         return _numbers(row, column, where)
     value = row[column]
-    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return keyed_lists(value, f"{where}: {column}")[0]
     return _entries(value, names, f"{where}: {column}")
 
 
 def spread(lists: Lists, places: I64, tokens: int) -> Lists:
-    """The lists of some tokens as lists of all."""
+    """Return lists of all tokens, given those of the tokens at `places`; others have none."""
     counts = np.zeros(tokens, np.int64)
     counts[places] = lists.counts
     return Lists(counts, lists.ids, lists.logprobs)
@@ -106,13 +106,13 @@ def spread(lists: Lists, places: I64, tokens: int) -> Lists:
 
 def _check_tokens(lists: Lists, ids: I64, what: str, where: str) -> None:
     if len(lists) != len(ids):
-        refuse_lengths(where, what, len(lists), len(ids))
+        reject_lengths(where, what, len(lists), len(ids))
 
 
 def _numbers(row: Mapping[str, Any], column: str, where: str) -> Lists:
-    """Two columns of lists of lists of numbers, item for item."""
-    ids = taken_apart(row[TARGETS], f"{where}: {TARGETS}")
-    values = taken_apart(row[column], f"{where}: {column}")
+    """Pair the ids and the log-probabilities of two columns of nested lists."""
+    ids = flattened(row[TARGETS], f"{where}: {TARGETS}")
+    values = flattened(row[column], f"{where}: {column}")
     ids_T, values_T = _per_token(ids, TARGETS, where), _per_token(values, column, where)
     if len(ids_T) != len(values_T):
         raise InputError(
@@ -130,34 +130,34 @@ def _numbers(row: Mapping[str, Any], column: str, where: str) -> Lists:
         logprobs = values.numbers(np.float64, np.nan)
         return Lists(values_T, int64s(ids.numbers(np.int64)), np.asarray(logprobs, np.float64))
     except ValueError as e:
-        raise InputError(f"{where}: {TARGETS} and {column}: {e}. Mend or drop the row.") from None
+        raise InputError(f"{where}: {TARGETS} and {column}: {e}. Fix or drop the row.") from None
 
 
-def _per_token(found: Nested, column: str, where: str) -> I64:
-    if len(found.counts) == 2:
-        return found.counts[1]
-    if len(found.counts) == 1 and not len(found.values):
-        return np.zeros(int(found.counts[0][0]), np.int64)
+def _per_token(lists: Nested, column: str, where: str) -> I64:
+    if len(lists.counts) == 2:
+        return lists.counts[1]
+    if len(lists.counts) == 1 and not len(lists.values):
+        return np.zeros(int(lists.counts[0][0]), np.int64)
     raise InputError(f"{where}: {column} holds no list of lists. Give a list of entries a token.")
 
 
 def _entries(value: Any, names: TokenNames, where: str) -> Lists:
-    """A list a token of entries with a name or id and a log-probability."""
-    found = taken_apart(value, where)
-    counts = found.counts[1] if len(found.counts) == 2 else np.zeros(found.counts[0][0], np.int64)
-    if not len(found.values):
+    """Read lists of entries, each an object with a name or id and a log-probability."""
+    items = flattened(value, where)
+    counts = items.counts[1] if len(items.counts) == 2 else np.zeros(items.counts[0][0], np.int64)
+    if not len(items.values):
         return Lists.none(len(counts))
-    kind = found.values.type
+    kind = items.values.type
     fields = {field.name for field in kind} if pa.types.is_struct(kind) else set()
     key = next((name for name in ("token_id", "token") if name in fields), None)
-    if len(found.counts) != 2 or key is None or "logprob" not in fields:
+    if len(items.counts) != 2 or key is None or "logprob" not in fields:
         raise InputError(
             f"{where}: expected lists of entries with a token_id (or token) and a logprob, found "
             f"{', '.join(sorted(fields)) or kind}. Name the column of such lists with "
             "--logprobs-column."
         )
-    logprobs = Nested((), found.values.field("logprob")).numbers(np.float64, np.nan)
-    tokens = found.values.field(key)
+    logprobs = Nested((), items.values.field("logprob")).numbers(np.float64, np.nan)
+    tokens = items.values.field(key)
     return Lists(counts, _ids_of(tokens, counts, names, where), np.asarray(logprobs, np.float64))
 
 
@@ -165,25 +165,25 @@ def _ids_of(tokens: pa.Array, counts: I64, names: TokenNames, where: str) -> I64
     if pa.types.is_integer(tokens.type) and not tokens.null_count:
         return int64s(tokens.to_numpy(zero_copy_only=False))
     owner = np.repeat(np.arange(len(counts)), counts)
-    found = [
+    ids = [
         names.id_of(str(name), f"{where.rsplit(':', 1)[0]}, token {t:,}")
         for name, t in zip(tokens.to_pylist(), owner.tolist(), strict=True)
     ]
-    return int64s(found)
+    return int64s(ids)
 
 
-def _without_padding(row: Mapping[str, Any], found: Dumped, where: str) -> Dumped:
-    """Without the tokens where `attention_mask` has a zero."""
-    assert found.token_ids is not None
+def _without_padding(row: Mapping[str, Any], dumped: Dumped, where: str) -> Dumped:
+    """Remove the tokens where `attention_mask` is zero."""
+    assert dumped.token_ids is not None
     if row.get("attention_mask") is None:
-        return found
+        return dumped
     mask = integers(row["attention_mask"], f"{where}: attention_mask")
-    if len(mask) != len(found.token_ids):
-        refuse_lengths(where, "values of attention_mask", len(mask), len(found.token_ids))
-    there = np.flatnonzero(mask)
-    is_wanted: Bools | None = found.is_wanted
+    if len(mask) != len(dumped.token_ids):
+        reject_lengths(where, "values of attention_mask", len(mask), len(dumped.token_ids))
+    kept = np.flatnonzero(mask)
+    is_wanted: Bools | None = dumped.is_wanted
     return Dumped(
-        found.lists.take(there),
-        found.token_ids[there],
-        None if is_wanted is None else is_wanted[there],
+        dumped.lists.take(kept),
+        dumped.token_ids[kept],
+        None if is_wanted is None else is_wanted[kept],
     )

@@ -1,7 +1,7 @@
-"""The rows of a dump: of a Parquet or JSONL file, or of all in a folder, from any row on.
+"""Read the rows of a dump: one Parquet or JSONL file or a folder of them, from any row.
 
-A line of JSONL is read where it begins, a row group of Parquet when it is reached: nothing is ever
-held whole. Responses with several choices are several rows.
+JSONL is read line by line and Parquet row group by row group, so no file is ever in memory as a
+whole. A response with several choices is several rows.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ Row = Mapping[str, Any]
 
 
 class Place(NamedTuple):
-    """Where a row begins.
+    """The place where a row of a dump begins.
 
     Attributes:
-        file: Number of the file.
-        at: Byte of a JSONL file; row of a Parquet file.
-        line: Number of the line, from 1; of a Parquet file, of the row from 0.
-        choice: Number of the choice in a response.
+        file: The number of the file.
+        at: The byte in a JSONL file; the row in a Parquet file.
+        line: The line in a JSONL file, from 1; the row in a Parquet file, from 0.
+        choice: The number of the choice in a response.
     """
 
     file: int
@@ -43,11 +43,11 @@ class Place(NamedTuple):
 
 @dataclass
 class Dump:
-    """All rows of a path, in order.
+    """A reader of all rows of a dump, in order.
 
     Attributes:
-        path: As the user named it.
-        files: In the order of their names.
+        path: The file or folder, as the user named it.
+        files: Its files, in the order of their names.
     """
 
     path: Path
@@ -59,11 +59,11 @@ class Dump:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files."""
+        """Return the size of all files together."""
         return sum(size for size, _ in self._stamps)
 
     def rows(self, start: Place | None = None) -> Iterator[tuple[Place, str, Row]]:
-        """(place, name for messages, row) of every row from `start` on.
+        """Yield (place, name for messages, row) for every row from `start`.
 
         Raises:
             InputError: A file cannot be read, or has changed since it was first looked at.
@@ -82,12 +82,12 @@ class Dump:
                         yield place._replace(choice=choice), name, row
 
     def bytes_before(self, place: Place) -> int:
-        """Bytes of the files before a place, as far as that is known: for progress."""
+        """Return the bytes before a place, for progress; a Parquet file counts when it is done."""
         before = sum(size for size, _ in self._stamps[: place.file])
         return before + (place.at if self.files[place.file].suffix != ".parquet" else 0)
 
     def digest(self) -> str:
-        """SHA-256 of the bytes of all files."""
+        """Return the SHA-256 of the SHA-256s of all files."""
         whole = hashlib.sha256()
         for file in self.files:
             one = hashlib.sha256()
@@ -101,8 +101,8 @@ class Dump:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         for ending in _ENDINGS:
-            if found := sorted(path.glob(f"*{ending}")):
-                return found
+            if files := sorted(path.glob(f"*{ending}")):
+                return files
         raise InputError(f"{path}: holds no .parquet or .jsonl file. Name a dump.")
     if not path.exists():
         raise InputError(f"{path}: no such file or folder. Name a dump.")
@@ -116,10 +116,10 @@ def _files(path: Path) -> list[Path]:
 
 def _stamp(file: Path) -> tuple[int, int]:
     try:
-        found = file.stat()
+        stat = file.stat()
     except OSError as e:
-        raise InputError(f"{file}: cannot be read ({e.strerror}). Mend its permissions.") from e
-    return found.st_size, found.st_mtime_ns
+        raise InputError(f"{file}: cannot be read ({e.strerror}). Fix its permissions.") from e
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _choices(line: Row, where: str) -> list[Row]:
@@ -143,7 +143,7 @@ def _json_lines(file: Path, start: Place) -> Iterator[tuple[Place, str, Row]]:
 
 def _parsed(raw: bytes, where: str) -> Row:
     try:
-        found = json.loads(raw)
+        parsed = json.loads(raw)
     except UnicodeDecodeError:
         raise InputError(f"{where} is not UTF-8. Write the file again as UTF-8.") from None
     except RecursionError:
@@ -153,11 +153,11 @@ def _parsed(raw: bytes, where: str) -> Row:
             f"{where} is not JSON ({in_a_line(e)}). Each line must be one object; "
             "`jq -c . FILE` writes them so."
         ) from None
-    if not isinstance(found, dict):
+    if not isinstance(parsed, dict):
         raise InputError(
-            f"{where} is no object, but {type(found).__name__}. Each line must be one."
+            f"{where} is not an object, but {type(parsed).__name__}. Each line must be one object."
         )
-    return found
+    return parsed
 
 
 def _parquet_rows(file: Path, start: Place) -> Iterator[tuple[Place, str, Row]]:
@@ -179,7 +179,7 @@ def _parquet_rows(file: Path, start: Place) -> Iterator[tuple[Place, str, Row]]:
 
 
 def _group_rows(file: pq.ParquetFile, group: int, at: int) -> Iterator[tuple[int, Row]]:
-    """The rows of a row group, a few decoded at a time: one may hold more than memory does."""
+    """Yield the rows of a row group, decoding a few at a time: a group may not fit in memory."""
     for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], use_threads=False):
         for i in range(batch.num_rows):
             yield at, {name: batch.column(name)[i] for name in batch.schema.names}
@@ -187,12 +187,12 @@ def _group_rows(file: pq.ParquetFile, group: int, at: int) -> Iterator[tuple[int
 
 
 def _readable(row: Row, where: str) -> Row:
-    """Lists stay Arrow's, so that no object is made of a number; the rest is Python's."""
-    found = {}
+    """Convert a row to Python's types, but keep lists as Arrow's: fewer Python objects are made."""
+    converted = {}
     for name, value in row.items():
         if value.is_valid:
             try:
-                found[name] = value if hasattr(value, "values") else value.as_py()
+                converted[name] = value if hasattr(value, "values") else value.as_py()
             except UnicodeDecodeError:
                 raise InputError(f"{where}: {name} is not UTF-8 text. Drop the row.") from None
-    return found
+    return converted

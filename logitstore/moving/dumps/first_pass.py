@@ -1,4 +1,4 @@
-"""The first pass over a dump: every row is read, checked and counted; nothing is written."""
+"""Read, check and count every row of a dump before anything is written."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -16,31 +16,35 @@ from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.reading import Reader
 from logitstore.moving.dumps.settings import ImportSettings
 
-#: Of the lists that would show it, so many must add up to one before it is taken for no accident.
+#: The share of the lists that can tell which must sum to 1 before a dump counts as renormalised.
 _RENORMALISED_SHARE = 0.9
-#: Lists that hold a neighbour of their token this much more often than the token lie beside it.
+#: Lists that contain a neighbour of their token this much more often than the token are shifted.
 _BETTER_BY = 0.25
 _LEAST_LOOKED_AT = 10
 
 
 @dataclass
 class Survey:
-    """What a dump holds.
+    """The counts of a first pass over a dump.
 
     Attributes:
-        reader: Reads its rows.
-        text_bytes: (rows,) text of each.
-        places: (rows, 4) where each begins.
-        statuses: Rows by status.
-        supervised: Tokens to train on.
-        records: Those that have a list.
-        entries: Of all lists.
-        unlisted: Records whose token is not in its list, and whose log-probability nobody says.
-        unsorted: Lists that were not most probable first.
+        reader: The reader of its rows.
+        text_bytes: (rows,) bytes of text of each row.
+        places: (rows, 4) the place where each row begins.
+        statuses: The number of rows by status.
+        supervised: The number of tokens to train on.
+        records: The number of those that have a list.
+        entries: The number of entries of all lists.
+        unlisted: Records whose token is not in its list and has no log-probability elsewhere.
+        unsorted: Lists that were not sorted by falling probability.
         left_out: Generated tokens of responses that were asked for the prompt's probabilities.
-        top_k: Entries of the longest list.
-        all_full: Whether every list is of the whole vocabulary.
-        left_over: Sum over records of the probability outside their lists.
+        top_k: The number of entries of the longest list.
+        all_full: Whether every list holds the whole vocabulary.
+        left_over: The sum of the tails over records.
+        suspects: Lists that sum to 1 although they should not, as renormalised ones do.
+        telling: Lists that can show whether they were renormalised.
+        fits: Lists that hold their own token, the token after it, and the token before it.
+        looked_at: Lists that `fits` was counted over.
     """
 
     reader: Reader
@@ -62,7 +66,7 @@ class Survey:
     looked_at: int = 0
 
     def count(self, placed: Placed, unsorted: int, left_out: int) -> None:
-        """One row more."""
+        """Add the counts of one row."""
         lists = placed.lists
         self.statuses[placed.line.status] += 1
         self.supervised += placed.supervised
@@ -80,7 +84,7 @@ class Survey:
         self.looked_at += placed.looked_at
 
     def missing(self) -> list[str]:
-        """What the store must say that it lacks."""
+        """List the fields that the store must declare as missing."""
         settings = self.reader.settings
         if settings.renormalised:
             return list(CAN_BE_MISSING)
@@ -91,7 +95,7 @@ class Survey:
         return sorted(name for name, is_lacking in lacks.items() if is_lacking)
 
     def facts(self) -> dict[str, Any]:
-        """The counts, for the user to look at."""
+        """Return the counts, as `logitstore import --json` prints them."""
         dropped = self.unlisted if self.reader.settings.unlisted == "drop" else 0
         return {
             "layout": self.reader.layout,
@@ -111,10 +115,10 @@ class Survey:
 
 
 def look_through(dump: Dump, settings: ImportSettings) -> Survey:
-    """Read every row.
+    """Read, check and count every row of a dump.
 
     Raises:
-        InputError: The first thing that is wrong.
+        InputError: The dump is wrong; the first fault is named.
     """
     settings.check()
     survey: Survey | None = None
@@ -142,7 +146,7 @@ def look_through(dump: Dump, settings: ImportSettings) -> Survey:
 
 
 def _check(survey: Survey, dump: Dump) -> None:
-    """What only all rows together show."""
+    """Raise InputError for faults that only all rows together show."""
     own, late, early = (int(n) / max(survey.looked_at, 1) for n in survey.fits)
     better = max(late, early)
     if survey.looked_at >= _LEAST_LOOKED_AT and better > own + _BETTER_BY:
@@ -157,27 +161,27 @@ def _check(survey: Survey, dump: Dump) -> None:
     if looks and not survey.reader.settings.renormalised:
         raise InputError(
             f"{dump.path}: its lists add up to one ({survey.suspects:,} of the {survey.telling:,} "
-            "that would show otherwise), so they were renormalised, and what lay outside them is "
-            "lost. Dump log-probabilities over the full vocabulary; or import with --renormalised: "
-            "every loss that needs the rest then refuses the store."
+            "that would show otherwise), so they were renormalised, and their tails are lost. Dump "
+            "log-probabilities over the full vocabulary; or import with --renormalised: every loss "
+            "that needs the tail then rejects the store."
         )
     if survey.reader.settings.renormalised and not looks:
         raise InputError(
-            f"{dump.path}: its lists leave {survey.facts()['tail_mean']:.4f} of the probability "
-            "outside on average, so they were not renormalised. Leave --renormalised out."
+            f"{dump.path}: the tails of its lists are {survey.facts()['tail_mean']:.4f} on "
+            "average, so they were not renormalised. Leave --renormalised out."
         )
 
 
 def _beside(survey: Survey, dump: Dump, own: float, late: float, early: float) -> str:
-    """The lists fit a neighbour: the shift by one that every reader of such data has had."""
+    """Return the message for lists that fit the token beside their own: a shift by one."""
     neighbour, share = ("after", late) if late > early else ("before", early)
     moves_on = survey.reader.aligned_to == "next"
-    says = (
+    fault = (
         f"{dump.path}: {share:.0%} of the lists hold the token {neighbour} the one they would be "
         f"of, {own:.0%} their own: they are shifted."
     )
     if neighbour == "after" and not moves_on:
-        return f"{says} Add --aligned-to next."
+        return f"{fault} Add --aligned-to next."
     if neighbour == "before" and moves_on:
-        return f"{says} Add --aligned-to token."
-    return f"{says} Write the dump again with each list on its token."
+        return f"{fault} Add --aligned-to token."
+    return f"{fault} Write the dump again with each list on its token."

@@ -1,7 +1,7 @@
-"""A dump as a store: one pass that checks and counts every row, a second that writes.
+"""Import a dump as a store: a first pass checks and counts every row, a second writes.
 
-Nothing is written before every row has been read, so bad input leaves nothing behind; and what a
-store must say of all its records (the longest list, what is missing) is known when it is begun.
+Nothing is written before every row has been read, so bad input leaves nothing behind. What the spec
+says of all records (the longest list, the missing fields) is then known before the first shard.
 """
 
 from collections.abc import Iterator
@@ -37,21 +37,21 @@ def import_dump(
     *,
     dry_run: bool = False,
 ) -> tuple[LogitStore | None, dict[str, Any]]:
-    """Write a store of a dump; resume it if it is begun.
+    """Write a dump as a store, or resume writing it.
 
     Args:
         path: A .parquet or .jsonl file, or a folder of either.
         out: The store's folder, or its URL.
         settings: What the dump does not say.
-        dry_run: Look through everything, and write nothing.
+        dry_run: Read and check everything, and write nothing.
 
     Returns:
-        The store (None of a dry run), and what was counted.
+        The store (None for a dry run), and what was counted.
 
     Raises:
-        InputError: Whatever is wrong with the dump; names file, row and token.
+        InputError: The dump is wrong; names file, row and token.
         MismatchError: `out` holds something else.
-        StorageError: The file system refused; what was committed stays good.
+        StorageError: The file system failed; what was committed stays good.
     """
     dump = Dump(local_path(path, "what is imported", "DUMP"))
     survey = look_through(dump, settings)
@@ -124,7 +124,7 @@ def _spec(survey: Survey) -> StoreSpec:
 
 
 def _pairs(dump: Dump, survey: Survey, spec: StoreSpec, plan: Plan, index: int) -> Iterator[Pair]:
-    """The rows of a shard, each with its records."""
+    """Yield the rows of a shard, each with its records."""
     first, stop = plan.shard_rows(index)
     rows = dump.rows(Place(*(int(n) for n in survey.places[first])))
     for number, (_, where, row) in zip(range(first, stop), rows, strict=False):
@@ -136,14 +136,14 @@ def _pairs(dump: Dump, survey: Survey, spec: StoreSpec, plan: Plan, index: int) 
 
 
 def _encoded(placed: Placed, spec: StoreSpec, settings: ImportSettings) -> EncodedRecords | None:
-    """A row's records in stored form; None where it has none."""
+    """Encode the records of a row; None if it has none."""
     placed = kept(placed, settings)
     if not len(placed.token_ids):
         return None
     n, lists, own = len(placed.token_ids), placed.lists, placed.own
     if settings.renormalised:
         lists, tail = of_lists.renormalised(lists), np.full(n, -np.inf)
-        own = np.full(n, np.nan)  # of a renormalised list, too
+        own = np.full(n, np.nan)  # from a renormalised list it would be wrong, too
     else:
         lists, tail = of_lists.at_most_one(lists), of_lists.tails(lists, spec.vocab_size)
     logprobs, ids = of_lists.padded(lists)
@@ -163,7 +163,7 @@ def _encoded(placed: Placed, spec: StoreSpec, settings: ImportSettings) -> Encod
 
 
 def kept(placed: Placed, settings: ImportSettings) -> Placed:
-    """Without the records of tokens that are not in their lists, where that was asked for."""
+    """Drop the records of tokens that are not in their lists, if `--unlisted drop` asks for it."""
     if settings.unlisted == "mark" or settings.renormalised:
         return placed
     chosen = np.flatnonzero(~np.isnan(placed.own))

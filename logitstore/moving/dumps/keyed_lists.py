@@ -1,4 +1,4 @@
-"""Lists keyed by token id, as vLLM has them: {"123": {"logprob": -0.1, "rank": 1, …}, …}."""
+"""Read lists that are keyed by token id, as vLLM's are: {"123": {"logprob": -0.1, "rank": 1}}."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,15 +13,18 @@ _MAX_ID_DIGITS = 18
 
 
 def keyed_lists(values: Sequence[Any], where: str, tokens: I64 | None = None) -> tuple[Lists, F64]:
-    """The lists, and the rank of each token itself where its list says so.
+    """Read keyed lists, and the rank of each token itself where its list has it.
 
     Args:
-        values: (T,) one a token; null for a token without one.
-        where: Names them in messages.
+        values: (T,) one list for each token; null for a token without a list.
+        where: The name of the lists in messages.
         tokens: (T,) the tokens themselves, if known.
 
+    Returns:
+        The lists, and (T,) the ranks of the tokens themselves, NaN where they are not known.
+
     Raises:
-        InputError: A key is no id, or a value no log-probability.
+        InputError: A key is not an id, or a value is not a log-probability.
     """
     counts, ids, logprobs = [], [], []
     ranks = np.full(len(values), np.nan)
@@ -53,8 +56,8 @@ def _logprob(entry: Any, where: str) -> float:
     return float(value)
 
 
-def _malformed(where: str, found: Any) -> InputError:
+def _malformed(where: str, value: Any) -> InputError:
     return InputError(
         f'{where}: expected entries such as {{"123": {{"logprob": -0.1}}}}, found '
-        f"{str(found)[:40]!r}. Mend or drop the row."
+        f"{str(value)[:40]!r}. Fix or drop the row."
     )

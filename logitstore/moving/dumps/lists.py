@@ -1,4 +1,4 @@
-"""Lists of (id, log-probability), one a token: checked, sorted, completed by what they leave over.
+"""Check and sort lists of (id, log-probability), one for each token, and compute their tails.
 
 Shape legend: T = tokens, m = entries of all lists, n = records, K = entries of the longest list.
 """
@@ -11,11 +11,11 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F32, F64, I64, Bools
 
-#: Sums of float32 probabilities, and of ones written with three digits, stay within it.
+#: Sums of float32 probabilities, or of probabilities written with three digits, err by less.
 SUM_TOLERANCE = 1e-3
-#: Below it, 1 - sum says nothing: what rounding of float32 leaves.
+#: Below it, 1 - sum is float32 rounding error.
 _ROUNDING = 1e-6
-#: A last entry as probable as this has neighbours that must show in 1 - sum.
+#: After a last entry as probable as this, the next tokens must be visible in 1 - sum.
 _TELLS = 1e-4
 _HOW_FULL = (
     "Give log-probabilities over the full vocabulary, at temperature 1: of vLLM those are "
@@ -25,12 +25,12 @@ _HOW_FULL = (
 
 @dataclass(frozen=True)
 class Lists:
-    """Entries of the tokens of a sequence; a token without a list has none.
+    """The entries of the tokens of a sequence; a token without a list has none.
 
     Attributes:
-        counts: (T,)
-        ids: (m,)
-        logprobs: (m,) nats.
+        counts: (T,) the number of entries of each token.
+        ids: (m,) the ids of the entries, token after token.
+        logprobs: (m,) their log-probabilities, in nats.
     """
 
     counts: I64
@@ -42,60 +42,60 @@ class Lists:
 
     @classmethod
     def none(cls, tokens: int) -> Self:
-        """No list for so many tokens."""
+        """Return empty lists for `tokens` tokens."""
         return cls(np.zeros(tokens, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
     @property
     def starts(self) -> I64:
-        """(T,) where the entries of each token begin."""
+        """Return (T,) the place where the entries of each token begin."""
         return np.cumsum(self.counts) - self.counts
 
     @property
     def owner(self) -> I64:
-        """(m,) the token of each entry."""
+        """Return (m,) the token that each entry belongs to."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     def take(self, tokens: I64) -> "Lists":
-        """The lists of some tokens, in that order."""
+        """Return the lists of some tokens, in the order of `tokens`."""
         counts = self.counts[tokens]
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         source = np.repeat(self.starts[tokens], counts) + within
         return Lists(counts, self.ids[source], self.logprobs[source])
 
     def where(self, kept: Bools) -> "Lists":
-        """Some of the entries."""
+        """Return the lists with the entries of a mask alone."""
         counts = np.bincount(self.owner[kept], minlength=len(self.counts))
         return Lists(counts.astype(np.int64), self.ids[kept], self.logprobs[kept])
 
     def moved_on(self) -> "Lists":
-        """The list of each token given to the token after it; the last one's to none."""
+        """Shift each list to the token after its own, and drop the last list."""
         last = int(self.counts[-1]) if len(self.counts) else 0
         kept = len(self.ids) - last
         counts = np.concatenate([[0], self.counts])[: len(self.counts)]
         return Lists(counts, self.ids[:kept], self.logprobs[:kept])
 
     def hold(self, tokens: I64) -> Bools:
-        """(T,) whether the list of each token has `tokens[t]` in it."""
+        """Return (T,) whether the list of token t contains `tokens[t]`."""
         hits = self.ids == np.repeat(tokens, self.counts)
-        found: Bools = np.bincount(self.owner[hits], minlength=len(self)) > 0
-        return found
+        holds: Bools = np.bincount(self.owner[hits], minlength=len(self)) > 0
+        return holds
 
     def logprob_of(self, tokens: I64) -> F64:
-        """(T,) the log-probability of `tokens[t]` in the list of token t; NaN where it is not."""
+        """Return (T,) the log-probability of `tokens[t]` in list t; NaN where it is not in it."""
         hits = np.flatnonzero(self.ids == np.repeat(tokens, self.counts))
-        found = np.full(len(self), np.nan)
-        found[self.owner[hits]] = self.logprobs[hits]
-        return found
+        logprobs = np.full(len(self), np.nan)
+        logprobs[self.owner[hits]] = self.logprobs[hits]
+        return logprobs
 
 
 def checked(lists: Lists, vocab_size: int, where: str) -> tuple[Lists, int]:
-    """The lists as they should be, most probable first; and how many were not.
+    """Check lists and sort them, most probable first; return them and how many were not sorted.
 
-    Entries of probability zero (-inf: padding, or what a sampler ruled out) are left out.
+    Entries of probability zero (-inf: padding, or what a sampler ruled out) are removed.
 
     Raises:
-        InputError: An id outside the vocabulary or twice in a list, a value that is no
-            log-probability, or a list with more probability than one; names the token.
+        InputError: An id is not in the vocabulary or is twice in a list, a value is not a
+            log-probability, or a list sums to more than 1; names the token.
     """
     _check_values(lists, vocab_size, where)
     lists = lists.where(lists.logprobs > -np.inf)
@@ -119,10 +119,12 @@ def checked(lists: Lists, vocab_size: int, where: str) -> tuple[Lists, int]:
 
 
 def check_largest(lists: Lists, vocab_size: int, where: str) -> None:
-    """The others, none more probable than the last of a list, must be able to hold the rest.
+    """Check that lists can hold the most probable tokens: no other exceeds a list's last entry.
+
+    Then V - k tokens of at most that probability must be able to make up the tail, 1 - sum.
 
     Raises:
-        InputError: They are not; names the token.
+        InputError: They cannot; names the token.
     """
     others = vocab_size - lists.counts
     under = np.flatnonzero((lists.counts > 0) & ~_can_hold_rest(lists, vocab_size))
@@ -137,29 +139,29 @@ def check_largest(lists: Lists, vocab_size: int, where: str) -> None:
 
 
 def sums(lists: Lists) -> F64:
-    """(T,) the probability that each list holds."""
+    """Return (T,) the sum of the probabilities in each list."""
     return np.asarray(np.bincount(lists.owner, np.exp(lists.logprobs), len(lists)), np.float64)
 
 
 def _check_values(lists: Lists, vocab_size: int, where: str) -> None:
     ids, values = lists.ids, lists.logprobs
 
-    def refuse(bad: Bools, says: str, step: str) -> None:
+    def reject(bad: Bools, template: str, step: str) -> None:
         if bad.any():
             j = int(np.flatnonzero(bad)[0])
-            found = says.format(id=ids[j], value=values[j])
-            raise InputError(f"{where}, token {lists.owner[j]:,}: {found}. {step}.")
+            fault = template.format(id=ids[j], value=values[j])
+            raise InputError(f"{where}, token {lists.owner[j]:,}: {fault}. {step}.")
 
-    refuse(
+    reject(
         (ids < 0) | (ids >= vocab_size),
         f"id {{id}} is outside the vocabulary, which has 0 to {vocab_size - 1:,}",
         "Give the width of the teacher's logits with --vocab-size, or the --tokenizer that the "
         "dump was made with",
     )
-    refuse(np.isnan(values), "the log-probability of id {id} is not a number", "Drop the row")
-    refuse(
+    reject(np.isnan(values), "the log-probability of id {id} is not a number", "Drop the row")
+    reject(
         values > SUM_TOLERANCE,
-        "{value:g} for id {id} is above 0, so it is no log-probability",
+        "{value:g} for id {id} is above 0, so it is not a log-probability",
         f"Are these probabilities or logits? {_HOW_FULL}",
     )
 
@@ -176,10 +178,11 @@ def _check_distinct(lists: Lists, where: str) -> None:
 
 
 def look_renormalised(lists: Lists, vocab_size: int) -> tuple[int, int]:
-    """(lists that add up to one though they should not, lists that would show it).
+    """Count (lists that sum to 1 although they should not, lists that can tell).
 
-    The next token after the last of a list is about as probable as that one; where the last has
-    1e-4 or more, what the list leaves over must show. Truly peaked ones do so too, now and then.
+    The most probable token that is not in a list is about as probable as the list's last entry. So
+    where that has 1e-4 or more, 1 - sum must be visible, unless the list was renormalised. Few
+    truly peaked distributions sum to 1, too.
     """
     least, left_over = _least(lists), np.abs(1 - sums(lists))
     tells = (lists.counts > 0) & (lists.counts < vocab_size) & (least >= _TELLS)
@@ -188,10 +191,10 @@ def look_renormalised(lists: Lists, vocab_size: int) -> tuple[int, int]:
 
 
 def tails(lists: Lists, vocab_size: int) -> F64:
-    """(T,) log of the probability outside each list.
+    """Return (T,) the log of each list's tail, the probability beyond its entries.
 
-    1 - sum is known to about 1e-6; a list of all the vocabulary leaves nothing. What V - k tokens
-    hold that are each no more probable than the last of the list bounds it from above.
+    1 - sum is known to about 1e-6. A list of the whole vocabulary has a tail of 0. The tail is at
+    most V - k times the probability of the last entry, which no other token exceeds.
     """
     has = lists.counts > 0
     most = np.where(has, (vocab_size - lists.counts) * _least(lists), 1.0)
@@ -201,7 +204,7 @@ def tails(lists: Lists, vocab_size: int) -> F64:
 
 
 def _least(lists: Lists) -> F64:
-    """(T,) probability of the last entry of each list; 0 where there is none."""
+    """Return (T,) the probability of the last entry of each list; 0 for an empty list."""
     has = lists.counts > 0
     least = np.zeros(len(lists))
     least[has] = np.exp(lists.logprobs[(lists.starts + lists.counts - 1)[has]])
@@ -209,39 +212,39 @@ def _least(lists: Lists) -> F64:
 
 
 def renormalised(lists: Lists) -> Lists:
-    """Every list made to add up to one exactly."""
+    """Scale every list so that it sums to 1 exactly."""
     with np.errstate(divide="ignore"):
         shift = np.log(sums(lists))
     return replace(lists, logprobs=lists.logprobs - shift[lists.owner])
 
 
 def at_most_one(lists: Lists) -> Lists:
-    """Lists that rounding has brought above one, brought back to it."""
+    """Scale lists that rounding has brought above 1 so that they sum to 1."""
     shift = np.log(np.maximum(sums(lists), 1.0))
     return replace(lists, logprobs=lists.logprobs - shift[lists.owner])
 
 
 def entropies(lists: Lists) -> F64:
-    """(T,) of lists that hold all of the vocabulary."""
+    """Return (T,) the entropy of each list, in nats, for lists of the whole vocabulary."""
     terms = -np.exp(lists.logprobs) * lists.logprobs
     return np.asarray(np.bincount(lists.owner, terms, len(lists)), np.float64)
 
 
 def without_extras(lists: Lists, tokens: I64, ranks: F64, vocab_size: int) -> Lists:
-    """Lists of the most probable tokens alone.
+    """Remove from each list the token itself where it is not among the most probable tokens.
 
-    Servers add the token itself to the k that were asked for, however improbable it is. It goes
-    where its rank says that tokens are left out before it; where it is the last, and the others,
-    were they less probable still, could not be the rest; and then where it is the last of a list
-    that is longer than the shortest of the row.
+    Servers add the token itself to the k most probable, however improbable it is. It is removed if
+    its rank is larger than the list; if it is the last entry, and tokens less probable than it
+    could not make up the tail; and finally if it is the last entry of a list that is longer than
+    the shortest of the row.
 
     Args:
-        lists: Sorted.
+        lists: Sorted lists.
         tokens: (T,) the tokens themselves.
-        ranks: (T,) their places in the whole vocabulary from 1, NaN where that is not said.
-        vocab_size: Tokens of the vocabulary.
+        ranks: (T,) their ranks in the whole vocabulary, from 1; NaN where they are not known.
+        vocab_size: The number of tokens in the vocabulary.
     """
-    beyond = ranks > lists.counts  # of an unknown rank: no
+    beyond = ranks > lists.counts  # False for an unknown rank (NaN)
     stranger = _own_is_last(lists, tokens) & ~_can_hold_rest(lists, vocab_size)
     lists = _without_own(lists, tokens, beyond, stranger)
     shortest = int(min(lists.counts[lists.counts > 0], default=0))
@@ -250,28 +253,28 @@ def without_extras(lists: Lists, tokens: I64, ranks: F64, vocab_size: int) -> Li
 
 
 def _without_own(lists: Lists, tokens: I64, *where: Bools) -> Lists:
-    """Without the token itself in lists for which any of the conditions holds."""
+    """Remove the token itself from the lists for which any of the conditions holds."""
     is_own = lists.ids == np.repeat(tokens, lists.counts)
     return lists.where(~(is_own & np.repeat(np.logical_or.reduce(where), lists.counts)))
 
 
 def _own_is_last(lists: Lists, tokens: I64) -> Bools:
-    """(T,) whether the token itself is the least probable of its list."""
+    """Return (T,) whether the token itself is the last entry of its list."""
     has = lists.counts > 0
-    found = np.zeros(len(lists), np.bool_)
-    found[has] = lists.ids[(lists.starts + lists.counts - 1)[has]] == tokens[has]
-    return found
+    is_last = np.zeros(len(lists), np.bool_)
+    is_last[has] = lists.ids[(lists.starts + lists.counts - 1)[has]] == tokens[has]
+    return is_last
 
 
 def _can_hold_rest(lists: Lists, vocab_size: int) -> Bools:
-    """(T,) whether tokens no more probable than the last of a list can be what it leaves over."""
+    """Return (T,) whether tokens no more probable than a list's last entry can make up its tail."""
     others = vocab_size - lists.counts
-    found: Bools = 1 - sums(lists) <= others * _least(lists) + SUM_TOLERANCE
-    return found
+    can_hold: Bools = 1 - sums(lists) <= others * _least(lists) + SUM_TOLERANCE
+    return can_hold
 
 
 def padded(lists: Lists) -> tuple[F32, I64]:
-    """(n, K) log-probabilities and ids; slots beyond a count are -inf and 0."""
+    """Return (n, K) log-probabilities and ids, padded with -inf and 0."""
     mask = np.arange(int(lists.counts.max(initial=0))) < lists.counts[:, None]
     logprobs = np.full(mask.shape, -np.inf, np.float32)
     ids = np.zeros(mask.shape, np.int64)
@@ -279,14 +282,14 @@ def padded(lists: Lists) -> tuple[F32, I64]:
     return logprobs, ids
 
 
-def refuse_lengths(where: str, what: str, found: int, tokens: int) -> NoReturn:
-    """Lists that cannot be told which tokens they are of."""
+def reject_lengths(where: str, items: str, count: int, tokens: int) -> NoReturn:
+    """Raise InputError: it cannot be told which tokens the items belong to."""
     raise InputError(
-        f"{where}: {found:,} {what} for {tokens:,} tokens. Give one list a token (an empty one or "
+        f"{where}: {count:,} {items} for {tokens:,} tokens. Give one list a token (an empty one or "
         "null where there is none), or drop the row."
     )
 
 
 def int64s(values: Any) -> I64:
-    """An array of whole numbers."""
+    """Convert to an array of whole numbers."""
     return np.asarray(values, np.int64)

@@ -1,10 +1,11 @@
-"""A row of a dump as text and records: where its tokens lie, and which of them have a list.
+"""Find where the tokens of a dump's row lie in its text, and which of them have a list.
 
-    tokens         ids alone: the text is what they write, as in a capture of `input_ids`
-    conversation   messages, which the teacher's chat template writes. Lists are of all tokens of
-                   that, of the supervised ones, or of the answer that the teacher generated; its
-                   tokens lie in the text by what they write, since a sampler does not always cut a
-                   text as the tokenizer would
+    tokens         A row of ids alone: its text is what they decode to, as in a capture of
+                   `input_ids`.
+    conversation   A row of messages, which the teacher's chat template renders. It has lists for
+                   all tokens, for the supervised ones, or for the answer that the teacher
+                   generated. The place of an answer's tokens follows from the bytes they decode to,
+                   since a sampler does not always cut a text as the tokenizer would.
 
 Shape legend: T = tokens of a row, n = records of it.
 """
@@ -17,7 +18,7 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
-from logitstore.moving.dumps.lists import Lists, refuse_lengths
+from logitstore.moving.dumps.lists import Lists, reject_lengths
 from logitstore.moving.dumps.row import Dumped
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
@@ -25,25 +26,25 @@ from logitstore.text.conversation import Conversation, Supervise
 from logitstore.text.token_ids import TokenRow, read_tokens
 from logitstore.text.tokenizer import ByteTokenizer
 
-#: A row whose supervised tokens have no list; one whose text the chat template writes differently.
+#: Statuses: supervised tokens without lists; a text that the chat template renders differently.
 NO_LISTS, CHANGED = "no_lists", "template_changed_text"
 
 
 @dataclass(frozen=True)
 class Placed:
-    """A row.
+    """A row of a dump with the places of its records in its text.
 
     Attributes:
-        line: Its text.
-        token_ids: (n,)
+        line: The text of the row.
+        token_ids: (n,) the tokens.
         byte_starts: (n,) supervised bytes before each token.
-        byte_lengths: (n,)
-        lists: (n,) none of them empty.
-        own: (n,) log-probabilities of the tokens themselves; NaN: not said.
-        ranks: (n,) of the tokens in the vocabulary; NaN: not said.
-        supervised: Tokens to train on, with a list or without.
-        fits: Of tokens with a list, those that are in it; those after, and before, that are.
-        looked_at: Tokens that `fits` was counted over.
+        byte_lengths: (n,) bytes of each token.
+        lists: (n,) the list of each token, never empty.
+        own: (n,) log-probabilities of the tokens themselves; NaN where they are not known.
+        ranks: (n,) ranks of the tokens in the vocabulary; NaN where they are not known.
+        supervised: The number of tokens to train on, with a list or without.
+        fits: The number of lists that hold their own token, the one after it, the one before it.
+        looked_at: The number of lists that `fits` was counted over.
     """
 
     line: SequenceText
@@ -60,14 +61,14 @@ class Placed:
 
 @dataclass(frozen=True)
 class Placer:
-    """Places the rows of one dump.
+    """A finder of the records of one dump's rows in their text.
 
     Attributes:
-        tokenizer: The teacher's.
-        template: Its chat template; None where the rows are tokens.
+        tokenizer: The teacher's tokenizer.
+        template: The teacher's chat template; None if the rows are tokens.
         supervise: `all` assistant turns of a conversation, or the `last`.
-        kwargs: Variables that the user gave the template.
-        moves_on: Whether a list describes the token after the one it lies on.
+        kwargs: The variables that the user gave for the template.
+        moves_on: Whether a list describes the token after the one that it is stored with.
     """
 
     tokenizer: ByteTokenizer
@@ -77,10 +78,11 @@ class Placer:
     moves_on: bool = False
 
     def place(self, dumped: Dumped, row: int, where: str) -> Placed:
-        """Row number `row`.
+        """Find the records of row number `row` in its text.
 
         Raises:
-            InputError: A row of another kind than the first, or lists that are not of its tokens.
+            InputError: The row is of another kind than the first, or its lists do not belong to
+                its tokens.
         """
         if (dumped.messages is None) != (self.template is None):
             kinds = ("token ids alone", "messages")
@@ -105,8 +107,8 @@ class Placer:
         segments, text = read_tokens(TokenRow(ids, is_wanted), self.tokenizer, where)
         line = SequenceText(row, 0, text.status, segments)
         places = np.flatnonzero(text.has_record)
-        found = (ids, text.byte_starts, text.byte_lengths)
-        return _placed(line, [array[places] for array in found], dumped, places, ids)
+        spans = (ids, text.byte_starts, text.byte_lengths)
+        return _placed(line, [array[places] for array in spans], dumped, places, ids)
 
     def _conversation(self, dumped: Dumped, row: int, where: str) -> Placed:
         assert dumped.messages is not None
@@ -120,18 +122,18 @@ class Placer:
                 "teacher was asked with by --chat-template-path, or leave the messages out."
             )
         places = np.flatnonzero(text.has_record)
-        found = [array[places] for array in (text.token_ids, text.byte_starts, text.byte_lengths)]
+        spans = [array[places] for array in (text.token_ids, text.byte_starts, text.byte_lengths)]
         line = line._replace(status=text.status)
         if len(dumped.lists) == len(text.token_ids):
-            return _placed(line, found, self._moved(dumped), places, text.token_ids)
+            return _placed(line, spans, self._moved(dumped), places, text.token_ids)
         if len(dumped.lists) != len(places) or self.moves_on:
-            refuse_lengths(
+            reject_lengths(
                 where,
                 f"lists of a conversation with {len(places):,} supervised tokens",
                 len(dumped.lists),
                 len(text.token_ids),
             )
-        return _placed(line, found, dumped, np.arange(len(places)), found[0])
+        return _placed(line, spans, dumped, np.arange(len(places)), spans[0])
 
     def _answer(self, dumped: Dumped, row: int, where: str) -> Placed:
         assert dumped.messages is not None
@@ -155,8 +157,8 @@ class Placer:
         lengths = ends_at - starts
         if ends.any():  # the end of the turn: an event without bytes, behind the text
             starts, lengths = np.append(starts, len(text) - extra), np.append(lengths, 0)
-        found = [ids, starts.astype(np.int64), lengths.astype(np.int64)]
-        return _placed(line, found, dumped, np.arange(len(ids)), dumped.answer_ids)
+        spans = [ids, starts.astype(np.int64), lengths.astype(np.int64)]
+        return _placed(line, spans, dumped, np.arange(len(ids)), dumped.answer_ids)
 
     def _line(
         self, conversation: Conversation, row: int, where: str
@@ -166,28 +168,28 @@ class Placer:
         return SequenceText(row, 0, "ok", segments, messages=conversation.to_json()), segments
 
     def _moved(self, dumped: Dumped) -> Dumped:
-        """Lists on the tokens that they describe."""
+        """Shift lists to the tokens that they describe."""
         if not self.moves_on:
             return dumped
         return Dumped(dumped.lists.moved_on(), dumped.token_ids, dumped.is_wanted)
 
 
 def _placed(
-    line: SequenceText, found: list[I64], dumped: Dumped, places: I64, tokens: I64
+    line: SequenceText, spans: list[I64], dumped: Dumped, places: I64, tokens: I64
 ) -> Placed:
-    """The records among tokens at `places`, those that have a list.
+    """Make records of the tokens to train on that have a list.
 
     Args:
-        line: The row's text.
-        found: Ids, starts and lengths of the tokens to train on.
-        dumped: Lists of `tokens`.
-        places: Where the tokens to train on are among `tokens`.
-        tokens: Those that the lists are of.
+        line: The text of the row.
+        spans: Ids, starts and lengths of the tokens to train on.
+        dumped: The lists of `tokens`.
+        places: The places of the tokens to train on among `tokens`.
+        tokens: The tokens that the lists belong to.
     """
     lists = dumped.lists
     has = lists.counts[places] > 0
     chosen = places[has]
-    ids, starts, lengths = (array[has] for array in found)
+    ids, starts, lengths = (array[has] for array in spans)
     if not len(chosen) and line.status == "ok":
         line = line._replace(status=NO_LISTS)
     unknown = np.full(len(lists), np.nan)
@@ -209,7 +211,7 @@ def _placed(
 
 
 def _fits(lists: Lists, tokens: I64) -> tuple[tuple[int, int, int], int]:
-    """How many lists hold their own token, the one after it, and the one before it."""
+    """Count the lists that hold their own token, the one after it, and the one before it."""
     if len(tokens) < 3:
         return (0, 0, 0), 0
     inner = np.zeros(len(tokens), np.bool_)

@@ -1,4 +1,4 @@
-"""A row of a dump -> its records, whatever wrote it."""
+"""Read a row of a dump, in whichever layout it is, and return its records."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,24 +22,25 @@ from logitstore.text.token_ids import check_spelling
 from logitstore.text.tokenizer import ByteTokenizer
 
 PREPARED, RAW, RESPONSE = "prepared", "raw", "response"
-#: Which token a list lies on, where the user does not say.
+#: The token that a list describes, unless the user says otherwise.
 ALIGNED_BY_LAYOUT = {PREPARED: "next", RAW: "token", RESPONSE: "token"}
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the rows of one dump.
+    """A reader of the rows of one dump.
 
     Attributes:
-        settings: As the user gave them.
+        settings: The settings, as the user gave them.
         layout: `prepared`, `raw` or `response`.
         aligned_to: `token` or `next`.
-        tokenizer: The teacher's.
-        files: The tokenizer's, for the store.
-        placer: Puts rows into text.
-        teacher: Its name.
-        fingerprint: What it is, as far as that is known.
-        vocab_size: Width of its logits.
+        tokenizer: The teacher's tokenizer.
+        files: The tokenizer's files, for the store.
+        names: Finds the ids of tokens that are named by text.
+        placer: Finds the records of a row in its text.
+        teacher: The name of the teacher.
+        fingerprint: The teacher's fingerprint, or `named:` and its name.
+        vocab_size: The width of the teacher's logits.
     """
 
     settings: ImportSettings
@@ -55,10 +56,10 @@ class Reader:
 
     @classmethod
     def make(cls, settings: ImportSettings, row: Row, where: str) -> "Reader":
-        """A reader for dumps that begin with this row.
+        """Make a reader for a dump that begins with this row.
 
         Raises:
-            InputError: Its columns are not known, or a setting cannot be used.
+            InputError: The columns are not known, or a setting cannot be used.
         """
         settings.check()
         layout = layout_of(row, settings, where)
@@ -83,7 +84,7 @@ class Reader:
             path = settings.chat_template_path
             template = ChatTemplate.of(loaded, tokenizer, path=path, kwargs=kwargs)
         else:
-            _refuse_idle(settings, where)
+            _reject_idle(settings, where)
             check_spelling(tokenizer)
         placer = Placer(
             tokenizer,
@@ -106,15 +107,18 @@ class Reader:
         )
 
     def read(self, row: Row, number: int, where: str) -> tuple[Placed, int, int]:
-        """Row `number`; how many of its lists were not sorted; tokens that were left out.
+        """Read row `number`.
+
+        Returns:
+            The row; how many of its lists were not sorted; how many generated tokens were left out.
 
         Raises:
-            InputError: Anything that is wrong with it; names the row, and the token.
+            InputError: The row is wrong; names the row and the token.
         """
         if layout_of(row, self.settings, where) != self.layout:
             raise InputError(
-                f"{where}: is no {self.layout} row, as the first one is. Import the two kinds of "
-                "rows into two stores."
+                f"{where}: is not a {self.layout} row, as the first one is. Import the two kinds "
+                "of rows into two stores."
             )
         dumped = self._dumped(row, where)
         lists, unsorted = checked(dumped.lists, self.vocab_size, where)
@@ -136,7 +140,7 @@ class Reader:
         )
 
     def _finished(self, placed: Placed, where: str) -> Placed:
-        """With every token's own log-probability, and lists of the most probable tokens alone."""
+        """Fill in each token's own log-probability, and keep lists of the most probable tokens."""
         listed = placed.lists.logprob_of(placed.token_ids)
         own = np.where(np.isnan(placed.own), listed, np.minimum(placed.own, 0.0))
         lists = without_extras(placed.lists, placed.token_ids, placed.ranks, self.vocab_size)
@@ -145,10 +149,10 @@ class Reader:
 
 
 def layout_of(row: Mapping[str, Any], settings: ImportSettings, where: str) -> str:
-    """Which layout a row has.
+    """Return the layout of a row.
 
     Raises:
-        InputError: None that is known.
+        InputError: It has no known layout.
     """
     if responses.looks_like(row):
         return RESPONSE
@@ -169,7 +173,7 @@ def _is_conversation(row: Row, layout: str, settings: ImportSettings) -> bool:
     return layout == RESPONSE and row.get("messages") is not None
 
 
-def _refuse_idle(settings: ImportSettings, where: str) -> None:
+def _reject_idle(settings: ImportSettings, where: str) -> None:
     for flag, value in (
         ("--supervise", settings.supervise),
         ("--chat-template-path", settings.chat_template_path),
@@ -177,13 +181,13 @@ def _refuse_idle(settings: ImportSettings, where: str) -> None:
     ):
         if value is not None:
             raise InputError(
-                f"{where}: the rows are no conversations, so {flag} {value} would have no effect. "
+                f"{where}: the rows are not conversations, so {flag} {value} would have no effect. "
                 "Leave it out."
             )
 
 
 def _teacher(settings: ImportSettings, row: Row, where: str) -> tuple[str, str]:
-    """Its name, and what it is: known of a folder with its weights, else only by its name."""
+    """Return the teacher's name and fingerprint: of its weights if a folder has them, or a name."""
     name = settings.teacher or plain(row.get("model"))
     if not isinstance(name, str) or not name:
         raise InputError(

@@ -1,12 +1,13 @@
-"""Rows that are responses: of vLLM, or of a server that speaks OpenAI's completions or chat API.
+"""Read responses of vLLM, or of a server with OpenAI's completions or chat API.
 
 A line of a file is a response, or an object that has one under `response` (OpenAI's batches: under
 `response.body`) beside the request's `messages` or `labels`. Each of its choices is a row:
 
-    scored      `prompt_logprobs` (vLLM) beside `prompt_token_ids`: the lists are of the prompt's
-                tokens; what was generated after them is left out. Of completions with `echo`, all.
-    generated   `logprobs` of the tokens that were generated. Before them lies the prompt, as
-                `prompt_token_ids`, or as `messages` that the teacher's chat template writes
+    scored      `prompt_logprobs` (vLLM) beside `prompt_token_ids`: the lists belong to the tokens
+                of the prompt, and generated tokens are left out. In a completion with `echo`, lists
+                of all tokens are kept.
+    generated   `logprobs` of the generated tokens. The prompt before them is given as
+                `prompt_token_ids`, or as `messages` that the teacher's chat template renders.
 
 `return_token_ids: true` makes vLLM add `prompt_token_ids` and `token_ids`.
 """
@@ -20,7 +21,7 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.columns import spread
 from logitstore.moving.dumps.keyed_lists import keyed_lists
-from logitstore.moving.dumps.lists import Lists, int64s, refuse_lengths
+from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
 from logitstore.moving.dumps.row import Dumped, integers, wanted
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.conversation import Message, read_messages
@@ -30,14 +31,14 @@ _OF_A_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name")
 
 
 class _Generated(NamedTuple):
-    """What a server generated, and said of it.
+    """The tokens that a server generated, and their log-probabilities.
 
     Attributes:
-        lists: One a token.
-        own: Log-probabilities of the tokens themselves; NaN: not said.
+        lists: One list for each token.
+        own: Log-probabilities of the tokens themselves; NaN where they are not known.
         ids: The tokens.
-        ranks: Of the tokens in the vocabulary; NaN: not said.
-        is_echo: Whether the prompt is a part of it.
+        ranks: Ranks of the tokens in the vocabulary; NaN where they are not known.
+        is_echo: Whether the tokens begin with those of the prompt.
     """
 
     lists: Lists
@@ -48,7 +49,7 @@ class _Generated(NamedTuple):
 
 
 def looks_like(row: Mapping[str, Any]) -> bool:
-    """Whether a line of a file is a response, or has one."""
+    """Return whether a line of a file is a response, or contains one."""
     inner = row.get("response", row)
     if inner is None:  # of a batch: the request failed
         return row.get("error") is not None
@@ -57,10 +58,10 @@ def looks_like(row: Mapping[str, Any]) -> bool:
 
 
 def choices_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """A line's choices, each with what the response and the request say around it.
+    """Return a line's choices, each merged with the fields of its response and request.
 
     Raises:
-        InputError: The line has no response, or one that failed.
+        InputError: The line has no response, or the request failed.
     """
     inner = row.get("response", row)
     response = inner.get("body", inner) if isinstance(inner, Mapping) else None
@@ -69,21 +70,21 @@ def choices_of(row: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     request = row.get("request", row)
     request = request.get("body", request) if isinstance(request, Mapping) else {}
     around = {**request, **row, **response}
-    found = response.get("choices", response.get("outputs", [{}]))
-    if not isinstance(found, list) or not all(isinstance(each, Mapping) for each in found):
-        raise InputError(f"{where}: its choices are no list of objects. Drop the row.")
-    if not found:
+    choices = response.get("choices", response.get("outputs", [{}]))
+    if not isinstance(choices, list) or not all(isinstance(c, Mapping) for c in choices):
+        raise InputError(f"{where}: its choices are not a list of objects. Drop the row.")
+    if not choices:
         raise InputError(
             f"{where}: the response has no choices ({response.get('error')}). Drop it."
         )
-    return [{**around, **choice} for choice in found]
+    return [{**around, **choice} for choice in choices]
 
 
 def read_choice(choice: Mapping[str, Any], names: TokenNames, where: str) -> Dumped:
-    """One choice.
+    """Read one choice of a response.
 
     Raises:
-        InputError: It does not say its tokens, or its lists are not theirs.
+        InputError: It does not name its tokens, or its lists do not belong to them.
     """
     prompt = _prompt_ids(choice, where)
     if choice.get("prompt_logprobs") is not None:
@@ -113,24 +114,24 @@ def _scored(choice: Mapping[str, Any], prompt: I64 | None, where: str) -> Dumped
         )
     if not isinstance(values, list) or len(values) != len(prompt):
         count = len(values) if isinstance(values, list) else 0
-        refuse_lengths(where, "lists of prompt_logprobs", count, len(prompt))
+        reject_lengths(where, "lists of prompt_logprobs", count, len(prompt))
     lists, ranks = keyed_lists(values, where, prompt)
     generated = choice.get("token_ids") or ()
-    found = None
+    messages = None
     if choice.get("messages") is not None:
-        found = read_messages(choice["messages"], where)
+        messages = read_messages(choice["messages"], where)
     return Dumped(
         lists,
         prompt,
         wanted(choice, prompt, where),
         ranks=ranks,
-        messages=found,
+        messages=messages,
         left_out=len(generated),
     )
 
 
 def _behind(prompt: I64, answer: _Generated) -> Dumped:
-    """The prompt as context, then what was generated."""
+    """Join the prompt, as context, and the generated tokens."""
     whole = np.concatenate([prompt, answer.ids])
     places = np.arange(len(prompt), len(whole))
     unknown = np.full(len(prompt), np.nan)
@@ -162,7 +163,10 @@ def _generated(choice: Mapping[str, Any], names: TokenNames, where: str) -> _Gen
 def _chat(
     choice: Mapping[str, Any], logprobs: Mapping[str, Any], names: TokenNames, where: str
 ) -> _Generated:
-    """{"content": [{"token", "bytes", "logprob", "top_logprobs": [{"token", "bytes", …}]}]}"""
+    """Read the chat API's log-probabilities.
+
+    {"content": [{"token", "bytes", "logprob", "top_logprobs": [{"token", "bytes", …}]}]}
+    """
     content = [item for item in logprobs.get("content") or [] if isinstance(item, Mapping)]
     counts, ids, values = [], [], []
     for t, item in enumerate(content):
@@ -184,12 +188,15 @@ def _chat(
 def _completion(
     choice: Mapping[str, Any], logprobs: Mapping[str, Any], names: TokenNames, where: str
 ) -> _Generated:
-    """{"tokens": […], "token_logprobs": […], "top_logprobs": [{token: log-probability}, …]}"""
+    """Read the completions API's log-probabilities.
+
+    {"tokens": […], "token_logprobs": […], "top_logprobs": [{token: log-probability}, …]}
+    """
     tokens, top = logprobs["tokens"], logprobs.get("top_logprobs") or []
     own = logprobs.get("token_logprobs") or []
-    for what, found in (("top_logprobs", top), ("token_logprobs", own)):
-        if len(found) != len(tokens):
-            refuse_lengths(where, what, len(found), len(tokens))
+    for name, values_T in (("top_logprobs", top), ("token_logprobs", own)):
+        if len(values_T) != len(tokens):
+            reject_lengths(where, name, len(values_T), len(tokens))
     counts, ids, values = [], [], []
     for t, entries in enumerate(top):
         counts.append(len(entries or ()))
@@ -227,10 +234,10 @@ def _number(value: Any, where: str) -> float:
 def _token_ids(choice: Mapping[str, Any], count: int, where: str) -> I64:
     if choice.get("token_ids") is None:
         raise InputError(f"{where}: has logprobs but no token_ids. Add them to the line.")
-    found = integers(choice["token_ids"], f"{where}: token_ids")
-    if len(found) != count:
-        refuse_lengths(where, "logprobs", count, len(found))
-    return found
+    ids = integers(choice["token_ids"], f"{where}: token_ids")
+    if len(ids) != count:
+        reject_lengths(where, "logprobs", count, len(ids))
+    return ids
 
 
 def _prompt_ids(choice: Mapping[str, Any], where: str) -> I64 | None:
@@ -241,7 +248,7 @@ def _prompt_ids(choice: Mapping[str, Any], where: str) -> I64 | None:
 
 
 def _messages(choice: Mapping[str, Any], where: str) -> list[Message] | None:
-    """The request's, and the answer behind them; None where the line has none."""
+    """Return the request's messages and then the answer; None if the line has no messages."""
     asked = choice.get("messages")
     if asked is None:
         return None

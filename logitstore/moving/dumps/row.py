@@ -1,4 +1,4 @@
-"""A row of a dump, whatever wrote it; and the pieces that all layouts are read with."""
+"""Represent a row of a dump, and read the values that all layouts share."""
 
 import json
 from collections.abc import Mapping
@@ -21,16 +21,17 @@ MASKS = ("completion_mask", "assistant_masks")
 
 @dataclass(frozen=True)
 class Dumped:
-    """A row.
+    """A row of a dump, independent of its layout.
 
     Attributes:
-        lists: One a token: of the row, of its supervised tokens, or of an answer.
-        token_ids: (T,) of the row; None: its chat template says them.
+        lists: One list for each token of the row, of its supervised part, or of its answer.
+        token_ids: (T,) tokens of the row; None if the chat template has to render them.
         is_wanted: (T,) tokens to train on; None: all that have a list.
-        token_logprobs: (lists,) of the tokens themselves, NaN where only a list may say it.
-        ranks: (lists,) of the tokens themselves in the vocabulary, from 1; NaN: not said.
-        messages: Of a conversation, the answer among them.
-        answer_ids: The tokens that the teacher wrote as the last message; lists are of these.
+        token_logprobs: (lists,) log-probabilities of the tokens themselves; NaN where only a list
+            may have it.
+        ranks: (lists,) ranks of the tokens themselves in the vocabulary, from 1; NaN: not known.
+        messages: The messages of a conversation, the answer included.
+        answer_ids: The tokens that the teacher generated as the last message; lists are for these.
         left_out: Tokens that were generated only because a server must generate some.
     """
 
@@ -45,29 +46,29 @@ class Dumped:
 
 
 def integers(value: Any, where: str) -> I64:
-    """A list of whole numbers, from Arrow or JSON.
+    """Read a list of whole numbers from Arrow or JSON.
 
     Raises:
-        InputError: It is something else.
+        InputError: The value is something else.
     """
-    found = taken_apart(value, where)
-    if len(found.counts) > 1 or not (
-        pa.types.is_integer(found.values.type) or pa.types.is_boolean(found.values.type)
+    flat = flattened(value, where)
+    if len(flat.counts) > 1 or not (
+        pa.types.is_integer(flat.values.type) or pa.types.is_boolean(flat.values.type)
     ):
-        if len(found.values):
-            raise InputError(f"{where}: expected a list of whole numbers. Mend or drop the row.")
+        if len(flat.values):
+            raise InputError(f"{where}: expected a list of whole numbers. Fix or drop the row.")
         return np.zeros(0, np.int64)
     try:
-        return np.asarray(found.numbers(np.int64), np.int64)
+        return np.asarray(flat.numbers(np.int64), np.int64)
     except ValueError as e:
-        raise InputError(f"{where}: {e}. Mend or drop the row.") from None
+        raise InputError(f"{where}: {e}. Fix or drop the row.") from None
 
 
-def taken_apart(value: Any, where: str) -> Nested:
-    """A list of any depth, from Arrow or JSON; its outermost level is not counted.
+def flattened(value: Any, where: str) -> Nested:
+    """Flatten a list of any depth from Arrow or JSON; counts[0] is (1,), its own length.
 
     Raises:
-        InputError: It is no list, or holds things of several kinds.
+        InputError: The value is not a list, or holds values of several kinds.
     """
     if isinstance(value, pa.Scalar):
         value = value.values if value.is_valid and hasattr(value, "values") else []
@@ -75,18 +76,18 @@ def taken_apart(value: Any, where: str) -> Nested:
         column = value if isinstance(value, pa.Array) else pa.array(value or [])
     except (pa.ArrowException, TypeError, OverflowError) as e:
         reason = str(e).splitlines()[0].rstrip(".")
-        raise InputError(f"{where}: cannot be read as lists ({reason}). Mend the row.") from None
-    found = nested(column)
-    return Nested((np.array([len(column)]), *found.counts), found.values)
+        raise InputError(f"{where}: cannot be read as lists ({reason}). Fix the row.") from None
+    items = nested(column)
+    return Nested((np.array([len(column)]), *items.counts), items.values)
 
 
 def wanted(row: Mapping[str, Any], ids: I64, where: str) -> Bools | None:
-    """(T,) what `labels` and masks say is trained on; None where there are none.
+    """Return (T,) the tokens to train on by `labels` and masks; None if the row has neither.
 
     Raises:
-        InputError: They do not belong to these tokens.
+        InputError: Labels or masks do not belong to these tokens.
     """
-    found: Bools | None = None
+    wanted_T: Bools | None = None
     for name in ("labels", *MASKS):
         if row.get(name) is None:
             continue
@@ -99,8 +100,8 @@ def wanted(row: Mapping[str, Any], ids: I64, where: str) -> Bools | None:
         is_on = values != (NO_LABEL if name == "labels" else 0)
         if name == "labels":
             _check_labels(ids, values, is_on, where)
-        found = is_on if found is None else found & is_on
-    return found
+        wanted_T = is_on if wanted_T is None else wanted_T & is_on
+    return wanted_T
 
 
 def _check_labels(ids: I64, labels: I64, is_on: Bools, where: str) -> None:
@@ -114,7 +115,7 @@ def _check_labels(ids: I64, labels: I64, is_on: Bools, where: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Python's own lists and dicts; JSON in a string is read."""
+    """Convert to Python's own lists and dicts; JSON in a string is parsed."""
     if isinstance(value, pa.Scalar):
         value = value.as_py()
     if isinstance(value, str) and value[:1] in ("[", "{"):

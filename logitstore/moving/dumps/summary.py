@@ -1,10 +1,10 @@
-"""What an import found, as aligned lines."""
+"""Print what an import counted, as aligned lines."""
 
 from typing import Any
 
 
 def summary_text(found: dict[str, Any]) -> str:
-    """The counts of `survey.Survey`, those of something odd only where there are any."""
+    """Format the counts of `first_pass.Survey.facts`; notes appear only where a count is not 0."""
     statuses = " · ".join(f"{n:,} {status}" for status, n in sorted(found["statuses"].items()))
     odd = (
         ("without_list", "supervised tokens without a list, which get no record"),
@@ -23,7 +23,7 @@ def summary_text(found: dict[str, Any]) -> str:
         "tail": f"{found['tail_mean']:.4f} of the probability on average",
     }
     text = [f"{name:<10}{value}" for name, value in lines.items()]
-    text += [f"{'note':<10}{found[name]:,} {what}" for name, what in odd if found[name]]
+    text += [f"{'note':<10}{found[name]:,} {note}" for name, note in odd if found[name]]
     if found["missing"]:
         text.append(f"{'missing':<10}{', '.join(found['missing'])}")
     return "\n".join(text)

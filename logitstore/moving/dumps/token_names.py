@@ -1,8 +1,8 @@
-"""Tokens that a dump names by text: `token_id:123` as vLLM writes on request, else their bytes.
+"""Find the ids of tokens that a dump names by text: `token_id:123` (vLLM, on request) or bytes.
 
-A text is a token only where no other token writes it. Servers show a token of SentencePiece without
-the space before it, and bytes that make no character as U+FFFD; such names say too little, and are
-refused rather than guessed.
+A text names a token only if no other token decodes to it. Servers show a token of SentencePiece
+without the space before it, and bytes that are not a character as U+FFFD. Such names are ambiguous,
+and are rejected rather than guessed.
 """
 
 import re
@@ -23,7 +23,7 @@ _AMBIGUOUS = -1
 
 
 class TokenNames:
-    """Names of one tokenizer's tokens -> ids."""
+    """A map from the names of one tokenizer's tokens to ids."""
 
     def __init__(self, tokenizer: ByteTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -33,15 +33,15 @@ class TokenNames:
                 self._ids[written] = _AMBIGUOUS if written in self._ids else i
 
     def id_of(self, name: str, where: str, data: Sequence[int] | None = None) -> int:
-        """The id that a name means.
+        """Return the id of the token that a name means.
 
         Args:
-            name: As the dump has it.
-            where: Names the token in messages.
-            data: The token's bytes, where the dump has those too.
+            name: The name in the dump.
+            where: The name of the place in messages.
+            data: The bytes of the token, if the dump has those, too.
 
         Raises:
-            InputError: No token has this name, or more than one could.
+            InputError: No token has this name, or several could.
         """
         if match := _BY_ID.fullmatch(name):
             return int(match[1])
@@ -54,7 +54,7 @@ class TokenNames:
             )
         if found is None:
             raise InputError(
-                f"{where}: {name!r} is no token of {self._tokenizer.name}. Give the --tokenizer "
+                f"{where}: {name!r} is not a token of {self._tokenizer.name}. Give the --tokenizer "
                 f"that the dump was made with. {_ASK}."
             )
         return found

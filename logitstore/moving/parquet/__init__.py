@@ -1,1 +1,1 @@
-"""A store as Parquet that anybody reads, and the same store again."""
+"""Export a store to Parquet files that any Parquet reader opens, and import that export again."""

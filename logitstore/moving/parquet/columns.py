@@ -1,17 +1,17 @@
-"""A store as Parquet: what its columns are, and what the files say beside them.
+"""Define the columns and the metadata of a store that is exported to Parquet.
 
     export/
-      data/train-00000-of-00003.parquet   one file a shard, one line a sequence
+      data/train-00000-of-00003.parquet   one file for each shard, one line for each sequence
       tokenizer/                          the teacher's tokenizer, as in the store
 
-`datasets.load_dataset("export")`, polars and pyarrow read the files as they are (the names are
-those of the hub). Lists of a line have one item a token; `entry_…` and `sample_…` are lists of such
-lists. Log-probabilities are decoded, in nats, head and tail together one.
+`datasets.load_dataset("export")`, polars and pyarrow read the files as they are (file names follow
+the hub's convention). The lists of a line have one item for each token; those of `entry_…` and
+`sample_…` are lists again. Log-probabilities are decoded, in nats; entries and tail sum to 1.
 
-Decoding divides what rounding left over, which cannot be undone, so `entry_codes` and `tail_codes`
-carry what is stored: an import reads those, and gives the same bytes again. The schema's metadata
-has, under `logitstore`, the store's content and provenance, the file's place in the plan, and what
-the shard says of its fidelity.
+Decoding spreads the rounding error over the entries, which cannot be undone. So `entry_codes` and
+`tail_codes` hold the stored codes: an import reads those and writes the same bytes as the original
+store. The schema's metadata has, under `logitstore`, the store's content and provenance, the file's
+place in the plan, and the shard's fidelity.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,12 +43,12 @@ Sequence_ = tuple[SequenceText, TokenRecords, EncodedRecords]
 
 
 def file_name(index: int, count: int) -> str:
-    """Of the file of a shard, below `DATA_FOLDER`."""
+    """Return the name of a shard's file in `DATA_FOLDER`."""
     return f"train-{index:05d}-of-{count:05d}.parquet"
 
 
 def schema_of(spec: StoreSpec) -> pa.Schema:
-    """The columns of an export of such a store."""
+    """Return the columns of an export of a store with this spec."""
     fields = [LINES_SCHEMA.field(name) for name in _LINE_FIELDS]
     fields += [pa.field(name, pa.list_(kind)) for name, kind in _per_token(spec).items()]
     return pa.schema(fields)
@@ -60,24 +60,18 @@ def columns_of(spec: StoreSpec) -> list[Field]:
 
 
 def _per_token(spec: StoreSpec) -> dict[str, pa.DataType]:
-    """List the columns of lists, and the type of what a token has in each."""
+    """Map each column of lists to the type of the item that a token has in it."""
     kinds: dict[str, pa.DataType] = {}
     for field in columns_of(spec):
-        kind = pa.from_numpy_dtype(_dtype(field))
+        kind = pa.from_numpy_dtype(field.exported)
         is_list = field.axis != RECORDS or field.is_per_temperature
         kinds[field.name] = pa.list_(kind) if is_list else kind
         kinds |= _CODES_BEHIND.get(field.name, {})
     return kinds
 
 
-def _dtype(field: Field) -> np.dtype[Any]:
-    """The type of a column: numbers as readers see them, integers as narrow as they are stored."""
-    decoded = np.dtype(field.decoded)
-    return decoded if decoded.kind == "f" else np.dtype(field.encoded)
-
-
 def table_of(spec: StoreSpec, sequences: Sequence[Sequence_]) -> pa.Table:
-    """Some sequences as lines of an export."""
+    """Convert sequences to lines of an export."""
     lines = [line for line, _, _ in sequences]
     columns: dict[str, pa.Array] = {}
     for name in _LINE_FIELDS:
@@ -94,27 +88,27 @@ def table_of(spec: StoreSpec, sequences: Sequence[Sequence_]) -> pa.Table:
 
 
 def _flat(spec: StoreSpec, records: TokenRecords, encoded: EncodedRecords) -> dict[str, Any]:
-    """Columns of one sequence: an array a token, or (counts, values) where there are lists."""
+    """Return the columns of one sequence: arrays over tokens, or (counts, values) for lists."""
     count, deltas = records.entry_count, encoded.fields["entry_logprobs"]
     running = np.cumsum(deltas, dtype=np.int64)
     codes = running - np.repeat(_before(running, deltas, count), count)
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "tail_codes": encoded.fields["tail_logmass"],
         "entry_codes": (count, codes.astype(np.uint16)),
     }
     counts = {ENTRIES: count, DRAWS: records.draw_count}
     for field in columns_of(spec):
-        values = getattr(records, field.name).astype(_dtype(field), copy=False)
+        values = getattr(records, field.name).astype(field.exported, copy=False)
         if field.axis != RECORDS:
             values = (counts[field.axis], values)
         elif field.is_per_temperature:
             values = (np.full(len(values), values.shape[1]), values.ravel())
-        found[field.name] = values
-    return found
+        arrays[field.name] = values
+    return arrays
 
 
 def _before(running: Array, deltas: Array, count: Array) -> Array:
-    """(n,) the running sum before each record's first entry."""
+    """Return (n,) the running sum before each record's first entry."""
     starts, has = np.cumsum(count) - count, count > 0
     before = np.zeros(len(count), np.int64)
     before[has] = running[starts[has]] - deltas[starts[has]]
@@ -122,7 +116,7 @@ def _before(running: Array, deltas: Array, count: Array) -> Array:
 
 
 def _inner(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """What all sequences hold, one after the other; NaN, which is nothing, as null."""
+    """Concatenate the values of all sequences; NaN, which stands for "unknown", becomes null."""
     if pa.types.is_list(kind):
         counts = np.concatenate([counts for counts, _ in values])
         flat = np.concatenate([flat for _, flat in values])
@@ -136,20 +130,20 @@ def _lists(values: pa.Array, counts: Array) -> pa.ListArray:
 
 
 def metadata_of(about: Mapping[str, Any]) -> dict[bytes, bytes]:
-    """The schema's metadata."""
+    """Return the metadata of the schema."""
     return {METADATA_KEY: canonical_json({"version": EXPORT_VERSION} | dict(about))}
 
 
 def read_metadata(schema: pa.Schema) -> dict[str, Any] | None:
-    """What :func:`metadata_of` was given; None for a file of something else.
+    """Return what :func:`metadata_of` was given, or None for a file that is not an export.
 
     Raises:
-        ValueError: It is there, but cannot be read.
+        ValueError: The metadata is present, but cannot be read.
     """
     raw = (schema.metadata or {}).get(METADATA_KEY)
     if raw is None:
         return None
-    found = parse_json(raw)
-    if not isinstance(found, dict):
-        raise ValueError("its metadata is no object")  # noqa: TRY004
-    return found
+    metadata = parse_json(raw)
+    if not isinstance(metadata, dict):
+        raise ValueError("its metadata is not an object")  # noqa: TRY004
+    return metadata

@@ -1,4 +1,4 @@
-"""`logitstore export --to parquet`: a store as files that anybody reads."""
+"""Export a store to files that any Parquet reader opens (`logitstore export --to parquet`)."""
 
 import shutil
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ _GROUP_LINES = 1024
 
 
 def export_parquet(store: str | PathLike[str] | StorePath, out: str | PathLike[str]) -> Path:
-    """Write a finished store as Parquet: see :mod:`logitstore.moving.parquet.columns`.
+    """Write a finished store as Parquet, in :mod:`logitstore.moving.parquet.columns`' layout.
 
     The folder appears whole, or not at all. Memory is bounded by the largest sequence.
 
@@ -44,7 +44,7 @@ def export_parquet(store: str | PathLike[str] | StorePath, out: str | PathLike[s
         InputError: `out` is in a bucket.
         MismatchError: `out` is there already.
         CorruptStoreError: Bytes of the store are damaged; nothing was written.
-        StorageError: The file system refused; nothing was written.
+        StorageError: The file system failed; nothing was written.
     """
     source, target = open_finished(store), local_path(out, "an export", "--out")
     _check_free(target)
@@ -78,7 +78,7 @@ def _check_free(target: Path) -> None:
 
 
 def _write_shard(store: LogitStore, index: int, path: Path) -> Iterator[int]:
-    """Write one file; yields sequences as they are done."""
+    """Write one file; yield the number of sequences after each row group."""
     shard = store.shard(index)
     about = {
         "content": vars(store.spec),

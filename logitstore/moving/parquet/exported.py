@@ -1,4 +1,4 @@
-"""An export of ours as its files describe it: is it one, is it whole, what was the store."""
+"""Recognise an export of this package, check that it is whole, and read what its store was."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -22,14 +22,14 @@ _MAX_FIDELITY = 2**53
 
 @dataclass(frozen=True)
 class Exported:
-    """An export as its files describe it.
+    """An export, and the store that its metadata describes.
 
     Attributes:
-        spec: The store's.
-        plan: The store's.
-        provenance: The store's.
-        files: By shard.
-        fidelity: By shard.
+        spec: The spec of the store that was exported.
+        plan: The plan of that store.
+        provenance: The provenance of that store.
+        files: The Parquet file of each shard.
+        fidelity: The fidelity of each shard.
     """
 
     spec: StoreSpec
@@ -40,13 +40,13 @@ class Exported:
 
     @property
     def folder(self) -> Path:
-        """Where `tokenizer/` should be."""
+        """Return the folder that should hold `tokenizer/`."""
         above = self.files[0].parent
         return above.parent if above.name == DATA_FOLDER else above
 
 
 def find_export(place: str | PathLike[str]) -> Exported | None:
-    """The export at a path: its folder, its `data/`, or its only file. None: it is none.
+    """Find the export at a path (its folder, its `data/` or its only file), or return None.
 
     Raises:
         InputError: It is one, but not whole; or it is in a bucket.
@@ -75,7 +75,7 @@ def _metadata(file: Path) -> dict[str, Any] | None:
 
 
 def _described(path: Path, found: Sequence[tuple[Path, dict[str, Any] | None]]) -> Exported:
-    """The whole, from what every file says of itself."""
+    """Put the export together from the metadata of its files."""
     try:
         about = {int(m["shard"]): (file, m) for file, m in found if m is not None}
         ordered = [about[i] for i in sorted(about)]
@@ -106,9 +106,9 @@ def _must(condition: bool, why: str) -> None:
         raise ValueError(why)
 
 
-def _checked_fidelity(said: Any) -> dict[str, float | int]:
-    is_known = isinstance(said, dict) and set(said) == set(NOTHING_MEASURED)
+def _checked_fidelity(fidelity: Any) -> dict[str, float | int]:
+    is_known = isinstance(fidelity, dict) and set(fidelity) == set(NOTHING_MEASURED)
     _must(is_known, "its fidelity has other fields than a store's")
-    is_number = all(type(n) in (int, float) and -1 < n < _MAX_FIDELITY for n in said.values())
+    is_number = all(type(n) in (int, float) and -1 < n < _MAX_FIDELITY for n in fidelity.values())
     _must(is_number, "its fidelity holds a value that cannot be")
-    return dict(said)
+    return dict(fidelity)

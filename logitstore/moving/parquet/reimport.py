@@ -1,7 +1,7 @@
-"""Our own Parquet back: the store that was exported, byte for byte.
+"""Import an export of this package: write the store that was exported, byte for byte.
 
-Codes are taken as they are, never rounded again. Everything is checked as data of a stranger: the
-files may have been through other tools since.
+Codes are copied as they are, never rounded again. Everything is checked as untrusted data is: other
+tools may have rewritten the files since.
 """
 
 from collections.abc import Iterator
@@ -39,10 +39,10 @@ def reimport(
     out: str | PathLike[str] | StorePath,
     tokenizer: str | PathLike[str] | None = None,
 ) -> LogitStore:
-    """Write the store that was exported; resume it if it is begun.
+    """Write the store that was exported, or resume writing it.
 
     Args:
-        found: What :func:`logitstore.moving.parquet.exported.find_export` found.
+        found: The export, from :func:`logitstore.moving.parquet.exported.find_export`.
         out: The store's folder, or its URL.
         tokenizer: Where the tokenizer's files are; default: beside the data.
 
@@ -74,7 +74,7 @@ def check_export(
     out: str | PathLike[str] | StorePath,
     tokenizer: str | PathLike[str] | None = None,
 ) -> dict[str, int]:
-    """Read all of an export, and write nothing.
+    """Read and check all of an export without writing anything.
 
     Raises:
         InputError: A file that is not what was exported.
@@ -97,7 +97,7 @@ def _tokenizer_of(found: Exported, named: str | PathLike[str] | None) -> Path:
 
 
 def _sequences(found: Exported, index: int) -> Iterator[Pair]:
-    """All sequences of a shard's file, in order."""
+    """Yield all sequences of a shard's file, in order."""
     path = found.files[index]
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -115,7 +115,7 @@ def _sequences(found: Exported, index: int) -> Iterator[Pair]:
 
 
 class _Group:
-    """A row group of a file."""
+    """A row group of an exported file, and its conversion to records."""
 
     def __init__(self, path: Path, table: pa.Table, found: Exported) -> None:
         self.path, self.spec = path, found.spec
@@ -124,7 +124,7 @@ class _Group:
         self.lengths = self._column("token_ids").counts[0]
 
     def pairs(self) -> list[Pair]:
-        """Its lines, each with its records."""
+        """Return the lines of the group, each with its records."""
         try:
             whole = self._encoded()
         except InputError:
@@ -156,11 +156,11 @@ class _Group:
         return EncodedRecords.unmeasured(fields)
 
     def _field(self, field: Field, beside: Nested | None) -> Array:
-        """A field in encoded form.
+        """Return the values of a field in encoded form.
 
         Args:
-            field: Which.
-            beside: Of lists: the column that has as many items a token.
+            field: The field.
+            beside: For a field of lists: a column whose lists must have the same lengths.
         """
         if beside is not None:
             return self._inner(field.name, beside, field.encoded)
@@ -170,38 +170,38 @@ class _Group:
             return self._values(field.name, field.encoded)
         column, temperatures = self._column(field.name), len(self.spec.temperatures)
         if (column.counts[1] != temperatures).any():
-            raise ValueError(f"{field.name} has not {temperatures} values a token")
+            raise ValueError(f"{field.name} does not have {temperatures} values a token")
         return column.numbers(field.encoded).reshape(-1, temperatures)
 
     def _column(self, name: str) -> Nested:
-        """A column of lists, of as many items in each line as there are tokens."""
-        found = nested(self.table.column(name).chunk(0))
+        """Return a column of lists, after checking that each list has one item for each token."""
+        column = nested(self.table.column(name).chunk(0))
         if name != "token_ids":
-            odd = np.flatnonzero(found.counts[0] != self.lengths)
+            odd = np.flatnonzero(column.counts[0] != self.lengths)
             if len(odd):
                 i = int(odd[0])
-                self._refuse(
-                    i, f"{name} has {found.counts[0][i]} items for {self.lengths[i]} tokens"
+                self._reject(
+                    i, f"{name} has {column.counts[0][i]} items for {self.lengths[i]} tokens"
                 )
-        return found
+        return column
 
     def _values(self, name: str, dtype: Any) -> Array:
         return self._column(name).numbers(dtype)
 
     def _known(self, name: str, unknown: float) -> F64:
-        """Values, with something in place of those that the store's source did not say."""
+        """Return the values of a column; `unknown` replaces nulls where the spec allows them."""
         column = self._column(name)
         if name in self.spec.missing:
             return column.numbers(np.float64, unknown)
-        found = column.numbers(np.float64)
-        if np.isnan(found).any():
+        values = column.numbers(np.float64)
+        if np.isnan(values).any():
             raise ValueError(f"{name} holds a value that is not a number")
-        return found
+        return values
 
     def _inner(self, name: str, beside: Nested, dtype: Any) -> Array:
         column = self._column(name)
         if (column.counts[1] != beside.counts[1]).any():
-            raise ValueError(f"{name} has not as many items a token as the column beside it")
+            raise ValueError(f"{name} does not have as many items a token as the column beside it")
         return column.numbers(dtype)
 
     def _line(self, i: int) -> SequenceText:
@@ -220,7 +220,7 @@ class _Group:
         return line
 
     def _check(self, i: int, line: SequenceText, encoded: EncodedRecords) -> None:
-        """Holds records to what a store's can be."""
+        """Raise InputError unless these can be records of a store."""
         begin = line.supervised_start
         try:
             decoded = decode_fields(encoded.fields, self.spec.missing)
@@ -230,14 +230,14 @@ class _Group:
         except ValueError as e:
             reason = str(e)
         if reason is not None:
-            self._refuse(i, reason)
+            self._reject(i, reason)
 
-    def _refuse(self, i: int, why: str) -> NoReturn:
+    def _reject(self, i: int, why: str) -> NoReturn:
         raise InputError(f"{self.path}: row {self.lines[i].row:,}: {why}. {EXPORT_AGAIN}")
 
 
 def _deltas(codes: Nested) -> U16:
-    """Rank deltas of codes, flat."""
+    """Return (m,) the rank deltas of entry codes: what is stored of log-probabilities."""
     values = codes.numbers(np.int64)
     counts = codes.counts[1]
     before = np.concatenate([[0], values[:-1]])[: len(values)]

@@ -222,7 +222,7 @@ def test_a_shard_done_again_has_the_same_draws(folder: Path, tmp_path: Path) -> 
 def test_info_says_what_is_kept(folder: Path, tmp_path: Path) -> None:
     store = run(folder, tmp_path / "s", top_k=0, draws=12, logit_std=True)
     said = info_text(facts(store))
-    assert "no entries, 12 draws from the rest, standard deviations of logits" in said
+    assert "no entries, 12 draws from the tail, standard deviations of logits" in said
 
 
 def test_a_teacher_that_excludes_tokens_has_no_standard_deviation(

@@ -173,7 +173,7 @@ def test_records_that_make_no_sense_are_found(whole: Path) -> None:
     assert "outside the text" in reasons(byte_starts=good.byte_starts + end)[0]
     assert "vocabulary" in reasons(token_ids=good.token_ids + 500)[0]
     assert "not sorted" in reasons(entry_logprobs=good.entry_logprobs[::-1].copy())[0]
-    assert "not one" in reasons(tail_logmass=good.tail_logmass + 1)[0]
+    assert "do not sum to 1" in reasons(tail_logmass=good.tail_logmass + 1)[0]
     few = stores.spec(top_k=5, draws=3)
     assert "6 entries, at most 5" in next(nonsense(good, few, 0, end))
     assert "entry twice" in reasons(entry_ids=np.repeat(good.entry_ids[::6], 6))[0]

@@ -131,7 +131,7 @@ def test_a_position_has_its_ten_most_probable_tokens(store: LogitStore) -> None:
     entries = found["tokens"][1]["entries"]
     for entry in entries[:10]:
         assert f"{entry['p']:>9.4f}" in text
-    assert "(outside)" in text
+    assert "(tail)" in text
     assert text.count("> ") >= 1
 
 

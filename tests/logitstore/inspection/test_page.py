@@ -194,7 +194,7 @@ def test_a_store_without_records_has_a_page_too(tmp_path: Path) -> None:
     writer.write_shard(0, [(SequenceText(0, 0, "empty", ()), None)])
     writer.seal()
     write_page(open_store(tmp_path / "s"), tmp_path / "r.html")
-    assert "There is no sequence with records" in (tmp_path / "r.html").read_text()
+    assert "No sequence with records fits" in (tmp_path / "r.html").read_text()
 
 
 def test_the_command_says_what_it_wrote(store: LogitStore, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_page_is_replaced_and_nothing_else(store: LogitStore, tmp_path: Path) 
     write_page(store, tmp_path / "r.html")
     write_page(store, tmp_path / "r.html")
     (tmp_path / "thesis.tex").write_text("years")
-    with pytest.raises(InputError, match="a file that is no page for a browser, and it is kept"):
+    with pytest.raises(InputError, match="is not a page for a browser, so it is kept"):
         write_page(store, tmp_path / "thesis.tex")
     assert (tmp_path / "thesis.tex").read_text() == "years"
 
@@ -258,7 +258,7 @@ def check_shown(browser: Browser, token: dict[str, object], record: int) -> None
     assert float(facts["p"]) == pytest.approx(np.exp(token["logprob"]), abs=6e-5)
     assert float(facts["surprise"]) == pytest.approx(-float(str(token["logprob"])), abs=6e-4)
     assert float(facts["entropy"]) == pytest.approx(token["entropy"], abs=6e-4)
-    assert float(facts["outside"]) == pytest.approx(token["tail"], abs=6e-5)
+    assert float(facts["tail"]) == pytest.approx(token["tail"], abs=6e-5)
     assert [name for _, name in rows[:10]] == [f"id {e['id']}" for e in entries[:10]]
     for (p, _), entry in zip(rows, entries[:10], strict=False):
         assert float(p) == pytest.approx(entry["p"], abs=6e-5)

@@ -130,7 +130,7 @@ BAD: dict[str, tuple[Made, str]] = {
     ),
     "a probability": (
         [[(1, 0.7)]],
-        "r, token 0: 0.7 for id 1 is above 0, so it is no log-probability. Are these prob",
+        "r, token 0: 0.7 for id 1 is above 0, so it is not a log-probability. Are these prob",
     ),
     "twice": (
         [[(2, -1.0), (1, -2.0), (2, -3.0)]],

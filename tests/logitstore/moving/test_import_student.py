@@ -172,7 +172,7 @@ def test_info_and_show_say_what_is_missing(
         assert run(monkeypatch, main, "info", tmp_path / kind) == 0
         text = capsys.readouterr().out
         missing = ", ".join(open_store(tmp_path / kind).spec.missing)
-        assert f"missing   {missing}: the import's source did not say" in text
+        assert f"missing   {missing}: not in the data that was imported" in text
         assert ("ULD       from this store has no bound" in text) == (kind == "renormalised")
         assert ("tail      not known" in text) == (kind == "renormalised")
         assert run(monkeypatch, main, "show", tmp_path / kind, 0) == 0

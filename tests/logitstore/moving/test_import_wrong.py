@@ -106,8 +106,8 @@ WRONG = (
         "a row of another kind",
         RAW,
         lambda rows: rows[1].update(choices=[{"text": "a"}]),
-        "dump.jsonl: line 2: is no raw row, as the first one is. Import the two kinds of rows into "
-        "two stores.",
+        "dump.jsonl: line 2: is not a raw row, as the first one is. Import the two kinds of rows "
+        "into two stores.",
     ),
     Wrong(
         "no teacher",
@@ -189,7 +189,7 @@ WRONG = (
         "a flag for conversations",
         RAW,
         nothing,
-        "dump.jsonl: line 1: the rows are no conversations, so --supervise last would have no "
+        "dump.jsonl: line 1: the rows are not conversations, so --supervise last would have no "
         "effect. Leave it out.",
         f"{IMPORT} --supervise last",
     ),
@@ -197,8 +197,8 @@ WRONG = (
         "lists said to be renormalised that are not",
         RAW,
         nothing,
-        "dump.jsonl: its lists leave 0.8199 of the probability outside on average, so they were "
-        "not renormalised. Leave --renormalised out.",
+        "dump.jsonl: the tails of its lists are 0.8199 on average, so they were not renormalised. "
+        "Leave --renormalised out.",
         f"{IMPORT} --renormalised",
     ),
     # ---- lengths ----
@@ -241,8 +241,8 @@ WRONG = (
         "a mask of another shape",
         PREPARED,
         lambda rows: rows[0]["target_mask"][3].pop(),
-        "dump.jsonl: line 1: target_mask has not the lengths of target_logprobs. Prepare the data "
-        "again.",
+        "dump.jsonl: line 1: target_mask does not have the lengths of target_logprobs. Prepare the "
+        "data again.",
     ),
     Wrong(
         "prompt_logprobs of another prompt",
@@ -277,8 +277,8 @@ WRONG = (
         "a probability instead of its logarithm",
         RAW,
         sets(1, "logprobs", 3, 0, "logprob", to=0.25),
-        "dump.jsonl: line 2, token 3: 0.25 for id 243 is above 0, so it is no log-probability. Are "
-        f"these probabilities or logits? {FULL}",
+        "dump.jsonl: line 2, token 3: 0.25 for id 243 is above 0, so it is not a log-probability. "
+        f"Are these probabilities or logits? {FULL}",
     ),
     Wrong(
         "more probability than one",
@@ -299,7 +299,7 @@ WRONG = (
         RAW,
         sets(0, "logprobs", 2, 0, "logprob", to="low"),
         "dump.jsonl: line 1: logprobs: cannot be read as lists (Could not convert 'low' with "
-        "type str: tried to convert to double). Mend the row.",
+        "type str: tried to convert to double). Fix the row.",
     ),
     Wrong(
         "lists that are none",
@@ -347,7 +347,7 @@ WRONG = (
         "a token that is none",
         chat,
         swap_names,
-        f"dump.jsonl: line 1, token 0: 'no such token' is no token of teacher. Give the "
+        f"dump.jsonl: line 1, token 0: 'no such token' is not a token of teacher. Give the "
         f"--tokenizer that the dump was made with. {ASK}",
     ),
     Wrong(
@@ -408,7 +408,7 @@ def test_lines_that_are_no_rows_are_named(
     for line, says in (
         (b'{"logprobs": [', "is not JSON (JSONDecodeError: Expecting value"),
         (b"\xff\xfe", "is not UTF-8. Write the file again as UTF-8."),
-        (b"[1, 2]", "is no object, but list. Each line must be one."),
+        (b"[1, 2]", "is not an object, but list. Each line must be one object."),
         (b"[" * 100_000, "is nested too deeply. Drop the line."),
     ):
         (here / "dump.jsonl").write_bytes(good + b"\n\n" + line + b"\n")

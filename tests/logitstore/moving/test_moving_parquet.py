@@ -235,7 +235,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     ),
     "ids of other lists": (
         column("entry_ids", lambda v: first(v, (0, 0), [1])),
-        "rows 0 to 2: entry_ids has not as many items a token as the column beside it",
+        "rows 0 to 2: entry_ids does not have as many items a token as the column beside it",
     ),
     "an id outside": (
         column("entry_ids", lambda v: first(v, (1, 0, 0), 500)),

@@ -24,6 +24,7 @@ from logitstore.errors import (
     MismatchError,
     StorageError,
 )
+from logitstore.format.fields import FIELDS
 from logitstore.format.spec import StoreSpec
 from logitstore.moving import zarr_columns, zarr_export
 from logitstore.moving.zarr_columns import columns_of
@@ -53,6 +54,10 @@ LISTS = {
     "sample_ids": "draw",
     "sample_counts": "draw",
 }
+
+
+def test_every_field_of_a_record_is_described() -> None:
+    assert set(zarr_columns.DESCRIPTIONS) == {field.name for field in FIELDS}
 
 
 def exported(tmp_path: Path, of: StoreSpec | None = None, **how: Any) -> LogitStore:

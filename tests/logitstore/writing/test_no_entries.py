@@ -95,4 +95,4 @@ def test_draws_that_the_spec_has_no_room_for_are_refused(count: int, says: str) 
 def test_info_says_that_there_are_no_entries(tmp_path: Path) -> None:
     stores.write(tmp_path / "s", stores.spec(top_k=0, draws=3))
     found = facts(open_store(tmp_path / "s"))
-    assert "no entries, 3 draws from the rest" in info_text(found)
+    assert "no entries, 3 draws from the tail" in info_text(found)
