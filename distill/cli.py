@@ -116,14 +116,14 @@ def compare(
     from distill.report import comparison as comparing
 
     read = [comparing.read(path) for path in runs]
-    found = comparing.compare(read, baseline)
+    comparison = comparing.compare(read, baseline)
     if out is not None:
         from distill.report.page import write_page
 
         places = {comparing.key_of(run): Path(path) for run, path in zip(read, runs, strict=True)}
-        written = write_page(found, places, out)
+        written = write_page(comparison, places, out)
         print(f"{out}: {written['bytes']:,} bytes, {written['runs']} runs", file=sys.stderr)
-    print(json.dumps(found, indent=1) if as_json else comparing.table(found))
+    print(json.dumps(comparison, indent=1) if as_json else comparing.table(comparison))
 
 
 @app.command()
@@ -178,7 +178,7 @@ def coverage(
 def env(
     as_json: JsonOpt = False,
 ) -> None:
-    """Print versions and devices for a bug report, and nothing that says who or where you are."""
+    """Print versions and devices for a bug report, and nothing that tells who or where you are."""
     from distill import environment
 
     facts = environment.facts()
@@ -191,7 +191,7 @@ def _talk_to_stderr() -> redirect_stdout[TextIO]:
 
 
 def _metrics(names: str) -> list[str]:
-    """List the metrics that are asked for, each once."""
+    """List the metrics that `--metrics` names, each once."""
     chosen = list(dict.fromkeys(name.strip() for name in names.split(",")))
     for name in chosen:
         if name not in METRICS:

@@ -1,4 +1,4 @@
-"""Describe a machine for a bug report, and say nothing about its owner.
+"""Describe a machine for a bug report, without anything about its owner.
 
 Versions, builds and devices only: no paths, no host or user names, no environment variables.
 """
@@ -23,12 +23,11 @@ Facts = dict[str, Any]
 def facts() -> Facts:
     """Collect `python`, `platform`, `packages`, `cpus`, `torch` and `devices`, ready for JSON.
 
-    A torch that is missing or cannot be imported is a fact, too: `torch` then has only `error`, the
-    class of what importing it raised.
+    If torch is missing or cannot be imported, `torch` has only `error`, the class of the exception.
     """
     # Not platform.platform(): people put their names into kernels.
     libc = " ".join(filter(None, platform.libc_ver()))
-    found: Facts = {
+    machine: Facts = {
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": " ".join(filter(None, (platform.system(), platform.machine(), libc))),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -36,22 +35,22 @@ def facts() -> Facts:
     }
     try:
         import torch
-    except Exception as error:  # a broken installation raises any class, and is why somebody asks
-        return found | {"torch": {"error": type(error).__name__}, "devices": []}
-    return found | {"torch": _build(torch), "devices": list(_devices(torch))}
+    except Exception as error:  # a broken installation raises any class, and should be reported
+        return machine | {"torch": {"error": type(error).__name__}, "devices": []}
+    return machine | {"torch": _build(torch), "devices": list(_devices(torch))}
 
 
-def table(found: Facts) -> str:
+def table(machine: Facts) -> str:
     """Format the facts for people, one a line."""
-    cpus, build = found["cpus"], found["torch"]
+    cpus, build = machine["cpus"], machine["torch"]
     lines = {
-        "python": found["python"],
-        "platform": found["platform"],
-        **{name: text or "not installed" for name, text in found["packages"].items()},
+        "python": machine["python"],
+        "platform": machine["platform"],
+        **{name: text or "not installed" for name, text in machine["packages"].items()},
         "torch build": ", ".join(f"{name} {value}" for name, value in build.items() if value),
         "CPUs": f"{cpus['there']}, of which {cpus['usable']} usable",
     }
-    for device in found["devices"] or [{"device": "devices", "name": "none but the CPU"}]:
+    for device in machine["devices"] or [{"device": "devices", "name": "none but the CPU"}]:
         size = device.get("memory_bytes")
         memory = f", {byte_count(size)}" if size else ""
         lines[device["device"]] = f"{device['name'] or 'unnamed'}{memory}"
@@ -73,7 +72,7 @@ def _usable_cpus() -> int | None:
 
 
 def _build(torch: Any) -> Facts:
-    """Say which accelerators this torch was built for; None for one that it was not."""
+    """Return the version of each accelerator that this torch was built for; None for the others."""
     return {
         "cuda": torch.version.cuda,
         "rocm": torch.version.hip,
@@ -83,7 +82,7 @@ def _build(torch: Any) -> Facts:
 
 
 def _devices(torch: Any) -> Iterator[Facts]:
-    """List the accelerators, with their memory where the backend tells it."""
+    """List the accelerators, with their memory if the backend reports it."""
     if not torch.accelerator.is_available():
         return
     kind = torch.accelerator.current_accelerator().type

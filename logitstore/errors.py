@@ -1,4 +1,4 @@
-"""Everything raised on purpose, grouped by what a handler would do about it.
+"""The errors that are raised on purpose, grouped by what a handler would do about them.
 
     LogitStoreError
     |-- NotAStoreError        (also FileNotFoundError)  the path holds no store: another path
@@ -11,10 +11,10 @@
     |-- StorageError          (also OSError)     the disk or folder fails: make room, resume
     `-- BusyError                                another process writes here: share, or wait
 
-A message says where, what is wrong, what was expected and found, then what to do next.
+A message names the place, what is wrong, what was expected and found, then what to do next.
 
 Every error has a `kind`, a short code that stays the same from version to version, so that a
-caller need not match the text. The first of a class is its usual one; the others tell cases apart
+caller need not match the text. The first kind of a class is its usual one; the others are for cases
 that a caller would handle in another way.
 
     NotAStoreError        not-a-store
@@ -28,25 +28,25 @@ that a caller would handle in another way.
     StorageError          storage; disk-full: no space, or a quota is used up
     BusyError             busy
 
-With `--json` both programs print it, `{"error": {"kind": "incomplete", "message": "…"}}`; there a
-command that a signal stopped has the kind `stopped`.
+With `--json` both programs print it, `{"error": {"kind": "incomplete", "message": "…"}}`. A command
+that a signal stopped then has the kind `stopped`.
 """
 
 from typing import Any, ClassVar, Protocol
 
 
 class Located(Protocol):
-    """A file or an object of a bucket: its name, and as text its whole address."""
+    """A file or an object of a bucket, with its name; as text it is its whole address."""
 
     @property
     def name(self) -> str: ...
 
 
 class LogitStoreError(Exception):
-    """Base of every error raised on purpose.
+    """The base class of every error that is raised on purpose.
 
     Attributes:
-        kind: A short code for the case; the class's first, if none is given.
+        kind: A short code for the case; by default the first of the class.
     """
 
     #: Every kind that an error of this class may have, the usual one first.
@@ -63,35 +63,35 @@ class LogitStoreError(Exception):
 
 
 class NotAStoreError(LogitStoreError, FileNotFoundError):
-    """The path holds no store."""
+    """An error for a path that holds no store."""
 
     kinds = ("not-a-store",)
 
 
 class FormatError(LogitStoreError, ValueError):
-    """A store written in a format version that this reader does not know."""
+    """An error for a store in a format version that this reader does not know."""
 
     kinds = ("format",)
 
 
 class IncompleteStoreError(LogitStoreError, ValueError):
-    """The capture that writes this store has not finished."""
+    """An error for a store whose capture has not finished."""
 
     kinds = ("incomplete",)
 
 
 class MismatchError(LogitStoreError, ValueError):
-    """The store was made from something other than what is asked of it."""
+    """An error for a store that was made with other settings or data than the request needs."""
 
     kinds = ("mismatch", "dataset-changed")
 
 
 class CorruptStoreError(LogitStoreError):
-    """Bytes on disk are not the bytes that were committed.
+    """An error for a damaged file: its bytes are not the bytes that were committed.
 
     Attributes:
         path: The damaged file, or object of a bucket.
-        rows: First and last dataset row that cannot be trusted, where that is known.
+        rows: First and last dataset row that cannot be trusted; None if unknown.
     """
 
     kinds = ("corrupt", "missing-file")
@@ -115,25 +115,25 @@ class CorruptStoreError(LogitStoreError):
 
 
 class InputError(LogitStoreError, ValueError):
-    """A dataset, a model or a setting from the user that cannot be used as it is."""
+    """An error for a dataset, a model or a setting from the user that cannot be used as it is."""
 
     kinds = ("input", "usage", "out-of-memory")
 
 
 class MissingLibraryError(LogitStoreError, ImportError):
-    """What is asked for needs a library that is an extra, and it is not installed."""
+    """An error for a request that needs an optional library, which is not installed."""
 
     kinds = ("missing-library",)
 
 
 class StorageError(LogitStoreError, OSError):
-    """The file system failed: full, read-only, or without a needed operation."""
+    """An error of the file system: it is full, read-only, or lacks a needed operation."""
 
     kinds = ("storage", "disk-full")
 
 
 class BusyError(LogitStoreError):
-    """Another process is at work on the same store, and does not share it."""
+    """An error for a store that another process is writing and does not share."""
 
     kinds = ("busy",)
 

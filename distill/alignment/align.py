@@ -68,22 +68,23 @@ class Alignment(NamedTuple):
 
 
 def align(teacher: Spans, student: Spans) -> Alignment:
-    """All agreements between two tokenisations of one text, in linear time.
+    """Find all agreements between two tokenisations of one text, in linear time.
 
-    Every byte of the text is a place in a table, so nothing is sorted or searched for.
+    Every byte of the text is a place in a table, so nothing is sorted or searched for: tokens mark
+    the places where they begin and end, and what both sides have marked is an agreement.
     """
     teacher_matched, student_matched = _match_events(teacher, student)
     t_starts, t_ends = _places(teacher, teacher_matched)
     s_starts, s_ends = _places(student, student_matched)
     ruler, (t_first, t_last, s_first, s_last) = _on_a_ruler(t_starts, t_ends, s_starts, s_ends)
 
-    t_edge, s_edge = _marked(t_first, ruler.length), _marked(s_first, ruler.length)
-    places = np.flatnonzero(t_edge & s_edge)  # both sides begin a token here
+    t_begins, s_begins = _marked(ruler, t_first), _marked(ruler, s_first)
+    places = np.flatnonzero(t_begins & s_begins)
     pairs = _columns(_last_at(places, t_first, ruler), _last_at(places, s_first, ruler))
     ends_too = t_ends[pairs[:, 0]] == s_ends[pairs[:, 1]]
 
-    t_edge[t_last] = s_edge[s_last] = True  # now: begins or ends
-    cuts = np.flatnonzero(t_edge & s_edge)
+    t_boundary, s_boundary = _marked(ruler, t_first, t_last), _marked(ruler, s_first, s_last)
+    cuts = np.flatnonzero(t_boundary & s_boundary)
     t_at, s_at = _before(cuts, t_first, t_last, ruler), _before(cuts, s_first, s_last, ruler)
     between = np.diff(ruler.bytes_at(cuts))
     is_whole = (_covered(t_starts, t_ends, t_at) == between) & (
@@ -94,53 +95,57 @@ def align(teacher: Spans, student: Spans) -> Alignment:
 
 
 def align_many(sides: Sequence[tuple[Spans, Spans]]) -> list[Alignment]:
-    """What `align` finds of each (teacher, student), of all at once.
+    """Align each (teacher, student) as `align` does, all of them in one pass.
 
-    The texts are laid one behind another, a byte apart: nobody covers that byte, so nothing reaches
-    across. A short text costs mostly numpy's calls, which all of them now share.
+    The texts are laid one behind another, a byte apart: no token covers that byte, so no agreement
+    reaches across. A short text costs mostly numpy's calls, which all of them now share.
     """
-    ends = [max(map(_end, each), default=0) for each in sides]
+    ends = [max(map(_end, pair), default=0) for pair in sides]
     tokens = np.array([[len(t.starts), len(s.starts)] for t, s in sides]).reshape(-1, 2)
     if len(sides) < 2 or (ends > _MAX_BYTES_PER_PLACE * tokens.sum(1)).any():
-        return [align(*each) for each in sides]  # not every byte has room on a ruler
-    behind = np.cumsum([0, *(end + 1 for end in ends[:-1])])
-    found = align(
-        _laid_out([t for t, _ in sides], behind), _laid_out([s for _, s in sides], behind)
+        return [align(*pair) for pair in sides]  # not every byte has room on a ruler
+    offsets = np.cumsum([0, *(end + 1 for end in ends[:-1])])
+    joined = align(
+        _laid_out([t for t, _ in sides], offsets), _laid_out([s for _, s in sides], offsets)
     )
-    first = np.zeros_like(tokens)  # of each text, on each side
+    first = np.zeros_like(tokens)  # the first token of each text, on each side
     np.cumsum(tokens[:-1], axis=0, out=first[1:])
     return [
         Alignment(*parts)
         for parts in zip(
-            _taken_apart(found.shared_starts, first),
-            _taken_apart(found.strict, first),
-            _taken_apart(found.groups, np.repeat(first, 2, axis=1)),
+            _taken_apart(joined.shared_starts, first),
+            _taken_apart(joined.strict, first),
+            _taken_apart(joined.groups, np.repeat(first, 2, axis=1)),
             strict=True,
         )
     ]
 
 
 def _taken_apart(rows: Ints, first: Ints) -> list[Ints]:
-    """The rows of each text, counting its own tokens. The first column never falls."""
+    """Split rows of token numbers by text, and count each from that text's first token.
+
+    The first column must be ascending.
+    """
     cuts = np.searchsorted(rows[:, 0], first[:, 0])
-    own = rows - np.repeat(first, np.diff(cuts, append=len(rows)), axis=0)
+    renumbered = rows - np.repeat(first, np.diff(cuts, append=len(rows)), axis=0)
     stops = [*cuts[1:].tolist(), len(rows)]
-    return [own[a:b] for a, b in zip(cuts.tolist(), stops, strict=True)]
+    return [renumbered[a:b] for a, b in zip(cuts.tolist(), stops, strict=True)]
 
 
 def _end(spans: Spans) -> int:
-    """The byte behind the last token."""
+    """Return the byte behind the last token, 0 without tokens."""
     return int(spans.starts[-1] + spans.lengths[-1]) if len(spans.starts) else 0
 
 
 def _laid_out(texts: Sequence[Spans], offsets: Ints) -> Spans:
-    sizes = [len(each.starts) for each in texts]
-    starts, lengths, is_eos = (np.concatenate(each) for each in zip(*texts, strict=True))
+    """Join the tokens of several texts into one text, each moved by its offset in bytes."""
+    sizes = [len(text.starts) for text in texts]
+    starts, lengths, is_eos = (np.concatenate(parts) for parts in zip(*texts, strict=True))
     return Spans(starts + np.repeat(offsets, sizes), lengths, is_eos)
 
 
 class _Ruler(NamedTuple):
-    """So many places in a row: bytes from `first` on, or those of `marks` where there are any."""
+    """A row of `length` places that stand for bytes: those from `first` on, or those in `marks`."""
 
     length: int
     first: int
@@ -151,59 +156,65 @@ class _Ruler(NamedTuple):
 
 
 def _on_a_ruler(*places: Ints) -> tuple[_Ruler, list[Ints]]:
-    """A ruler with all the places on it, none of which falls, and where each is on that ruler.
+    """Make a ruler that has all the bytes on it, and find the place of each.
 
-    It has every byte from the first to the last place; or, where few places lie far apart, only the
-    places themselves, so that no file can ask for more memory than it has tokens.
+    It has every byte from the first to the last; or, where few bytes lie far apart, only those
+    bytes themselves, so that no file can ask for more memory than it has tokens.
+
+    Args:
+        places: Ascending arrays of bytes.
     """
-    filled = [each for each in places if len(each)]
-    first = min((int(each[0]) for each in filled), default=0)
-    length = max((int(each[-1]) for each in filled), default=-1) + 1 - first
+    filled = [bytes_n for bytes_n in places if len(bytes_n)]
+    first = min((int(bytes_n[0]) for bytes_n in filled), default=0)
+    length = max((int(bytes_n[-1]) for bytes_n in filled), default=-1) + 1 - first
     if length <= _MAX_BYTES_PER_PLACE * sum(map(len, places)):
-        return _Ruler(length, first, None), [each - first if first else each for each in places]
+        on_ruler = [bytes_n - first if first else bytes_n for bytes_n in places]
+        return _Ruler(length, first, None), on_ruler
     marks = np.unique(np.concatenate(places))
-    return _Ruler(len(marks), 0, marks), [np.searchsorted(marks, each) for each in places]
+    on_ruler = [np.searchsorted(marks, bytes_n) for bytes_n in places]
+    return _Ruler(len(marks), 0, marks), on_ruler
 
 
-def _marked(places: Ints, length: int) -> npt.NDArray[np.bool_]:
-    """(length,) of a ruler, True where one of the places is."""
-    marked = np.zeros(length, np.bool_)
-    marked[places] = True
+def _marked(ruler: _Ruler, *places: Ints) -> npt.NDArray[np.bool_]:
+    """Mark places of a ruler: (length,), True at each of them."""
+    marked = np.zeros(ruler.length, np.bool_)
+    for places_n in places:
+        marked[places_n] = True
     return marked
 
 
-# Tables of a place each are filled where tokens are and read only there, so the rest may hold
-# anything. Of several values for one place numpy keeps the last.
+# A table has one entry for each place of the ruler. It is filled where tokens are and read only
+# there, so the rest may hold anything. Of several values for one place numpy keeps the last.
 
 
 def _last_at(places: Ints, firsts: Ints, ruler: _Ruler) -> Ints:
-    """The last token that starts at each of the places; one does."""
+    """Find the last token that starts at each of the places; at least one does."""
     table = np.empty(ruler.length, np.int64)
     table[firsts] = np.arange(len(firsts))
     return table[places]
 
 
 def _before(places: Ints, firsts: Ints, lasts: Ints, ruler: _Ruler) -> Ints:
-    """How many tokens start before each of the places; one starts or ends there."""
+    """Count the tokens that start before each of the places; at least one starts or ends there."""
     table = np.empty(ruler.length, np.int64)
     tokens = np.arange(len(firsts))
     table[lasts] = tokens + 1
-    # Where tokens start, also one without width that ends there, those before the first of them.
+    # Where tokens start (one without width also ends there), the count stops before the first.
     table[firsts[::-1]] = tokens[::-1]
     return table[places]
 
 
 def _match_events(teacher: Spans, student: Spans) -> tuple[Ints, Ints]:
-    """Indices of the end-of-sequence events that both sides have, the j-th of a byte with its j-th.
+    """Match the end-of-sequence events that both sides have: at one byte, the j-th with the j-th.
 
     Returns:
-        Two ascending arrays of equal length, (teacher's, student's).
+        Two ascending arrays of token numbers, of equal length: (teacher's, student's).
     """
     teacher_events, teacher_keys = _events(teacher)
     student_events, student_keys = _events(student)
     if not len(teacher_events) or not len(student_events):
         return teacher_events[:0], student_events[:0]
-    # One integer a (byte, number at that byte); the radix is above every number on either side.
+    # One integer for each (byte, number at that byte); the radix exceeds every such number.
     radix = np.array([max(len(teacher_events), len(student_events)), 1])
     _, in_teacher, in_student = np.intersect1d(
         teacher_keys @ radix, student_keys @ radix, assume_unique=True, return_indices=True
@@ -212,7 +223,7 @@ def _match_events(teacher: Spans, student: Spans) -> tuple[Ints, Ints]:
 
 
 def _events(spans: Spans) -> tuple[Ints, Ints]:
-    """Zero-byte EOS tokens: their indices, and (byte, number among the events at that byte)."""
+    """List the EOS tokens of zero bytes: their indices, and (byte, number among those there)."""
     events = np.flatnonzero(spans.is_eos & (spans.lengths == 0))
     at = spans.starts[events]
     number = np.arange(len(events)) - np.searchsorted(at, at, side="left")
@@ -220,7 +231,7 @@ def _events(spans: Spans) -> tuple[Ints, Ints]:
 
 
 def _places(spans: Spans, matched: Ints) -> tuple[Ints, Ints]:
-    """Starts and ends on a ruler in which every matched event is one byte wide."""
+    """Compute where tokens start and end once every matched event is one byte wide."""
     width = spans.lengths.astype(np.int64)  # a copy: the caller's lengths stay as they are
     width[matched] = 1
     one_wide = np.zeros(len(width) + 1, np.int64)
@@ -230,7 +241,7 @@ def _places(spans: Spans, matched: Ints) -> tuple[Ints, Ints]:
 
 
 def _covered(starts: Ints, ends: Ints, at: Ints) -> Ints:
-    """Bytes of the tokens from each of `at` to the next.
+    """Add up the bytes of the tokens from each of `at` to the next.
 
     No token crosses a cut, since a cut is a boundary on both sides: comparing widths is enough.
     """
@@ -240,8 +251,8 @@ def _covered(starts: Ints, ends: Ints, at: Ints) -> Ints:
 
 
 def _columns(*columns: Ints) -> Ints:
-    """One array of them. (`np.stack` along the last axis takes six times as long.)"""
-    found = np.empty((len(columns[0]), len(columns)), np.int64)
+    """Lay columns side by side. (`np.stack` along the last axis takes six times as long.)"""
+    table = np.empty((len(columns[0]), len(columns)), np.int64)
     for i, column in enumerate(columns):
-        found[:, i] = column
-    return found
+        table[:, i] = column
+    return table

@@ -1,9 +1,9 @@
 """Sends a teacher's entries to a student's tokens: masses that meet at one token are added up.
 
-This is the most work of all that is done for a token, so nothing is done twice. Where no two
-tokens can meet (one tokenizer; nearly all of a strict map) it is one look-up. Else entries of
-a record are sorted by where they go, each as one integer of target and place, a short sort that
-processors do many of at once; only masses that meet are ever made of their logarithms.
+No other step costs as much time for a token, so nothing is done twice. Where no two tokens can
+meet (one tokenizer; nearly all of a strict map) it is one look-up. Else the entries of a record are
+sorted by their student token, each as one integer of token and place: a short sort, of which a
+processor does many together. Only masses that meet are computed from their logarithms.
 
 Shape legend: P = records, M = entries of all of them, W = most entries of one.
 """
@@ -23,13 +23,13 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sent:
-    """Entries by student token, ascending within a record where any were added up.
+    """The entries of records by student token, ascending in a record where any were added up.
 
     Attributes:
-        count: (P,) of each record.
+        count: (P,) entries of each record.
         ids: (sum of counts,) student tokens, distinct in a record.
         logmass: (sum of counts,) log of the mass that was sent to each.
-        left_out: (P,) float64, mass of what has no token; None where everything has one.
+        left_out: (P,) float64, mass of entries without a student token; None where all have one.
     """
 
     count: Ints
@@ -39,10 +39,10 @@ class Sent:
 
 
 class VocabularyMap:
-    """Teacher id -> student id, or -1.
+    """A map from teacher ids to student ids; -1 is no student token.
 
     Args:
-        ids: (V_T,) int32.
+        ids: (V_T,) int32, the student id of each teacher id.
     """
 
     def __init__(self, ids: Ids) -> None:
@@ -53,26 +53,26 @@ class VocabularyMap:
 
     @cached_property
     def shares(self) -> npt.NDArray[np.bool_]:
-        """(V_T,) of the teacher's tokens, those that go where another goes, too."""
+        """Mark (V_T,) the teacher's tokens that share their student token with another one."""
         targets, which, count = np.unique(self.ids, return_inverse=True, return_counts=True)
-        found: npt.NDArray[np.bool_] = ((targets >= 0) & (count > 1))[which]
-        return found
+        is_shared: npt.NDArray[np.bool_] = ((targets >= 0) & (count > 1))[which]
+        return is_shared
 
     @cached_property
     def _can_meet(self) -> bool:
         return bool(self.shares.any())
 
     def with_ends(self, teacher_ids: list[int], student_id: int) -> "VocabularyMap":
-        """This map, but for the teacher's ends of a text, which go to one token."""
+        """Copy this map, with the teacher's end-of-text tokens sent to one student token."""
         ids = self.ids.copy()
         ids[teacher_ids] = student_id
         return VocabularyMap(ids)
 
     def send(self, count_P: Ints, ids_M: npt.NDArray[np.uint32], logprobs_M: F32) -> Sent:
-        """The entries of some records by the student's tokens.
+        """Send the entries of some records to the student's tokens.
 
         Args:
-            count_P: Entries of each record.
+            count_P: Number of entries of each record.
             ids_M: The teacher's tokens, flat.
             logprobs_M: Their log-probabilities.
         """
@@ -89,18 +89,19 @@ class VocabularyMap:
 
 
 def _added_up(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
+    """Send entries of which some share a student token, and add those up."""
     target_PW, logprobs_PW = _as_rows(count_P, target_M, logprobs_M)
     rows, width = target_PW.shape
     if not target_PW.size:
         return Sent(count_P, target_M, logprobs_M, None)
-    none = int(target_PW.max()) + 1  # where what has no token goes: behind all others
+    none = int(target_PW.max()) + 1  # sorts entries without a student token behind all others
     sorted_M, place_M = _sorted_rows(np.where(target_PW < 0, none, target_PW), none)
     logprobs_M = logprobs_PW.reshape(-1)[place_M]
     start, length = _runs_of_equals(sorted_M, width)
     target, row, logmass = sorted_M[start], start // width, logprobs_M[start]
     is_sent = target < none
 
-    met = np.flatnonzero((length > 1) | ~is_sent)  # all others are as they were
+    met = np.flatnonzero((length > 1) | ~is_sent)  # all others keep their log-probability
     run, member = runs(start[met], start[met] + length[met])
     mass = _totals(run, _exp(logprobs_M[member]), len(met))
     left_out = _totals(row[met], np.where(is_sent[met], 0.0, mass), rows)
@@ -111,9 +112,9 @@ def _added_up(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
 
 
 def _sorted_rows(target_PW: Ids, largest: int) -> tuple[Ids, npt.NDArray[np.intp]]:
-    """Every row sorted, all in one line, and where in that line each member was before."""
+    """Sort every row, and return all rows flat, and the flat place that each member had before."""
     rows, width = target_PW.shape
-    bits = int(width - 1).bit_length()  # a place, below the target: one integer is the whole order
+    bits = int(width - 1).bit_length()  # of the place, below the target's: ties keep their order
     dtype = np.int32 if (largest + 1) << bits < 2**31 else np.int64
     key_PW = target_PW.astype(dtype) << np.array(bits, dtype)
     key_PW |= np.arange(width, dtype=dtype)
@@ -124,7 +125,7 @@ def _sorted_rows(target_PW: Ids, largest: int) -> tuple[Ids, npt.NDArray[np.intp
 
 
 def _runs_of_equals(sorted_M: Ids, width: int) -> tuple[Ints, Ints]:
-    """First and length of every run of one target in one row of so many."""
+    """Find the first and the length of each run of one target, in flat rows of this width."""
     is_first = np.empty(len(sorted_M), bool)
     np.not_equal(sorted_M[1:], sorted_M[:-1], out=is_first[1:])
     is_first[::width] = True
@@ -133,7 +134,7 @@ def _runs_of_equals(sorted_M: Ids, width: int) -> tuple[Ints, Ints]:
 
 
 def _as_rows(count_P: Ints, target_M: Ids, logprobs_M: F32) -> tuple[Ids, F32]:
-    """Both as rectangles; what is missing goes nowhere and has no mass."""
+    """Lay both out as (P, W); padding has no student token and no mass."""
     width = int(count_P.max(initial=0))
     if len(target_M) == len(count_P) * width:
         return target_M.reshape(len(count_P), width), logprobs_M.reshape(len(count_P), width)
@@ -149,5 +150,5 @@ def _totals(owner: Ints, mass: F64, count: int) -> F64:
 
 
 def _exp(logprobs: F32) -> F64:
-    found: F64 = np.exp(logprobs, dtype=np.float64)
-    return found
+    probabilities: F64 = np.exp(logprobs, dtype=np.float64)
+    return probabilities

@@ -1,4 +1,7 @@
-"""Runs and ragged lists as flat arrays."""
+"""Runs and ragged lists, each as flat arrays.
+
+A ragged list is a count for each record and one flat array of all their members, in order.
+"""
 
 from typing import Any
 
@@ -12,11 +15,11 @@ Array = npt.NDArray[Any]
 
 
 def lists_of(count_n: Ints, chosen: Ints, *flat: Array) -> tuple[Ints, list[Any]]:
-    """The lists of some records, in that order: their counts, and each flat array's members.
+    """Take the lists of some records, in that order: their counts, and each flat array's members.
 
     Args:
-        count_n: (n,) of each record.
-        chosen: Numbers of records.
+        count_n: (n,) members of each record.
+        chosen: Numbers of the records to take.
         flat: (m,) each, m the sum of counts.
     """
     count = count_n[chosen]
@@ -30,7 +33,7 @@ def lists_of(count_n: Ints, chosen: Ints, *flat: Array) -> tuple[Ints, list[Any]
 
 
 def runs(first: Ints, stop: Ints) -> tuple[Ints, Ints]:
-    """All of first..stop-1 of every run in one line: (number of the run, member)."""
+    """List first..stop-1 of every run, one after the other: (number of the run, member)."""
     count = stop - first
     run = np.repeat(np.arange(len(first)), count)
     within = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)

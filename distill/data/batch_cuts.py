@@ -1,9 +1,9 @@
-"""Cutting a batch into pieces whose loss can be taken, one after the other, chunk by chunk.
+"""Cuts of a batch into pieces, so that its loss can be computed chunk by chunk.
 
 A cut goes between two labels, never through a pair: not through a group of tokens, and for a loss
 of whole sequences not through a sequence. So every term of the loss is a sum over pieces, and a
-piece needs the student at its own labels only. Pairs, and the labels that belong to them, lie in
-the order of the batch, so a piece of any array is a slice of it, known before anything is on a
+piece needs the student at its own labels only. Pairs, and the labels that belong to them, are in
+the order of the batch, so a piece of any array is a slice of it, known before the batch is on a
 device.
 
 Shape legend: N = labels of a batch; P = pairs of a loss; L = labels that belong to pairs.
@@ -21,22 +21,25 @@ from distill.losses import find
 
 Ints = npt.NDArray[np.int64]
 
-#: How arrays are called that say which labels belong to a pair besides its own, and whose they are.
+#: Endings of the names of arrays: the further labels that belong to pairs, and the pair of each.
 INDEX, PAIR = "_index", "_pair"
 
 
 class Piece(NamedTuple):
-    """Labels start to stop, with all pairs on them: of each loss, and the labels of those pairs."""
+    """A piece of a batch: labels [start, stop), and the slices of each loss's arrays."""
 
     start: int
     stop: int
     pairs: dict[str, slice]
-    members: dict[str, dict[str, slice]]  # of each loss, by what they are called
+    members: dict[str, dict[str, slice]]  # the further labels of each loss's pairs, by their name
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """The pieces of a batch, in order. (No tuple: what moves tensors to a device lets it pass.)"""
+    """The pieces of a batch, in order.
+
+    It is not a tuple, so that code that moves tensors to a device passes it on unchanged.
+    """
 
     each: tuple[Piece, ...]
 
@@ -44,15 +47,15 @@ class Pieces:
 def cut(
     teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: Ints, size: int
 ) -> Pieces | None:
-    """As few pieces of at most `size` labels as there can be.
+    """Cut a batch into the fewest pieces of at most `size` labels.
 
     Args:
         teacher: The arrays of each loss, as :mod:`distill.data.dataset` lays them out.
         example_N: The sequence of each label.
-        size: Labels that a chunk may have.
+        size: The most labels of a piece.
 
     Returns:
-        None if something that must stay whole is larger than that, or there is no label.
+        None if something that must stay whole has more labels, or the batch has none.
     """
     ends = _ends(_is_torn(teacher, example_N), size)
     if ends is None or len(ends) < 2:
@@ -69,8 +72,8 @@ def cut(
                 int(ends[i + 1]),
                 {name: _slice(at, i) for name, at in cuts.items()},
                 {
-                    name: {each: _slice(at, i) for each, at in own.items()}
-                    for name, own in members.items()
+                    name: {label: _slice(at, i) for label, at in cuts_of.items()}
+                    for name, cuts_of in members.items()
                 },
             )
             for i in range(len(ends) - 1)
@@ -79,7 +82,7 @@ def cut(
 
 
 def members_of(arrays: Iterable[str]) -> list[str]:
-    """List what the labels are called that belong to the pairs of a loss."""
+    """List the names of the further labels that belong to the pairs of a loss."""
     return [key.removesuffix(INDEX) for key in arrays if key.endswith(INDEX)]
 
 
@@ -90,34 +93,34 @@ def _slice(at: Ints, i: int) -> slice:
 def piece_of(
     teacher: Mapping[str, Mapping[str, Tensor]], piece: Piece
 ) -> dict[str, dict[str, Tensor]]:
-    """The arrays of each loss for one piece, its labels and pairs counted from its own first."""
+    """Take the arrays of each loss for a piece; its labels and pairs are counted from its first."""
     return {name: _piece_of_loss(name, arrays, piece) for name, arrays in teacher.items()}
 
 
 def _piece_of_loss(name: str, arrays: Mapping[str, Tensor], piece: Piece) -> dict[str, Tensor]:
     pairs, members = piece.pairs[name], piece.members[name]
-    found = {}
+    taken = {}
     for key, array in arrays.items():
-        owner = next((each for each in members if key.startswith(f"{each}_")), None)
-        own = array[pairs if owner is None else members[owner]]
+        owner = next((label for label in members if key.startswith(f"{label}_")), None)
+        part = array[pairs if owner is None else members[owner]]
         if key == "index" or key.endswith(INDEX):
-            own = own - piece.start
+            part = part - piece.start
         elif key.endswith(PAIR):
-            own = own - pairs.start
-        found[key] = own
-    return found
+            part = part - pairs.start
+        taken[key] = part
+    return taken
 
 
 def _is_torn(teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: Ints) -> Ints:
-    """(N + 1,) above 0 where a cut before that label would go through something."""
+    """Count, before each label (N + 1,), the pairs and sequences that a cut there would divide."""
     change = np.zeros(len(example_N) + 2, np.int64)
     for name, arrays in teacher.items():
         first_P = np.array(arrays["index"], np.int64)
         last_P = first_P.copy()
-        assert (np.diff(first_P) >= 0).all(), "pairs lie in the order of the batch"
-        for each in members_of(arrays):
-            index, pair = arrays[each + INDEX], arrays[each + PAIR]
-            assert (np.diff(index) >= 0).all(), "their labels do, too"
+        assert (np.diff(first_P) >= 0).all(), "pairs must be in the order of the batch"
+        for label in members_of(arrays):
+            index, pair = arrays[label + INDEX], arrays[label + PAIR]
+            assert (np.diff(index) >= 0).all(), "their labels must be, too"
             np.minimum.at(first_P, pair, index)
             np.maximum.at(last_P, pair, index)
         if find(name).is_of_sequences:  # by all labels of a sequence, paired or not
@@ -129,7 +132,7 @@ def _is_torn(teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: I
 
 
 def _ends(is_torn: Ints, size: int) -> Ints | None:
-    """Where the pieces end, 0 first; None if there is no such cut."""
+    """Choose the labels at which pieces end, after a first 0; None if no cut keeps to `size`."""
     allowed = np.flatnonzero(is_torn == 0)
     count, ends = len(is_torn) - 1, [0]
     while ends[-1] < count:

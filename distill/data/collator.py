@@ -1,4 +1,8 @@
-"""Rows of the dataset joined into a batch."""
+"""The collator: it joins rows of the dataset into a batch.
+
+:mod:`distill.data.dataset` describes the layout of a batch. Labels and pairs are counted from the
+first of their sequence in an example, and from the first of the batch here.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +24,7 @@ from logitstore.text.token_ids import NO_LABEL
 
 
 class Collator:
-    """Lays examples into one batch; the layout is at the head of this file."""
+    """A function from examples to one batch; :mod:`distill.data.dataset` has the layout."""
 
     def __init__(
         self,
@@ -31,14 +35,14 @@ class Collator:
         sides: Sides | None = None,
         layout: Layout = one_a_row,
     ) -> None:
-        """How to lay out, and how to cut.
+        """Configure how batches are laid out, and how they are cut.
 
         Args:
-            pad_id: The student's.
-            losses: Names.
-            chunk_tokens: Labels that the student's head can answer for at once; None: do not cut.
-            sides: What goes to which side of an encoder-decoder; None for a causal student.
-            layout: Which sequences share a row.
+            pad_id: The student's padding token.
+            losses: Names of the losses.
+            chunk_tokens: The most labels of a chunk of the student's head; None: do not cut.
+            sides: How an encoder-decoder's inputs are cut; None for a causal student.
+            layout: Lays sequences into rows.
         """
         self.sides, self.layout = sides, layout
         self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
@@ -58,7 +62,7 @@ class Collator:
         return made if self.sides is None else self.sides.cut(made)
 
     def _rows(self, examples: Sequence[Example]) -> Arrays:
-        """What the model reads, and where its labels are."""
+        """Lay out the tokens that the model reads, and list where its labels are."""
         lengths = np.array([len(e.token_ids) for e in examples])
         places = self.layout(lengths)
         ids = np.full(places.shape, self.pad_id, np.int32)
@@ -69,12 +73,12 @@ class Collator:
         ids.reshape(-1)[cell] = np.concatenate([e.token_ids for e in examples])
         labels.reshape(-1)[cell[is_label]] = ids.reshape(-1)[cell[is_label]]
         mask.reshape(-1)[cell] = True
-        mask[:, 0] = True  # one without any token still attends to something
+        mask[:, 0] = True  # attention of a row without tokens must not be empty
         batch = {
             "input_ids": ids,
             "attention_mask": mask,
             "labels": labels,
-            "rows": cell[is_label] - 1,  # never of another sequence: its first token is no label
+            "rows": cell[is_label] - 1,  # in the same sequence: a first token is never a label
             "example": example[is_label],
             "tokens": np.maximum(lengths, 1) if self.layout is one_a_row else lengths,
         }
@@ -85,17 +89,17 @@ class Collator:
 
 
 def _joined(name: str, examples: Sequence[Example]) -> Arrays:
-    """One loss's arrays of all examples, its label and pair numbers moved to the batch's."""
+    """Join one loss's arrays of all examples, with label and pair numbers of the batch."""
     parts: dict[str, list[npt.NDArray[Any]]] = {}
     labels = pairs = 0
-    for each in examples:
-        arrays = each.teacher.get(name)
+    for example in examples:
+        arrays = example.teacher.get(name)
         if arrays is not None:
             for key, array in arrays.items():
                 is_label = key == "index" or key.endswith(INDEX)
                 shift = labels if is_label else pairs if key.endswith(PAIR) else 0
                 parts.setdefault(key, []).append(array + shift if shift else array)
             pairs += len(arrays["index"])
-        labels += int(np.count_nonzero(each.is_label))
+        labels += int(np.count_nonzero(example.is_label))
     joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
     return joined or find(name).arrays(nothing(), option_values({}))

@@ -1,19 +1,22 @@
-"""How far a student can follow a store's teacher, and which loss that speaks for.
+"""The share of a store's teacher that a student can follow, and the loss recommended for it.
 
-Counted over the student's labels, the supervised tokens that something predicts:
+Shares of the student's labels, the supervised tokens that some position predicts:
 
-    shared starts   labels at whose start the teacher has a token too: both answer one question
-    strict          those that also end together
-    shared vocabulary   of the teacher's stored mass at shared starts, what lies on tokens that the
-                    student has byte for byte
-    mapped          what lies on tokens of which some student token is a beginning
-    borne out       shared starts where the token there of the teacher's text is mapped to the
-                    student's label; elsewhere the two cut the same text in other places, and
-                    a teacher that is right asks for a token that does not come
+    shared starts   labels at whose start a token of the teacher starts too: both predict what
+                    follows the same bytes
+    strict          shared starts whose two tokens also end together
+    confirmed       shared starts where the token of the teacher's text is mapped to the student's
+                    label; elsewhere the two tokenizers cut the same text in other places, and a
+                    teacher that is right asks for a token that does not come
 
-What the store does not hold, the tail, has no tokens; its sizes are listed by themselves.
+Shares of the mass of the teacher's entries at shared starts:
 
-Numerals and white space are counted apart as well: tokenizers differ most there, and an average
+    shared vocabulary   the mass on tokens that the student has byte for byte
+    mapped              the mass on tokens whose beginning is some student token
+
+The tail has no tokens, so its sizes are listed separately.
+
+Numerals and white space are also counted separately: tokenizers differ most there, and an average
 over all text hides it.
 """
 
@@ -39,29 +42,29 @@ from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 
-#: Sequences that are looked at before training, for the warning.
+#: Number of sequences that are read before training, for the warning.
 SAMPLE = 32
 #: Upper edges of the bins of tail mass; the last is 1.
 TAIL_EDGES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 KINDS = ("all", "numerals", "white space")
-#: Of the table, with their widths.
+#: Columns of the table: heading and width.
 COLUMNS = {
     "shared_starts": ("shared starts", 15),
     "strict": ("strict", 9),
     "shared_mass": ("shared vocabulary", 19),
     "mapped_mass": ("mapped", 9),
-    "borne_out": ("borne out", 11),
+    "borne_out": ("confirmed", 11),
 }
 
 Facts = dict[str, Any]
 
 
 def coverage(data: StoreDataset, *, sequences: int = 1000) -> Facts:
-    """The facts of a pair, from at most so many sequences, evenly spread over the store.
+    """Count what a student can follow of a store, in sequences spread evenly over it.
 
     Args:
         data: The store as the student reads it.
-        sequences: How many to look at.
+        sequences: The most sequences to read.
 
     Returns:
         JSON-ready: `kinds` by `KINDS`, `tails`, `recommended` and the `reason`.
@@ -114,7 +117,7 @@ def of_pair(
     chat_template_path: str | None = None,
     allow_partial: bool = False,
 ) -> Facts:
-    """:func:`coverage` of a store's folder and a student's, of which only the tokenizer is read."""
+    """Count the :func:`coverage` of a store by a student, of which only the tokenizer is read."""
     opened = open_store(store, allow_partial=allow_partial)
     tokenizer = load_tokenizer(student)
     reader = ByteTokenizer(tokenizer)
@@ -128,7 +131,10 @@ def of_pair(
 
 
 def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """Choose the loss for a pair, and say why: of those it can serve, what follows most."""
+    """Choose the loss for a pair of store and student, and say why.
+
+    Of the losses that the store can serve, it is the one that follows most of the text.
+    """
     best, most = "ce", None
     lacks = _lacks(facts)
     for name, loss in all_losses().items():
@@ -139,7 +145,7 @@ def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def _lacks(facts: Mapping[str, Any]) -> set[str]:
-    """List what a loss may need and the pair has not, in the words of the losses' needs."""
+    """List what a loss may need and the pair lacks, in the words of the losses' needs."""
     missing = facts.get("missing", ())
     has = {
         "same tokenizer": facts["same_tokenizer"],
@@ -149,11 +155,11 @@ def _lacks(facts: Mapping[str, Any]) -> set[str]:
         "token logprob": "token_logprob" not in missing,
         "draws": facts.get("has_draws", False),
     }
-    return {need for need, is_there in has.items() if not is_there}
+    return {need for need, is_met in has.items() if not is_met}
 
 
 def _why_of_store(facts: Mapping[str, Any]) -> str:
-    """Give the reason, where it is what an import did not say."""
+    """Return the reason if it is something that an import lacks, else an empty text."""
     missing = facts.get("missing", ())
     if "tail_logmass" in missing:
         return "the entries were renormalised before they were imported: no tail is known"
@@ -163,7 +169,7 @@ def _why_of_store(facts: Mapping[str, Any]) -> str:
 
 
 def warn_if_low(data: StoreDataset) -> None:
-    """Warn once, before training, where a loss that maps tokens would see little of the text."""
+    """Warn once, before training, if a loss that maps tokens would see little of the text."""
     mapping = [name for name, pairing in data.pairings.items() if pairing.vocabulary is not None]
     mapping = [n for n in mapping if "same tokenizer" not in find(n).needs_of(data.options)]
     if not mapping:
@@ -186,7 +192,7 @@ def _follows_little(name: str, facts: Facts) -> bool:
 
 
 def table(facts: Facts) -> str:
-    """The facts for people."""
+    """Format the facts as a table for people."""
     lines = [
         f"teacher      {facts['teacher']}",
         f"student      {facts['student']}",
@@ -198,7 +204,7 @@ def table(facts: Facts) -> str:
         cells = [(share[name], width) for name, (_, width) in COLUMNS.items()]
         shown = (("-" if cell is None else f"{cell:.1%}").rjust(width) for cell, width in cells)
         lines.append(f"{kind:<14}{share['labels']:>10,}" + "".join(shown))
-    lines += ["", "teacher's mass outside its stored entries"]
+    lines += ["", "tail: teacher's mass beyond the entries of a record"]
     if "tail_logmass" in facts["missing"]:
         lines[-1] += ": not known, they were renormalised"
     lines += [
@@ -209,12 +215,12 @@ def table(facts: Facts) -> str:
 
 
 def as_json(facts: Facts) -> str:
-    """The facts for machines."""
+    """Format the facts as JSON, for programs."""
     return json.dumps(facts, indent=1)
 
 
 def _maps(data: StoreDataset) -> VocabMap:
-    """Teacher id -> student id, wide enough for every id that the teacher's head can name."""
+    """Map teacher ids to student ids, for every id that the teacher's head has."""
     store, student = data.store, data.reader.tokenizer
     if store.spec.tokenizer_fingerprint == student.fingerprint:
         same = np.arange(student.size, dtype=np.int32)
@@ -228,7 +234,13 @@ def _maps(data: StoreDataset) -> VocabMap:
 def _sequence(
     data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: VocabMap | None
 ) -> dict[str, npt.NDArray[np.float64]] | None:
-    """By kind: labels, shared starts, strict pairs; mass stored, on shared, mapped; borne out."""
+    """Count, by kind of text, what a sequence's labels share with the teacher.
+
+    Returns:
+        For each of `KINDS` (7,): labels, shared starts, strict pairs; at shared starts the mass of
+        all entries, of shared and of mapped ones; confirmed shared starts. None if the student
+        cannot use the sequence.
+    """
     teacher = teacher_spans(records, line, data.store.spec.eos_ids)
     tokens, _ = data.reader.read(line, teacher)
     if tokens is None:
@@ -236,12 +248,12 @@ def _sequence(
     is_label = tokens.has_record
     label_ids = tokens.token_ids[is_label]
     lengths, is_eos = tokens.byte_lengths[is_label], tokens.is_eos[is_label]
-    found = align(teacher, Spans(tokens.byte_starts[is_label], lengths, is_eos))
-    at, on = found.shared_starts.T
+    alignment = align(teacher, Spans(tokens.byte_starts[is_label], lengths, is_eos))
+    at, on = alignment.shared_starts.T
     values = np.zeros((len(lengths), 7))
     values[:, 0] = 1
     values[on, 1] = 1
-    values[found.strict[:, 1], 2] = 1
+    values[alignment.strict[:, 1], 2] = 1
     if mapping is not None:
         every = np.zeros_like(mapping.exact)
         for column, known in enumerate((every, mapping.exact, mapping.prefix), start=3):
@@ -257,7 +269,7 @@ def _sequence(
 
 
 def _mass(records: TokenRecords, known: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """(n,) probability of each record's entries that the map knows."""
+    """Sum up (n,) the probability of each record's entries that the map knows."""
     assert records.entry_ids is not None
     owner = np.repeat(np.arange(len(records)), records.entry_count)
     mass = np.exp(records.entry_logprobs.astype(np.float64)) * (known[records.entry_ids] >= 0)

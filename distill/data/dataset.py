@@ -1,28 +1,28 @@
-"""From a store to batches: the student's tokens beside what the teacher said about the same bytes.
+"""A store as a dataset: the student's tokens, with the teacher's records of the same bytes.
 
 The student tokenises the store's own text, see :mod:`distill.student.text`. Its supervised tokens
-that something predicts are the *labels*; everything of the teacher is placed on them here, on the
-CPU, in DataLoader workers, so that the trainer sees only rectangles. Nothing is ever shifted later:
-label j of a batch is the token whose prediction row j describes, and `rows` holds the logit row
-that predicted it.
+that some position predicts are the *labels*. The teacher's records are assigned to labels here, on
+the CPU, in DataLoader workers. Nothing is shifted later: entry j of `rows` is the logit row that
+predicts label j of the batch.
 
 A batch:
 
     input_ids, labels          (R, T)   right-padded; labels -100 where not supervised
     attention_mask             (R, T)   bool
     position_ids               (R, T)   of packed sequences alone, see distill.data.packing
-    rows                       (N,)     flat logit rows r * T + t - 1, one a label
+    rows                       (N,)     flat logit row r * T + t - 1 of each label
     example                    (N,)     the sequence of each label, ascending
-    tokens                     (B,)     that the model reads of each sequence
+    tokens                     (B,)     number of tokens of each sequence that the model reads
     aligned                    (B,)     labels that a teacher pair covers
     skipped, text_changed      (B,)     unusable sequences; those that the template changes
     row                        (B,)     number of the dataset's row
     pieces                              where it may be cut, see distill.data.batch_cuts; or None
-    teacher[name]                       one dict a loss, as its own file makes it and
-                                        distill.losses.loss says how its names are read
+    teacher[name]                       a dict of arrays for each loss, made by the loss's own file;
+                                        distill.losses.loss describes the names
 
-It is about as large as the records it was made of: integers of 32 bits, and what the teacher said
-flat, with counts (:mod:`distill.data.ragged`). What torch needs wider becomes so on the device.
+A batch is about as large as the records that it was made of: its integers have 32 bits, and lists
+of entries are flat, with counts (:mod:`distill.data.ragged`). Where torch needs more bits or
+rectangles, they are made on the device.
 
 Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P =
 pairs of a loss.
@@ -61,18 +61,18 @@ from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 
 class _BothSides(NamedTuple):
-    """A line with its records, as both sides tokenise it."""
+    """A sequence with its records, as both sides tokenise it."""
 
     records: TokenRecords
     text: SequenceText
     teacher: Spans
-    student: Spans  # of its labels; none where it can make nothing of the line
+    student: Spans  # of its labels; empty if the student cannot use the sequence
     tokens: TokenizedText | None
     text_changed: bool
 
     @property
     def ends(self) -> Ints:
-        """The tokens that end something for the student."""
+        """Select the student's end tokens among its labels."""
         assert self.tokens is not None
         return self.tokens.token_ids[self.tokens.has_record][self.student.is_eos]
 
@@ -83,10 +83,10 @@ _NO_SPANS = Spans(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.b
 class StoreDataset(Dataset[Example]):
     """The sequences of a store that have records, as examples for one student.
 
-    Sequences without records are left out here, so no sampler ever meets them; `without_records`
-    says how many. A row that only this student's tokenizer cannot place (no bytes are known, or
-    nothing is left of it within `max_length`), or whose supervised text its chat template changes,
-    becomes an example without labels, marked `skipped`.
+    Sequences without records are left out, so that samplers never see them; `without_records`
+    counts them. A row that only this student cannot use (its tokenizer does not know the bytes of
+    its tokens, or nothing is left within `max_length`), or whose supervised text its chat template
+    changes, becomes an example without labels, marked `skipped`.
 
     Args:
         store: An open store; workers reopen its files by themselves.
@@ -94,11 +94,11 @@ class StoreDataset(Dataset[Example]):
         losses: Names of the losses to prepare for, of :func:`distill.losses.all_losses`.
         max_length: Student tokens a row may have.
         template: The student's chat template, for a store of conversations.
-        **options: What losses read, by the names of their flags; the others have their defaults.
+        **options: Options of losses, by the names of their flags; the others have their defaults.
 
     Raises:
-        MismatchError: When a loss needs what the store was captured without.
-        InputError: When no sequence has a record, or the template refuses the first conversation.
+        MismatchError: A loss needs what the store was captured without.
+        InputError: No sequence has a record, or the template rejects the first conversation.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class StoreDataset(Dataset[Example]):
         )
         counts = np.asarray(store.token_counts)
         self.sequences = np.flatnonzero(counts > 0)
-        #: Of each sequence: all that is known of its length before its text is read.
+        #: Number of records of each sequence: a guess at its length before its text is read.
         self.records: Ints = counts[self.sequences]
         self.without_records = len(store) - len(self.sequences)
         if not len(self.sequences):
@@ -134,7 +134,7 @@ class StoreDataset(Dataset[Example]):
         }
         self._with_ends: dict[int, VocabularyMap] = {}
         if template is not None:
-            self[0]  # a template that refuses every row must not wait for the first step
+            self[0]  # a template that rejects every row must fail now, not in the first step
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -143,13 +143,13 @@ class StoreDataset(Dataset[Example]):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
-        """A batch at once, as DataLoader asks for it: one read of the store."""
+        """Make the examples of a batch with one read of the store; DataLoader calls this."""
         chosen = [int(self.sequences[i]) for i in indices]
         read = zip(self.store.read_many(chosen), map(self.store.text, chosen), strict=True)
         both = [self._both_sides(records, text) for records, text in read]
         if all(map(is_by_position, self.pairings.values())):
-            return [self._example(each, None) for each in both]
-        alignments = align_many([(each.teacher, each.student) for each in both])
+            return [self._example(sides, None) for sides in both]
+        alignments = align_many([(sides.teacher, sides.student) for sides in both])
         return list(map(self._example, both, alignments))
 
     def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
@@ -170,8 +170,8 @@ class StoreDataset(Dataset[Example]):
             return Example(nothing, nothing.astype(bool), {}, 0, True, both.text_changed, row)
         covered, arrays = np.zeros(len(both.student.starts), bool), {}
         for name in self.losses:
-            found, labels = self._arrays(name, both, alignment)
-            arrays[name] = {key: narrow(array) for key, array in found.items()}
+            of_loss, labels = self._arrays(name, both, alignment)
+            arrays[name] = {key: narrow(array) for key, array in of_loss.items()}
             covered[labels] = True
         ids = tokens.token_ids.astype(np.int32)
         return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
@@ -179,7 +179,7 @@ class StoreDataset(Dataset[Example]):
     def _arrays(
         self, name: str, both: _BothSides, alignment: Alignment | None
     ) -> tuple[Arrays, Ints]:
-        """Make a loss's arrays of one sequence, and say which labels it covers."""
+        """Make a loss's arrays of one sequence, and list the labels that it covers."""
         pairing = self.pairings[name]
         if is_by_position(pairing):
             pairs = by_position(both.teacher, both.student, both.text)
@@ -201,7 +201,7 @@ class StoreDataset(Dataset[Example]):
         return float(self.store.fidelity.l1_max)
 
     def _ending(self, mapping: VocabularyMap, ends: Ints) -> VocabularyMap:
-        """The mapping, with the teacher's ends sent to the token that ends this row's turns.
+        """Send the teacher's end tokens to the token that ends this row's turns.
 
         A chat template may end a turn with another token than the student's EOS. Where both sides
         have one tokenizer, every token is already sent to itself.
@@ -217,16 +217,16 @@ class StoreDataset(Dataset[Example]):
 
 
 def _mapping(store: Store, student: ByteTokenizer, pairing: Pairing) -> VocabularyMap | None:
-    """For every id that the teacher's head can name; None where no id is compared with another."""
+    """Map every id that the teacher's head has; None for a loss that compares no ids."""
     if pairing.vocabulary is None:
         return None
-    # Within one tokenizer even tokens that write the same bytes, and its several ends, are apart.
+    # Within one tokenizer each token is itself, even one of several with equal bytes, or an end.
     if store.spec.tokenizer_fingerprint == student.fingerprint:
         known = np.arange(student.size, dtype=np.int32)
     else:
         made = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)
         known = made.exact if pairing.vocabulary == "exact" else made.prefix
-    # Heads are often padded past the tokenizer; those ids stand for no bytes at all.
+    # Heads are often padded beyond the tokenizer's size; those ids have no bytes.
     mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)
     mapping[: len(known)] = known
     return VocabularyMap(mapping)

@@ -1,4 +1,4 @@
-"""One sequence ready for training, and what the training data needs of a store."""
+"""The example, one sequence ready for training, and the interface of a store to the dataset."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ from logitstore.storage.paths import StorePath
 
 
 class Store(Protocol):
-    """What training reads of a :class:`logitstore.LogitStore`."""
+    """A store as training reads it: the part of :class:`logitstore.LogitStore` that it needs."""
 
     def __len__(self) -> int: ...
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]: ...
@@ -38,12 +38,12 @@ class Store(Protocol):
 
 
 class Example(NamedTuple):
-    """One sequence, tokenised by the student, with the teacher's arrays of each loss."""
+    """A sequence, tokenised by the student, with the teacher's arrays of each loss."""
 
     token_ids: npt.NDArray[np.int32]  # (t,)
     is_label: npt.NDArray[np.bool_]  # (t,), never at t = 0
     teacher: dict[str, Arrays]
     aligned: int  # labels that a teacher pair covers
-    skipped: bool  # this student can make nothing of the row
-    text_changed: bool = False  # because its chat template changes supervised text
-    row: int = -1  # of the dataset
+    skipped: bool  # this student cannot use the row
+    text_changed: bool = False  # the reason: its chat template changes supervised text
+    row: int = -1  # number of the dataset's row

@@ -1,12 +1,12 @@
 """The order in which a run reads its rows: a function of seed, epoch and the store's digest.
 
-Nothing else has a say: no global generator, library version, worker or world size. So a run that
-goes on from a checkpoint, on as many processes as it likes, only has to know how far it was.
+It depends on nothing else: no global generator, library version, worker or world size. So a run
+that is resumed from a checkpoint, on any number of processes, needs to know only how far it was.
 
-Rows grouped by length waste less of a batch on padding. They are the rows of the same order: those
-of 64 steps, or of a quarter of an epoch if that is less, are sorted and dealt out again, a step
-each, in an order of its own. So an epoch still holds every row once, others meet in the next one,
-and a step has the same rows however it is cut.
+Grouping rows by length leaves less padding in a batch. The rows of 64 steps of that order (or of a
+quarter of an epoch if that is less) are sorted by length and cut into steps, and these steps are
+shuffled. So an epoch still has every row once, other rows share a step in the next epoch, and a
+step has the same rows on any number of processes.
 
 Shape legend: n = rows, s = rows of a step.
 """
@@ -26,21 +26,21 @@ WINDOW_STEPS = 64
 
 
 class RowOrder(Sampler[int]):
-    """Every row once, shuffled anew in each epoch.
+    """A sampler of every row once, in an order that differs from epoch to epoch.
 
-    The epoch is a plain attribute that the trainer sets. accelerate hands `set_epoch` through its
-    wrappers of batch samplers only so deep: with two processes, not to a run that goes on in the
-    middle of an epoch.
+    The epoch is a plain attribute that the trainer sets, since accelerate does not pass `set_epoch`
+    through all its wrappers of batch samplers: with two processes it does not reach a run that is
+    resumed in the middle of an epoch.
 
     Args:
-        rows: How many there are.
-        seed: Of the run.
-        digest: Of the store.
-        lengths: (n,) to group rows by; None: as they come.
+        rows: Number of rows.
+        seed: The run's seed.
+        digest: The store's digest.
+        lengths: (n,) lengths to group rows by; None: do not group.
 
     Attributes:
-        epoch: From 0.
-        step_rows: Rows of an optimizer step over all processes; what groups are made of.
+        epoch: Number of the epoch, from 0.
+        step_rows: Number of rows of an optimizer step over all processes, the size of a group.
     """
 
     def __init__(self, rows: int, seed: int, digest: str, lengths: Ints | None = None) -> None:
@@ -65,19 +65,19 @@ def _shuffled(bits: np.random.PCG64, count: int) -> Ints:
 
 
 def _grouped(order_n: Ints, lengths_n: Ints, step_rows: int, bits: np.random.PCG64) -> Ints:
-    """Rows of like length in each step, the longest first; an incomplete step stays the last."""
+    """Group rows of similar length into steps, the longest first; an incomplete step stays last."""
     count = len(order_n) // step_rows
     whole, size = count * step_rows, window_of(count) * step_rows
     parts = [order_n[start : min(start + size, whole)] for start in range(0, whole, size)]
-    found = []
+    grouped = []
     for part in parts:
         steps = _longest_first(part, lengths_n).reshape(-1, step_rows)
-        found.append(steps[_shuffled(bits, len(steps))].reshape(-1))
-    return np.concatenate([*found, _longest_first(order_n[whole:], lengths_n)])
+        grouped.append(steps[_shuffled(bits, len(steps))].reshape(-1))
+    return np.concatenate([*grouped, _longest_first(order_n[whole:], lengths_n)])
 
 
 def window_of(steps: int) -> int:
-    """Steps whose rows are sorted together, of so many in an epoch."""
+    """Choose the number of steps whose rows are sorted together, given the steps of an epoch."""
     return max(1, min(WINDOW_STEPS, steps // 4))
 
 

@@ -1,4 +1,4 @@
-"""Which of the teacher's records each label of a sequence is compared with.
+"""The pairs of a sequence: which records of the teacher a label of the student is compared with.
 
 Shape legend: P = pairs.
 """
@@ -18,16 +18,17 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 def teacher_spans(records: TokenRecords, text: SequenceText, eos_ids: Sequence[int]) -> Spans:
-    """Where the records lie in this sequence's own supervised bytes."""
+    """Compute the bytes of each record, counted in this sequence's own supervised text."""
     is_eos = (records.byte_lengths == 0) & np.isin(records.token_ids, np.asarray(eos_ids, np.int64))
     starts = records.byte_starts.astype(np.int64) - text.supervised_start
     return Spans(starts, records.byte_lengths.astype(np.int64), is_eos)
 
 
 def position_groups(teacher: Spans, student: Spans, teacher_first: int, student_first: int) -> Ints:
-    """The k-th supervised token with the k-th, the longer side's rest dropped (arXiv:2402.12030).
+    """Pair the k-th supervised token with the k-th; the longer side's others have no pair.
 
-    The student's EOS is skipped, as in the paper. `…_first` is the k of each side's first record.
+    The student's EOS is skipped, as in arXiv:2402.12030. `…_first` is the k of each side's first
+    record.
 
     Returns:
         (P, 4) groups of one token a side: teacher first, stop, student first, stop.
@@ -42,7 +43,7 @@ def position_groups(teacher: Spans, student: Spans, teacher_first: int, student_
 
 def by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
     """Pair (P, 4) one token a side, each counted from the first token of the text."""
-    # Without BOS the first token of a text has no record, but it is the first all the same.
+    # Without BOS the first token of a text has no record, but it counts as the first.
     has_context = any(s.text and not s.supervised for s in text.segments)
     teacher_first, student_first = (
         int(not has_context and bool(np.any(spans.starts[:1] > 0))) for spans in (teacher, student)
@@ -51,12 +52,12 @@ def by_position(teacher: Spans, student: Spans, text: SequenceText) -> Ints:
 
 
 def is_by_position(pairing: Pairing) -> bool:
-    """Tell whether tokens are counted, and nothing is aligned by bytes."""
+    """Tell whether pairs are made by counting tokens instead of by bytes."""
     return pairing.kind in ("positions", "sequence")
 
 
 def aligned_pairs(pairing: Pairing, alignment: Alignment) -> Ints:
-    """Pair (P, 4) by that kind: teacher's first record, stop, student's first label, stop."""
+    """Select the pairs of a kind: (P, 4) teacher's first record, stop, student's first, stop."""
     if pairing.kind == "groups":
         return alignment.groups
     starts = alignment.strict if pairing.kind == "strict" else alignment.shared_starts

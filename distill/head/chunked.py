@@ -1,14 +1,19 @@
-"""Answers to a query a chunk of positions at a time, with a gradient that autograd need not make.
+"""Answers to a query, a chunk of positions at a time, with a gradient computed without autograd.
 
-Two ways. :func:`recomputed` answers the whole query; its backward pass makes the logits of each
-chunk again, now with the slopes of the answers at hand. :func:`in_the_forward` is for a loss that
-can be taken chunk by chunk, with weights known beforehand: as soon as a chunk is answered its loss
-and its slopes are known too, the gradient of hidden states and weights is taken at once, and the
-backward pass only scales it. That saves making the logits twice, a quarter of the arithmetic.
+A *slope*, here and in the files beside this one, is the gradient of the loss with respect to one
+value. There are two ways:
 
-A ranking of columns over sequences needs all positions of a sequence first. Recomputing, a first
-round adds up the columns' mass, and the logits at the chosen columns are then a small product of
-their own, if the head is a plain linear layer. In the forward, a chunk must hold whole sequences.
+* :func:`recomputed` answers the whole query. Its backward pass makes the logits of each chunk
+  again, when the slopes of the answers are known.
+* :func:`in_the_forward` is for a loss that can be taken chunk by chunk, with weights known
+  beforehand. As soon as a chunk is answered its loss and its slopes are known too, so the gradient
+  of hidden states and weights is taken immediately and the backward pass only scales it. Logits
+  are made once instead of twice, which saves a quarter of the arithmetic.
+
+A ranking of columns over sequences needs all positions of a sequence first. With `recomputed`, a
+first round adds up the columns' mass; the logits at the chosen columns are then a small product of
+their own, if the head is a plain linear layer. With `in_the_forward`, a chunk must hold whole
+sequences.
 
 Shape legend: N = positions; D = hidden width; c = positions of a chunk; V = vocabulary; S =
 sequences; k = columns of a ranking.
@@ -33,13 +38,16 @@ Objective = Callable[[HeadAnswer, int, int], Tensor]
 def recomputed(
     head: OutputHead, hidden_ND: Tensor, query: HeadQuery, chunk_tokens: int
 ) -> dict[str, Tensor]:
-    """The answer to a query, as :func:`distill.head.query.answer_rows` gives it.
+    """Answer a query as :func:`distill.head.query.answer_rows` does, chunk by chunk.
 
     Args:
-        head: The model's.
-        hidden_ND: What its head would be given, at the positions of the query.
-        query: The question.
-        chunk_tokens: Positions of a chunk.
+        head: The model's head.
+        hidden_ND: The hidden states that the head would read, at the positions of the query.
+        query: What to compute at each position.
+        chunk_tokens: Number of positions of a chunk.
+
+    Returns:
+        The tensors of the answer by name, with a gradient.
     """
     names: list[str] = []
     with without_autocast(hidden_ND):
@@ -56,14 +64,17 @@ def in_the_forward(
     ranges: Sequence[tuple[int, int]],
     objective: Objective,
 ) -> Tensor:
-    """The sum of `objective` over chunks, a scalar whose gradient is there already.
+    """Add up `objective` over chunks, and compute the gradient of that sum along with it.
 
     Args:
-        head: The model's.
-        hidden_ND: What its head would be given, at the positions of the query.
-        query: The question.
-        ranges: Positions of each chunk, one after the other.
-        objective: The loss of a chunk. What it leaves behind must not hold on to the answer.
+        head: The model's head.
+        hidden_ND: The hidden states that the head would read, at the positions of the query.
+        query: What to compute at each position.
+        ranges: The positions [start, stop) of each chunk, one after the other.
+        objective: The loss of a chunk. It must not keep the answer, or a tensor with its graph.
+
+    Returns:
+        The loss, a scalar. Its backward pass can run once.
     """
     with without_autocast(hidden_ND):
         loss: Tensor = _InTheForward.apply(  # type: ignore[no-untyped-call]
@@ -79,11 +90,11 @@ class _Recomputed(torch.autograd.Function):
         head: OutputHead,
         query: HeadQuery,
         size: int,
-        names: list[str],
+        names: list[str],  # filled here: a Function returns tensors alone, and these name them
         hidden_ND: Tensor,
         *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        starts = range(0, max(len(hidden_ND), 1), size)  # at least one chunk, be it empty
+        starts = range(0, max(len(hidden_ND), 1), size)  # at least one chunk, even if it is empty
         ctx.parts = [(slice(a, a + size), query.part(a, a + size)) for a in starts]
         ctx.head, ctx.columns_Sk, ctx.open = head, None, None
         ctx.save_for_backward(hidden_ND, *weights)
@@ -108,9 +119,9 @@ class _Recomputed(torch.autograd.Function):
         slope_ND = torch.empty_like(hidden_ND)
         for places, part in ctx.parts:
             rows, pull = ctx.open or _opened(ctx.head, hidden_ND[places], part, ctx.columns_Sk)
-            of_answer = dict(zip(ctx.names, (each[places] for each in slopes), strict=True))
-            slope_ND[places] = pull(rows.slope(of_answer))
-        ctx.open = None  # used up; a second backward pass makes it again
+            answer_slopes = dict(zip(ctx.names, (slope[places] for slope in slopes), strict=True))
+            slope_ND[places] = pull(rows.slope(answer_slopes))
+        ctx.open = None  # overwritten by its slopes; a second backward pass makes it again
         ctx.head.close()
         return (None, None, None, None, slope_ND, *_sums(ctx.head, weights))
 
@@ -128,7 +139,7 @@ def _in_parts(
     query: HeadQuery,
     parts: Sequence[tuple[slice, HeadQuery]],
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """The answer, and the columns of each sequence if there is a ranking."""
+    """Answer chunk by chunk, and choose the columns of each sequence if there is a ranking."""
     answers: list[dict[str, Tensor]] = []
     scales: list[Tensor] = []
     mass_SV: Tensor | None = None
@@ -137,7 +148,7 @@ def _in_parts(
         if part.ranking is not None:
             if mass_SV is None:
                 mass_SV = logits_cV.new_zeros(part.ranking.sequences, logits_cV.shape[1])
-            # What follows does not feel the mean that this takes off.
+            # This subtracts each row's mean, which changes no log-probability computed below.
             scales.append(ScaledRows(logits_cV, part.ranking, mass_SV).scale_c2)
         answers.append(LogitRows(logits_cV, replace(part, ranking=None)).answer)
     answer = {name: torch.cat([each[name] for each in answers]) for name in answers[0]}
@@ -158,7 +169,7 @@ def _at_columns(
     columns_Sk: Tensor,
     parts: Sequence[tuple[slice, HeadQuery]],
 ) -> Tensor:
-    """(N, k) the logits at the columns of each position's sequence; anything in padding."""
+    """Compute (N, k) the logits at the columns of each position's sequence; junk in padding."""
     columns_Sk = columns_Sk.clamp(min=0)
     order_N = ranking.sequence_N.argsort()
     lengths = ranking.sequence_N.bincount(minlength=ranking.sequences).tolist()
@@ -217,8 +228,8 @@ class _InTheForward(torch.autograd.Function):
 def _with_slopes(
     objective: Objective, answer: dict[str, Tensor], start: int, stop: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a chunk, and its gradient with respect to each tensor of the answer."""
-    leaves = {name: each.detach().requires_grad_() for name, each in answer.items()}
+    """Compute the loss of a chunk, and its gradient with respect to each tensor of the answer."""
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in answer.items()}
     with torch.enable_grad():
         value = objective(HeadAnswer.of(leaves), start, stop)
         slopes = torch.autograd.grad(
@@ -228,10 +239,10 @@ def _with_slopes(
 
 
 def _sums(head: OutputHead, weights: Sequence[Tensor]) -> list[Tensor]:
-    """The gradient of each weight, in its own dtype; the head keeps none of it."""
-    found = [
+    """Take the gradient of each weight, in its own dtype, off the head."""
+    gradients = [
         torch.zeros_like(weight) if total is None else total.to(weight.dtype)
         for total, weight in zip(head.sums, weights, strict=True)
     ]
     head.sums = [None] * len(weights)
-    return found
+    return gradients

@@ -1,16 +1,16 @@
-"""The answer to a query from some rows of logits, and its gradient, in one buffer.
+"""Rows of logits that become the answer to a query and then its gradient, in one buffer.
 
-:func:`distill.head.query.answer_rows` is the definition, and leaves the gradient to autograd, which
-keeps and makes a [rows, vocabulary] tensor for every step of it. Here the logits turn into
-exponentials in place, and those into the gradient. All that is asked of a row is a logit minus a
-normaliser, or the difference of two normalisers, and the slope of a normaliser is a softmax; so
-with g the slopes of the answers to one softmax and G their sum,
+:func:`distill.head.query.answer_rows` is the definition. It leaves the gradient to autograd, which
+makes and keeps a [rows, vocabulary] tensor for every step. Here the logits turn into exponentials
+in place, and those into the gradient. Every answer about a row is a logit minus a normaliser, or
+the difference of two normalisers, and the slope of a normaliser is a softmax. So with g the slopes
+of the answers that use one softmax and G their sum,
 
     d / d logit_j  =  g of the answers at j  -  G e^(z_j - log_z)  +  g_rest e^(z_j - log_rest)
 
-the last of the tokens outside a lookup's ids only. Exponentials are taken against the largest logit
-*outside* the ids. So the mass outside is a sum of its own terms, however little it is, and no
-exponent in it can overflow; what the ids add to the normaliser is added as logarithms.
+where the last term is for tokens outside a lookup's ids only. Exponentials are taken relative to
+the largest logit *outside* the ids. So the mass outside is a sum of its own terms, however small it
+is, and none of its exponents can overflow; the ids' share of the normaliser is added as logarithms.
 
 Shape legend: c = rows; V = vocabulary; K = width of a lookup's ids; k = columns of a ranking.
 """
@@ -37,16 +37,17 @@ from distill.head.scaled_rows import ScaledRows
 
 
 class LogitRows:
-    """Some rows of logits, which are used up: first by the answer, then by its gradient.
+    """A few rows of logits, overwritten first by exponentials for the answer, then by its gradient.
 
     Args:
-        logits_cV: Of any floating dtype. Overwritten, where they are float32 or float64.
-        query: The question about just these rows.
-        columns_Sk: What :func:`~distill.head.query.rank_columns` chose for each sequence. None,
-            with a ranking in the query: these rows are whole sequences, and choose for themselves.
+        logits_cV: Logits of any floating dtype. Overwritten if they are float32 or float64.
+        query: The query for just these rows.
+        columns_Sk: The columns that :func:`~distill.head.query.rank_columns` chose for each
+            sequence. If the query has a ranking and this is None, the rows must be whole sequences,
+            and their columns are chosen here.
 
     Attributes:
-        answer: As :func:`~distill.head.query.answer_rows` gives it, without gradient.
+        answer: The tensors of :func:`~distill.head.query.answer_rows`, without gradient.
     """
 
     def __init__(
@@ -54,24 +55,24 @@ class LogitRows:
     ) -> None:
         logits_cV, query = widened(logits_cV), query.indexing()
         self._query = query
-        # First: it takes the mean off, which nothing else feels.
+        # First, since it subtracts each row's mean, which changes no log-probability below.
         self._scaled = _scaled(logits_cV, query.ranking, columns_Sk)
         self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
-        own = None if self._scaled else _whose_rest_is_summed_first(query)
+        shared = None if self._scaled else _lookup_with_shared_softmax(query)
         self._softmaxes = {
-            name: _Softmax(logits_cV / each.temperature, each)
-            for name, each in query.lookups.items()
-            if name != own and (each.has_rest or each.temperature != 1)
+            name: _Softmax(logits_cV / lookup.temperature, lookup)
+            for name, lookup in query.lookups.items()
+            if name != shared and (lookup.has_rest or lookup.temperature != 1)
         }
-        self._at = {  # of the rest, nothing but a few logits is needed
-            name: _at(logits_cV, each.ids_NK)
-            for name, each in query.lookups.items()
-            if name != own and name not in self._softmaxes
+        self._at = {  # all other lookups need nothing but a few logits
+            name: _at(logits_cV, lookup.ids_NK)
+            for name, lookup in query.lookups.items()
+            if name != shared and name not in self._softmaxes
         }
         self._label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1)
-        self._own = own
-        if self._scaled is None:  # last, since it takes the logits themselves for its exponentials
-            self._softmax = _Softmax(logits_cV, None if own is None else query.lookups[own])
+        self._shared = shared
+        if self._scaled is None:  # last, since its exponentials overwrite the logits
+            self._softmax = _Softmax(logits_cV, None if shared is None else query.lookups[shared])
         self.answer = self._answer()
 
     def _answer(self) -> dict[str, Tensor]:
@@ -85,7 +86,7 @@ class LogitRows:
             if name in self._at:
                 answer[name + AT_IDS] = self._at[name] - log_z_c1
                 continue
-            softmax = self._softmax if name == self._own else self._softmaxes[name]
+            softmax = self._softmax if name == self._shared else self._softmaxes[name]
             answer[name + AT_IDS] = softmax.at_cK - softmax.log_z_c[:, None]
             if self._query.lookups[name].has_rest:
                 answer[name + REST] = softmax.log_rest_c - softmax.log_z_c
@@ -94,15 +95,17 @@ class LogitRows:
         return answer
 
     def slope(self, slopes: Mapping[str, Tensor]) -> Tensor:
-        """(c, V) the gradient with respect to the logits, once: it takes the rows' memory.
+        """Compute (c, V) the gradient with respect to the logits, in the memory of the rows.
+
+        It can be computed once, since it overwrites what it is computed from.
 
         Args:
-            slopes: The gradient with respect to each tensor of `answer`. What it says of answers
-                that are -inf is not read: no logit moves them.
+            slopes: The gradient with respect to each tensor of `answer`. It is not read where the
+                answer is -inf, which no logit can change.
         """
         slopes = {
-            name: each.masked_fill(self.answer[name] == -torch.inf, 0)
-            for name, each in slopes.items()
+            name: slope.masked_fill(self.answer[name] == -torch.inf, 0)
+            for name, slope in slopes.items()
         }
         total_c = slopes[LABEL]
         if TOP in slopes:
@@ -111,10 +114,10 @@ class LogitRows:
             total_c = total_c + slopes[name + AT_IDS].sum(-1)
         if self._scaled is not None:
             slope_cV = self._scaled.slope(total_c, slopes[COLUMNS])
-        elif self._own is None:
+        elif self._shared is None:
             slope_cV = self._softmax.slope(total_c, None, None)
         else:
-            at_cK, rest_c = slopes[self._own + AT_IDS], slopes.get(self._own + REST)
+            at_cK, rest_c = slopes[self._shared + AT_IDS], slopes.get(self._shared + REST)
             slope_cV = self._softmax.slope(total_c, at_cK, rest_c)
         slope_cV.scatter_add_(1, self._query.labels_N[:, None], slopes[LABEL][:, None])
         if TOP in slopes:
@@ -132,7 +135,7 @@ class LogitRows:
 def _scaled(
     logits_cV: Tensor, ranking: Ranking | None, columns_Sk: Tensor | None
 ) -> ScaledRows | None:
-    """The rows at one scale, their columns chosen; None without a ranking."""
+    """Bring the rows to one scale and choose their columns; None without a ranking."""
     if ranking is None:
         return None
     if columns_Sk is not None:
@@ -150,14 +153,16 @@ def _scaled(
     return scaled
 
 
-def _whose_rest_is_summed_first(query: HeadQuery) -> str | None:
-    """The lookup that shares its exponentials with the labels; any other one has its own."""
-    names = (n for n, each in query.lookups.items() if each.has_rest and each.temperature == 1)
-    return next(names, None)
+def _lookup_with_shared_softmax(query: HeadQuery) -> str | None:
+    """Choose the lookup that shares its exponentials with the labels; others get their own."""
+    for name, lookup in query.lookups.items():
+        if lookup.has_rest and lookup.temperature == 1:
+            return name
+    return None
 
 
 def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
-    """(c, top_k) the largest logits and their ids; -inf and 0 beyond V, and where not wanted."""
+    """Find (c, top_k) the largest logits and their ids; -inf and 0 beyond V and if not wanted."""
     if not query.top_k:
         nothing = logits_cV.new_zeros(len(logits_cV), 0)
         return nothing, nothing.long()
@@ -172,21 +177,21 @@ def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
 
 
 def _at(logits_cV: Tensor, ids_cK: Tensor) -> Tensor:
-    """Logits at the ids; -inf in padding."""
+    """Read the logits at the ids; -inf in padding."""
     return logits_cV.gather(1, ids_cK.clamp(min=0)).masked_fill_(ids_cK < 0, -torch.inf)
 
 
 class _Softmax:
-    """One softmax of the rows, as exponentials of what lies outside a lookup's ids.
+    """A softmax of the rows, as exponentials of the logits outside a lookup's ids.
 
     Args:
-        logits_cV: Overwritten.
-        lookup: Whose ids; None: nothing is looked up.
+        logits_cV: The logits, overwritten by exponentials.
+        lookup: The ids to look up; None for none.
 
     Attributes:
         at_cK: The logits at the ids; -inf in padding.
         log_rest_c: Log of the sum of exponentials outside the ids; -inf for none.
-        log_z_c: Of all.
+        log_z_c: Log of the sum of exponentials of all logits.
     """
 
     def __init__(self, logits_cV: Tensor, lookup: Lookup | None) -> None:
@@ -203,13 +208,13 @@ class _Softmax:
             self.log_z_c = torch.logaddexp(self.log_rest_c, self.at_cK.logsumexp(-1))
 
     def slope(self, total_c: Tensor, at_cK: Tensor | None, rest_c: Tensor | None) -> Tensor:
-        """(c, V) the gradient, in place of the exponentials.
+        """Compute (c, V) the gradient, in place of the exponentials.
 
         Args:
-            total_c: Sum of the slopes of what else is measured from `log_z_c`. (Their own place in
-                the gradient is the caller's to fill.)
+            total_c: Sum of the slopes of all other answers that `log_z_c` is subtracted from. The
+                caller adds those slopes at their own ids.
             at_cK: Slopes at the ids, 0 in padding; None without a lookup.
-            rest_c: Slope of the log-mass outside them; None if not asked for.
+            rest_c: Slope of the log-mass outside the ids; None if not asked for.
         """
         at_cK = torch.zeros_like(self.at_cK) if at_cK is None else at_cK
         total_c = total_c + at_cK.sum(-1)
@@ -226,10 +231,10 @@ class _Softmax:
 
 
 class _Places:
-    """Where ids are in rows of logits, so that they can be written at once, padding and all.
+    """The places of ids in rows of logits, for writing all of them in one scatter.
 
-    Padding has no place. It repeats one of its row's ids, since what is written twice must be one
-    value; in a row without ids it writes what is there.
+    Padding has no place of its own, so it writes the value of its row's first id to that id a
+    second time; in a row without ids it writes the value that is already at column 0.
     """
 
     def __init__(self, ids_cK: Tensor) -> None:
@@ -245,6 +250,6 @@ class _Places:
     def overwrite(self, rows_cV: Tensor, values_cK: Tensor) -> None:
         """Put values at the ids; those of padding are not read."""
         if not self._is_empty:
-            there_cK = rows_cV.gather(1, self._ids_cK)
+            old_cK = rows_cV.gather(1, self._ids_cK)
             values_cK = values_cK.gather(1, self._slot_cK)
-            rows_cV.scatter_(1, self._ids_cK, torch.where(self._has_ids_c1, values_cK, there_cK))
+            rows_cV.scatter_(1, self._ids_cK, torch.where(self._has_ids_c1, values_cK, old_cK))

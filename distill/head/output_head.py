@@ -1,8 +1,9 @@
-"""A model's head for one call: hidden states to logits, and a gradient back through it.
+"""A model's head during one call: it makes logits of hidden states, and takes gradients back.
 
 The gradient with respect to the head's own weights is summed over chunks of positions in place;
-half precision is summed in float32. Any module can be a head. A plain linear layer, which nearly
-all are, needs no graph for its gradient, and can be asked for some columns alone.
+half precision is summed in float32. Any module can be a head (`AnyHead`, by autograd). Nearly all
+are a plain linear layer (`LinearHead`), which needs no graph for its gradient and can compute
+chosen columns alone.
 
 Shape legend: c = positions of a chunk; D = hidden width; V = vocabulary; n = some columns.
 """
@@ -21,39 +22,42 @@ Pull = Callable[[Tensor], Tensor]
 
 
 class OutputHead(Protocol):
-    """What a chunk's logits come from, and where their gradient goes.
+    """A head that makes a chunk's logits and sums up the gradient of its weights.
 
     Attributes:
-        weights: What of the head learns.
-        sums: The gradient of each so far; None before the first.
+        weights: The parameters of the head that are trained.
+        sums: The gradient of each so far; None before the first chunk.
     """
 
     weights: list[Tensor]
     sums: list[Tensor | None]
 
     def logits(self, hidden_cD: Tensor) -> Tensor:
-        """(c, V) without gradient; the caller may overwrite them.
+        """Compute (c, V) logits without gradient; the caller may overwrite them.
 
-        They last until the next logits of this head, which may take their memory.
+        They are valid until this head makes its next logits, which may use the same memory.
         """
 
     def open(self, hidden_cD: Tensor) -> tuple[Tensor, Pull]:
-        """The same, and the way back: a call of it adds to `sums`."""
+        """Compute the same logits, and a function from their gradient to that of `hidden_cD`.
+
+        Calling that function also adds the gradient of the weights to `sums`.
+        """
 
     def close(self) -> None:
-        """No more logits are wanted of the last ones' memory."""
+        """Release the memory of the logits made last."""
 
     def columns(self, hidden_cD: Tensor, ids_n: Tensor) -> Tensor | None:
-        """(c, n) logits of some tokens, or None if that takes all of them."""
+        """Compute (c, n) logits of some tokens; None if this head can only compute all of them."""
 
 
 def is_plain_linear(embedding: Any) -> bool:
-    """Whether a :class:`LinearHead` can stand for it: nothing else has a hand in its forward."""
+    """Tell whether a :class:`LinearHead` computes the same: nothing has replaced its forward."""
     return type(embedding) is nn.Linear and "forward" not in vars(embedding)
 
 
 class AnyHead:
-    """A head that only autograd knows: an adapter's, a quantised one, one that hooks load."""
+    """A head of any kind, by autograd: with an adapter, quantised, or loaded by hooks."""
 
     def __init__(
         self, embedding: Any, forward: Callable[[Tensor], Tensor], after: AfterEmbedding
@@ -89,13 +93,13 @@ class AnyHead:
         return None
 
     def _own(self, logits_cV: Tensor) -> Tensor:
-        """Free to be overwritten: what is still needed for the way back is not known."""
+        """Copy logits that the caller may overwrite: the graph may still need the original."""
         is_copied_anyway = logits_cV.dtype in (torch.float16, torch.bfloat16)
         return logits_cV if is_copied_anyway else logits_cV.clone()
 
 
 class LinearHead:
-    """A linear layer, and what is known to come after it."""
+    """A head that is a plain linear layer, followed by the steps that `after` knows."""
 
     def __init__(self, linear: nn.Linear, after: AfterEmbedding) -> None:
         self._after = after
@@ -105,11 +109,15 @@ class LinearHead:
         self.sums: list[Tensor | None] = [None] * len(self.weights)
         self._dtype = _autocast_dtype(linear.weight)
         self._cast: tuple[Tensor, Tensor | None] | None = None
-        self._memory: Tensor | None = None  # of logits: fresh pages cost a tenth of the product
+        # For logits, kept between chunks: fresh pages would cost a tenth of the product's time.
+        self._memory: Tensor | None = None
 
     @property
     def _weight_and_bias(self) -> tuple[Tensor, Tensor | None]:
-        """In the dtype of the products. Asked for anew: a wrapper may free weights in between."""
+        """Return both in the dtype of the products, without keeping uncast weights.
+
+        A wrapper such as FSDP may free the weights between two calls.
+        """
         if self._dtype is None:
             return self._own[0].detach(), self._own[1].detach() if len(self._own) > 1 else None
         if self._cast is None:
@@ -173,23 +181,23 @@ class LinearHead:
             return slope_cV @ weight_VD
 
     def _add_product(self, i: int, slope_cV: Tensor, hidden_cD: Tensor) -> None:
-        found = self.sums[i]
-        if found is not None and found.dtype == slope_cV.dtype:
-            found.addmm_(slope_cV.T, hidden_cD)
+        total = self.sums[i]
+        if total is not None and total.dtype == slope_cV.dtype:
+            total.addmm_(slope_cV.T, hidden_cD)
         else:
             _add(self.sums, i, slope_cV.T @ hidden_cD)
 
 
 def _add(sums: list[Tensor | None], i: int, more: Tensor) -> None:
-    found = sums[i]
-    if found is None:
+    total = sums[i]
+    if total is None:
         sums[i] = more.to(torch.promote_types(more.dtype, torch.float32))
     else:
-        found += more
+        total += more
 
 
 def _autocast_dtype(like: Tensor) -> torch.dtype | None:
-    """The dtype that autocast would have matrix products in; None where it is off."""
+    """Return the dtype in which autocast would compute matrix products; None where it is off."""
     kind = like.device.type
     if not torch.is_autocast_enabled(kind) or like.dtype == torch.float64:
         return None
@@ -197,12 +205,15 @@ def _autocast_dtype(like: Tensor) -> torch.dtype | None:
 
 
 def without_autocast(like: Tensor) -> Any:
-    """For arithmetic whose dtypes are right as they are: autocast would round its sums."""
+    """Turn autocast off around arithmetic in chosen dtypes: autocast would round its sums."""
     return torch.autocast(like.device.type, enabled=False)
 
 
 def _same_autocast(embedding: Any) -> Callable[[], Any]:
-    """Autocast as it is now, for later; without its cache of weights, which would have no slope."""
+    """Return a context that restores today's autocast later, without its cache of weights.
+
+    Cached weights of a call without gradient would have no slope.
+    """
     kind = next((p.device.type for p in embedding.parameters()), "cpu")
     if not torch.is_autocast_enabled(kind):
         return nullcontext

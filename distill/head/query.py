@@ -1,9 +1,11 @@
-"""What is asked of a student's logits, and the answer to it from some rows of them.
+"""A query for a few numbers of a student's logits, and its answer from some rows of logits.
 
-Everything that a loss here reads of the student is a few numbers per position. :class:`HeadQuery`
-names them, :func:`answer_rows` computes them from a chunk of logits, and
-:class:`~distill.head.student_head.StudentHead` sees to it that no more logits than that exist
-at once.
+All that a loss reads of the student is a few numbers per position. :class:`HeadQuery` names them,
+:func:`answer_rows` defines them, and :class:`~distill.head.student_head.StudentHead` computes them
+without ever holding the logits of more than a chunk of positions.
+
+The *rest* of a lookup is the student's mass at all tokens but the ids looked up. It is not the
+store's *tail*, which is the teacher's mass at all tokens but the entries of a record.
 
 Shape legend: N = positions asked for; c = positions of a chunk; V = student vocabulary; K = top_k,
 or the width of a lookup's ids; S = sequences; k = columns of a ranking.
@@ -20,12 +22,12 @@ from logitstore.records import STD_FLOOR
 
 
 class Lookup(NamedTuple):
-    """Log-probabilities at given ids, and of all else together.
+    """A request for the log-probabilities at given ids, and of all other tokens together.
 
     Attributes:
         ids_NK: (N, K) int32 or int64, ids to look up, distinct in a row; -1 is padding.
-        temperature: Of the softmax: log-probabilities of z / temperature.
-        has_rest: Whether the mass outside the ids is wanted.
+        temperature: Divides the logits before the softmax.
+        has_rest: Whether the rest is wanted, the mass outside the ids.
     """
 
     ids_NK: Tensor
@@ -34,11 +36,11 @@ class Lookup(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The answer to a :class:`Lookup`.
+    """An answer to a :class:`Lookup`.
 
     Attributes:
         logprobs_NK: (N, K) at the ids; -inf in padding.
-        rest_logmass_N: (N,) log of the mass outside the ids, -inf for none. None: not asked.
+        rest_logmass_N: (N,) log of the mass outside the ids; -inf for none. None if not asked for.
     """
 
     logprobs_NK: Tensor
@@ -46,7 +48,7 @@ class Found(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """The columns with most probability over each sequence, at one scale of logits.
+    """A request for the columns with most probability over each sequence, at one scale of logits.
 
     Logits are divided by their standard deviation over the vocabulary plus `STD_FLOOR`, as
     MultiLevelOT does. A sequence's columns are ranked by the sum of their probability over all of
@@ -54,8 +56,8 @@ class Ranking(NamedTuple):
 
     Attributes:
         sequence_N: (N,) int64 in [0, sequences), the sequence of each position.
-        sequences: How many there are.
-        k: Columns to choose in each.
+        sequences: Number of sequences.
+        k: Number of columns to choose in each.
     """
 
     sequence_N: Tensor
@@ -65,17 +67,17 @@ class Ranking(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadQuery:
-    """What to compute at each of N positions.
+    """A request for what a loss reads of the student at each of N positions.
 
     Attributes:
         labels_N: (N,) int64 in [0, V), the student's own tokens.
-        top_k: How many of the largest log-probabilities; 0 for none.
+        top_k: Number of the largest log-probabilities wanted; 0 for none.
         top_k_mask_N: (N,) bool, where `top_k` is wanted; None for everywhere.
-        top_k_columns_V: (V,) bool, of which tokens; None for all. The log-probabilities remain
-            those over the full vocabulary.
-        has_top_ids: Whether the tokens of `top_k` are wanted too: of a run without gradient, such
-            as an evaluation. Where `top_k_mask_N` is False they mean nothing.
-        lookups: Ids to look up, by a name of the asker's.
+        top_k_columns_V: (V,) bool, the tokens that `top_k` chooses from; None for all. The
+            log-probabilities remain those over the full vocabulary.
+        has_top_ids: Whether the tokens of `top_k` are wanted too, in a run without gradient such as
+            an evaluation. Where `top_k_mask_N` is False they are arbitrary.
+        lookups: Ids to look up, by a name that the caller chooses.
         ranking: Columns to choose for whole sequences; None for none.
     """
 
@@ -88,36 +90,45 @@ class HeadQuery:
     ranking: Ranking | None = None
 
     def part(self, start: int, stop: int) -> "HeadQuery":
-        """The same question about positions start to stop."""
+        """Return the same query for positions start to stop."""
         mask_N, ranking = self.top_k_mask_N, self.ranking
         return replace(
             self,
             labels_N=self.labels_N[start:stop],
             top_k_mask_N=None if mask_N is None else mask_N[start:stop],
             lookups={
-                name: each._replace(ids_NK=each.ids_NK[start:stop])
-                for name, each in self.lookups.items()
+                name: lookup._replace(ids_NK=lookup.ids_NK[start:stop])
+                for name, lookup in self.lookups.items()
             },
             ranking=ranking and ranking._replace(sequence_N=ranking.sequence_N[start:stop]),
         )
 
     def indexing(self) -> "HeadQuery":
-        """The same with ids as torch indexes by them: of a chunk, never of a whole batch."""
-        lookups = {n: each._replace(ids_NK=each.ids_NK.long()) for n, each in self.lookups.items()}
+        """Return the same query with int64 ids, as torch indexes by.
+
+        Ids of a whole batch stay int32, since int64 takes twice the memory: call this on a chunk.
+        """
+        lookups = {
+            name: lookup._replace(ids_NK=lookup.ids_NK.long())
+            for name, lookup in self.lookups.items()
+        }
         return replace(self, lookups=lookups)
 
 
 @dataclass(frozen=True)
 class HeadAnswer:
-    """Log-probabilities over the full student vocabulary: float32, float64 of a float64 model.
+    """An answer to a :class:`HeadQuery`: log-probabilities over the full student vocabulary.
+
+    They are float32, or float64 for a float64 model.
 
     Attributes:
         label_logprob_N: (N,) of the labels.
-        top_logprobs_NK: (N, top_k) largest first; -inf beyond V and where masked. None: not asked.
-        top_ids_NK: (N, top_k) int64, whose they are; 0 beyond V. None: not asked.
+        top_logprobs_NK: (N, top_k) largest first; -inf beyond V and where masked. None if not
+            asked for, as with all below.
+        top_ids_NK: (N, top_k) int64, the tokens of `top_logprobs_NK`; 0 beyond V.
         found: The answer to each lookup, by its name.
         column_logprobs_Nk: (N, k) at the ranked columns of the position's sequence, the one with
-            most mass first, of logits at one scale; -inf beyond V. None: not asked.
+            most mass first, of logits at one scale; -inf beyond V.
     """
 
     label_logprob_N: Tensor
@@ -128,14 +139,14 @@ class HeadAnswer:
 
     @classmethod
     def of(cls, flat: Mapping[str, Tensor]) -> "HeadAnswer":
-        """From the tensors of :func:`answer_rows`."""
+        """Build an answer from the tensors that :func:`answer_rows` returns."""
         names = [name.removesuffix(AT_IDS) for name in flat if name.endswith(AT_IDS)]
         found = {name: Found(flat[name + AT_IDS], flat.get(name + REST)) for name in names}
-        own = {each.name: flat[each.name] for each in fields(cls) if each.name in flat}
-        return cls(**own, found=found)
+        tensors = {field_.name: flat[field_.name] for field_ in fields(cls) if field_.name in flat}
+        return cls(**tensors, found=found)
 
 
-#: What the tensors of an answer are called, those of a lookup behind its name.
+#: Names of the tensors of an answer; those of a lookup follow its name.
 LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
 TOP_IDS = "top_ids_NK"
 AT_IDS, REST = ".at_ids", ".rest"
@@ -144,16 +155,19 @@ AT_IDS, REST = ".at_ids", ".rest"
 def answer_rows(
     logits_cV: Tensor, query: HeadQuery, columns_Sk: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """The answer for some rows of logits, as a flat dict of tensors without what is not asked for.
+    """Answer a query from some rows of logits: the definition, whose gradient is autograd's.
 
     Args:
-        logits_cV: Of any floating dtype; sums are float32, or float64 of float64.
-        query: The question about just these rows.
-        columns_Sk: What :func:`rank_columns` chose, where the query has a ranking.
+        logits_cV: Logits of any floating dtype; sums are float32, or float64 for float64.
+        query: The query for just these rows.
+        columns_Sk: The columns that :func:`rank_columns` chose, where the query has a ranking.
+
+    Returns:
+        Tensors by name, only those that are asked for.
     """
     logits_cV, query = widened(logits_cV), query.indexing()
     log_z_c = logits_cV.logsumexp(-1)
-    # Differences, not views of something: an in-place change must not reach past a wrapper's hooks.
+    # New tensors, not views of the logits: an in-place change to one must not change the others.
     label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
     answer = {LABEL: label_c}
     if query.top_k:
@@ -179,12 +193,12 @@ def answer_rows(
 
 
 def widened(logits: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert logits to float32, unless they are wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def at_one_scale(logits_cV: Tensor) -> Tensor:
-    """Logits over their standard deviation: unbiased, and with a gradient where it is 0."""
+    """Divide logits by their unbiased standard deviation, with a finite gradient where it is 0."""
     tiny = torch.finfo(logits_cV.dtype).tiny
     centred_cV = logits_cV - logits_cV.mean(-1, keepdim=True)
     variance_c1 = centred_cV.square().sum(-1, keepdim=True) / max(1, logits_cV.shape[1] - 1)
@@ -192,7 +206,7 @@ def at_one_scale(logits_cV: Tensor) -> Tensor:
 
 
 def column_mass(mass_SV: Tensor | None, logits_cV: Tensor, ranking: Ranking) -> Tensor:
-    """Adds the probabilities of some rows to the sums of their sequences (None: the first rows)."""
+    """Add the probabilities of some rows to the sums of their sequences (None: start at zero)."""
     p_cV = at_one_scale(widened(logits_cV)).softmax(-1)
     if mass_SV is None:
         mass_SV = p_cV.new_zeros(ranking.sequences, p_cV.shape[1])
@@ -200,14 +214,14 @@ def column_mass(mass_SV: Tensor | None, logits_cV: Tensor, ranking: Ranking) -> 
 
 
 def rank_columns(mass_SV: Tensor, k: int) -> Tensor:
-    """(S, k) int64, the columns with most mass first; -1 beyond the vocabulary.
+    """Choose (S, k) int64 columns, the one with most mass first; -1 beyond the vocabulary.
 
-    Of columns with equal mass it is the lower id, on every device.
+    Of columns with equal mass the lower id comes first, on every device.
     """
     width = mass_SV.shape[1]
     if mass_SV.dtype == torch.float32:
         # No library's topk promises an order among equals, and a stable sort takes forty times as
-        # long: so the bits of the mass, which order as it does, and the id below them are one key.
+        # long. So one integer holds the bits of the mass (they order as floats do) above the id.
         ids_V = torch.arange(width, device=mass_SV.device)
         key_SV = (mass_SV.clamp(min=0).view(torch.int32).long() << 32) | (width - 1 - ids_V)
         order = width - 1 - (key_SV.topk(min(k, width)).values & 0xFFFF_FFFF)
@@ -225,13 +239,13 @@ def _look_up(logits_cV: Tensor, log_z_c: Tensor, lookup: Lookup) -> tuple[Tensor
 
 
 def _at(logits_cV: Tensor, log_z_c: Tensor, ids_cK: Tensor) -> Tensor:
-    """Log-probabilities at the ids; -inf in padding."""
+    """Read the log-probabilities at the ids; -inf in padding."""
     at_ids_cK = logits_cV.gather(1, ids_cK.clamp(min=0)) - log_z_c[:, None]
     return at_ids_cK.masked_fill(ids_cK < 0, -torch.inf)
 
 
 def _top(logits_cV: Tensor, log_z_c: Tensor, k: int, mask_c: Tensor | None) -> Tensor:
-    """The k largest log-probabilities of each row; -inf beyond V, and in rows outside the mask."""
+    """Find the k largest log-probabilities of each row; -inf beyond V, and in unmasked rows."""
     rows, width = logits_cV.shape
     if mask_c is None:
         top = logits_cV.topk(min(k, width)).values - log_z_c[:, None]
@@ -242,7 +256,7 @@ def _top(logits_cV: Tensor, log_z_c: Tensor, k: int, mask_c: Tensor | None) -> T
 
 
 def _rest(logits_cV: Tensor, log_z_c: Tensor, ids_cK: Tensor) -> Tensor:
-    """Log of the mass outside the ids, summed over the other tokens themselves.
+    """Compute the log of the mass outside the ids, summed over the other tokens themselves.
 
     1 - sum(p) cancels to noise exactly where the student is good.
     """

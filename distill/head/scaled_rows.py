@@ -1,15 +1,15 @@
-"""Rows of logits brought to one scale, z / (sigma + 1e-4), for what ranks columns over sequences.
+"""Rows of logits brought to one scale, z / (sigma + 1e-4), for ranking columns over sequences.
 
-With sigma the standard deviation over the vocabulary, a = 1 / (sigma + 1e-4), x the logits less
-their mean (a softmax does not feel it), P = softmax(a x), and g the slopes of the log-probabilities
-at some columns, G their sum, the gradient has two parts, the second through sigma:
+Let sigma be the standard deviation over the vocabulary, a = 1 / (sigma + 1e-4), x the logits minus
+their mean (which no softmax depends on), P = softmax(a x), g the slopes of the log-probabilities at
+some columns, and G their sum. Then the gradient has two parts, the second through sigma:
 
     d / d z_j  =  a (g at j - G P_j)  -  a^2 (sum_i g_i x_i - G E_P[x]) x_j / ((V - 1) sigma)
 
-Beside it stands the softmax of the logits as they are, for what else is asked of the same rows.
-Neither is kept: on a CPU a few rows at a time are read from memory once and everything that is
-summed over them is summed while they lie in its caches; their exponentials are made again for the
-gradient. A new [rows, vocabulary] tensor would cost more there, in fresh pages alone.
+The softmax of the unscaled logits is computed beside it, for the other answers about the same rows.
+Neither softmax is kept. On a CPU a few rows at a time are read from memory once, everything is
+summed over them while they are in its caches, and their exponentials are made again for the
+gradient: a new [rows, vocabulary] tensor would cost more there, in fresh pages alone.
 
 Shape legend: c = rows; b = rows of a block; V = vocabulary; S = sequences; k = columns of the
 ranking.
@@ -29,7 +29,7 @@ BLOCK_LOGITS = 2**20
 
 
 class _Block(NamedTuple):
-    """Some of the rows, and memory of their size for what is computed on the way."""
+    """A few of the rows, and memory of their size for intermediate results."""
 
     own: slice
     x_bV: Tensor
@@ -38,17 +38,17 @@ class _Block(NamedTuple):
 
 
 class ScaledRows:
-    """Some rows of logits at one scale.
+    """A few rows of logits, brought to one scale.
 
     Args:
-        logits_cV: float32 or float64. Their mean is taken off, in place.
-        ranking: Which sequence each row belongs to.
-        mass_SV: Added to: the probability of each column, summed over the rows of each sequence.
-            None: not wanted.
+        logits_cV: float32 or float64. Their mean is subtracted in place.
+        ranking: The sequence that each row belongs to.
+        mass_SV: Sums to which the probability of each column is added, for each sequence over its
+            rows. None if they are not wanted.
 
     Attributes:
         scale_c2: a, and the log-normaliser of a z: a log-probability is a z minus that.
-        log_z_c: Log-normaliser of the logits as they are now.
+        log_z_c: Log-normaliser of the unscaled logits without their mean.
         logprobs_ck: At the columns of the row's sequence, once they are chosen; -inf beyond V.
     """
 
@@ -72,7 +72,7 @@ class ScaledRows:
         # A GPU would wait for the many small steps.
         size = max(1, BLOCK_LOGITS // width) if self._x_cV.device.type == "cpu" else max(1, rows)
         below_cV, e_cV = (torch.empty_like(self._x_cV[:size]) for _ in range(2))
-        for start in range(0, max(1, rows), size):  # at least one block, be it empty
+        for start in range(0, max(1, rows), size):  # at least one block, even if it is empty
             x_bV = self._x_cV[start : start + size]
             own = slice(start, start + len(x_bV))
             yield _Block(own, x_bV, below_cV[: len(x_bV)], e_cV[: len(x_bV)])
@@ -80,7 +80,7 @@ class ScaledRows:
     def _read(
         self, block: "_Block", mass_SV: Tensor | None, sequences: list[int]
     ) -> tuple[Tensor, ...]:
-        """Centres a block, and adds its probabilities to the mass of its sequences.
+        """Centre a block, and add its probabilities to the mass of its sequences.
 
         Returns:
             Each (b,): mean, sigma, largest x, sum of e^(x - largest), of e^(a (x - largest)), and
@@ -107,18 +107,18 @@ class ScaledRows:
         return middle_b1.flatten(), std_b, top_b1.flatten(), plain_b, sum_b, mean_b
 
     def choose(self, columns_Sk: Tensor) -> None:
-        """Sets `logprobs_ck` to those at the columns chosen for the sequences; -1 is padding."""
+        """Set `logprobs_ck` to those at the columns chosen for the sequences; -1 is padding."""
         self._ids_ck = columns_Sk[self._sequence_c]
         self._x_ck = self._x_cV.gather(1, self._ids_ck.clamp(min=0))
         logprobs_ck = self._x_ck * self._a_c[:, None] - self._scaled_log_z_c[:, None]
         self.logprobs_ck = logprobs_ck.masked_fill(self._ids_ck < 0, -torch.inf)
 
     def slope(self, total_c: Tensor, slope_ck: Tensor) -> Tensor:
-        """(c, V) the gradient with respect to the logits, in place of them.
+        """Compute (c, V) the gradient with respect to the logits, in their place.
 
         Args:
-            total_c: Sum of the slopes of what is measured from `log_z_c`. (Their own place in the
-                gradient is the caller's to fill.)
+            total_c: Sum of the slopes of all answers that `log_z_c` is subtracted from. The caller
+                adds those slopes at their own ids.
             slope_ck: Slopes of `logprobs_ck`, 0 in padding.
         """
         columns_c = slope_ck.sum(-1)

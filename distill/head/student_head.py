@@ -1,23 +1,26 @@
-"""What a loss may see of the student, without a [tokens, vocabulary] tensor.
+"""A student's answers to the queries of a loss, without a [tokens, vocabulary] tensor.
 
-Every loss here needs the student only through a few numbers per position: the log-probability of
-the label, its own largest log-probabilities, its log-probabilities at given ids, and the log of its
-mass outside them. :class:`StudentHead` computes those from the hidden states and the output
-embedding, a chunk of positions at a time. So the memory of distillation is that of chunked
-cross-entropy, whatever the loss. What may be asked is in :mod:`distill.head.query`, how it is
-answered from a chunk's logits in :mod:`distill.head.logit_rows`, and how chunks get their gradient,
-in the forward pass or by making them again in the backward pass, in :mod:`distill.head.chunked`.
+Every loss needs the student only through a few numbers per position: the log-probability of the
+label, the largest log-probabilities, the log-probabilities at given ids, and the log of the mass
+outside those. :class:`StudentHead` computes them from the hidden states and the output embedding, a
+chunk of positions at a time. So distillation needs the memory of chunked cross-entropy, whatever
+the loss.
 
-**How.** A model's own forward hands its last hidden states to its output embedding. For the length
-of one call a stand-in takes the place of that module's forward: it answers the query right there
-and hands the model a handful of logits to go on with. A hook then makes the answer the model's
-output. Both happen inside the model's forward, so wrappers (DistributedDataParallel, FSDP) have the
-weights gathered and see the tensors that the gradient will come back through.
+* :mod:`distill.head.query`: what can be asked, and the definition of the answers.
+* :mod:`distill.head.logit_rows`: the answers and their gradient, from the logits of a chunk.
+* :mod:`distill.head.chunked`: the gradient of all chunks, in the forward pass or by making the
+  logits again in the backward pass.
 
-**What comes after the embedding** in some models is done here too: a scale (Cohere multiplies,
-Granite divides), soft-capping (Gemma 2), a bias (BART). On the first call the handful of logits
-that went through the model's own code is compared with ours; where they differ, this and all later
-calls use the model's own logits, and one warning says so.
+**How.** A model's own forward passes its last hidden states to its output embedding. For the length
+of one call a stand-in replaces that module's forward: it answers the query and returns only a few
+logits, with which the model's forward goes on. A hook then makes the answer the model's output.
+Both run inside the model's forward, so wrappers (DistributedDataParallel, FSDP) have gathered the
+weights and see the tensors that the gradient comes back through.
+
+**Steps after the embedding** that some models have are done here too: a scale (Cohere multiplies,
+Granite divides), soft-capping (Gemma 2), a bias (BART). On the first call the few logits that went
+through the model's own code are compared with ours; where they differ, this and all later calls use
+the model's own logits, and warn once.
 
 Shape legend: B, T = batch, tokens; M = B * T; D = hidden width; V = student vocabulary; N =
 positions asked for; c = positions of a chunk.
@@ -43,19 +46,20 @@ from logitstore.models.output_embedding import (
     standing_in,
 )
 
-#: Logits of a chunk at most, 128 MiB in float32: 261 positions of a vocabulary of 128k. With half
-#: as many a matrix product over them is slower by a fifth, with twice as many no faster. And at
-#: most so many positions: with 256, ULD holds just over a tenth of what sorting both sides does.
+#: The most logits of a chunk: 128 MiB in float32, 261 positions of a vocabulary of 128k. With half
+#: as many a matrix product over them is slower by a fifth, with twice as many no faster. And the
+#: most positions: with 256, ULD needs just over a tenth of the memory of sorting both sides.
 CHUNK_LOGITS, CHUNK_TOKENS = 2**25, 208
 
 
 class StudentHead:
-    """Runs a model and answers a :class:`HeadQuery` instead of returning logits.
+    """A model that answers a :class:`HeadQuery` instead of returning logits.
 
     Args:
         model: The bare model, before any wrapper; anything with `get_output_embeddings()`.
-        chunk_tokens: Positions of a chunk; by default those of `chunk_tokens_of` its vocabulary.
-        dense: Take the model's own logits, all at once: the definition, in V times the memory.
+        chunk_tokens: Positions of a chunk; None: `chunk_tokens_of` the model's vocabulary.
+        dense: Use the model's own logits of all positions together: the definition, with memory
+            for every position times the vocabulary.
     """
 
     def __init__(
@@ -79,15 +83,15 @@ class StudentHead:
         rows_N: Tensor,
         query: HeadQuery,
     ) -> HeadAnswer:
-        """Runs `model_or_wrapped(**inputs)` and answers `query` at the logit rows `rows_N`.
+        """Run `model_or_wrapped(**inputs)` and answer `query` at the logit rows `rows_N`.
 
         Args:
             model_or_wrapped: The model, or what DistributedDataParallel and the like made of it.
             inputs: The model's keyword arguments, without labels.
             rows_N: (N,) int64, flat indices b*T + t. The row that predicts the token at (b, t) is
                 b*T + t - 1.
-            query: What to compute there. N may be 0: the answer is empty and still has a gradient,
-                which other ranks wait for.
+            query: What to compute there. N may be 0: the answer is then empty and still has a
+                gradient, which other ranks wait for.
 
         Raises:
             InputError: If the wrapper is DataParallel, which copies the model for every call.
@@ -110,21 +114,22 @@ class StudentHead:
         objective: Objective,
         ranges: Sequence[tuple[int, int]] | None,
     ) -> Tensor:
-        """Runs the model, and `objective` on the answers to `query`, chunk by chunk.
+        """Run the model, and add up `objective` over the answers to `query`, chunk by chunk.
 
         The gradient is taken in the forward pass, which saves a quarter of the head's arithmetic.
-        Where that cannot be (no ranges; float16, whose small gradients need the loss scale that
-        only the backward pass knows; the model's own logits), `objective` sees all at once.
+        Where that is impossible (no ranges; float16, whose small gradients need the loss scale that
+        only the backward pass knows; the model's own logits), `objective` is called once, with the
+        answer for all positions.
 
         Args:
-            model_or_wrapped: As of a call.
-            inputs: As of a call.
-            rows_N: As of a call.
-            query: As of a call.
+            model_or_wrapped: As for `__call__`.
+            inputs: As for `__call__`.
+            rows_N: As for `__call__`.
+            query: As for `__call__`.
             objective: Called with the answer for positions [start, stop), start and stop; returns a
                 scalar. The loss is the sum over chunks.
-            ranges: What `objective` may be called with, one after the other, each of about
-                `chunk_tokens` positions and, with a ranking, of whole sequences. None: all at once.
+            ranges: The (start, stop) of each chunk, one after the other, each of about
+                `chunk_tokens` positions and, with a ranking, of whole sequences. None: one chunk.
 
         Returns:
             The loss, a scalar.
@@ -151,7 +156,7 @@ class StudentHead:
         chunked: Callable[[OutputHead, Tensor], dict[str, Tensor]],
         dense: Callable[[Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor]:
-        """Runs the model; its output becomes `chunked` of hidden states, or `dense` of logits."""
+        """Run the model, its output replaced by `chunked` of hidden states or `dense` of logits."""
         if isinstance(wrapped, nn.DataParallel):
             raise InputError(
                 "the student is wrapped in torch.nn.DataParallel, which replaces the model by "
@@ -159,9 +164,9 @@ class StudentHead:
                 "with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one device."
             )
         if not self.dense:
-            found = self._chunked(wrapped, inputs, rows_N, chunked)
-            if found is not None:
-                return found
+            answer = self._chunked(wrapped, inputs, rows_N, chunked)
+            if answer is not None:
+                return answer
             self._fall_back("does not make its logits from its output embedding as known here")
 
         def own_logits(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
@@ -178,7 +183,7 @@ class StudentHead:
         rows_N: Tensor,
         make: Callable[[OutputHead, Tensor], dict[str, Tensor]],
     ) -> dict[str, Tensor] | None:
-        """What `make` makes, or None if the model's own logits turn out to be others."""
+        """Run the model with `make` in place of its head; None if the model's own logits differ."""
         head, after = self._embedding.forward, after_the_embedding(self._model)
         embedding = self._embedding
         is_plain = is_plain_linear(embedding)
@@ -194,7 +199,7 @@ class StudentHead:
             # After the chunks: autocast would keep a copy of the weight that has no gradient.
             with torch.no_grad():
                 probe = head(hidden_MD[: 0 if self._is_checked else PROBE_ROWS])
-            # One sequence of so few rows: whatever the model does to logits, it does to these.
+            # Shaped as one sequence of a few tokens, so that the model's later steps apply to it.
             return probe.reshape(*[1] * (hidden.dim() - 2), *probe.shape)
 
         def hand_over(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
@@ -219,12 +224,12 @@ class StudentHead:
 
 
 def chunk_tokens_of(vocabulary: int) -> int:
-    """Positions of a chunk, so that its logits are few enough and a matrix product is fast."""
+    """Choose the positions of a chunk: few enough logits to keep, many enough for fast products."""
     return max(1, min(CHUNK_TOKENS, CHUNK_LOGITS // vocabulary))
 
 
 def _columns(logits_NV: Tensor, query: HeadQuery) -> Tensor | None:
-    """(S, k) the columns that each sequence's positions choose together; None: no ranking asked."""
+    """Choose (S, k) the columns with most mass over each sequence; None without a ranking."""
     if query.ranking is None:
         return None
     return rank_columns(column_mass(None, logits_NV.detach(), query.ranking), query.ranking.k)
@@ -239,9 +244,10 @@ def _is_float16_autocast(like: Tensor) -> bool:
 def _taking_over(
     model: nn.Module, hook: Callable[[nn.Module, Any, Any], dict[str, Tensor]]
 ) -> Iterator[None]:
-    """Makes the hook's result the model's output.
+    """Make the hook's result the model's output.
 
-    First of all hooks: those of FSDP look for the tensors that the gradient comes back through.
+    It runs before all other hooks: those of FSDP look in the output for the tensors that the
+    gradient comes back through.
     """
     handle = model.register_forward_hook(hook, prepend=True)
     try:

@@ -1,8 +1,8 @@
-"""The losses, a file each: a function of aligned rows, and what the loss says of itself.
+"""The losses, one file each: a function of aligned rows, and a description of the loss.
 
-A file of this folder that defines a `LOSS` (see :mod:`distill.losses.loss`) is a loss by its name;
-nothing else lists them. They are imported when first asked for: `import distill.losses` alone does
-not import torch.
+A file of this folder that defines a `LOSS` (see :mod:`distill.losses.loss`) is a loss with the
+file's name; no other list of them exists. They are imported when they are first needed:
+`import distill.losses` alone does not import torch.
 """
 
 import importlib
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 @cache
 def all_losses() -> "dict[str, Loss]":
     """List every loss by its name, in order."""
-    found: dict[str, Loss] = {}
+    losses: dict[str, Loss] = {}
     for module in pkgutil.iter_modules(__path__):
         loss = getattr(importlib.import_module(f"{__name__}.{module.name}"), "LOSS", None)
         if loss is not None:
-            found[module.name] = loss
-    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
+            losses[module.name] = loss
+    return dict(sorted(losses.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def find(name: str) -> "Loss":
-    """Find the loss of that name, which is known."""
+    """Find the loss of a name that exists."""
     return all_losses()[name]
 
 

@@ -1,4 +1,4 @@
-"""One sequence of a store beside the student's tokens: what a loss makes its arrays of.
+"""A sequence of a store, paired with the student's tokens: the input of each loss's arrays.
 
 A *pair* is a run of the teacher's records beside a run of the student's labels: one of each at a
 shared start or by position, several where a group of tokens starts and ends together. What is asked
@@ -31,16 +31,16 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Aligned:
-    """The records of one sequence, and which of them the student's labels are compared with.
+    """The records of a sequence, paired with the student's labels.
 
     Attributes:
-        records: All of the sequence's.
-        pairs: (P, 4) of each pair the teacher's first record and the one behind its last, then the
+        records: All records of the sequence.
+        pairs: (P, 4) for each pair the teacher's first record and the one behind its last, then the
             student's first label and the one behind its last.
-        mapping: From the teacher's ids to the student's; None for a loss that compares no ids.
-        l1_max: By how much (L1) rounding in the store can have moved a record's distribution, for a
-            loss that certifies a bound; else 0.
-        temperatures: Those of the columns of `records.lognorm`.
+        mapping: The map of teacher ids to student ids; None for a loss that compares no ids.
+        l1_max: The largest L1 distance by which rounding in the store can have changed a record's
+            distribution, for a loss that certifies a bound; else 0.
+        temperatures: The temperature of each column of `records.lognorm`.
     """
 
     records: TokenRecords
@@ -60,7 +60,7 @@ class Aligned:
         return self.pairs[:, 3] - 1
 
     def entries(self) -> Arrays:
-        """Take the teacher's entries without their ids, and what lies outside them.
+        """Take the teacher's entries without their ids, and the tail.
 
         Returns:
             `entry_count` (P,), `entry_logprobs` (M,) and `tail_logmass` (P,).
@@ -76,8 +76,8 @@ class Aligned:
     def mapped_entries(self) -> Arrays:
         """Send the teacher's entries to the student's ids; masses that meet are added up.
 
-        What is not mapped joins the tail in `rest_logmass`: it is summed, never got as 1 - sum,
-        which would cancel exactly where the head holds nearly everything.
+        Entries that are not mapped join the tail in `rest_logmass`. Their mass is summed; 1 - sum
+        would cancel to noise exactly where the head has nearly everything.
 
         Returns:
             `entry_count` (P,), `entry_ids` (M,), `entry_logmass` (M,) and `rest_logmass` (P,).
@@ -101,21 +101,21 @@ class Aligned:
         }
 
     def entries_by_id(self) -> Arrays:
-        """Name the teacher's entries by the student's ids; -inf at what has no token.
+        """Name the teacher's entries by the student's ids; -inf for those without one.
 
         Returns:
-            What :meth:`entries` does, and `entry_ids` (M,).
+            The arrays of :meth:`entries`, and `entry_ids` (M,).
         """
         assert self.records.entry_ids is not None
         assert self.mapping is not None
-        found = self.entries()
+        arrays = self.entries()
         _, (ids,) = lists_of(self.records.entry_count, self.last_record, self.records.entry_ids)
         target = self.mapping.ids[ids]
-        logprobs = np.where(target >= 0, found["entry_logprobs"], np.float32(-np.inf))
-        return {**found, "entry_ids": target, "entry_logprobs": logprobs}
+        logprobs = np.where(target >= 0, arrays["entry_logprobs"], np.float32(-np.inf))
+        return {**arrays, "entry_ids": target, "entry_logprobs": logprobs}
 
     def draws(self) -> Arrays:
-        """Name the draws from the teacher's tail by the student's ids; 0 times what has none.
+        """Name the draws from the teacher's tail by the student's ids; 0 times those without one.
 
         Returns:
             `draw_count` (P,), `draw_ids` (D,) and `draw_times` (D,).
@@ -155,7 +155,7 @@ class Aligned:
         return np.bincount(pair, weights, len(self.pairs)).astype(np.float64, copy=False)
 
     def labels(self) -> Arrays:
-        """List all labels of each pair: `token_index` (L,), and `token_pair` (L,), whose."""
+        """List all labels of each pair: `token_index` (L,), and the pair, `token_pair` (L,)."""
         pair, label = runs(self.pairs[:, 2], self.pairs[:, 3])
         return {"token_index": label, "token_pair": pair}
 
@@ -185,7 +185,7 @@ class Aligned:
 
 
 def nothing() -> Aligned:
-    """Make no pair of no record, as of a batch of which no row could be used."""
+    """Make an empty sequence without pairs, for a batch of which no row could be used."""
     mapping = VocabularyMap(np.zeros(0, np.int32))
     return Aligned(no_records(), np.zeros((0, 4), np.int64), mapping)
 
@@ -193,10 +193,10 @@ def nothing() -> Aligned:
 def _tempered(
     records: TokenRecords, temperature: float, lognorm: npt.NDArray[np.float32]
 ) -> TokenRecords:
-    """The same distributions at another temperature: head + tail = 1 again.
+    """Bring distributions to another temperature, so that head + tail = 1 again.
 
-    The tail is what the head leaves, where that is more than rounding. Tokens that share a mass u
-    have at least u^(1/T) together at T > 1, and at most that below: the store's own tail bounds it.
+    The tail is 1 - head, if that is more than rounding. Tokens that share a mass u have at least
+    u^(1/T) together at T > 1, and at most that at T < 1: so the stored tail bounds the new one.
     """
     logprobs = records.entry_logprobs.astype(np.float64) / temperature
     owner = np.repeat(np.arange(len(records)), records.entry_count)
@@ -216,7 +216,7 @@ def _tempered(
 
 
 def _at_columns(records: TokenRecords, columns: int) -> npt.NDArray[np.float32]:
-    """(n, columns) log Q at the ids with most of it over the sequence; -inf where no entry is."""
+    """Compute (n, columns) log Q at the ids with most of Q over the sequence; -inf if no entry."""
     assert records.entry_ids is not None
     assert records.logit_std is not None
     assert records.lognorm_std is not None
@@ -228,7 +228,8 @@ def _at_columns(records: TokenRecords, columns: int) -> npt.NDArray[np.float32]:
     order = np.argsort(-mass, kind="stable")[:columns]
     place = np.full(len(ids), -1)
     place[order] = np.arange(len(order))
-    found = place[which]
+    column = place[which]
+    is_chosen = column >= 0
     table = np.full((len(records), columns), -np.inf, np.float32)
-    table[owner[found >= 0], found[found >= 0]] = scaled[found >= 0]
+    table[owner[is_chosen], column[is_chosen]] = scaled[is_chosen]
     return table

@@ -1,4 +1,4 @@
-"""Approximate likelihood matching: two models, any tokenizers, one probability a group of bytes.
+"""Approximate likelihood matching: any two tokenizers, one probability per group of bytes.
 
 For a group of tokens that start and end together on both sides, a is the teacher's log-probability
 of all its tokens there and b the student's of all of its own. Each is one number, the probability
@@ -50,7 +50,9 @@ FLOOR_NATS = -256.0
 def alm(
     student_logprob_G: Tensor, teacher_logprob_G: Tensor, temperature: float = TEMPERATURE
 ) -> Tensor:
-    """Loss per group. Arithmetic is float32, or float64 if anything given is.
+    """Compute the loss per group.
+
+    Arithmetic is float32, or float64 if any input is.
 
     Args:
         student_logprob_G: Sum of the student's log-probabilities of the group's own tokens, nats.
@@ -87,7 +89,7 @@ def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
 
 
 def _advice(facts: Facts) -> Advice:
-    """Recommend it for any student; a loss of tokens sees more, where it sees enough."""
+    """Recommend it for any student that no loss of tokens can follow well enough."""
     return Advice(LOW_SHARE, _why(facts))
 
 

@@ -1,9 +1,9 @@
-"""What a loss says of itself, so that nothing outside its file needs to know its name.
+"""The description of a loss, so that no code outside its file needs to know its name.
 
-A loss is a function of aligned rows. Beside it, in the same file of `distill/losses/`, stands a
-:class:`Loss` under the name `LOSS`: what it needs of a store, how it pairs the two tokenisations,
-how its arrays are made of the teacher's records (on the CPU, in DataLoader workers), what it asks
-of the student's head, and its values. The name of the file is the name of the loss for `--loss`.
+A loss is a function of aligned rows. The same file of `distill/losses/` has a :class:`Loss` named
+`LOSS`: what it needs of a store, how it pairs the two tokenisations, how its arrays are made of the
+teacher's records (on the CPU, in DataLoader workers), what it asks of the student's head, and its
+values. The name of the file is the name of the loss for `--loss`.
 
     class        seen by                          holds
     Aligned      `arrays`                         one sequence's records, paired with its labels
@@ -13,12 +13,12 @@ of the student's head, and its values. The name of the file is the name of the l
 
 How a batch lays out the arrays is in their names, so a loss may add any:
 
-    index                  (P,)     the label that each pair lies on, ascending
+    index                  (P,)     the label of each pair, ascending
     X_count and X_…        (P,), (M,)   lists of different lengths, flat; on the device X_… are
                                     rectangles (P, K), padded with -1 (`…_ids`), -inf or 0
-    X_index, X_pair, X_…   (L, …)   further labels that belong to a pair, ascending: which label,
-                                    whose pair, and anything else with a line for each of them
-    all others             (P, …)   a line a pair
+    X_index, X_pair, X_…   (L, …)   further labels that belong to a pair, ascending: the label, its
+                                    pair, and anything else with a row for each of them
+    all others             (P, …)   a row for each pair
 
 Shape legend: N = labels, P = pairs of a loss, K = entries or ids of a pair, M = of all pairs, L =
 labels that belong to pairs, k = columns of a sequence.
@@ -44,7 +44,7 @@ LOW_SHARE = 0.4
 
 
 class Pairing(NamedTuple):
-    """Which of the teacher's records a label is compared with.
+    """A rule for which of the teacher's records a label is compared with.
 
     Attributes:
         kind: `starts`: where both models have read the same bytes so far. `strict`: of these, those
@@ -61,15 +61,15 @@ class Pairing(NamedTuple):
 
 
 class Option(NamedTuple):
-    """A flag of `distill train` that a loss brings along.
+    """A flag of `distill train` that a loss adds.
 
     Attributes:
-        name: Of the flag; no two losses may use one name for different things.
-        default: Its type is the flag's.
-        help: For `distill train --help`.
-        choices: Of a flag that is a word.
-        expected: What a value must be, in words; empty if any will do.
-        is_valid: Whether a value is.
+        name: The flag's name; no two losses may use one name for different things.
+        default: The default value, whose type is the flag's.
+        help: The text for `distill train --help`.
+        choices: The possible values of a flag that is a word.
+        expected: What a value must be, in words; empty if any value is valid.
+        is_valid: Tells whether a value is valid.
     """
 
     name: str
@@ -81,14 +81,14 @@ class Option(NamedTuple):
 
 
 class Ask(NamedTuple):
-    """What a loss must know of the student, besides its log-probabilities of the labels.
+    """A request for what a loss needs of the student besides log-probabilities of the labels.
 
     Attributes:
-        top_k: How many of its largest log-probabilities at each pair.
+        top_k: Number of the largest log-probabilities at each pair.
         ids_PK: Student tokens to look up at each pair, distinct in a row; -1 is padding. None: none
-        temperature: Of the look-up's softmax.
+        temperature: Divides the logits before the softmax of the look-up.
         has_rest: Whether the mass outside the ids is wanted too.
-        columns: How many columns of each sequence, at one scale of logits; 0 for none.
+        columns: Number of columns of each sequence, at one scale of logits; 0 for none.
     """
 
     top_k: int = 0
@@ -100,12 +100,12 @@ class Ask(NamedTuple):
 
 @dataclass(frozen=True)
 class Student:
-    """The student's answer to an :class:`Ask`, on the pairs of the loss that asked.
+    """The student's answer to an :class:`Ask`, for the pairs of the loss that asked.
 
     Attributes:
-        name: Of the loss.
-        index_P: (P,) the label that each pair lies on.
-        answer: To all that the losses of the batch asked.
+        name: Name of the loss.
+        index_P: (P,) the label of each pair.
+        answer: The answer to all losses of the batch together.
     """
 
     name: str
@@ -141,11 +141,11 @@ class Student:
 
 
 class Advice(NamedTuple):
-    """Why a pair of store and student should be trained with a loss.
+    """A reason to train a student with a loss, given the store.
 
     Attributes:
-        worth: How much of the text the loss follows, 0 to 1; the loss with most is recommended.
-        why: One clause.
+        worth: The share of the text that the loss follows; the loss with most is recommended.
+        why: The reason, one clause.
     """
 
     worth: float
@@ -153,7 +153,7 @@ class Advice(NamedTuple):
 
 
 class Paper(NamedTuple):
-    """What to cite."""
+    """A paper to cite for a loss."""
 
     arxiv: str
     title: str
@@ -165,25 +165,25 @@ def _no_advice(_facts: Facts) -> Advice | None:
 
 @dataclass(frozen=True)
 class Loss:
-    """All that the rest of the program knows of a loss.
+    """A loss as the rest of the program knows it.
 
-    `needs` and `pairing` may also be functions of the run's options, but for a pairing by
-    `sequence`, which holds of every run.
+    `needs` and `pairing` may also be functions of the run's options, except for a pairing by
+    `sequence`, which is the same in every run.
 
     Attributes:
         needs: What a store must hold, in the words of :mod:`distill.losses.requirements`.
-        pairing: What is compared with what.
-        arrays: A sequence's arrays, `index` among them; (of no pairs, too).
-        ask: What to ask of the student about a batch.
-        values: (P,) float loss of each pair; or of a loss that certifies a bound, also (P,) how far
-            the live teacher's can be from it.
-        weight: Beside cross-entropy, when `--loss` gives none.
+        pairing: Which records are compared with which labels.
+        arrays: Makes a sequence's arrays, `index` among them, also of a sequence without pairs.
+        ask: Makes the request to the student for a batch.
+        values: Computes (P,) the loss of each pair; a loss that certifies a bound also returns (P,)
+            the most by which the loss against the live teacher can differ from it.
+        weight: The weight beside cross-entropy, if `--loss` gives none.
         options: Flags that it reads.
         has_bound: Whether `values` returns bounds.
-        cited: What to cite.
-        advice: Of which pairs of store and student it is the loss to use; None: of none.
-        order: Its place in lists. The first is the default, and where a store cannot serve one
-            loss, the first that it can serve is named.
+        cited: The paper to cite.
+        advice: Tells how well it suits a pair of store and student; None: never recommended.
+        order: Its place in lists. The first is the default, and if a store cannot serve one loss,
+            the message names the first that it can serve.
     """
 
     needs: frozenset[str] | Callable[[Options], frozenset[str]]
@@ -200,20 +200,20 @@ class Loss:
 
     @property
     def is_of_sequences(self) -> bool:
-        """Tell whether it has one value a sequence, of which a batch is never cut."""
+        """Tell whether it has one value per sequence, which a cut of a batch never divides."""
         return isinstance(self.pairing, Pairing) and self.pairing.kind == "sequence"
 
     def needs_of(self, options: Options) -> frozenset[str]:
-        """Say what a store must hold for it in a run with these options."""
+        """Return what a store must hold for it in a run with these options."""
         return self.needs(options) if callable(self.needs) else self.needs
 
     def pairing_of(self, options: Options) -> Pairing:
-        """Say what it compares with what in a run with these options."""
+        """Return how it pairs records with labels in a run with these options."""
         return self.pairing(options) if callable(self.pairing) else self.pairing
 
 
 def mapped_share(facts: Facts) -> Advice:
-    """Measure how much of the text a loss follows that sends entries to student tokens."""
+    """Measure the share of the text that a loss follows by sending entries to student tokens."""
     everything = facts["kinds"]["all"]
     shared, mapped = everything["shared_starts"] or 0.0, everything["mapped_mass"] or 0.0
     return Advice(

@@ -1,4 +1,4 @@
-"""Forward KL to a teacher whose entries were sent to student tokens.
+"""Forward KL divergence to a teacher whose entries were sent to student tokens.
 
 A map of the vocabularies sends each of the teacher's stored tokens v to the student token f(v) that
 begins its bytes; t(x) is the sum of q(v) over f(v) = x. All else, the tail and whatever the map has
@@ -39,7 +39,9 @@ def mapped_kl(
     target_logmass_NK: Tensor,
     target_rest_N: Tensor,
 ) -> Tensor:
-    """Loss per position in nats. Arithmetic is float32, or float64 if anything given is.
+    """Compute the loss per position in nats.
+
+    Arithmetic is float32, or float64 if any input is.
 
     A student whose every token is among the ids has no rest (-inf): what the teacher put there can
     be answered by no student, so that term is dropped. What is left has its minimum where p is
@@ -63,7 +65,7 @@ def mapped_kl(
 
 
 def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
-    """t (log t - log p), and 0 without t. The gradient of p is then 0 too, also where p is 0."""
+    """Compute t (log t - log p); for t = 0 it is 0, and its gradient too, even if p is 0."""
     return torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_p), 0)
 
 

@@ -50,12 +50,14 @@ SINKHORN_ROUNDS = 20
 def multilevel_ot(
     student_logprobs_Nk: Tensor, teacher_logprobs_Nk: Tensor, lengths: Sequence[int]
 ) -> Tensor:
-    """Loss per sequence. Arithmetic is float32, or float64 if anything given is.
+    """Compute the loss per sequence.
+
+    Arithmetic is float32, or float64 if any input is.
 
     Args:
         student_logprobs_Nk: log P at the k columns of its sequence, most probable column first;
             -inf where the student has fewer tokens.
-        teacher_logprobs_Nk: log Q, likewise; -inf also for what no entry says.
+        teacher_logprobs_Nk: log Q, likewise; -inf also for tokens without an entry.
         lengths: Positions of each sequence, each at least 1; they add up to N.
 
     Returns:
@@ -76,22 +78,22 @@ def multilevel_ot(
 
 
 def _transported(log_p_Nk: Tensor, log_q_Nk: Tensor, lengths: Sequence[int]) -> Tensor:
-    """(S,) SD of each sequence, those of like length at once."""
+    """Compute (S,) SD of each sequence, those of similar length together."""
     sides = [_renormalised(x / SD_TEMPERATURE).exp() for x in (log_q_Nk, log_p_Nk)]
     q, p = (torch.split(side, list(lengths)) for side in sides)
-    found: dict[int, Tensor] = {}
+    cost_of: dict[int, Tensor] = {}
     for members in _of_like_length(lengths):
         q_STk, p_STk = (pad_sequence([x[i] for i in members], batch_first=True) for x in (q, p))
         count_S1 = q_STk.new_tensor([[lengths[i]] for i in members])
         places_T = torch.arange(q_STk.shape[1], device=q_STk.device)
         mass_ST = (places_T < count_S1) / count_S1
         costs_S = sinkhorn(torch.cdist(q_STk, p_STk, p=1), mass_ST, mass_ST)
-        found |= dict(zip(members, costs_S, strict=True))
-    return torch.stack([found[i] for i in range(len(lengths))])
+        cost_of |= dict(zip(members, costs_S, strict=True))
+    return torch.stack([cost_of[i] for i in range(len(lengths))])
 
 
 def _of_like_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Sequences that may be padded to the longest of them: less than twice the shortest."""
+    """Group sequences to pad together: the longest is less than twice the shortest."""
     groups: dict[int, list[int]] = {}
     for i, length in enumerate(lengths):
         groups.setdefault(length.bit_length(), []).append(i)
@@ -105,16 +107,18 @@ def sinkhorn(
     regularisation: float = SINKHORN_REGULARISATION,
     rounds: int = SINKHORN_ROUNDS,
 ) -> Tensor:
-    """Cost of entropic transport plans, as POT's `ot.sinkhorn2`; the gradient is of the rounds.
+    """Compute the cost of entropic transport plans, as POT's `ot.sinkhorn2` does.
+
+    The gradient is that of the rounds.
 
     Args:
-        cost_Snm: What it costs to carry mass from row to column: 0 to about 80 regularisations,
-            since e^-88 is the least that float32 holds. (Between distributions it is 2 at most, and
-            e^-20 in the kernel.)
+        cost_Snm: Cost of moving mass from row to column: 0 to about 80 regularisations, since e^-88
+            is the least that float32 holds. (Between distributions it is 2 at most, and e^-20 in
+            the kernel.)
         from_Sn: Mass of each row, with sum 1. Padding has none.
         to_Sm: Mass wanted in each column, likewise.
         regularisation: Weight of the plan's entropy.
-        rounds: Of scaling columns, then rows.
+        rounds: Number of rounds, each of scaling columns, then rows.
 
     Returns:
         (S,) the plans' costs, without their entropy.
@@ -128,7 +132,7 @@ def sinkhorn(
 
 
 def _renormalised(logprobs_Tk: Tensor) -> Tensor:
-    """Log of the values made to sum to 1 over the columns; -inf for those that are, if all are."""
+    """Renormalise values to sum to 1 over the columns, as logs; a row of -inf stays so."""
     is_row_T1 = (logprobs_Tk.detach() > -torch.inf).any(-1, keepdim=True)
     hat_Tk = logprobs_Tk.masked_fill(~is_row_T1, 0).log_softmax(-1)
     return hat_Tk.masked_fill(~is_row_T1, -torch.inf)

@@ -1,10 +1,10 @@
-"""What each loss needs of a store, checked before anything is trained.
+"""The needs of each loss, and the check that a store meets them before anything is trained.
 
 A loss declares its needs beside its formula, in its `LOSS`, in these words:
 
     entries          the most probable tokens of each record; a store of draws may have none
     ids              which token an entry's probability belongs to
-    tail             the probability outside the entries; an import may lack it
+    tail             the probability beyond the entries; an import may lack it
     token logprob    the log-probability of every token itself; an import may lack some
     byte spans       where tokens lie in the text; every store of format 1 has them
     same tokenizer   one vocabulary on both sides, known by the tokenizers' fingerprints
@@ -23,7 +23,7 @@ from logitstore.text.tokenizer import ByteTokenizer
 
 
 class Described(Protocol):
-    """The part of a store that says what it holds."""
+    """A store, or the part of it that describes what it holds."""
 
     @property
     def spec(self) -> Any: ...
@@ -35,7 +35,7 @@ class Described(Protocol):
     def digest(self) -> str: ...
 
 
-#: Whether a store has what a word stands for, in the order in which they are checked.
+#: The check of each need, in the order in which they are made.
 _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
     "same tokenizer": lambda store, student, _: (
         store.spec.tokenizer_fingerprint == student.fingerprint
@@ -58,28 +58,28 @@ def check_needs(store: Described, student: ByteTokenizer, name: str, **options: 
     Args:
         store: The store.
         student: The student's tokenizer.
-        name: Of the loss.
-        **options: Of the run, those that a loss reads; the others have their defaults.
+        name: Name of the loss.
+        **options: Options of losses in the run; the others have their defaults.
 
     Raises:
         MismatchError: Names what is missing, and what to do about it.
     """
-    told = option_values(options)
-    for need in _unmet(store, student, name, told):
+    values = option_values(options)
+    for need in _unmet(store, student, name, values):
         raise MismatchError(
-            f"{store.path}: {_MESSAGES[need](_Refused(store, student, name, told))}"
+            f"{store.path}: {_MESSAGES[need](_Rejected(store, student, name, values))}"
         )
 
 
 def _unmet(store: Described, student: ByteTokenizer, name: str, options: Options) -> Iterator[str]:
-    """List what the loss needs and the store has not."""
+    """List what the loss needs and the store lacks."""
     needs = find(name).needs_of(options)
     return (
         n for n, is_met in _IS_MET.items() if n in needs and not is_met(store, student, options)
     )
 
 
-class _Refused(NamedTuple):
+class _Rejected(NamedTuple):
     """A loss that a store cannot serve."""
 
     store: Described
@@ -89,71 +89,71 @@ class _Refused(NamedTuple):
 
     @property
     def other(self) -> str:
-        """Find the first loss that it can serve."""
+        """Find the first loss that the store can serve, as a flag."""
         served = (
             n for n in all_losses() if not any(_unmet(self.store, self.student, n, self.options))
         )
         return f"--loss {next(served, 'ce')}"
 
 
-def _other_tokenizer(refused: _Refused) -> str:
-    theirs, student = refused.store.spec.tokenizer_fingerprint, refused.student
+def _other_tokenizer(loss: _Rejected) -> str:
+    made_with, student = loss.store.spec.tokenizer_fingerprint, loss.student
     return (
-        f"made with tokenizer {_short(theirs)} ({teacher_name(refused.store)}), but the student "
-        f"uses {_short(student.fingerprint)} ({student.name}). {refused.name} compares tokens by "
-        f"id, so they must be the same. Use {refused.other}, or a student with the teacher's "
+        f"made with tokenizer {_short(made_with)} ({teacher_name(loss.store)}), but the student "
+        f"uses {_short(student.fingerprint)} ({student.name}). {loss.name} compares tokens by "
+        f"id, so they must be the same. Use {loss.other}, or a student with the teacher's "
         "tokenizer."
     )
 
 
-def _no_entries(refused: _Refused) -> str:
+def _no_entries(loss: _Rejected) -> str:
     return (
-        f"captured with --top-k 0, so without the entries that {refused.name} compares. Use "
-        f"{refused.other}, or run `logitstore capture …` again with --top-k 64."
+        f"captured with --top-k 0, so without the entries that {loss.name} compares. Use "
+        f"{loss.other}, or run `logitstore capture …` again with --top-k 64."
     )
 
 
-def _no_ids(refused: _Refused) -> str:
+def _no_ids(loss: _Rejected) -> str:
     return (
-        f"captured with --no-ids, but {refused.name} must know which tokens the probabilities "
-        f"belong to. Use {refused.other}, or run `logitstore capture …` again without --no-ids."
+        f"captured with --no-ids, but {loss.name} must know which tokens the probabilities "
+        f"belong to. Use {loss.other}, or run `logitstore capture …` again without --no-ids."
     )
 
 
-def _other_temperature(refused: _Refused) -> str:
-    held = ", ".join(f"{t:g}" for t in (1.0, *refused.store.spec.temperatures))
-    asked = refused.options["temperature"]
+def _other_temperature(loss: _Rejected) -> str:
+    held = ", ".join(f"{t:g}" for t in (1.0, *loss.store.spec.temperatures))
+    asked = loss.options["temperature"]
     return (
-        f"holds temperature {held}, but --temperature is {asked:g}: what lies outside the entries "
-        f"is not known at another one. Run `logitstore capture …` again with --temperature "
-        f"{asked:g}, or train with one that the store holds."
+        f"holds temperature {held}, but --temperature is {asked:g}: the tail is not known at "
+        f"another one. Run `logitstore capture …` again with --temperature {asked:g}, or train "
+        "with one that the store holds."
     )
 
 
-def _no_tail(refused: _Refused) -> str:
+def _no_tail(loss: _Rejected) -> str:
     return (
-        "its entries were renormalised before they were imported, so what lies outside them is not "
-        f"known, and {refused.name} needs it. Use {refused.other}, or import a dump of "
-        "log-probabilities over the full vocabulary."
+        "its entries were renormalised before they were imported, so the tail is not known, and "
+        f"{loss.name} needs it. Use {loss.other}, or import a dump of log-probabilities over "
+        "the full vocabulary."
     )
 
 
-def _no_token_logprob(refused: _Refused) -> str:
+def _no_token_logprob(loss: _Rejected) -> str:
     return (
-        f"imported without the log-probability of every token, which {refused.name} needs. Use "
-        f"{refused.other}, or run `logitstore import …` again with --unlisted drop, which leaves "
+        f"imported without the log-probability of every token, which {loss.name} needs. Use "
+        f"{loss.other}, or run `logitstore import …` again with --unlisted drop, which leaves "
         "tokens out that are not in their lists."
     )
 
 
-def _without(arrays: str, flag: str) -> Callable[[_Refused], str]:
-    return lambda refused: (
-        f"captured without {flag.split()[0]}, so without {arrays}, which {refused.name} reads. Run "
-        f"`logitstore capture …` again with {flag}, or use {refused.other}."
+def _without(arrays: str, flag: str) -> Callable[[_Rejected], str]:
+    return lambda loss: (
+        f"captured without {flag.split()[0]}, so without {arrays}, which {loss.name} reads. Run "
+        f"`logitstore capture …` again with {flag}, or use {loss.other}."
     )
 
 
-_MESSAGES: dict[str, Callable[[_Refused], str]] = {
+_MESSAGES: dict[str, Callable[[_Rejected], str]] = {
     "same tokenizer": _other_tokenizer,
     "entries": _no_entries,
     "ids": _no_ids,
@@ -166,7 +166,7 @@ _MESSAGES: dict[str, Callable[[_Refused], str]] = {
 
 
 def teacher_name(store: Described) -> str:
-    """Say what the teacher was called when the store was captured."""
+    """Return the name that the teacher had when the store was captured."""
     return str(store.provenance.get("teacher") or "its teacher")
 
 

@@ -1,4 +1,4 @@
-"""Forward KL to a teacher of whom the head is known exactly and the tail by a few draws.
+"""Forward KL divergence to a teacher whose head is known exactly and its tail by a few draws.
 
 A store with draws holds, of each position, K tokens with their probabilities q and S draws, with
 replacement, from the mass u of all others. Each draw stands for u / S, so the target is
@@ -41,13 +41,15 @@ def sampled_kl(
     teacher_tail_N: Tensor,
     counts_ND: Tensor,
 ) -> Tensor:
-    """Loss per position in nats. Arithmetic is float32, or float64 if anything given is.
+    """Compute the loss per position in nats.
+
+    Arithmetic is float32, or float64 if any input is.
 
     Args:
         student_logprobs_NK: The student's, at the teacher's entries; anything in padding.
         student_draws_ND: The student's, at the ids drawn; anything in padding.
         teacher_logprobs_NK: The teacher's entries; -inf marks a padding slot.
-        teacher_tail_N: Log of the teacher's mass outside the entries; -inf for none.
+        teacher_tail_N: Log of the teacher's tail, its mass beyond the entries; -inf for none.
         counts_ND: How often each id was drawn; 0 marks a padding slot. A position without draws is
             compared in its entries alone.
 

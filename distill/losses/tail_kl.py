@@ -15,7 +15,7 @@ student's tail must come as a logsumexp over the other tokens: 1 - sum(p) cancel
 where the student is good.
 
 At a temperature T both sides are softmax(z / T) over their full vocabularies; a store gives the
-teacher's if T was captured. There is no factor T^2: it belongs into the loss's weight.
+teacher's if T was captured. There is no factor T^2: it belongs in the loss's weight.
 
 Refs: arXiv:2503.16870 (tail bucket), arXiv:2306.13649 (jsd), arXiv:2402.03898 (skew).
 Shape legend: N = positions, K = largest count of stored entries.
@@ -56,17 +56,20 @@ def tail_kl(
     teacher_tail_N: Tensor,
     kind: Kind = "forward",
 ) -> Tensor:
-    """Divergence per position in nats. Arithmetic is float32, or float64 if anything given is.
+    """Compute the divergence per position in nats.
+
+    Arithmetic is float32, or float64 if any input is.
 
     A student whose every token is an entry has no rest: the forward divergence then leaves out what
     the teacher put there, which no student could answer, and may be below zero by at most 1/e.
 
     Args:
-        student_logprobs_NK: The student's, at the teacher's entries; anything in padding.
-        student_rest_N: Log of the student's mass outside them; -inf for none.
-        teacher_logprobs_NK: The teacher's entries; -inf marks a padding slot.
-        teacher_tail_N: Log of the teacher's mass outside them; -inf for none.
-        kind: Which divergence.
+        student_logprobs_NK: The student's log-probabilities at the teacher's entries; padding is
+            not read.
+        student_rest_N: Log of the student's mass at all other tokens; -inf for none.
+        teacher_logprobs_NK: The log-probabilities of the entries; -inf marks a padding slot.
+        teacher_tail_N: Log of the teacher's tail; -inf for none.
+        kind: Which of the divergences above.
 
     Returns:
         (N,) loss. A row without any entry or tail is 0, with zero gradient.
@@ -94,7 +97,7 @@ def tail_kl(
 
 
 def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """sum a (log a - log b), where a bucket without a counts nothing and has no gradient."""
+    """Compute sum a (log a - log b); a bucket with a = 0 adds nothing and has no gradient."""
     has_a = log_a > -torch.inf
     # Not a `where` on the result: the gradient of 0 * inf is NaN in the branch not taken, too.
     log_a, log_b = log_a.masked_fill(~has_a, 0), log_b.masked_fill(~has_a, 0)
@@ -102,7 +105,7 @@ def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def _mixture(log_q: Tensor, log_p: Tensor, share: float) -> Tensor:
-    """log(share q + (1 - share) p); -inf, without gradient, where neither has any."""
+    """Compute log(share q + (1 - share) p); -inf, without gradient, where both are 0."""
     shares = log_q.new_tensor([share, 1 - share]).log()
     both = torch.stack([log_q + shares[0], log_p + shares[1]])
     has_any = (both.detach() > -torch.inf).any(0)
@@ -111,7 +114,7 @@ def _mixture(log_q: Tensor, log_p: Tensor, share: float) -> Tensor:
 
 
 def _arrays(aligned: Aligned, options: Options) -> Arrays:
-    """Take entries and tail at a temperature; each id is itself, or no token at all."""
+    """Take entries and tail at a temperature; an id maps to itself, or to no token."""
     tempered = aligned.at_temperature(options["temperature"])
     return {"index": aligned.last_label, **tempered.mapped_entries()}
 

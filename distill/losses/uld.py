@@ -38,7 +38,7 @@ from distill.losses.loss import (
     Teacher,
 )
 
-#: 1 - sum(p) is known to so many units of rounding: below that, s - u has no direction to push in.
+#: Rounding error of 1 - sum(p), in units of epsilon: a smaller s - u is noise, without a sign.
 ROUNDING = 16
 
 
@@ -50,7 +50,7 @@ def uld(
     student_log_scale_N: Tensor | None = None,
     teacher_log_scale_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Loss per position and its certified error, both in probability (0 to 2).
+    """Compute the loss per position and its certified error, both in probability (0 to 2).
 
     Where a record holds fewer than K entries, k is that record's: the student's mass beyond it is
     its tail. Arithmetic is float32, or float64 if anything given is.
@@ -59,7 +59,7 @@ def uld(
         student_logprobs_NK: The student's own K largest log-probabilities over its full vocabulary,
             sorted descending; -inf beyond a smaller vocabulary.
         teacher_logprobs_NK: The teacher's, sorted descending; -inf beyond the record's count.
-        teacher_tail_N: Log of the teacher's mass outside its entries; -inf for none.
+        teacher_tail_N: Log of the teacher's tail, its mass beyond the entries; -inf for none.
         student_log_scale_N: Sum of log-probabilities of the group's earlier tokens, student.
         teacher_log_scale_N: The same, teacher.
 

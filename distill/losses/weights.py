@@ -7,7 +7,7 @@ from logitstore.errors import InputError
 
 
 def parse_losses(text: str) -> dict[str, float]:
-    """`"uld:1.5,mapped_kl"` -> `{"uld": 1.5, "mapped_kl": 1.0}`; `"ce"` -> `{}`.
+    """Parse `--loss`: `"uld:1.5,mapped_kl"` is `{"uld": 1.5, "mapped_kl": 1.0}`, `"ce"` is `{}`.
 
     Raises:
         InputError: For an unknown or repeated name, or a weight that is not a number above 0.

@@ -41,10 +41,10 @@ _NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no pre
 _COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
 _LIGER = "it replaces the forward pass whose hidden states the losses read"
 
-#: Loggers that are named as the package is that brings them.
+#: Loggers that have the name of the package that they need.
 _PACKAGES = ("tensorboard", "trackio", "wandb")
 
-#: What torch would refuse in the first step, in its own words.
+#: Least values; with less, torch would fail in the first step, with a message of its own.
 _AT_LEAST = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
@@ -55,7 +55,7 @@ _AT_LEAST = {
 }
 
 #: TrainingArguments that would silently not work here, each with the reason.
-REFUSED = {
+REJECTED = {
     "average_tokens_across_devices": "every term is divided by its count over all devices, always",
     "batch_eval_metrics": _NO_PREDICTIONS,
     "debug": "it reads logits, and none are made here; a loss or gradient that is not finite stops "
@@ -107,10 +107,10 @@ class CachedTeacherConfig(LossFlags):
     """Everything TrainingArguments has, plus where the teacher's store is and what to do with it.
 
     Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False, and no
-    progress bar where stderr is no terminal.
+    progress bar where stderr is not a terminal.
 
     Raises:
-        InputError: For a missing or impossible value, and for every flag in `REFUSED`.
+        InputError: For a missing or impossible value, and for every flag in `REJECTED`.
     """
 
     store: str = field(
@@ -137,9 +137,7 @@ class CachedTeacherConfig(LossFlags):
     )
     max_length: int | None = field(
         default=None,
-        metadata={
-            "help": "Cut rows at so many student tokens. Default: what the student can read."
-        },
+        metadata={"help": "Cut rows at N student tokens. Default: what the student can read."},
     )
     packing: bool = field(
         default=False,
@@ -167,7 +165,7 @@ class CachedTeacherConfig(LossFlags):
     )
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     logging_steps: float = field(
-        default=10, metadata={"help": "Log every so many steps, or a fraction of all steps."}
+        default=10, metadata={"help": "Log every N steps, or a fraction of all steps."}
     )
     train_sampling_strategy: str = field(
         default="random",
@@ -188,28 +186,28 @@ class CachedTeacherConfig(LossFlags):
         if not self.store:
             raise InputError("--store is required: the store written by `logitstore capture`.")
         self._check_own()
-        self._refuse_what_would_not_work()
+        self._reject_unused_flags()
         if self.disable_tqdm is None and not sys.stderr.isatty():
             self.disable_tqdm = True  # a log file gets a plain line every --logging_steps
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns of it, and nothing would be pinned
-        self._refuse_accelerate_options()
+        self._reject_accelerate_options()
         self._check_loggers()
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weight of each distillation loss by name; empty for `ce`."""
+        """Return the weight of each distillation loss by name; empty for `ce`."""
         return parse_losses(self.loss)
 
     @property
     def loss_options(self) -> dict[str, Any]:
-        """Collect what losses are told besides their weights, by the names of their flags."""
+        """Collect the options of all losses, by the names of their flags."""
         return option_values({name: getattr(self, name) for name in all_options()})
 
     @property
     def checkpoint(self) -> str | bool | None:
-        """What to resume from: a folder, True for the last one of the output folder, or None."""
+        """Return the folder to resume from, True for the last in the output folder, or None."""
         flag = self.resume_from_checkpoint
         if not flag or str(flag).lower() in ("false", "no"):
             return None
@@ -266,13 +264,13 @@ class CachedTeacherConfig(LossFlags):
                 f"Leave {flag} out, or add {either}."
             )
 
-    def _refuse_what_would_not_work(self) -> None:
+    def _reject_unused_flags(self) -> None:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            # Empty is empty, whether None, "" or what TrainingArguments makes of it.
-            if each.name in REFUSED and (value or None) != (_default(each) or None):
+            # None, "" and the empty list that TrainingArguments makes of them all mean "not given".
+            if each.name in REJECTED and (value or None) != (_default(each) or None):
                 raise InputError(
-                    f"--{each.name} {value} would have no effect: {REFUSED[each.name]}. "
+                    f"--{each.name} {value} would have no effect: {REJECTED[each.name]}. "
                     f"Leave --{each.name} out."
                 )
         if self.train_sampling_strategy not in ("random", "group_by_length", "sequential"):
@@ -283,11 +281,11 @@ class CachedTeacherConfig(LossFlags):
             )
 
     def _check_loggers(self) -> None:
-        """After TrainingArguments has made a list of names of them."""
+        """Reject loggers that are not installed; TrainingArguments has made a list of the names."""
         known = set(INTEGRATION_TO_CALLBACK)
         here: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
         for name in self.report_to or ():
-            # Flyte is the one that does not say whether it is installed.
+            # Flyte alone is missing from the list of installed integrations even when it is there.
             if name not in known or name not in (*here, "flyte"):
                 if name in _PACKAGES:
                     raise InputError(
@@ -300,8 +298,8 @@ class CachedTeacherConfig(LossFlags):
                     f"{', '.join(here) or 'none'}. Use one of these, or --report_to none."
                 )
 
-    def _refuse_accelerate_options(self) -> None:
-        """After TrainingArguments has made objects of them."""
+    def _reject_accelerate_options(self) -> None:
+        """Reject options of accelerate that break the counts; TrainingArguments has parsed them."""
         accelerate: Any = self.accelerator_config
         if accelerate.dispatch_batches:
             raise InputError(
@@ -322,7 +320,7 @@ class CachedTeacherConfig(LossFlags):
 
 
 def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
-    """The configuration that flags, and the file after `--config`, ask for.
+    """Parse flags, and the file after `--config`, into the configuration of a run.
 
     Raises:
         InputError: For an unknown flag or key (names the nearest) and for a bad value.
@@ -335,7 +333,7 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
     in_file, from_file = files.parse_known_args(from_file)
     preset = chosen.preset or in_file.preset
-    first = _without_rivals(flags_of(preset), [*from_file, *flags]) if preset else []
+    first = _without_overridden(flags_of(preset), [*from_file, *flags]) if preset else []
     try:
         # The last of two flags wins, so the preset comes first, then the file.
         parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
@@ -344,36 +342,36 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     except InputError:
         raise
     except (ValueError, ImportError, OSError) as error:  # from TrainingArguments: already clear
-        says = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{says}. See `distill train --help`.") from error
+        message = " ".join(str(error).split()).rstrip(".")
+        raise InputError(f"{message}. See `distill train --help`.") from error
     config, student, *_, unknown = parsed
     if unknown:
         raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"), kind="usage")
     return config, student
 
 
-def _without_rivals(preset: list[str], said: Sequence[str]) -> list[str]:
-    """A preset without its schedule, or what only its loss has, where another one is said."""
-    names = {flag.split("=")[0].lstrip("-") for flag in said if flag[:2] == "--"}
+def _without_overridden(preset: list[str], given: Sequence[str]) -> list[str]:
+    """Drop from a preset its schedule if another is given, and its loss's options likewise."""
+    names = {flag.split("=")[0].lstrip("-") for flag in given if flag[:2] == "--"}
     schedules = {"one_cycle", "lr_scheduler_type", "warmup_steps"}
     if "one_cycle" in names or (
         names & schedules and any(flag.startswith("--one_cycle") for flag in preset)
     ):
         names |= schedules
-    names |= all_options().keys() - _read_by(said) if "loss" in names else set()
+    names |= all_options().keys() - _read_by(given) if "loss" in names else set()
     return [flag for flag in preset if flag.split("=")[0][2:] not in names]
 
 
-def _read_by(said: Sequence[str]) -> set[str]:
-    """List the options of the losses which the last `--loss` names."""
-    flags = [part for flag in said for part in flag.split("=", 1)]
+def _read_by(given: Sequence[str]) -> set[str]:
+    """List the options of the losses that the last `--loss` names."""
+    flags = [part for flag in given for part in flag.split("=", 1)]
     last = len(flags) - 1 - flags[::-1].index("--loss")
     names = parse_losses(flags[last + 1]) if last + 1 < len(flags) else {}
     return {option.name for name in names for option in all_losses()[name].options}
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
+    """An HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -391,9 +389,9 @@ class _Parser(HfArgumentParser):
         self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
 
     def add_argument(self, *names: str, **more: Any) -> Any:
-        """Declare a flag without its twin with hyphens: `parse` reads both spellings as one."""
-        is_twin = {name: with_underscores(name) != name for name in names}
-        return super().add_argument(*(name for name in names if not is_twin[name]), **more)
+        """Declare a flag with underscores alone: `parse` converts the spelling with hyphens."""
+        spelt = [name for name in names if with_underscores(name) == name]
+        return super().add_argument(*spelt, **more)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}. See `distill train --help`.", kind="usage")
@@ -402,13 +400,13 @@ class _Parser(HfArgumentParser):
         return [action.dest for action in self._actions]
 
     def flags_of(self, path: Path) -> list[str]:
-        """The file's keys as flags, so that both go through the same types and checks."""
+        """Turn a file's keys into flags, so that both go through the same types and checks."""
         try:
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            says = " ".join(str(error).split())
+            why = " ".join(str(error).split())
             raise InputError(
-                f"--config {path}: cannot be read as YAML ({says}). Give a file of lines such as "
+                f"--config {path}: cannot be read as YAML ({why}). Give a file of lines such as "
                 "`learning_rate: 1e-4`."
             ) from error
         if not isinstance(loaded, dict):
@@ -428,7 +426,7 @@ class _Parser(HfArgumentParser):
 
 
 def _as_flags(name: str, value: object) -> list[str]:
-    """`--name=value`, in the form that survives values which look like flags themselves."""
+    """Write `--name=value`, a form that is also right for values that look like flags."""
     if value is None:  # YAML's null: the default
         return []
     if isinstance(value, list):

@@ -1,7 +1,8 @@
-"""The terms of the training loss, one value a position, before any reduction.
+"""The terms of the training loss, one value per position, before any reduction.
 
-Between the batch (:mod:`distill.data.dataset`), which knows where the teacher's pairs lie, and the
-losses, which know nothing but aligned rows: what to ask of the student, and which row goes where.
+This file connects the batch (:mod:`distill.data.dataset`), which knows the label of each of the
+teacher's pairs, with the losses, which see aligned rows only. It makes the query to the student's
+head, and passes each row of the answer to the loss that asked for it.
 
 Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = ids that a loss asks for.
 """
@@ -21,12 +22,12 @@ Batch = Mapping[str, Any]
 
 
 class Term(NamedTuple):
-    """One term of the loss at every position that has it.
+    """A term of the loss, at every position that has it.
 
     Attributes:
         values_P: (P,) with gradient.
-        index_P: (P,) the label that each value lies on.
-        bound_P: (P,) how far the live teacher's value can be from it, at most.
+        index_P: (P,) the label that each value belongs to.
+        bound_P: (P,) the most by which the value against the live teacher can differ from it.
     """
 
     values_P: Tensor
@@ -35,7 +36,7 @@ class Term(NamedTuple):
 
 
 def unpacked(batch: Batch) -> dict[str, Any]:
-    """A batch that has come to the device as its terms read it: rectangles, and int64 to index by.
+    """Unpack a batch on the device into rectangles, with int64 where it indexes.
 
     A batch travels at the size of the records it was made of, see :mod:`distill.data.ragged`.
     """
@@ -87,7 +88,7 @@ def _lookup(ask: Ask, ids_PK: Tensor, index_P: Tensor, labels: int) -> Lookup:
 def terms_of(
     teacher: Mapping[str, Mapping[str, Tensor]], answer: HeadAnswer, options: Options
 ) -> dict[str, Term]:
-    """`ce` first, then a term for each loss of the batch, or of a piece of it, in its order."""
+    """Compute `ce`, then the term of each loss of the batch or of a piece of it, in its order."""
     ce_N = -answer.label_logprob_N
     terms = {"ce": _term(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
     # Autocast around the model's forward would take matrix products of a loss in half precision,
@@ -100,7 +101,7 @@ def terms_of(
 
 
 def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
-    """Make a term; where no bound is certified, what was cut off is no part of the target."""
+    """Make a term; its bound is 0 for a loss whose target does not include what was cut off."""
     if isinstance(values, tuple):
         values_P, bound_P = values
         return Term(values_P, index_P, bound_P)
@@ -108,7 +109,7 @@ def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
 
 
 def placed(terms: Mapping[str, Term], start: int) -> dict[str, Term]:
-    """The terms of a piece as the batch counts its labels, without gradient."""
+    """Renumber the labels of a piece's terms as in the batch, and drop their gradient."""
     return {
         name: Term(term.values_P.detach(), term.index_P + start, term.bound_P)
         for name, term in terms.items()
@@ -116,7 +117,7 @@ def placed(terms: Mapping[str, Term], start: int) -> dict[str, Term]:
 
 
 def joined(shares: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
-    """The terms of a batch from those of its pieces."""
+    """Join the terms of all pieces of a batch."""
     return {
         name: Term(*(torch.cat(parts) for parts in zip(*(s[name] for s in shares), strict=True)))
         for name in shares[0]
@@ -124,17 +125,21 @@ def joined(shares: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
 
 
 def bad_rows(terms: Mapping[str, Term], batch: Batch) -> list[int]:
-    """The dataset rows with a value that is not finite; all of them if only their sum is not."""
+    """List the dataset rows with a value that is not finite; all if only their sum is not."""
     example_N, bad = batch["example"], torch.zeros(len(batch["aligned"]), dtype=torch.bool)
     for term in terms.values():
         bad_P = ~torch.isfinite(term.values_P.detach())
         bad[example_N[term.index_P[bad_P]].cpu()] = True
-    found: list[int] = batch["row"].cpu()[bad if bool(bad.any()) else ~bad].tolist()
-    return found
+    rows: list[int] = batch["row"].cpu()[bad if bool(bad.any()) else ~bad].tolist()
+    return rows
 
 
 def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
-    """(B, 3 * terms + 1): value, bound and count of each term, then aligned labels, of each row."""
+    """Sum up, for each row, the value, bound and count of each term, and its aligned labels.
+
+    Returns:
+        (B, 3 * terms + 1).
+    """
     example_N, size = batch["example"], len(batch["aligned"])
     columns = [
         each_P.new_zeros(size).index_add(0, example_N[term.index_P], each_P.detach())
@@ -147,7 +152,7 @@ def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
 def named(
     means: Mapping[str, float], bounds: Mapping[str, float], weights: Mapping[str, float]
 ) -> dict[str, float]:
-    """Means of the terms under the names they are logged by."""
+    """Name the means of the terms as they are logged."""
     report = {f"{name}_loss": mean for name, mean in means.items()}
     if weights:
         report["kd_loss"] = sum(weight * means[name] for name, weight in weights.items())

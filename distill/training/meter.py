@@ -1,4 +1,4 @@
-"""What a training run logs: means over the steps since the last log, and the time they took."""
+"""The figures that a training run logs: means over the steps since the last log, and times."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -12,9 +12,9 @@ from logitstore.text.token_ids import NO_LABEL
 
 
 class Meter:
-    """Adds up micro-batches. Sums stay on the device until asked for: nothing here waits for it.
+    """A sum over micro-batches, kept on the device until `report`, so that nothing waits for it.
 
-    A step runs from :meth:`start` to :meth:`stop`; evaluation and checkpoints lie outside.
+    A step runs from :meth:`start` to :meth:`stop`; evaluation and checkpoints are not part of one.
 
     Args:
         terms: Names of the terms of the loss, in order.
@@ -25,7 +25,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """As new: a training begins."""
+        """Clear all sums and totals, when a training begins."""
         self._total_tokens = self._total_s = 0.0
         self._total_skipped = self._total_changed = self._total_unaligned = 0.0
         self._started: float | None = None
@@ -36,17 +36,17 @@ class Meter:
         self._steps, self._wait_s, self._busy_s = 0, 0.0, 0.0
 
     def start(self) -> None:
-        """A step begins, by asking the store for its data."""
+        """Note the time at which a step begins to wait for its data."""
         self._started = time.perf_counter()
 
     def received(self) -> None:
-        """The data of the step is here."""
+        """Note the time at which the data of the step has come."""
         assert self._started is not None
         self._wait_s += time.perf_counter() - self._started
         self._steps += 1
 
     def stop(self) -> None:
-        """The weights have been updated (or there was no step to update them in)."""
+        """Note the time at which a step ends; without a step, do nothing."""
         if self._started is not None:
             self._busy_s += time.perf_counter() - self._started
         self._started = None
@@ -54,7 +54,7 @@ class Meter:
     def add(
         self, batch: Mapping[str, Any], means: Sequence[Tensor], bounds: Sequence[Tensor]
     ) -> None:
-        """A micro-batch's share of the means of its step, on this process."""
+        """Add a micro-batch's share of the means of its step, on this process."""
         rows = len(batch["aligned"])
         has_label = torch.bincount(batch["example"], minlength=rows) > 0
         facts = [
@@ -69,9 +69,9 @@ class Meter:
         self._sums = sums if self._sums is None else self._sums + sums
 
     def report(self, accelerator: Any, weights: Mapping[str, float]) -> dict[str, float]:
-        """Means over steps and processes since the last report; empty if there was no step.
+        """Compute means over steps and processes since the last report; empty without a step.
 
-        Every process must call it: it gathers.
+        Every process must call it, since it gathers from all of them.
         """
         if self._sums is None:
             return {}
@@ -103,7 +103,7 @@ class Meter:
         return report
 
     def totals(self) -> dict[str, float]:
-        """Of everything reported since the training began."""
+        """Return the totals of all reports since the training began."""
         return {
             "train_tokens": self._total_tokens,
             "train_tokens_per_second": self._total_tokens / max(self._total_s, 1e-9),

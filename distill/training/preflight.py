@@ -1,4 +1,4 @@
-"""What is checked before a run begins, so that a bad request costs nothing and leaves nothing."""
+"""Checks before a run begins, so that a bad request costs no time and leaves no files."""
 
 import hashlib
 import json
@@ -21,11 +21,11 @@ from logitstore.text.tokenizer import ByteTokenizer
 
 log = logging.getLogger(__name__)
 
-#: In every checkpoint: what it was trained on.
+#: A file in every checkpoint, with the store and the settings that it was trained with.
 ORIGIN_FILE = "distill.json"
 _ORIGIN_KEYS = ("store_digest", "sequences")
-#: Flags that say what the steps of a run compute, besides those of losses. Lengths of runs may be
-#: changed.
+#: Flags that decide what the steps of a run compute, besides the options of losses. The length of
+#: a run is not among them: it may be changed.
 _COMPUTED = (
     "loss",
     "ce_weight",
@@ -40,9 +40,9 @@ _COMPUTED = (
     "bf16",
     "fp16",
 )
-#: Flags whose values a checkpoint brings along with the states of optimizer and schedule: another
-#: one would be replaced by the old without a word.
-_BROUGHT_ALONG = (
+#: Flags whose values a checkpoint restores with the states of optimizer and schedule: a new value
+#: would be silently replaced by the old one.
+_RESTORED = (
     "optim",
     "learning_rate",
     "weight_decay",
@@ -54,14 +54,18 @@ _BROUGHT_ALONG = (
     "warmup_steps",
     "one_cycle",
 )
-#: Likewise, but only of a schedule that knows its end from the beginning.
+#: Flags that are restored only with a schedule that depends on the number of steps.
 _LENGTHS = ("max_steps", "num_train_epochs")
 
 
 def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
-    """Flags that ask for an evaluation, when there is no store for it."""
+    """Reject flags that ask for an evaluation when there is no store for it.
+
+    Raises:
+        InputError: A flag asks for one.
+    """
     for flag, is_asked in (
-        # An enum that is also a string, though its annotation says only the latter.
+        # `eval_strategy` is an enum that is also a string, though its annotation says str.
         (
             f"--eval_strategy {IntervalStrategy(args.eval_strategy).value}",
             args.eval_strategy != "no",
@@ -74,42 +78,43 @@ def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
 
 
 def check_eval_store(held_out: Described, store: Described, args: CachedTeacherConfig) -> None:
-    """Figures on held-out text mean something beside those of training, or none are taken.
+    """Check that figures on held-out text can be compared with those of training.
 
-    A hub's teacher and the same in a folder have different fingerprints, so that of another one
-    must also have another name or tokenizer.
+    A teacher from the hub and the same one in a folder have different fingerprints, so the teacher
+    counts as another one only if its name or its tokenizer differs too.
 
-    The same rows may be wanted, to see a student overfit, so they are only told of.
+    Evaluating on the training store is allowed, to watch a student overfit, but logs a warning.
 
     Raises:
-        MismatchError: It is of another teacher.
+        MismatchError: The held-out store has another teacher.
     """
     if held_out.digest == store.digest:
         log.warning(
             "--eval_store %s: holds what --store does, so its figures say how well the student "
-            "knows its own lessons, and nothing of other text.",
+            "knows its training text, and nothing about other text.",
             held_out.path,
         )
-    theirs, ours = (each.spec.teacher.get("fingerprint") for each in (held_out, store))
-    names = [teacher_name(each) for each in (held_out, store)]
+    held_out_teacher, teacher = (s.spec.teacher.get("fingerprint") for s in (held_out, store))
+    names = [teacher_name(s) for s in (held_out, store)]
     same_tokenizer = held_out.spec.tokenizer_fingerprint == store.spec.tokenizer_fingerprint
-    if theirs == ours or (same_tokenizer and len({Path(name).name for name in names}) == 1):
+    same_name = len({Path(name).name for name in names}) == 1
+    if held_out_teacher == teacher or (same_tokenizer and same_name):
         return
     if args.loss_weights:
         raise MismatchError(
-            f"{held_out.path}: its teacher is {names[0]} ({str(theirs)[:8]}…), but that of "
-            f"{store.path} is {names[1]} ({str(ours)[:8]}…): --loss {args.loss} would be measured "
-            "against one and trained against the other. Capture the held-out text with the teacher "
-            "of the training store, or leave --eval_store out."
+            f"{held_out.path}: its teacher is {names[0]} ({str(held_out_teacher)[:8]}…), but that "
+            f"of {store.path} is {names[1]} ({str(teacher)[:8]}…): --loss {args.loss} would be "
+            "measured against one and trained against the other. Capture the held-out text with "
+            "the teacher of the training store, or leave --eval_store out."
         )
 
 
 def check_no_template(args: CachedTeacherConfig, store: StorePath) -> None:
-    """Flags about chat templates, when there are no conversations."""
+    """Reject flags about chat templates when the rows are not conversations."""
     for flag in ("chat_template_path", "chat_template_kwargs"):
         if getattr(args, flag) is not None:
             raise InputError(
-                f"{store}: its rows are no conversations, so --{flag} {getattr(args, flag)} would "
+                f"{store}: its rows are not conversations, so --{flag} {getattr(args, flag)} would "
                 f"have no effect. Leave it out."
             )
 
@@ -117,7 +122,7 @@ def check_no_template(args: CachedTeacherConfig, store: StorePath) -> None:
 def check_student(
     model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
 ) -> None:
-    """What would otherwise end as an index error, or as wrong numbers, in the first step."""
+    """Reject what would fail with an index error, or give wrong numbers, in the first step."""
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs but one process: torch.nn.DataParallel would copy the model for "
@@ -130,79 +135,90 @@ def check_student(
 def check_checkpoint(
     checkpoint: str | bool, output_dir: str, origin: dict[str, Any], store: StorePath
 ) -> None:
-    """Going on from it must mean going on with the same data."""
-    found = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
-    if found is None or not Path(found).is_dir():
+    """Check that a run resumed from a checkpoint sees the same data with the same settings.
+
+    Args:
+        checkpoint: The folder; True for the last one in `output_dir`.
+        output_dir: The output folder of the run.
+        origin: The run's store, rows and settings, in the form that `ORIGIN_FILE` has.
+        store: The run's store, for messages.
+
+    Raises:
+        InputError: There is no checkpoint, or a file of it is damaged.
+        MismatchError: It was trained on other data or with other settings.
+    """
+    folder = checkpoint if isinstance(checkpoint, str) else _last_checkpoint(output_dir)
+    if folder is None or not Path(folder).is_dir():
         raise InputError(
-            f"{found or output_dir}: holds no checkpoint to resume from. Leave "
+            f"{folder or output_dir}: holds no checkpoint to resume from. Leave "
             "--resume_from_checkpoint out to start anew, or name a checkpoint-N folder."
         )
-    path = Path(found) / ORIGIN_FILE
+    path = Path(folder) / ORIGIN_FILE
     if not path.is_file():
         raise MismatchError(
-            f"{found}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
-            f"anew from its weights: --model_name_or_path {found}."
+            f"{folder}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
+            f"anew from its weights: --model_name_or_path {folder}."
         )
-    _check_whole(Path(found))
+    _check_whole(Path(folder))
     before = json.loads(path.read_text(encoding="utf-8"))
     if any(before[key] != origin[key] for key in _ORIGIN_KEYS):
         raise MismatchError(
-            f"{found}: trained on store {before['store_digest'][:12]} with {before['sequences']:,} "
-            f"sequences, but {store} is {origin['store_digest'][:12]} with "
+            f"{folder}: trained on store {before['store_digest'][:12]} with "
+            f"{before['sequences']:,} sequences, but {store} is {origin['store_digest'][:12]} with "
             f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
-            f"--store, or start anew from its weights: --model_name_or_path {found}."
+            f"--store, or start anew from its weights: --model_name_or_path {folder}."
         )
-    _check_settings(found, before.get("settings", {}), origin.get("settings", {}))
+    _check_settings(folder, before.get("settings", {}), origin.get("settings", {}))
 
 
 def settings_of(args: CachedTeacherConfig, chat_template: object = None) -> dict[str, Any]:
-    """What a run that goes on from a checkpoint must have in common with the one before, as JSON.
+    """Collect what a resumed run must have in common with the run before, as JSON.
 
-    Sequences in a step, since a checkpoint counts steps: with as many, another number of processes
-    goes on with the same rows.
+    The number of sequences in a step is included, since a checkpoint counts steps: if it is the
+    same, a run on another number of processes goes on with the same rows.
 
     Args:
-        args: The run.
-        chat_template: What the student reads conversations by; None: there are none.
+        args: The run's configuration.
+        chat_template: The student's chat template; None if the rows are not conversations.
     """
     per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     flags = [
         *_COMPUTED,
         *args.loss_options,
-        *_BROUGHT_ALONG,
+        *_RESTORED,
         *(_LENGTHS if args.one_cycle is not None else ()),
     ]
     template = chat_template and hashlib.sha256(repr(chat_template).encode()).hexdigest()
-    found = {"sequences_per_step": per_step, "chat_template": template}
-    found |= {name: getattr(args, name) for name in flags}
-    as_json: dict[str, Any] = json.loads(json.dumps(found))  # as it will be read again
+    settings = {"sequences_per_step": per_step, "chat_template": template}
+    settings |= {name: getattr(args, name) for name in flags}
+    as_json: dict[str, Any] = json.loads(json.dumps(settings))  # as a resumed run will read it
     return as_json
 
 
-def _check_settings(found: str, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _check_settings(folder: str, before: dict[str, Any], now: dict[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name, value) == value:
             continue
         why = "it would be neither run"
-        if name in _BROUGHT_ALONG + _LENGTHS:
+        if name in _RESTORED + _LENGTHS:
             why = "the checkpoint brings the old value along, and yours would have no effect"
         if name == "sequences_per_step":
-            said = (
+            difference = (
                 f"steps of {before[name]} sequences, but this run has {value} (processes x "
                 "--per_device_train_batch_size x --gradient_accumulation_steps)"
             )
         elif name == "chat_template":
-            said = "another chat template (--chat_template_path, or the student's own)"
+            difference = "another chat template (--chat_template_path, or the student's own)"
         else:
-            said = f"--{name} {before[name]}, but this run has {value}"
+            difference = f"--{name} {before[name]}, but this run has {value}"
         raise MismatchError(
-            f"{found}: trained with {said}: {why}. Give the same, or start anew from its weights: "
-            f"--model_name_or_path {found}."
+            f"{folder}: trained with {difference}: {why}. Give the same, or start anew from its "
+            f"weights: --model_name_or_path {folder}."
         )
 
 
 def _check_whole(checkpoint: Path) -> None:
-    """Reads what says of a file that it was cut off, and no weights."""
+    """Read the part of each file that shows whether it was cut off, and no weights."""
     path = checkpoint
     try:
         for path in sorted(checkpoint.iterdir()):

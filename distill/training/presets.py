@@ -1,7 +1,7 @@
-"""Settings that belong together, each with where it is from: `distill train --preset NAME`.
+"""Settings that belong together, each with its source: `distill train --preset NAME`.
 
-A preset is flags that come before all others, so what a `--config` file or the command line says
-wins. `distill train --preset NAME --help` lists them.
+A preset is a list of flags that come before all others, so a `--config` file and the command line
+override them. `distill train --preset NAME --help` lists them.
 
 `uld_paper` is the training of arXiv:2402.12030 as its authors published it in code
 (github.com/Nicolas-BZRD/llm-recipes); the loss, its weight and its temperature are in the paper
@@ -28,7 +28,7 @@ _ZEPHYR = "Zephyr's fine-tune (arXiv:2310.16944; alignment-handbook, sft/config_
 
 
 class Setting(NamedTuple):
-    """One flag of a preset, as it would be typed, and its source."""
+    """A flag of a preset, as it would be typed, and its source."""
 
     flag: str
     value: str
@@ -70,10 +70,10 @@ PRESETS: dict[str, tuple[Setting, ...]] = {
 
 
 def flags_of(name: str) -> list[str]:
-    """The preset as flags.
+    """Return a preset as flags.
 
     Raises:
-        InputError: There is none of that name.
+        InputError: There is no preset of that name.
     """
     if name not in PRESETS:
         raise InputError(
@@ -83,7 +83,7 @@ def flags_of(name: str) -> list[str]:
 
 
 def described(names: Sequence[str] = tuple(PRESETS)) -> str:
-    """Every flag of the presets with its source, for people."""
+    """Format every flag of the presets with its source, for people."""
     lines = []
     for name in names:
         lines.append(f"--preset {name}")

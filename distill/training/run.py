@@ -21,7 +21,7 @@ from logitstore.errors import InputError
 
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
-    """Trains the student, saves it to `config.output_dir`, and returns the run object.
+    """Train the student, save it to `config.output_dir`, and return the run object.
 
     Raises:
         LogitStoreError: Before anything is written, for whatever could not be trained on.
@@ -81,7 +81,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
 
 
 def _teacher(store: Store) -> dict[str, Any]:
-    """What the card says of the teacher and its store."""
+    """Collect what the model card shows about the teacher and its store."""
     return {
         "name": store.provenance.get("teacher"),
         "revision": store.provenance.get("revision"),
@@ -96,16 +96,16 @@ def _check_output(folder: Path, *, resuming: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder}: is a file. Name a folder, new or empty.")
     check_writable(folder)
-    found = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
-    if not found or resuming:
+    entries = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if not entries or resuming:
         return
-    if any(name.startswith("checkpoint-") for name in found):
+    if any(name.startswith("checkpoint-") for name in entries):
         raise InputError(
             f"--output_dir {folder}: holds checkpoints of an earlier run. Go on from the last one "
             "with --resume_from_checkpoint true, or name another folder."
         )
     raise InputError(
-        f"--output_dir {folder}: expected a new or empty folder, found {len(found)} entries "
-        f"({', '.join(found[:3])}{', …' if len(found) > 3 else ''}). Name another folder, or "
+        f"--output_dir {folder}: expected a new or empty folder, found {len(entries)} entries "
+        f"({', '.join(entries[:3])}{', …' if len(entries) > 3 else ''}). Name another folder, or "
         "delete it."
     )

@@ -295,7 +295,7 @@ class CachedTeacherTrainer(Trainer):
         if not bool(torch.isfinite(loss)):
             parts = ", ".join(f"{name} {mean.item():g}" for name, mean in means.items())
             raise InputError(
-                f"step {self.state.global_step + 1}, {_said(bad_rows(terms, inputs))}: the loss is "
+                f"step {self.state.global_step + 1}, {_rows(bad_rows(terms, inputs))}: the loss is "
                 f"{loss.item():g} ({parts}); training stopped before this step touched the "
                 "weights. Lower --learning_rate or raise --warmup_steps; with --fp16, try --bf16."
             )
@@ -305,7 +305,7 @@ class CachedTeacherTrainer(Trainer):
         # With fp16, infinite gradients are how the loss scaler finds its scale.
         if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
             raise InputError(
-                f"step {self.state.global_step + 1}, {_said(self._rows)}: the gradient norm is "
+                f"step {self.state.global_step + 1}, {_rows(self._rows)}: the gradient norm is "
                 f"{torch.as_tensor(norm).item():g} though the loss is finite; training stopped "
                 "before this step touched the weights. Lower --learning_rate; with --bf16, try "
                 "without."
@@ -317,8 +317,8 @@ class CachedTeacherTrainer(Trainer):
 
         DeepSpeed would also round the teacher's float32 to the model's dtype.
         """
-        own = ("teacher", "pieces")
-        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in own})
+        ours = ("teacher", "pieces")
+        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in ours})
         teacher = {
             name: {key: array.to(self.args.device) for key, array in arrays.items()}
             for name, arrays in inputs["teacher"].items()
@@ -438,7 +438,7 @@ class CachedTeacherTrainer(Trainer):
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 
     def _evaluated_sums(self) -> Tensor:
-        assert self._eval_sums is not None  # a dataset without rows is refused when it is made
+        assert self._eval_sums is not None  # a dataset without rows is rejected when it is made
         return self._eval_sums
 
     # ---- checkpoints ----
@@ -480,8 +480,8 @@ class CachedTeacherTrainer(Trainer):
         }
 
 
-def _said(rows: Sequence[int]) -> str:
-    """Name rows of the dataset in a message: the first of them where they are many."""
+def _rows(rows: Sequence[int]) -> str:
+    """Name rows of the dataset in a message: if there are many, the first eight."""
     shown = ", ".join(f"{row:,}" for row in rows[:8]) + (", …" if len(rows) > 8 else "")
     return f"row{'' if len(rows) == 1 else 's'} {shown} of the dataset"
 

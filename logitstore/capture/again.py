@@ -1,4 +1,4 @@
-"""Run a capture again from what its store recorded of it."""
+"""A capture run again with the settings that its store has recorded, for `repair --capture`."""
 
 from logitstore.capture.settings import CaptureSettings
 from logitstore.errors import InputError
@@ -7,11 +7,11 @@ from logitstore.storage.paths import StorePath
 
 
 def capture_again(path: StorePath) -> None:
-    """Redo what is missing, with the teacher, dataset and settings that the store was begun with.
+    """Capture what is missing with the teacher, dataset and settings that the store began with.
 
     Raises:
-        InputError: The store does not say, or they are not where they were.
-        MismatchError: They are there, but not the same.
+        InputError: The store has not recorded them, or teacher or dataset cannot be found.
+        MismatchError: Teacher or dataset has changed.
     """
     provenance = StoreHeader.read(path).provenance
     settings = provenance.get("settings")

@@ -1,8 +1,10 @@
-"""Run the teacher pass with checked settings, or estimate what it would do.
+"""The entry to a capture: run the teacher over a dataset, or estimate what that would do.
 
-Resumable by construction: what each shard holds is fixed before the first is written, a shard is
-either committed whole or not there, and a run does the missing ones; see `process.py` for the
-doing.
+`run_capture` prepares a task (`task.py`: teacher, rows, plan of shards), chooses how processes
+share it (`process.py`), and each of them runs the teacher and writes shards (`shard_worker.py`).
+
+A capture can always be resumed: the content of each shard is fixed before the first is written, a
+shard is either committed whole or absent, and a run writes the shards that are missing.
 """
 
 import os
@@ -38,7 +40,7 @@ def run_capture(
     log_json: str | os.PathLike[str] | None = None,
     ranks: Ranks | None = None,
 ) -> LogitStore:
-    """Run the teacher over a dataset and write a store; `logitstore.capture` says the rest."""
+    """Run the teacher over a dataset and write a store; see `logitstore.capture`."""
     place = to_write(out)
     with stopper() as signals:
         ranks = find_ranks() if ranks is None else ranks
@@ -55,12 +57,12 @@ def run_preview(
     out: str | os.PathLike[str] | StorePath | None,
     settings: CaptureSettings,
 ) -> Forecast:
-    """Estimate what `run_capture` would do; `logitstore.capture.preview` says the rest."""
+    """Estimate what `run_capture` would do; see `logitstore.capture.preview`."""
     place = None if out is None else to_write(out)
     task = prepare(os.fspath(teacher), dataset, settings)
     missing = list(range(task.plan.shard_count))
     budget: int | None = None
-    if place is not None and (place / SPEC_FILE).exists():  # then nothing is begun
+    if place is not None and (place / SPEC_FILE).exists():  # a writer would otherwise begin a store
         writer = _writer(task, place)
         missing, budget = writer.missing(), task.budget(writer)
     elif place is not None:
@@ -77,7 +79,10 @@ def run_preview(
 
 
 def _writer(task: Task, out: StorePath, budget: int | None = None) -> StoreWriter:
-    """Begin the store if it is not there yet; `budget` is what was found to fit in a batch."""
+    """Make a writer, which begins the store if it does not exist.
+
+    `budget` is the number of tokens that was found to fit in a batch; None: as the task says.
+    """
     provenance = task.provenance
     if budget is not None:
         provenance = provenance | {"tokens_per_batch": budget}

@@ -1,4 +1,4 @@
-"""Say how a teacher writes completions; checked before anything is loaded."""
+"""The settings by which a teacher writes completions, checked before anything is loaded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ from typing import Any
 from logitstore.errors import InputError
 
 DEFAULT_MAX_NEW_TOKENS = 512
-#: About the bytes of text of a token; only used to cut shards of a likely size.
+#: Bytes of text of a token, about; only used to cut shards of a suitable size.
 _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Holds the settings of generation, under the names that `transformers` gives them.
+    """The settings of generation, under the names that `transformers` uses.
 
     Attributes:
-        max_new_tokens: Tokens of a completion at most, its end included.
+        max_new_tokens: The most tokens of a completion, its end included.
         temperature: 0: always the most probable token, as with `do_sample=False`.
         top_k: Sample from the `top_k` most probable tokens; 0: from all.
         top_p: Sample from the fewest most probable tokens whose probabilities sum to `top_p`.
@@ -59,7 +59,7 @@ class Sampling:
         stop: Sequence[str],
         seed: int | None,
     ) -> "Sampling":
-        """Read the flags, of which None is one left out.
+        """Make settings of flags; None is a flag that was left out.
 
         Raises:
             InputError: A value that is out of range, or a flag without effect.

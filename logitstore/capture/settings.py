@@ -17,7 +17,7 @@ from logitstore.format.spec import CODECS
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
 
-#: Of `tokens_per_batch`: to be found out before the first shard.
+#: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
 AUTO = "auto"
 ON_NAN = ("stop", "skip")
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
@@ -36,10 +36,10 @@ PANELS = (_TEACHER, _DATA, _KEPT, _WRITTEN, _RUNNING)
 
 @dataclass(frozen=True, kw_only=True)
 class CaptureSettings:
-    """The arguments of `logitstore.capture` behind teacher, dataset and folder.
+    """The arguments of `logitstore.capture` besides teacher, dataset and folder.
 
-    What `is_recorded=False` says is of this machine and this run, not of the store. Least of all
-    is whether to run a model's code: that is for the user to say, every time, and not for a file.
+    A setting with `is_recorded=False` belongs to this machine and this run, not to the store. One
+    of them is whether to run a model's code: the user must decide that every time, not a file.
     """
 
     top_k: int = setting(
@@ -52,7 +52,7 @@ class CaptureSettings:
     max_tail: float | None = setting(
         None,
         _KEPT,
-        "Keep only as many entries as leave at most this probability outside them (never more "
+        "Keep only as many entries as leave at most this probability to the tail (never more "
         "than `top_k`).",
         metavar="P",
         unset="keep all",
@@ -269,15 +269,15 @@ class CaptureSettings:
     )
 
     def recorded(self) -> dict[str, Any]:
-        """Select what decides a store, as JSON: for `logitstore repair STORE --capture`."""
+        """Select the settings that decide a store, as JSON, for `logitstore repair --capture`."""
         return {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
 
     @classmethod
     def from_recorded(cls, recorded: Mapping[str, Any]) -> Self:
-        """Read settings out of a store, which anybody may have written: take nothing else from it.
+        """Make settings of those recorded in a store, and of no others: it may be a stranger's.
 
         Raises:
-            InputError: They are not what `recorded` gives.
+            InputError: A name is not one that `recorded` returns.
         """
         known = {f.name for f in fields(cls)} - NOT_RECORDED
         if unknown := sorted(set(recorded) - known):
@@ -288,7 +288,7 @@ class CaptureSettings:
         return cls(**recorded)
 
     def check(self) -> None:
-        """Reject what no teacher and no dataset could make sense of.
+        """Reject values that are wrong for every teacher and dataset.
 
         Raises:
             InputError: Names the flag.
@@ -318,11 +318,11 @@ class CaptureSettings:
             pcodec_library()
 
     def _check_tokens_per_batch(self) -> None:
-        asked = self.tokens_per_batch
-        if isinstance(asked, str) and asked != AUTO:
-            raise InputError(f"--tokens-per-batch is {asked}, expected a number or {AUTO}.")
-        if isinstance(asked, int) and asked < 1:
-            raise InputError(f"--tokens-per-batch is {asked}, expected 1 or more.")
+        tokens = self.tokens_per_batch
+        if isinstance(tokens, str) and tokens != AUTO:
+            raise InputError(f"--tokens-per-batch is {tokens}, expected a number or {AUTO}.")
+        if isinstance(tokens, int) and tokens < 1:
+            raise InputError(f"--tokens-per-batch is {tokens}, expected 1 or more.")
 
     def _check_draws(self) -> None:
         if not 0 <= self.draws <= _MAX_DRAWS:
@@ -352,15 +352,15 @@ class CaptureSettings:
 
     @property
     def is_random(self) -> bool:
-        """Tell whether what is stored depends on the seed."""
+        """Tell whether the records depend on the seed."""
         return self.draws > 0 or (self.generate and bool(self.generate_temperature))
 
     @property
     def sampling(self) -> Sampling | None:
-        """Say how completions are written; None if the dataset has them.
+        """Return how completions are written; None if the dataset has them.
 
         Raises:
-            InputError: Names the flag that cannot be.
+            InputError: Names the flag with an impossible value.
         """
         if not self.generate:
             return None
@@ -385,9 +385,9 @@ class CaptureSettings:
         for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
             value = getattr(self, name)
             if value not in (None, (), []):
-                said = ", ".join(value) if name == "stop" else value
+                shown = ", ".join(value) if name == "stop" else value
                 raise InputError(
-                    f"--{name.replace('_', '-')} is {said}, but nothing is written without "
+                    f"--{name.replace('_', '-')} is {shown}, but nothing is written without "
                     "--generate. Leave it out, or add --generate."
                 )
 
@@ -405,5 +405,5 @@ class CaptureSettings:
             )
 
 
-#: Settings of this machine and this run, which say nothing about a store.
+#: Settings of this machine and this run, which do not decide what a store holds.
 NOT_RECORDED = not_recorded(CaptureSettings)

@@ -26,7 +26,7 @@ DatasetArg = Annotated[
         help="The dataset: hub id, folder, save_to_disk folder, or a .jsonl, .parquet or .txt file."
     ),
 ]
-#: How a capture is done, not what it holds: nothing to estimate.
+#: Settings that change how a capture runs and nothing that is estimated.
 _NOT_ESTIMATED = tuple(f.name for f in described(CaptureSettings) if not about(f).is_estimated)
 
 
@@ -50,9 +50,7 @@ def capture(
     ] = False,
     log_json: Annotated[
         Path | None,
-        typer.Option(
-            help="Append what happens to this file, one JSON object a line.", metavar="FILE"
-        ),
+        typer.Option(help="Append events to this file, one JSON object a line.", metavar="FILE"),
     ] = None,
     **values: Any,
 ) -> None:
@@ -96,12 +94,12 @@ def _print_preview(
     from logitstore.capture.job import run_preview
 
     if find_ranks().is_first:
-        found = run_preview(teacher, dataset, out, settings)
-        typer.echo(json.dumps(found.facts()) if as_json else str(found))
+        forecast = run_preview(teacher, dataset, out, settings)
+        typer.echo(json.dumps(forecast.facts()) if as_json else str(forecast))
 
 
 def _be_quiet() -> None:
-    """Let one process of several talk; the others only warn."""
+    """Silence this process but for warnings: one of several prints progress."""
     import datasets
     import transformers
 

@@ -1,4 +1,4 @@
-"""`logitstore verify` and `repair`: find damage, and redo just that."""
+"""`logitstore verify` and `repair`: find damaged files, and capture just those again."""
 
 import json
 from typing import Annotated

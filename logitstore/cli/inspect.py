@@ -32,15 +32,15 @@ def info(
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)
-    found = facts(opened)
+    summary = facts(opened)
     if not full:
-        print_facts(found, info_text, as_json)
+        print_facts(summary, info_text, as_json)
         return
     spread = histograms(opened)
     if as_json:
-        typer.echo(json.dumps(found | {"histograms": spread}))
+        typer.echo(json.dumps(summary | {"histograms": spread}))
     else:
-        typer.echo(f"{info_text(found)}\n{histogram_text(spread)}")
+        typer.echo(f"{info_text(summary)}\n{histogram_text(spread)}")
 
 
 def show(
@@ -66,8 +66,8 @@ def show(
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)
-    found, text = inspection.shown(opened, sequence, around, worst)
-    typer.echo(json.dumps(found) if as_json else text)
+    shown, text = inspection.shown(opened, sequence, around, worst)
+    typer.echo(json.dumps(shown) if as_json else text)
 
 
 def diff(
@@ -87,7 +87,7 @@ def diff(
 
     if sequences < 1:
         raise InputError(f"--sequences is {sequences}, expected 1 or more.")
-    one, other = (open_store(each, allow_partial=allow_partial) for each in (a, b))
+    one, other = (open_store(path, allow_partial=allow_partial) for path in (a, b))
     print_facts(compared(one, other, sequences=sequences), diff_text, as_json)
 
 
@@ -111,6 +111,6 @@ def report(
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)
-    found = write_page(opened, out, sequences=sequences)
-    said = f"{out}: {found['bytes']:,} bytes, {found['sequences']} sequences to browse"
-    typer.echo(json.dumps(found) if as_json else said)
+    written = write_page(opened, out, sequences=sequences)
+    text = f"{out}: {written['bytes']:,} bytes, {written['sequences']} sequences to browse"
+    typer.echo(json.dumps(written) if as_json else text)

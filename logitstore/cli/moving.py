@@ -46,9 +46,9 @@ def export(
     if to == "zarr":
         from logitstore.moving.zarr_export import export_zarr
 
-        found = export_zarr(store, out)
+        written = export_zarr(store, out)
         text = "{path}: {arrays:,} zarr arrays, {records:,} records, {entries:,} entries"
-        typer.echo(json.dumps(found) if as_json else text.format(**found))
+        typer.echo(json.dumps(written) if as_json else text.format(**written))
         return
     if to != "parquet":
         raise InputError(f"--to is {to}, expected parquet or zarr.")
@@ -107,11 +107,11 @@ def import_(
     from logitstore.moving.dumps.summary import summary_text
 
     made = ImportSettings(tokenizer=tokenizer, **settings)
-    store, found = import_dump(dump, out, made, dry_run=dry_run)
+    store, summary = import_dump(dump, out, made, dry_run=dry_run)
     if as_json:
-        typer.echo(json.dumps(found | {"path": None if store is None else str(store.path)}))
+        typer.echo(json.dumps(summary | {"path": None if store is None else str(store.path)}))
     else:
-        typer.echo(summary_text(found))
+        typer.echo(summary_text(summary))
         if store is not None:
             _print_info(store, as_json=False)
 
@@ -146,10 +146,10 @@ def subset(
 
 
 def _reject_idle(dump: str, settings: dict[str, Any]) -> None:
-    """Reject settings of other tools' files: an export says all of them itself."""
-    for each in described(ImportSettings):
-        if settings[each.name] != each.default:
-            flag = flag_of(each)
+    """Reject settings for other tools' files: an export has all of them recorded."""
+    for field in described(ImportSettings):
+        if settings[field.name] != field.default:
+            flag = flag_of(field)
             raise InputError(
                 f"{dump}: is an export of a store and says that itself, so {flag} would have no "
                 "effect. Leave it out."
@@ -162,10 +162,10 @@ def _reimport(exported: Any, out: str, tokenizer: str | None, dry_run: bool, as_
     if not dry_run:
         _print_info(reimport(exported, out, tokenizer), as_json)
         return
-    found = check_export(exported, out, tokenizer)
-    rows, shards = found["rows"], found["shards"]
+    checked = check_export(exported, out, tokenizer)
+    rows, shards = checked["rows"], checked["shards"]
     text = f"an export of {rows:,} rows in {shards:,} shards: whole. Nothing was written."
-    typer.echo(json.dumps(found) if as_json else text)
+    typer.echo(json.dumps(checked) if as_json else text)
 
 
 def _print_info(store: Any, as_json: bool) -> None:

@@ -1,19 +1,19 @@
-"""How a file appears in a store: whole, durable, and once. This file is the crash-safety argument.
+"""Commit a file to a store: whole, durably, and once. This is the argument for crash safety.
 
     1. write a temporary name beside the target
     2. fsync it
     3. os.link it to the final name       <- the commit point; fails if the name exists
     4. unlink the temporary name, fsync the folder
 
-A crash before 3 leaves a temporary file that no reader looks at; after 3 the file is complete, for
-its bytes were durable before anything named them. Linking, unlike renaming, never replaces: of two
-workers with the same shard one wins whole, and the other's copy is dropped. Renaming is used only
-for what is derived from the shards and may be written again (index and `DONE`).
+A crash before 3 leaves a temporary file that no reader opens. After 3 the file is complete, since
+its bytes were durable before it had its final name. Linking, unlike renaming, never replaces a
+file: of two workers with the same shard one wins, and the other's copy is dropped. Renaming is used
+only for files that are derived from the shards and may be written again (index and `DONE`).
 
-A file system without hard links (exFAT, some network and FUSE mounts) gets Linux's rename that
-refuses to replace, which is as atomic; one without that either is refused, never risked.
+On a file system without hard links (exFAT, some network and FUSE mounts) Linux's rename that never
+replaces is used instead, which is as atomic. A file system without that either is rejected.
 
-In a bucket all of it is one conditional create, and nothing needs a folder: see `objects.py`.
+In a bucket one conditional create does all of this, and no folder is needed: see `objects.py`.
 """
 
 import ctypes
@@ -30,14 +30,14 @@ from logitstore.errors import Located, StorageError
 from logitstore.storage.files import Buffer
 
 TEMPORARY_PREFIX = ".tmp-"
-_SWEPT_TIMES = 16  # more workers than ever seal in the same second
+_SWEPT_TIMES = 16  # more than the workers that ever seal a store in the same second
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
 
 class Fs(Protocol):
-    """The operations a commit is made of; tests substitute one that fails or forgets."""
+    """A file system with the operations of a commit; tests use one that fails or loses writes."""
 
     def write_durably(self, path: Path, pieces: Iterable[Buffer]) -> None: ...
     def link(self, source: Path, target: Path) -> None: ...
@@ -47,7 +47,7 @@ class Fs(Protocol):
 
 
 class OsFs:
-    """The real file system."""
+    """A file system: the operating system's own."""
 
     def write_durably(self, path: Path, pieces: Iterable[Buffer]) -> None:
         with path.open("xb") as f:
@@ -57,7 +57,7 @@ class OsFs:
             os.fsync(f.fileno())
 
     def link(self, source: Path, target: Path) -> None:
-        """Name it; on a file system without hard links, move it there unless the name is taken."""
+        """Link a file to its final name; without hard links, rename it unless the name is taken."""
         try:
             os.link(source, target)
         except OSError as e:
@@ -102,10 +102,10 @@ def rename_if_free(source: Path, target: Path) -> bool:
 
 
 def make_folder(path: Path, fs: Fs = OS_FS) -> None:
-    """Make a folder, and those above it, that a power cut cannot take away again.
+    """Make a folder and those above it, durably: a power cut cannot undo it.
 
     Raises:
-        OSError: The file system refused.
+        OSError: The file system failed.
     """
     if path.is_dir():
         return
@@ -116,13 +116,13 @@ def make_folder(path: Path, fs: Fs = OS_FS) -> None:
 
 
 def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
-    """Commit a file that must not be there yet.
+    """Commit a file that must not exist yet.
 
     Returns:
         True if these bytes were committed, False if the name was taken: then nothing changed.
 
     Raises:
-        StorageError: The file system refused; nothing appeared under the name.
+        StorageError: The file system failed; nothing appeared under the name.
     """
     unnamed = temporary(path)
     try:
@@ -132,7 +132,7 @@ def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
             won = True
         except FileExistsError:
             won = False
-        except FileNotFoundError:  # a seal swept ours away, for all that it names was there
+        except FileNotFoundError:  # a seal deleted our temporary file, as all shards existed
             if not path.exists():
                 raise
             won = False
@@ -145,15 +145,15 @@ def create(path: Path, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
 
 
 def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
-    """Write a derived file of a store, replacing what was there.
+    """Write a derived file of a store, replacing an older one.
 
     Raises:
-        StorageError: The file system refused; what was there before is still there.
+        StorageError: The file system failed; the older file is unchanged.
     """
     for is_last in (*[False] * _SWEPT_TIMES, True):
         try:
             write_whole(path, data, fs)
-        except FileNotFoundError as e:  # another seal swept ours away; each does so once
+        except FileNotFoundError as e:  # another worker's seal deleted ours; each does so once
             if is_last:
                 raise explain(e, path) from e
         except OSError as e:
@@ -163,12 +163,12 @@ def overwrite(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
 
 
 def write_whole(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
-    """Write a file whole or not at all, durably, replacing what was there.
+    """Write a file whole or not at all, durably, replacing an older one.
 
-    Of several writers at once one wins: each has a temporary file of its own.
+    Of several concurrent writers one wins: each has a temporary file of its own.
 
     Raises:
-        OSError: The file system refused; what was there before is still there.
+        OSError: The file system failed; the older file is unchanged.
     """
     unnamed = temporary(path)
     try:
@@ -181,10 +181,10 @@ def write_whole(path: Path, data: bytes, fs: Fs = OS_FS) -> None:
 
 
 def move(source: Path, target: Path, fs: Fs = OS_FS) -> None:
-    """Move a file into another folder, which is made if need be, durably.
+    """Move a file into another folder, which is made if it does not exist, durably.
 
     Raises:
-        OSError: The file system refused.
+        OSError: The file system failed.
     """
     make_folder(target.parent, fs)
     fs.replace(source, target)
@@ -193,12 +193,12 @@ def move(source: Path, target: Path, fs: Fs = OS_FS) -> None:
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> None:
-    """Write a folder of files whole or not at all, replacing what was there.
+    """Write a folder of files whole or not at all, replacing an older one.
 
-    If a twin writes the same files meanwhile, its folder is kept.
+    If another worker writes the same files meanwhile, its folder is kept.
 
     Raises:
-        OSError: The file system refused.
+        OSError: The file system failed.
     """
     unnamed = temporary(folder)
     try:
@@ -214,7 +214,7 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> 
 
 
 def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: Fs) -> None:
-    """Rename a folder of these files, unless a twin's has come first; others may do the same."""
+    """Rename a folder to its final name, unless another worker's with the same files is there."""
     for is_last in (*[False] * _SWEPT_TIMES, True):
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -231,36 +231,36 @@ def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: F
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
     try:
-        there = {path.name: path for path in folder.iterdir() if path.is_file()}
-        return there.keys() == files.keys() and all(
-            there[name].read_bytes() == data for name, data in files.items()
+        paths = {path.name: path for path in folder.iterdir() if path.is_file()}
+        return paths.keys() == files.keys() and all(
+            paths[name].read_bytes() == data for name, data in files.items()
         )
-    except FileNotFoundError:  # never there, or removed meanwhile
+    except FileNotFoundError:  # it never existed, or was removed meanwhile
         return False
 
 
 def explain(error: OSError, path: Located) -> StorageError:
-    """The same failure, with what to do about it."""
+    """Turn a failure into a StorageError that says what to do about it."""
     if isinstance(error, StorageError):
         return error
-    what, step = {
+    reason, step = {
         errno.ENOSPC: ("the disk is full", "Make room"),
         errno.EDQUOT: ("your disk quota is used up", "Make room"),
-        errno.EACCES: ("no permission to write here", "Mend the folder's permissions"),
+        errno.EACCES: ("no permission to write here", "Fix the folder's permissions"),
         errno.EROFS: ("the file system is read-only", "Choose another --out"),
-    }.get(error.errno or 0, (f"the file system refused ({error})", "Mend that"))
+    }.get(error.errno or 0, (f"the file system refused ({error})", "Fix that"))
     if error.errno in _NO_LINKS:
-        what = f"this file system can neither hard-link nor rename without replacing ({error})"
+        reason = f"this file system can neither hard-link nor rename without replacing ({error})"
         step = "Write to a local disk with --out and copy the finished store"
     return StorageError(
-        f"{path}: {what}. Nothing half-written is visible, and every shard committed before is "
+        f"{path}: {reason}. Nothing half-written is visible, and every shard committed before is "
         f"good. {step}, then run the same command again: it resumes.",
         kind="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
     )
 
 
 def temporary(path: Path) -> Path:
-    """A name beside `path` that no reader looks at and no other writer uses."""
+    """Make up a name beside `path` that no reader opens and no other writer uses."""
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -268,4 +268,4 @@ def _clean_up(unnamed: Path, fs: Fs) -> None:
     try:
         fs.unlink(unnamed)
     except OSError:
-        return  # the first failure is the one to report
+        return  # the caller reports the first failure, not this one

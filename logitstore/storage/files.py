@@ -1,8 +1,7 @@
-"""Small files from a store that may come from anywhere: bounded before they are parsed.
+"""Reading of files from a store that may come from strangers: ordinary files only, and size limits.
 
-A store is data from strangers. A JSON text of a few megabytes can ask a parser for a hundred times
-its size, a name can be a pipe that never ends, a number can be `NaN`. So: ordinary files only, a
-size limit for each, and a count of brackets and quotes (each becomes an object) before parsing.
+A JSON text of a few megabytes can make a parser use a hundred times its size, and a name can belong
+to a pipe that never ends. So only ordinary files are opened, and a file that is parsed has a limit.
 """
 
 import hashlib
@@ -14,14 +13,14 @@ from typing import BinaryIO
 
 Buffer = bytes | bytearray | memoryview
 
-#: `store.json` holds a number a shard; this is room for 900,000 of them.
+#: `store.json` holds one number per shard; this is room for 900,000 of them.
 MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
 
 
 def open_file(path: Path) -> BinaryIO:
-    """An ordinary file, open for reading; never waits, as opening a pipe would.
+    """Open an ordinary file for reading, without ever waiting, as opening a pipe would.
 
     Raises:
         OSError: It cannot be opened.

@@ -1,8 +1,7 @@
-"""Files and folders of this machine, as places of a store: the counterpart of `objects.py`.
+"""Files and folders of this machine as the place of a store: the counterpart of `objects.py`.
 
-A `LocalPath` is a `pathlib.Path`, wherever one is wanted, and has besides it what `StorePath` asks
-of a place. How a file is committed is said in `commit.py`, how one of a stranger is read in
-`files.py`.
+A `LocalPath` is a `pathlib.Path` that also has the operations of `StorePath`. `commit.py` commits
+its files, and `files.py` reads those that may come from strangers.
 """
 
 import errno
@@ -24,7 +23,7 @@ class LocalPath(PosixPath):
 
     __slots__ = ()
 
-    #: Looking costs next to nothing.
+    #: No operation is a request over a network.
     is_remote = False
 
     # -- reading ---------------------------------------------------------------------------------
@@ -33,11 +32,11 @@ class LocalPath(PosixPath):
         return sorted(os.listdir(self))
 
     def signs(self) -> dict[str, str]:
-        found = {}
+        sign_of = {}
         for entry in os.scandir(self) if self.is_dir() else ():
-            with suppress(FileNotFoundError):  # gone since it was listed: that, too, is a change
-                found[entry.name] = str(entry.stat().st_mtime_ns)
-        return found
+            with suppress(FileNotFoundError):  # deleted since it was listed: a change, too
+                sign_of[entry.name] = str(entry.stat().st_mtime_ns)
+        return sign_of
 
     def size_bytes(self) -> int:
         return self.stat().st_size
@@ -84,7 +83,7 @@ class LocalPath(PosixPath):
     # -- asking beforehand -----------------------------------------------------------------------
 
     def check_writable(self) -> None:
-        """Nothing to refuse: stores can be written in folders."""
+        """Accept every folder: stores can be written in folders."""
 
     def check_access(self) -> None:
         places = (self, *self.absolute().parents)
@@ -96,4 +95,4 @@ class LocalPath(PosixPath):
             raise commit.explain(denied, nearest)
 
     def check_conditional(self, data: bytes) -> None:
-        """Nothing to see: a hard link never replaces what is there."""
+        """Accept every file system: a hard link never replaces a file."""

@@ -1,13 +1,13 @@
-"""Objects below a URL, with those of pathlib's operations that a store needs, through fsspec.
+"""Objects in a bucket as the place of a store, through fsspec: the counterpart of `folder.py`.
 
-A `RemotePath` is an address: it holds no connection, so it may be pickled and forked. The client
-behind it is made when first used, in each process for itself. `retry.py` retries every request.
+A `RemotePath` is an address: it holds no connection, so it may be pickled and forked. Each process
+makes its own client when it first needs one. `retry.py` retries every request.
 
-How an object appears, whole and once (the counterpart of `commit.py`): one conditional create
-(S3: `If-None-Match: *`, also when the parts of a multipart upload are put together). If the name is
-taken, the object there is compared with ours: an answer that was lost on the way looks like that,
-and is a success. A service that ignores the condition would let a late twin replace a committed
-shard; `check_conditional` finds that out before anything depends on it.
+An object is committed, whole and once, by one conditional create (S3: `If-None-Match: *`, also when
+the parts of a multipart upload are put together). If the name is taken, the object is compared with
+ours: if they are equal, our own request succeeded but its response was lost, and that is a success.
+A service that ignores the condition would let a late worker replace a committed shard;
+`check_conditional` detects that before anything depends on it.
 
 Credentials, regions and endpoints are those of the client libraries' own environment and files.
 """
@@ -27,24 +27,24 @@ from logitstore.storage.retry import http_statuses, retrying
 _READ_BYTES = 32 * 1024 * 1024
 _PART_BYTES = 16 * 1024 * 1024  # of a multipart upload
 _PARTS_AT_ONCE = 4
-_COMPARED_BYTES = 8 * 1024 * 1024  # all of a store.json; of a shard the end, with its digest
+_COMPARED_BYTES = 8 * 1024 * 1024  # a whole store.json; the end of a shard, with its digest
 _BEYOND_END = 416  # the status of a range that begins where the object has ended
 _EXTRAS = {"s3": "remote", "s3a": "remote", "hf": "train"}
 _CONDITIONAL = ("s3", "s3a", "memory")
-_memory_lock = threading.Lock()  # fsspec's memory:// looks and writes in two steps
+_memory_lock = threading.Lock()  # fsspec's memory:// checks for a name and writes in two steps
 
 
 @dataclass(frozen=True, order=True)
 class RemotePath:
-    """An object, or a prefix of objects.
+    """An object in a bucket, or a prefix of objects; see `StorePath` for each operation.
 
     Attributes:
-        url: With its protocol, without a slash at the end.
+        url: The address with its protocol, without a slash at the end.
     """
 
     url: str
 
-    #: Every look is a request: each costs, and many at once cost the time of one.
+    #: Every operation is a request: each costs money, and many together take the time of one.
     is_remote: ClassVar[bool] = True
 
     def __str__(self) -> str:
@@ -75,7 +75,7 @@ class RemotePath:
     # -- reading ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
-        """Whether there is an object, or a prefix of some, at this address.
+        """Tell whether an object, or a prefix of objects, is at this address.
 
         Raises:
             StorageError: The store cannot be asked.
@@ -87,7 +87,7 @@ class RemotePath:
         return True
 
     def is_file(self) -> bool:
-        """Whether there is an object at this address.
+        """Tell whether an object is at this address.
 
         Raises:
             StorageError: The store cannot be asked.
@@ -98,24 +98,24 @@ class RemotePath:
             return False
 
     def is_symlink(self) -> bool:
-        """Never: objects have one name."""
+        """Return False: objects have one name."""
         return False
 
     def size_bytes(self) -> int:
-        """Of the object.
+        """Return the size of the object in bytes.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: There is no such object.
             StorageError: The store cannot be asked.
         """
         return int(self._info()["size"])
 
     def read_range(self, start: int, stop: int) -> bytes:
-        """Bytes `start` up to `stop`, fewer where the object ends before.
+        """Read the bytes from `start` up to `stop`, fewer if the object ends before.
 
         Raises:
             FileNotFoundError: There is no such object.
-            StorageError: The store refuses, again and again.
+            StorageError: Every attempt failed.
         """
         fs, key = self._located()
 
@@ -130,12 +130,12 @@ class RemotePath:
         return retrying(read, self.url)
 
     def read_limited(self, limit: int) -> bytes:
-        """All bytes of a small object.
+        """Read all bytes of a small object.
 
         Raises:
             FileNotFoundError: There is no such object.
             ValueError: It has more than `limit` bytes.
-            StorageError: The store refuses, again and again.
+            StorageError: Every attempt failed.
         """
         size = self.size_bytes()
         if size > limit:
@@ -143,18 +143,18 @@ class RemotePath:
         return self.read_range(0, size) if size else b""
 
     def read_bytes(self) -> bytes:
-        """All bytes; for objects known to be small."""
+        """Read all bytes of an object that is known to be small."""
         return b"".join(self.pieces())
 
     def pieces(self, size: int | None = None) -> Iterator[bytes]:
-        """All bytes, a few megabytes at a time.
+        """Read all bytes, a few megabytes at a time.
 
         Args:
-            size: How many there are, where that is known.
+            size: The size of the object in bytes, if it is known.
 
         Raises:
             FileNotFoundError: There is no such object.
-            StorageError: The store refuses, or the object shrinks while it is read.
+            StorageError: Every attempt failed, or the object became shorter while it was read.
         """
         size = self.size_bytes() if size is None else size
         for start in range(0, size, _READ_BYTES):
@@ -172,7 +172,7 @@ class RemotePath:
 
         Raises:
             FileNotFoundError: There is no such object.
-            StorageError: The store refuses.
+            StorageError: Every attempt failed.
         """
         digest = hashlib.sha256()
         for piece in self.pieces():
@@ -180,7 +180,7 @@ class RemotePath:
         return digest.hexdigest()
 
     def names(self) -> list[str]:
-        """Names right below this prefix; none if there is nothing.
+        """List the names directly below this prefix; none if there are no objects.
 
         Raises:
             StorageError: The store cannot be asked.
@@ -188,13 +188,13 @@ class RemotePath:
         return sorted(self.signs())
 
     def signs(self) -> dict[str, str]:
-        """Names right below this prefix, each with something that changes when it is written."""
+        """Map each name directly below this prefix to a text that changes when it is written."""
         fs, key = self._located()
         try:
-            found = retrying(lambda: fs.ls(key, detail=True), self.url)
+            entries = retrying(lambda: fs.ls(key, detail=True), self.url)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        below = [entry for entry in found if entry["name"].rstrip("/") != key.rstrip("/")]
+        below = [entry for entry in entries if entry["name"].rstrip("/") != key.rstrip("/")]
         marks = ("size", "ETag", "LastModified", "created")
         return {
             entry["name"].rstrip("/").rsplit("/", 1)[-1]: " ".join(str(entry.get(m)) for m in marks)
@@ -204,22 +204,22 @@ class RemotePath:
     # -- writing ---------------------------------------------------------------------------------
 
     def create(self, pieces: Iterable[Any], fs: object = None) -> bool:
-        """Make an object that must not be there yet.
+        """Create an object that must not exist yet.
 
         Args:
-            pieces: Its bytes.
-            fs: Of folders alone; unused here and below.
+            pieces: The bytes of the object.
+            fs: Writes in folders alone; unused here and below.
 
         Returns:
-            Whether the object now there has these bytes; False if another writer's came first.
+            Whether the object now has these bytes; False if another writer's came first.
 
         Raises:
-            StorageError: The store refuses.
+            StorageError: Every attempt failed.
         """
         data = b"".join(pieces)
         try:
             self._put(data, "create")
-        except FileExistsError:  # a twin's, or our own whose answer was lost
+        except FileExistsError:  # another worker's, or our own whose response was lost
             return self._holds(data)
         except FileNotFoundError:  # no such bucket, or an upload that is already put together
             if not self._is_there_holding(data):
@@ -229,10 +229,10 @@ class RemotePath:
         return True
 
     def overwrite(self, data: bytes, fs: object = None) -> None:
-        """Write a derived object, replacing what was there.
+        """Write a derived object, replacing an older one.
 
         Raises:
-            StorageError: The store refuses; what was there before is still there.
+            StorageError: Every attempt failed; the older object is unchanged.
         """
         try:
             self._put(data, "overwrite")
@@ -242,27 +242,27 @@ class RemotePath:
             ) from None
 
     def write_bytes(self, data: bytes) -> None:
-        """Write the object, replacing what was there."""
+        """Write the object, replacing an older one."""
         self.overwrite(data)
 
     def refresh(self, data: bytes) -> None:
-        """Write these bytes and the time, so that the object is another than before."""
+        """Write these bytes and the time, so that the object differs from the one before."""
         self.overwrite(data + f" {time.time()}\n".encode())
 
     def make_folder(self, fs: object = None) -> None:
-        """Nothing to make: a bucket knows no folders."""
+        """Do nothing: a bucket has no folders."""
 
     def write_folder(self, files: Mapping[str, bytes], fs: object = None) -> None:
         """Write objects below this prefix, each whole.
 
         Raises:
-            StorageError: The store refuses.
+            StorageError: Every attempt failed.
         """
         for name, data in files.items():
             (self / name).overwrite(data)
 
     def delete(self) -> None:
-        """Remove the object, if it is there."""
+        """Delete the object, if it exists."""
         fs, key = self._located()
         try:
             retrying(lambda: fs.rm_file(key), self.url)
@@ -270,13 +270,13 @@ class RemotePath:
             return
 
     def move_to(self, target: "RemotePath", fs: object = None) -> None:
-        """Copy the object, then remove it here: an object store renames nothing."""
+        """Copy the object, then delete it here: an object store cannot rename."""
         client, key = self._located()
         retrying(lambda: client.cp_file(key, client._strip_protocol(target.url)), self.url)
         self.delete()
 
     def check_conditional(self, data: bytes) -> None:
-        """See that this object, which is there with these bytes, cannot be created again.
+        """Check that this object, which exists with these bytes, cannot be created again.
 
         Raises:
             StorageError: The service ignores the condition, so workers could replace each other's
@@ -296,7 +296,7 @@ class RemotePath:
         )
 
     def check_writable(self) -> None:
-        """See that stores can be written behind this kind of address at all. Asks nobody.
+        """Check that stores can be written at this kind of address. Sends no request.
 
         Raises:
             InputError: They cannot.
@@ -319,7 +319,7 @@ class RemotePath:
         _filesystem(self.protocol, os.getpid())
 
     def check_access(self) -> None:
-        """Nothing to ask: the first request will tell."""
+        """Do nothing: the first request fails if access is denied."""
 
     def _put(self, data: bytes, mode: str) -> None:
         fs, key = self._located()
@@ -344,19 +344,19 @@ class RemotePath:
 
     def _info(self) -> dict[str, Any]:
         fs, key = self._located()
-        found: dict[str, Any] = retrying(lambda: fs.info(key), self.url)
-        return found
+        info: dict[str, Any] = retrying(lambda: fs.info(key), self.url)
+        return info
 
     def _located(self) -> tuple[Any, str]:
         fs = _filesystem(self.protocol, os.getpid())
-        fs.invalidate_cache()  # others write, too
+        fs.invalidate_cache()  # other processes write, too
         return fs, str(fs._strip_protocol(self.url))
 
 
 @lru_cache(maxsize=16)
 def _filesystem(protocol: str, process: int) -> Any:
-    """fsspec's client of a protocol, one a process: none survives a fork."""
-    import fsspec  # here: opening a folder needs none of it
+    """Make fsspec's client of a protocol, one per process: a client does not survive a fork."""
+    import fsspec  # imported here, since a folder does not need it
 
     try:
         return fsspec.filesystem(protocol, use_listings_cache=False)

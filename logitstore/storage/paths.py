@@ -1,8 +1,8 @@
-"""Where a store lies: a folder, or a URL that fsspec understands.
+"""The place of a store: a folder, or a URL that fsspec understands.
 
-`StorePath` is what both are to the rest of the program, which does not ask which of them it has:
-`LocalPath` (`folder.py`) and `RemotePath` (`objects.py`) know each for itself how a file is read,
-and how one is committed.
+`StorePath` is the interface of both to the rest of the program, which never asks which of them it
+has. `LocalPath` (`folder.py`) and `RemotePath` (`objects.py`) each implement how a file is read and
+how one is committed. `store_path` makes one of what a user typed.
 """
 
 import os
@@ -18,119 +18,127 @@ from logitstore.storage.folder import LocalPath
 from logitstore.storage.objects import RemotePath
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
-#: What pathlib makes of a URL: of two slashes one is left.
+#: A URL that went through pathlib, which leaves one of two slashes.
 _BITTEN_URL = re.compile(r"(s3a?|hf|gs|gcs|abfss?|memory|https?):/(?!/)", re.IGNORECASE)
 _LOCAL = ("file", "local")
 
 
 class StorePath(Protocol):
-    """A place: a folder or a prefix in a bucket, a file or an object.
+    """A place of a store: a folder or a prefix in a bucket, a file or an object.
 
-    As text it is what a user would type. Where there is no such file or object, what reads it
-    raises FileNotFoundError; where the file system or the service refuses, another OSError.
-    `fs` is what writes in a folder, for tests that let it fail.
+    As text it is what a user would type. If there is no such file or object, reading raises
+    FileNotFoundError; if the file system or the service fails, another OSError. `fs` writes in a
+    folder, for tests that make it fail; buckets ignore it.
     """
 
     @property
     def is_remote(self) -> bool:
-        """Whether every look is a request over a network: ask seldom, and many at once."""
+        """Tell whether every operation is a request over a network: few, and many together."""
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """Return the last part of the path."""
 
     @property
     def parent(self) -> Self:
-        """The place that this one is in."""
+        """Return the place that contains this one."""
 
     def __truediv__(self, name: str, /) -> Self: ...
 
     def with_name(self, name: str, /) -> Self:
-        """The place beside this one that has another name."""
+        """Return the place beside this one that has another name."""
 
     def resolve(self) -> Self:
-        """The same place by the one name that it has for every process."""
+        """Return the same place by the one name that it has for every process."""
 
     def exists(self) -> bool:
-        """Whether anything is there."""
+        """Tell whether anything exists at this place."""
 
     def is_file(self) -> bool:
-        """Whether a file or an object is there."""
+        """Tell whether a file or an object exists at this place."""
 
     def is_symlink(self) -> bool:
-        """Whether it is a link to another place, which may not be there."""
+        """Tell whether it is a link to another place, which may not exist."""
 
     def names(self) -> list[str]:
-        """What is right inside, sorted. (A prefix of a bucket that has nothing is empty.)"""
+        """List the names directly inside, sorted; none for a prefix of a bucket without objects."""
 
     def signs(self) -> dict[str, str]:
-        """What is right inside, each with something that changes when it is written; or nothing."""
+        """Map each name directly inside to a sign, a text that changes when it is written.
+
+        Nothing exists: an empty map.
+        """
 
     def size_bytes(self) -> int:
-        """Bytes of the file or object."""
+        """Return the size of the file or object in bytes."""
 
     def read_bytes(self) -> bytes:
-        """All bytes, of what is known to be small."""
+        """Read all bytes of a file that is known to be small."""
 
     def read_limited(self, limit: int) -> bytes:
-        """All bytes; ValueError if they are more than `limit`, or it is no ordinary file."""
+        """Read all bytes; raise ValueError if they exceed `limit` or the file is not ordinary."""
 
     def read_range(self, start: int, stop: int) -> bytes:
-        """Bytes `start` up to `stop`, fewer where the end comes before."""
+        """Read the bytes from `start` up to `stop`, fewer if the file ends before."""
 
     def pieces(self) -> Iterator[bytes]:
-        """All bytes, some megabytes at a time."""
+        """Read all bytes, a few megabytes at a time."""
 
     def sha256(self) -> str:
-        """SHA-256 of all bytes, in hex."""
+        """Compute the SHA-256 of all bytes, in hex."""
 
     def create(self, pieces: Iterable[Buffer], fs: Fs = OS_FS) -> bool:
-        """Commit a file that must not be there yet, whole or not at all.
+        """Commit a file that must not exist yet, whole or not at all.
 
         Returns:
             True if these bytes were committed, False if the name was taken: then nothing changed.
-            (In a bucket also True if a twin committed the same bytes: who was first is not told.)
+            In a bucket also True if another worker committed the same bytes first, since the two
+            cases cannot be told apart.
         """
 
     def overwrite(self, data: bytes, fs: Fs = OS_FS) -> None:
-        """Write a file whole or not at all, replacing what was there."""
+        """Write a file whole or not at all, replacing an older one."""
 
     def write_bytes(self, data: bytes, /) -> object:
-        """Write a file in place, for what may be lost or half there."""
+        """Write a file in place, for content that may be lost or half-written."""
 
     def refresh(self, data: bytes) -> None:
         """Change the sign (see `signs`) of a file that begins with these bytes.
 
-        A file is not made anew; an object is, for it has no time that could be set.
+        A file gets a new time; an object is written anew, since its time cannot be set.
         """
 
     def make_folder(self, fs: Fs = OS_FS) -> None:
-        """Make a folder and those above it, where there are such things."""
+        """Make a folder and those above it; in a bucket, which has no folders, do nothing."""
 
     def write_folder(self, files: Mapping[str, bytes], fs: Fs = OS_FS) -> None:
-        """Write a few small files as this folder, replacing what was there."""
+        """Write a few small files as this folder, replacing an older one."""
 
     def move_to(self, target: Self, fs: Fs = OS_FS) -> None:
         """Move a file."""
 
     def delete(self) -> None:
-        """Remove it, if it is there."""
+        """Delete it, if it exists."""
 
     def check_writable(self) -> None:
-        """Refuse, by InputError, a kind of place where no store can be written. Asks nobody."""
+        """Raise InputError for a kind of place where no store can be written. Sends no request."""
 
     def check_access(self) -> None:
-        """Refuse a place that is a file or below one, or where writing is not allowed.
+        """Reject a place that is a file or below one, or where writing is not allowed.
 
-        As far as can be told without writing; by MismatchError or StorageError.
+        It checks what can be known without writing.
+
+        Raises:
+            MismatchError: It is a file, or below one.
+            StorageError: Writing is not allowed.
         """
 
     def check_conditional(self, data: bytes) -> None:
-        """See that this file, which is there with these bytes, cannot be created again."""
+        """Check that this file, which exists with these bytes, cannot be created again."""
 
 
 def store_path(place: str | os.PathLike[str] | StorePath) -> StorePath:
-    """Find out which place a user named. Asks nobody.
+    """Parse the place that a user named, without a look at it.
 
     Raises:
         InputError: A URL that cannot be the place of a store.
@@ -161,7 +169,7 @@ def store_path(place: str | os.PathLike[str] | StorePath) -> StorePath:
 
 
 def to_write(place: str | os.PathLike[str] | StorePath) -> StorePath:
-    """Find out which place a user named for a store to be made.
+    """Parse the place that a user named for a store to be written.
 
     Raises:
         InputError: Stores cannot be written there.
@@ -172,12 +180,12 @@ def to_write(place: str | os.PathLike[str] | StorePath) -> StorePath:
 
 
 def local_path(place: str | os.PathLike[str], what: str, option: str) -> Path:
-    """Find out which folder or file of this machine a user named, where no URL will do.
+    """Parse the folder or file of this machine that a user named, where a URL is impossible.
 
     Args:
-        place: As it was typed.
-        what: What lies or will lie there, for the message: "an export".
-        option: Where to name another: "--out".
+        place: The path as it was typed.
+        what: The kind of file there, for the message: "an export".
+        option: The option to name another with, for the message: "--out".
 
     Raises:
         InputError: It is a URL of a bucket.
@@ -192,7 +200,7 @@ def local_path(place: str | os.PathLike[str], what: str, option: str) -> Path:
 
 
 def names_in_or_none(folder: StorePath) -> list[str]:
-    """List what is right inside a folder; nothing if it is not there or cannot be listed."""
+    """List the names directly inside a folder; none if it cannot be listed or does not exist."""
     try:
         return folder.names()
     except OSError:
@@ -200,9 +208,9 @@ def names_in_or_none(folder: StorePath) -> list[str]:
 
 
 def remove_temporaries(folder: StorePath) -> None:
-    """Delete what crashed writers left behind.
+    """Delete the temporary files of crashed writers.
 
-    Only when all shards are there: then a writer that is still at work can lose nothing by it.
+    Call it only when all shards exist: then a writer that is still running loses nothing by it.
     """
     for name in folder.names():
         if name.startswith(TEMPORARY_PREFIX):
@@ -210,9 +218,9 @@ def remove_temporaries(folder: StorePath) -> None:
 
 
 def local(path: StorePath) -> Path:
-    """Narrow to a file of this machine, for callers that fetched objects before.
+    """Narrow a path to a file of this machine, for callers that have fetched objects before.
 
-    Only a file can be mapped into memory, so whoever opens an object's shard hands over its copy.
+    Only a file can be mapped into memory, so a shard in a bucket is opened by its local copy.
     """
     assert isinstance(path, Path), f"{path} is an object: fetch it first"
     return path

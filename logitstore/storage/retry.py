@@ -1,8 +1,9 @@
-"""Requests to an object store: which failures pass by themselves, and what to say of the others.
+"""Requests to an object store: retries of transient failures, and messages for all others.
 
-The client libraries retry by themselves, each in its own way and for its own faults. Beyond that,
-whatever is transient by kind (a cut connection, a timeout, 408, 409, 425, 429, 5xx) is tried again
-with growing, jittered pauses. What is not there, is there already, or is forbidden is said at once.
+The client libraries retry some failures by themselves, each in its own way. Beyond that, a request
+with a transient failure (a cut connection, a timeout, 408, 409, 425, 429, 5xx) is tried again with
+growing, jittered pauses. An object that is missing, exists already, or is forbidden raises
+immediately.
 """
 
 import errno
@@ -50,11 +51,11 @@ _CREDENTIAL_NAMES |= {"ProfileNotFound", "SSOTokenLoadError", "ConfigNotFound", 
 
 
 def retrying(action: Callable[[], T], url: str) -> T:
-    """What `action` gives, tried again while its failures are transient.
+    """Return the result of `action`, tried again while its failures are transient.
 
     Raises:
         FileNotFoundError: There is no such object.
-        FileExistsError: The object exists, and was not to be replaced.
+        FileExistsError: The object exists, and must not be replaced.
         StorageError: Everything else, with what to do about it.
     """
     for attempt, pause_s in enumerate((*PAUSES_S, None), start=1):
@@ -72,12 +73,12 @@ def retrying(action: Callable[[], T], url: str) -> T:
 
 
 def is_taken(error: BaseException) -> bool:
-    """Whether a conditional create failed because the object is there."""
+    """Tell whether a conditional create failed because the object exists."""
     return isinstance(error, FileExistsError) or 412 in http_statuses(error)
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
+    """Tell whether the same request may succeed a moment later."""
     if isinstance(error, _PERMANENT):
         return False
     statuses = list(http_statuses(error))
@@ -89,35 +90,35 @@ def is_transient(error: BaseException) -> bool:
 
 
 def explain(error: BaseException, url: str, attempts: int) -> StorageError:
-    """The failure, and what to do about it."""
-    said = in_a_line(error)
-    is_refused = isinstance(error, PermissionError) or _named(error, _CREDENTIAL_NAMES)
-    if is_refused or {401, 403} & set(http_statuses(error)):
+    """Turn a failure into a StorageError that says what to do about it."""
+    reason = in_a_line(error)
+    is_denied = isinstance(error, PermissionError) or _named(error, _CREDENTIAL_NAMES)
+    if is_denied or {401, 403} & set(http_statuses(error)):
         return StorageError(
-            f"{url}: access was refused ({said}). Expected credentials that may read it (and "
+            f"{url}: access was refused ({reason}). Expected credentials that may read it (and "
             "write, to capture there), found where the client libraries look: for s3:// "
             "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL or ~/.aws, for hf:// HF_TOKEN or "
-            "`hf auth login`. Mend these, then run the same command again."
+            "`hf auth login`. Fix these, then run the same command again."
         )
     times = f"{attempts} attempts failed, the last with" if attempts > 1 else "the answer was"
     return StorageError(
-        f"{url}: the object store refuses: {times} {said}. Nothing half-written is visible. See "
-        "that address, network and bucket are right, then run the same command again."
+        f"{url}: the object store refuses: {times} {reason}. Nothing half-written is visible. "
+        "Check that address, network and bucket are right, then run the same command again."
     )
 
 
 def http_statuses(error: BaseException) -> Iterator[int]:
-    """HTTP statuses that an error and its causes carry, in the ways of the client libraries."""
-    seen: BaseException | None = error
-    while seen is not None:
-        response = getattr(seen, "response", None)
+    """List the HTTP statuses of an error and its causes, from where each client library puts it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
         if isinstance(response, dict):  # botocore
-            found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         else:  # requests, httpx; aiohttp
-            found = getattr(response, "status_code", None) or getattr(seen, "status", None)
-        if type(found) is int:
-            yield found
-        seen = seen.__cause__
+            status = getattr(response, "status_code", None) or getattr(cause, "status", None)
+        if type(status) is int:
+            yield status
+        cause = cause.__cause__
 
 
 def _named(error: BaseException, names: set[str]) -> bool:

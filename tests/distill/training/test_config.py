@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from distill.losses import find
 from distill.losses.weights import parse_losses
 from distill.student.loading import StudentArguments
-from distill.training.config import REFUSED, CachedTeacherConfig, parse
+from distill.training.config import REJECTED, CachedTeacherConfig, parse
 from distill.training.presets import PRESETS
 from logitstore.errors import InputError
 
@@ -154,8 +154,8 @@ def test_a_bad_loss_is_named(text: str, says: str) -> None:
 def test_every_flag_of_trainer_has_been_decided() -> None:
     """A new version's new flag fails here until somebody has looked whether it works."""
     known = {each.name for each in dataclasses.fields(TrainingArguments)}
-    assert known - WORKING - set(REFUSED) == set()
-    assert not WORKING & set(REFUSED)
+    assert known - WORKING - set(REJECTED) == set()
+    assert not WORKING & set(REJECTED)
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,8 @@ LACKS_TOKENS = (
     "that are not in their lists."
 )
 LACKS_TAIL = (
-    "its entries were renormalised before they were imported, so what lies outside them is not "
-    "known, and {name} needs it. Use --loss ce, or import a dump of log-probabilities over the "
-    "full vocabulary."
+    "its entries were renormalised before they were imported, so the tail is not known, and {name} "
+    "needs it. Use --loss ce, or import a dump of log-probabilities over the full vocabulary."
 )
 
 
