@@ -164,7 +164,7 @@ def _logits(model: PreTrainedModel, token_ids: np.ndarray[Any, Any]) -> torch.Te
 def _records(
     model: PreTrainedModel, tokens: TokenizedText, spec: FakeSpec, rounded: bool, shifted: bool
 ) -> tuple[TokenRecords, float]:
-    """The records of a sequence without the optional arrays, and their largest L1 distance."""
+    """Return the records of a sequence without optional arrays, and their largest L1 distance."""
     places = np.flatnonzero(tokens.has_record)
     n = len(places)
     if n == 0:

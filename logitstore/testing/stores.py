@@ -132,7 +132,7 @@ def _optional(
     logp: np.ndarray[Any, Any],
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """The arrays that only some stores have."""
+    """Make the arrays that only some stores have."""
     made: dict[str, Any] = {}
     if store_spec.temperatures:
         norms = [np.log(np.exp(logp / t).sum(1)) for t in store_spec.temperatures]

@@ -161,7 +161,7 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFas
 
 
 def _fresh(serialised: str, **roles: str | None) -> PreTrainedTokenizerFast:
-    """A new object every time (tokenizers are mutable), from what was trained once."""
+    """Make a new object every time (tokenizers are mutable), from what was trained once."""
     names = {f"{role}_token": token for role, token in roles.items() if token is not None}
     names.setdefault("eos_token", "<|endoftext|>")
     make: Any = PreTrainedTokenizerFast  # its signature has no types
@@ -260,13 +260,13 @@ def _byte_pieces() -> list[tuple[str, float]]:
 
 
 def _with_special_only(tokenizer: Tokenizer, special: list[str]) -> str:
-    """Serialised with only `special` as added tokens: others are pieces, not matched in text."""
+    """Serialise with only `special` as added tokens: others are pieces, not matched in text."""
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] in special]
     return json.dumps(content)
 
 
 def _without_rare_characters(texts: list[str]) -> list[str]:
-    """The texts without characters that occur once: those are left to byte fallback."""
+    """Remove characters that occur once from the texts: those are left to byte fallback."""
     counts = Counter(c for text in texts for c in text)
     return ["".join(c for c in text if counts[c] > 1) for text in texts]
