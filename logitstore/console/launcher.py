@@ -45,14 +45,14 @@ def find_ranks(environment: Mapping[str, str] | None = None) -> Ranks:
 
 def _ranks(env: Mapping[str, str], rank: str, size: str, local_rank: str) -> Ranks:
     given = {name: env.get(name, "0") for name in (rank, size, local_rank)}
-    said = " ".join(f"{name}={value}" for name, value in given.items())
+    variables = " ".join(f"{name}={value}" for name, value in given.items())
     try:
-        found = Ranks(*map(int, given.values()))
+        ranks = Ranks(*map(int, given.values()))
     except ValueError:
-        found = Ranks(0, 0)
-    if not 0 <= found.rank < found.size or found.local_rank < 0:
+        ranks = Ranks(0, 0)
+    if not 0 <= ranks.rank < ranks.size or ranks.local_rank < 0:
         raise InputError(
-            f"{said}: expected numbers, 0 <= {rank} < {size}. Start through torchrun, accelerate "
-            "launch or srun, or unset these variables to run one process."
+            f"{variables}: expected numbers, 0 <= {rank} < {size}. Start through torchrun, "
+            "accelerate launch or srun, or unset these variables to run one process."
         )
-    return found
+    return ranks

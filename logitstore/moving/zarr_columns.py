@@ -1,6 +1,6 @@
 """List the arrays of an export to zarr, describe them, and compute their elements batch by batch.
 
-Which fields a record has, and their types, is said by `format/fields.py`; here each is described.
+`format/fields.py` says which fields a record has and their types; this module describes each.
 
 Lists of different lengths are concatenated, and a start and a count say where each of them is: the
 records of a sequence, the entries and draws of a record, the text of a sequence.

@@ -59,16 +59,16 @@ def import_dump(
         _spec(survey),
         make_plan(dump.digest(), survey.text_bytes, settings.shard_text_bytes),
     )
-    found = survey.facts() | {"shards": plan.shard_count, "missing": list(spec.missing)}
+    counts = survey.facts() | {"shards": plan.shard_count, "missing": list(spec.missing)}
     if dry_run:
         if not (to_write(out) / SPEC_FILE).exists():
             check_place(out)
-        return None, found
+        return None, counts
     provenance = {
         "teacher": survey.reader.teacher,
         "dataset": str(path),
         "settings": None,
-        "imported": found,
+        "imported": counts,
     }
     writer = StoreWriter(out, spec, plan, survey.reader.files, provenance)
     missing = [] if writer.is_sealed else writer.missing()
@@ -78,7 +78,7 @@ def import_dump(
             shown.update(1)
     if not writer.is_sealed:
         writer.seal()
-    return open_store(out), found
+    return open_store(out), counts
 
 
 def _spec(survey: Survey) -> StoreSpec:

@@ -46,15 +46,15 @@ class TokenNames:
         if match := _BY_ID.fullmatch(name):
             return int(match[1])
         written = name.encode(errors="replace") if data is None else bytes(data)
-        found = self._ids.get(written)
-        if self._tokenizer.adds_space or written == _REPLACEMENT or found == _AMBIGUOUS:
+        token_id = self._ids.get(written)
+        if self._tokenizer.adds_space or written == _REPLACEMENT or token_id == _AMBIGUOUS:
             raise InputError(
                 f"{where}: the text {name!r} does not say which token of {self._tokenizer.name} "
                 f"it is. {_ASK}."
             )
-        if found is None:
+        if token_id is None:
             raise InputError(
                 f"{where}: {name!r} is not a token of {self._tokenizer.name}. Give the --tokenizer "
                 f"that the dump was made with. {_ASK}."
             )
-        return found
+        return token_id
