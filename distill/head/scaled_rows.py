@@ -57,9 +57,9 @@ class ScaledRows:
     def __init__(self, logits_cV: Tensor, ranking: Ranking, mass_SV: Tensor | None = None) -> None:
         self._x_cV, self._sequence_c = logits_cV, ranking.sequence_N
         sequences = [] if mass_SV is None else ranking.sequence_N.tolist()
-        found = [self._read(block, mass_SV, sequences[block.own]) for block in self._blocks()]
+        read = [self._read(block, mass_SV, sequences[block.own]) for block in self._blocks()]
         middle_c, self._std_c, self._top_c, sum_c, scaled_sum_c, self._mean_c = (
-            torch.cat(each) for each in zip(*found, strict=True)
+            torch.cat(parts) for parts in zip(*read, strict=True)
         )
         self._a_c = 1 / (self._std_c + STD_FLOOR)
         self.log_z_c = sum_c.log() + self._top_c

@@ -41,7 +41,7 @@ from distill.losses.loss import (
 
 TEMPERATURE = 100.0
 #: A group surer than this has rounded to certainty: a float32 sum of log-probabilities is known to
-#: about so many nats, and the logarithm of what is left to 1 would be noise.
+#: about that many nats, and the logarithm of what is left to 1 would be noise.
 SUREST_NATS = -1e-6
 #: The least that a store can say of a token which the teacher ruled out.
 FLOOR_NATS = -256.0

@@ -244,7 +244,7 @@ class CaptureSettings:
         False,
         _RUNNING,
         "Share the store with other processes that set this, on any machine that sees the folder. "
-        "They may come and go; each takes the next shard that nobody has.",
+        "They may come and go; each takes the next shard that is free.",
         is_recorded=False,
         is_estimated=False,
     )

@@ -115,10 +115,10 @@ class StorePath(Protocol):
         """Write a few small files as this folder, replacing an older one."""
 
     def move_to(self, target: Self, fs: Fs = OS_FS) -> None:
-        """Move a file."""
+        """Move a file to another place of the same kind."""
 
     def delete(self) -> None:
-        """Delete it, if it exists."""
+        """Delete the file or object, if it exists."""
 
     def check_writable(self) -> None:
         """Raise InputError for a kind of place where no store can be written. Sends no request."""
