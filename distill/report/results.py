@@ -65,7 +65,7 @@ def check_writable(folder: Path) -> None:
         raise StorageError(f"{folder}: {nearest} is a file, not a folder. Use another folder.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise StorageError(
-            f"{folder}: no permission to write to {nearest}. Mend its permissions, or use another "
+            f"{folder}: no permission to write to {nearest}. Fix its permissions, or use another "
             "folder."
         )
 

@@ -106,7 +106,7 @@ def everything(folder: Path) -> dict[str, bytes | None]:
 STEPS = re.compile(
     r"(?:^|[.;,:?] |, or |then )"
     r"(?:Add|Change|Check|Choose|Convert|Copy|Download|Drop|Each line must|Fix|Give|Go on|Leave"
-    r"|leave|Make|Mend|Name|Rename|Repair|Restore|Run|Save|See|Start|Tokenise|To start|Upgrade|Use"
+    r"|leave|Make|Name|Rename|Repair|Restore|Run|Save|See|Start|Tokenise|To start|Upgrade|Use"
     r"|Write|do not shift|run|use|A row reads|`logitstore repair)\b"
     r"|^--.* (?:expected .*|is required: .*)\.$"
 )

@@ -117,7 +117,7 @@ class StoreMachine(RuleBasedStateMachine):
     def damage(self, data: st.DataObject) -> None:
         index = data.draw(st.sampled_from(sorted(self.committed)))
         if index in self.damaged:
-            return  # the same flip again would mend it
+            return  # the same flip again would undo it
         content = bytearray(self.shard(index).read_bytes())
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] ^= 1 << data.draw(st.integers(0, 7))
