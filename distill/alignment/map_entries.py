@@ -1,19 +1,21 @@
-"""Sends a teacher's entries to a student's tokens: masses that meet at one token are added up.
+"""Sends a teacher's entries to events of the student: masses that meet at one event are added up.
 
-No other step costs as much time for a token, so nothing is done twice. Where no two tokens can
+No other step costs as much time for a token, so nothing is done twice. Where no two sources can
 meet (one tokenizer; nearly all of a strict map) it is one look-up. Else the entries of a record are
-sorted by their student token, each as one integer of token and place: a short sort, of which a
-processor does many together. Only masses that meet are computed from their logarithms.
+sorted by their event, each as one integer of event and place: a short sort, of which a processor
+does many together. Only masses that meet are computed from their logarithms.
 
 Shape legend: P = records, M = entries of all of them, W = most entries of one.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from distill.alignment.event_map import EventMap
 from distill.alignment.runs import Ints, runs
 
 Ids = npt.NDArray[np.int32]
@@ -23,13 +25,13 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sent:
-    """The entries of records by student token, ascending in a record where any were added up.
+    """The entries of records by event, ascending in a record where any were added up.
 
     Attributes:
         count: (P,) entries of each record.
-        ids: (sum of counts,) student tokens, distinct in a record.
+        ids: (sum of counts,) events, distinct in a record.
         logmass: (sum of counts,) log of the mass that was sent to each.
-        left_out: (P,) float64, mass of entries without a student token; None where all have one.
+        left_out: (P,) float64, mass of entries that was sent to no event; None where all was.
     """
 
     count: Ints
@@ -38,63 +40,170 @@ class Sent:
     left_out: F64 | None
 
 
-class VocabularyMap:
-    """A map from teacher ids to student ids; -1 is no student token.
+class Came(NamedTuple):
+    """What the text shows of each record's own token: the label that the student writes there.
 
-    Args:
-        ids: (V_T,) int32, the student id of each teacher id.
+    Attributes:
+        event: (P,) int32, the event of the label; -1 where nothing is known.
+        place: (P,) the own token's place among all entries; -1 where it is not an entry.
+        logprob: (P,) float64, the own token's log-probability.
+        log_share: (P,) float64, log of the share of that which goes on to the label: 0 where the
+            token that came is all of the label, or more.
     """
 
-    def __init__(self, ids: Ids) -> None:
-        self.ids = ids
+    event: Ids
+    place: Ints
+    logprob: F64
+    log_share: F64
+
+
+class VocabularyMap:
+    """An event map that is ready to send entries."""
+
+    def __init__(self, made: EventMap) -> None:
+        self.made = made
+
+    @classmethod
+    def of_ids(cls, ids: Ids) -> "VocabularyMap":
+        """Make a map from (V_T,) the student id of each teacher id; -1 is none."""
+        return cls(EventMap(ids, np.full(len(ids) + 1, len(ids), np.int64)))
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.made.tokens
+
+    @property
+    def ids(self) -> Ids:
+        """The event of each of the teacher's ids, where each has one."""
+        assert self.made.first is None
+        return self.made.event[: self.made.tokens]
 
     @cached_property
     def shares(self) -> npt.NDArray[np.bool_]:
-        """Mark (V_T,) the teacher's tokens that share their student token with another one."""
-        targets, which, count = np.unique(self.ids, return_inverse=True, return_counts=True)
+        """Mark (R,) the sources that share their event with another one."""
+        assert self.made.first is None
+        targets, which, count = np.unique(
+            self.made.event, return_inverse=True, return_counts=True
+        )
         is_shared: npt.NDArray[np.bool_] = ((targets >= 0) & (count > 1))[which]
         return is_shared
 
     @cached_property
     def _can_meet(self) -> bool:
-        return bool(self.shares.any())
+        return self.made.first is not None or bool(self.shares.any())
 
     def with_ends(self, teacher_ids: list[int], student_id: int) -> "VocabularyMap":
         """Copy this map, with the teacher's end-of-text tokens sent to one student token."""
-        ids = self.ids.copy()
-        ids[teacher_ids] = student_id
-        return VocabularyMap(ids)
+        return VocabularyMap(self.made.with_ends(teacher_ids, student_id))
 
-    def send(self, count_P: Ints, ids_M: npt.NDArray[np.uint32], logprobs_M: F32) -> Sent:
-        """Send the entries of some records to the student's tokens.
+    def send(
+        self,
+        count_P: Ints,
+        source_M: npt.NDArray[np.unsignedinteger] | Ints,
+        logprobs_M: F32,
+        came: Came | None = None,
+    ) -> Sent:
+        """Send the entries of some records to the student's events.
 
         Args:
             count_P: Number of entries of each record.
-            ids_M: The teacher's tokens, flat.
+            source_M: The source of each entry, flat; a token's id is its plain source.
             logprobs_M: Their log-probabilities.
+            came: What the text shows of the records' own tokens.
         """
-        target_M = self.ids.take(ids_M)
-        if self._can_meet and self.shares.take(ids_M).any():
-            return _added_up(count_P, target_M, logprobs_M)
-        is_sent_M = target_M >= 0
-        if is_sent_M.all():
-            return Sent(count_P, target_M, logprobs_M, None)
-        owner_M = np.repeat(np.arange(len(count_P)), count_P)
-        left = _totals(owner_M[~is_sent_M], _exp(logprobs_M[~is_sent_M]), len(count_P))
-        count = np.bincount(owner_M[is_sent_M], minlength=len(count_P))
-        return Sent(count, target_M[is_sent_M], logprobs_M[is_sent_M], left)
+        if self.made.first is not None:
+            return self._spread(count_P, source_M.astype(np.int64), logprobs_M, came)
+        target_M = self.made.event.take(source_M)
+        came = None if came is None else _worth_it(came, target_M)
+        if came is not None:
+            logprobs_M = logprobs_M.copy()
+            at = came.place[(came.event >= 0) & (came.place >= 0)]
+            kept = _log1mexp(came.log_share[(came.event >= 0) & (came.place >= 0)])
+            logprobs_M[at] += kept.astype(np.float32)
+            return _added_up(*_with_labels(*_as_rows(count_P, target_M, logprobs_M), came))
+        if self._can_meet and self.shares.take(source_M).any():
+            return _added_up(*_as_rows(count_P, target_M, logprobs_M))
+        return _as_they_are(count_P, target_M, logprobs_M)
+
+    def _spread(
+        self, count_P: Ints, source_M: Ints, logprobs_M: F32, came: Came | None
+    ) -> Sent:
+        """Send entries each of which may go to several events."""
+        made = self.made
+        assert made.first is not None
+        assert made.share is not None
+        entry, pair = runs(made.first[source_M], made.first[source_M + 1])
+        target, share = made.event[pair], made.share[pair].astype(np.float64)
+        if came is not None:
+            share = _without_labels(share, target, entry, came, len(source_M))
+        with np.errstate(divide="ignore"):
+            logmass = (logprobs_M[entry] + np.log(share)).astype(np.float32)
+        owner = np.repeat(np.arange(len(count_P)), count_P)[entry]
+        rows = _as_rows(np.bincount(owner, minlength=len(count_P)), target, logmass)
+        return _added_up(*(rows if came is None else _with_labels(*rows, came)))
 
 
-def _added_up(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
-    """Send entries of which some share a student token, and add those up."""
-    target_PW, logprobs_PW = _as_rows(count_P, target_M, logprobs_M)
+def _as_they_are(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
+    """Send entries of which no two share an event."""
+    is_sent_M = target_M >= 0
+    if is_sent_M.all():
+        return Sent(count_P, target_M, logprobs_M, None)
+    owner_M = np.repeat(np.arange(len(count_P)), count_P)
+    left = _totals(owner_M[~is_sent_M], _exp(logprobs_M[~is_sent_M]), len(count_P))
+    count = np.bincount(owner_M[is_sent_M], minlength=len(count_P))
+    return Sent(count, target_M[is_sent_M], logprobs_M[is_sent_M], left)
+
+
+def _worth_it(came: Came, target_M: Ids) -> Came | None:
+    """Forget labels to which the map sends all of the own token anyway; None if that is all."""
+    at = np.clip(came.place, 0, max(0, len(target_M) - 1))
+    mapped = target_M[at] if len(target_M) else np.full(len(at), -1)
+    is_known = (came.event < 0) | (
+        (came.place >= 0) & (mapped == came.event) & (came.log_share == 0)
+    )
+    return None if is_known.all() else came._replace(event=np.where(is_known, -1, came.event))
+
+
+def _without_labels(
+    share: F64, target: Ids, entry: Ints, came: Came, entries: int
+) -> F64:
+    """Take from each own token the share that goes on to its label; spread what remains.
+
+    What remains did not become the label, so it is spread over the other events.
+    """
+    label, remains = np.full(entries, -2, np.int64), np.ones(entries)
+    is_entry = (came.event >= 0) & (came.place >= 0)
+    label[came.place[is_entry]] = came.event[is_entry]
+    remains[came.place[is_entry]] = -np.expm1(came.log_share[is_entry])
+    is_own = label[entry] != -2
+    other = np.where(is_own & (target == label[entry]), 0, share)
+    total = np.bincount(entry, other, entries)[entry]
+    # Of a token that was never seen to become anything else, nothing is known but the label.
+    spread = np.where(total > 0, other / np.where(total > 0, total, 1), share)
+    return np.where(is_own, spread * remains[entry], share)
+
+
+def _with_labels(target_PW: Ids, logmass_PW: F32, came: Came) -> tuple[Ids, F32]:
+    """Add the labels, each with its share of the own token, as the last column."""
+    logmass = np.where(came.event >= 0, came.logprob + came.log_share, -np.inf)
+    return (
+        np.concatenate([target_PW, came.event[:, None].astype(np.int32)], 1),
+        np.concatenate([logmass_PW, logmass[:, None].astype(np.float32)], 1),
+    )
+
+
+def _log1mexp(log_share: F64) -> F64:
+    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing remains
+        return np.log(-np.expm1(log_share))
+
+
+def _added_up(target_PW: Ids, logprobs_PW: F32) -> Sent:
+    """Send entries of which some share an event, and add those up."""
     rows, width = target_PW.shape
     if not target_PW.size:
-        return Sent(count_P, target_M, logprobs_M, None)
-    none = int(target_PW.max()) + 1  # sorts entries without a student token behind all others
+        nothing = np.zeros(0, np.int32)
+        return Sent(np.zeros(rows, np.int64), nothing, nothing.astype(np.float32), None)
+    none = int(target_PW.max()) + 1  # sorts entries without an event behind all others
+    has_mass_PW = (target_PW >= 0) & (logprobs_PW > -np.inf)
     sorted_M, place_M = _sorted_rows(np.where(target_PW < 0, none, target_PW), none)
     logprobs_M = logprobs_PW.reshape(-1)[place_M]
     start, length = _runs_of_equals(sorted_M, width)
@@ -107,6 +216,8 @@ def _added_up(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
     left_out = _totals(row[met], np.where(is_sent[met], 0.0, mass), rows)
     with np.errstate(divide="ignore"):  # log 0 = -inf: no mass at all
         logmass[met] = np.log(mass)
+    if not has_mass_PW.all():  # an event that nothing is left of would be a padding slot
+        is_sent &= logmass > -np.inf
     count = np.bincount(row[is_sent], minlength=rows)
     return Sent(count, target[is_sent], logmass[is_sent], left_out)
 
@@ -134,7 +245,7 @@ def _runs_of_equals(sorted_M: Ids, width: int) -> tuple[Ints, Ints]:
 
 
 def _as_rows(count_P: Ints, target_M: Ids, logprobs_M: F32) -> tuple[Ids, F32]:
-    """Lay both out as (P, W); padding has no student token and no mass."""
+    """Lay both out as (P, W); padding has no event and no mass."""
     width = int(count_P.max(initial=0))
     if len(target_M) == len(count_P) * width:
         return target_M.reshape(len(count_P), width), logprobs_M.reshape(len(count_P), width)

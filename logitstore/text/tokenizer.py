@@ -160,6 +160,10 @@ class ByteTokenizer:
         """Tell whether `text` is the name of a special token."""
         return text in self._special
 
+    def to_json(self) -> str:
+        """Write the tokenizer as a `tokenizer.json`, without its post-processor."""
+        return str(self._backend.to_str())
+
     def written(self, ids: I64) -> list[bytes]:
         """List the bytes that each token writes; a special token writes its name."""
         return [self._written[i] for i in ids]
