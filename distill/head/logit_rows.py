@@ -20,6 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from distill.head.places import EventPlaces, IdPlaces, Places, logits_at
 from distill.head.query import (
     AT_IDS,
     COLUMNS,
@@ -62,10 +63,10 @@ class LogitRows:
         self._softmaxes = {
             name: _Softmax(logits_cV / lookup.temperature, lookup)
             for name, lookup in query.lookups.items()
-            if name != shared and (lookup.has_rest or lookup.temperature != 1)
+            if name != shared and _needs_a_softmax(lookup)
         }
         self._at = {  # all other lookups need nothing but a few logits
-            name: _at(logits_cV, lookup.ids_NK)
+            name: logits_at(logits_cV, lookup.ids_NK)
             for name, lookup in query.lookups.items()
             if name != shared and name not in self._softmaxes
         }
@@ -156,9 +157,14 @@ def _scaled(
 def _lookup_with_shared_softmax(query: HeadQuery) -> str | None:
     """Choose the lookup that shares its exponentials with the labels; others get their own."""
     for name, lookup in query.lookups.items():
-        if lookup.has_rest and lookup.temperature == 1:
+        if lookup.temperature == 1 and _needs_a_softmax(lookup):
             return name
     return None
+
+
+def _needs_a_softmax(lookup: Lookup) -> bool:
+    """Tell whether a lookup needs more than a few logits."""
+    return lookup.has_rest or lookup.temperature != 1 or lookup.partition is not None
 
 
 def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
@@ -176,11 +182,6 @@ def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
     return values_cK, nn.functional.pad(ids_cK, missing)
 
 
-def _at(logits_cV: Tensor, ids_cK: Tensor) -> Tensor:
-    """Read the logits at the ids; -inf in padding."""
-    return logits_cV.gather(1, ids_cK.clamp(min=0)).masked_fill_(ids_cK < 0, -torch.inf)
-
-
 class _Softmax:
     """A softmax of the rows, as exponentials of the logits outside a lookup's ids.
 
@@ -195,17 +196,24 @@ class _Softmax:
     """
 
     def __init__(self, logits_cV: Tensor, lookup: Lookup | None) -> None:
-        ids_cK = logits_cV.new_zeros(len(logits_cV), 0).long() if lookup is None else lookup.ids_NK
-        self._places = _Places(ids_cK)
-        self.at_cK = _at(logits_cV, ids_cK)
-        self._places.overwrite(logits_cV, torch.full_like(self.at_cK, -torch.inf))
-        top_c = logits_cV.amax(-1)
-        self._top_c = top_c.masked_fill(top_c == -torch.inf, 0)
-        self._e_cV = logits_cV.sub_(self._top_c[:, None]).exp_()
-        self.log_rest_c = self._e_cV.sum(-1).log() + self._top_c
+        self._places = _places(logits_cV, lookup)
+        self._e_cV = logits_cV if logits_cV.is_contiguous() else logits_cV.contiguous()
+        parts = [self._exponentials(block) for block in range(len(self._places.blocks))]
+        self.at_cK, self._top_c, sum_c = (torch.cat(each) for each in zip(*parts, strict=True))
+        self.log_rest_c = sum_c.log() + self._top_c
         self.log_z_c = self.log_rest_c
-        if ids_cK.shape[1]:  # no library sums nothing
+        if self.at_cK.shape[1]:  # no library sums nothing
             self.log_z_c = torch.logaddexp(self.log_rest_c, self.at_cK.logsumexp(-1))
+
+    def _exponentials(self, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Take the exponentials of a block; return what is listed, and the rest's top and sum."""
+        rows_bV = self._e_cV[self._places.blocks[block]]
+        at_bK = self._places.take_out(block, rows_bV)
+        top_b = rows_bV.amax(-1)
+        top_b = top_b.masked_fill(top_b == -torch.inf, 0)
+        sum_b = rows_bV.sub_(top_b[:, None]).exp_().sum(-1)
+        self._places.put_back(rows_bV)
+        return at_bK, top_b, sum_b
 
     def slope(self, total_c: Tensor, at_cK: Tensor | None, rest_c: Tensor | None) -> Tensor:
         """Compute (c, V) the gradient, in place of the exponentials.
@@ -224,32 +232,17 @@ class _Softmax:
             has_rest_c = self.log_rest_c > -torch.inf
             factor_c = rest_c * torch.where(has_rest_c, (self._top_c - self.log_rest_c).exp(), 0)
         factor_c = factor_c - total_c * (self._top_c - self.log_z_c).exp()
-        self._e_cV.mul_(factor_c[:, None])
-        p_cK = (self.at_cK - self.log_z_c[:, None]).exp()
-        self._places.overwrite(self._e_cV, at_cK - total_c[:, None] * p_cK)
+        slope_cK = at_cK - total_c[:, None] * (self.at_cK - self.log_z_c[:, None]).exp()
+        for block, own in enumerate(self._places.blocks):
+            rows = self._e_cV[own], self._top_c[own], factor_c[own], slope_cK[own]
+            self._places.write(block, *rows)
         return self._e_cV
 
 
-class _Places:
-    """The places of ids in rows of logits, for writing all of them in one scatter.
-
-    Padding has no place of its own, so it writes the value of its row's first id to that id a
-    second time; in a row without ids it writes the value that is already at column 0.
-    """
-
-    def __init__(self, ids_cK: Tensor) -> None:
-        is_id_cK = ids_cK >= 0
-        self._is_empty = not ids_cK.shape[1]
-        if not self._is_empty:
-            own_K = torch.arange(ids_cK.shape[1], device=ids_cK.device)
-            first_c1 = is_id_cK.int().argmax(-1, keepdim=True)
-            self._slot_cK = torch.where(is_id_cK, own_K, first_c1)
-            self._ids_cK = ids_cK.gather(1, self._slot_cK).clamp(min=0)
-            self._has_ids_c1 = is_id_cK.any(-1, keepdim=True)
-
-    def overwrite(self, rows_cV: Tensor, values_cK: Tensor) -> None:
-        """Put values at the ids; those of padding are not read."""
-        if not self._is_empty:
-            old_cK = rows_cV.gather(1, self._ids_cK)
-            values_cK = values_cK.gather(1, self._slot_cK)
-            rows_cV.scatter_(1, self._ids_cK, torch.where(self._has_ids_c1, values_cK, old_cK))
+def _places(logits_cV: Tensor, lookup: Lookup | None) -> Places:
+    if lookup is None:
+        return IdPlaces(logits_cV.new_zeros(len(logits_cV), 0).long())
+    if lookup.partition is None:
+        return IdPlaces(lookup.ids_NK)
+    lookup.partition.check_width(logits_cV.shape[1])
+    return EventPlaces(lookup.ids_NK, lookup.partition)

@@ -13,12 +13,102 @@ or the width of a lookup's ids; S = sequences; k = columns of a ranking.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from distill.head.members import Members
+from logitstore.errors import InputError
 from logitstore.records import STD_FLOOR
+
+
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """A partition of a vocabulary into events, or a sparse map that shares tokens among events.
+
+    An event is a group of tokens whose summed probability is asked for. A token of event -1, and
+    one beyond V (heads are often padded), belongs to none: it counts in the normaliser and in the
+    rest. An event may have no token.
+
+    Attributes:
+        of_V: (V,) int32 or int64 in [-1, count), the event of each token; with shares (r, V).
+        count: Number of events.
+        share_rV: (r, V) the share of a token's probability that each of its events gets; a token's
+            shares are >= 0 and sum to one. None for a partition: r is 1 and every share one.
+
+    Raises:
+        InputError: If the above does not hold.
+    """
+
+    of_V: Tensor
+    count: int
+    share_rV: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.share_rV is None and self.of_V.dim() != 1:
+            raise InputError(
+                f"partition of the vocabulary: expected one event a token, an array (V,), found "
+                f"shape {tuple(self.of_V.shape)}; events that share tokens need share_rV."
+            )
+        seen = (-1, -1)
+        if self.of_V.numel():
+            seen = int(self.of_V.min()), int(self.of_V.max())
+        if seen[0] < -1 or seen[1] >= self.count:
+            raise InputError(
+                f"partition of the vocabulary: expected events from -1 to {self.count - 1}, found "
+                f"{seen[0]} to {seen[1]}. Raise count, or renumber the events."
+            )
+        if self.share_rV is not None:
+            self._check_shares(self.share_rV)
+
+    def _check_shares(self, share_rV: Tensor) -> None:
+        if share_rV.dim() != 2 or share_rV.shape != self.of_V.shape:
+            raise InputError(
+                f"partition of the vocabulary: expected a share (r, V) for each event of a token, "
+                f"found {tuple(share_rV.shape)} for {tuple(self.of_V.shape)}."
+            )
+        off_V = (share_rV.sum(0) - 1).abs()
+        if not bool(((share_rV >= 0).all(0) & (off_V < 1e-4)).all()):
+            raise InputError(
+                "partition of the vocabulary: expected shares >= 0 that sum to 1 for each token, "
+                f"found a share of {float(share_rV.min()):g} and a sum that is off by "
+                f"{float(off_V.max()):g}. Divide each token's shares by their sum; what goes to no "
+                "event is a share of event -1."
+            )
+
+    @property
+    def event_rV(self) -> Tensor:
+        """The events of each token, (r, V) without shares too."""
+        return self.of_V[None] if self.of_V.dim() == 1 else self.of_V
+
+    @cached_property
+    def members(self) -> Members:
+        """The tokens of each event, collected once."""
+        return Members.of(self.event_rV, self.count, self.share_rV)
+
+    def to(self, device: torch.device | str) -> "Partition":
+        """Move to a device; itself if it is there."""
+        of_V = self.of_V.to(device)
+        if of_V is self.of_V:
+            return self
+        return Partition(
+            of_V, self.count, None if self.share_rV is None else self.share_rV.to(device)
+        )
+
+    def check_width(self, width: int) -> None:
+        """Check that a head of `width` tokens has every token of the partition.
+
+        Raises:
+            InputError: If it has fewer.
+        """
+        if self.of_V.shape[-1] > width:
+            raise InputError(
+                f"partition of the vocabulary: it has {self.of_V.shape[-1]:,} tokens, but the "
+                f"student's head makes logits of {width:,}. Make it for this student's tokenizer, "
+                "or resize the student's embeddings to its tokenizer."
+            )
 
 
 class Lookup(NamedTuple):
@@ -28,11 +118,13 @@ class Lookup(NamedTuple):
         ids_NK: (N, K) int32 or int64, ids to look up, distinct in a row; -1 is padding.
         temperature: Divides the logits before the softmax.
         has_rest: Whether the rest is wanted, the mass outside the ids.
+        partition: None: the ids are tokens. Else they are events of it, on the device of the ids.
     """
 
     ids_NK: Tensor
     temperature: float = 1.0
     has_rest: bool = True
+    partition: Partition | None = None
 
 
 class Found(NamedTuple):
@@ -234,8 +326,39 @@ def _look_up(logits_cV: Tensor, log_z_c: Tensor, lookup: Lookup) -> tuple[Tensor
     if lookup.temperature != 1:
         logits_cV = logits_cV / lookup.temperature
         log_z_c = logits_cV.logsumexp(-1)
+    if lookup.partition is not None:  # events are the tokens of a smaller vocabulary
+        logits_cV = event_logits(logits_cV, lookup.partition)
     rest_c = _rest(logits_cV, log_z_c, lookup.ids_NK) if lookup.has_rest else None
     return _at(logits_cV, log_z_c, lookup.ids_NK), rest_c
+
+
+def event_logits(logits_cV: Tensor, partition: Partition) -> Tensor:
+    """Compute (c, count + 1) the log of each event's share of e^logits; -inf for none.
+
+    The last column has the tokens that belong to no event.
+    """
+    partition.check_width(logits_cV.shape[1])
+    event_rV, count = partition.event_rV, partition.count
+    rows, beyond = len(logits_cV), (0, logits_cV.shape[1] - event_rV.shape[1])
+    event_rV = nn.functional.pad(event_rV.long(), beyond, value=-1)
+    event_rV = torch.where(event_rV < 0, count, event_rV)
+    if partition.share_rV is None:
+        terms = logits_cV
+    else:
+        share_rV = partition.share_rV.to(logits_cV.dtype)
+        log_share_rV = nn.functional.pad(share_rV.log(), beyond, value=-torch.inf)
+        log_share_rV[0, partition.of_V.shape[1] :] = 0
+        terms = (logits_cV[:, None] + log_share_rV).flatten(1)
+    event = event_rV.flatten().expand(rows, -1)
+    top_cG = terms.new_full((rows, count + 1), -torch.inf)
+    top_cG = top_cG.scatter_reduce(1, event, terms.detach(), "amax")
+    top_cG = top_cG.masked_fill(top_cG == -torch.inf, 0)
+    e = (terms - top_cG.gather(1, event)).exp()
+    sum_cG = torch.zeros_like(top_cG).scatter_add(1, event, e)
+    # The log of 0 has a NaN gradient, even times zero.
+    is_empty_cG = sum_cG.detach() == 0
+    log_cG = sum_cG.masked_fill(is_empty_cG, 1).log() + top_cG
+    return log_cG.masked_fill(is_empty_cG, -torch.inf)
 
 
 def _at(logits_cV: Tensor, log_z_c: Tensor, ids_cK: Tensor) -> Tensor:
