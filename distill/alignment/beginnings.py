@@ -1,4 +1,4 @@
-"""The tokens of a vocabulary that begin with given bytes: in the order of bytes they are a range."""
+"""The tokens of a vocabulary that begin with given bytes: a range, in the order of bytes."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ class Beginnings:
             lengths: (n,) how many of their bytes are meant, at least one.
 
         Returns:
-            (n,) first rank of those tokens, (n,) first rank of those that are longer than the bytes,
-            (n,) the rank behind the last.
+            (n,) first rank of those tokens, (n,) first rank of those that are longer than the
+            bytes, (n,) the rank behind the last.
         """
         found = [self._range(*pair) for pair in zip(ids.tolist(), lengths.tolist(), strict=True)]
         table = np.array(found, np.int64).reshape(-1, 3)

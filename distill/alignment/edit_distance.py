@@ -11,7 +11,9 @@ from logitstore.errors import InputError
 _BLOCK = 2**24
 
 
-def nearest(strings: Sequence[bytes], tokens: Sequence[bytes], most: Sequence[int]) -> npt.NDArray[np.int64]:
+def nearest(
+    strings: Sequence[bytes], tokens: Sequence[bytes], most: Sequence[int]
+) -> npt.NDArray[np.int64]:
     """Find (n,) the token of the least edit distance to each string; of several the first.
 
     Args:

@@ -120,7 +120,7 @@ class EventMap:
             return self
         whole, one = SPACES * self.tokens, self.first is None
         pairs = np.ones(self.sources, np.int64) if self.first is None else np.diff(self.first)
-        ends = np.cumsum(pairs)[: whole].reshape(SPACES, self.tokens)[:, -1]
+        ends = np.cumsum(pairs)[:whole].reshape(SPACES, self.tokens)[:, -1]
         place = np.repeat(ends, missing)
         event = np.insert(self.event, place, -1)
         share = None if self.share is None else np.insert(self.share, place, np.float32(1))

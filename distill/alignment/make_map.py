@@ -198,7 +198,10 @@ def _mined(pair: _Pair, _seen: Seen) -> EventMap:
     wanted = np.flatnonzero((pair.lengths > 0) & (twin < 0))
     ids = list(pair.writes.ids_by_bytes.values())
     tokens = list(pair.writes.ids_by_bytes)
-    prefix = [len(pair.student.token_bytes[max(0, pair.writes.longest_prefix(pair.written[i]))] or b"") for i in wanted]
+    prefix = [
+        len(pair.student.token_bytes[max(0, pair.writes.longest_prefix(pair.written[i]))] or b"")
+        for i in wanted
+    ]
     most = [max(1, len(pair.written[i]) - length) for i, length in zip(wanted, prefix, strict=True)]
     target[: pair.teacher.size] = np.where(twin >= 0, twin, target[: pair.teacher.size])
     target[wanted] = np.array(ids)[nearest([pair.written[i] for i in wanted], tokens, most)]

@@ -81,9 +81,7 @@ class VocabularyMap:
     def shares(self) -> npt.NDArray[np.bool_]:
         """Mark (R,) the sources that share their event with another one."""
         assert self.made.first is None
-        targets, which, count = np.unique(
-            self.made.event, return_inverse=True, return_counts=True
-        )
+        targets, which, count = np.unique(self.made.event, return_inverse=True, return_counts=True)
         is_shared: npt.NDArray[np.bool_] = ((targets >= 0) & (count > 1))[which]
         return is_shared
 
@@ -124,9 +122,7 @@ class VocabularyMap:
             return _added_up(*_as_rows(count_P, target_M, logprobs_M))
         return _as_they_are(count_P, target_M, logprobs_M)
 
-    def _spread(
-        self, count_P: Ints, source_M: Ints, logprobs_M: F32, came: Came | None
-    ) -> Sent:
+    def _spread(self, count_P: Ints, source_M: Ints, logprobs_M: F32, came: Came | None) -> Sent:
         """Send entries each of which may go to several events."""
         made = self.made
         assert made.first is not None
@@ -163,9 +159,7 @@ def _worth_it(came: Came, target_M: Ids) -> Came | None:
     return None if is_known.all() else came._replace(event=np.where(is_known, -1, came.event))
 
 
-def _without_labels(
-    share: F64, target: Ids, entry: Ints, came: Came, entries: int
-) -> F64:
+def _without_labels(share: F64, target: Ids, entry: Ints, came: Came, entries: int) -> F64:
     """Take from each own token the share that goes on to its label; spread what remains.
 
     What remains did not become the label, so it is spread over the other events.

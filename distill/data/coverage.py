@@ -169,7 +169,7 @@ def _why_of_store(facts: Mapping[str, Any]) -> str:
 
 def warn_if_low(data: StoreDataset) -> None:
     """Warn once, before training, if a loss that maps tokens would see little of the text."""
-    mapping = [name for name, pairing in data.pairings.items() if pairing.vocabulary is not None]
+    mapping = [name for name, pairing in data.pairings.items() if pairing.map is not None]
     mapping = [n for n in mapping if "same tokenizer" not in find(n).needs_of(data.options)]
     if not mapping:
         return

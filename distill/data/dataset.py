@@ -28,28 +28,35 @@ Shape legend: B = sequences, R = rows (B of them unless packed), T = padded leng
 pairs of a loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from distill.alignment.align import Alignment, Spans, align_many
+from distill.alignment.align import Alignment, Spans, align, align_many
+from distill.alignment.beginnings import Beginnings
+from distill.alignment.entries_at import Texts
+from distill.alignment.event_map import EventMap
+from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.runs import runs
-from distill.alignment.vocab_map import prefix_map
 from distill.data.example import Example, Store
+from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
 from distill.data.ragged import narrow
 from distill.data.targets import (
     Arrays,
     Ints,
+    Pairs,
     aligned_pairs,
     by_position,
     is_by_position,
+    plain_pairs,
     student_spans,
     teacher_spans,
     teacher_tokenizer,
+    with_labels_between,
 )
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
@@ -133,11 +140,14 @@ class StoreDataset(Dataset[Example]):
                 f"{store.path}: none of its {len(store):,} sequences has a record to train on. "
                 f"`logitstore info {store.path}` says why."
             )
+        made: dict[str, VocabularyMap] = {}
+        for kind in {each.map for each in self.pairings.values() if each.map is not None}:
+            made[kind] = VocabularyMap(self._map(kind))
         self.mappings = {
-            name: _mapping(store, self.teacher, student, pairing)
+            name: None if pairing.map is None else made[pairing.map]
             for name, pairing in self.pairings.items()
         }
-        self._with_ends: dict[int, VocabularyMap] = {}
+        self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
         if template is not None:
             self[0]  # a template that rejects every row must fail now, not in the first step
 
@@ -181,27 +191,91 @@ class StoreDataset(Dataset[Example]):
         self, name: str, both: _BothSides, alignment: Alignment | None
     ) -> tuple[Arrays, Ints]:
         """Make a loss's arrays of one sequence, and list the labels that it covers."""
-        pairing = self.pairings[name]
-        if is_by_position(pairing):
-            pairs = by_position(
-                both.teacher,
-                both.student,
-                both.text,
-                teacher_prefix=self.teacher.prefix_length,
-                student_prefix=self.reader.tokenizer.prefix_length,
-            )
-        else:
-            assert alignment is not None
-            pairs = aligned_pairs(pairing, alignment, both.teacher, both.student)
+        pairs = self._pairs(self.pairings[name], both, alignment)
         mapping, loss = self.mappings[name], find(name)
+        has_labels = self.pairings[name].has_labels and not self._is_one_tokenizer
         aligned = Aligned(
             both.records,
-            pairs,
+            pairs.table,
             None if mapping is None else self._ending(mapping, both.ends),
             self._l1_max if loss.has_bound else 0.0,
             tuple(self.store.spec.temperatures),
+            pairs.written,
+            pairs.space,
+            self._order if pairs.written.any() else None,
+            self._texts(both) if has_labels else None,
         )
-        return loss.arrays(aligned, self.options), runs(pairs[:, 2], pairs[:, 3])[1]
+        table = pairs.table
+        return loss.arrays(aligned, self.options), runs(table[:, 2], table[:, 3])[1]
+
+    def _pairs(self, pairing: Pairing, both: _BothSides, alignment: Alignment | None) -> Pairs:
+        """List the pairs of a sequence."""
+        teacher, student = both.teacher, both.student
+        if is_by_position(pairing):
+            return plain_pairs(
+                by_position(
+                    teacher,
+                    student,
+                    both.text,
+                    teacher_prefix=self.teacher.prefix_length,
+                    student_prefix=self.reader.tokenizer.prefix_length,
+                )
+            )
+        assert alignment is not None
+        pairs = aligned_pairs(pairing, alignment, teacher, student)
+        if not pairing.has_between or self._is_one_tokenizer:
+            return pairs
+        return with_labels_between(pairs, teacher, student, both.records, self._order)
+
+    def _texts(self, both: _BothSides) -> Texts:
+        assert both.tokens is not None
+        label_ids = both.tokens.token_ids[both.tokens.has_record]
+        return Texts(both.teacher, both.student, label_ids, self._order)
+
+    @property
+    def _is_one_tokenizer(self) -> bool:
+        return bool(self.store.spec.tokenizer_fingerprint == self.reader.tokenizer.fingerprint)
+
+    @cached_property
+    def _order(self) -> Beginnings:
+        return Beginnings([each or b"" for each in self.teacher.token_bytes])
+
+    def _map(self, kind: str) -> EventMap:
+        """Make the map of a kind, for every id that the teacher's head has."""
+        student = self.reader.tokenizer
+        if self._is_one_tokenizer:
+            # Each token is itself, even one of several with equal bytes, or an end.
+            made = EventMap.identity(student.size)
+        else:
+            template = self.reader.template
+            read_by = {
+                "store": self.store.digest,
+                "sequences": len(self),
+                "max_length": self.max_length,
+                "template": None if template is None else template.source,
+            }
+            made = map_of(kind, self.teacher, student, read_by, self.seen)
+        return made.widened(int(self.store.spec.vocab_size))
+
+    def seen(self) -> Seen:
+        """Count the pairs of tokens that begin at the same places of the store's text."""
+        spread = np.linspace(0, len(self) - 1, min(COUNTED_SEQUENCES, len(self)))
+        return count_pairs(self._counted(np.unique(spread.astype(int)).tolist()))
+
+    def _counted(
+        self, indices: Sequence[int]
+    ) -> Iterator[tuple[Alignment, Spans, Spans, Ints, Ints]]:
+        for i in indices:
+            chosen = int(self.sequences[i])
+            both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
+            if both.tokens is not None:
+                yield (
+                    align(both.teacher, both.student),
+                    both.teacher,
+                    both.student,
+                    both.records.token_ids.astype(np.int64),
+                    both.tokens.token_ids[both.tokens.has_record].astype(np.int64),
+                )
 
     @cached_property
     def _l1_max(self) -> float:
@@ -214,28 +288,9 @@ class StoreDataset(Dataset[Example]):
         have one tokenizer, every token is already sent to itself.
         """
         student = self.reader.tokenizer
-        is_same = self.store.spec.tokenizer_fingerprint == student.fingerprint
-        if is_same or not len(ends) or ends[-1] == student.eos_token_id:
+        if self._is_one_tokenizer or not len(ends) or ends[-1] == student.eos_token_id:
             return mapping
-        end = int(ends[-1])
-        if end not in self._with_ends:
-            self._with_ends[end] = mapping.with_ends(list(self.store.spec.eos_ids), end)
-        return self._with_ends[end]
-
-
-def _mapping(
-    store: Store, teacher: ByteTokenizer, student: ByteTokenizer, pairing: Pairing
-) -> VocabularyMap | None:
-    """Map every id that the teacher's head has; None for a loss that compares no ids."""
-    if pairing.vocabulary is None:
-        return None
-    # Within one tokenizer each token is itself, even one of several with equal bytes, or an end.
-    if store.spec.tokenizer_fingerprint == student.fingerprint:
-        known = np.arange(student.size, dtype=np.int32)
-    else:
-        made = prefix_map(teacher, student)
-        known = made.exact if pairing.vocabulary == "exact" else made.prefix
-    # Heads are often padded beyond the tokenizer's size; those ids have no bytes.
-    mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)
-    mapping[: len(known)] = known
-    return VocabularyMap(mapping)
+        key = id(mapping), int(ends[-1])
+        if key not in self._with_ends:
+            self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
+        return self._with_ends[key]

@@ -4,12 +4,15 @@ Shape legend: P = pairs.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.align import Alignment, Spans
+from distill.alignment.beginnings import Beginnings
+from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, PLAIN
+from distill.alignment.realised import labels_between
 from distill.losses.loss import Pairing
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.crossings import find_crossings
@@ -18,6 +21,10 @@ from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 Ints = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
+
+#: A label inside one of the teacher's tokens is compared where so much of the record's mass begins
+#: with the bytes that are there already.
+LEAST_MASS = 0.05
 
 
 def teacher_spans(
@@ -128,17 +135,55 @@ def is_by_position(pairing: Pairing) -> bool:
     return pairing.kind in ("positions", "sequence")
 
 
-def aligned_pairs(pairing: Pairing, alignment: Alignment, teacher: Spans, student: Spans) -> Ints:
-    """Select the pairs of a kind: (P, 4) teacher's first record, stop, student's first, stop.
+class Pairs(NamedTuple):
+    """Pairs of a sequence, in the order of their labels.
 
-    Where one side alone writes an added space in front of its token, the two predict the same text
-    by tokens of other bytes: such a pair is left out where tokens are compared by their bytes.
+    Attributes:
+        table: (P, 4) the teacher's first record, the one behind its last, the student's first label
+            and the one behind its last.
+        space: (P,) how the teacher's tokens are read there, of :mod:`distill.alignment.event_map`.
+        written: (P,) bytes of the last record's token that are there already.
+    """
+
+    table: Ints
+    space: Ints
+    written: Ints
+
+
+def plain_pairs(table: Ints) -> Pairs:
+    """Make pairs at which the teacher's tokens are read as they are."""
+    none = np.zeros(len(table), np.int64)
+    return Pairs(table, none, none)
+
+
+def aligned_pairs(pairing: Pairing, alignment: Alignment, teacher: Spans, student: Spans) -> Pairs:
+    """Select the pairs of a kind, without labels that begin inside one of the teacher's tokens.
+
+    Where tokens are compared by their bytes, a label must write the bytes of the text; and where
+    one side alone writes an added space in front of its token, the teacher's are read without it,
+    or with it.
     """
     if pairing.kind == "groups":
-        return alignment.groups
-    starts = alignment.strict if pairing.kind == "strict" else alignment.shared_starts
-    t, s = starts.T
-    if pairing.vocabulary is not None:
-        is_alike = teacher.has_added_space[t] == student.has_added_space[s]
-        t, s = t[is_alike], s[is_alike]
-    return np.stack([t, t + 1, s, s + 1], 1)
+        return plain_pairs(alignment.groups)
+    t, s = (alignment.strict if pairing.kind == "strict" else alignment.shared_starts).T
+    if pairing.map is None:
+        return plain_pairs(np.stack([t, t + 1, s, s + 1], 1))
+    is_text = student.is_verbatim[s]
+    t, s = t[is_text], s[is_text]
+    has, wants = teacher.has_added_space[t], student.has_added_space[s]
+    space = np.where(has & ~wants, LESS_SPACE, np.where(wants & ~has, MORE_SPACE, PLAIN))
+    return Pairs(np.stack([t, t + 1, s, s + 1], 1), space, np.zeros(len(t), np.int64))
+
+
+def with_labels_between(
+    pairs: Pairs, teacher: Spans, student: Spans, records: TokenRecords, order: Beginnings
+) -> Pairs:
+    """Add the labels that begin inside one of the teacher's tokens, where enough is known there."""
+    found = labels_between(teacher, student, records, order)
+    chosen = found.mass >= LEAST_MASS
+    t, s = found.pairs[chosen].T
+    table = np.concatenate([pairs.table, np.stack([t, t + 1, s, s + 1], 1)])
+    space = np.concatenate([pairs.space, np.zeros(len(t), np.int64)])
+    written = np.concatenate([pairs.written, found.written[chosen]])
+    order_P = np.argsort(table[:, 2], kind="stable")
+    return Pairs(table[order_P], space[order_P], written[order_P])

@@ -7,6 +7,9 @@ about a pair's distribution is asked of its last record, and the student answers
 Every method returns arrays under the names by which a batch is laid out, see
 :mod:`distill.losses.loss`; a loss merges those it reads into one dict.
 
+A pair may also be of a label that begins inside one of the teacher's tokens: `written` bytes of
+that token are there already, and its record answers for what can follow them.
+
 Shape legend: n = records of the sequence, P = pairs, M = entries of all pairs, D = distinct draws
 of all pairs, L = labels of all pairs, E = labels before the last one of their pair, k = columns.
 """
@@ -17,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from distill.alignment.beginnings import Beginnings
+from distill.alignment.entries_at import Places, Texts, came_at, rest_without, sources_at
 from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.runs import Ints, lists_of, runs
 from logitstore.format.fields import no_records
@@ -41,6 +46,12 @@ class Aligned:
         l1_max: The largest L1 distance by which rounding in the store can have changed a record's
             distribution, for a loss that certifies a bound; else 0.
         temperatures: The temperature of each column of `records.lognorm`.
+        written: (P,) bytes of the last record's token that the student has written before its
+            label; None: nowhere any.
+        space: (P,) how the teacher's tokens are read there, of :mod:`distill.alignment.event_map`;
+            None: as they are.
+        order: The teacher's vocabulary, where some are written.
+        texts: Both tokenisations, where the labels that came are to be told from others.
     """
 
     records: TokenRecords
@@ -48,6 +59,10 @@ class Aligned:
     mapping: VocabularyMap | None = None
     l1_max: float = 0.0
     temperatures: tuple[float, ...] = ()
+    written: Ints | None = None
+    space: Ints | None = None
+    order: Beginnings | None = None
+    texts: Texts | None = None
 
     @property
     def last_record(self) -> Ints:
@@ -58,6 +73,16 @@ class Aligned:
     def last_label(self) -> Ints:
         """Find (P,) the label that the student answers each pair at."""
         return self.pairs[:, 3] - 1
+
+    @property
+    def _places(self) -> Places:
+        none = np.zeros(len(self.pairs), np.int64)
+        return Places(
+            self.last_record,
+            self.last_label,
+            none if self.space is None else self.space,
+            none if self.written is None else self.written,
+        )
 
     def entries(self) -> Arrays:
         """Take the teacher's entries without their ids, and the tail.
@@ -74,7 +99,7 @@ class Aligned:
         }
 
     def mapped_entries(self) -> Arrays:
-        """Send the teacher's entries to the student's ids; masses that meet are added up.
+        """Send the teacher's entries to the student's events; masses that meet are added up.
 
         Entries that are not mapped join the tail in `rest_logmass`. Their mass is summed; 1 - sum
         would cancel to noise exactly where the head has nearly everything.
@@ -82,22 +107,22 @@ class Aligned:
         Returns:
             `entry_count` (P,), `entry_ids` (M,), `entry_logmass` (M,) and `rest_logmass` (P,).
         """
-        records, last = self.records, self.last_record
-        assert records.entry_ids is not None
         assert self.mapping is not None
-        count, (ids, logprobs) = lists_of(
-            records.entry_count, last, records.entry_ids, records.entry_logprobs
-        )
-        rest = records.tail_logmass[last]
-        sent = self.mapping.send(count, ids, logprobs)
+        at, made = self._places, self.mapping.made
+        sources, came = sources_at(self.records, at, made, self.order), None
+        rest = sources.rest
+        if self.texts is not None:
+            came = came_at(self.records, at, made, self.texts, sources)
+            rest = rest_without(rest, came)
+        sent = self.mapping.send(sources.count, sources.source, sources.logprobs, came)
         if sent.left_out is not None:
             with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
-                rest = np.log(np.exp(rest, dtype=np.float64) + sent.left_out).astype(np.float32)
+                rest = np.log(np.exp(rest, dtype=np.float64) + sent.left_out)
         return {
             "entry_count": sent.count.astype(np.int32),
             "entry_ids": sent.ids,
             "entry_logmass": sent.logmass,
-            "rest_logmass": rest,
+            "rest_logmass": rest.astype(np.float32),
         }
 
     def entries_by_id(self) -> Arrays:
@@ -186,7 +211,7 @@ class Aligned:
 
 def nothing() -> Aligned:
     """Make an empty sequence without pairs, for a batch of which no row could be used."""
-    mapping = VocabularyMap(np.zeros(0, np.int32))
+    mapping = VocabularyMap.of_ids(np.zeros(0, np.int32))
     return Aligned(no_records(), np.zeros((0, 4), np.int64), mapping)
 
 

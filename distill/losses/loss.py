@@ -51,13 +51,18 @@ class Pairing(NamedTuple):
             that also end together. `groups`: smallest runs of tokens that start and end together.
             `positions`: the n-th supervised token with the n-th. `sequence`: likewise, but one
             value a sequence, of which a batch is then never cut.
-        vocabulary: How the teacher's ids become the student's. `prefix`: each becomes the longest
-            student token that begins its bytes. `exact`: only the student token of equal bytes.
-            Within one tokenizer, both are itself. None: no id is compared with another.
+        map: The kind of map from the teacher's tokens to the student's, one of
+            :mod:`distill.alignment.make_map`; within one tokenizer each token is itself. None: no
+            token is compared with another.
+        has_between: Whether a label that begins inside one of the teacher's tokens is compared
+            with what can follow the bytes of that token which are there already.
+        has_labels: Whether the mass of a token that came is sent to the label that it became.
     """
 
     kind: Literal["starts", "strict", "groups", "positions", "sequence"]
-    vocabulary: Literal["prefix", "exact"] | None = None
+    map: str | None = None
+    has_between: bool = False
+    has_labels: bool = False
 
 
 class Option(NamedTuple):

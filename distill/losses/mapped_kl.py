@@ -18,6 +18,7 @@ Shape legend: N = positions, K = largest count of mapped ids.
 import torch
 from torch import Tensor
 
+from distill.alignment.make_map import KINDS
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import (
     Advice,
@@ -69,6 +70,10 @@ def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
     return torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_p), 0)
 
 
+#: Maps that ask what the text shows; the others are as they were published.
+OURS = ("counted", "canonical", "events")
+
+
 def _arrays(aligned: Aligned, _options: Options) -> Arrays:
     return {"index": aligned.last_label, **aligned.mapped_entries()}
 
@@ -91,9 +96,15 @@ def _advice(facts: Facts) -> Advice | None:
 
 
 def _pairing(options: Options) -> Pairing:
-    if options["mapped_strict"]:
-        return Pairing("strict", "exact")
-    return Pairing("starts", "prefix")
+    kind = options["map"]
+    is_ours = kind in OURS
+    has_between = {"auto": is_ours, "on": True, "off": False}[options["between"]]
+    return Pairing(
+        "strict" if kind == "strict" else "starts",
+        kind,
+        has_between=has_between and kind != "strict",
+        has_labels=is_ours,
+    )
 
 
 LOSS = Loss(
@@ -104,9 +115,22 @@ LOSS = Loss(
     values=_values,
     options=(
         Option(
-            "mapped_strict",
-            default=False,
-            help="mapped_kl: only tokens of equal bytes, where both sides end together.",
+            "map",
+            default="counted",
+            help="mapped_kl: how the teacher's tokens become the student's. counted: as often as "
+            "the student writes each where the teacher writes that, in the store's text. "
+            "canonical: the student's own first token of the same bytes. prefix: its longest. "
+            "strict: the token of equal bytes, where both sides end together. events: groups of "
+            "tokens that both sides can express. p_kl, p_kl_weighted: the student's tokens become "
+            "the teacher's. mined: the token of the least edit distance.",
+            choices=tuple(KINDS),
+        ),
+        Option(
+            "between",
+            default="auto",
+            help="mapped_kl: whether labels that begin inside one of the teacher's tokens are "
+            "compared too. auto: with counted, canonical and events.",
+            choices=("auto", "on", "off"),
         ),
     ),
     advice=_advice,

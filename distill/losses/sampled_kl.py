@@ -93,7 +93,7 @@ def _advice(facts: Facts) -> Advice | None:
 
 LOSS = Loss(
     needs=frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"}),
-    pairing=Pairing("starts", "prefix"),
+    pairing=Pairing("starts", "canonical"),
     arrays=_arrays,
     ask=_ask,
     values=_values,

@@ -139,7 +139,7 @@ def _advice(_facts: Facts) -> Advice:
 
 LOSS = Loss(
     needs=frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"}),
-    pairing=Pairing("starts", "prefix"),
+    pairing=Pairing("starts", "canonical"),
     arrays=_arrays,
     ask=_ask,
     values=_values,

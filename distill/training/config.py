@@ -91,7 +91,8 @@ if TYPE_CHECKING:  # a type checker does not see what losses declare
         """TrainingArguments and the options of all losses."""
 
         pairing: Literal["bytes", "position"] = "bytes"
-        mapped_strict: bool = False
+        map: str = "counted"
+        between: Literal["auto", "on", "off"] = "auto"
         tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = "forward"
         temperature: float = 1.0
         alm_temperature: float = 100.0

@@ -88,7 +88,7 @@ def load(folder: Path) -> tuple[PreTrainedModel, Any]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"pairing": "bytes"}, {"pairing": "position"}, {"mapped_strict": True}],
+    [{"pairing": "bytes"}, {"pairing": "position"}, {"map": "strict"}],
     ids=["bytes", "position", "strict"],
 )
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_for_the_codec(

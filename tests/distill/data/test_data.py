@@ -202,7 +202,7 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
 ) -> None:
     records = records_of(entries, own=[1.0] * len(entries))
     t, s = np.arange(len(entries)), 2 * np.arange(len(entries))
-    pairs, sent = np.stack([t, t + 1, s, s + 1], 1), VocabularyMap(np.array(mapping, np.int32))
+    pairs, sent = np.stack([t, t + 1, s, s + 1], 1), VocabularyMap.of_ids(np.array(mapping, np.int32))
     arrays = wide(arrays_of("mapped_kl", records, pairs, mapping=sent))
     np.testing.assert_array_equal(arrays["index"], s)
     for p, entry in enumerate(entries):
@@ -229,7 +229,7 @@ def test_the_rest_is_exact_where_the_head_holds_nearly_everything() -> None:
         "mapped_kl",
         records,
         np.array([[0, 1, 0, 1]]),
-        mapping=VocabularyMap(np.array([3], np.int32)),
+        mapping=VocabularyMap.of_ids(np.array([3], np.int32)),
     )
     assert arrays["rest_logmass"][0] == pytest.approx(-40.0, rel=1e-6)
 
@@ -368,7 +368,7 @@ def test_strict_pairs_are_fewer_and_of_equal_bytes(
     store: FakeStore, student: ByteTokenizer
 ) -> None:
     loose = StoreDataset(store, student, ["mapped_kl"])[0]
-    strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True)[0]
+    strict = StoreDataset(store, student, ["mapped_kl"], map="strict")[0]
     assert 0 < len(strict.teacher["mapped_kl"]["index"]) < len(loose.teacher["mapped_kl"]["index"])
     assert strict.aligned < loose.aligned
 
@@ -378,7 +378,7 @@ def test_strict_maps_a_token_only_to_the_same_bytes(
 ) -> None:
     teacher = ByteTokenizer.from_folder(store.tokenizer_path)
     loose = StoreDataset(store, student, ["mapped_kl"]).mappings["mapped_kl"]
-    strict = StoreDataset(store, student, ["mapped_kl"], mapped_strict=True).mappings["mapped_kl"]
+    strict = StoreDataset(store, student, ["mapped_kl"], map="strict").mappings["mapped_kl"]
     assert loose is not None
     assert strict is not None
     assert 0 < (strict.ids >= 0).sum() < (loose.ids >= 0).sum()

@@ -156,7 +156,7 @@ def test_masses_that_meet_are_added_up_and_none_is_lost(
     target[rng.random(known) < 0.2] = -1
     ids = np.concatenate([rng.permutation(known)[:count] for count in counts]).astype(np.uint32)
     logprobs = np.log(rng.random(len(ids)) + 1e-6).astype(np.float32)
-    mapping = VocabularyMap(target)
+    mapping = VocabularyMap.of_ids(target)
     assert not (is_injective and mapping.shares.any())
     sent = mapping.send(np.array(counts), ids, logprobs)
     first = at = 0
@@ -177,7 +177,7 @@ def test_masses_that_meet_are_added_up_and_none_is_lost(
 
 def test_what_nothing_meets_keeps_its_bits() -> None:
     """A sum of one is not made: no mass goes through an exponential and back."""
-    mapping = VocabularyMap(np.array([5, 5, 2, -1], np.int32))
+    mapping = VocabularyMap.of_ids(np.array([5, 5, 2, -1], np.int32))
     logprobs = np.float32([-0.3, -1.7, -2.9, -4.1])
     sent = mapping.send(np.array([4]), np.array([2, 0, 3, 1], np.uint32), logprobs)
     assert sent.ids.tolist() == [2, 5]

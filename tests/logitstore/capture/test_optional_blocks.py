@@ -101,7 +101,7 @@ def test_a_token_drawn_more_often_than_a_byte_says_is_one_target(
     for records, _ in rows_of(store):
         t = np.arange(len(records))
         pairs = np.stack([t, t + 1, t, t + 1], 1)
-        itself = VocabularyMap(np.arange(WIDTH, dtype=np.int32))
+        itself = VocabularyMap.of_ids(np.arange(WIDTH, dtype=np.int32))
         found = rectangles(tensors_of(Aligned(records, pairs, itself).draws()))
         found = {key: array.numpy() for key, array in found.items()}
         for ids, counts in zip(found["draw_ids"], found["draw_times"], strict=True):

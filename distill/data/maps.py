@@ -1,0 +1,120 @@
+"""The map of a store's teacher to a student: made once for a pair of tokenizers, and kept.
+
+Maps that learn count pairs of tokens in the store's own text, in sequences spread evenly over it.
+So they also depend on the store, and on how the student reads it. Made maps are kept in the folder
+where shards of remote stores are, too, under a name that all of this decides.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.alignment.align import Alignment, Spans
+from distill.alignment.event_map import EventMap
+from distill.alignment.make_map import LEARNED, Seen, make_map
+from distill.alignment.runs import Ints
+from distill.data.targets import aligned_pairs
+from distill.losses.loss import Pairing
+from logitstore.errors import MismatchError
+from logitstore.reading.shard_cache import ShardCache
+from logitstore.storage.commit import write_whole
+from logitstore.text.tokenizer import ByteTokenizer
+
+#: Changes when a map of the same pair would be another one.
+VERSION = 1
+#: The most sequences in which pairs are counted.
+COUNTED_SEQUENCES = 4_000
+_ABOUT = "about"
+
+
+def map_of(
+    kind: str,
+    teacher: ByteTokenizer,
+    student: ByteTokenizer,
+    read_by: Mapping[str, Any],
+    count: Callable[[], Seen],
+) -> EventMap:
+    """Load a map that is kept, or make it and keep it.
+
+    Args:
+        kind: The kind of map, one of :mod:`distill.alignment.make_map`.
+        teacher: The teacher's tokenizer.
+        student: The student's.
+        read_by: What decides, beside the tokenizers, what `count` finds.
+        count: Counts pairs in the store's text; called only for a map that learns from it.
+
+    Raises:
+        MismatchError: The two have no event in common, or what is kept is not the map of this pair.
+    """
+    about = {
+        "version": VERSION,
+        "map": kind,
+        "teacher": teacher.fingerprint,
+        "student": student.fingerprint,
+        **(read_by if kind in LEARNED else {}),
+    }
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    file = ShardCache.chosen().folder / "maps" / f"{key[:32]}.npz"
+    if file.exists():
+        return _load(file, about)
+    made = make_map(kind, teacher, student, count() if kind in LEARNED else None)
+    if not (made.event >= 0).any():
+        raise MismatchError(
+            f"--map {kind}: no token of the teacher ({teacher.name}) means anything that the student "
+            f"({student.name}) can write. Use --loss alm or uld, which compare no tokens, or check "
+            "that both tokenizers are of text."
+        )
+    _keep(file, made, about)
+    return made
+
+
+def count_pairs(sides: Iterable[tuple[Alignment, Spans, Spans, Ints, Ints]]) -> Seen:
+    """Count which tokens of both sides begin at the same places.
+
+    Args:
+        sides: Of each sequence its alignment, the places of its records and labels, and their ids.
+    """
+    parts = [np.zeros((3, 0), np.int64)]
+    for alignment, teacher, student, teacher_ids, student_ids in sides:
+        pairs = aligned_pairs(Pairing("starts", "counted"), alignment, teacher, student)
+        t, s = pairs.table[:, 0], pairs.table[:, 2]
+        is_text = ~teacher.is_eos[t] & ~student.is_eos[s] & teacher.is_verbatim[t]
+        parts.append(np.stack([pairs.space, teacher_ids[t], student_ids[s]])[:, is_text])
+    unique, count = np.unique(np.concatenate(parts, 1), axis=1, return_counts=True)
+    return Seen(unique[0], unique[1], unique[2], count)
+
+
+def _keep(file: Path, made: EventMap, about: Mapping[str, Any]) -> None:
+    """Write a map to a file, if there is a place for it."""
+    written = io.BytesIO()
+    np.savez(written, **{_ABOUT: np.array(json.dumps(about, sort_keys=True))}, **made.arrays())
+    with contextlib.suppress(OSError):  # of a read-only home, or a full disk: it is made again
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, written.getvalue())
+
+
+def _load(file: Path, about: Mapping[str, Any]) -> EventMap:
+    try:
+        with np.load(file, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+        kept = json.loads(str(arrays.pop(_ABOUT)))
+        made = EventMap(**arrays)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise MismatchError(
+            f"{file}: a kept map of two vocabularies that cannot be read ({error}). Delete the file: "
+            "the map is made again."
+        ) from error
+    if kept != about:
+        differing = ", ".join(k for k in sorted({*kept, *about}) if kept.get(k) != about.get(k))
+        raise MismatchError(
+            f"{file}: a kept map of two vocabularies, but of others than its name says: {differing} "
+            "differ. Delete the file: the map is made again."
+        )
+    return made
