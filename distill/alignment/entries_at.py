@@ -8,7 +8,6 @@ Shape legend: P = pairs, M = entries of all pairs.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -56,7 +55,8 @@ class Places:
     written: Ints
 
 
-class Sources(NamedTuple):
+@dataclass(frozen=True)
+class Sources:
     """Entries by their sources.
 
     Attributes:
@@ -156,4 +156,4 @@ def rest_without(rest: F64, came: Came) -> F64:
     moved = (came.event >= 0) & (came.place < 0)
     taken = np.where(moved, np.exp(came.logprob + came.log_share), 0)
     with np.errstate(divide="ignore"):  # log 0 = -inf: the tail was that token alone
-        return np.log(np.maximum(np.exp(rest) - taken, 0))
+        return np.asarray(np.log(np.maximum(np.exp(rest) - taken, 0)), np.float64)

@@ -74,11 +74,11 @@ class EventMap:
         return 0 if self.of_token is None else int(self.of_token.max(initial=-1)) + 1
 
     def source_of_token(self, ids: Ints, space: Ints | int = PLAIN) -> Ints:
-        """Number the sources of whole tokens, by how a space in front of them is to be read."""
-        return ids + self.tokens * np.asarray(space)
+        """Find the sources of whole tokens, by how a space in front of them is to be read."""
+        return np.asarray(ids + self.tokens * np.asarray(space), np.int64)
 
     def source_behind(self, ids: Ints, written: Ints) -> Ints:
-        """Number the sources of tokens of which `written` bytes, at least one, are there already."""
+        """Find the sources of tokens of which `written` bytes, at least one, are there already."""
         return self.remainder[ids] + written - 1
 
     def event_of(self, student_ids: Ints) -> Ids:

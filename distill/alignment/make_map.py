@@ -26,8 +26,7 @@ Shape legend: V_T, V_S = vocabularies, R = sources of a map.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +51,8 @@ LEAST_SEEN, LEAST_SHARE = 3, 0.1
 DIVIDED = 0.9 * 0.1 ** np.arange(4)
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True)
+class Seen:
     """How often the two tokenizers' tokens began at one place of a text.
 
     Attributes:
@@ -129,7 +129,7 @@ class _Pair:
                 target[i] = of_byte.get(self.written[i], target[i])
 
     def beginnings(self, count: int, *, twins: bool = True) -> Ints:
-        """Find (count, V_S) the first teacher tokens of each student token; -1 where there are less.
+        """Find (count, V_S) the first teacher tokens of each student token; -1 beyond the last.
 
         Args:
             count: Teacher tokens of each.
@@ -198,13 +198,16 @@ def _mined(pair: _Pair, _seen: Seen) -> EventMap:
     wanted = np.flatnonzero((pair.lengths > 0) & (twin < 0))
     ids = list(pair.writes.ids_by_bytes.values())
     tokens = list(pair.writes.ids_by_bytes)
-    prefix = [
-        len(pair.student.token_bytes[max(0, pair.writes.longest_prefix(pair.written[i]))] or b"")
-        for i in wanted
+    strings = [pair.written[i] for i in wanted]
+    # Its beginning is as far away as the bytes that it lacks; a string of other bytes, all of them.
+    begun = [pair.writes.longest_prefix(each) for each in strings]
+    most = [
+        max(len(each) - len(pair.writes.written(i)), 1)
+        for each, i in zip(strings, begun, strict=True)
     ]
-    most = [max(1, len(pair.written[i]) - length) for i, length in zip(wanted, prefix, strict=True)]
     target[: pair.teacher.size] = np.where(twin >= 0, twin, target[: pair.teacher.size])
-    target[wanted] = np.array(ids)[nearest([pair.written[i] for i in wanted], tokens, most)]
+    if len(wanted):
+        target[wanted] = np.array(ids)[nearest(strings, tokens, most)]
     return EventMap(target, pair.remainder)
 
 
@@ -273,10 +276,10 @@ def _events(pair: _Pair, seen: Seen) -> EventMap:
     left = np.concatenate([_known(own), psi[_known(psi)], v])
     right = np.concatenate([own[_known(own)], _known(psi), u]) + size
     component = _components(size + pair.student.size, left, right)
-    of_student, of_token = np.unique(component[size:], return_inverse=True)
+    of_student, which = np.unique(component[size:], return_inverse=True)
     number = np.full(len(component), -1, np.int64)
     number[of_student] = np.arange(len(of_student))
-    of_token = of_token.astype(np.int32)
+    of_token = which.astype(np.int32)
     sent = np.where(canonical >= 0, of_token[canonical], -1)
     linked = pair.lengths > 0
     sent[:size][linked] = number[component[:size]][linked]

@@ -98,7 +98,7 @@ def possible_mass(records: TokenRecords, record: Ints, written: Ints, order: Beg
     pair, place = is_possible(records, record, written, order).T
     mass = np.bincount(pair, _probabilities(records, place), len(record))
     own = ~np.isin(record, _with_own_entry(records, record))
-    return mass + np.where(own, _own_probability(records, record), 0)
+    return np.asarray(mass + np.where(own, _own_probability(records, record), 0), np.float64)
 
 
 def label_share(
@@ -149,7 +149,8 @@ def _breaks(teacher: Spans) -> Ints:
 def _chain(records: TokenRecords, first: Ints, stop: Ints) -> F64:
     """Sum up the log-probabilities of the tokens first..stop-1 of each run."""
     run, member = runs(first, stop)
-    return np.bincount(run, records.token_logprob[member].astype(np.float64), len(first))
+    logprobs = records.token_logprob[member].astype(np.float64)
+    return np.bincount(run, logprobs, len(first)).astype(np.float64, copy=False)
 
 
 def _begun(records: TokenRecords, record: Ints, begun: Ints, order: Beginnings) -> F64:

@@ -63,6 +63,10 @@ class Writer:
                 return token_id
         return -1
 
+    def written(self, token_id: int) -> bytes:
+        """Return the bytes of a token; none of -1."""
+        return b"" if token_id < 0 else self._tokenizer.token_bytes[token_id] or b""
+
     def first(self, strings: Sequence[bytes]) -> Ids:
         """Find (n,) the first token of each string of bytes; -1 where that is not known."""
         tokens = self.all(strings)

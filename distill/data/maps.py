@@ -67,9 +67,9 @@ def map_of(
     made = make_map(kind, teacher, student, count() if kind in LEARNED else None)
     if not (made.event >= 0).any():
         raise MismatchError(
-            f"--map {kind}: no token of the teacher ({teacher.name}) means anything that the student "
-            f"({student.name}) can write. Use --loss alm or uld, which compare no tokens, or check "
-            "that both tokenizers are of text."
+            f"--map {kind}: no token of the teacher ({teacher.name}) means anything that the "
+            f"student ({student.name}) can write. Use --loss alm or uld, which compare no tokens, "
+            "or check that both tokenizers are of text."
         )
     _keep(file, made, about)
     return made
@@ -94,7 +94,8 @@ def count_pairs(sides: Iterable[tuple[Alignment, Spans, Spans, Ints, Ints]]) -> 
 def _keep(file: Path, made: EventMap, about: Mapping[str, Any]) -> None:
     """Write a map to a file, if there is a place for it."""
     written = io.BytesIO()
-    np.savez(written, **{_ABOUT: np.array(json.dumps(about, sort_keys=True))}, **made.arrays())
+    arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about, sort_keys=True))}
+    np.savez(written, **arrays, **made.arrays())
     with contextlib.suppress(OSError):  # of a read-only home, or a full disk: it is made again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, written.getvalue())
@@ -108,13 +109,13 @@ def _load(file: Path, about: Mapping[str, Any]) -> EventMap:
         made = EventMap(**arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise MismatchError(
-            f"{file}: a kept map of two vocabularies that cannot be read ({error}). Delete the file: "
-            "the map is made again."
+            f"{file}: a kept map of two vocabularies that cannot be read ({error}). Delete the "
+            "file: the map is made again."
         ) from error
     if kept != about:
         differing = ", ".join(k for k in sorted({*kept, *about}) if kept.get(k) != about.get(k))
         raise MismatchError(
-            f"{file}: a kept map of two vocabularies, but of others than its name says: {differing} "
-            "differ. Delete the file: the map is made again."
+            f"{file}: a kept map of two vocabularies, but of others than its name says: "
+            f"{differing} differ. Delete the file: the map is made again."
         )
     return made
