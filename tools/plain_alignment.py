@@ -1,40 +1,114 @@
 """Align two tokenisations with plain loops, one token at a time: the definition.
 
 `distill.alignment.align` must find the same; the tests hold it to this, and `bench_align` measures
-how much faster it is. A token is (first byte, bytes, whether it is an end-of-sequence event).
+how much faster it is. A token is (first byte, bytes, whether it is an end-of-sequence event), and
+where it crosses (bytes in the context before, bytes behind).
+
+What tokens may cover is a row of units. Each byte of supervised text is one, and in front of it lie
+those that stand between two stretches of text: first the bytes of the longest tail of a token that
+ends there, then the events that both sides have, then the bytes of the longest head of a token that
+starts there.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-Token = tuple[int, int, bool]
 Place = tuple[int, int]
 
 
-def plain_align(teacher: list[Token], student: list[Token]) -> tuple[list[list[int]], ...]:
+class Token(NamedTuple):
+    """A token of one side: see the module."""
+
+    start: int
+    length: int
+    is_eos: bool
+    head: int = 0
+    tail: int = 0
+
+    @property
+    def is_event(self) -> bool:
+        """Whether it is an event: an end that is not written out."""
+        return self.is_eos and not self.length
+
+
+class Seam:
+    """The units in front of one byte: how many there are of each kind."""
+
+    tails = events = heads = 0
+
+
+def plain_align(
+    teacher: Iterable[Sequence[Any]], student: Iterable[Sequence[Any]]
+) -> tuple[list[list[int]], ...]:
     """Find the shared starts, the strict pairs and the groups of two tokenisations.
 
     Returns:
         [teacher, student] positions of shared starts and of strict pairs; [first teacher, end,
         first student, end] of groups.
     """
-    t, s = places_with_events(teacher, student), places_with_events(student, teacher)
+    t, s = places_of_both(teacher, student)
     shared = _shared_starts(t, s)
     strict = [[i, j] for i, j in shared if t[i][1] == s[j][1]]
     return shared, strict, _groups(t, s)
 
 
-def places_with_events(tokens: list[Token], others: list[Token]) -> list[Place]:
-    """(start, end), with one more unit for every end-of-sequence event that both sides have."""
-    theirs = Counter(start for start, length, is_eos in others if is_eos and length == 0)
-    mine: Counter[int] = Counter()
-    extra, places = 0, []
-    for start, length, is_eos in tokens:
-        width = length
-        if is_eos and length == 0:
-            mine[start] += 1
-            width = 1 if mine[start] <= theirs[start] else 0
-        places.append((start + extra, start + extra + width))
-        extra += width - length
+def places_of_both(
+    teacher: Iterable[Sequence[Any]], student: Iterable[Sequence[Any]]
+) -> tuple[list[Place], list[Place]]:
+    """Find the unit that each token begins with, and the unit behind its last, on both sides."""
+    sides = [[Token(*token) for token in side] for side in (teacher, student)]
+    seams = _seams(*sides)
+    t, s = (_places(side, seams) for side in sides)
+    return t, s
+
+
+def _seams(teacher: list[Token], student: list[Token]) -> dict[int, Seam]:
+    """Find the units in front of the bytes that have some."""
+    seams: dict[int, Seam] = defaultdict(Seam)
+    for token in (*teacher, *student):
+        if token.tail:
+            end = token.start + token.length
+            seams[end].tails = max(seams[end].tails, token.tail)
+        if token.head:
+            seams[token.start].heads = max(seams[token.start].heads, token.head)
+    ends = [Counter(x.start for x in side if x.is_event) for side in (teacher, student)]
+    for place in ends[0].keys() & ends[1].keys():
+        seams[place].events = min(ends[0][place], ends[1][place])
+    return dict(sorted(seams.items()))
+
+
+def _places(tokens: list[Token], seams: dict[int, Seam]) -> list[Place]:
+    last_event = {token.start: i for i, token in enumerate(tokens) if token.is_event}
+    ahead, extra = list(seams.items()), 0
+    ahead.reverse()
+
+    def up_to(place: int) -> int:
+        """Count the units before those that stand in front of a byte; bytes only rise."""
+        nonlocal extra
+        while ahead and ahead[-1][0] < place:
+            seam = ahead.pop()[1]
+            extra += seam.tails + seam.events + seam.heads
+        return place + extra
+
+    events: Counter[int] = Counter()  # at each place so far
+    places: list[Place] = []
+    for i, (start, length, is_eos, head, tail) in enumerate(tokens):
+        seam = seams.get(start, Seam)
+        first = up_to(start) + seam.tails
+        if length:
+            first += seam.events + seam.heads - head
+            places.append((first, up_to(start + length) + tail))
+        elif i <= last_event.get(start, -1):  # an event, or in front of one
+            before = min(events[start], seam.events)
+            is_one = is_eos and before < seam.events
+            events[start] += is_eos
+            places.append((first + before, first + before + is_one))
+        else:
+            places.append((first + seam.events + seam.heads,) * 2)
+    for i in reversed(range(len(places) - 1)):  # one without width is right before the one behind
+        if places[i][0] > places[i + 1][0]:
+            places[i] = (places[i + 1][0],) * 2
     return places
 
 

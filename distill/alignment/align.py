@@ -3,7 +3,7 @@
 Teacher and student tokenise the same UTF-8 text, and both sides know which bytes each token covers.
 That gives three kinds of agreement, from weak to strong:
 
-    shared start   the same bytes lie before both tokens: both distributions answer one question
+    shared start   both models have read the same bytes: both distributions answer one question
     group          the smallest run of tokens on both sides that starts and ends together
     strict         two tokens that start and end together
 
@@ -17,6 +17,18 @@ both have one at the same byte they are matched, the first with the first, and t
 virtual byte wide: from there on it is an ordinary token, in its own group, strictly aligned. Every
 other token without bytes (a tokenizer's lone space prefix, a second end-of-sequence) has no width.
 
+**Tokens that cross.** Supervised text comes in stretches, such as answers, with context between. A
+token that begins in the context before its stretch has read less than one that begins where the
+stretch does, though both have the same supervised bytes before them. So where tokens cross, the
+place between two stretches is as wide as what they write there: first the longest tail of a token
+that ends there on either side, then the events, then the longest head of one that starts there.
+With the prompt `A: ` and the answer `42` the student's ` 42` begins one byte before the answer:
+
+    teacher   |A|:| |4|2|       supervised: 4, 2         shares no start with ` 42`; no group, since
+    student   |A|:| 4 2|        supervised: ` 42`        only the student's side covers the space
+
+Tokens that cross alike are paired like all others.
+
 **Of several tokens that start at one place** the last one shares the start: it has everything
 before that place as its context. A token without width therefore never stands where one with bytes
 starts too. It belongs to the group that starts there (its probability is part of that group's
@@ -29,28 +41,60 @@ Shape legend: P = shared starts, Q = strict pairs, G = groups.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 _MAX_BYTES_PER_PLACE = 64  # of a ruler of bytes; text has four or so
 
 
-class Spans(NamedTuple):
+def _no_ints() -> Ints:
+    return np.zeros(0, np.int64)
+
+
+def _no_bools() -> Bools:
+    return np.zeros(0, np.bool_)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spans:
     """The supervised tokens of one side, in order; they never overlap.
+
+    What is not given is zero, or for `is_verbatim` true, for every token.
 
     Attributes:
         starts: (n,) int64, bytes of supervised text before each token, never falling.
-        lengths: (n,) int64, bytes of each token.
+        lengths: (n,) int64, bytes of each token in its stretch of supervised text.
         is_eos: (n,) bool, True for an end-of-sequence token.
+        heads: (n,) int64, bytes of the token in context before its supervised bytes. A token
+            without supervised bytes has neither head nor tail.
+        tails: (n,) int64, bytes of the token behind its stretch.
+        has_added_space: (n,) bool, it writes one space in front that the text does not have.
+        is_verbatim: (n,) bool, what it writes, less an added space, is the text that it covers,
+            with head and tail.
     """
 
     starts: Ints
     lengths: Ints
-    is_eos: npt.NDArray[np.bool_]
+    is_eos: Bools
+    heads: Ints = field(default_factory=_no_ints)
+    tails: Ints = field(default_factory=_no_ints)
+    has_added_space: Bools = field(default_factory=_no_bools)
+    is_verbatim: Bools = field(default_factory=_no_bools)
+
+    def __post_init__(self) -> None:
+        """Fill what was not given."""
+        n = len(self.starts)
+        for name in ("heads", "tails", "has_added_space", "is_verbatim"):
+            given = getattr(self, name)
+            if len(given) != n:
+                default = np.full(n, name == "is_verbatim", given.dtype)
+                object.__setattr__(self, name, default)
 
 
 class Alignment(NamedTuple):
@@ -74,8 +118,9 @@ def align(teacher: Spans, student: Spans) -> Alignment:
     the places where they begin and end, and what both sides have marked is an agreement.
     """
     teacher_matched, student_matched = _match_events(teacher, student)
-    t_starts, t_ends = _places(teacher, teacher_matched)
-    s_starts, s_ends = _places(student, student_matched)
+    seams = _seams(teacher, student)
+    t_starts, t_ends = _places(teacher, teacher_matched, seams)
+    s_starts, s_ends = _places(student, student_matched, seams)
     ruler, (t_first, t_last, s_first, s_last) = _on_a_ruler(t_starts, t_ends, s_starts, s_ends)
 
     t_begins, s_begins = _marked(ruler, t_first), _marked(ruler, s_first)
@@ -140,8 +185,12 @@ def _end(spans: Spans) -> int:
 def _laid_out(texts: Sequence[Spans], offsets: Ints) -> Spans:
     """Join the tokens of several texts into one text, each moved by its offset in bytes."""
     sizes = [len(text.starts) for text in texts]
-    starts, lengths, is_eos = (np.concatenate(parts) for parts in zip(*texts, strict=True))
-    return Spans(starts + np.repeat(offsets, sizes), lengths, is_eos)
+    joined = {
+        column.name: np.concatenate([getattr(text, column.name) for text in texts])
+        for column in fields(Spans)
+    }
+    joined["starts"] = joined["starts"] + np.repeat(offsets, sizes)
+    return Spans(**joined)
 
 
 class _Ruler(NamedTuple):
@@ -175,7 +224,7 @@ def _on_a_ruler(*places: Ints) -> tuple[_Ruler, list[Ints]]:
     return _Ruler(len(marks), 0, marks), on_ruler
 
 
-def _marked(ruler: _Ruler, *places: Ints) -> npt.NDArray[np.bool_]:
+def _marked(ruler: _Ruler, *places: Ints) -> Bools:
     """Mark places of a ruler: (length,), True at each of them."""
     marked = np.zeros(ruler.length, np.bool_)
     for places_n in places:
@@ -230,14 +279,70 @@ def _events(spans: Spans) -> tuple[Ints, Ints]:
     return events, np.stack([at, number], axis=1)
 
 
-def _places(spans: Spans, matched: Ints) -> tuple[Ints, Ints]:
-    """Compute where tokens start and end once every matched event is one byte wide."""
+class _Seams(NamedTuple):
+    """Places between stretches of supervised text that some token crosses.
+
+    Attributes:
+        at: (C,) supervised bytes before each, ascending.
+        tails: (C,) bytes of the longest tail there, on either side.
+        heads: (C,) bytes of the longest head there.
+        before: (C + 1,) the width of all seams before each, and of all.
+    """
+
+    at: Ints
+    tails: Ints
+    heads: Ints
+    before: Ints
+
+
+def _seams(teacher: Spans, student: Spans) -> _Seams | None:
+    """Find the places that tokens of either side cross; None if there are none."""
+    heads = [(side.starts, side.heads) for side in (teacher, student)]
+    tails = [(side.starts + side.lengths, side.tails) for side in (teacher, student)]
+    if not any(bytes_n.any() for _, bytes_n in heads + tails):
+        return None
+    at = np.unique(np.concatenate([place_n[bytes_n > 0] for place_n, bytes_n in heads + tails]))
+    widths = []
+    for crossing in (tails, heads):
+        longest = np.zeros(len(at), np.int64)
+        for place_n, bytes_n in crossing:
+            crosses = bytes_n > 0
+            np.maximum.at(longest, np.searchsorted(at, place_n[crosses]), bytes_n[crosses])
+        widths.append(longest)
+    longest_tails, longest_heads = widths
+    before = np.append(0, np.cumsum(longest_tails + longest_heads))
+    return _Seams(at, longest_tails, longest_heads, before)
+
+
+def _places(spans: Spans, matched: Ints, seams: _Seams | None) -> tuple[Ints, Ints]:
+    """Compute where tokens start and end once events and seams are as wide as they are."""
     width = spans.lengths.astype(np.int64)  # a copy: the caller's lengths stay as they are
     width[matched] = 1
     one_wide = np.zeros(len(width) + 1, np.int64)
     one_wide[matched + 1] = 1
     starts = spans.starts + np.cumsum(one_wide)[:-1]
-    return starts, starts + width
+    if seams is None:
+        return starts, starts + width
+    has_bytes, ends = spans.lengths > 0, spans.starts + spans.lengths
+    behind = starts + spans.lengths + seams.before[np.searchsorted(seams.at, ends)] + spans.tails
+    seam = np.searchsorted(seams.at, spans.starts)
+    starts += seams.before[seam] - spans.heads
+    at_seam = np.flatnonzero(np.isin(spans.starts, seams.at))
+    starts[at_seam] += seams.tails[seam[at_seam]]
+    of_next = at_seam[_is_behind_events(spans)[at_seam]]
+    starts[of_next] += seams.heads[seam[of_next]]
+    # A token without width stands right before the one behind it.
+    starts = np.minimum.accumulate(starts[::-1])[::-1]
+    return starts, np.where(has_bytes, behind, starts + width)
+
+
+def _is_behind_events(spans: Spans) -> Bools:
+    """Tell which tokens (n,) begin a stretch where they stand, with no event at or behind them."""
+    is_event = spans.is_eos & (spans.lengths == 0)
+    events = np.append(spans.starts[is_event], -1)
+    following = events[np.cumsum(is_event) - is_event]  # of the event at it or behind it
+    is_behind: Bools = (spans.lengths > 0) | (following != spans.starts)
+    return is_behind
 
 
 def _covered(starts: Ints, ends: Ints, at: Ints) -> Ints:

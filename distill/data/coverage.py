@@ -23,16 +23,15 @@ over all text hides it.
 import json
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distill.alignment.align import Spans, align
+from distill.alignment.align import align
 from distill.alignment.vocab_map import VocabMap, prefix_map
 from distill.data.dataset import StoreDataset
-from distill.data.targets import teacher_spans
+from distill.data.targets import student_spans, teacher_spans
 from distill.losses import all_losses, find, option_values
 from distill.losses.loss import LOW_SHARE
 from distill.losses.requirements import teacher_name
@@ -226,7 +225,7 @@ def _maps(data: StoreDataset) -> VocabMap:
         same = np.arange(student.size, dtype=np.int32)
         made = VocabMap(same, same)
     else:
-        made = prefix_map(ByteTokenizer.from_folder(Path(store.tokenizer_path)), student)
+        made = prefix_map(data.teacher, student)
     missing = max(0, int(store.spec.vocab_size) - len(made.prefix))
     return VocabMap(*(np.pad(known, (0, missing), constant_values=-1) for known in made))
 
@@ -241,16 +240,14 @@ def _sequence(
         all entries, of shared and of mapped ones; confirmed shared starts. None if the student
         cannot use the sequence.
     """
-    teacher = teacher_spans(records, line, data.store.spec.eos_ids)
+    teacher = teacher_spans(records, line, data.store.spec.eos_ids, data.teacher)
     tokens, _ = data.reader.read(line, teacher)
     if tokens is None:
         return None
-    is_label = tokens.has_record
-    label_ids = tokens.token_ids[is_label]
-    lengths, is_eos = tokens.byte_lengths[is_label], tokens.is_eos[is_label]
-    alignment = align(teacher, Spans(tokens.byte_starts[is_label], lengths, is_eos))
+    label_ids = tokens.token_ids[tokens.has_record]
+    alignment = align(teacher, student_spans(tokens))
     at, on = alignment.shared_starts.T
-    values = np.zeros((len(lengths), 7))
+    values = np.zeros((len(label_ids), 7))
     values[:, 0] = 1
     values[on, 1] = 1
     values[alignment.strict[:, 1], 2] = 1

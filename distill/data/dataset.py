@@ -47,7 +47,9 @@ from distill.data.targets import (
     aligned_pairs,
     by_position,
     is_by_position,
+    student_spans,
     teacher_spans,
+    teacher_tokenizer,
 )
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
@@ -119,6 +121,8 @@ class StoreDataset(Dataset[Example]):
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
+        #: The tokenizer of the store's teacher.
+        self.teacher = teacher_tokenizer(store, student)
         counts = np.asarray(store.token_counts)
         self.sequences = np.flatnonzero(counts > 0)
         #: Number of records of each sequence: a guess at its length before its text is read.
@@ -130,7 +134,8 @@ class StoreDataset(Dataset[Example]):
                 f"`logitstore info {store.path}` says why."
             )
         self.mappings = {
-            name: _mapping(store, student, pairing) for name, pairing in self.pairings.items()
+            name: _mapping(store, self.teacher, student, pairing)
+            for name, pairing in self.pairings.items()
         }
         self._with_ends: dict[int, VocabularyMap] = {}
         if template is not None:
@@ -153,15 +158,11 @@ class StoreDataset(Dataset[Example]):
         return list(map(self._example, both, alignments))
 
     def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
-        teacher = teacher_spans(records, text, self.store.spec.eos_ids)
+        teacher = teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
         tokens, text_changed = self.reader.read(text, teacher)
         if tokens is None:
             return _BothSides(records, text, teacher, _NO_SPANS, None, text_changed)
-        is_label = tokens.has_record
-        student = Spans(
-            tokens.byte_starts[is_label], tokens.byte_lengths[is_label], tokens.is_eos[is_label]
-        )
-        return _BothSides(records, text, teacher, student, tokens, text_changed)
+        return _BothSides(records, text, teacher, student_spans(tokens), tokens, text_changed)
 
     def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
@@ -182,10 +183,16 @@ class StoreDataset(Dataset[Example]):
         """Make a loss's arrays of one sequence, and list the labels that it covers."""
         pairing = self.pairings[name]
         if is_by_position(pairing):
-            pairs = by_position(both.teacher, both.student, both.text)
+            pairs = by_position(
+                both.teacher,
+                both.student,
+                both.text,
+                teacher_prefix=self.teacher.prefix_length,
+                student_prefix=self.reader.tokenizer.prefix_length,
+            )
         else:
             assert alignment is not None
-            pairs = aligned_pairs(pairing, alignment)
+            pairs = aligned_pairs(pairing, alignment, both.teacher, both.student)
         mapping, loss = self.mappings[name], find(name)
         aligned = Aligned(
             both.records,
@@ -216,7 +223,9 @@ class StoreDataset(Dataset[Example]):
         return self._with_ends[end]
 
 
-def _mapping(store: Store, student: ByteTokenizer, pairing: Pairing) -> VocabularyMap | None:
+def _mapping(
+    store: Store, teacher: ByteTokenizer, student: ByteTokenizer, pairing: Pairing
+) -> VocabularyMap | None:
     """Map every id that the teacher's head has; None for a loss that compares no ids."""
     if pairing.vocabulary is None:
         return None
@@ -224,7 +233,7 @@ def _mapping(store: Store, student: ByteTokenizer, pairing: Pairing) -> Vocabula
     if store.spec.tokenizer_fingerprint == student.fingerprint:
         known = np.arange(student.size, dtype=np.int32)
     else:
-        made = prefix_map(ByteTokenizer.from_folder(store.tokenizer_path), student)
+        made = prefix_map(teacher, student)
         known = made.exact if pairing.vocabulary == "exact" else made.prefix
     # Heads are often padded beyond the tokenizer's size; those ids have no bytes.
     mapping = np.full(max(int(store.spec.vocab_size), len(known)), -1, np.int32)

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from distill.alignment.align import Spans, align
+from distill.alignment.align import align
 from distill.data.example import Store
 from distill.data.ragged import rectangles, tensors_of
-from distill.data.targets import teacher_spans
+from distill.data.targets import student_spans, teacher_spans, teacher_tokenizer
 from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.settings import STORE_METRICS
 from distill.evaluation.sums import Agreement, Calibrations, Part, Predicted, Sum, UldDistance
@@ -73,8 +73,9 @@ def judge(
         InputError: When the student can read none of its sequences.
     """
     _check_needs(store, reader.tokenizer, metrics)
-    sums = _sums(store, reader.tokenizer, metrics)
-    parts = _Parts(store, reader, has_groups="uld" in metrics)
+    teacher = teacher_tokenizer(store, reader.tokenizer)
+    sums = _sums(teacher, reader.tokenizer, metrics)
+    parts = _Parts(store, teacher, reader, has_groups="uld" in metrics)
     with progress(len(store), "judge", "sequences") as shown:
         for part, predicted in _predicted(model, reader.tokenizer, parts, tokens_per_batch):
             for each in sums:
@@ -114,12 +115,10 @@ def _check_needs(store: Store, student: ByteTokenizer, metrics: Sequence[str]) -
         )
 
 
-def _sums(store: Store, student: ByteTokenizer, metrics: Sequence[str]) -> list[Sum]:
+def _sums(teacher: ByteTokenizer, student: ByteTokenizer, metrics: Sequence[str]) -> list[Sum]:
     """Make what is to be added up."""
     sums: list[Sum] = []
     if "agreement" in metrics:
-        has_same_ids = store.spec.tokenizer_fingerprint == student.fingerprint
-        teacher = student if has_same_ids else ByteTokenizer.from_folder(store.tokenizer_path)
         sums.append(Agreement(teacher, student))
     if "uld" in metrics:
         sums.append(UldDistance())
@@ -137,8 +136,11 @@ class _Parts:
         skipped: Sequences so far that the student cannot read.
     """
 
-    def __init__(self, store: Store, reader: StudentReader, *, has_groups: bool) -> None:
-        self._store, self._reader, self._has_groups = store, reader, has_groups
+    def __init__(
+        self, store: Store, teacher: ByteTokenizer, reader: StudentReader, *, has_groups: bool
+    ) -> None:
+        self._store, self._teacher, self._reader = store, teacher, reader
+        self._has_groups = has_groups
         self.read = self.labels = self.skipped = 0
 
     def __iter__(self) -> Iterator[Part]:
@@ -156,13 +158,12 @@ class _Parts:
 
     def _part(self, records: TokenRecords, line: SequenceText) -> Part | None:
         """Align a sequence; None where the student cannot read it."""
-        teacher = teacher_spans(records, line, self._store.spec.eos_ids)
+        teacher = teacher_spans(records, line, self._store.spec.eos_ids, self._teacher)
         tokens, _ = self._reader.read(line, teacher)
         if tokens is None:
             return None
         labels = np.flatnonzero(tokens.has_record)
-        starts, lengths = tokens.byte_starts[labels], tokens.byte_lengths[labels]
-        found = align(teacher, Spans(starts, lengths, tokens.is_eos[labels]))
+        found = align(teacher, student_spans(tokens))
         groups = None
         if self._has_groups:
             l1_max = float(self._store.fidelity.l1_max)

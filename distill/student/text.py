@@ -13,7 +13,7 @@ line `text_changed`: it is counted and left out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
+from logitstore.text.crossings import is_space_of_template
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
@@ -109,6 +110,7 @@ class StudentReader:
         if (written[low : low + len(own)] if is_part else written) != own:
             return StudentText(None, text_changed=True)
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        tokens = _with_given_spaces(tokens, segments, self.tokenizer)
         if is_part and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
         return _usable(tokens.cut(self.max_length))
@@ -130,11 +132,33 @@ class StudentReader:
             # At least one token before the first label, to predict it.
             begin = min(max(stop - self.max_length + bos, 0), max(first - 1, 0))
         chosen = np.concatenate([np.arange(bos), np.arange(max(begin, bos), stop)])
-        taken = {f.name: getattr(tokens, f.name)[chosen] for f in fields(tokens)[:-1]}
-        taken["has_record"] = is_label[chosen]
-        starts = taken["byte_starts"] - line.supervised_start
-        taken["byte_starts"] = np.where(taken["has_record"], starts, 0)
-        return replace(tokens, **taken)
+        taken = tokens.take(chosen, is_label[chosen])
+        starts = np.where(taken.has_record, taken.byte_starts - line.supervised_start, 0)
+        return replace(taken, byte_starts=starts)
+
+
+def _with_given_spaces(
+    tokens: TokenizedText, segments: Sequence[Segment], tokenizer: ByteTokenizer
+) -> TokenizedText:
+    """Take the space that a chat template writes before an answer for an added one."""
+    crossing = np.flatnonzero(tokens.heads)
+    if not len(crossing):
+        return tokens
+    data = "".join(segment.text for segment in segments).encode()
+    heads, starts = tokens.heads.copy(), tokens.text_starts.copy()
+    has_added_space, is_verbatim = tokens.has_added_space.copy(), tokens.is_verbatim.copy()
+    for i, written in zip(crossing, tokenizer.written(tokens.token_ids[crossing]), strict=True):
+        place = starts[i] + heads[i]
+        if is_space_of_template(written, data[starts[i] : place], tokenizer):
+            heads[i], starts[i], has_added_space[i] = 0, place, True
+            is_verbatim[i] = written[1:] == data[place : tokens.text_ends[i]]
+    return replace(
+        tokens,
+        heads=heads,
+        text_starts=starts,
+        has_added_space=has_added_space,
+        is_verbatim=is_verbatim,
+    )
 
 
 def _without_end(segments: Sequence[Segment]) -> tuple[Segment, ...]:

@@ -74,7 +74,8 @@ def read_tokens(
     written[:p] = [b""] * p
     roles = _roles_of(ids, tokenizer, p)
     is_special = np.isin(roles, [_ROLES.index(role) for role in (BEGIN, END, MARK)])
-    pieces = _Pieces(written, _added_space(written, is_special, tokenizer, p))
+    added = _added_space(written, is_special, tokenizer, p)
+    pieces = _Pieces(written, added)
     supervised_B = pieces.over_characters((row.is_wanted & ~is_special)[pieces.token_B])
     text_starts, text_ends = pieces.spans(np.ones_like(supervised_B))
     starts, ends = pieces.spans(supervised_B)
@@ -89,6 +90,10 @@ def read_tokens(
         is_eos=wants_event,
         text_starts=text_starts,
         text_ends=text_ends,
+        heads=np.zeros(len(ids), np.int64),  # supervised text begins and ends with a token
+        tails=np.zeros(len(ids), np.int64),
+        has_added_space=added > 0,
+        is_verbatim=np.ones(len(ids), np.bool_),
         status=_status(len(ids), has_record),
     )
     events = np.flatnonzero(wants_event)
@@ -121,7 +126,7 @@ def check_spelling(tokenizer: ByteTokenizer) -> None:
     Raises:
         InputError: It is such a one, as WordPiece, whose tokens do not say where white space was.
     """
-    probe = "a b, a"
+    probe = "a b, a,b"
     ids = tokenizer.encode([Segment(probe, True)], add_eos=False, add_prefix=False).token_ids
     if b"".join(tokenizer.written(ids)).removeprefix(b" ") != probe.encode():
         raise InputError(

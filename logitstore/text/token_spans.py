@@ -6,21 +6,67 @@ several. Such a run is laid out by its bytes if these are the text's. Otherwise 
 divided among its tokens, so that the run begins and ends where it should, and the boundaries inside
 it lie inside the character, where no other tokenizer has one: aligned groups still close around it.
 
+White space that no offset covers belongs to the token behind it. Some tokenizers (T5, WordPiece)
+cut a text at its white space and report words without it, though `▁the` stands for ` the`.
+
 Shape legend: T = tokens of a text.
 """
 
 import itertools
 import unicodedata
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from logitstore.format.numpy_types import I64
+from logitstore.format.numpy_types import I64, Bools
 
 _SPACE = 0x20
+_ASCII_SPACES = np.frombuffer(b" \t\n\v\f\r", np.uint8)
+
+
+class Spelling(NamedTuple):
+    """How what tokens write compares with the text that they cover.
+
+    Attributes:
+        is_verbatim: (T,) the same bytes, perhaps behind an added space.
+        has_added_space: (T,) one space, then the same bytes.
+    """
+
+    is_verbatim: Bools
+    has_added_space: Bools
+
+
+def spelling(data: bytes, starts: I64, ends: I64, written: bytes, lengths: I64) -> Spelling:
+    """Compare what tokens write with the bytes of `data` that they cover.
+
+    Args:
+        data: The text.
+        starts: (T,) first byte of each token in it.
+        ends: (T,) byte after the last.
+        written: The bytes of all tokens, one after the other.
+        lengths: (T,) how many of them each token has.
+    """
+    output = np.frombuffer(written + b"\0", np.uint8)
+    origin, width = np.cumsum(lengths) - lengths, ends - starts
+    added = (lengths == width + 1) & (output[origin] == _SPACE)
+    is_same = added | (lengths == width)
+    chosen = np.flatnonzero(is_same)
+    differs = _differs(data, starts[chosen], output, (origin + added)[chosen], width[chosen])
+    is_same[chosen[differs]] = False
+    return Spelling(is_same, is_same & added)
+
+
+def _differs(data: bytes, places: I64, output: Any, origins: I64, counts: I64) -> I64:
+    """List the runs of bytes, `counts` of them each, that differ between text and output."""
+    run = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(run)) - (np.cumsum(counts) - counts)[run]
+    text = np.frombuffer(data + b"\0", np.uint8)
+    differs: I64 = run[text[places[run] + within] != output[origins[run] + within]]
+    return differs
 
 
 def spans_from_offsets(
-    data: bytes, offsets: I64, written: bytes, lengths: I64
+    data: bytes, offsets: I64, written: bytes, lengths: I64, owns_space: Bools
 ) -> tuple[I64, I64] | None:
     """Find where tokens lie in `data`, from a tokenizer's offsets.
 
@@ -29,6 +75,7 @@ def spans_from_offsets(
         offsets: (T, 2) first character and character after the last, in the original text.
         written: The bytes of all tokens, one after the other.
         lengths: (T,) how many of them each token has.
+        owns_space: (T,) whether uncovered white space before the token belongs to it.
 
     Returns:
         (T,) first byte, (T,) byte after the last; or None where the offsets run backwards.
@@ -48,7 +95,26 @@ def spans_from_offsets(
     origin = np.cumsum(lengths) - lengths
     origin, lengths, high = _without_added_spaces(data, written, origin, lengths, low, high)
     starts, ends = _divided(low, high)
-    return _laid_out(data, written, origin, lengths, (low, high), (starts, ends))
+    starts, ends = _laid_out(data, written, origin, lengths, (low, high), (starts, ends))
+    starts = _with_white_space(data, starts, ends, owns_space)
+    if (ends < starts).any() or (starts[1:] < ends[:-1]).any():
+        return None
+    return starts, ends
+
+
+def _with_white_space(data: bytes, starts: I64, ends: I64, owns_space: Bools) -> I64:
+    """Move starts to where the token before ended, if only white space lies between."""
+    before = np.append(0, ends[:-1])
+    holes = np.flatnonzero((starts > before) & owns_space)
+    if not len(holes):
+        return starts
+    others = np.append(0, np.cumsum(~np.isin(np.frombuffer(data, np.uint8), _ASCII_SPACES)))
+    is_space = others[starts[holes]] == others[before[holes]]
+    for n in np.flatnonzero(~is_space):  # white space beyond ASCII
+        is_space[n] = data[before[holes[n]] : starts[holes[n]]].decode("utf-8", "replace").isspace()
+    moved = starts.copy()
+    moved[holes[is_space]] = before[holes[is_space]]
+    return moved
 
 
 def _over_marks(data: bytes, low: I64, high: I64) -> I64:
@@ -82,14 +148,15 @@ def _without_added_spaces(
 ) -> tuple[I64, I64, I64]:
     """Remove the space from tokens that begin with one where the text has none.
 
-    A token that is then empty and shares its character with the next one has no width: it is the
-    mark alone (`▁`), put in front of a word.
+    A token that is then empty and shares its character with the next one, but not with one before,
+    has no width: it is the mark alone (`▁`), put in front of a word.
     """
     text = np.frombuffer(data + b"\0", np.uint8)
     output = np.frombuffer(written + b"\0", np.uint8)
     added = (lengths > 0) & (output[origin] == _SPACE) & (text[low] != _SPACE)
     origin, lengths = origin + added, lengths - added
     shared = np.append(low[1:] == low[:-1], False)
+    shared &= np.append(True, high[:-1] <= low[1:])
     return origin, lengths, np.where(added & shared & (lengths == 0), low, high)
 
 
@@ -135,11 +202,9 @@ def _laid_out(
     place = low[heads][run] + before - before[heads][run]
 
     chosen = np.flatnonzero(exact[run])
-    count = lengths[chosen]
-    within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-    text = np.frombuffer(data, np.uint8)[np.repeat(place[chosen], count) + within]
-    output = np.frombuffer(written, np.uint8)[np.repeat(origin[chosen], count) + within]
-    exact[np.repeat(run[chosen], count)[text != output]] = False
+    output = np.frombuffer(written + b"\0", np.uint8)
+    differs = _differs(data, place[chosen], output, origin[chosen], lengths[chosen])
+    exact[run[chosen[differs]]] = False
 
     sure = exact[run]
     return np.where(sure, place, starts), np.where(sure, place + lengths, ends)

@@ -29,8 +29,9 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
+from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_bytes import standins, written_bytes
-from logitstore.text.token_spans import spans_from_offsets
+from logitstore.text.token_spans import Spelling, spans_from_offsets, spelling
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -59,6 +60,13 @@ class TokenizedText:
         is_eos: (T,) the end of the text, or of a turn: a token without bytes, after the last byte.
         text_starts: (T,) bytes of the whole text, context too, before the token; 0 for the prefix.
         text_ends: (T,) bytes of the whole text up to the token's end.
+        heads: (T,) bytes of the token in context before its first supervised byte; 0 where
+            `has_record` is false.
+        tails: (T,) bytes of the token behind the supervised text that its first supervised byte is
+            in; 0 where `has_record` is false.
+        has_added_space: (T,) it writes one space in front that the text does not have.
+        is_verbatim: (T,) what it writes, less an added space, is the text that it covers. True for
+            tokens without bytes in the text: the prefix, and the end.
         status: `ok`; `truncated`, cut at `max_length`, so without an end; `empty`, no text at all;
             `no_supervised_text`, no supervised token (left) that something predicts;
             `spans_unknown`, the tokenizer's offsets do not describe this text, so no records.
@@ -71,18 +79,29 @@ class TokenizedText:
     is_eos: Bools
     text_starts: I64
     text_ends: I64
+    heads: I64
+    tails: I64
+    has_added_space: Bools
+    is_verbatim: Bools
     status: str
 
     def cut(self, max_length: int | None) -> Self:
         """Keep the first `max_length` tokens; return the same object if there are no more."""
         if max_length is None or len(self.token_ids) <= max_length:
             return self
-        arrays = [f.name for f in fields(self) if f.name != "status"]
-        kept = {name: getattr(self, name)[:max_length] for name in arrays}
+        kept = self.take(slice(max_length))
         if self.status not in ("ok", "truncated"):
-            return replace(self, **kept)
-        status = "truncated" if kept["has_record"].any() else "no_supervised_text"
-        return replace(self, **kept, status=status)
+            return kept
+        return replace(kept, status="truncated" if kept.has_record.any() else "no_supervised_text")
+
+    def take(self, tokens: I64 | slice, has_record: Bools | None = None) -> Self:
+        """Keep some of the tokens, with fewer records if `has_record`, one for each, says so."""
+        taken = {f.name: getattr(self, f.name)[tokens] for f in fields(self) if f.name != "status"}
+        if has_record is not None:
+            taken["has_record"] = has_record
+            for name in ("byte_starts", "byte_lengths", "heads", "tails"):
+                taken[name] = np.where(has_record, taken[name], 0)
+        return replace(self, **taken)
 
 
 class ByteTokenizer:
@@ -97,10 +116,12 @@ class ByteTokenizer:
         eos_ids: The tokenizer's EOS, then the other special tokens that end a turn or a text.
         eos_token_id: The id that :meth:`encode` appends, or None.
         bos_token_id: The id that begins a text, or None; whether it is put there is `prefix`.
+        unk_token_id: The id that stands for what has no token, or None.
         prefix: The ids that it puts in front of every text: BOS, or nothing.
         pad_id: The padding token, else EOS, else 0. Padding is masked anyway.
         adds_space: Whether it writes a space in front of a text that has none.
         adds_space_after_special: Whether it does so after a special token too.
+        joins_spaces: Whether it writes one space for any run of white space, as T5 and WordPiece.
         token_bytes: V items: the bytes that a token writes; None for special tokens and for ids
             without a token.
         is_text: (V,) False where `token_bytes` has None.
@@ -129,6 +150,7 @@ class ByteTokenizer:
         self.size = max(vocabulary.values(), default=-1) + 1
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.bos_token_id: int | None = tokenizer.bos_token_id
+        self.unk_token_id: int | None = tokenizer.unk_token_id
         self.eos_ids = _eos_ids(self.eos_token_id, vocabulary, special)
         self.pad_id = _first_known(tokenizer.pad_token_id, self.eos_token_id, 0)
 
@@ -145,6 +167,7 @@ class ByteTokenizer:
         self.adds_space = self._written_text("a") == b" a"
         mark = min(self._special, key=len, default="")
         self.adds_space_after_special = self._written_text(f"{mark}a") == f"{mark} a".encode()
+        self.joins_spaces = self._written_text("a \n a").removeprefix(b" ") == b"a a"
 
     @property
     def bos_token(self) -> str | None:
@@ -163,6 +186,10 @@ class ByteTokenizer:
     def written(self, ids: I64) -> list[bytes]:
         """List the bytes that each token writes; a special token writes its name."""
         return [self._written[i] for i in ids]
+
+    def written_lengths(self, ids: I64) -> I64:
+        """Count the bytes that each token writes."""
+        return self._lengths[ids]
 
     def _spelt(self, token_id: int | None) -> str | None:
         return None if token_id is None else self._written[token_id].decode()
@@ -219,19 +246,35 @@ class ByteTokenizer:
             return _nothing("empty")
         encoding = self._backend.encode(data.decode(), add_special_tokens=False)
         ids = np.array(encoding.ids, np.int64)
-        spans = self._spans(data, ids, encoding)
+        found = self._spans(data, ids, encoding)
         prefix = self.prefix if add_prefix else self.prefix[:0]
-        if spans is None:
+        if found is None:
             whole = np.concatenate([prefix, ids])
             return _without_records(whole, "spans_unknown").cut(max_length)
-        supervised = _Supervised([segment for segment in segments if segment.text])
+        spans, spelt = found
+        supervised = SupervisedBytes(segments)
         starts, lengths, is_supervised = supervised.project(*spans)
+        heads, tails = supervised.crossings(*spans, starts, lengths)
         events, at = self._turn_events(ids, spans, _turn_ends(segments))
         starts[events], lengths[events] = supervised.before_place(at), 0
+        heads[events] = tails[events] = 0
         is_supervised[events] = True
         is_eos = np.zeros(len(ids), np.bool_)
         is_eos[events] = True
-        text = TokenizedText(ids, is_supervised, starts, lengths, is_eos, *spans, "ok")
+        text = TokenizedText(
+            token_ids=ids,
+            has_record=is_supervised,
+            byte_starts=starts,
+            byte_lengths=lengths,
+            is_eos=is_eos,
+            text_starts=spans[0],
+            text_ends=spans[1],
+            heads=heads,
+            tails=tails,
+            has_added_space=spelt.has_added_space & ~is_eos,
+            is_verbatim=spelt.is_verbatim | is_eos,
+            status="ok",
+        )
         has_eos = add_eos and self.eos_token_id is not None
         return self._wrapped(text, prefix, supervised, has_eos).cut(max_length)
 
@@ -247,38 +290,55 @@ class ByteTokenizer:
         return after[is_event], turn_ends[is_event]
 
     def _wrapped(
-        self, text: TokenizedText, prefix: I64, supervised: _Supervised, has_eos: bool
+        self, text: TokenizedText, prefix: I64, supervised: SupervisedBytes, has_eos: bool
     ) -> TokenizedText:
         """Add the prefix and EOS to a text; the first token has no record: nothing predicts it."""
         p, eos = len(prefix), int(has_eos)
         last = np.full(eos, self.eos_token_id if eos else 0, np.int64)
-        has_record = np.pad(text.has_record, (p, eos), constant_values=(False, supervised.at_end))
+
+        def wrapped(array: I64 | Bools, first: int = 0, end: int = 0) -> Any:
+            return np.pad(array, (p, eos), constant_values=(first, end))
+
+        has_record = wrapped(text.has_record, end=supervised.at_end)
         has_record[:1] = False  # nothing predicts it
-        starts = np.pad(text.byte_starts, (p, eos), constant_values=(0, supervised.total_bytes))
-        lengths = np.pad(text.byte_lengths, (p, eos))
-        ends = (0, supervised.text_bytes)
-        return TokenizedText(
+        whole = TokenizedText(
             token_ids=np.concatenate([prefix, text.token_ids, last]).astype(np.int64),
             has_record=has_record,
-            byte_starts=np.where(has_record, starts, 0),
-            byte_lengths=np.where(has_record, lengths, 0),
-            is_eos=np.pad(text.is_eos, (p, eos), constant_values=(False, True)),
-            text_starts=np.pad(text.text_starts, (p, eos), constant_values=ends),
-            text_ends=np.pad(text.text_ends, (p, eos), constant_values=ends),
+            byte_starts=wrapped(text.byte_starts, end=supervised.total_bytes),
+            byte_lengths=wrapped(text.byte_lengths),
+            is_eos=wrapped(text.is_eos, end=True),
+            text_starts=wrapped(text.text_starts, end=supervised.text_bytes),
+            text_ends=wrapped(text.text_ends, end=supervised.text_bytes),
+            heads=wrapped(text.heads),
+            tails=wrapped(text.tails),
+            has_added_space=wrapped(text.has_added_space),
+            is_verbatim=wrapped(text.is_verbatim, first=True, end=True),
             status="ok" if has_record.any() else "no_supervised_text",
         )
+        return whole.take(slice(None), has_record)
 
-    def _spans(self, data: bytes, ids: I64, encoding: Any) -> tuple[I64, I64] | None:
-        """Find each token's first byte in `data`, and the byte after its last; None: unknown."""
+    def _spans(
+        self, data: bytes, ids: I64, encoding: Any
+    ) -> tuple[tuple[I64, I64], Spelling] | None:
+        """Find each token's first byte in `data`, the byte after its last, and its spelling.
+
+        Returns:
+            None where that is not known.
+        """
         pieces = [self._written[i] for i in encoding.ids]
-        written = b"".join(pieces)
+        written, lengths = b"".join(pieces), self._lengths[ids]
         extra = len(written) - len(data)
         if (extra == 0 and written == data) or (extra == 1 and written == b" " + data):
-            ends = np.cumsum(self._lengths[ids]) - extra
-            return np.maximum(ends - self._lengths[ids], 0), ends
+            ends = np.cumsum(lengths) - extra
+            has_added_space = np.zeros(len(ids), np.bool_)
+            has_added_space[:1] = extra == 1
+            spelt = Spelling(np.ones(len(ids), np.bool_), has_added_space)
+            return (np.maximum(ends - lengths, 0), ends), spelt
         flat = itertools.chain.from_iterable(encoding.offsets)
         offsets = np.fromiter(flat, np.int64, 2 * len(ids)).reshape(-1, 2)
-        return spans_from_offsets(data, offsets, written, self._lengths[ids])
+        owns_space = self.is_text[ids] | (ids == self.unk_token_id)
+        spans = spans_from_offsets(data, offsets, written, lengths, owns_space)
+        return None if spans is None else (spans, spelling(data, *spans, written, lengths))
 
 
 def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -317,41 +377,6 @@ def utf8(text: str, where: str) -> bytes:
         ) from error
 
 
-class _Supervised:
-    """A map from places in a text to places in its supervised bytes."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        sizes = np.array([len(segment.text.encode()) for segment in segments], np.int64)
-        self.is_supervised = np.array([segment.supervised for segment in segments], np.bool_)
-        self.bounds = np.cumsum(sizes) - sizes
-        counted = np.where(self.is_supervised, sizes, 0)
-        self.before = np.cumsum(counted) - counted
-        self.total_bytes = int(counted.sum())
-        self.text_bytes = int(sizes.sum())
-        self.at_end = bool(self.is_supervised[-1])
-
-    def project(self, starts: I64, ends: I64) -> tuple[I64, I64, Bools]:
-        """Project tokens' spans in the text onto its supervised bytes.
-
-        A token without width belongs to the segment of the byte that follows it.
-
-        Returns:
-            (T,) supervised bytes before each token, (T,) within it, (T,) whether it is supervised.
-        """
-        first, is_inside = self._place(starts)
-        lengths = self._place(ends)[0] - first
-        return first, lengths, (lengths > 0) | ((starts == ends) & is_inside)
-
-    def before_place(self, places: I64) -> I64:
-        """Count the supervised bytes before each place of the text."""
-        return self._place(places)[0]
-
-    def _place(self, places: I64) -> tuple[I64, Bools]:
-        segment = np.searchsorted(self.bounds, places, side="right") - 1
-        inside = self.is_supervised[segment]
-        return self.before[segment] + np.where(inside, places - self.bounds[segment], 0), inside
-
-
 def _turn_ends(segments: Sequence[Segment]) -> I64:
     """Find the places in the text where a supervised segment ends and context follows."""
     place, ends, is_open = 0, [], False
@@ -365,7 +390,20 @@ def _turn_ends(segments: Sequence[Segment]) -> I64:
 
 def _without_records(token_ids: I64, status: str) -> TokenizedText:
     zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
-    return TokenizedText(token_ids.astype(np.int64), no, zeros, zeros, no, zeros, zeros, status)
+    return TokenizedText(
+        token_ids=token_ids.astype(np.int64),
+        has_record=no,
+        byte_starts=zeros,
+        byte_lengths=zeros,
+        is_eos=no,
+        text_starts=zeros,
+        text_ends=zeros,
+        heads=zeros,
+        tails=zeros,
+        has_added_space=no,
+        is_verbatim=~no,
+        status=status,
+    )
 
 
 def _nothing(status: str) -> TokenizedText:

@@ -213,16 +213,7 @@ def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> I64:
 def _taken(text: TokenizedText, tokens: I64, first_new: int) -> TokenizedText:
     """Take some of the tokens; those before `first_new` are context, without records."""
     has_record = text.has_record[tokens] & (tokens >= first_new)
-    return TokenizedText(
-        token_ids=text.token_ids[tokens],
-        has_record=has_record,
-        byte_starts=np.where(has_record, text.byte_starts[tokens], 0),
-        byte_lengths=np.where(has_record, text.byte_lengths[tokens], 0),
-        is_eos=text.is_eos[tokens],
-        text_starts=text.text_starts[tokens],
-        text_ends=text.text_ends[tokens],
-        status=text.status,
-    )
+    return text.take(tokens, has_record)
 
 
 class _RowText:

@@ -1,7 +1,9 @@
 """Alignment of two tokenisations: what it must be, against a plain two-pointer loop."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import pairwise
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -9,21 +11,27 @@ import pytest
 from hypothesis import given
 
 from distill.alignment.align import Alignment, Spans, align, align_many
-from tools.plain_alignment import Token, places_with_events, plain_align
+from tools.plain_alignment import Token, places_of_both, plain_align
 
 
-def spans(tokens: Sequence[Token]) -> Spans:
-    starts, lengths, is_eos = zip(*tokens, strict=True) if tokens else ((), (), ())
+def spans(tokens: Sequence[Sequence[Any]]) -> Spans:
+    starts, lengths, is_eos, heads, tails = (
+        zip(*(Token(*token) for token in tokens), strict=True) if tokens else [()] * 5
+    )
     return Spans(
-        np.array(starts, np.int64), np.array(lengths, np.int64), np.array(is_eos, np.bool_)
+        np.array(starts, np.int64),
+        np.array(lengths, np.int64),
+        np.array(is_eos, np.bool_),
+        heads=np.array(heads, np.int64),
+        tails=np.array(tails, np.int64),
     )
 
 
 def words(*lengths: int, eos: bool = False) -> Spans:
     """Back to back from byte 0, then perhaps the end-of-sequence event."""
     starts = np.cumsum((0, *lengths))
-    tokens = [(int(s), n, False) for s, n in zip(starts, lengths, strict=False)]
-    return spans([*tokens, (int(starts[-1]), 0, True)] if eos else tokens)
+    tokens = [Token(int(s), n, False) for s, n in zip(starts, lengths, strict=False)]
+    return spans([*tokens, Token(int(starts[-1]), 0, True)] if eos else tokens)
 
 
 def as_lists(found: Alignment) -> tuple[list[list[int]], list[list[int]], list[list[int]]]:
@@ -31,30 +39,40 @@ def as_lists(found: Alignment) -> tuple[list[list[int]], list[list[int]], list[l
 
 
 @st.composite
-def tokenisations(draw: st.DrawFn, size: int, events: Sequence[int]) -> list[Token]:
-    """Tokens over `size` bytes, with holes, tokens without bytes, and events at given bytes."""
-    cuts = sorted(draw(st.sets(st.integers(1, size - 1)))) if size > 1 else []
-    edges = [0, *cuts, size]
+def tokenisations(
+    draw: st.DrawFn, size: int, events: Sequence[int], seams: Sequence[int] = ()
+) -> list[Token]:
+    """Tokens over `size` bytes, with holes, tokens without bytes, and events at given bytes.
+
+    No token goes on over a seam, but those beside it may cross into it.
+    """
+    cuts = draw(st.sets(st.integers(1, size - 1))) if size > 1 else set()
+    edges = sorted({0, size, *cuts, *seams})
     tokens: list[Token] = []
     for start, stop in pairwise(edges):
         zero_width = draw(st.sampled_from([0, 0, 0, 1, 2]))
-        tokens += [(start, 0, False)] * zero_width
+        tokens += [Token(start, 0, False)] * zero_width
         if start in events:
-            tokens += [(start, 0, True)] * draw(st.integers(0, 2))
-            tokens += [(start, 0, False)] * draw(st.sampled_from([0, 0, 1]))
+            tokens += [Token(start, 0, True)] * draw(st.integers(0, 2))
+            tokens += [Token(start, 0, False)] * draw(st.sampled_from([0, 0, 1]))
         if draw(st.integers(0, 5)):  # else a hole
             written_out = draw(st.integers(0, 9)) == 0  # text that spells an end-of-sequence token
-            tokens.append((start, stop - start, written_out))
+            head = draw(st.integers(0, 2)) if start in seams else 0
+            tail = draw(st.integers(0, 2)) if stop in seams else 0
+            tokens.append(Token(start, stop - start, written_out, head, tail))
     for is_eos in (False, True, False):
-        tokens += [(size, 0, is_eos)] * draw(st.sampled_from([0, 1, 2] if is_eos else [0, 0, 1]))
+        count = draw(st.sampled_from([0, 1, 2] if is_eos else [0, 0, 1]))
+        tokens += [Token(size, 0, is_eos)] * count
     return tokens
 
 
 @st.composite
 def pairs(draw: st.DrawFn) -> tuple[list[Token], list[Token]]:
     size = draw(st.integers(1, 9))
-    events = draw(st.lists(st.integers(0, size), max_size=3))
-    return draw(tokenisations(size, events)), draw(tokenisations(size, events))
+    places = st.lists(st.integers(0, size), max_size=3)
+    events, seams = draw(places), draw(places)
+    some = seams[draw(st.sampled_from([0, 0, 0, 1])) :]  # a token of one side may reach over one
+    return draw(tokenisations(size, events, seams)), draw(tokenisations(size, events, some))
 
 
 @given(pairs())
@@ -92,7 +110,7 @@ def test_swapping_the_sides_swaps_the_columns(pair: tuple[list[Token], list[Toke
 def test_groups_cover_the_same_bytes_on_both_sides_and_never_overlap(
     pair: tuple[list[Token], list[Token]],
 ) -> None:
-    t, s = places_with_events(*pair), places_with_events(*pair[::-1])
+    t, s = places_of_both(*pair)
     groups = align(spans(pair[0]), spans(pair[1])).groups.tolist()
     for a, b, c, d in groups:
         assert (t[a][0], t[b - 1][1]) == (s[c][0], s[d - 1][1])
@@ -106,7 +124,7 @@ def test_groups_cover_the_same_bytes_on_both_sides_and_never_overlap(
 def test_a_tokenisation_agrees_with_itself_token_by_token(
     pair: tuple[list[Token], list[Token]],
 ) -> None:
-    tokens = [token for token in pair[0] if token[1] or token[2]]
+    tokens = [token for token in pair[0] if token.length or token.is_eos]
     every = [[i, i] for i in range(len(tokens))]
     shared, strict, groups = as_lists(align(spans(tokens), spans(tokens)))
     assert shared == strict == every
@@ -165,7 +183,42 @@ def test_a_hole_on_either_side_breaks_only_its_group(hole: int) -> None:
 
 def test_the_callers_arrays_stay_as_they_are() -> None:
     teacher, student = words(2, 1, eos=True), words(1, 2, eos=True)
-    before = [array.copy() for side in (teacher, student) for array in side]
+    columns = [field.name for field in fields(Spans)]
+    before = [getattr(side, c).copy() for side in (teacher, student) for c in columns]
     align(teacher, student)
-    after = [array for side in (teacher, student) for array in side]
+    after = [getattr(side, c) for side in (teacher, student) for c in columns]
     assert all((a == b).all() for a, b in zip(before, after, strict=True))
+
+
+def test_tokens_that_have_read_different_context_share_no_start_and_no_group() -> None:
+    """Behind the prompt `A: ` the student's ` 42` begins a byte earlier than the teacher's `4`."""
+    teacher = spans([(0, 1, False), (1, 1, False), (2, 0, True)])
+    student = spans([(0, 2, False, 1), (2, 0, True)])
+    assert as_lists(align(teacher, student)) == ([[2, 1]], [[2, 1]], [[2, 3, 1, 2]])
+    without = spans([(0, 2, False), (2, 0, True)])
+    assert as_lists(align(teacher, without))[0] == [[0, 0], [2, 1]]
+
+
+def test_tokens_that_cross_alike_are_paired_like_all_others() -> None:
+    teacher = spans([(0, 1, False, 1), (1, 2, False, 0, 2), (3, 1, False, 3)])
+    student = spans([(0, 3, False, 1, 2), (3, 1, False, 3)])
+    assert as_lists(align(teacher, student)) == (
+        [[0, 0], [2, 1]],
+        [[2, 1]],
+        [[0, 2, 0, 1], [2, 3, 1, 2]],
+    )
+
+
+def test_a_token_that_goes_on_into_context_closes_no_group_with_one_that_does_not() -> None:
+    teacher, student = spans([(0, 2, False, 0, 1)]), spans([(0, 2, False)])
+    assert as_lists(align(teacher, student)) == ([[0, 0]], [], [])
+
+
+def test_an_end_of_a_turn_stands_before_what_the_next_turns_first_token_reads_of_the_context() -> (
+    None
+):
+    teacher = spans([(0, 2, False), (2, 0, True), (2, 2, False, 1)])
+    student = spans([(0, 2, False), (2, 0, True), (2, 2, False)])
+    found = align(teacher, student)
+    assert found.shared_starts.tolist() == [[0, 0], [1, 1]]
+    assert found.groups.tolist() == [[0, 1, 0, 1], [1, 2, 1, 2]]

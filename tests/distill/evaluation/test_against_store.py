@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from distill.alignment.align import Spans, align
-from distill.data.targets import teacher_spans
+from distill.alignment.align import align
+from distill.data.targets import student_spans, teacher_spans
 from distill.evaluation.against_store import judge
 from distill.evaluation.sums import CALIBRATION_BINS, Calibration
 from distill.student.text import StudentReader
@@ -38,7 +38,7 @@ def by_definition(store: FakeStore, model: Any, tokenizer: Any) -> dict[str, flo
     reader = StudentReader(student, store.spec.rendering, store.path)
     equal, compatible, hits, confidence, ulds = [], [], [], [], []
     for records, line in zip(store.records, store.texts, strict=True):
-        spans = teacher_spans(records, line, store.spec.eos_ids)
+        spans = teacher_spans(records, line, store.spec.eos_ids, teacher)
         tokens, _ = reader.read(line, spans)
         assert tokens is not None
         places = np.flatnonzero(tokens.has_record)
@@ -46,10 +46,7 @@ def by_definition(store: FakeStore, model: Any, tokenizer: Any) -> dict[str, flo
         best = probs.argmax(-1).tolist()
         hits += [int(tokens.token_ids[p]) == b for p, b in zip(places, best, strict=True)]
         confidence += probs.amax(-1).tolist()
-        found = align(
-            spans,
-            Spans(tokens.byte_starts[places], tokens.byte_lengths[places], tokens.is_eos[places]),
-        )
+        found = align(spans, student_spans(tokens))
         entries = records.padded()
         assert entries.ids is not None
         for t, s in found.shared_starts:
@@ -92,14 +89,12 @@ def agreeing(store: FakeStore, model: Any, tokenizer: Any) -> FakeStore:
     student, teacher = ByteTokenizer(tokenizer), ByteTokenizer.from_folder(store.tokenizer_path)
     records = []
     for each, line in zip(store.records, store.texts, strict=True):
-        spans = teacher_spans(each, line, store.spec.eos_ids)
+        spans = teacher_spans(each, line, store.spec.eos_ids, teacher)
         tokens, _ = StudentReader(student, store.spec.rendering, store.path).read(line, spans)
         assert tokens is not None
         places = np.flatnonzero(tokens.has_record)
         best = dense_logprobs(model, tokens.token_ids)[places - 1].argmax(-1).tolist()
-        starts = Spans(
-            tokens.byte_starts[places], tokens.byte_lengths[places], tokens.is_eos[places]
-        )
+        starts = student_spans(tokens)
         ids = each.padded().ids
         assert ids is not None
         for t, s in align(spans, starts).shared_starts[::3]:

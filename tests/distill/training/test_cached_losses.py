@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from distill.alignment.align import Spans, align
+from distill.alignment.align import align
 from distill.data.collator import Collator
 from distill.data.dataset import StoreDataset
+from distill.data.targets import student_spans
 from distill.losses.multilevel_ot import COLUMNS, multilevel_ot
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
@@ -179,7 +180,7 @@ def test_alm_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_path: Path
         for model, reader in ((teacher, tokenizer), (student, tiny.byte_bpe())):
             tokens = ByteTokenizer(reader).encode(segments)
             at = np.flatnonzero(tokens.has_record)
-            spans.append(Spans(tokens.byte_starts[at], tokens.byte_lengths[at], tokens.is_eos[at]))
+            spans.append(student_spans(tokens))
             own.append(
                 dense_logprobs(model, tokens.token_ids)[at - 1, tokens.token_ids[at]].numpy()
             )

@@ -71,6 +71,10 @@ def sequence(length: int, row: int = 0, records: bool = True) -> TeacherSequence
         is_eos=zeros.astype(bool),
         text_starts=zeros,
         text_ends=zeros,
+        heads=zeros,
+        tails=zeros,
+        has_added_space=zeros.astype(bool),
+        is_verbatim=zeros == 0,
         status="ok",
     )
     return TeacherSequence(SequenceText(row, 0, "ok", ()), text)

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import logitstore
-from distill.alignment.align import Spans, align
+from distill.alignment.align import align
 from distill.data.ragged import rectangles, tensors_of
-from distill.data.targets import teacher_spans
+from distill.data.targets import student_spans, teacher_spans
 from distill.training.config import parse
 from logitstore.cli.app import main
 from logitstore.errors import InputError
@@ -89,15 +89,12 @@ def test_across_templates_every_byte_and_every_turn_end_is_aligned(
     for i in range(len(data)):
         line, records, example = store.text(i), store[i], data[i]
         assert example.aligned == example.is_label.sum()
-        tokens, _ = data.reader.read(line, teacher_spans(records, line, store.spec.eos_ids))
-        assert tokens is not None
-        ours = teacher_spans(records, line, store.spec.eos_ids)
-        theirs = Spans(
-            *(
-                getattr(tokens, name)[tokens.has_record]
-                for name in ("byte_starts", "byte_lengths", "is_eos")
-            )
+        tokens, _ = data.reader.read(
+            line, teacher_spans(records, line, store.spec.eos_ids, data.teacher)
         )
+        assert tokens is not None
+        ours = teacher_spans(records, line, store.spec.eos_ids, data.teacher)
+        theirs = student_spans(tokens)
         found = align(ours, theirs)
         covered = sum(int(ours.lengths[a:b].sum()) for a, b in found.groups[:, :2].tolist())
         assert covered == len(line.supervised_bytes)
@@ -300,7 +297,7 @@ def test_workers_read_conversations_too(folders: dict[str, Path], tmp_path: Path
     again = pickle.loads(pickle.dumps(data.reader))
     for i in range(len(data)):
         line = store.text(i)
-        spans = teacher_spans(store[i], line, store.spec.eos_ids)
+        spans = teacher_spans(store[i], line, store.spec.eos_ids, data.teacher)
         ours, theirs = data.reader.read(line, spans).tokens, again.read(line, spans).tokens
         assert ours is not None
         assert theirs is not None

@@ -1,0 +1,105 @@
+"""Map places of a text to places in its supervised bytes, and back.
+
+Supervised text comes in *stretches*, with context between them. A token belongs to the stretch of
+its first supervised byte: what it writes before that byte is its head, what it writes behind the
+stretch is its tail.
+
+Shape legend: T = tokens of the text.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from logitstore.format.numpy_types import I64, Bools
+from logitstore.records import Segment
+
+
+class SupervisedBytes:
+    """A map between the bytes of a text and its supervised bytes.
+
+    Args:
+        segments: The text, in order; at least one is not empty.
+
+    Attributes:
+        total_bytes: Supervised bytes.
+        text_bytes: Bytes of the text.
+        at_end: Whether the text ends in a supervised segment.
+    """
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        segments = [segment for segment in segments if segment.text]
+        sizes = np.array([len(segment.text.encode()) for segment in segments], np.int64)
+        self._is_supervised = np.array([segment.supervised for segment in segments], np.bool_)
+        self._bounds = np.cumsum(sizes) - sizes
+        counted = np.where(self._is_supervised, sizes, 0)
+        self._before = np.cumsum(counted) - counted
+        self.total_bytes = int(counted.sum())
+        self.text_bytes = int(sizes.sum())
+        self.at_end = bool(self._is_supervised[-1])
+        follows = np.append(False, self._is_supervised[:-1])
+        first = np.flatnonzero(self._is_supervised & ~follows)
+        last = np.flatnonzero(self._is_supervised & ~np.append(self._is_supervised[1:], False))
+        self._stretch_starts, self._stretch_ends = self._bounds[first], (self._bounds + sizes)[last]
+        self._stretch_before = self._before[first]
+
+    def project(self, starts: I64, ends: I64) -> tuple[I64, I64, Bools]:
+        """Project tokens' spans in the text onto its supervised bytes.
+
+        A token without width belongs to the segment of the byte that follows it.
+
+        Returns:
+            (T,) supervised bytes before each token, (T,) within it, (T,) whether it is supervised.
+        """
+        first, is_inside = self._place(starts)
+        lengths = self._place(ends)[0] - first
+        return first, lengths, (lengths > 0) | ((starts == ends) & is_inside)
+
+    def before_place(self, places: I64) -> I64:
+        """Count the supervised bytes before each place of the text."""
+        return self._place(places)[0]
+
+    def crossings(self, starts: I64, ends: I64, first: I64, lengths: I64) -> tuple[I64, I64]:
+        """Measure what tokens write outside the stretch that they belong to.
+
+        Args:
+            starts: (T,) first byte in the text.
+            ends: (T,) byte after the last.
+            first: (T,) supervised bytes before the token.
+            lengths: (T,) supervised bytes within it.
+
+        Returns:
+            (T,) bytes before its first supervised byte; (T,) bytes behind the stretch. Both 0 for a
+            token without supervised bytes.
+        """
+        if len(self._is_supervised) == 1 or not len(self._stretch_starts):
+            return np.zeros_like(starts), np.zeros_like(starts)
+        places, _, stops = self.places(first)
+        has_bytes = lengths > 0
+        return (
+            np.where(has_bytes, places - starts, 0),
+            np.where(has_bytes, np.maximum(ends - stops, 0), 0),
+        )
+
+    def places(self, first: I64) -> tuple[I64, I64, I64]:
+        """Find supervised bytes in the text, by their numbers; there must be a stretch.
+
+        Returns:
+            (T,) the place of each; (T,) where its stretch starts; (T,) where that ends.
+        """
+        stretch = np.searchsorted(self._stretch_before, first, side="right") - 1
+        starts = self._stretch_starts[stretch]
+        places = starts + first - self._stretch_before[stretch]
+        return places, starts, self._stretch_ends[stretch]
+
+    def context_of(self, stretch_start: int, stretch_end: int) -> tuple[int, int]:
+        """Find where the context before a stretch starts, and where that behind it ends."""
+        before = self._stretch_ends[self._stretch_ends < stretch_start]
+        behind = self._stretch_starts[self._stretch_starts > stretch_end]
+        start = int(before[-1]) if len(before) else 0
+        return start, int(behind[0]) if len(behind) else self.text_bytes
+
+    def _place(self, places: I64) -> tuple[I64, Bools]:
+        segment = np.searchsorted(self._bounds, places, side="right") - 1
+        inside = self._is_supervised[segment]
+        return self._before[segment] + np.where(inside, places - self._bounds[segment], 0), inside
