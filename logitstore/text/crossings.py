@@ -130,9 +130,8 @@ class _Text:
             bool(tokenizer.is_text[token_id]) or token_id == tokenizer.unk_token_id
         )
         fit = (_fit_behind_spaces if owns_space else _fit)(written, before, core, behind)
-        if self._is_conversation and is_space_of_template(
-            written, _last(before, fit.head), tokenizer
-        ):
+        head = before[len(before) - fit.head :]
+        if self._is_conversation and is_space_of_template(written, head, tokenizer):
             covered = core + behind[: fit.tail]
             fit = _Fit(0, fit.tail, True, written[1:] == covered)
         within = min(length, int(stop - place))

@@ -6,14 +6,21 @@ names (only the normaliser, pre-tokenizer, model and decoder; a post-processor c
     ByteLevel      `Ġthe`       each character is one byte, in GPT-2's printable alphabet
     Metaspace      `▁the`       UTF-8, with a mark (also by Replace, as Gemma has it) for the space
     byte fallback  `<0xE2>`     one byte, beside any of the others
-    WordPiece      `##ing`      UTF-8, with a prefix on what continues a word
+    WordPiece      `##ing`      UTF-8, with a prefix on what continues a word; without it, a token
+                                begins one, and so writes the space before it: ` the`
     BPE of words   `the</w>`    UTF-8, with a suffix on what ends a word
 """
 
 import re
+import string
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+#: Pre-tokenizers that cut a text into words, and leave out the white space between them.
+_DROP_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
+#: Those that also cut a word at its punctuation.
+_CUT_PUNCTUATION = {"BertPreTokenizer", "Whitespace", "Punctuation"}
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -80,16 +87,31 @@ def _writer(content: Mapping[str, Any]) -> Callable[[str], bytes]:
     has_bytes = _has_bytes(content)
     prefix = content["model"].get("continuing_subword_prefix") or ""
     suffix = content["model"].get("end_of_word_suffix") or ""
+    drops_spaces = content["model"].get("type") == "WordPiece" and bool(kinds & _DROP_SPACES)
 
     def write(token: str) -> bytes:
         if has_bytes and (byte := _BYTE_PIECE.fullmatch(token)):
             return bytes([int(byte[1], 16)])
         text = token.removeprefix(prefix).removesuffix(suffix) or token
+        begins_word = not token.startswith(prefix) or text == token
+        if drops_spaces and begins_word and not _stands_alone(token, kinds):
+            text = " " + text
         for mark in marks:
             text = text.replace(mark, " ")
         return text.encode()
 
     return write
+
+
+def _stands_alone(token: str, kinds: set[str]) -> bool:
+    """Tell whether a character is cut off from its neighbours, whether or not a space is there."""
+    if len(token) != 1:
+        return False
+    is_punctuation = token in string.punctuation or unicodedata.category(token).startswith("P")
+    is_ideograph = unicodedata.name(token, "").startswith("CJK ")
+    return (is_punctuation and bool(kinds & _CUT_PUNCTUATION)) or (
+        is_ideograph and "BertNormalizer" in kinds
+    )
 
 
 def _parts(content: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

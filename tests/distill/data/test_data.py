@@ -130,12 +130,12 @@ def test_position_counts_tokens_of_the_text_not_records(store: FakeStore) -> Non
     )
 
 
-def test_after_a_prompt_a_dropped_space_is_no_missing_token(
+def test_after_a_prompt_a_dropped_byte_is_no_missing_token(
     student: ByteTokenizer, tmp_path: Path
 ) -> None:
-    """WordPiece drops the space between prompt and answer: its first record starts behind it."""
+    """WordPiece drops a NUL between prompt and answer: its first record starts behind it."""
     tokenizer = tiny.wordpiece()
-    row = (Segment("A question?", supervised=False), Segment(" An answer", supervised=True))
+    row = (Segment("A question?", supervised=False), Segment("\0An answer", supervised=True))
     store = FakeStore.from_teacher(tiny.llama(len(tokenizer)), tokenizer, [row], tmp_path)
     assert store.records[0].byte_starts[0] == 1
     arrays = wide(StoreDataset(store, student, ["uld"], pairing="position")[0].teacher["uld"])
