@@ -28,7 +28,7 @@ Shape legend: B = sequences, R = rows (B of them unless packed), T = padded leng
 pairs of a loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -49,6 +49,7 @@ from distill.data.targets import (
     is_by_position,
     teacher_spans,
 )
+from distill.head.query import Partition
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
 from distill.losses.loss import Pairing
@@ -135,6 +136,11 @@ class StoreDataset(Dataset[Example]):
         self._with_ends: dict[int, VocabularyMap] = {}
         if template is not None:
             self[0]  # a template that rejects every row must fail now, not in the first step
+
+    @property
+    def partitions(self) -> Mapping[str, Partition]:
+        """What the ids of a loss are events of, by its name; the ids of others are tokens."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.sequences)
