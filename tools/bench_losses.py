@@ -7,6 +7,9 @@ From hidden states to their gradient and that of the output embedding, in proces
 * cross-entropy with all logits at once; chunk by chunk, recomputing the logits in the backward
   pass; and chunk by chunk with the gradient taken in the forward, as Liger's kernel does;
 * cross-entropy plus each loss here, as the trainer takes it, from a store's top 64;
+* the same with mapped_kl over events: groups of the student's tokens, 50,000 of 128,256 tokens and
+  in proportion elsewhere. Two thirds have one token, the largest nearly 10,000, and half of a row's
+  64 events are drawn by their number of tokens;
 * cross-entropy plus ULD of two full vocabularies, both sorted; and TRL's ULDLoss, set to pair as
   the paper does. Their teacher's logits are made beforehand, and not counted.
 
@@ -34,13 +37,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from distill.data.batch_cuts import cut, piece_of
+from distill.head.query import Partition
 from distill.head.student_head import StudentHead, chunk_tokens_of
 from distill.losses import option_values
 from distill.training.loss_terms import query_of, terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
-LOSSES = ("uld", "mapped_kl", "tail_kl", "multilevel_ot", "alm", "sampled_kl")
+EVENTS = "mapped_kl over events"
+LOSSES = ("uld", "mapped_kl", EVENTS, "tail_kl", "multilevel_ot", "alm", "sampled_kl")
 RECOMPUTED, IN_FORWARD = "chunked CE, recomputed", "chunked CE, in the forward"
 SORTED, TRL = "ULD, both sides sorted", "ULD, TRL"
 
@@ -159,11 +164,17 @@ def in_forward_ce(sizes: Sizes) -> Step:
 
 def from_a_store(name: str, sizes: Sizes) -> Step:
     """Return a step of cross-entropy and a loss, computed as the trainer computes them."""
+    partitions: dict[str, Partition] = {}
+    arrays = {name: teacher_arrays(name, sizes)}
+    if name == EVENTS:
+        name, of_V = "mapped_kl", events_of(sizes.V)
+        partitions = {name: Partition(torch.from_numpy(of_V), int(of_V.max()) + 1)}
+        partitions = {name: each.to(sizes.device) for name, each in partitions.items()}
+        arrays = {name: teacher_arrays(name, sizes) | {"entry_ids": listed_events(of_V, sizes)}}
     hidden, weight, labels = hidden_and_weight(sizes)
     model, settings = HeadOnly(weight), option_values({})
     head = StudentHead(model)
     example = np.repeat(np.arange(sizes.B), sizes.N // sizes.B)
-    arrays = {name: teacher_arrays(name, sizes)}
     pieces = cut(arrays, example, head.chunk_tokens)
     teacher = {
         name: {key: torch.from_numpy(array).to(sizes.device) for key, array in each.items()}
@@ -192,7 +203,7 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
             model,
             {"hidden": hidden[None]},
             rows,
-            query_of(batch, settings),
+            query_of(batch, settings, partitions),
             objective,
             ranges,
         )
@@ -304,6 +315,30 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
         "entry_logmass": logprobs,
         "rest_logmass": tail,
     }
+
+
+def events_of(vocabulary: int) -> np.ndarray:
+    """Return (V,) an event for each token: many of one token, a few of thousands."""
+    rng = np.random.default_rng(3)
+    count = round(vocabulary * 50_000 / 128_256)
+    large = count // 3
+    weight = np.arange(1, large + 1) ** -1.1
+    size = np.ones(count, np.int64)
+    size[:large] = 2
+    free = vocabulary - size.sum()
+    size[:large] += (free * weight / weight.sum()).astype(np.int64)
+    size[1 : 1 + vocabulary - size.sum()] += 1  # what rounding down left over
+    of_V = np.repeat(np.arange(count, dtype=np.int32), size)
+    return rng.permutation(of_V)
+
+
+def listed_events(of_V: np.ndarray, sizes: Sizes) -> np.ndarray:
+    """Draw (N, K) distinct events a row, the first half by their number of tokens."""
+    rng = np.random.default_rng(4)
+    by_size = of_V[rng.integers(len(of_V), size=(sizes.N, K // 2))]
+    alike = rng.integers(of_V.max() + 1, size=(sizes.N, 2 * K))
+    drawn = np.concatenate([by_size, alike], 1)
+    return np.stack([list(dict.fromkeys(row.tolist()))[:K] for row in drawn]).astype(np.int64)
 
 
 CONTENDERS: dict[str, Callable[[Sizes], Step]] = {

@@ -28,11 +28,12 @@ Shape legend: B = sequences, R = rows (B of them unless packed), T = padded leng
 pairs of a loss.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align, align_many
@@ -58,6 +59,7 @@ from distill.data.targets import (
     teacher_tokenizer,
     with_labels_between,
 )
+from distill.head.query import Partition
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
 from distill.losses.loss import Pairing
@@ -150,6 +152,20 @@ class StoreDataset(Dataset[Example]):
         self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
         if template is not None:
             self[0]  # a template that rejects every row must fail now, not in the first step
+
+    @property
+    def partitions(self) -> Mapping[str, Partition]:
+        """What the ids of a loss are events of, by its name; the ids of others are tokens."""
+        made = {name: each.made for name, each in self.mappings.items() if each is not None}
+        return {
+            name: Partition(
+                torch.from_numpy(each.of_token),
+                each.events,
+                None if each.divided is None else torch.from_numpy(each.divided),
+            )
+            for name, each in made.items()
+            if each.of_token is not None
+        }
 
     def __len__(self) -> int:
         return len(self.sequences)

@@ -25,7 +25,7 @@ class Table(NamedTuple):
     """The members of events of similar size.
 
     Attributes:
-        token_Es: (E, s) int32, the tokens of each event, repeated from the first to fill the row.
+        token_Es: (E, s) int64, the tokens of each event, repeated from the first to fill the row.
         log_share_Es: (E, s) log of the share of a token's mass that the event gets, -inf where it
             is repeated. None if all are 0: no shares, and every row is full.
     """
@@ -63,7 +63,7 @@ class Members:
         is_member_rV = event_rV >= 0
         if share_rV is not None:
             is_member_rV &= share_rV > 0
-        event_n, token_n = event_rV[is_member_rV].long(), is_member_rV.nonzero()[:, 1].int()
+        event_n, token_n = event_rV[is_member_rV].long(), is_member_rV.nonzero()[:, 1]
         event_n, order_n = event_n.sort(stable=True)
         token_n = token_n[order_n]
         log_share_n = None if share_rV is None else share_rV[is_member_rV][order_n].log()

@@ -28,7 +28,7 @@ from distill.head.query import Partition
 
 #: Members of listed events that a block has, unless one row has more: some MiB of temporaries on a
 #: CPU; a GPU would wait for many small steps.
-BLOCK_MEMBERS, BLOCK_MEMBERS_ON_GPU = 2**18, 2**22
+BLOCK_MEMBERS, BLOCK_MEMBERS_ON_GPU = 2**19, 2**23
 
 
 class Places(Protocol):

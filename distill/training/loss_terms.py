@@ -8,17 +8,19 @@ Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = ids th
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from distill.data.ragged import rectangles
-from distill.head.query import HeadAnswer, HeadQuery, Lookup, Ranking
+from distill.head.query import HeadAnswer, HeadQuery, Lookup, Partition, Ranking
 from distill.losses import find
 from distill.losses.loss import Ask, Options, Student
 
 Batch = Mapping[str, Any]
+_NO_PARTITIONS: Mapping[str, Partition] = MappingProxyType({})
 
 
 class Term(NamedTuple):
@@ -45,8 +47,17 @@ def unpacked(batch: Batch) -> dict[str, Any]:
     return {**batch, **wide, "teacher": teacher}
 
 
-def query_of(batch: Batch, options: Options) -> HeadQuery:
-    """Join all that the terms of this batch, which is unpacked, need of the student."""
+def query_of(
+    batch: Batch, options: Options, partitions: Mapping[str, Partition] = _NO_PARTITIONS
+) -> HeadQuery:
+    """Join all that the terms of this batch, which is unpacked, need of the student.
+
+    Args:
+        batch: The batch, on a device.
+        options: Options of losses.
+        partitions: What the ids of a loss are events of, by the loss's name and on the batch's
+            device. The ids of other losses are tokens.
+    """
     rows_N, teacher = batch["rows"], batch["teacher"]
     labels_N = batch["labels"].flatten()[rows_N + 1].long()  # row t - 1 predicts token t
     asks = {name: find(name).ask(arrays, options) for name, arrays in teacher.items()}
@@ -57,7 +68,7 @@ def query_of(batch: Batch, options: Options) -> HeadQuery:
         max((ask.top_k for ask in asks.values()), default=0),
         _where_top_k(asks, indices, rows_N),
         lookups={
-            name: _lookup(ask, ask.ids_PK, indices[name], len(rows_N))
+            name: _lookup(ask, ask.ids_PK, indices[name], len(rows_N), partitions.get(name))
             for name, ask in asks.items()
             if ask.ids_PK is not None
         },
@@ -78,11 +89,13 @@ def _where_top_k(
     return wanted_N
 
 
-def _lookup(ask: Ask, ids_PK: Tensor, index_P: Tensor, labels: int) -> Lookup:
+def _lookup(
+    ask: Ask, ids_PK: Tensor, index_P: Tensor, labels: int, partition: Partition | None
+) -> Lookup:
     """Lay the ids of a loss's pairs on the labels that the pairs lie on."""
     ids_NK = ids_PK.new_full((labels, ids_PK.shape[1]), -1)
     ids_NK[index_P] = ids_PK
-    return Lookup(ids_NK, ask.temperature, ask.has_rest)
+    return Lookup(ids_NK, ask.temperature, ask.has_rest, partition)
 
 
 def terms_of(

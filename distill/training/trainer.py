@@ -66,7 +66,7 @@ from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
-from distill.head.query import HeadAnswer
+from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.training.config import CachedTeacherConfig
@@ -184,6 +184,7 @@ class CachedTeacherTrainer(Trainer):
         #: What was measured last in training, of the steps after the last log too.
         self.last_report: dict[str, float] = {}
         self._eval_sums: Tensor | None = None
+        self._on_device: dict[str, Partition] | None = None
         self._rows: list[int] = []  # of the dataset, in this step of this process
 
     # ---- the loss ----
@@ -237,7 +238,7 @@ class CachedTeacherTrainer(Trainer):
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             return self._total(terms, means)
 
-        query = query_of(inputs, self.options)
+        query = query_of(inputs, self.options, self._partitions())
         ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
         loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
         return loss, joined(shares)
@@ -253,9 +254,19 @@ class CachedTeacherTrainer(Trainer):
 
     def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
         inputs = unpacked(inputs)
-        query = query_of(inputs, self.options)
+        query = query_of(inputs, self.options, self._partitions())
         answer = self.head(model, self._seen(inputs), inputs["rows"], query)
         return terms_of(inputs["teacher"], answer, self.options)
+
+    def _partitions(self) -> Mapping[str, Partition]:
+        """Return what the ids of losses are events of, on the device, where they stay.
+
+        They depend on both tokenizers alone, so evaluation has the same ones.
+        """
+        if self._on_device is None:
+            of_loss = self.data.partitions.items()
+            self._on_device = {name: each.to(self.args.device) for name, each in of_loss}
+        return self._on_device
 
     def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
         """Weight and add the terms; the sum depends on the student even if nothing is to learn."""
