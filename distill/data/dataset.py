@@ -37,8 +37,8 @@ from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align_many
 from distill.alignment.map_entries import VocabularyMap
-from distill.alignment.runs import runs
 from distill.alignment.vocab_map import prefix_map
+from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
 from distill.data.ragged import narrow
 from distill.data.targets import (
@@ -170,16 +170,14 @@ class StoreDataset(Dataset[Example]):
             return Example(nothing, nothing.astype(bool), {}, 0, True, both.text_changed, row)
         covered, arrays = np.zeros(len(both.student.starts), bool), {}
         for name in self.losses:
-            of_loss, labels = self._arrays(name, both, alignment)
+            of_loss = self._arrays(name, both, alignment)
             arrays[name] = {key: narrow(array) for key, array in of_loss.items()}
-            covered[labels] = True
+            covered |= covered_by(of_loss, len(covered))
         ids = tokens.token_ids.astype(np.int32)
         return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
 
-    def _arrays(
-        self, name: str, both: _BothSides, alignment: Alignment | None
-    ) -> tuple[Arrays, Ints]:
-        """Make a loss's arrays of one sequence, and list the labels that it covers."""
+    def _arrays(self, name: str, both: _BothSides, alignment: Alignment | None) -> Arrays:
+        """Make a loss's arrays of one sequence."""
         pairing = self.pairings[name]
         if is_by_position(pairing):
             pairs = by_position(both.teacher, both.student, both.text)
@@ -194,7 +192,7 @@ class StoreDataset(Dataset[Example]):
             self._l1_max if loss.has_bound else 0.0,
             tuple(self.store.spec.temperatures),
         )
-        return loss.arrays(aligned, self.options), runs(pairs[:, 2], pairs[:, 3])[1]
+        return loss.arrays(aligned, self.options)
 
     @cached_property
     def _l1_max(self) -> float:

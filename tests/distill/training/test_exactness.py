@@ -296,7 +296,7 @@ def test_a_checkpoint_goes_on_with_the_same_rows_however_they_are_cut(
     again.train(resume_from_checkpoint=str(uninterrupted[0] / "checkpoint-5"))
     before = json.loads((uninterrupted[0] / "checkpoint-24" / "trainer_state.json").read_text())
     last = [e for e in before["log_history"] if "loss" in e][-1]
-    assert logged(again)[-1]["aligned_fraction"] == last["aligned_fraction"]
+    assert logged(again)[-1]["covered_fraction"] == last["covered_fraction"]
 
 
 # ---- the order of rows ----
