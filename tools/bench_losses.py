@@ -194,9 +194,8 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
 
     def objective(answer: Any, start: int, _stop: int) -> Tensor:
         part = piece_of(teacher, starts[start]) if starts else teacher
-        terms = terms_of(part, answer, settings)
-        ce, kd = terms.values()
-        return ce.values_P.sum() / sizes.N + kd.values_P.sum() / len(teacher[name]["index"])
+        ce, kd = terms_of(part, answer, settings, "hard").values()
+        return (ce.values_P.sum() + kd.values_P.sum()) / sizes.N
 
     def loss() -> Tensor:
         return head.loss(

@@ -14,6 +14,9 @@ on other documents, each with three seeds, by public commands alone:
     same     the student shares the teacher's tokenizer: `tail_kl` against a live teacher, whole and
              cut as a store cuts it
 
+A loss is a mean over its own pairs here (`--uncovered none`), as in its paper: what the labels
+without a pair do when the hard label stands in for them is another question.
+
 It may be stopped at any time; a second run continues it. On another machine, `--known` copies the
 finished parts of an earlier `results.json`; those had another teacher, since processors round
 differently even with the same seeds. In the end, `results.json` and the table and plot
@@ -337,6 +340,7 @@ def train_command(out: Path, job: Job, steps: int, folder: Path) -> list[str]:
         *("--model_name_or_path", str(initial(out, job))),
         *("--store", str(out / job.store)),
         *LOSSES[job.loss],
+        *(() if LOSSES[job.loss][1] == "ce" else ("--uncovered", "none")),
         *("--output_dir", str(folder), "--run_name", job.name),
         *("--max_steps", str(steps), "--seed", str(job.seed)),
         *TRAINING,

@@ -86,6 +86,14 @@ def members_of(arrays: Iterable[str]) -> list[str]:
     return [key.removesuffix(INDEX) for key in arrays if key.endswith(INDEX)]
 
 
+def covered_by(arrays: Mapping[str, npt.NDArray[Any]], labels: int) -> npt.NDArray[np.bool_]:
+    """Mark (labels,) those that a pair of a loss covers: its own label, and those that belong."""
+    covered = np.zeros(labels, np.bool_)
+    for key in ("index", *(each + INDEX for each in members_of(arrays))):
+        covered[arrays[key]] = True
+    return covered
+
+
 def _slice(at: Ints, i: int) -> slice:
     return slice(int(at[i]), int(at[i + 1]))
 

@@ -42,7 +42,7 @@ from distill.alignment.entries_at import Texts
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
-from distill.alignment.runs import runs
+from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
 from distill.data.ragged import narrow
@@ -197,16 +197,14 @@ class StoreDataset(Dataset[Example]):
             return Example(nothing, nothing.astype(bool), {}, 0, True, both.text_changed, row)
         covered, arrays = np.zeros(len(both.student.starts), bool), {}
         for name in self.losses:
-            of_loss, labels = self._arrays(name, both, alignment)
+            of_loss = self._arrays(name, both, alignment)
             arrays[name] = {key: narrow(array) for key, array in of_loss.items()}
-            covered[labels] = True
+            covered |= covered_by(of_loss, len(covered))
         ids = tokens.token_ids.astype(np.int32)
         return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
 
-    def _arrays(
-        self, name: str, both: _BothSides, alignment: Alignment | None
-    ) -> tuple[Arrays, Ints]:
-        """Make a loss's arrays of one sequence, and list the labels that it covers."""
+    def _arrays(self, name: str, both: _BothSides, alignment: Alignment | None) -> Arrays:
+        """Make a loss's arrays of one sequence."""
         pairs = self._pairs(self.pairings[name], both, alignment)
         mapping, loss = self.mappings[name], find(name)
         has_labels = self.pairings[name].has_labels and not self._is_one_tokenizer
@@ -221,8 +219,7 @@ class StoreDataset(Dataset[Example]):
             self._order if pairs.written.any() else None,
             self._texts(both) if has_labels else None,
         )
-        table = pairs.table
-        return loss.arrays(aligned, self.options), runs(table[:, 2], table[:, 3])[1]
+        return loss.arrays(aligned, self.options)
 
     def _pairs(self, pairing: Pairing, both: _BothSides, alignment: Alignment | None) -> Pairs:
         """List the pairs of a sequence."""

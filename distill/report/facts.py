@@ -12,6 +12,7 @@ _NAMES = {
     "loss": "loss",
     "ce_weight": "weight of cross-entropy",
     "balance": "balanced",
+    "uncovered": "labels without a pair",
     "pairing": "pairing of ULD",
     "mapped_strict": "mapped KL strict",
     "tail_kl_kind": "kind of tail KL",

@@ -22,6 +22,12 @@ from logitstore.storage.files import read_file
 
 CARD_FILE = "README.md"
 _LONGEST_TEXT, _MAX_CARD_BYTES = 120, 1024 * 1024
+#: What a run did about labels that no teacher pair covers, by the value of its flag.
+_STAND_INS = {
+    "hard": "cross-entropy stands in",
+    "none": "left out of the loss",
+    "scale": "left out of the loss, divided by all labels",
+}
 _BEGIN, _END = "<!-- distill: results -->", "<!-- /distill -->"
 
 
@@ -84,7 +90,7 @@ def _loading(run: RunObject) -> str:
 
 def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
     metrics = run.get("metrics") or {}
-    tail = teacher.get("tail_mean")
+    tail, covered = teacher.get("tail_mean"), metrics.get("covered_fraction")
     facts = {
         "teacher": _place(teacher.get("name")),
         "teacher's revision": teacher.get("revision"),
@@ -96,6 +102,8 @@ def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
         "student before": _place(run.get("model_name_or_path") or run.get("student_config")),
         "adapters": run.get("lora") and json.dumps(run["lora"]),
         "loss": f"{run.get('ce_weight')} * CE + {run.get('loss')}",
+        "labels without a pair": _STAND_INS.get(str(run.get("uncovered"))),
+        "covered labels": None if covered is None else f"{covered:.1%}",
         "steps": run.get("steps"),
         "tokens read": metrics.get("train_tokens"),
         "sequences": run.get("sequences"),

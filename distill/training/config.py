@@ -17,7 +17,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -31,6 +31,7 @@ from distill.losses import all_losses, all_options, option_values
 from distill.losses.loss import Option
 from distill.losses.weights import parse_losses
 from distill.student.loading import StudentArguments
+from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
 from logitstore.console.entry import with_underscores
@@ -135,6 +136,15 @@ class CachedTeacherConfig(LossFlags):
     balance: bool = field(
         default=False,
         metadata={"help": "Scale the distillation terms, in every step, to what cross-entropy is."},
+    )
+    uncovered: Uncovered = field(
+        default="hard",
+        metadata={
+            "help": "What a loss does about labels that no teacher pair covers. `hard`: their "
+            "cross-entropy stands in, at the weight of the loss, so that all labels weigh the "
+            "same. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
+            "`scale`: nothing, but the others weigh what they weigh with `hard`."
+        },
     )
     max_length: int | None = field(
         default=None,
@@ -246,6 +256,13 @@ class CachedTeacherConfig(LossFlags):
             self._check_option(getattr(self, name), option, weights)
         if self.balance and not weights:
             raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
+        if self.uncovered not in (ways := get_args(Uncovered)):
+            raise InputError(f"--uncovered is {self.uncovered}, expected {' or '.join(ways)}.")
+        if self.uncovered != "hard" and not weights:
+            raise InputError(
+                f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
+                "teacher's pairs could cover. Leave --uncovered out."
+            )
         if self.balance and self.gradient_accumulation_steps > 1:
             raise InputError(
                 f"--balance with --gradient_accumulation_steps {self.gradient_accumulation_steps}: "
@@ -352,23 +369,26 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
 
 
 def _without_overridden(preset: list[str], given: Sequence[str]) -> list[str]:
-    """Drop from a preset its schedule if another is given, and its loss's options likewise."""
+    """Drop from a preset its schedule if another is given, and what another loss cannot use."""
     names = {flag.split("=")[0].lstrip("-") for flag in given if flag[:2] == "--"}
     schedules = {"one_cycle", "lr_scheduler_type", "warmup_steps"}
     if "one_cycle" in names or (
         names & schedules and any(flag.startswith("--one_cycle") for flag in preset)
     ):
         names |= schedules
-    names |= all_options().keys() - _read_by(given) if "loss" in names else set()
+    if "loss" in names:
+        losses = _losses_of(given)
+        read = {option.name for name in losses for option in all_losses()[name].options}
+        names |= all_options().keys() - read
+        names |= set() if losses else {"uncovered"}
     return [flag for flag in preset if flag.split("=")[0][2:] not in names]
 
 
-def _read_by(given: Sequence[str]) -> set[str]:
-    """List the options of the losses that the last `--loss` names."""
+def _losses_of(given: Sequence[str]) -> dict[str, float]:
+    """Parse the losses that the last `--loss` names."""
     flags = [part for flag in given for part in flag.split("=", 1)]
     last = len(flags) - 1 - flags[::-1].index("--loss")
-    names = parse_losses(flags[last + 1]) if last + 1 < len(flags) else {}
-    return {option.name for name in names for option in all_losses()[name].options}
+    return parse_losses(flags[last + 1]) if last + 1 < len(flags) else {}
 
 
 class _Parser(HfArgumentParser):

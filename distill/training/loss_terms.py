@@ -4,16 +4,31 @@ This file connects the batch (:mod:`distill.data.dataset`), which knows the labe
 teacher's pairs, with the losses, which see aligned rows only. It makes the query to the student's
 head, and passes each row of the answer to the loss that asked for it.
 
-Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, K = ids that a loss asks for.
+**Labels without a pair.** A mean over the pairs of a loss trains the labels that they cover more
+than all others, and that alone makes a trained student worse, whatever the teacher says: even
+cross-entropy, counted twice on those labels, does. So the term of a loss is a mean over all labels,
+in one of three ways (`--uncovered`):
+
+    hard     where no pair of the loss covers a label, its cross-entropy stands in
+    scale    nothing stands in; a covered label weighs what it weighs with `hard`
+    none     nothing stands in; the mean is over the loss's own pairs, or sequences, as in papers
+
+A pair covers its label and the further labels that belong to it. The value of a group of tokens
+counts once, since it is of all of them together. That of a whole sequence is a mean over its
+positions, so it counts once for each label that it covers, except with `none`.
+
+Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, or values of a term: its
+pairs with `none`, else all labels; K = ids that a loss asks for.
 """
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from distill.data.batch_cuts import INDEX, PAIR, members_of
 from distill.data.ragged import rectangles
 from distill.head.query import HeadAnswer, HeadQuery, Lookup, Partition, Ranking
 from distill.losses import find
@@ -21,10 +36,12 @@ from distill.losses.loss import Ask, Options, Student
 
 Batch = Mapping[str, Any]
 _NO_PARTITIONS: Mapping[str, Partition] = MappingProxyType({})
+#: What is done about the labels that no pair of a loss covers.
+Uncovered = Literal["hard", "none", "scale"]
 
 
 class Term(NamedTuple):
-    """A term of the loss, at every position that has it.
+    """A term of the loss. Its mean is the sum of its values over their number.
 
     Attributes:
         values_P: (P,) with gradient.
@@ -98,18 +115,33 @@ def _lookup(
     return Lookup(ids_NK, ask.temperature, ask.has_rest, partition)
 
 
+def counts_of(batch: Batch, losses: Sequence[str], uncovered: Uncovered) -> list[int]:
+    """Count the values of `ce`, then of the term of each loss, before the model is run."""
+    labels = len(batch["rows"])
+    if uncovered != "none":
+        return [labels] * (1 + len(losses))
+    return [labels, *(len(batch["teacher"][name]["index"]) for name in losses)]
+
+
 def terms_of(
-    teacher: Mapping[str, Mapping[str, Tensor]], answer: HeadAnswer, options: Options
+    teacher: Mapping[str, Mapping[str, Tensor]],
+    answer: HeadAnswer,
+    options: Options,
+    uncovered: Uncovered,
 ) -> dict[str, Term]:
     """Compute `ce`, then the term of each loss of the batch or of a piece of it, in its order."""
     ce_N = -answer.label_logprob_N
     terms = {"ce": _term(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
+    stand_in_N = ce_N if uncovered == "hard" else torch.zeros_like(ce_N)
     # Autocast around the model's forward would take matrix products of a loss in half precision,
     # whose range e^(-cost / 0.1) of a transport plan leaves.
     with torch.autocast(ce_N.device.type, enabled=False):
         for name, arrays in teacher.items():
             student = Student(name, arrays["index"], answer)
-            terms[name] = _term(find(name).values(arrays, student, options), arrays["index"])
+            term = _term(find(name).values(arrays, student, options), arrays["index"])
+            if uncovered != "none":
+                term = _of_all_labels(name, term, arrays, stand_in_N)
+            terms[name] = term
     return terms
 
 
@@ -119,6 +151,44 @@ def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
         values_P, bound_P = values
         return Term(values_P, index_P, bound_P)
     return Term(values, index_P, torch.zeros_like(values).detach())
+
+
+def _of_all_labels(
+    name: str, of_pairs: Term, arrays: Mapping[str, Tensor], stand_in_N: Tensor
+) -> Term:
+    """Lay the value of each pair on its label, and the stand-in where no pair covers a label.
+
+    The labels that are covered are never listed: to know how many, a GPU would have to be waited
+    for.
+    """
+    values_P, index_P, bound_P = of_pairs
+    pair_N = _pair_of_each(arrays, len(stand_in_N))
+    if find(name).is_of_sequences:
+        labels_P = _labels_of_each(pair_N, len(index_P))
+        values_P, bound_P = values_P * labels_P, bound_P * labels_P
+    dtype = torch.promote_types(values_P.dtype, stand_in_N.dtype)
+    values_N = stand_in_N.to(dtype).masked_fill(pair_N >= 0, 0)
+    return Term(
+        values_N.index_add(0, index_P, values_P.to(dtype)),
+        torch.arange(len(pair_N), device=pair_N.device),
+        bound_P.new_zeros(len(pair_N)).index_add(0, index_P, bound_P),
+    )
+
+
+def _pair_of_each(arrays: Mapping[str, Tensor], labels: int) -> Tensor:
+    """Find (N,) the pair that covers each label; -1 for none."""
+    index_P = arrays["index"]
+    pair_N = torch.full((labels,), -1, device=index_P.device)
+    pair_N[index_P] = torch.arange(len(index_P), device=index_P.device)
+    for each in members_of(arrays):
+        pair_N[arrays[each + INDEX]] = arrays[each + PAIR]
+    return pair_N
+
+
+def _labels_of_each(pair_N: Tensor, pairs: int) -> Tensor:
+    """Count (P,) the labels that each pair covers; those of no pair are counted last, and left."""
+    is_in_N = pair_N.where(pair_N >= 0, pairs)
+    return pair_N.new_zeros(pairs + 1).index_add(0, is_in_N, torch.ones_like(pair_N))[:-1]
 
 
 def placed(terms: Mapping[str, Term], start: int) -> dict[str, Term]:
@@ -148,7 +218,7 @@ def bad_rows(terms: Mapping[str, Term], batch: Batch) -> list[int]:
 
 
 def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
-    """Sum up, for each row, the value, bound and count of each term, and its aligned labels.
+    """Sum up, for each row, the value, bound and count of each term, and its covered labels.
 
     Returns:
         (B, 3 * terms + 1).

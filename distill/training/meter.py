@@ -82,10 +82,10 @@ class Meter:
         bounds = (x / self._steps for x in summed[count : 2 * count])
         report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
 
-        aligned, labels, tokens, skipped, changed, alone, wait_s, busy_s = summed[2 * count :]
+        covered, labels, tokens, skipped, changed, alone, wait_s, busy_s = summed[2 * count :]
         busy_here_s = busy_s / accelerator.num_processes
         if weights:
-            report["aligned_fraction"] = aligned / max(labels, 1)
+            report["covered_fraction"] = covered / max(labels, 1)
         report["store_wait_fraction"] = wait_s / busy_s
         report["tokens_per_second"] = tokens / busy_here_s
         self._total_tokens += tokens

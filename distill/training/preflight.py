@@ -30,6 +30,7 @@ _COMPUTED = (
     "loss",
     "ce_weight",
     "balance",
+    "uncovered",
     "max_length",
     "chat_template_kwargs",
     "seed",

@@ -40,6 +40,7 @@ PRESETS: dict[str, tuple[Setting, ...]] = {
         Setting("loss", "uld:1.5", f"{_PAPER}: lambda 1.5; llm-recipes, configs/distillation.py"),
         Setting("ce_weight", "1", f"{_PAPER}: CE + lambda ULD; configs/distillation.py"),
         Setting("pairing", "position", f"{_PAPER}: the k-th token with the k-th"),
+        Setting("uncovered", "none", f"{_PAPER}: a mean over pairs, nothing for other tokens"),
         Setting("learning_rate", "1e-6", f"{_CONFIG}, and {_EXAMPLE}"),
         Setting(
             "one_cycle",

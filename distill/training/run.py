@@ -52,6 +52,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "ce_weight": config.ce_weight,
         **config.loss_options,
         "balance": config.balance,
+        "uncovered": config.uncovered if config.loss_weights else None,
         "model_name_or_path": student.model_name_or_path or None,
         "student_config": student.student_config,
         "lora": student.lora,

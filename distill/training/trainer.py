@@ -7,7 +7,7 @@
    loss compares (:class:`StoreDataset`).
 2. :class:`Collator` lays these rows into a batch, and says where its labels may be cut into pieces
    small enough for a student's head to answer for at once.
-3. `get_batch_samples` takes all micro-batches of the step, and counts labels and pairs over all
+3. `get_batch_samples` takes all micro-batches of the step, and counts labels (or pairs) over all
    processes: what each term is divided by is known before the model runs.
 4. `compute_loss` runs the model. Where its hidden states meet its output embedding,
    :class:`StudentHead` answers what the losses ask of the student, a piece at a time, so that no
@@ -18,24 +18,26 @@
 
 **The loss** is
 
-    loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(loss) / pairs
+    loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(KD) / labels
 
-or with --balance, the second part, KD, scaled in every step to the size of CE:
+where sum(KD) is over the pairs of the loss, and takes CE at every label that none of them covers:
+so all labels weigh the same, whatever the teacher says of them. :mod:`distill.training.loss_terms`
+says why; `--uncovered none` leaves those labels out and divides by pairs, as papers do.
+With --balance, the second part, KD, is scaled in every step to the size of CE:
 
     loss = ce_weight * CE  +  stopgrad(CE / KD) * KD
 
 Every term is divided once, by its own count over the whole accumulated, distributed batch. So the
-gradient does not depend on how a batch was cut, and a row without a single aligned position adds
-nothing to a numerator or a denominator. Trainer counts labels only; `_get_num_items_in_batch` is
-where it asks, and where this class answers with one count a term.
+gradient does not depend on how a batch was cut. Trainer has one count for all of the loss;
+`_get_num_items_in_batch` is where it asks, and where this class answers with one count a term.
 
 Logged beside Trainer's own values, each a mean over the steps since the last log:
 
-    ce_loss, uld_loss, …   each term, unweighted
+    ce_loss, uld_loss, …   each term, unweighted, the cross-entropy that stands in included
     kd_loss                what the distillation terms add to `loss`: their weighted sum
     kd_gap                 certified: the part of kd_loss of losses that state a bound, had it come
                            from the live teacher's full vocabulary, differs by at most so much
-    aligned_fraction       labels that a teacher pair covers
+    covered_fraction       labels that a teacher pair covers; for the others see --uncovered
     store_wait_fraction    of the time of steps, spent waiting for data
     tokens_per_second      input tokens without padding, over all processes
     skipped_sequences      so far, rows that this student cannot read (when not 0)
@@ -73,6 +75,7 @@ from distill.training.config import CachedTeacherConfig
 from distill.training.loss_terms import (
     Term,
     bad_rows,
+    counts_of,
     joined,
     named,
     placed,
@@ -233,7 +236,7 @@ class CachedTeacherTrainer(Trainer):
             teacher = inputs["teacher"]
             if by_start and stop - start < len(inputs["rows"]):
                 teacher = piece_of(teacher, by_start[start])
-            terms = terms_of(teacher, answer, self.options)
+            terms = terms_of(teacher, answer, self.options, self.args.uncovered)
             shares.append(terms if pieces is None else placed(terms, start))
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             return self._total(terms, means)
@@ -256,7 +259,7 @@ class CachedTeacherTrainer(Trainer):
         inputs = unpacked(inputs)
         query = query_of(inputs, self.options, self._partitions())
         answer = self.head(model, self._seen(inputs), inputs["rows"], query)
-        return terms_of(inputs["teacher"], answer, self.options)
+        return terms_of(inputs["teacher"], answer, self.options, self.args.uncovered)
 
     def _partitions(self) -> Mapping[str, Partition]:
         """Return what the ids of losses are events of, on the device, where they stay.
@@ -284,11 +287,9 @@ class CachedTeacherTrainer(Trainer):
         return torch.where(whole_kd > 0, whole_ce / whole_kd, 1)
 
     def _counts(self, batches: list[dict[str, Any]]) -> Tensor:
-        """Count labels, then pairs of each loss, in these batches of this process."""
-        counts = [
-            [len(batch["rows"]), *(len(batch["teacher"][name]["index"]) for name in self.weights)]
-            for batch in batches
-        ]
+        """Count the values of each term in these batches of this process."""
+        losses = tuple(self.weights)
+        counts = [counts_of(batch, losses, self.args.uncovered) for batch in batches]
         return torch.tensor(counts, dtype=torch.long).reshape(-1, 1 + len(self.weights)).sum(0)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
@@ -433,7 +434,7 @@ class CachedTeacherTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        *flat, aligned = self._evaluated_sums().tolist()
+        *flat, covered = self._evaluated_sums().tolist()
         triples = torch.tensor(flat, dtype=torch.float64).reshape(-1, 3)
         values, bounds = (triples[:, :2] / triples[:, 2:].clamp(min=1)).T.tolist()
         names = ["ce", *self.weights]
@@ -444,7 +445,7 @@ class CachedTeacherTrainer(Trainer):
         )
         report["loss"] = self.args.ce_weight * report["ce_loss"] + report.get("kd_loss", 0.0)
         if self.weights:
-            report["aligned_fraction"] = aligned / max(float(triples[0, 2]), 1)
+            report["covered_fraction"] = covered / max(float(triples[0, 2]), 1)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in report.items()}
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 

@@ -76,7 +76,7 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
         metrics["eval_ce_loss"] + 1.5 * metrics["eval_uld_loss"] + metrics["eval_mapped_kl_loss"]
     )
     assert metrics["eval_loss"] == pytest.approx(total)
-    assert {"ce_loss", "kd_loss", "kd_gap", "aligned_fraction"} <= set(metrics)
+    assert {"ce_loss", "kd_loss", "kd_gap", "covered_fraction"} <= set(metrics)
     card = (out / "README.md").read_text()
     assert found["store_digest"] in card
     assert "2402.12030" in card

@@ -98,7 +98,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_for_the_codec(
     found = evaluate(*load(teacher), store, tmp_path, **settings)
     assert found["eval_uld_loss"] <= store.fidelity.l1_max
     assert found["eval_mapped_kl_loss"] <= 1e-4
-    assert found["eval_aligned_fraction"] >= 0.95  # by position, EOS has no pair
+    assert found["eval_covered_fraction"] >= 0.95  # by position, EOS has no pair
 
     wrong = evaluate(*load(teacher), Shifted(store), tmp_path, **settings)
     assert wrong["eval_uld_loss"] > 10 * found["eval_uld_loss"]

@@ -202,7 +202,10 @@ def test_mapped_masses_are_added_up_and_nothing_is_lost(
 ) -> None:
     records = records_of(entries, own=[1.0] * len(entries))
     t, s = np.arange(len(entries)), 2 * np.arange(len(entries))
-    pairs, sent = np.stack([t, t + 1, s, s + 1], 1), VocabularyMap.of_ids(np.array(mapping, np.int32))
+    pairs, sent = (
+        np.stack([t, t + 1, s, s + 1], 1),
+        VocabularyMap.of_ids(np.array(mapping, np.int32)),
+    )
     arrays = wide(arrays_of("mapped_kl", records, pairs, mapping=sent))
     np.testing.assert_array_equal(arrays["index"], s)
     for p, entry in enumerate(entries):

@@ -68,7 +68,8 @@ def test_ours_from_a_store_is_trls_from_two_live_models(
     teacher, student = tiny.llama(len(theirs), seed=7), tiny.llama(len(ours))
     store = FakeStore.from_teacher(teacher, theirs, ROWS, tmp_path / "t", top_k=len(theirs))
     pairing = "bytes" if by_groups else "position"
-    trainer = trainer_of(student, store, tmp_path, loss="uld:1", pairing=pairing)
+    how = {"loss": "uld:1", "pairing": pairing, "uncovered": "none"}  # which they know no other way
+    trainer = trainer_of(student, store, tmp_path, **how)
     oracle = uld_loss(settings(by_groups))
     for i, row in enumerate(ROWS):
         s_logits, s_labels, s_ids, s_offsets = side(student, ours, row)

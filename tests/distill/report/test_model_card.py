@@ -19,7 +19,8 @@ RUN: dict[str, Any] = {
     "model_name_or_path": "org/student-1.5",
     "store_digest": "d" * 64,
     "sequences": 24,
-    "metrics": {"train_tokens": 1234},
+    "uncovered": "hard",
+    "metrics": {"train_tokens": 1234, "covered_fraction": 0.9137},
     "teacher": {
         "name": "org/teacher",
         "revision": "abc",
@@ -44,6 +45,9 @@ def test_a_card_says_what_the_run_was() -> None:
     text = card(RUN)
     for said in ("abc", "d" * 64, "1.23% on average", "| top k | 64 |", "| tokens read | 1234 |"):
         assert said in text
+    assert "| labels without a pair | cross-entropy stands in |" in text
+    assert "| covered labels | 91.4% |" in text
+    assert "labels without a pair" not in card({**RUN, "loss": "ce", "uncovered": None})
     assert "arxiv.org/abs/2402.12030" in text
     assert "arxiv.org/abs/2503.20083" in text
     assert "somebody" not in text

@@ -37,11 +37,15 @@ def test_a_student_that_is_its_own_teacher_has_no_loss(
 ) -> None:
     """The alignment test: off by one position, wrong mask, wrong vocabulary slice all show here."""
     model, store = itself(tmp_path, top_k=top_k)
-    trainer = trainer_of(model, store, tmp_path, eval_store=store, pairing=pairing)
+    how = {
+        "pairing": pairing,
+        "uncovered": "scale",
+    }  # of a label without a pair, the text is learnt
+    trainer = trainer_of(model, store, tmp_path, eval_store=store, **how)
     metrics = trainer.evaluate()
     assert abs(metrics["eval_uld_loss"]) < 1e-5
     assert abs(metrics["eval_mapped_kl_loss"]) < 1e-5
-    assert metrics["eval_aligned_fraction"] == 1 or pairing == "position"
+    assert metrics["eval_covered_fraction"] == 1 or pairing == "position"
 
 
 def test_a_student_that_is_its_own_teacher_stays_within_the_codecs_bound(tmp_path: Path) -> None:
@@ -53,16 +57,20 @@ def test_a_student_that_is_its_own_teacher_stays_within_the_codecs_bound(tmp_pat
 @pytest.mark.parametrize("pairing", ["bytes", "position"])
 def test_records_shifted_by_one_are_seen(tmp_path: Path, pairing: str) -> None:
     model, store = itself(tmp_path, shifted=True)
-    metrics = trainer_of(model, store, tmp_path, eval_store=store, pairing=pairing).evaluate()
+    how = {"pairing": pairing, "uncovered": "scale"}
+    metrics = trainer_of(model, store, tmp_path, eval_store=store, **how).evaluate()
     assert metrics["eval_uld_loss"] > 0.05  # unshifted: less than a thousandth of it
     assert metrics["eval_mapped_kl_loss"] > 0.05
 
 
 def live_uld_by_bytes(
     student: PreTrainedModel, teacher: PreTrainedModel, rows: list[Row]
-) -> list[float]:
-    """ULD over groups from two live models, full vocabularies, in plain loops."""
-    values = []
+) -> tuple[list[float], list[float], int]:
+    """ULD over groups from two live models, full vocabularies, in plain loops.
+
+    Then the cross-entropy of each label that is in no group, and the number of all labels.
+    """
+    values, surprises, labels = [], [], 0
     sides = [(student, ByteTokenizer(tiny.byte_bpe())), (teacher, ByteTokenizer(tiny.unigram()))]
     for segments in rows:
         runs = []
@@ -74,13 +82,14 @@ def live_uld_by_bytes(
             start = tokens.byte_starts[places]
             runs.append((logprobs, tokens.token_ids, places, start, start + width))
         edges = [set(start) | set(end) for *_, start, end in runs]
-        cuts = sorted(edges[0] & edges[1])
+        cuts, grouped = sorted(edges[0] & edges[1]), set()
         for left, right in pairwise(cuts):
-            merged = []
+            merged, members = [], []
             for logprobs, ids, places, start, end in runs:
                 inside = [j for j in range(len(places)) if left <= start[j] and end[j] <= right]
                 if sum(end[j] - start[j] for j in inside) != right - left:
                     break
+                members.append(inside)
                 scale = sum(float(logprobs[places[j] - 1, ids[places[j]]]) for j in inside[:-1])
                 merged.append(
                     (logprobs[places[inside[-1]] - 1] + scale).exp().sort(descending=True)[0]
@@ -89,23 +98,33 @@ def live_uld_by_bytes(
                 size = max(map(len, merged))
                 p, q = (torch.nn.functional.pad(m, (0, size - len(m))) for m in merged)
                 values.append(float((p - q).abs().sum()))
-    return values
+                grouped |= set(members[0])
+        logprobs, ids, places, _, _ = runs[0]
+        labels += len(places)
+        alone = [places[j] for j in range(len(places)) if j not in grouped]
+        surprises += [-float(logprobs[place - 1, ids[place]]) for place in alone]
+    return values, surprises, labels
 
 
+@pytest.mark.parametrize("uncovered", ["hard", "none", "scale"])
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("top_k", [1, 4, 600])
 def test_the_cached_loss_is_the_live_one_within_the_certified_gap(
-    tmp_path: Path, model: PreTrainedModel, top_k: int, rounded: bool
+    tmp_path: Path, model: PreTrainedModel, top_k: int, rounded: bool, uncovered: str
 ) -> None:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     cached = FakeStore.from_teacher(
         teacher, tokenizer, ragged_rows(), tmp_path / "t", top_k=top_k, rounded=rounded
     )
-    trainer = trainer_of(model, cached, tmp_path, eval_store=cached, loss="uld:2")
+    how = {"loss": "uld:2", "uncovered": uncovered}
+    trainer = trainer_of(model, cached, tmp_path, eval_store=cached, **how)
     metrics = trainer.evaluate()
-    live = live_uld_by_bytes(model, teacher, ragged_rows())
-    difference = abs(2 * float(np.mean(live)) - metrics["eval_kd_loss"])
+    live, surprises, labels = live_uld_by_bytes(model, teacher, ragged_rows())
+    assert surprises
+    total = sum(live) + (sum(surprises) if uncovered == "hard" else 0)
+    mean = total / (len(live) if uncovered == "none" else labels)
+    difference = abs(2 * mean - metrics["eval_kd_loss"])
     assert difference <= metrics["eval_kd_gap"] + 1e-5
     if top_k == 600 and not rounded:
         assert difference < 1e-5
@@ -115,8 +134,10 @@ def test_the_cached_loss_is_the_live_one_within_the_certified_gap(
     with torch.no_grad():
         term = trainer.compute_loss(model, batch, return_outputs=True)[1]["uld"]
     assert metrics["eval_kd_gap"] == pytest.approx(2 * float(term.bound_P.mean()), rel=1e-5)
-    assert len(live) == len(term.values_P)
-    assert (torch.tensor(live) - term.values_P).abs().le(term.bound_P + 1e-5).all()
+    assert len(term.values_P) == (len(live) if uncovered == "none" else labels)
+    at_pairs = slice(None) if uncovered == "none" else batch["teacher"]["uld"]["index"].long()
+    values_P, bound_P = term.values_P[at_pairs], term.bound_P[at_pairs]
+    assert (torch.tensor(live) - values_P).abs().le(bound_P + 1e-5).all()
 
 
 def test_the_cached_mapped_loss_is_the_live_one(tmp_path: Path) -> None:

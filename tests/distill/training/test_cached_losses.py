@@ -94,7 +94,7 @@ def test_tail_kl_of_a_store_is_the_live_divergence(
     )
     tolerance = 1 / 64 / temperature if rounded else 1e-4
     assert metrics["eval_tail_kl_loss"] == pytest.approx(float(live.mean()), rel=tolerance)
-    assert metrics["eval_aligned_fraction"] == 1
+    assert metrics["eval_covered_fraction"] == 1
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
@@ -168,13 +168,17 @@ def test_sampled_kl_of_a_store_is_the_live_one_on_average(
     assert value + shown / count == pytest.approx(cross_entropy, rel=5e-3)
 
 
-def test_alm_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uncovered", ["hard", "none"])
+def test_alm_of_a_store_is_the_live_one(
+    student: PreTrainedModel, tmp_path: Path, uncovered: str
+) -> None:
     """Across tokenizers, group by group, in plain loops."""
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     store = FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), tmp_path / "t", has_ids=False)
-    found = trainer_of(student, store, tmp_path, eval_store=store, loss="alm:1").evaluate()
-    values = []
+    how = {"loss": "alm:1", "uncovered": uncovered}
+    found = trainer_of(student, store, tmp_path, eval_store=store, **how).evaluate()
+    values, surprises, labels = [], [], 0
     for segments in ragged_rows():
         spans, own = [], []
         for model, reader in ((teacher, tokenizer), (student, tiny.byte_bpe())):
@@ -184,14 +188,26 @@ def test_alm_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_path: Path
             own.append(
                 dense_logprobs(model, tokens.token_ids)[at - 1, tokens.token_ids[at]].numpy()
             )
+        alone = np.ones(len(own[1]), bool)
         for a0, a1, b0, b1 in align(*spans).groups.tolist():
             a, b = own[0][a0:a1].sum() / 100, own[1][b0:b1].sum() / 100
             values.append(-(math.exp(a) * b + (1 - math.exp(a)) * math.log(1 - math.exp(b))))
-    assert found["eval_alm_loss"] == pytest.approx(float(np.mean(values)), rel=1e-4)
+            alone[b0:b1] = False
+        surprises += (-own[1][alone]).tolist()
+        labels += len(alone)
+    assert surprises
+    want = np.mean(values) if uncovered == "none" else sum(values + surprises) / labels
+    assert found["eval_alm_loss"] == pytest.approx(float(want), rel=1e-4)
 
 
-def test_multilevel_ot_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_path: Path) -> None:
-    """Two tokenizers; each side's columns from all of its tokens, pairs without the last EOS."""
+@pytest.mark.parametrize("uncovered", ["hard", "none"])
+def test_multilevel_ot_of_a_store_is_the_live_one(
+    student: PreTrainedModel, tmp_path: Path, uncovered: str
+) -> None:
+    """Two tokenizers; each side's columns from all of its tokens, pairs without the last EOS.
+
+    As a mean over labels, a sequence counts as often as it has pairs.
+    """
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     store = FakeStore.from_teacher(
@@ -202,9 +218,10 @@ def test_multilevel_ot_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_
         top_k=len(tokenizer),
         logit_std=True,
     )
-    trainer = trainer_of(student, store, tmp_path, eval_store=store, loss="multilevel_ot")
+    how = {"loss": "multilevel_ot", "uncovered": uncovered}
+    trainer = trainer_of(student, store, tmp_path, eval_store=store, **how)
     found = trainer.evaluate()["eval_multilevel_ot_loss"]
-    values = []
+    values, lengths, surprises = [], [], []
     for segments in ragged_rows():
         sides = []
         for model, reader in ((student, tiny.byte_bpe()), (teacher, tokenizer)):
@@ -215,14 +232,24 @@ def test_multilevel_ot_of_a_store_is_the_live_one(student: PreTrainedModel, tmp_
             scaled = (logits / (logits.std(-1, keepdim=True) + 1e-4)).log_softmax(-1)
             columns = scaled.exp().sum(0).argsort(descending=True)[:COLUMNS]
             sides.append(scaled[:, columns])
+            own = logits.log_softmax(-1)[torch.arange(len(at)), tokens.token_ids[at]]
+            if reader is not tokenizer:
+                surprises.append(-own)
         # The k-th with the k-th: without a prompt, the student has no record of its first token
         # (no BOS), and the teacher (BOS) has. The student's EOS is skipped.
         prompted = any(not segment.supervised for segment in segments)
         q = sides[1] if prompted else sides[1][1:]
         length = min(len(sides[0]) - 1, len(q))
+        surprises[-1] = surprises[-1][max(length, 0) :]
         if length > 0:
             values.append(multilevel_ot(sides[0][:length], q[:length], [length]))
-    assert found == pytest.approx(float(torch.cat(values).mean()), rel=1e-4)
+            lengths.append(length)
+    of_sequences, left = torch.cat(values), torch.cat(surprises)
+    assert len(left) > 0
+    count = sum(lengths) + len(left)
+    as_labels = ((of_sequences * torch.tensor(lengths)).sum() + left.sum()) / count
+    want = of_sequences.mean() if uncovered == "none" else as_labels
+    assert found == pytest.approx(float(want), rel=1e-4)
 
 
 FLAGS: dict[str, dict[str, Any]] = {

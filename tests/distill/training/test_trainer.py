@@ -58,11 +58,21 @@ class MeanPerMicrobatch(CachedTeacherTrainer):
 
 
 class LabelsForEveryTerm(CachedTeacherTrainer):
-    """The other one: every term divided by the number of labels of the micro-batches."""
+    """The other one: every term divided by the number of labels, though it is of pairs."""
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         counts = super()._get_num_items_in_batch(batch_samples, device)
         return counts[:1].expand_as(counts)
+
+
+class PairsForEveryTerm(CachedTeacherTrainer):
+    """Its opposite: a term divided by its pairs, though it is of all labels."""
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
+        pairs = [[len(a["index"]) for a in b["teacher"].values()] for b in batch_samples]
+        return torch.cat(
+            [super()._get_num_items_in_batch(batch_samples, device)[:1], torch.tensor(pairs).sum(0)]
+        )
 
 
 def trajectory(
@@ -84,13 +94,17 @@ def trajectory(
     return torch.tensor([[entry[key] for key in keys] for entry in logged(trainer)])
 
 
-@pytest.mark.parametrize("pairing", ["bytes", "position"])
+@pytest.mark.parametrize(
+    "how",
+    [{"pairing": "bytes"}, {"pairing": "position"}, {"uncovered": "none"}, {"uncovered": "scale"}],
+    ids=str,
+)
 def test_gradient_accumulation_does_not_change_the_run(
-    store: FakeStore, tmp_path: Path, pairing: str
+    store: FakeStore, tmp_path: Path, how: dict[str, str]
 ) -> None:
-    whole = trajectory(CachedTeacherTrainer, store, tmp_path, 8, pairing=pairing)
+    whole = trajectory(CachedTeacherTrainer, store, tmp_path, 8, **how)
     for batch in (2, 1):
-        cut = trajectory(CachedTeacherTrainer, store, tmp_path, batch, pairing=pairing)
+        cut = trajectory(CachedTeacherTrainer, store, tmp_path, batch, **how)
         torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)
 
 
@@ -109,9 +123,10 @@ def test_the_common_mistake_would_be_seen(store: FakeStore, tmp_path: Path) -> N
 
 
 def test_one_count_for_all_terms_would_be_seen(store: FakeStore, tmp_path: Path) -> None:
-    right = trajectory(CachedTeacherTrainer, store, tmp_path, 8)
-    wrong = trajectory(LabelsForEveryTerm, store, tmp_path, 8)
-    assert (right[:, 0] - wrong[:, 0]).abs().min() > 0.02
+    for cls, uncovered in ((LabelsForEveryTerm, "none"), (PairsForEveryTerm, "hard")):
+        right = trajectory(CachedTeacherTrainer, store, tmp_path, 8, uncovered=uncovered)
+        wrong = trajectory(cls, store, tmp_path, 8, uncovered=uncovered)
+        assert (right[:, 0] - wrong[:, 0]).abs().min() > 0.02
 
 
 # ---- other students ----
@@ -171,7 +186,7 @@ def test_the_logged_loss_is_the_sum_of_its_logged_terms(
         kd = 1.5 * entry["uld_loss"] + 2 * entry["mapped_kl_loss"]
         assert entry["kd_loss"] == pytest.approx(kd, rel=1e-5)
         assert entry["loss"] == pytest.approx(0.7 * entry["ce_loss"] + kd, rel=1e-4)
-        assert 0 < entry["aligned_fraction"] < 1
+        assert 0 < entry["covered_fraction"] < 1
         assert 0 < entry["store_wait_fraction"] < 1
         assert entry["tokens_per_second"] > 0
         assert entry["kd_gap"] > 0
@@ -231,21 +246,24 @@ def test_skipped_rows_are_logged_and_change_no_other_value(
         run.train()
     without, with_it = logged(runs[0])[0], logged(runs[1])[0]
     assert with_it.pop("skipped_sequences") == 1
-    for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction"):
+    for key in ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "covered_fraction"):
         assert with_it[key] == pytest.approx(without[key], rel=1e-5)
 
 
+@pytest.mark.parametrize(("uncovered", "kd"), [("hard", 1.5 + 2), ("none", 0), ("scale", 0)])
 def test_a_batch_without_an_aligned_position_is_cross_entropy_and_counted(
-    store: FakeStore, model: PreTrainedModel, tmp_path: Path
+    store: FakeStore, model: PreTrainedModel, tmp_path: Path, uncovered: str, kd: float
 ) -> None:
     alone = replace(store, records=store.records[3:4] * 2, texts=store.texts[3:4] * 2)
+    how = {"per_device_train_batch_size": 1, "max_steps": 3, "uncovered": uncovered}
     with pytest.warns(UserWarning, match="low coverage"):
-        trainer = trainer_of(model, alone, tmp_path, per_device_train_batch_size=1, max_steps=3)
+        trainer = trainer_of(model, alone, tmp_path, learning_rate=1e-3, **how)
     trained = trainer.train()
     for number, entry in enumerate(logged(trainer), 1):
-        assert entry["loss"] == pytest.approx(entry["ce_loss"])
+        assert entry["loss"] == pytest.approx((1 + kd) * entry["ce_loss"])
         assert entry["loss"] > 0
-        assert entry["kd_loss"] == entry["aligned_fraction"] == 0
+        assert entry["kd_loss"] == pytest.approx(kd * entry["ce_loss"])
+        assert entry["covered_fraction"] == 0
         assert entry["unaligned_sequences"] == number
         assert math.isfinite(entry["grad_norm"])
     assert trained.metrics["train_unaligned_sequences"] == 3

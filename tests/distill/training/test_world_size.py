@@ -22,7 +22,7 @@ from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows
 from tests.kit.two_ranks import ONE, SAVED_STEP, Noting, prepared
 
-KEYS = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "aligned_fraction")
+KEYS = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "covered_fraction")
 
 
 @pytest.fixture(scope="module")

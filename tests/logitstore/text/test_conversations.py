@@ -56,7 +56,7 @@ def test_every_documented_dataset_shape_of_trl_is_captured_and_trained_on(
         trained = trainer.train()
         assert trained.metrics["train_skipped_sequences"] == 0
         assert trainer.evaluate()["eval_ce_loss"] < before["eval_ce_loss"]
-        assert before["eval_aligned_fraction"] == pytest.approx(1)
+        assert before["eval_covered_fraction"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("supervise", ["all", "last"])
@@ -70,7 +70,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_a_conversation(
     found = trainer.evaluate()
     assert found["eval_uld_loss"] <= store.fidelity.l1_max
     assert found["eval_mapped_kl_loss"] <= 1e-4
-    assert found["eval_aligned_fraction"] == 1
+    assert found["eval_covered_fraction"] == 1
     said = [[m["content"] for m in talk if m["role"] == "assistant"] for talk in TALKS]
     for i, contents in enumerate(said):
         kept = contents if supervise == "all" else contents[-1:]

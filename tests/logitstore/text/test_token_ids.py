@@ -50,7 +50,7 @@ def test_tokens_of_a_text_have_the_records_of_the_text(
     trainer = trainer_of(folders[family], of_tokens, tmp_path / "out")
     found = trainer.evaluate()
     assert found["eval_uld_loss"] <= of_tokens.fidelity.l1_max
-    assert found["eval_aligned_fraction"] == 1
+    assert found["eval_covered_fraction"] == 1
 
 
 @pytest.mark.parametrize("student", FAMILIES)
