@@ -33,12 +33,14 @@ __all__ = [
 
 # Read when torch, tokenizers and the hub's client are imported, so set before any test is.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+_CACHE = tempfile.TemporaryDirectory(prefix="cache-")
 os.environ |= {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HOME": _HF_HOME.name,
+    "XDG_CACHE_HOME": _CACHE.name,
 }
 
 settings.register_profile("ci", max_examples=200, deadline=None, derandomize=True)

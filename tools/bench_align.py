@@ -5,7 +5,7 @@
 * two tokenisations of one text, against the plain loop with two pointers that the tests hold it to,
   and against tokenising that text: by length, in batches of sixteen, as training aligns them; and
   one alone, which pays for numpy's calls by itself.
-* `prefix_map` from 150,000 tokens to 128,000, against loading the two tokenizers.
+* a `prefix` map from 150,000 tokens to 128,000, against loading the two tokenizers.
 
 The tokenizers are byte-level BPE with random merges: the sizes of real ones, without a download.
 """
@@ -25,7 +25,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from distill.alignment.align import Spans, align, align_many
-from distill.alignment.vocab_map import _made
+from distill.alignment.make_map import make_map
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
 from tools.benchmark import goal, said, surroundings, table
@@ -123,7 +123,10 @@ def measure_map(folders: list[Path], repeats: int) -> dict[str, Any]:
 
     teacher, student = (ByteTokenizer(AutoTokenizer.from_pretrained(f)) for f in folders)
     _ = teacher.token_bytes, student.token_bytes
-    map_s, load_s = median_s(lambda: _made(teacher, student), repeats), median_s(load, repeats)
+    map_s, load_s = (
+        median_s(lambda: make_map("prefix", teacher, student), repeats),
+        median_s(load, repeats),
+    )
     return {
         "sizes": [teacher.size, student.size],
         "map_s": map_s,

@@ -27,6 +27,7 @@ Shape legend: V_T, V_S = vocabularies, R = sources of a map.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -121,9 +122,8 @@ class _Pair:
 
     def _send_standins(self, target: Ids) -> None:
         """Send a stand-in for part of a character to the student's for that byte alone."""
-        of_byte = {
-            self.student.token_bytes[i]: i for i in np.flatnonzero(self.student.is_standin).tolist()
-        }
+        parts = np.flatnonzero(self._stands_for_part).tolist()
+        of_byte = {self.student.token_bytes[i]: i for i in parts}
         for i in np.flatnonzero(self.teacher.is_standin).tolist():
             if len(self.written[i]) == 1 and self.written[i] >= b"\x80":
                 target[i] = of_byte.get(self.written[i], target[i])
@@ -149,20 +149,25 @@ class _Pair:
         return rows
 
     def twins(self, strings: Sequence[bytes]) -> Ids:
-        """Find the student's token of the same bytes, unless it only stands in for a byte."""
-        ids, standin = self.writes.ids_by_bytes, self.student.is_standin
+        """Find the student's token of the same bytes, unless it stands in for part of a character."""
+        ids = self.writes.ids_by_bytes
         found = np.array([ids.get(each, -1) for each in strings], np.int32)
-        return np.where((found >= 0) & standin[found], -1, found)
+        return np.where((found >= 0) & self._stands_for_part[found], -1, found)
 
     def longest_prefixes(self, strings: Sequence[bytes]) -> Ids:
         """Find the student's longest token that begins the bytes; of white space only its twin."""
         target = self.twins(strings)
-        standin = self.student.is_standin
         for i in np.flatnonzero(target < 0).tolist():
             if strings[i] and not strings[i].decode("utf-8", "replace").isspace():
                 found = self.writes.longest_prefix(strings[i])
-                target[i] = -1 if found >= 0 and standin[found] else found
+                target[i] = -1 if found >= 0 and self._stands_for_part[found] else found
         return target
+
+    @cached_property
+    def _stands_for_part(self) -> npt.NDArray[np.bool_]:
+        """Mark (V_S,) tokens that the student writes only for parts of characters without a token."""
+        first = [(each or b"")[:1] for each in self.student.token_bytes]
+        return self.student.is_standin & np.array([each >= b"\x80" for each in first], np.bool_)
 
 
 def make_map(

@@ -23,13 +23,13 @@ over all text hides it.
 import json
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.align import align
-from distill.alignment.vocab_map import VocabMap, prefix_map
+from distill.alignment.make_map import make_map
 from distill.data.dataset import StoreDataset
 from distill.data.targets import student_spans, teacher_spans
 from distill.losses import all_losses, find, option_values
@@ -218,20 +218,28 @@ def as_json(facts: Facts) -> str:
     return json.dumps(facts, indent=1)
 
 
-def _maps(data: StoreDataset) -> VocabMap:
+class _Maps(NamedTuple):
+    """The student's id of each of the teacher's; -1 for none."""
+
+    prefix: npt.NDArray[np.int32]
+    exact: npt.NDArray[np.int32]
+
+
+def _maps(data: StoreDataset) -> _Maps:
     """Map teacher ids to student ids, for every id that the teacher's head has."""
     store, student = data.store, data.reader.tokenizer
     if store.spec.tokenizer_fingerprint == student.fingerprint:
         same = np.arange(student.size, dtype=np.int32)
-        made = VocabMap(same, same)
+        made = _Maps(same, same)
     else:
-        made = prefix_map(data.teacher, student)
+        kinds = (make_map(kind, data.teacher, student) for kind in ("prefix", "strict"))
+        made = _Maps(*(each.event[: data.teacher.size] for each in kinds))
     missing = max(0, int(store.spec.vocab_size) - len(made.prefix))
-    return VocabMap(*(np.pad(known, (0, missing), constant_values=-1) for known in made))
+    return _Maps(*(np.pad(known, (0, missing), constant_values=-1) for known in made))
 
 
 def _sequence(
-    data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: VocabMap | None
+    data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: _Maps | None
 ) -> dict[str, npt.NDArray[np.float64]] | None:
     """Count, by kind of text, what a sequence's labels share with the teacher.
 

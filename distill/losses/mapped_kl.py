@@ -18,7 +18,6 @@ Shape legend: N = positions, K = largest count of mapped ids.
 import torch
 from torch import Tensor
 
-from distill.alignment.make_map import KINDS
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import (
     Advice,
@@ -72,6 +71,7 @@ def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
 
 #: Maps that ask what the text shows; the others are as they were published.
 OURS = ("counted", "canonical", "events")
+PUBLISHED = ("prefix", "strict", "p_kl", "p_kl_weighted", "mined")
 
 
 def _arrays(aligned: Aligned, _options: Options) -> Arrays:
@@ -123,7 +123,7 @@ LOSS = Loss(
             "strict: the token of equal bytes, where both sides end together. events: groups of "
             "tokens that both sides can express. p_kl, p_kl_weighted: the student's tokens become "
             "the teacher's. mined: the token of the least edit distance.",
-            choices=tuple(KINDS),
+            choices=(*OURS, *PUBLISHED),
         ),
         Option(
             "between",

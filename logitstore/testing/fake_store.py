@@ -16,6 +16,7 @@ distribution of the next token, the mistake that training a teacher on its own r
 Shapes: n records, V tokens of the vocabulary, k entries.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -138,6 +139,7 @@ class FakeStore:
             store.records.append(_with_optional(teacher, tokens, records, spec))
             store.texts.append(SequenceText(number, 0, tokens.status, segments))
             store.fidelity.l1_max = max(store.fidelity.l1_max, l1)
+        store.digest = f"fake-{hashlib.sha256(repr(rows).encode()).hexdigest()}"
         return store
 
 
