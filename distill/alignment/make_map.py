@@ -149,7 +149,7 @@ class _Pair:
         return rows
 
     def twins(self, strings: Sequence[bytes]) -> Ids:
-        """Find the student's token of the same bytes, unless it stands in for part of a character."""
+        """Find the student's token of these bytes, unless it stands for part of a character."""
         ids = self.writes.ids_by_bytes
         found = np.array([ids.get(each, -1) for each in strings], np.int32)
         return np.where((found >= 0) & self._stands_for_part[found], -1, found)
@@ -165,7 +165,7 @@ class _Pair:
 
     @cached_property
     def _stands_for_part(self) -> npt.NDArray[np.bool_]:
-        """Mark (V_S,) tokens that the student writes only for parts of characters without a token."""
+        """Mark (V_S,) stand-ins for parts of characters that have no token of their own."""
         first = [(each or b"")[:1] for each in self.student.token_bytes]
         return self.student.is_standin & np.array([each >= b"\x80" for each in first], np.bool_)
 
