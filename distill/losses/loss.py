@@ -20,6 +20,10 @@ How a batch lays out the arrays is in their names, so a loss may add any:
                                     pair, and anything else with a row for each of them
     all others             (P, …)   a row for each pair
 
+`index` and every X_index together are the labels that the loss covers. At all other labels the hard
+label stands in (:mod:`distill.training.loss_terms`), so a loss lists each label that its value is
+of.
+
 Shape legend: N = labels, P = pairs of a loss, K = entries or ids of a pair, M = of all pairs, L =
 labels that belong to pairs, k = columns of a sequence.
 """
@@ -181,7 +185,8 @@ class Loss:
         arrays: Makes a sequence's arrays, `index` among them, also of a sequence without pairs.
         ask: Makes the request to the student for a batch.
         values: Computes (P,) the loss of each pair; a loss that certifies a bound also returns (P,)
-            the most by which the loss against the live teacher can differ from it.
+            the most by which the loss against the live teacher can differ from it. The value of a
+            group is of all its labels together; that of a whole sequence is a mean over them.
         weight: The weight beside cross-entropy, if `--loss` gives none.
         options: Flags that it reads.
         has_bound: Whether `values` returns bounds.

@@ -95,6 +95,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_for_the_codec(
     teacher: Path, store: LogitStore, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     """The alignment test: off by one position, wrong mask, wrong vocabulary all show here."""
+    settings = settings | {"uncovered": "scale"}  # where no pair is, there is the text to learn
     found = evaluate(*load(teacher), store, tmp_path, **settings)
     assert found["eval_uld_loss"] <= store.fidelity.l1_max
     assert found["eval_mapped_kl_loss"] <= 1e-4
@@ -155,9 +156,8 @@ def test_cached_uld_is_the_live_full_vocabulary_one_within_its_certified_gap(
     """For every pair of every batch: K is a sixtieth of V, the texts have emoji, CJK and marks."""
     tokenizer = getattr(tiny, family)()
     model = tiny.llama(len(tokenizer), seed=3)
-    args = CachedTeacherConfig(
-        output_dir=str(tmp_path), store="given", loss="uld:1", pairing="bytes", use_cpu=True
-    )
+    how = {"loss": "uld:1", "pairing": "bytes", "uncovered": "none"}  # the pairs alone
+    args = CachedTeacherConfig(output_dir=str(tmp_path), store="given", use_cpu=True, **how)
     trainer = CachedTeacherTrainer(model, args, store, processing_class=tokenizer)
     student, live_teacher = ByteTokenizer(tokenizer), load(teacher)
     data = StoreDataset(store, student, ("uld",), pairing="bytes")
