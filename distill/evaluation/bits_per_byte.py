@@ -20,6 +20,10 @@ The sum is fair only if all models are asked for the same bytes:
 
 * A first token with nothing before it (no BOS) is left out of both bits and bytes, and so is text
   that a tokenizer drops: nobody is charged for what nobody could predict.
+* A token that begins in the context, or ends in it, is counted with all the bytes that it predicts:
+  of `Say: ` and `the page` a SentencePiece model predicts ` the`, the space too, so the figure is
+  that of `Say:` and ` the page`. Of white space that a tokenizer writes as one space, whatever it
+  was, one byte counts.
 * End-of-sequence tokens are not added. They have no bytes, so they would charge many short rows
   more than one long one.
 * A row longer than the model reads is cut into windows that overlap by half: every token but those
@@ -42,9 +46,10 @@ from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import Sides
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH, by_token_budget
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 
 class Window(NamedTuple):
@@ -59,7 +64,7 @@ class Score(NamedTuple):
 
     Attributes:
         bits: Sum over the predicted tokens.
-        bytes: Of the predicted tokens.
+        bytes: Of the predicted tokens, also those in context.
         tokens: That were predicted.
         rows: All of them.
         bytes_left_out: Supervised bytes that no predicted token covers.
@@ -126,13 +131,31 @@ def _cut_rows(render: Renderer, width: int) -> Cut:
     with progress(len(render.rows), "tokenise", "rows") as shown:
         for i in range(len(render.rows)):
             segments, tokens, *_ = render(i)
-            covered = int(tokens.byte_lengths[tokens.has_record].sum())
-            counted += covered
-            left_out += sum(len(s.text.encode()) for s in segments if s.supervised) - covered
-            skipped += not covered
+            supervised = sum(len(s.text.encode()) for s in segments if s.supervised)
+            dropped = _dropped_spaces(segments, tokens, render.tokenizer)
+            predicted = tokens.has_record & ~tokens.is_eos
+            sizes = (tokens.text_ends - tokens.text_starts)[predicted]
+            counted += int(sizes.sum()) - dropped
+            left_out += supervised - int(tokens.byte_lengths.sum()) + dropped
+            skipped += not sizes.any()
             windows += cut(tokens, width)
             shown.update(1)
     return Cut(windows, counted, left_out, skipped)
+
+
+def _dropped_spaces(
+    segments: Sequence[Segment], tokens: TokenizedText, reader: ByteTokenizer
+) -> int:
+    """Count the bytes of white space beyond the one space that a token writes for them, or none."""
+    if not reader.joins_spaces:
+        return 0
+    data, dropped = "".join(segment.text for segment in segments).encode(), 0
+    changed = np.flatnonzero(tokens.has_record & ~tokens.is_eos & ~tokens.is_verbatim)
+    for i, written in zip(changed, reader.written(tokens.token_ids[changed]), strict=True):
+        text = data[tokens.text_starts[i] : tokens.text_ends[i]].decode("utf-8", "replace")
+        spaces = text[: len(text) - len(text.lstrip())]
+        dropped += max(len(spaces.encode()) - written.startswith(b" "), 0)
+    return dropped
 
 
 def cut(tokens: TokenizedText, width: int) -> list[Window]:

@@ -121,7 +121,8 @@ class ByteTokenizer:
         pad_id: The padding token, else EOS, else 0. Padding is masked anyway.
         adds_space: Whether it writes a space in front of a text that has none.
         adds_space_after_special: Whether it does so after a special token too.
-        joins_spaces: Whether it writes one space for any run of white space, as T5 and WordPiece.
+        joins_spaces: Whether it writes any white space between words as one space (T5, WordPiece),
+            or as none.
         token_bytes: V items: the bytes that a token writes; None for special tokens and for ids
             without a token.
         is_text: (V,) False where `token_bytes` has None.
@@ -167,7 +168,7 @@ class ByteTokenizer:
         self.adds_space = self._written_text("a") == b" a"
         mark = min(self._special, key=len, default="")
         self.adds_space_after_special = self._written_text(f"{mark}a") == f"{mark} a".encode()
-        self.joins_spaces = self._written_text("a \n a").removeprefix(b" ") == b"a a"
+        self.joins_spaces = self._written_text("a \n a").removeprefix(b" ") in (b"a a", b"aa")
 
     @property
     def bos_token(self) -> str | None:

@@ -29,6 +29,32 @@ def scored(tokenizer: PreTrainedTokenizerBase, texts: list[str], **how: Any) -> 
 
 
 @pytest.mark.parametrize("make", [tiny.byte_bpe, tiny.unigram, tiny.wordpiece])
+def test_the_split_of_a_row_changes_nothing_where_the_same_tokens_are_predicted(make: Any) -> None:
+    """A token ` reads` that begins in the prompt is charged for the space that it predicts."""
+    tokenizer, found = make(), []
+    for prompt, completion in (("The teacher ", "reads."), ("The teacher", " reads.")):
+        rows = load_rows(Dataset.from_dict({"prompt": [prompt], "completion": [completion]}))
+        model = tiny.llama(len(tokenizer))
+        found.append(bits_per_byte(model, renderer_of(rows, tokenizer)))
+    inside, before = found
+    if inside.tokens == before.tokens:
+        assert inside[:3] == (pytest.approx(before.bits), before.bytes, before.tokens)
+    assert inside.bytes - 6 == (inside.tokens == before.tokens)
+    assert inside.bytes_left_out == before.bytes_left_out == 0
+
+
+def test_white_space_that_is_written_as_one_space_counts_as_one_byte() -> None:
+    """A tokenizer that drops white space gains nothing by it: what it cannot write is left out."""
+    plain, spaced = (
+        scored(tiny.wordpiece(), [text])
+        for text in ("the teacher reads", "the \n\t teacher   reads")
+    )
+    assert spaced.bits == pytest.approx(plain.bits)
+    assert spaced.bytes == plain.bytes
+    assert (plain.bytes_left_out, spaced.bytes_left_out) == (0, 5)
+
+
+@pytest.mark.parametrize("make", [tiny.byte_bpe, tiny.unigram, tiny.wordpiece])
 def test_bits_are_those_of_every_token_that_something_predicts(make: Any) -> None:
     tokenizer = make()
     model, reader = tiny.llama(len(tokenizer)), ByteTokenizer(tokenizer)
@@ -39,7 +65,14 @@ def test_bits_are_those_of_every_token_that_something_predicts(make: Any) -> Non
         if len(places):
             logprobs = dense_logprobs(model, tokens.token_ids)
             bits -= float(logprobs[places - 1, tokens.token_ids[places]].sum()) / math.log(2)
-            size += int(tokens.byte_lengths[places].sum())
+            for at in places:
+                place = int(tokens.byte_starts[at])
+                piece = text.encode()[place : place + int(tokens.byte_lengths[at])]
+                size += len(piece)
+                if make is tiny.wordpiece:  # which writes one space or none, whatever was there
+                    word, written = piece.lstrip(), reader.token_bytes[tokens.token_ids[at]] or b""
+                    size -= len(piece) - len(word)
+                    size += written.startswith(b" ") and len(piece) > len(word)
     score = scored(tokenizer, TEXTS)
     assert score.bits_per_byte == pytest.approx(bits / size, rel=1e-5)
     assert score.bytes == size
@@ -66,7 +99,7 @@ def test_a_first_token_is_left_out_of_bits_and_of_bytes_unless_something_predict
 
 
 def test_only_the_completion_is_counted_and_the_prompt_is_read() -> None:
-    rows = load_rows(Dataset.from_dict({"prompt": ["The teacher "], "completion": ["reads."]}))
+    rows = load_rows(Dataset.from_dict({"prompt": ["The teacher:"], "completion": ["reads."]}))
     tokenizer = tiny.byte_bpe()
     score = bits_per_byte(tiny.llama(len(tokenizer)), renderer_of(rows, tokenizer))
     assert (score.bytes, score.bytes_left_out) == (6, 0)
