@@ -23,10 +23,12 @@ import argparse
 import os
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
+from tools.experiment_labels_page import keep, read, tables
 from tools.labels import parts
-from tools.labels.settings import FULL, QUICK, Scale, jobs
+from tools.labels.settings import FULL, QUICK, Job, Scale, jobs
 from tools.labels.workers import Run, known, run_all
 
 
@@ -52,9 +54,7 @@ def main() -> None:
         size = parts.carry(args.folder, args.out, with_weights=not args.without_weights)
         print(f"{args.out}: {size / 2**20:.1f} MiB")
     elif args.command == "page":
-        from tools.experiment_labels_page import keep
-
-        print(keep(args.folder))
+        print(tables(read(args.folder)) if args.quick else keep(args.folder))
     else:
         _run_or_list(args, scale, began + args.deadline)
 
@@ -63,11 +63,17 @@ def _run_or_list(args: argparse.Namespace, scale: Scale, deadline: float) -> Non
     results = args.results or args.folder / "results.jsonl"
     done = set() if args.again else known(args.folder, results)
     wanted = jobs(scale, args.jobs)
+
+    start_of = cache(lambda setting, seed: parts.start_of(args.folder, setting, seed))
+
+    def is_done(job: Job) -> bool:
+        return (job.name, start_of(job.setting, job.seed)) in done
+
     if args.command == "list":
         for job in (job for group in wanted for job in group):
-            print("done" if job.name in done else "    ", job.name)
+            print("done" if is_done(job) else "    ", job.name)
         return
-    lacking = [[job for job in group if job.name not in done] for group in wanted]
+    lacking = [[job for job in group if not is_done(job)] for group in wanted]
     lacking = [group for group in lacking if group]
     print(f"{sum(map(len, lacking)):,} jobs to run", file=sys.stderr)
     count = run_all(Run(args.folder, scale, results, args.device, args.workers, deadline), lacking)

@@ -21,7 +21,7 @@ import logitstore
 from logitstore.console.progress import progress
 from tools import real_parts
 from tools.demo.corpus import load_corpus, write_jsonl
-from tools.labels.settings import CONTROL, STUDENTS, Scale
+from tools.labels.settings import CONTROL, Scale, Setting
 from tools.labels.trim import trimmed
 
 #: Bytes of text that the Unigram tokenizer is trained on: more takes minutes.
@@ -45,7 +45,10 @@ def prepare(folder: Path, scale: Scale) -> None:
 
 def texts_of(folder: Path, name: str) -> list[str]:
     """Read the rows of a text of the folder."""
-    return [json.loads(line)["text"] for line in (folder / f"{name}.jsonl").open()]
+    return [
+        json.loads(line)["text"]
+        for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def _texts(folder: Path, scale: Scale) -> None:
@@ -73,8 +76,6 @@ def _tokenizers(folder: Path, scale: Scale) -> dict[str, Callable[[], Any]]:
     Real ones are trimmed to what the store's text and the held-out text use, so that they cut both
     as the whole ones do.
     """
-    from transformers import AutoTokenizer
-
     from tools.demo import models
 
     before, vocabulary = texts_of(folder, "before"), scale.student.vocabulary
@@ -88,7 +89,6 @@ def _tokenizers(folder: Path, scale: Scale) -> dict[str, Callable[[], Any]]:
         CONTROL: lambda: trimmed(whole, used),
         "llama3": lambda: trimmed(foreign(), used),
         "bpe": lambda: models.byte_bpe(before, vocabulary),
-        "whole": lambda: AutoTokenizer.from_pretrained(whole),
     }
 
 
@@ -113,11 +113,21 @@ def before_file(folder: Path, student: str, seed: int) -> Path:
     return folder / "before" / f"{student}-{seed}.safetensors"
 
 
+def start_of(folder: Path, setting: Setting, seed: int) -> str:
+    """Name the weights that students begin with: `new`, a digest, or nothing if they are not there.
+
+    Students are compared only with those of the same start.
+    """
+    if setting.start == "new":
+        return "new"
+    held = before_file(folder, setting.student, seed)
+    return hashlib.sha256(held.read_bytes()).hexdigest()[:12] if held.exists() else ""
+
+
 def carry(folder: Path, out: Path, *, with_weights: bool) -> int:
     """Copy what another machine needs to `out`; return its bytes."""
     shutil.rmtree(out, ignore_errors=True)
-    wanted = ["before.jsonl", "rows.jsonl", "heldout.jsonl", "tokenizers"]
-    wanted += [path.name for path in folder.glob("store*") if (path / "DONE").exists()]
+    wanted = ["before.jsonl", "rows.jsonl", "heldout.jsonl", "tokenizers", "store"]
     wanted += [path.name for path in folder.glob("results*.jsonl")]
     wanted += ["before"] if with_weights and (folder / "before").exists() else []
     out.mkdir(parents=True)
@@ -138,8 +148,3 @@ def code_digest() -> str:
     ):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
-
-
-def students_of(folder: Path) -> list[str]:
-    """List the students whose tokenizer is there."""
-    return [name for name in STUDENTS if (folder / "tokenizers" / name).exists()]

@@ -1,7 +1,7 @@
 """What is compared with what: students, contenders, and the jobs that are made of them.
 
-To add a contender, add a line to `CONTENDERS`. One whose options this version of `distill` does not
-have, or whose store is not there, is left out of a run with a note.
+To add a contender, add a line to `CONTENDERS`. One that this version of `distill` does not have, or
+that the store has no records for, is left out of a run with a note.
 """
 
 from collections.abc import Iterator, Mapping
@@ -38,6 +38,7 @@ class Scale:
         student: Width and layers; its vocabulary is for the tokenizers that are trained.
         corpus_bytes: Of the texts, as `load_corpus` takes them.
         before: How students are trained on another text before.
+        before_rows: Rows of a batch there.
         rates: How they are trained from the store.
         rows: Rows of a batch.
         top_k: Entries of a record.
@@ -48,6 +49,7 @@ class Scale:
     student: Shape
     corpus_bytes: Mapping[str, int]
     before: Rate
+    before_rows: int
     rates: Mapping[str, Rate]
     rows: int
     top_k: int
@@ -58,7 +60,8 @@ FULL = Scale(
     is_real=True,
     student=Shape(width=128, layers=4, vocabulary=6_000),
     corpus_bytes={"teacher_bytes": 2_400_000, "student_bytes": 430_000, "heldout_bytes": 120_000},
-    before=Rate(2e-3, 1_500),
+    before=Rate(3e-3, 1_000),  # 32 rows a step of 5,077: 6.3 epochs
+    before_rows=32,
     # 16 rows a step of 944: 2.5 epochs, and 5
     rates={"gentle": Rate(2e-4, 150), "normal": Rate(1e-3, 300)},
     rows=16,
@@ -70,6 +73,7 @@ QUICK = Scale(
     student=Shape(width=32, layers=1, vocabulary=500),
     corpus_bytes={"teacher_bytes": 60_000, "student_bytes": 9_000, "heldout_bytes": 5_000},
     before=Rate(2e-3, 3),
+    before_rows=4,
     rates={"gentle": Rate(2e-4, 2), "normal": Rate(1e-3, 3)},
     rows=4,
     top_k=8,
@@ -85,7 +89,7 @@ class Contender(NamedTuple):
         options: Further settings of `distill train`.
         factor: What a job's weight is multiplied by: the weight of the loss's paper.
         weights: Its weights beside cross-entropy, the first of them for all students.
-        store: The store beside the texts; `{student}` in it is the student's name.
+        store: The store beside the texts, or `RENUMBERED`.
         students: The students that it is for; None: all but the control.
         other_order: Whether its rows come in another order than those of all others.
     """
@@ -100,6 +104,8 @@ class Contender(NamedTuple):
 
 
 CE = "ce"
+#: The store, with the ids of the control's tokenizer.
+RENUMBERED = "renumbered"
 BALANCE = "balance"
 #: All weights: beside cross-entropy, or scaled to its size in every step (`--balance`).
 WEIGHTS = ("1", "0.2", "0.5", BALANCE)
@@ -111,16 +117,18 @@ def _mapped(weights: tuple[str, ...] = ("1",), **options: Any) -> Contender:
 
 
 def _maps() -> Iterator[tuple[str, Contender]]:
-    """List every map, with the positions in between, without, and without the hard label."""
-    maps = ("prefix", "canonical", "counted", "strict", "events", "p_kl", "p_kl_weighted", "mined")
-    for name in maps:
+    """List every map with what `auto` chooses between shared starts, then with the other choice."""
+    ours, others = ("counted", "events", "canonical"), ("p_kl", "p_kl_weighted", "prefix", "mined")
+    for name in (*ours, *others, "strict"):
         weights = WEIGHTS if name in ("counted", "events", "p_kl") else ("1",)
         yield f"map {name}", _mapped(weights, map=name)
-    for name in maps:
+    for name in ours:
         yield f"map {name}, shared starts alone", _mapped(map=name, between="off")
-    for name in maps:
-        options = {"map": name, "between": "off", "uncovered": "none"}
-        yield f"map {name}, shared starts alone, uncovered none", _mapped(**options)
+    for name in others:
+        yield f"map {name}, between them too", _mapped(map=name, between="on")
+    for name in (*ours, *others, "strict"):
+        bare = _mapped(map=name, between="off", uncovered="none")
+        yield f"map {name}, as papers do", bare
 
 
 #: Ways to train, the most decisive first; the first is what all others are compared with.
@@ -129,17 +137,15 @@ CONTENDERS: dict[str, Contender] = {
     # Two that must make no difference: how far apart two students are for no reason.
     "ce, another order of rows": Contender(CE, students=_EVERY, other_order=True),
     "ce, counted twice": Contender(CE, {"ce_weight": 2.0}, students=_EVERY),
-    "control": Contender("tail_kl", weights=WEIGHTS, store="renumbered", students=(CONTROL,)),
+    "control": Contender("tail_kl", weights=WEIGHTS, store=RENUMBERED, students=(CONTROL,)),
     "mapped_kl": _mapped(WEIGHTS),
-    "exact stream": Contender(
-        "mapped_kl", {"boundaries": "on"}, weights=WEIGHTS, store="store-{student}"
-    ),
+    "exact stream": _mapped(WEIGHTS, boundaries=True),
+    "exact stream, map events": _mapped(boundaries=True, map="events"),
     **dict(_maps()),
     "alm": Contender("alm", weights=WEIGHTS),
     "uld": Contender("uld", factor=1.5),
-    "alm, uncovered none": Contender("alm", {"uncovered": "none"}),
-    "uld, uncovered none": Contender("uld", {"uncovered": "none"}, 1.5),
-    "mapped_kl, uncovered none": _mapped(uncovered="none"),
+    "alm, as papers do": Contender("alm", {"uncovered": "none"}),
+    "uld, as papers do": Contender("uld", {"uncovered": "none"}, 1.5),
 }
 
 
@@ -182,10 +188,6 @@ class Job:
     @property
     def name(self) -> str:
         return "/".join([*self.setting, self.contender, self.weight, str(self.seed)])
-
-    @property
-    def store(self) -> str:
-        return self.made.store.format(student=self.setting.student)
 
 
 def jobs(scale: Scale, patterns: str = "*") -> list[list[Job]]:

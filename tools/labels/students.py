@@ -5,7 +5,6 @@ store, the tokenizers, the held-out text, and the examples of a dataset, which d
 seed nor on a weight.
 """
 
-import hashlib
 import math
 import tempfile
 import time
@@ -34,7 +33,7 @@ from logitstore.rows.renderer import Renderer
 from tools.demo.settings import Shape
 from tools.labels import parts
 from tools.labels.renumbered import RenumberedStore
-from tools.labels.settings import BALANCE, CE, Job, Scale
+from tools.labels.settings import BALANCE, CE, RENUMBERED, Job, Scale
 
 #: Datasets whose examples a process keeps: a few hundred MB.
 _KEPT_DATASETS = 3
@@ -53,23 +52,21 @@ def tokenizer_of(folder: Path, name: str) -> PreTrainedTokenizerBase:
 
 @lru_cache
 def store_of(folder: Path, name: str, student: str) -> Store:
-    """Open a store of the folder; `renumbered` is the store with the student's ids."""
-    if name != "renumbered":
-        return _InOrderOf(open_store(folder / name), store_digest(folder))
-    whole = tokenizer_of(folder, "whole")
+    """Open a store of the folder, or see the store with the student's ids."""
     store = open_store(folder / "store")
+    if name != RENUMBERED:
+        return cast(Store, _InOrder(store, store.digest))
+    whole = FastTokenizer.from_pretrained(store.tokenizer_path)
     return cast(Store, RenumberedStore(store, whole, tokenizer_of(folder, student)))
 
 
-@lru_cache
-def store_digest(folder: Path) -> str:
-    return open_store(folder / "store").digest
+class _InOrder:
+    """A store that gives its records at the boundaries of a student in the order of its own rows.
 
+    The order depends on a store's digest, and contenders are compared on the same one.
+    """
 
-class _InOrderOf:
-    """A store whose rows come in the order of another one, which depends on its digest."""
-
-    def __init__(self, store: Store, digest: str) -> None:
+    def __init__(self, store: Any, digest: str) -> None:
         self._store, self.digest = store, digest
 
     def __len__(self) -> int:
@@ -77,6 +74,9 @@ class _InOrderOf:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    def boundaries_of(self, *student: str) -> "_InOrder":
+        return _InOrder(self._store.boundaries_of(*student), self.digest)
 
 
 @lru_cache
@@ -108,7 +108,8 @@ _datasets: dict[Any, StoreDataset] = {}
 
 def _dataset(store: Store, student: Any, losses: Any = (), **settings: Any) -> StoreDataset:
     """Stand in for the class of the trainer's dataset: give the one that was made before."""
-    key = repr((id(store), student.fingerprint, losses, sorted(settings.items())))
+    which = (str(store.path), store.spec.tokenizer_fingerprint, student.fingerprint)
+    key = repr((which, losses, sorted(settings.items())))
     made = _datasets.pop(key, None) or _KeptExamples(store, student, losses, **settings)
     _datasets[key] = made
     while len(_datasets) > _KEPT_DATASETS:
@@ -140,7 +141,7 @@ def new_student(shape: Shape, tokenizer: PreTrainedTokenizerBase, seed: int) -> 
     )
 
 
-def start_of(folder: Path, job: Job, scale: Scale) -> LlamaForCausalLM:
+def _start(folder: Path, job: Job, scale: Scale) -> LlamaForCausalLM:
     """Make the student that a job begins with."""
     student = job.setting.student
     model = new_student(scale.student, tokenizer_of(folder, student), job.seed)
@@ -152,14 +153,6 @@ def start_of(folder: Path, job: Job, scale: Scale) -> LlamaForCausalLM:
     return model
 
 
-def digest_of(model: torch.nn.Module) -> str:
-    """Digest the weights of a model, so that only students of one start are compared."""
-    digest = hashlib.sha256()
-    for weights in model.parameters():
-        digest.update(weights.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
 def train_before(folder: Path, student: str, seed: int, scale: Scale, device: str) -> float:
     """Train a student by cross-entropy on another text, and keep it; return its bits per byte."""
     tokenizer = tokenizer_of(folder, student)
@@ -167,7 +160,7 @@ def train_before(folder: Path, student: str, seed: int, scale: Scale, device: st
     model.to(device).train()
     rate = scale.before
     optimizer = torch.optim.AdamW(model.parameters(), rate.learning_rate, betas=(0.9, 0.95))
-    batches = _batches(parts.texts_of(folder, "before"), tokenizer, scale.rows, seed)
+    batches = _batches(parts.texts_of(folder, "before"), tokenizer, scale.before_rows, seed)
     for step in range(rate.steps):
         share = min((step + 1) / 50, 0.05 + 0.95 * math.cos(0.5 * math.pi * step / rate.steps))
         for group in optimizer.param_groups:
@@ -219,8 +212,8 @@ def run_job(folder: Path, job: Job, scale: Scale, device: str) -> dict[str, Any]
         TypeError, LogitStoreError: This version of `distill` cannot train it.
     """
     began = time.perf_counter()
-    model: Any = start_of(folder, job, scale)
-    start = digest_of(model)
+    model: Any = _start(folder, job, scale)
+    heldout = heldout_of(folder, job.setting.student)
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = config_of(job, scale, out, folder, device)
@@ -228,7 +221,7 @@ def run_job(folder: Path, job: Job, scale: Scale, device: str) -> dict[str, Any]
             trainer = training.CachedTeacherTrainer(
                 model,
                 config,
-                store_of(folder, job.store, job.setting.student),
+                store_of(folder, job.made.store, job.setting.student),
                 processing_class=tokenizer_of(folder, job.setting.student),
             )
         for callback in ("ProgressCallback", "PrinterCallback"):
@@ -237,11 +230,12 @@ def run_job(folder: Path, job: Job, scale: Scale, device: str) -> dict[str, Any]
         trainer.train()
     trained_s = time.perf_counter() - began - made_s
     report = {k: v for k, v in trainer.last_report.items() if k.endswith(("_loss", "_fraction"))}
-    score = bits_per_byte(model, heldout_of(folder, job.setting.student))
     return {
         "name": job.name,
-        "bits_per_byte": score.bits_per_byte,
-        "start": start,
+        "bits_per_byte": bits_per_byte(model, heldout).bits_per_byte,
+        "start": parts.start_of(folder, job.setting, job.seed),
+        "learning_rate": config.learning_rate,
+        "steps": config.max_steps,
         "device": device_name(device),
         "code": parts.code_digest(),
         "made_s": round(made_s, 2),
@@ -258,7 +252,7 @@ def config_of(job: Job, scale: Scale, out: str, folder: Path, device: str) -> Ca
     weight = job.made.factor * (1.0 if is_balanced else float(job.weight))
     return CachedTeacherConfig(
         output_dir=out,
-        store=str(folder / job.store),
+        store=str(folder / "store"),
         loss=CE if job.made.loss == CE else f"{job.made.loss}:{weight:g}",
         balance=is_balanced,
         max_steps=rate.steps,
@@ -266,7 +260,6 @@ def config_of(job: Job, scale: Scale, out: str, folder: Path, device: str) -> Ca
         lr_scheduler_type="cosine",
         warmup_steps=min(20, rate.steps // 4),
         per_device_train_batch_size=scale.rows,
-        train_sampling_strategy="group_by_length",
         seed=job.seed,
         data_seed=job.seed + 1_000 * job.made.other_order,
         logging_steps=max(1, rate.steps // 3),

@@ -43,10 +43,11 @@ class Run:
     deadline: float
 
 
-def known(folder: Path, results: Path) -> set[str]:
-    """Return the names of the jobs that have a result."""
+def known(folder: Path, results: Path) -> set[tuple[str, str]]:
+    """Return the jobs that have a result, each with the start that it had."""
     files = {*folder.glob("results*.jsonl"), *([results] if results.exists() else [])}
-    return {json.loads(line)["name"] for file in files for line in file.open()}
+    runs = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return {(run["name"], run["start"]) for run in runs}
 
 
 def run_all(run: Run, groups: Sequence[Sequence[Job]]) -> int:
@@ -97,10 +98,15 @@ def _begin(run: Run) -> None:
     import torch
     from transformers.utils import logging
 
+    from distill.head import student_head
+
+    if run.device == "cuda":
+        # Chunks of the head are small to stay in a processor's cache; a GPU waits for each of them.
+        student_head.CHUNK_LOGITS, student_head.CHUNK_TOKENS = 2**26, 4096
     torch.set_num_threads(
         max(1, (os.cpu_count() or 1) // run.workers) if run.device == "cpu" else 1
     )
-    logging.set_verbosity_error()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
 
 
 def _before(student: str, seed: int) -> int:
