@@ -234,13 +234,14 @@ class BranchReader:
         return self._head(inputs, at, ids[0].to(self._device), places)
 
     def _warn(self) -> None:
+        attention = getattr(self._model.config, "_attn_implementation", None)
         log.warning(
-            "%s with %s attention cannot read tokens behind a part of a row: each boundary inside "
-            "one of its tokens is read as a row of its own, with all that stands before it. The "
-            "same answers, but many times the work: `logitstore estimate` says how long it takes. "
-            "Try --attn-implementation sdpa or eager.",
+            "%s with %s attention cannot read tokens behind a part of a row, so each boundary "
+            "inside a token is read as a row of its own with all that stands before it: the same "
+            "answers for many times the work. `logitstore estimate` says how long that takes.%s",
             type(self._model).__name__,
-            getattr(self._model.config, "_attn_implementation", "its own"),
+            attention or "its own",
+            "" if attention in ("sdpa", "eager") else " Try --attn-implementation sdpa or eager.",
         )
 
 
@@ -322,7 +323,8 @@ def side_by_side(branches: Sequence[Placed], rows: int, length: int) -> Iterator
 def selected(result: HeadResult, index_n: Tensor) -> HeadResult:
     """Select positions of a result, in any order."""
     values: dict[str, Any] = {f.name: getattr(result, f.name) for f in fields(result)}
-    return HeadResult(**{k: None if v is None else v[index_n] for k, v in values.items()})
+    chosen: dict[str, Any] = {k: None if v is None else v[index_n] for k, v in values.items()}
+    return HeadResult(**chosen)
 
 
 def distance(one: HeadResult, other: HeadResult) -> float:
