@@ -32,6 +32,8 @@ class Described(Protocol):
     def rows_held(self) -> int: ...
     @property
     def fidelity(self) -> "Fidelity": ...
+    @property
+    def boundaries(self) -> Mapping[str, "Described"]: ...
     def __len__(self) -> int: ...
     def largest_tail(self, index: int, /) -> float: ...
     def member_bytes(self) -> Iterable[dict[str, int]]: ...
@@ -72,6 +74,21 @@ def facts(store: Described) -> dict[str, Any]:
         "bytes_per_token_by_field": _bytes_by_field(store, records),
         "fidelity": vars(store.fidelity),
         "uld_within": uld_within(store),
+        "digest": store.digest,
+        "boundaries": [_boundaries(*each) for each in store.boundaries.items()],
+    }
+
+
+def _boundaries(fingerprint: str, store: Described) -> dict[str, Any]:
+    """Collect what is said of the records at the boundaries of a student."""
+    records = sum(f["records"] for f in store.shard_facts)
+    return {
+        "student": store.provenance.get("boundaries_of"),
+        "fingerprint": fingerprint,
+        "path": str(store.path),
+        "complete": store.is_complete,
+        "records": records,
+        "file_bytes": sum(f["file_bytes"] for f in store.shard_facts),
         "digest": store.digest,
     }
 
@@ -155,6 +172,12 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
         f"{uld['p99']:.4f} for 99 of 100 tokens" + _at_worst(uld["worst"]),
         "digest": about["digest"],
     }
+    for n, each in enumerate(about["boundaries"]):
+        state = "" if each["complete"] else "; unfinished: run the same capture again"
+        lines["boundaries" if n == 0 else " " * n] = (
+            f"of {each['student']} · {each['fingerprint'][:12]}… · {each['records']:,} records, "
+            f"{each['file_bytes']:,} bytes{state}"
+        )
     if "missing" in capture:
         lines["missing"] = f"{', '.join(capture['missing'])}: not in the data that was imported"
     if "tail_logmass" in capture.get("missing", ()):

@@ -31,12 +31,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from logitstore.errors import IncompleteStoreError
+from logitstore.errors import IncompleteStoreError, MismatchError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.info import Fidelity, facts, info_text
 from logitstore.reading.bucket import tokenizer_folder
+from logitstore.reading.listing import list_boundaries
 from logitstore.reading.open_shards import OpenShards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
@@ -107,6 +108,7 @@ class LogitStore:
         self.provenance = header.provenance
         self._table = ShardTable(path, self.spec, self.plan, self.cache)
         self._shards = OpenShards(self._table, self.cache)
+        self._allow_partial = allow_partial
         self.is_complete, self.shards = self._table.is_complete, self._table.numbers
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
@@ -255,6 +257,57 @@ class LogitStore:
         """
         return tokenizer_folder(self.path, self.spec, self.cache)
 
+    @cached_property
+    def boundaries(self) -> "dict[str, LogitStore]":
+        """The records at the boundaries of students: a store each, by tokenizer fingerprint.
+
+        An unfinished one is there too; its `is_complete` says so.
+
+        Raises:
+            MismatchError: One of them does not belong to this store.
+            CorruptStoreError: Files are missing or not what was committed.
+            StorageError: The file system or the bucket fails.
+        """
+        found = {}
+        for path in list_boundaries(self.path):
+            store = LogitStore(path, allow_partial=True, cache=self.cache)
+            student = store.spec.boundaries_of
+            if student is None or not _is_inside(store, self):
+                raise MismatchError(
+                    f"{path}: holds the records of another store, not those of {self.path} at the "
+                    "boundaries of a student. Move it away, and run the same `logitstore capture … "
+                    "--boundaries-of STUDENT` again."
+                )
+            found[str(student["fingerprint"])] = store
+        return found
+
+    def boundaries_of(self, fingerprint: str, name: str = "this student") -> "LogitStore":
+        """Return the records at the boundaries of one student, as a store of the same rows.
+
+        Args:
+            fingerprint: Of the student's tokenizer.
+            name: The student, for messages.
+
+        Raises:
+            MismatchError: There are none, or only those of other students.
+            IncompleteStoreError: Their capture has not finished, and `allow_partial` is off.
+        """
+        found = self.boundaries.get(fingerprint)
+        if found is None:
+            others = ", ".join(_student(store) for store in self.boundaries.values())
+            raise MismatchError(
+                f"{self.path}: has no records at the boundaries of {name} ({fingerprint[:12]}…), "
+                f"only at those of {others or 'the teacher'}. Run the same `logitstore capture …` "
+                "with --boundaries-of and this student, which adds them."
+            )
+        if not found.is_complete and not self._allow_partial:
+            raise IncompleteStoreError(
+                f"{found.path}: holds {found.rows_held:,} of {found.plan.rows:,} rows; the capture "
+                "has not finished. Run the same `logitstore capture … --boundaries-of` again to "
+                "resume it, or use what is there with --allow-partial."
+            )
+        return found
+
     @property
     def digest(self) -> str:
         """The identity of what the store holds: same digest, same content settings and rows."""
@@ -302,3 +355,15 @@ class LogitStore:
 
     def _read(self, i: int, read: Callable[[Shard, int], T]) -> T:
         return self._shards.read_sequence(*self._table.find_sequence(i), read)
+
+
+def _is_inside(store: LogitStore, outer: LogitStore) -> bool:
+    """Tell whether a store has the rows of another, with the same settings, at other places."""
+    return (store.spec.at_boundaries(None), store.plan) == (outer.spec, outer.plan)
+
+
+def _student(store: LogitStore) -> str:
+    """Name the student at whose boundaries a store's records are."""
+    known = store.spec.boundaries_of or {}
+    named = store.provenance.get("boundaries_of")
+    return f"{named} ({str(known.get('fingerprint'))[:12]}…)"

@@ -106,7 +106,7 @@ def _why(facts: Facts) -> str:
 
 
 LOSS = Loss(
-    needs=frozenset({"token logprob", "byte spans"}),
+    needs=frozenset({"token logprob", "byte spans", "own tokens"}),
     pairing=Pairing("groups"),
     arrays=_arrays,
     ask=_ask,

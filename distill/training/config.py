@@ -124,6 +124,13 @@ class CachedTeacherConfig(LossFlags):
     allow_partial: bool = field(
         default=False, metadata={"help": "Train on what an unfinished store holds so far."}
     )
+    boundaries: bool = field(
+        default=False,
+        metadata={
+            "help": "Learn from the records at every boundary of this student's tokens, which "
+            "`logitstore capture --boundaries-of` adds to a store."
+        },
+    )
     loss: str = field(
         default=next(iter(all_losses())),
         metadata={

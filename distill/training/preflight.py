@@ -27,6 +27,7 @@ _ORIGIN_KEYS = ("store_digest", "sequences")
 #: Flags that decide what the steps of a run compute, besides the options of losses. The length of
 #: a run is not among them: it may be changed.
 _COMPUTED = (
+    "boundaries",
     "loss",
     "ce_weight",
     "balance",

@@ -70,6 +70,7 @@ from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
+from distill.losses import find
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.training.config import CachedTeacherConfig
 from distill.training.loss_terms import (
@@ -144,13 +145,13 @@ class CachedTeacherTrainer(Trainer):
             check_packing(model)
         self.weights = args.loss_weights
         self.options = args.loss_options
-        self.store: Store = _opened(store, args.store, args)
+        self.store: Store = _at_boundaries(_opened(store, args.store, args), student, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
         if args.process_index == 0:
             warn_if_low(self.data)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
-            opened = _opened(eval_store, args.eval_store, args)
+            opened = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
             check_eval_store(opened, self.store, args)
             held_out = _dataset(opened, student, processing_class, model, args)
         else:
@@ -503,6 +504,25 @@ def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) ->
         return store
     assert path is not None
     return open_store(path, allow_partial=args.allow_partial)
+
+
+def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConfig) -> Store:
+    """Choose the records to learn from: at the teacher's own tokens, or at the student's.
+
+    Raises:
+        MismatchError: The store has none at the boundaries of this student.
+        InputError: A loss chooses its labels by the tokens of the teacher's text.
+    """
+    if not args.boundaries:
+        return store
+    for name in args.loss_weights:
+        if find(name).pairing_of(args.loss_options).kind == "strict":
+            raise InputError(
+                f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
+                "at the boundaries of a student the teacher's tokens are not known. Leave "
+                "--mapped_strict out, or --boundaries."
+            )
+    return store.boundaries_of(student.fingerprint, student.name)
 
 
 def _dataset(

@@ -19,6 +19,7 @@ from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
+from logitstore.capture.writer import CaptureWriter, boundaries_writer
 from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.console.signals import stopper
@@ -64,7 +65,7 @@ def run_preview(
     budget: int | None = None
     if place is not None and (place / SPEC_FILE).exists():  # a writer would otherwise begin a store
         writer = _writer(task, place)
-        missing, budget = writer.missing(), task.budget(writer)
+        missing, budget = writer.missing(), task.budget(writer.provenance)
     elif place is not None:
         check_place(place)
     sample = take_sample(task.reader, task.text_bytes)
@@ -78,12 +79,16 @@ def run_preview(
     return forecast_capture(task, teacher_pass, sample, missing, budget)
 
 
-def _writer(task: Task, out: StorePath, budget: int | None = None) -> StoreWriter:
-    """Make a writer, which begins the store if it does not exist.
+def _writer(task: Task, out: StorePath, budget: int | None = None) -> CaptureWriter:
+    """Make a writer, which begins the store, or stores, if they do not exist.
 
     `budget` is the number of tokens that was found to fit in a batch; None: as the task says.
     """
     provenance = task.provenance
     if budget is not None:
         provenance = provenance | {"tokens_per_batch": budget}
-    return StoreWriter(out, task.spec, task.plan, task.teacher.tokenizer_files, provenance)
+    files = task.teacher.tokenizer_files
+    own = StoreWriter(out, task.spec, task.plan, files, provenance)
+    if task.student is None:
+        return CaptureWriter(own)
+    return CaptureWriter(own, boundaries_writer(own, task.student, files))

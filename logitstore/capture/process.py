@@ -36,7 +36,7 @@ from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import Sample, sample_text, take_sample
 from logitstore.capture.estimate.trial_batches import forecast_if_cheap
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.shard_worker import NOT_FINITE, ShardSequences, ShardWorker
+from logitstore.capture.shard_worker import NOT_FINITE, ShardRecords, ShardWorker
 from logitstore.capture.sharing.sharing import (
     AGAIN,
     POLL_S,
@@ -46,6 +46,7 @@ from logitstore.capture.sharing.sharing import (
     shards_present,
 )
 from logitstore.capture.task import Task
+from logitstore.capture.writer import CaptureWriter
 from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks
 from logitstore.console.progress import progress
@@ -53,7 +54,7 @@ from logitstore.console.signals import Stopped, Stopper
 from logitstore.format.spec import SPEC_FILE
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.writer import StoreWriter, check_place
+from logitstore.writing.writer import check_place
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ class CaptureProcess:
         self,
         task: Task,
         out: StorePath,
-        make_writer: Callable[[int | None], StoreWriter],
+        make_writer: Callable[[int | None], CaptureWriter],
         ranks: Ranks,
         stop: Stopper,
         events: JsonLog,
@@ -112,7 +113,7 @@ class CaptureProcess:
         _warn_of_skipped(store)
         return store
 
-    def _begin(self, at_work: ExitStack) -> StoreWriter:
+    def _begin(self, at_work: ExitStack) -> CaptureWriter:
         """Open the store; begin it, if this process may, once rows and teacher were tried."""
         if not self.sharing.may_begin:
             self.sharing.wait_for_begin()
@@ -127,7 +128,7 @@ class CaptureProcess:
             writer = self._open(at_work, self._try_teacher())
         return writer
 
-    def _open(self, at_work: ExitStack, budget: int | None = None) -> StoreWriter:
+    def _open(self, at_work: ExitStack, budget: int | None = None) -> CaptureWriter:
         writer = self.make_writer(budget)
         writer.journal.listeners.append(self.events.write)
         if not writer.is_sealed:
@@ -164,9 +165,9 @@ class CaptureProcess:
             task.teacher, task.spec, task.device(self.ranks), on_nan=task.settings.on_nan
         )
 
-    def _do_missing(self, writer: StoreWriter) -> None:
+    def _do_missing(self, writer: CaptureWriter) -> None:
         missing = self.sharing.missing(writer)
-        budget = self.task.budget(writer)
+        budget = self.task.budget(writer.provenance)
         writer.note("capture", missing_shards=len(missing), tokens_per_batch=budget)
         try:
             if missing:
@@ -177,7 +178,7 @@ class CaptureProcess:
         finally:
             self.sharing.stop()
 
-    def _do(self, missing: list[int], writer: StoreWriter, budget: int) -> None:
+    def _do(self, missing: list[int], writer: CaptureWriter, budget: int) -> None:
         teacher = self.teacher
         to_complete = None
         if self.sample is not None and self.sample.records and not self.has_forecast:
@@ -187,7 +188,7 @@ class CaptureProcess:
             worker = ShardWorker(self.task, writer, teacher, budget, shown, beat, to_complete)
             self._do_shards(writer, worker)
 
-    def _do_shards(self, writer: StoreWriter, worker: ShardWorker) -> None:
+    def _do_shards(self, writer: CaptureWriter, worker: ShardWorker) -> None:
         committing: Future[int] | None = None
         with ThreadPoolExecutor(max_workers=1) as committer, self.stop.graceful():
             for index in self.sharing.shards(writer):
@@ -207,7 +208,7 @@ class CaptureProcess:
         if self.stop.asked is not None:
             raise Stopped(self.stop.asked, "stopped after a whole shard")
 
-    def _commit(self, worker: ShardWorker, index: int, sequences: ShardSequences) -> int:
+    def _commit(self, worker: ShardWorker, index: int, sequences: ShardRecords) -> int:
         try:
             return worker.commit(index, sequences)
         finally:

@@ -84,6 +84,16 @@ class CaptureSettings:
         "the loss sampled_kl reads. They are the same in any batch and on any rank.",
         metavar="N",
     )
+    boundaries_of: str | None = setting(
+        None,
+        _KEPT,
+        "Also keep the teacher's distribution at every boundary of one student's tokens: the "
+        "folder or hub id of a student, of which the tokenizer alone is read. `distill train "
+        "--boundaries` learns from it. A store that is finished gets it added.",
+        metavar="STUDENT",
+        unset="the teacher's own tokens alone",
+        is_recorded=False,
+    )
     seed: int | None = setting(
         None,
         _KEPT,

@@ -1,22 +1,35 @@
 """Capture one shard: rows become sequences, sequences become records, records become a file."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
 from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
-from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.passes.teacher_pass import SequenceRecords, TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
+from logitstore.capture.writer import CaptureWriter
 from logitstore.console.progress import Progress
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.spec import SHARDS_FOLDER, shard_name
 from logitstore.records import SequenceText
-from logitstore.writing.writer import StoreWriter
 
 ShardSequences = list[tuple[SequenceText, EncodedRecords | None]]
+
+
+class ShardRecords(NamedTuple):
+    """Holds the sequences of a shard in order, each with its records.
+
+    Attributes:
+        own: With the records at the teacher's own tokens.
+        boundaries: With those at a student's boundaries; without records if none are asked for.
+    """
+
+    own: ShardSequences
+    boundaries: ShardSequences
+
 
 #: The status of a sequence whose logits were not finite, with `--on-nan skip`.
 NOT_FINITE = "not_finite"
@@ -39,7 +52,7 @@ class ShardWorker:
     def __init__(
         self,
         task: Task,
-        writer: StoreWriter,
+        writer: CaptureWriter,
         teacher: TeacherPass,
         budget: int,
         progress: Progress,
@@ -52,11 +65,11 @@ class ShardWorker:
         self._completer = Completer.of(teacher, task, budget, beat)
         self._batches_read = 0
 
-    def read_shard(self, index: int) -> ShardSequences:
+    def read_shard(self, index: int) -> ShardRecords:
         """Read a shard with the teacher: all of its sequences in order, each with its records."""
         sequences, weights = self._tokenise(index)
         lines = [s.line for s in sequences]
-        records: list[EncodedRecords | None] = [None] * len(sequences)
+        records = [SequenceRecords(None)] * len(sequences)
         unread = (w for s, w in zip(sequences, weights, strict=True) if not s.records)
         self.progress.update(sum(unread))
         for batch, encoded in read_overlapped(
@@ -64,24 +77,29 @@ class ShardWorker:
         ):
             for i, part in zip(batch, encoded, strict=True):
                 records[i] = part
-                if part is None:
+                if part.own is None:
                     lines[i] = self._not_finite(lines[i])
             self.progress.update(
                 sum(weights[i] for i in batch),
                 tokens=sum(sequences[i].length for i in batch),
                 shard=f"{index + 1}/{self.task.plan.shard_count}",
             )
-        return list(zip(lines, records, strict=True))
+        at_boundaries = [
+            (_at_boundaries(line, sequence, part), part.boundaries)
+            for line, sequence, part in zip(lines, sequences, records, strict=True)
+        ]
+        own = [(line, part.own) for line, part in zip(lines, records, strict=True)]
+        return ShardRecords(own, at_boundaries)
 
-    def commit(self, index: int, sequences: ShardSequences) -> int:
+    def commit(self, index: int, shard: ShardRecords) -> int:
         """Encode and commit a shard; runs on the committer's thread.
 
         Returns:
             The bytes of the shard that is there now, a twin's if that came first.
         """
         self.beat()
-        self.writer.write_shard(index, sequences)
-        return (self.writer.path / SHARDS_FOLDER / shard_name(index)).size_bytes()
+        self.writer.write_shard(index, shard.own, shard.boundaries)
+        return self.writer.shard_bytes(index)
 
     def count_stored(self, size_bytes: int) -> None:
         """Add a committed shard's bytes to the progress."""
@@ -123,11 +141,24 @@ class ShardWorker:
         if self.forecast is None or self._batches_read != 2:
             return
         lines = (s.line for s in batch)
-        pairs: Pairs = list(zip(lines, self._reader.encode(parts), strict=True))
+        records = (each.own for each in self._reader.encode(parts))
+        pairs: Pairs = list(zip(lines, records, strict=True))
         extrapolate(
             self.forecast,
             tokens_per_s=sum(s.length for s in batch) / max(seconds, 1e-9),
             size=stored_size(self.task.spec, self.task.plan, pairs),
-            profile=profile_of([result for _, result, _ in parts]),
+            profile=profile_of([said.result for _, said in parts]),
             devices=self._teacher.devices,
         ).announce(self.progress.log)
+
+
+def _at_boundaries(
+    line: SequenceText, sequence: TeacherSequence, records: SequenceRecords
+) -> SequenceText:
+    """Say in a line why it has no records at a student's boundaries, if it has none."""
+    questions = sequence.questions
+    if records.own is None or questions is None:
+        return line
+    if questions.status is not None:
+        return line._replace(status=questions.status)
+    return line if records.boundaries is not None else line._replace(status=NOT_FINITE)

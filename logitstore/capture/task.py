@@ -7,7 +7,7 @@ every process and at every resume.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import logitstore
+from logitstore.capture.boundaries.asking import Boundaries
+from logitstore.capture.boundaries.student import Student
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
@@ -32,9 +34,10 @@ from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
+from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.writing.plan import make_plan
-from logitstore.writing.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -53,6 +56,7 @@ class Task:
         text_bytes: (rows,) UTF-8 bytes of each row, with the longest completion written for it.
         provenance: How the store was made, for people; see `StoreHeader`.
         settings: The settings as the caller gave them.
+        student: The student whose boundaries the teacher is asked about; None: nobody's.
     """
 
     teacher: Teacher
@@ -63,11 +67,12 @@ class Task:
     text_bytes: I64
     provenance: dict[str, Any]
     settings: CaptureSettings
+    student: Student | None = None
 
-    def budget(self, writer: StoreWriter) -> int:
+    def budget(self, provenance: Mapping[str, Any]) -> int:
         """Return the padded tokens of a batch: as asked for, else as the store recorded."""
         asked = self.settings.tokens_per_batch
-        return asked if isinstance(asked, int) else int(writer.provenance["tokens_per_batch"])
+        return asked if isinstance(asked, int) else int(provenance["tokens_per_batch"])
 
     @property
     def wants_budget(self) -> bool:
@@ -115,12 +120,13 @@ def prepare(
     prefix_length = found_teacher.tokenizer.prefix_length
     limits = limits_of(max_length, settings.overflow, settings.stride, prefix_length)
     rows = _rows(dataset, settings)
-    reader = _reader(rows, found_teacher, limits, settings)
+    student = _student(rows, found_teacher, settings)
+    reader = _reader(rows, found_teacher, limits, settings, student)
     spec = _spec(found_teacher, reader, settings)
     text_bytes = _text_bytes(rows, settings)
     plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
     provenance = _provenance(teacher, dataset, settings)
-    return Task(found_teacher, rows, reader, spec, plan, text_bytes, provenance, settings)
+    return Task(found_teacher, rows, reader, spec, plan, text_bytes, provenance, settings, student)
 
 
 def _check_device(settings: CaptureSettings) -> None:
@@ -164,7 +170,19 @@ def _rows(dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
     )
 
 
-def _reader(rows: Rows, teacher: Teacher, limits: Limits, settings: CaptureSettings) -> RowReader:
+def _student(rows: Rows, teacher: Teacher, settings: CaptureSettings) -> Student | None:
+    if settings.boundaries_of is None:
+        return None
+    return Student.load(settings.boundaries_of, rows.kind, teacher.tokenizer)
+
+
+def _reader(
+    rows: Rows,
+    teacher: Teacher,
+    limits: Limits,
+    settings: CaptureSettings,
+    student: Student | None,
+) -> RowReader:
     """Make what turns rows into sequences; with `generate`, rows that have only a prompt."""
     render = Renderer.make(
         rows,
@@ -174,7 +192,13 @@ def _reader(rows: Rows, teacher: Teacher, limits: Limits, settings: CaptureSetti
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
     )
-    return (PromptReader if settings.generate else RowReader)(render, limits)
+    asked = None
+    if student is not None:
+        middle = MiddleTokenizer(teacher.transformers_tokenizer, teacher.tokenizer)
+        asked = Boundaries(
+            student, teacher.tokenizer, middle, teacher.context_length, rows.where
+        ).asked
+    return (PromptReader if settings.generate else RowReader)(render, limits, asked)
 
 
 def _text_bytes(rows: Rows, settings: CaptureSettings) -> I64:

@@ -23,13 +23,26 @@ _MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 
 
 class TextCheck:
-    """A check of records against their text, by a store's tokenizer."""
+    """A check of records against their text, by a store's tokenizer.
 
-    def __init__(self, tokenizer: "Tokenizer", written: Sequence[bytes | None]) -> None:
+    Args:
+        tokenizer: The teacher's.
+        written: The bytes of each of its tokens.
+        only_starts: Whether a record shares only its start with its token: where it ends is a
+            student's business.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "Tokenizer",
+        written: Sequence[bytes | None],
+        only_starts: bool = False,
+    ) -> None:
         self._tokenizer, self._written = tokenizer, written
+        self._fits = _begins if only_starts else _fits
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "TextCheck | None":
+    def from_folder(cls, folder: Path, only_starts: bool = False) -> "TextCheck | None":
         """Load the tokenizer of a store; None if the tokenizers library is missing or fails."""
         try:
             from tokenizers import Tokenizer
@@ -40,7 +53,7 @@ class TextCheck:
             tokenizer = Tokenizer.from_buffer(raw)
             vocabulary = tokenizer.get_vocab()
             size = max(vocabulary.values(), default=-1) + 1
-            return cls(tokenizer, written_bytes(json.loads(raw), vocabulary, size))
+            return cls(tokenizer, written_bytes(json.loads(raw), vocabulary, size), only_starts)
         except Exception:  # the library raises the bare class, and any part may be missing
             return None
 
@@ -53,7 +66,7 @@ class TextCheck:
             stop = start + int(records.byte_lengths[t])
             token = int(records.token_ids[t])
             written = self._written[token] if token < len(self._written) else None
-            if start == stop or _fits(written, text, start, stop, edges):
+            if start == stop or self._fits(written, text, start, stop, edges):
                 continue
             if self._survives(line):
                 return f"record {t}: token {token} writes {written!r}, not {text[start:stop]!r}"
@@ -89,3 +102,18 @@ def _fits(written: bytes | None, text: bytes, start: int, stop: int, edges: set[
     if at_start and at_stop:
         return span in written
     return (at_start and written.endswith(span)) or (at_stop and written.startswith(span))
+
+
+def _begins(written: bytes | None, text: bytes, start: int, stop: int, edges: set[int]) -> bool:
+    """Tell whether a token writes what the text has from `start` on, as far as both go."""
+    if written is None:
+        return True  # a special token, where supervised text ends
+    edge = min((e for e in edges if e > start), default=len(text))
+    rest = text[start:edge]
+    # At an edge the token may begin before it.
+    tails = range(len(written) + 1) if start in edges else (0, int(written[:1] == b" "))
+    return any(_agree(written[n:], rest) for n in tails)
+
+
+def _agree(one: bytes, other: bytes) -> bool:
+    return one.startswith(other) or other.startswith(one)

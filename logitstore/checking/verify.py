@@ -9,7 +9,7 @@ and the results are compared.
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
+    BOUNDARIES_FOLDER,
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
+    STUDENT_FOLDER,
     TOKENIZER_FOLDER,
     StoreHeader,
     StoreSpec,
     shard_name,
 )
 from logitstore.reading.bucket import tokenizer_folder
-from logitstore.reading.listing import list_shards
+from logitstore.reading.listing import list_boundaries, list_shards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
@@ -75,21 +77,25 @@ class VerifyReport:
         rows: The number of dataset rows in them.
         is_complete: Whether the capture has finished.
         damaged: All damage that was found.
+        boundaries: The results of the stores inside it, by folder; their damage is in `damaged`
+            too.
     """
 
     shards: int = 0
     rows: int = 0
     is_complete: bool = True
     damaged: list[Damage] = field(default_factory=list)
+    boundaries: "dict[str, VerifyReport]" = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `logitstore verify --json` prints it."""
+        inside = {name: report.to_json() for name, report in self.boundaries.items()}
         return {
             "shards": self.shards,
             "rows": self.rows,
             "complete": self.is_complete,
             "damaged": [d.to_json() for d in self.damaged],
-        }
+        } | ({"boundaries": inside} if inside else {})
 
 
 def verify_store(
@@ -135,12 +141,38 @@ def verify_store(
     if report.is_complete:
         report.damaged += _check_seal(path, header.spec)
     _check_shards(path, header, report, deep, by_zarr)
+    if header.spec.boundaries_of is None:
+        _check_boundaries(path, header, report, deep, by_zarr, allow_partial)
     return report
+
+
+def _check_boundaries(
+    path: StorePath,
+    header: StoreHeader,
+    report: VerifyReport,
+    deep: bool,
+    by_zarr: bool,
+    allow_partial: bool,
+) -> None:
+    """Check the stores inside a store, each as a store, and that it belongs there."""
+    for inside in list_boundaries(path):
+        found = verify_store(inside, deep=deep, by_zarr=by_zarr, allow_partial=allow_partial)
+        folder = f"{BOUNDARIES_FOLDER}/{inside.name}"
+        report.boundaries[folder] = found
+        report.damaged += [replace(d, file=f"{folder}/{d.file}") for d in found.damaged]
+        if any(d.file == SPEC_FILE for d in found.damaged):
+            continue
+        own = StoreHeader.read(inside)
+        if (own.spec.at_boundaries(None), own.plan) != (header.spec, header.plan):
+            reason = "describes other records than those of the store around it"
+            report.damaged.append(Damage(f"{folder}/{SPEC_FILE}", None, reason))
 
 
 def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
     for name, digest in spec.tokenizer["files"].items():
         yield from _check_file(path, f"{TOKENIZER_FOLDER}/{name}", digest)
+    for name, digest in (spec.boundaries_of or {"files": {}})["files"].items():
+        yield from _check_file(path, f"{STUDENT_FOLDER}/{name}", digest)
 
 
 def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
@@ -187,7 +219,11 @@ def _check_shards(
     indexed = _indexed(path) if report.is_complete else {}
     there = set(range(plan.shard_count) if report.is_complete else list_shards(path, plan))
     tokenizer = _tokenizer(path, header.spec) if deep else None
-    check = None if tokenizer is None else TextCheck.from_folder(tokenizer)
+    check = (
+        None
+        if tokenizer is None
+        else TextCheck.from_folder(tokenizer, header.spec.boundaries_of is not None)
+    )
     with progress(plan.shard_count, "verify", "shards") as shown:
         for index in range(plan.shard_count):
             name = f"{SHARDS_FOLDER}/{shard_name(index)}"

@@ -43,6 +43,11 @@ def verify(
         damaged = len({d.file for d in report.damaged})
         state = f"{damaged} files damaged" if damaged else "whole"
         typer.echo(f"{report.shards:,} shards, {report.rows:,} rows: {state}")
+        for folder, inside in report.boundaries.items():
+            state = f"{len({d.file for d in inside.damaged})} files damaged"
+            typer.echo(
+                f"{folder}: {inside.shards:,} shards: {state if inside.damaged else 'whole'}"
+            )
     raise typer.Exit(1 if report.damaged else 0)
 
 

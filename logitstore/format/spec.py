@@ -13,7 +13,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -35,6 +35,10 @@ DONE_FILE = "DONE"
 INDEX_FILE = "index.parquet"
 SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
+#: The records at the boundaries of students' tokens: a store for each student, in a store.
+BOUNDARIES_FOLDER = "boundaries"
+#: In such a store: the student's tokenizer.
+STUDENT_FOLDER = "student"
 CODECS = ("portable", "compact")
 
 #: Fields that the source of an import may lack; section 5 of FORMAT.md says what is stored instead.
@@ -129,6 +133,18 @@ class StoreSpec:
         return str(self.tokenizer["fingerprint"])
 
     @property
+    def boundaries_of(self) -> dict[str, Any] | None:
+        """What says whose boundaries the records are at; None: the teacher's own tokens."""
+        value = self.rendering.get("boundaries_of")
+        return value if isinstance(value, dict) else None
+
+    def at_boundaries(self, student: dict[str, Any] | None) -> "StoreSpec":
+        """Describe the same records, but at the boundaries of a student; None: the teacher's."""
+        rest = {k: v for k, v in self.rendering.items() if k != "boundaries_of"}
+        said = {} if student is None else {"boundaries_of": student}
+        return replace(self, rendering=rest | said)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of the content as canonical JSON, in hex."""
         return _sha256(asdict(self))
@@ -149,6 +165,7 @@ class StoreSpec:
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is not an object")  # noqa: TRY004
+        _check_student(self.rendering.get("boundaries_of"))
 
     def differences(self, other: "StoreSpec") -> list[tuple[str, Any, Any]]:
         """List (setting, value here, value there) for every setting that is not the same."""
@@ -343,6 +360,20 @@ def _is_files(value: Any) -> bool:
     )
 
 
+def _check_student(student: Any) -> None:
+    """Check what the rendering of a store at a student's boundaries says of the student.
+
+    Raises:
+        ValueError: It lacks something that is needed to read it.
+    """
+    if student is None:
+        return
+    if not isinstance(student, dict) or not _is_text(student.get("fingerprint")):
+        raise ValueError("rendering.boundaries_of has no fingerprint")
+    if not _is_files(student.get("files")):
+        raise ValueError("rendering.boundaries_of.files cannot be what it is")
+
+
 def _is_missing(value: Any) -> bool:
     """Tell whether this is the one spelling of a set of missing fields: sorted, never empty."""
     is_list = isinstance(value, list) and bool(value) and all(map(_is_text, value))
@@ -383,6 +414,11 @@ _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }
+
+
+def boundaries_name(fingerprint: str) -> str:
+    """Folder name of a student's boundaries, below ``boundaries/``."""
+    return fingerprint[:16]
 
 
 def shard_name(index: int) -> str:

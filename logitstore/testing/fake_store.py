@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from logitstore.errors import MismatchError
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.testing._extras import needed_by
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
@@ -51,6 +52,7 @@ class FakeSpec:
     missing: tuple[str, ...] = ()
     teacher: dict[str, Any] = field(default_factory=lambda: {"fingerprint": "fake-teacher"})
     rendering: dict[str, Any] = field(default_factory=lambda: {"kind": "text"})
+    boundaries_of: None = None
 
 
 @dataclass
@@ -83,6 +85,10 @@ class FakeStore:
     def text(self, i: int) -> SequenceText:
         """Return the text of sequence `i`."""
         return self.texts[i]
+
+    def boundaries_of(self, fingerprint: str, name: str) -> "FakeStore":
+        """Reject what it has none of: records at the boundaries of a student."""
+        raise MismatchError(f"{self.path}: has no records at the boundaries of {name}.")
 
     @property
     def token_counts(self) -> Ints:

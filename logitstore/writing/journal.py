@@ -17,12 +17,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from logitstore.storage import commit
 from logitstore.storage.paths import StorePath
 
 _LINES_AN_OBJECT = 100
+
+
+class Notes(Protocol):
+    """Writes events: a `Journal`, or the part of one that belongs to a store inside a store."""
+
+    listeners: list[Callable[..., None]]
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Write an event, and hand it to the listeners."""
+
+    def within(self, folder: str) -> "Notes":
+        """Make the notes of a store inside this one, with its folder in each."""
 
 
 class Journal:
@@ -55,6 +67,26 @@ class Journal:
             self._add(json.dumps(line))
             for listener in self.listeners:
                 listener(event, **facts)
+
+    def within(self, folder: str) -> Notes:
+        """Make a journal of a store inside this one: the same lines, with its folder in each."""
+        return _Within(self, folder)
+
+
+class _Within:
+    """Writes the events of a store inside another into that one's journal."""
+
+    def __init__(self, journal: Journal, folder: str) -> None:
+        self._journal, self._folder = journal, folder
+        self.listeners = journal.listeners
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Write an event, as `Journal.note` does."""
+        self._journal.note(event, within=self._folder, **facts)
+
+    def within(self, folder: str) -> Notes:
+        """Make the notes of a store inside this one."""
+        return _Within(self._journal, f"{self._folder}/{folder}")
 
 
 def _append_to(store: Path) -> Callable[[str], None]:

@@ -32,10 +32,12 @@ from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import encode_index
 from logitstore.format.seal import seal_bytes, sealed_names
 from logitstore.format.spec import (
+    BOUNDARIES_FOLDER,
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
+    STUDENT_FOLDER,
     TOKENIZER_FOLDER,
     Plan,
     StoreHeader,
@@ -52,10 +54,18 @@ from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.paths import StorePath, remove_temporaries, to_write
-from logitstore.writing.journal import Journal
+from logitstore.writing.journal import Journal, Notes
 from logitstore.writing.shard_builder import build_shard
 
-_OURS = {TOKENIZER_FOLDER, SHARDS_FOLDER, SPEC_FILE, INDEX_FILE, DONE_FILE}
+_OURS = {
+    TOKENIZER_FOLDER,
+    STUDENT_FOLDER,
+    SHARDS_FOLDER,
+    BOUNDARIES_FOLDER,
+    SPEC_FILE,
+    INDEX_FILE,
+    DONE_FILE,
+}
 
 
 class StoreWriter:
@@ -77,9 +87,21 @@ class StoreWriter:
         tokenizer_files: Mapping[str, bytes],
         provenance: Mapping[str, Any] | None = None,
         *,
+        folders: Mapping[str, Mapping[str, bytes]] | None = None,
+        journal: Notes | None = None,
         fs: Fs = OS_FS,
     ) -> None:
         """Begin a store, or resume one made with the same spec and plan.
+
+        Args:
+            path: The store's folder, or its address in a bucket.
+            spec: What the store holds.
+            plan: Which rows are in which shard.
+            tokenizer_files: Name and content of the teacher's tokenizer's files.
+            provenance: How the store is made, for people.
+            folders: Further small files by folder, which the spec has the digests of.
+            journal: Where events are written; default: a journal beside the store.
+            fs: Writes files, for tests that make it fail.
 
         Raises:
             MismatchError: The folder holds a store made with other settings, or something else.
@@ -89,19 +111,20 @@ class StoreWriter:
         """
         self.path: StorePath = to_write(path)
         self.spec, self.plan, self._fs = spec, plan, fs
-        self.journal = Journal(self.path)
+        self.journal: Notes = Journal(self.path) if journal is None else journal
+        self._folders = {TOKENIZER_FOLDER: tokenizer_files, **(folders or {})}
         spec.check()
         plan.check()
         if spec.codec["name"] == "compact":
             pcodec_library()
         header = StoreHeader(spec, plan, dict(provenance or {}))
         if not (self.path / SPEC_FILE).exists():
-            self._begin(header, tokenizer_files)
+            self._begin(header)
         found = StoreHeader.read(self.path)
         self._check_same(found)
         self.provenance = found.provenance
         if not self.is_sealed:
-            self._complete_folders(tokenizer_files)
+            self._complete_folders()
             (self.path / SPEC_FILE).check_conditional(found.to_bytes())
 
     def missing(self) -> list[int]:
@@ -138,7 +161,7 @@ class StoreWriter:
             raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
         members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity)
         pieces = list(pack(members))
-        won = self._shard_path(index).create(pieces, self._fs)
+        won = self.shard_path(index).create(pieces, self._fs)
         self.note(
             "shard",
             shard=index,
@@ -158,7 +181,7 @@ class StoreWriter:
             CorruptStoreError: Its bytes are not those that were committed there.
         """
         shard.archive.check_digest()
-        won = self._shard_path(index).create([shard.archive.whole], self._fs)
+        won = self.shard_path(index).create([shard.archive.whole], self._fs)
         self.note("shard", shard=index, committed=won)
         return won
 
@@ -182,13 +205,13 @@ class StoreWriter:
         """Write an event to the journal beside the store."""
         self.journal.note(event, **facts)
 
-    def _begin(self, header: StoreHeader, tokenizer_files: Mapping[str, bytes]) -> None:
+    def _begin(self, header: StoreHeader) -> None:
         check_place(self.path)
         try:
             self.path.make_folder(self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
-        self._complete_folders(tokenizer_files)
+        self._complete_folders()
         described = header.to_bytes()
         if len(described) > MAX_SPEC_BYTES:
             raise InputError(
@@ -197,22 +220,16 @@ class StoreWriter:
             )
         (self.path / SPEC_FILE).create([described], self._fs)
 
-    def _complete_folders(self, tokenizer_files: Mapping[str, bytes]) -> None:
-        """Make folders and tokenizer again that a crash or a repair removed."""
+    def _complete_folders(self) -> None:
+        """Make folders and tokenizers again that a crash or a repair removed."""
         try:
             (self.path / SHARDS_FOLDER).make_folder(self._fs)
-            if self._tokenizer_digests() != self.spec.tokenizer["files"]:
-                (self.path / TOKENIZER_FOLDER).write_folder(tokenizer_files, self._fs)
+            for folder, files in self._folders.items():
+                wanted = {name: _sha256(data) for name, data in files.items()}
+                if _digests(self.path / folder) != wanted:
+                    (self.path / folder).write_folder(files, self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
-
-    def _tokenizer_digests(self) -> dict[str, str]:
-        folder = self.path / TOKENIZER_FOLDER
-        try:
-            files = [folder / name for name in folder.names()]
-        except FileNotFoundError:
-            return {}
-        return {file.name: file.sha256() for file in files if file.is_file()}
 
     def _check_same(self, found: StoreHeader) -> None:
         different = [
@@ -241,15 +258,24 @@ class StoreWriter:
 
     def _index(self) -> bytes:
         def line(i: int) -> dict[str, Any]:
-            return index_line(kind(self._shard_path(i), self.spec, self.plan, i), i)
+            return index_line(kind(self.shard_path(i), self.spec, self.plan, i), i)
 
         kind = Skimmed if self.path.is_remote else Shard  # of a shard, as little as will do
 
         shards = range(self.plan.shard_count)
         return encode_index(for_each(shards, line, at_once=self.path.is_remote))
 
-    def _shard_path(self, index: int) -> StorePath:
+    def shard_path(self, index: int) -> StorePath:
+        """Name the file or object of a shard."""
         return self.path / SHARDS_FOLDER / shard_name(index)
+
+
+def _digests(folder: StorePath) -> dict[str, str]:
+    try:
+        files = [folder / name for name in folder.names()]
+    except FileNotFoundError:
+        return {}
+    return {file.name: file.sha256() for file in files if file.is_file()}
 
 
 def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
@@ -260,7 +286,11 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
     """
     if not files:
         raise InputError("the teacher's tokenizer saved no files. Use a fast tokenizer.")
-    return {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())}
+    return {name: _sha256(data) for name, data in sorted(files.items())}
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def check_place(place: str | os.PathLike[str] | StorePath) -> None:

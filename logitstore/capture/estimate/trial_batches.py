@@ -125,6 +125,6 @@ def _timed(
     pairs: list[tuple[SequenceText, EncodedRecords | None]] = []
     began = time.monotonic()
     for batch, encoded in read_overlapped(teacher, chosen, budget):
-        pairs += zip((chosen[i].line for i in batch), encoded, strict=True)
+        pairs += zip((chosen[i].line for i in batch), (each.own for each in encoded), strict=True)
     seconds = time.monotonic() - began
     return sum(s.length for s in chosen) / max(seconds, 1e-9), pairs

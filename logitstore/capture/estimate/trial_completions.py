@@ -7,6 +7,7 @@ from logitstore.capture.estimate.sample import Sample, marked_text
 from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Read
+from logitstore.capture.passes.teacher_pass import SequenceRecords
 from logitstore.capture.sequences.prompts import PROMPT
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
@@ -65,7 +66,7 @@ def write_some(
     shown = (_shown(parts) for parts in per_row.values())
     written.first = next((text for text in shown if text), sample.first)
     speed = written.tokens / max(writing_s + reading_s, 1e-9)
-    return written, speed, list(zip((s.line for s in batch), encoded, strict=True))
+    return written, speed, [(s.line, e.own) for s, e in zip(batch, encoded, strict=True)]
 
 
 def _read(
@@ -74,7 +75,7 @@ def _read(
     """Read sequences as a capture does, and time it; one before is not timed, for it is slow."""
     teacher.read(written[:1])
     began = time.monotonic()
-    records: Read = [None] * len(written)
+    records: Read = [SequenceRecords(None)] * len(written)
     for batch, encoded in read_overlapped(teacher, written, budget):
         for i, record in zip(batch, encoded, strict=True):
             records[i] = record

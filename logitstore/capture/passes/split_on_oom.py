@@ -7,20 +7,16 @@ whole batch to within rounding, not to the bit.
 import logging
 from collections.abc import Callable, Sequence
 
-from torch import Tensor
-
-from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.passes.teacher_pass import Forwarded, SequenceRecords, TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
-from logitstore.capture.teacher.summary import HeadResult
 from logitstore.errors import InputError, in_a_line
-from logitstore.format.encoded import EncodedRecords
 
 log = logging.getLogger(__name__)
 
-Read = list[EncodedRecords | None]
-#: The parts of a batch that fitted, each with its summaries and the sequence of each position.
-Parts = list[tuple[Sequence[TeacherSequence], HeadResult, Tensor]]
+Read = list[SequenceRecords]
+#: The parts of a batch that fitted, each with what the teacher said of it.
+Parts = list[tuple[Sequence[TeacherSequence], Forwarded]]
 
 
 class HalvingReader:
@@ -49,7 +45,7 @@ class HalvingReader:
         Raises:
             InputError: As `TeacherPass.read`.
         """
-        return [record for part in parts for record in self._teacher.encode(*part)]
+        return [r for batch, said in parts for r in self._teacher.encode(batch, *said)]
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Parts:
         """Run a batch through the teacher, whole or in halves.
@@ -58,7 +54,7 @@ class HalvingReader:
             InputError: One sequence alone does not fit.
         """
         try:
-            return [(batch, *self._teacher.forward(batch))]
+            return [(batch, self._teacher.forward(batch))]
         except (RuntimeError, MemoryError) as e:
             if not is_out_of_memory(e):
                 raise

@@ -1,5 +1,6 @@
 """Turn a row into the sequences that the teacher reads: render, tokenise once, cut to fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from logitstore.capture.sequences.windows import Limits, TeacherSequence, sequences_of_row
@@ -13,10 +14,16 @@ class RowReader:
     Args:
         render: Turns a row of any kind into segments and tokens.
         limits: How long a sequence may be, and what becomes of a longer row.
+        asked: Adds the questions of a student's boundaries to a sequence; None: there are none.
     """
 
-    def __init__(self, render: Renderer, limits: Limits) -> None:
-        self.render, self.limits = render, limits
+    def __init__(
+        self,
+        render: Renderer,
+        limits: Limits,
+        asked: Callable[[TeacherSequence], TeacherSequence] | None = None,
+    ) -> None:
+        self.render, self.limits, self._asked = render, limits, asked
         self.rows, self.tokenizer = render.rows, render.tokenizer
 
     def whole(self, row: int) -> TeacherSequence:
@@ -37,7 +44,9 @@ class RowReader:
 
     def _cut(self, whole: TeacherSequence) -> list[TeacherSequence]:
         # A row that brings its own BOS has it in every window, one without has it in none.
-        return sequences_of_row(whole, replace(self.limits, prefix_length=whole.prefix_length))
+        limits = replace(self.limits, prefix_length=whole.prefix_length)
+        sequences = sequences_of_row(whole, limits)
+        return sequences if self._asked is None else list(map(self._asked, sequences))
 
 
 def _in_one_piece(row: int, rendered: Rendered) -> TeacherSequence:

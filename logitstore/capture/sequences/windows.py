@@ -21,6 +21,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from logitstore.capture.sequences.questions import Questions
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
@@ -39,11 +40,15 @@ class TeacherSequence:
         line: Its text, as the store keeps it.
         text: Its tokens.
         prefix_length: Tokens at the head of a whole row that every window of it begins with.
+        text_offset: Byte of the row's text where the text of the line begins.
+        questions: What a student's boundaries ask of the teacher here; None: none does.
     """
 
     line: SequenceText
     text: TokenizedText
     prefix_length: int = 0
+    text_offset: int = 0
+    questions: Questions | None = None
 
     @property
     def records(self) -> int:
@@ -152,7 +157,7 @@ def _split(whole: TeacherSequence, limits: Limits) -> list[TeacherSequence]:
         )
         tokens = np.concatenate([np.arange(prefix), np.arange(context, stop)])
         kept = replace(_taken(text, tokens, first), status="split")
-        parts.append(TeacherSequence(line, kept))
+        parts.append(TeacherSequence(line, kept, text_offset=began))
     return parts
 
 

@@ -31,12 +31,12 @@ from logitstore.capture.sharing.heartbeat import (
     activity,
     wait_until,
 )
+from logitstore.capture.writer import CaptureWriter
 from logitstore.console.launcher import Ranks
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
-from logitstore.format.spec import DONE_FILE, SHARDS_FOLDER, SPEC_FILE, shard_name
+from logitstore.format.spec import SHARDS_FOLDER, SPEC_FILE, shard_name
 from logitstore.storage.paths import StorePath, names_in_or_none
-from logitstore.writing.writer import StoreWriter
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,10 @@ class Sharing(Protocol):
     def at_work(self) -> AbstractContextManager[None]:
         """Hold the store; raises BusyError if a capture that does not share it holds it."""
 
-    def missing(self, writer: StoreWriter) -> list[int]:
+    def missing(self, writer: CaptureWriter) -> list[int]:
         """List the missing shards that may fall to this process."""
 
-    def shards(self, writer: StoreWriter) -> Iterator[int | None]:
+    def shards(self, writer: CaptureWriter) -> Iterator[int | None]:
         """Yield the shards to do, one by one; None when none is free now but may be later."""
 
     def done_by_others(self) -> list[int]:
@@ -78,7 +78,7 @@ class Sharing(Protocol):
     def done(self, index: int) -> None:
         """Let go of a shard that is committed, or that failed to be."""
 
-    def finish(self, writer: StoreWriter) -> None:
+    def finish(self, writer: CaptureWriter) -> None:
         """Seal the store or wait for its seal, after this process's last shard."""
 
     def stop(self) -> None:
@@ -103,10 +103,10 @@ class ByRank:
             return nullcontext()
         return exclusive(folder)
 
-    def missing(self, writer: StoreWriter) -> list[int]:
+    def missing(self, writer: CaptureWriter) -> list[int]:
         return self._ranks.own(writer.missing())
 
-    def shards(self, writer: StoreWriter) -> Iterator[int | None]:
+    def shards(self, writer: CaptureWriter) -> Iterator[int | None]:
         yield from self.missing(writer)
 
     def done_by_others(self) -> list[int]:
@@ -123,9 +123,9 @@ class ByRank:
     def done(self, index: int) -> None:
         pass
 
-    def finish(self, writer: StoreWriter) -> None:
+    def finish(self, writer: CaptureWriter) -> None:
         if not self._ranks.is_first:
-            self._wait((self._out / DONE_FILE).exists, "for rank 0 to seal the store")
+            self._wait(lambda: writer.is_sealed, "for rank 0 to seal the store")
             return
         if self._ranks.size > 1:
             log.info("%s: done; waiting for the shards of the others.", self._ranks)
@@ -176,16 +176,16 @@ class ByClaim:
     def at_work(self) -> AbstractContextManager[None]:
         return shared(self._shards_folder)
 
-    def missing(self, writer: StoreWriter) -> list[int]:
+    def missing(self, writer: CaptureWriter) -> list[int]:
         return writer.missing()
 
-    def shards(self, writer: StoreWriter) -> Iterator[int | None]:
+    def shards(self, writer: CaptureWriter) -> Iterator[int | None]:
         self._still_missing = set(writer.missing())
         while missing := writer.missing():
             self._count_done_by_others(missing)
             taken = self._claims.take([f"{index:05d}" for index in missing])
             index = None if taken is None else int(taken)
-            if index is not None and (self._shards_folder / shard_name(index)).exists():
+            if index is not None and index not in writer.missing():
                 self._claims.release(f"{index:05d}")  # committed between the look and the claim
                 continue
             if index is not None:
@@ -203,7 +203,7 @@ class ByClaim:
     def done(self, index: int) -> None:
         self._claims.release(f"{index:05d}")
 
-    def finish(self, writer: StoreWriter) -> None:
+    def finish(self, writer: CaptureWriter) -> None:
         while not writer.is_sealed:
             if self._claims.take([_SEAL]) is not None:
                 writer.seal()

@@ -1,0 +1,1 @@
+"""Ask the teacher at every boundary of one student's tokens (`capture --boundaries-of`)."""

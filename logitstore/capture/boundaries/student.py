@@ -1,0 +1,183 @@
+"""Read a store's lines as one student will: where do its tokens begin?
+
+Teacher and student share the supervised bytes of a line and nothing else: each has its own BOS,
+its own chat template, its own names of special tokens. So a boundary is found in the student's own
+reading of the line, as training reads it, and then moved to the place of the same supervised byte
+in the teacher's text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from logitstore.errors import InputError
+from logitstore.format.numpy_types import I64, Bools
+from logitstore.models.loading import load_tokenizer, saved_files
+from logitstore.records import Segment, SequenceText
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.conversation import Conversation
+from logitstore.text.token_ids import begins_bare, for_student
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+
+_FLAG = "--boundaries-of"
+#: Statuses of a line with text that the student cannot be asked about.
+UNKNOWN, CHANGED = "spans_unknown", "text_changed"
+
+
+class Labels(NamedTuple):
+    """The student's supervised tokens in one line: its labels.
+
+    Attributes:
+        starts: (n,) bytes of the line's own supervised text before the token.
+        lengths: (n,) bytes of the token; 0 for the end of a text or turn.
+        is_eos: (n,) whether it is such an end.
+        places: (n,) byte of the teacher's text where the token begins; -1 where it has none, for
+            an end and for a token whose context the teacher's text does not have.
+    """
+
+    starts: I64
+    lengths: I64
+    is_eos: Bools
+    places: I64
+
+
+@dataclass(frozen=True)
+class Student:
+    """One student's tokenizer.
+
+    Attributes:
+        name: As the user gave it.
+        tokenizer: The tokenizer by bytes.
+        files: What `save_pretrained` writes for it, by name.
+        template: Its chat template, where rows are conversations.
+        are_tokens: Whether rows are token ids of the teacher's.
+    """
+
+    name: str
+    tokenizer: ByteTokenizer
+    files: dict[str, bytes]
+    template: ChatTemplate | None = None
+    are_tokens: bool = False
+
+    @classmethod
+    def load(cls, name: str, kind: str, teacher: ByteTokenizer) -> Self:
+        """Load the tokenizer of a student.
+
+        Args:
+            name: A folder or hub id, of a model or a tokenizer.
+            kind: The kind of the dataset's rows.
+            teacher: The teacher's tokenizer.
+
+        Raises:
+            InputError: It cannot be loaded, does not know where its tokens lie, has no chat
+                template for conversations, or is the teacher's.
+        """
+        found = load_tokenizer(name, named_by=_FLAG)
+        tokenizer = ByteTokenizer(found)
+        if tokenizer.fingerprint == teacher.fingerprint:
+            raise InputError(
+                f"{_FLAG} {name}: its tokenizer is the teacher's own, so every boundary has a "
+                f"record already. Leave {_FLAG} out."
+            )
+        template = ChatTemplate.of(found, tokenizer) if kind == "conversation" else None
+        return cls(name, tokenizer, saved_files(found), template, kind == "tokens")
+
+    def labels(self, line: SequenceText, where: str) -> Labels | str:
+        """Find the student's labels in a line.
+
+        Args:
+            line: The line as the teacher reads it.
+            where: Names the row in messages.
+
+        Returns:
+            The labels; or the status of a line that this student cannot read.
+
+        Raises:
+            InputError: Its chat template rejects the conversation.
+        """
+        segments, tokens = self._read(line, where)
+        if tokens.status == UNKNOWN:
+            return UNKNOWN
+        own = line.supervised_bytes
+        skipped = 0 if line.messages is None else line.supervised_start
+        supervised = "".join(s.text for s in segments if s.supervised).encode()
+        is_part = line.messages is not None and line.status == "split"
+        if (supervised[skipped : skipped + len(own)] if is_part else supervised) != own:
+            return CHANGED
+        starts = tokens.byte_starts - (skipped if is_part else 0)
+        inside = tokens.has_record & (starts >= 0)
+        inside &= np.where(tokens.is_eos, starts <= len(own), starts < len(own))
+        starts, lengths = starts[inside], tokens.byte_lengths[inside]
+        crossed = _crossed(segments, tokens, inside)
+        places = _places(line, segments, starts, tokens.text_starts[inside], crossed)
+        is_eos = tokens.is_eos[inside]
+        return Labels(starts, lengths, is_eos, np.where(is_eos | (lengths == 0), -1, places))
+
+    def _read(self, line: SequenceText, where: str) -> tuple[Sequence[Segment], TokenizedText]:
+        """Tokenise a line as training does; an end that the teacher does not have is dropped later.
+
+        See `distill.student.text`.
+        """
+        if line.messages is not None:
+            assert self.template is not None
+            segments = self.template.segments(Conversation.from_json(line.messages), where)
+            return segments, self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        if not self.are_tokens:
+            return line.segments, self.tokenizer.encode(line.segments)
+        segments = for_student(line.segments, self.tokenizer)
+        has_prefix = not begins_bare(line.segments)
+        return segments, self.tokenizer.encode(segments, add_eos=False, add_prefix=has_prefix)
+
+    def recorded(self) -> dict[str, Any]:
+        """Describe what decides the boundaries, for the spec of their store."""
+        said: dict[str, Any] = {"fingerprint": self.tokenizer.fingerprint}
+        if self.template is not None:
+            said["chat_template_sha256"] = self.template.digest
+        return said
+
+
+class _Places:
+    """Where the supervised bytes of some segments lie in their whole text."""
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        sizes = np.array([len(s.text.encode()) for s in segments], np.int64)
+        is_kept = np.array([s.supervised and bool(s.text) for s in segments], np.bool_)
+        self._bounds = (np.cumsum(sizes) - sizes)[is_kept]
+        self._before = np.cumsum(sizes[is_kept]) - sizes[is_kept]
+
+    def of(self, supervised: I64) -> I64:
+        """Find the byte of the text that each supervised byte is."""
+        if not len(self._bounds):
+            return np.full(len(supervised), -1, np.int64)
+        k = np.searchsorted(self._before, supervised, side="right") - 1
+        found: I64 = self._bounds[k] + supervised - self._before[k]
+        return found
+
+
+def _crossed(segments: Sequence[Segment], tokens: TokenizedText, inside: Bools) -> I64:
+    """Count the bytes of context that each label begins with: it crosses into supervised text."""
+    places = _Places(segments).of(tokens.byte_starts[inside])
+    return np.where(tokens.is_eos[inside], 0, places - tokens.text_starts[inside]).clip(min=0)
+
+
+def _places(
+    line: SequenceText,
+    segments: Sequence[Segment],
+    starts: I64,
+    text_starts: I64,
+    crossed: I64,
+) -> I64:
+    """Find where each label begins in the teacher's text; -1 where its context is another there."""
+    places = _Places(line.segments).of(starts) - crossed
+    over = np.flatnonzero(crossed > 0)
+    if not len(over):
+        return places
+    theirs = "".join(s.text for s in line.segments).encode()
+    ours = "".join(s.text for s in segments).encode()
+    for i in over:
+        place, start, size = int(places[i]), int(text_starts[i]), int(crossed[i])
+        if place < 0 or theirs[place : place + size] != ours[start : start + size]:
+            places[i] = -1
+    return places

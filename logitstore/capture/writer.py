@@ -1,0 +1,109 @@
+"""Write what a capture makes: a store, and inside it the store of a student's boundaries, if asked.
+
+    my-store/…                                 the teacher's own tokens, an ordinary store
+    my-store/boundaries/1f2e3d4c5b6a7988/…     the boundaries of one student, an ordinary store too
+
+The two have the same plan. A shard of the one and the shard of the same rows of the other are
+written one after the other, each committed by itself; a resumed run does what either lacks. The
+inner store is sealed first, so that a store that is finished has finished answers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from logitstore.capture.boundaries.student import Student
+from logitstore.format.encoded import EncodedRecords
+from logitstore.format.spec import (
+    BOUNDARIES_FOLDER,
+    STUDENT_FOLDER,
+    Plan,
+    StoreSpec,
+    boundaries_name,
+)
+from logitstore.records import SequenceText
+from logitstore.storage.paths import StorePath
+from logitstore.writing.writer import StoreWriter, tokenizer_digests
+
+Sequences = Sequence[tuple[SequenceText, EncodedRecords | None]]
+
+
+class CaptureWriter:
+    """Writes the shards of a capture. Its attributes are those of the outer store's writer.
+
+    Args:
+        own: Writes the records at the teacher's own tokens.
+        boundaries: Writes the records at a student's boundaries, with the same plan.
+    """
+
+    def __init__(self, own: StoreWriter, boundaries: StoreWriter | None = None) -> None:
+        self.own, self.boundaries = own, boundaries
+        self.path: StorePath = own.path
+        self.plan: Plan = own.plan
+        self.provenance = own.provenance
+        self.journal = own.journal
+
+    def missing(self) -> list[int]:
+        """List the shards that one of the stores lacks, in order."""
+        return sorted({i for writer in self._both for i in writer.missing()})
+
+    @property
+    def is_sealed(self) -> bool:
+        """Tell whether nothing more will be written."""
+        return all(writer.is_sealed for writer in self._both)
+
+    def write_shard(self, index: int, own: Sequences, boundaries: Sequences) -> None:
+        """Commit the shard of each store that lacks it."""
+        for writer, sequences in zip(self._both, (own, boundaries), strict=False):
+            if index in writer.missing():
+                writer.write_shard(index, sequences)
+
+    def seal(self) -> None:
+        """Seal the stores that are not, the inner one first.
+
+        Raises:
+            CorruptStoreError: The bytes of a shard are not those that were committed.
+        """
+        for writer in reversed(self._both):
+            if not writer.is_sealed:
+                writer.seal()
+
+    def shard_bytes(self, index: int) -> int:
+        """Count the bytes of a shard that is there, in both stores."""
+        return sum(writer.shard_path(index).size_bytes() for writer in self._both)
+
+    def note(self, event: str, **facts: Any) -> None:
+        """Write an event to the journal beside the store."""
+        self.own.note(event, **facts)
+
+    @property
+    def _both(self) -> list[StoreWriter]:
+        return [self.own] if self.boundaries is None else [self.own, self.boundaries]
+
+
+def boundaries_spec(spec: StoreSpec, student: Student) -> StoreSpec:
+    """Describe the records at a student's boundaries: those of the outer store, at other places."""
+    return spec.at_boundaries(student.recorded() | {"files": tokenizer_digests(student.files)})
+
+
+def boundaries_writer(own: StoreWriter, student: Student, files: dict[str, bytes]) -> StoreWriter:
+    """Begin or resume the store of a student's boundaries inside another.
+
+    Args:
+        own: The writer of the outer store.
+        student: The student.
+        files: The teacher's tokenizer.
+
+    Raises:
+        MismatchError: It was begun with another chat template of this student's.
+        StorageError: The file system rejected a file.
+    """
+    name = boundaries_name(student.tokenizer.fingerprint)
+    return StoreWriter(
+        own.path / BOUNDARIES_FOLDER / name,
+        boundaries_spec(own.spec, student),
+        own.plan,
+        files,
+        own.provenance | {"boundaries_of": student.name},
+        folders={STUDENT_FOLDER: student.files},
+        journal=own.journal.within(f"{BOUNDARIES_FOLDER}/{name}"),
+    )
