@@ -96,7 +96,7 @@ LOSSES = {
     "multilevel_ot": ("--loss", "multilevel_ot:0.15"),
     "mapped_kl": ("--loss", "mapped_kl:1"),
     "mapped_kl, a fifth": ("--loss", "mapped_kl:0.2"),
-    "mapped_kl, strict": ("--loss", "mapped_kl:1", "--mapped_strict"),
+    "mapped_kl, strict": ("--loss", "mapped_kl:1", "--map", "strict"),
     "alm": ("--loss", "alm:1"),
     "alm, balanced": ("--loss", "alm:1", "--balance"),
     "mapped_kl + uld": ("--loss", "mapped_kl:1,uld:1.5"),

@@ -15,11 +15,12 @@ class Beginnings:
         written: The bytes of each id; empty for an id that writes none, which begins nothing.
 
     Attributes:
+        written: As given.
         rank: (V,) int64, the place of each id in that order; -1 for those that write nothing.
     """
 
     def __init__(self, written: Sequence[bytes]) -> None:
-        self._written = written
+        self.written = written
         order = sorted((i for i, each in enumerate(written) if each), key=written.__getitem__)
         self._sorted = [written[i] for i in order]
         self.rank: Ints = np.full(len(written), -1, np.int64)
@@ -44,7 +45,7 @@ class Beginnings:
     def _range(self, token: int, length: int) -> tuple[int, int, int]:
         known = self._ranges.get((token, length))
         if known is None:
-            begin = self._written[token][:length]
+            begin = self.written[token][:length]
             first = bisect_left(self._sorted, begin)
             longer = bisect_left(self._sorted, begin + b"\0", lo=first)
             stop = bisect_left(self._sorted, _after(begin), lo=first) if _after(begin) else None

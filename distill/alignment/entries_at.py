@@ -7,6 +7,7 @@ see :mod:`distill.alignment.realised`.
 Shape legend: P = pairs, M = entries of all pairs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +30,15 @@ class Texts:
         student: Places of the labels.
         label_ids: (n,) the student's tokens.
         order: The teacher's vocabulary.
+        label_bytes: The bytes of each label, if the records stand at the labels' own boundaries:
+            their tokens then end elsewhere, and do not go on into one another.
     """
 
     teacher: Spans
     student: Spans
     label_ids: Ints
     order: Beginnings
+    label_bytes: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,10 @@ def came_at(
     """Find what the text shows at each pair: how much of the own token goes on to the label."""
     assert records.entry_ids is not None
     pairs = np.stack([at.record, at.label], 1)
-    share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
+    if texts.label_bytes is None:
+        share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
+    else:
+        share = _whole_labels(records, at, texts, texts.label_bytes)
     own = records.token_ids[at.record].astype(np.int64)
     own_source = np.where(
         at.written > 0,
@@ -149,6 +156,21 @@ def came_at(
     is_known = ~np.isnan(share) & ~np.isnan(logprob)
     event = np.where(is_known, made.event_of(texts.label_ids[at.label]), -1)
     return Came(event.astype(np.int32), place, logprob, np.where(is_known, share, 0.0))
+
+
+def _whole_labels(
+    records: TokenRecords, at: Places, texts: Texts, label_bytes: Sequence[bytes]
+) -> F64:
+    """Compute (P,) 0 where the record's own token is all of the label or more, else NaN."""
+    own = records.token_ids[at.record].tolist()
+    added = texts.teacher.has_added_space[at.record].tolist()
+    is_end = texts.teacher.is_eos[at.record] & texts.student.is_eos[at.label]
+    begins = [
+        bool(label_bytes[label])
+        and texts.order.written[token][skipped:].startswith(label_bytes[label])
+        for token, skipped, label in zip(own, added, at.label.tolist(), strict=True)
+    ]
+    return np.where(np.array(begins, np.bool_) | is_end, 0.0, np.nan)
 
 
 def rest_without(rest: F64, came: Came) -> F64:

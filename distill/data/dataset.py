@@ -51,6 +51,7 @@ from distill.data.targets import (
     Ints,
     Pairs,
     aligned_pairs,
+    boundary_spans,
     by_position,
     is_by_position,
     plain_pairs,
@@ -184,7 +185,8 @@ class StoreDataset(Dataset[Example]):
         return list(map(self._example, both, alignments))
 
     def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
-        teacher = teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
+        place = boundary_spans if self._is_at_boundaries else teacher_spans
+        teacher = place(records, text, self.store.spec.eos_ids, self.teacher)
         tokens, text_changed = self.reader.read(text, teacher)
         if tokens is None:
             return _BothSides(records, text, teacher, _NO_SPANS, None, text_changed)
@@ -243,7 +245,16 @@ class StoreDataset(Dataset[Example]):
     def _texts(self, both: _BothSides) -> Texts:
         assert both.tokens is not None
         label_ids = both.tokens.token_ids[both.tokens.has_record]
-        return Texts(both.teacher, both.student, label_ids, self._order)
+        label_bytes = None
+        if self._is_at_boundaries:
+            data, student = both.text.supervised_bytes, both.student
+            stops = (student.starts + student.lengths).tolist()
+            label_bytes = [data[a:b] for a, b in zip(student.starts.tolist(), stops, strict=True)]
+        return Texts(both.teacher, both.student, label_ids, self._order, label_bytes)
+
+    @property
+    def _is_at_boundaries(self) -> bool:
+        return bool(self.store.spec.boundaries_of)
 
     @property
     def _is_one_tokenizer(self) -> bool:

@@ -61,6 +61,24 @@ def teacher_spans(
     )
 
 
+def boundary_spans(
+    records: TokenRecords, text: SequenceText, eos_ids: Sequence[int], teacher: ByteTokenizer
+) -> Spans:
+    """Place records that stand at the boundaries of a student's tokens, and are as long as these.
+
+    The token of such a record is the teacher's first of what follows: it may end elsewhere.
+    """
+    lengths = records.byte_lengths.astype(np.int64)
+    starts = records.byte_starts.astype(np.int64) - text.supervised_start
+    is_eos = (lengths == 0) & np.isin(records.token_ids, np.asarray(eos_ids, np.int64))
+    own, data = teacher.written(records.token_ids.astype(np.int64)), text.supervised_bytes
+    has_added_space = [
+        written[:1] == b" " and data[start : start + 1] != b" "
+        for written, start in zip(own, starts.tolist(), strict=True)
+    ]
+    return Spans(starts, lengths, is_eos, has_added_space=np.array(has_added_space, np.bool_))
+
+
 def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
     """Load the tokenizer of a store's teacher, or return the student's if it is the same."""
     if store.spec.tokenizer_fingerprint == student.fingerprint:

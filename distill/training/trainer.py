@@ -520,7 +520,7 @@ def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConf
             raise InputError(
                 f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
                 "at the boundaries of a student the teacher's tokens are not known. Leave "
-                "--mapped_strict out, or --boundaries."
+                "--map strict out, or --boundaries."
             )
     return store.boundaries_of(student.fingerprint, student.name)
 

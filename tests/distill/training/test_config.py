@@ -65,11 +65,11 @@ def test_the_file_says_what_flags_say_and_flags_win(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(
         "store: s\noutput-dir: o\nmodel_name_or_path: m\nuse_cpu: true\nlearning_rate: 1e-4\n"
-        "max_steps: -1\nseed: 3\nrun_name: null\nreport_to: [none]\nmapped_strict: yes\n"
+        "max_steps: -1\nseed: 3\nrun_name: null\nreport_to: [none]\nmap: strict\n"
         "lr_scheduler_kwargs: {num_cycles: 2}\n"
     )
     run, _ = parse(["--seed", "4", "--config", str(path)])
-    assert (run.seed, run.learning_rate, run.max_steps, run.mapped_strict) == (4, 1e-4, -1, True)
+    assert (run.seed, run.learning_rate, run.max_steps, run.map) == (4, 1e-4, -1, "strict")
     assert run.lr_scheduler_kwargs == {"num_cycles": 2}
 
 
@@ -241,7 +241,7 @@ def test_a_presets_flag_goes_with_the_loss_that_reads_it() -> None:
     ("loss", "flag", "value", "reader"),
     [
         ("alm", "pairing", "position", "uld"),
-        ("uld", "mapped_strict", True, "mapped_kl"),
+        ("uld", "map", "strict", "mapped_kl"),
         ("uld", "tail_kl_kind", "jsd", "tail_kl"),
         ("mapped_kl", "temperature", 2.0, "tail_kl"),
         ("tail_kl", "alm_temperature", 1.0, "alm"),
