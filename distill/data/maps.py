@@ -94,8 +94,9 @@ def count_pairs(sides: Iterable[tuple[Alignment, Spans, Spans, Ints, Ints]]) -> 
 def _keep(file: Path, made: EventMap, about: Mapping[str, Any]) -> None:
     """Write a map to a file, if there is a place for it."""
     written = io.BytesIO()
-    arrays: dict[str, Any] = {_ABOUT: np.array(json.dumps(about, sort_keys=True))}
-    np.savez(written, **arrays, **made.arrays())
+    said = {_ABOUT: np.array(json.dumps(about, sort_keys=True))}
+    arrays: dict[str, Any] = {**said, **made.arrays()}
+    np.savez(written, **arrays)
     with contextlib.suppress(OSError):  # of a read-only home, or a full disk: it is made again
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, written.getvalue())
