@@ -78,13 +78,16 @@ def find_crossings(
     heads, tails = np.zeros_like(starts), np.zeros_like(starts)
     within = lengths.copy()
     has_added_space, is_verbatim = spelt.has_added_space.copy(), spelt.is_verbatim | is_eos
-    odd = np.flatnonzero(~is_eos & (has_added_space | ~is_verbatim))
-    if len(odd) and supervised:
-        text = _Text(segments, tokenizer, is_conversation)
-        for i in odd:
-            token = int(token_ids[i]), written[i]
-            within[i], fit = text.fit(*token, int(starts[i]), int(lengths[i]))
-            heads[i], tails[i], has_added_space[i], is_verbatim[i] = fit
+    is_odd = ~is_eos & (has_added_space | ~is_verbatim)
+    if not supervised or not (is_odd.any() or tokenizer.joins_spaces):
+        return Crossings(within, heads, tails, has_added_space, is_verbatim)
+    text = _Text(segments, tokenizer, is_conversation)
+    if tokenizer.joins_spaces:  # ` the` may stand for more white space than its own
+        is_odd |= ~is_eos & text.supervised.begins_stretch(starts)
+    for i in np.flatnonzero(is_odd):
+        token = int(token_ids[i]), written[i]
+        within[i], fit = text.fit(*token, int(starts[i]), int(lengths[i]))
+        heads[i], tails[i], has_added_space[i], is_verbatim[i] = fit
     return Crossings(within, heads, tails, has_added_space, is_verbatim)
 
 
@@ -107,7 +110,7 @@ class _Text:
         self, segments: Sequence[Segment], tokenizer: ByteTokenizer, is_conversation: bool
     ) -> None:
         self._data = "".join(segment.text for segment in segments).encode()
-        self._supervised = SupervisedBytes(segments)
+        self.supervised = SupervisedBytes(segments)
         self._tokenizer, self._is_conversation = tokenizer, is_conversation
 
     def fit(self, token_id: int, written: bytes, first: int, length: int) -> tuple[int, _Fit]:
@@ -119,15 +122,17 @@ class _Text:
         if not length:  # perhaps a mark in front of a word (`▁`)
             return 0, _Fit(0, 0, written == b" ", written in (b"", b" "))
         ends = np.array([first, first + length - 1])
-        (place, last), (start, _), (stop, stop_of_last) = self._supervised.places(ends)
-        low, _ = self._supervised.context_of(int(start), int(stop))
-        _, high = self._supervised.context_of(int(start), int(stop_of_last))
+        (place, last), (start, _), (stop, stop_of_last) = self.supervised.places(ends)
+        low, _ = self.supervised.context_of(int(start), int(stop))
+        _, high = self.supervised.context_of(int(start), int(stop_of_last))
         before = self._data[low:place] if place == start else b""
         core = self._data[place : last + 1]
         behind = self._data[last + 1 : high] if last + 1 == stop_of_last else b""
         tokenizer = self._tokenizer
-        owns_space = tokenizer.joins_spaces and (
-            bool(tokenizer.is_text[token_id]) or token_id == tokenizer.unk_token_id
+        owns_space = (
+            tokenizer.joins_spaces
+            and bool(tokenizer.is_text[token_id] or token_id == tokenizer.unk_token_id)
+            and (written[:1] == b" " or not tokenizer.marks_spaces)
         )
         fit = (_fit_behind_spaces if owns_space else _fit)(written, before, core, behind)
         head = before[len(before) - fit.head :]
@@ -164,7 +169,8 @@ def _fit(written: bytes, before: bytes, core: bytes, behind: bytes) -> _Fit:
         return _Fit(*found, True, True)
     # Its word is changed, but where it begins with a space and the context ends with one, that is
     # its own.
-    return _Fit(head=int(has_space and before[-1:] == b" " and core[:1] != b" "))
+    is_word = _without_space(core) == core
+    return _Fit(head=int(has_space and before[-1:] == b" " and is_word))
 
 
 def _fit_behind_spaces(written: bytes, before: bytes, core: bytes, behind: bytes) -> _Fit:

@@ -92,6 +92,10 @@ class SupervisedBytes:
         places = starts + first - self._stretch_before[stretch]
         return places, starts, self._stretch_ends[stretch]
 
+    def begins_stretch(self, first: I64) -> Bools:
+        """Tell of supervised bytes (T,), by their numbers, whether a stretch starts there."""
+        return np.isin(first, self._stretch_before)
+
     def context_of(self, stretch_start: int, stretch_end: int) -> tuple[int, int]:
         """Find where the context before a stretch starts, and where that behind it ends."""
         before = self._stretch_ends[self._stretch_ends < stretch_start]

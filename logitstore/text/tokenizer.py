@@ -123,6 +123,7 @@ class ByteTokenizer:
         adds_space_after_special: Whether it does so after a special token too.
         joins_spaces: Whether it writes any white space between words as one space (T5, WordPiece),
             or as none.
+        marks_spaces: Whether it writes a space for white space before whatever word.
         token_bytes: V items: the bytes that a token writes; None for special tokens and for ids
             without a token.
         is_text: (V,) False where `token_bytes` has None.
@@ -168,6 +169,7 @@ class ByteTokenizer:
         self.adds_space = self._written_text("a") == b" a"
         mark = min(self._special, key=len, default="")
         self.adds_space_after_special = self._written_text(f"{mark}a") == f"{mark} a".encode()
+        self.marks_spaces = self._written_text("a ,").removeprefix(b" ").startswith(b"a ")
         self.joins_spaces = self._written_text("a \n a").removeprefix(b" ") in (b"a a", b"aa")
 
     @property
