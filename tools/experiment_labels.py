@@ -22,10 +22,12 @@ that this version of `distill` does not have are left out with a note. Jobs run 
 import argparse
 import os
 import sys
+import tempfile
 import time
 from functools import cache
 from pathlib import Path
 
+from logitstore.reading.shard_cache import FOLDER_VARIABLE
 from tools.experiment_labels_page import keep, read, tables
 from tools.labels import parts
 from tools.labels.settings import FULL, QUICK, Job, Scale, jobs
@@ -76,7 +78,12 @@ def _run_or_list(args: argparse.Namespace, scale: Scale, deadline: float) -> Non
     lacking = [[job for job in group if not is_done(job)] for group in wanted]
     lacking = [group for group in lacking if group]
     print(f"{sum(map(len, lacking)):,} jobs to run", file=sys.stderr)
-    count = run_all(Run(args.folder, scale, results, args.device, args.workers, deadline), lacking)
+    os.environ.setdefault(FOLDER_VARIABLE, str((args.folder / "cache").resolve()))
+    with tempfile.TemporaryDirectory() as shared:
+        count = run_all(
+            Run(args.folder, scale, results, args.device, args.workers, deadline, Path(shared)),
+            lacking,
+        )
     print(f"{count:,} jobs were run")
 
 

@@ -83,7 +83,7 @@ def test_a_run_keeps_each_result_and_says_what_it_leaves_out(
     results = tmp_path / "results.jsonl"
     unknown = CONTENDERS["mapped_kl"]._replace(options={"no_such_option": 1})
     monkeypatch.setitem(CONTENDERS, "unknown", unknown)
-    run = workers.Run(folder, QUICK, results, "cpu", workers=1, deadline=time.time() + 600)
+    run = workers.Run(folder, QUICK, results, "cpu", 1, time.time() + 600, tmp_path)
     monkeypatch.setattr(workers, "_run", run)
     workers._before(CONTROL, 0)
     same = TRAINED._replace(student=CONTROL)
@@ -101,7 +101,9 @@ def test_a_run_keeps_each_result_and_says_what_it_leaves_out(
 def test_nothing_is_begun_after_the_deadline(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = workers.Run(folder, QUICK, tmp_path / "results.jsonl", "cpu", 1, time.time() - 1)
+    run = workers.Run(
+        folder, QUICK, tmp_path / "results.jsonl", "cpu", 1, time.time() - 1, tmp_path
+    )
     monkeypatch.setattr(workers, "_run", run)
     assert workers._group([Job(TRAINED, "ce", "1", 0)]) == 0
     assert not run.results.exists()
@@ -118,8 +120,10 @@ def test_every_contender_has_its_baseline_and_the_most_decisive_come_first() -> 
     assert {len(group) for group in groups} == {len(FULL.seeds)}
     settings = {job.setting for group in groups for job in group}
     assert {Job(s, "ce", "1", 0).name for s in settings} <= set(names)
-    weights = [job.weight for group in groups for job in group if job.setting.start == "trained"]
-    assert weights == sorted(weights, key=lambda weight: weight != "1")
+    trained = [job for group in groups for job in group if job.setting.start == "trained"]
+    is_further = [job.weight != "1" or job.made.is_minor for job in trained]
+    assert is_further == sorted(is_further)
+    assert names.index("unigram/new/normal/ce/1/0") == len(trained)
 
 
 def test_jobs_are_chosen_by_patterns_of_their_names() -> None:

@@ -92,6 +92,7 @@ class Contender(NamedTuple):
         store: The store beside the texts, or `RENUMBERED`.
         students: The students that it is for; None: all but the control.
         other_order: Whether its rows come in another order than those of all others.
+        is_minor: Whether it comes after all others, with their further weights.
     """
 
     loss: str
@@ -101,6 +102,7 @@ class Contender(NamedTuple):
     store: str = "store"
     students: tuple[str, ...] | None = None
     other_order: bool = False
+    is_minor: bool = False
 
 
 CE = "ce"
@@ -128,7 +130,7 @@ def _maps() -> Iterator[tuple[str, Contender]]:
         yield f"map {name}, between them too", _mapped(map=name, between="on")
     for name in (*ours, *others, "strict"):
         bare = _mapped(map=name, between="off", uncovered="none")
-        yield f"map {name}, as papers do", bare
+        yield f"map {name}, as papers do", bare._replace(is_minor=True)
 
 
 #: Ways to train, the most decisive first; the first is what all others are compared with.
@@ -144,8 +146,8 @@ CONTENDERS: dict[str, Contender] = {
     **dict(_maps()),
     "alm": Contender("alm", weights=WEIGHTS),
     "uld": Contender("uld", factor=1.5),
-    "alm, as papers do": Contender("alm", {"uncovered": "none"}),
-    "uld, as papers do": Contender("uld", {"uncovered": "none"}, 1.5),
+    "alm, as papers do": Contender("alm", {"uncovered": "none"}, is_minor=True),
+    "uld, as papers do": Contender("uld", {"uncovered": "none"}, 1.5, is_minor=True),
 }
 
 
@@ -193,7 +195,7 @@ class Job:
 def jobs(scale: Scale, patterns: str = "*") -> list[list[Job]]:
     """List all jobs, the most decisive first; those that differ in their seed alone are together.
 
-    Every contender's first weight comes before any other weight, in trained students before new.
+    Trained students come before new ones, and of either the first weights of major contenders.
 
     Args:
         scale: Its seeds.
@@ -207,7 +209,8 @@ def jobs(scale: Scale, patterns: str = "*") -> list[list[Job]]:
         if setting.start == start
         for name, each in CONTENDERS.items()
         if setting.student in _students(each)
-        for weight in (each.weights[1:] if further else each.weights[:1])
+        for i, weight in enumerate(each.weights)
+        if further == (i > 0 or each.is_minor)
     ]
     chosen = [[job for job in group if _matches(job.name, patterns)] for group in found]
     return [group for group in chosen if group]

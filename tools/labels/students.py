@@ -5,12 +5,15 @@ store, the tokenizers, the held-out text, and the examples of a dataset, which d
 seed nor on a weight.
 """
 
+import hashlib
 import math
+import os
+import pickle
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 from unittest import mock
@@ -94,23 +97,42 @@ def heldout_of(folder: Path, student: str) -> Renderer:
 
 
 class _KeptExamples(StoreDataset):
-    """A dataset that makes each example once: all are the same whenever they are asked for."""
+    """A dataset that makes all examples at once, and only if no process has made them before."""
+
+    kept: Path
+    made: list[Example]
 
     def __getitems__(self, indices: Any) -> list[Example]:
-        made = self.__dict__.setdefault("made", {})
-        lacking = [i for i in indices if i not in made]
-        made.update(zip(lacking, super().__getitems__(lacking), strict=True) if lacking else ())
-        return [made[i] for i in indices]
+        if not hasattr(self, "made"):
+            self.made = self._loaded() if self.kept.exists() else self._made()
+        return [self.made[i] for i in indices]
+
+    def _loaded(self) -> list[Example]:
+        with self.kept.open("rb") as file:
+            return cast(list[Example], pickle.load(file))
+
+    def _made(self) -> list[Example]:
+        made = super().__getitems__(range(len(self)))
+        part = self.kept.with_suffix(f".{os.getpid()}")
+        with part.open("wb") as file:
+            pickle.dump(made, file, pickle.HIGHEST_PROTOCOL)
+        part.rename(self.kept)
+        return made
 
 
-_datasets: dict[Any, StoreDataset] = {}
+_datasets: dict[str, StoreDataset] = {}
 
 
-def _dataset(store: Store, student: Any, losses: Any = (), **settings: Any) -> StoreDataset:
+def _dataset(
+    shared: Path, store: Store, student: Any, losses: Any = (), **settings: Any
+) -> StoreDataset:
     """Stand in for the class of the trainer's dataset: give the one that was made before."""
     which = (str(store.path), store.spec.tokenizer_fingerprint, student.fingerprint)
     key = repr((which, losses, sorted(settings.items())))
-    made = _datasets.pop(key, None) or _KeptExamples(store, student, losses, **settings)
+    made = _datasets.pop(key, None)
+    if made is None:
+        made = _KeptExamples(store, student, losses, **settings)
+        made.kept = shared / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.examples"
     _datasets[key] = made
     while len(_datasets) > _KEPT_DATASETS:
         del _datasets[next(iter(_datasets))]
@@ -205,8 +227,15 @@ def _batches(
 # ---- jobs ----
 
 
-def run_job(folder: Path, job: Job, scale: Scale, device: str) -> dict[str, Any]:
+def run_job(folder: Path, job: Job, scale: Scale, device: str, shared: Path) -> dict[str, Any]:
     """Train and measure a student.
+
+    Args:
+        folder: The parts of the experiment.
+        job: The student.
+        scale: The sizes.
+        device: `cpu` or `cuda`.
+        shared: A folder for the examples that all processes share.
 
     Raises:
         TypeError, LogitStoreError: This version of `distill` cannot train it.
@@ -217,7 +246,9 @@ def run_job(folder: Path, job: Job, scale: Scale, device: str) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = config_of(job, scale, out, folder, device)
-        with mock.patch.multiple(training, StoreDataset=_dataset, warn_if_low=_nothing):
+        with mock.patch.multiple(
+            training, StoreDataset=partial(_dataset, shared), warn_if_low=_nothing
+        ):
             trainer = training.CachedTeacherTrainer(
                 model,
                 config,

@@ -32,6 +32,7 @@ class Run:
         results: The file that results are appended to.
         device: `cpu` or `cuda`.
         workers: Number of processes.
+        shared: A folder for what workers share while they run.
         deadline: Time of the clock after which no job is begun that would not end before.
     """
 
@@ -41,6 +42,7 @@ class Run:
     device: str
     workers: int
     deadline: float
+    shared: Path
 
 
 def known(folder: Path, results: Path) -> set[tuple[str, str]]:
@@ -53,7 +55,7 @@ def known(folder: Path, results: Path) -> set[tuple[str, str]]:
 def run_all(run: Run, groups: Sequence[Sequence[Job]]) -> int:
     """Train students before where they are missing, then run all jobs; return how many were run."""
     with ProcessPoolExecutor(
-        run.workers, mp_context=_context(), initializer=_begin, initargs=(run,)
+        run.workers, mp_context=_context(run.device), initializer=_begin, initargs=(run,)
     ) as pool:
         wanted = [
             (job.setting.student, job.seed)
@@ -71,11 +73,27 @@ def run_all(run: Run, groups: Sequence[Sequence[Job]]) -> int:
     return sum(done)
 
 
-def _context() -> Any:
-    """Make processes that fork from one that has imported everything and done nothing else."""
+def _context(device: str) -> Any:
+    """Make processes that fork from one that has imported everything and done nothing else.
+
+    CUDA cannot be used in a fork of a process that has as much as asked for it. Should an import do
+    so, every worker imports everything for itself, which takes half a minute.
+    """
     context = get_context("forkserver")
     context.set_forkserver_preload(["tools.labels.students"])
-    return context
+    tried = context.Process(target=_try, args=(device,))
+    tried.start()
+    tried.join()
+    if tried.exitcode == 0:
+        return context
+    _say(f"{device} cannot be used in forked workers: each imports for itself")
+    return get_context("spawn")
+
+
+def _try(device: str) -> None:
+    import torch
+
+    torch.zeros(1, device=device).add(1).item()
 
 
 def _watch(futures: "list[Future[int]]", what: str) -> list[int]:
@@ -136,7 +154,7 @@ def _results(group: list[Job]) -> Iterator[dict[str, Any]]:
         if time.time() + _latest_s.get(job.setting.rate, 0) > _run.deadline:
             return
         try:
-            result = run_job(_run.folder, job, _run.scale, _run.device)
+            result = run_job(_run.folder, job, _run.scale, _run.device, _run.shared)
         except (TypeError, LogitStoreError, FileNotFoundError) as error:
             _leave_out(job, error)
             return
