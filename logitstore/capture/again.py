@@ -1,9 +1,17 @@
 """A capture run again with the settings that its store has recorded, for `repair --capture`."""
 
+from dataclasses import replace
+
 from logitstore.capture.settings import CaptureSettings
 from logitstore.errors import InputError
-from logitstore.format.spec import StoreHeader
-from logitstore.storage.paths import StorePath
+from logitstore.format.spec import (
+    BOUNDARIES_FOLDER,
+    DONE_FILE,
+    STUDENT_FOLDER,
+    StoreHeader,
+    boundaries_name,
+)
+from logitstore.storage.paths import StorePath, names_in_or_none
 
 
 def capture_again(path: StorePath) -> None:
@@ -28,4 +36,18 @@ def capture_again(path: StorePath) -> None:
         )
     from logitstore.capture.job import run_capture
 
-    run_capture(teacher, dataset, path, CaptureSettings.from_recorded(settings))
+    again = CaptureSettings.from_recorded(settings)
+    students: list[str | None] = [*_students(path)] or [None]
+    for student in students:
+        run_capture(teacher, dataset, path, replace(again, boundaries_of=student))
+
+
+def _students(path: StorePath) -> list[str]:
+    """List the students at whose boundaries records are missing: their tokenizers in the store."""
+    folder = path / BOUNDARIES_FOLDER
+    found = []
+    for name in names_in_or_none(folder):
+        is_there = name == boundaries_name(name) and (folder / name / STUDENT_FOLDER).exists()
+        if is_there and not (folder / name / DONE_FILE).exists():
+            found.append(str(folder / name / STUDENT_FOLDER))
+    return found

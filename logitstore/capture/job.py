@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from logitstore.capture.boundaries.cost import check_asked
 from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import take_sample
@@ -19,7 +20,7 @@ from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
-from logitstore.capture.writer import CaptureWriter, boundaries_writer
+from logitstore.capture.writer import CaptureWriter, boundaries_path, boundaries_writer
 from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.console.signals import stopper
@@ -61,22 +62,36 @@ def run_preview(
     """Estimate what `run_capture` would do; see `logitstore.capture.preview`."""
     place = None if out is None else to_write(out)
     task = prepare(os.fspath(teacher), dataset, settings)
-    missing = list(range(task.plan.shard_count))
+    missing = own_missing = list(range(task.plan.shard_count))
     budget: int | None = None
     if place is not None and (place / SPEC_FILE).exists():  # a writer would otherwise begin a store
-        writer = _writer(task, place)
-        missing, budget = writer.missing(), task.budget(writer.provenance)
+        begun = _begun(task, place)
+        missing, own_missing = begun.missing(), begun.own.missing()
+        budget = task.budget(begun.provenance)
     elif place is not None:
         check_place(place)
     sample = take_sample(task.reader, task.text_bytes)
+    if task.student is not None:
+        check_asked(task.student, sample.sequences)
     if not missing or not (sample.records or task.settings.generate):
-        return Forecast.before_teacher(task, sample, missing)
+        return Forecast.before_teacher(task, sample, missing, own_missing)
     device, on_nan = task.device(Ranks()), task.settings.on_nan
     teacher_pass = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
     if budget is None and task.wants_budget:
         budget = find_budget(task, teacher_pass, sample)
     budget = budget or int(task.provenance["tokens_per_batch"])
-    return forecast_capture(task, teacher_pass, sample, missing, budget)
+    return forecast_capture(task, teacher_pass, sample, missing, budget, own_missing=own_missing)
+
+
+def _begun(task: Task, out: StorePath) -> CaptureWriter:
+    """Open what there is of a store; one at a student's boundaries is not begun for a preview."""
+    files = task.teacher.tokenizer_files
+    own = StoreWriter(out, task.spec, task.plan, files, task.provenance)
+    if task.student is None:
+        return CaptureWriter(own)
+    if not (boundaries_path(own, task.student) / SPEC_FILE).exists():
+        return CaptureWriter(own, lacks_boundaries=True)
+    return CaptureWriter(own, boundaries_writer(own, task.student, files))
 
 
 def _writer(task: Task, out: StorePath, budget: int | None = None) -> CaptureWriter:

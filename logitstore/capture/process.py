@@ -31,6 +31,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 
+from logitstore.capture.boundaries.cost import check_asked
 from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import Sample, sample_text, take_sample
@@ -137,6 +138,8 @@ class CaptureProcess:
 
     def _look_at_rows(self, missing: Sequence[int]) -> None:
         self.sample = take_sample(self.task.reader, self.task.text_bytes)
+        if self.task.student is not None:
+            check_asked(self.task.student, self.sample.sequences)
         shards = self.task.plan.shard_count
         log.info("%s", sample_text(self.sample, len(self.task.rows), len(missing), shards))
 
@@ -182,7 +185,8 @@ class CaptureProcess:
         teacher = self.teacher
         to_complete = None
         if self.sample is not None and self.sample.records and not self.has_forecast:
-            to_complete = Forecast.before_teacher(self.task, self.sample, missing)
+            own = sorted(set(missing) & set(writer.own.missing()))
+            to_complete = Forecast.before_teacher(self.task, self.sample, missing, own)
         with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
             beat = self.sharing.beat
             worker = ShardWorker(self.task, writer, teacher, budget, shown, beat, to_complete)

@@ -33,10 +33,17 @@ class CaptureWriter:
     Args:
         own: Writes the records at the teacher's own tokens.
         boundaries: Writes the records at a student's boundaries, with the same plan.
+        lacks_boundaries: Whether those are wanted, and not begun: then every shard is missing.
     """
 
-    def __init__(self, own: StoreWriter, boundaries: StoreWriter | None = None) -> None:
-        self.own, self.boundaries = own, boundaries
+    def __init__(
+        self,
+        own: StoreWriter,
+        boundaries: StoreWriter | None = None,
+        *,
+        lacks_boundaries: bool = False,
+    ) -> None:
+        self.own, self.boundaries, self._lacks = own, boundaries, lacks_boundaries
         self.path: StorePath = own.path
         self.plan: Plan = own.plan
         self.provenance = own.provenance
@@ -44,6 +51,8 @@ class CaptureWriter:
 
     def missing(self) -> list[int]:
         """List the shards that one of the stores lacks, in order."""
+        if self._lacks:
+            return list(range(self.plan.shard_count))
         return sorted({i for writer in self._both for i in writer.missing()})
 
     @property
@@ -85,6 +94,11 @@ def boundaries_spec(spec: StoreSpec, student: Student) -> StoreSpec:
     return spec.at_boundaries(student.recorded() | {"files": tokenizer_digests(student.files)})
 
 
+def boundaries_path(own: StoreWriter, student: Student) -> StorePath:
+    """Name the place of the store of a student's boundaries inside another."""
+    return own.path / BOUNDARIES_FOLDER / boundaries_name(student.tokenizer.fingerprint)
+
+
 def boundaries_writer(own: StoreWriter, student: Student, files: dict[str, bytes]) -> StoreWriter:
     """Begin or resume the store of a student's boundaries inside another.
 
@@ -97,13 +111,13 @@ def boundaries_writer(own: StoreWriter, student: Student, files: dict[str, bytes
         MismatchError: It was begun with another chat template of this student's.
         StorageError: The file system rejected a file.
     """
-    name = boundaries_name(student.tokenizer.fingerprint)
+    path = boundaries_path(own, student)
     return StoreWriter(
-        own.path / BOUNDARIES_FOLDER / name,
+        path,
         boundaries_spec(own.spec, student),
         own.plan,
         files,
         own.provenance | {"boundaries_of": student.name},
         folders={STUDENT_FOLDER: student.files},
-        journal=own.journal.within(f"{BOUNDARIES_FOLDER}/{name}"),
+        journal=own.journal.within(f"{BOUNDARIES_FOLDER}/{path.name}"),
     )

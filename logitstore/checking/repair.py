@@ -13,15 +13,26 @@ shards and seals the store. If only the seal or the index was damaged, the repai
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from logitstore.checking.verify import Damage, verify_store
-from logitstore.format.spec import DONE_FILE, INDEX_FILE, TOKENIZER_FOLDER, StoreHeader
+from logitstore.format.spec import (
+    BOUNDARIES_FOLDER,
+    DONE_FILE,
+    INDEX_FILE,
+    SPEC_FILE,
+    STUDENT_FOLDER,
+    TOKENIZER_FOLDER,
+    StoreHeader,
+)
+from logitstore.reading.listing import list_boundaries
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore
+from logitstore.writing.journal import Journal
 from logitstore.writing.writer import StoreWriter
 
 
@@ -67,14 +78,26 @@ def repair_store(path: str | os.PathLike[str] | StorePath, *, fs: Fs = OS_FS) ->
         if report.damaged:
             quarantine = _new_quarantine(path, report.damaged, fs)
             moved = _move(path, quarantine, report.damaged, fs)
-        writer = _writer(path, header, fs)
-        if writer is not None and not writer.missing() and not writer.is_sealed:
-            writer.seal()
+        stores = [path, *list_boundaries(path)]
+        for each in reversed(stores):  # the outer one last, as a capture seals them
+            _seal_if_whole(each, fs)
     except OSError as e:
         raise commit.explain(e, path) from e
-    held = LogitStore(path, allow_partial=True)
-    missing = header.plan.shard_count - len(held.shards)
-    return RepairReport(report.damaged, quarantine, moved, missing, held.is_complete)
+    held = [LogitStore(each, allow_partial=True) for each in stores]
+    missing = sum(header.plan.shard_count - len(store.shards) for store in held)
+    is_complete = all(store.is_complete for store in held) and not _has_lost_header(moved)
+    return RepairReport(report.damaged, quarantine, moved, missing, is_complete)
+
+
+def _has_lost_header(moved: list[str]) -> bool:
+    """Tell whether an inner store is no store any more, until a capture begins it again."""
+    return any(name.endswith(f"/{SPEC_FILE}") for name in moved)
+
+
+def _seal_if_whole(path: StorePath, fs: Fs) -> None:
+    writer = _writer(path, StoreHeader.read(path), fs)
+    if writer is not None and not writer.missing() and not writer.is_sealed:
+        writer.seal()
 
 
 def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath:
@@ -92,7 +115,7 @@ def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath
 
 def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs) -> list[str]:
     """Move the seal and the index first, then the damaged files; return their names."""
-    names = list(dict.fromkeys([DONE_FILE, INDEX_FILE, *(d.file for d in damaged)]))
+    names = list(dict.fromkeys([*_seals(damaged), *(d.file for d in damaged)]))
     moved = []
     for name in names:
         source, target = path / name, quarantine / name
@@ -102,15 +125,49 @@ def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs)
     return moved
 
 
+def _seals(damaged: list[Damage]) -> list[str]:
+    """Name seal and index of every store that has damage: of the outer one, of those inside it."""
+    folders = dict.fromkeys(_folder_of(d.file) for d in damaged)
+    return [f"{folder}{name}" for folder in folders for name in (DONE_FILE, INDEX_FILE)]
+
+
+def _folder_of(file: str) -> str:
+    """Return the folder of the inner store that a file belongs to, with a slash; empty: the outer.
+
+    Its `store.json` alone says what it is: without that, nothing can be redone.
+    """
+    parts = file.split("/")
+    return f"{parts[0]}/{parts[1]}/" if parts[0] == BOUNDARIES_FOLDER else ""
+
+
 def _writer(path: StorePath, header: StoreHeader, fs: Fs) -> StoreWriter | None:
-    """Make a writer of the existing store; None if its tokenizer is missing."""
-    files = {}
-    for name in header.spec.tokenizer["files"]:
-        source = path / TOKENIZER_FOLDER / name
-        if not source.is_file():
-            return None
-        files[name] = source.read_bytes()
-    return StoreWriter(path, header.spec, header.plan, files, header.provenance, fs=fs)
+    """Make a writer of the existing store; None if a tokenizer is missing."""
+    student = header.spec.boundaries_of
+    files = _files(path / TOKENIZER_FOLDER, header.spec.tokenizer["files"])
+    more = _files(path / STUDENT_FOLDER, {} if student is None else student["files"])
+    if files is None or more is None:
+        return None
+    folders = {} if student is None else {STUDENT_FOLDER: more}
+    outer = path.parent.parent
+    journal = None if student is None else Journal(outer).within(f"{BOUNDARIES_FOLDER}/{path.name}")
+    return StoreWriter(
+        path,
+        header.spec,
+        header.plan,
+        files,
+        header.provenance,
+        folders=folders,
+        journal=journal,
+        fs=fs,
+    )
+
+
+def _files(folder: StorePath, names: Iterable[str]) -> dict[str, bytes] | None:
+    """Read files of a folder; None if one is missing."""
+    paths = {name: folder / name for name in names}
+    if not all(path.is_file() for path in paths.values()):
+        return None
+    return {name: path.read_bytes() for name, path in paths.items()}
 
 
 def next_step(report: RepairReport, path: StorePath) -> str:

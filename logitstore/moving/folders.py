@@ -1,21 +1,25 @@
 """Open a finished store, read its tokenizer, and publish a folder that was written beside it."""
 
+import logging
 import os
 from os import PathLike
 from pathlib import Path
 
-from logitstore.errors import CorruptStoreError, IncompleteStoreError
+from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.format.spec import StoreSpec
 from logitstore.storage import commit
 from logitstore.storage.files import file_sha256
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 
+log = logging.getLogger(__name__)
+
 
 def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
     """Open a store that is finished: a copy of an unfinished one would soon be out of date.
 
     Raises:
+        InputError: It is inside another store.
         IncompleteStoreError: It is not finished.
         NotAStoreError: There is no store at this path.
         CorruptStoreError: Files are missing or not what was committed.
@@ -26,7 +30,28 @@ def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
             f"{path}: holds {store.rows_held:,} of {store.plan.rows:,} rows. Run the same command "
             "that writes it again, to finish it first."
         )
+    say_what_stays(store)
     return store
+
+
+def say_what_stays(store: LogitStore) -> None:
+    """Warn that records at the boundaries of students are not copied with a store.
+
+    Raises:
+        InputError: The store itself is one of those, inside another.
+    """
+    if store.spec.boundaries_of is not None:
+        raise InputError(
+            f"{store.path}: holds records at the boundaries of one student, and belongs to the "
+            f"store around it. Name that one, {store.path.parent.parent}."
+        )
+    for inside in store.boundaries.values():
+        log.warning(
+            "%s: stays behind. Its records at the boundaries of %s are not copied; `logitstore "
+            "capture … --boundaries-of` adds such records to a store that it captured.",
+            inside.path,
+            inside.provenance.get("boundaries_of"),
+        )
 
 
 def publish_folder(unnamed: Path, target: Path) -> None:

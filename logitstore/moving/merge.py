@@ -20,7 +20,7 @@ from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.spec import Plan
-from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.moving.folders import open_finished, say_what_stays, tokenizer_files
 from logitstore.reading.shard import Shard
 from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore, open_store
@@ -56,6 +56,8 @@ def merge(
         _check_content(opened[0], other)
     plans = {s.plan.digest for s in opened}
     if len(plans) == 1:
+        for store in opened:
+            say_what_stays(store)
         return _union(opened, store_path(out))
     if len(plans) < len(opened):
         raise MismatchError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from logitstore.capture.boundaries.cost import BoundaryCost
 from logitstore.capture.estimate.profile import Profile
 from logitstore.capture.estimate.sample import Sample, sample_text
 from logitstore.console.json_log import JsonLog
@@ -72,6 +73,9 @@ class Forecast:
         device_hours: Time of all devices that the teacher is on.
         size: The size of records and shards.
         profile: How the teacher's probability is spread.
+        own_share: The part of the missing shards whose records at the teacher's own tokens are
+            missing, too.
+        boundaries: What the boundaries of a student add.
     """
 
     sample: Sample
@@ -87,16 +91,38 @@ class Forecast:
     device_hours: float = 0.0
     size: StoredSize | None = None
     profile: Profile | None = None
+    own_share: float = 1.0
+    boundaries: BoundaryCost | None = None
 
     @classmethod
-    def before_teacher(cls, task: "Task", sample: Sample, missing: Sequence[int]) -> Self:
-        """Say what is known without the teacher: the sample, and the shards that are missing."""
+    def before_teacher(
+        cls,
+        task: "Task",
+        sample: Sample,
+        missing: Sequence[int],
+        own_missing: Sequence[int] | None = None,
+    ) -> Self:
+        """Say what is known without the teacher: the sample, and the shards that are missing.
+
+        Args:
+            task: The capture.
+            sample: Rows of the dataset.
+            missing: The shards to do.
+            own_missing: Of these, those without records at the teacher's own tokens; None: all.
+        """
+        text_bytes = task.text_of(missing)
+        cost = None
+        if task.student is not None:
+            scale = text_bytes / max(sample.text_bytes, 1)
+            cost = BoundaryCost.of(task.student, sample.sequences, scale)
         return cls(
+            own_share=1.0 if own_missing is None else len(own_missing) / max(len(missing), 1),
+            boundaries=cost,
             sample=sample,
             rows=len(task.rows),
             shards=task.plan.shard_count,
             missing_shards=len(missing),
-            missing_text_bytes=task.text_of(missing),
+            missing_text_bytes=text_bytes,
         )
 
     def bytes_per_token(self) -> dict[float, float]:
@@ -130,7 +156,7 @@ class Forecast:
             "tokens_per_s": self.tokens_per_s,
             "device_hours": self.device_hours,
             "teacher": self.profile.facts() | {"bytes_per_token": sizes},
-        }
+        } | ({} if self.boundaries is None else {"boundaries": self.boundaries.facts()})
 
     def costs_text(self) -> str:
         """Return costs, profile and advice as lines for people."""
@@ -138,7 +164,8 @@ class Forecast:
             return "to come: nothing, since all shards are there"
         if self.profile is None:
             return "to come: unknown, since no row looked at has anything to capture"
-        per_token = self.file_bytes / max(self.records, 1)
+        more = 0.0 if self.boundaries is None else self.boundaries.file_bytes
+        per_token = (self.file_bytes - more) / max(self.records, 1)
         costs = (
             f"to come: about {self.tokens:,} tokens, {self.records:,} of them supervised; "
             f"{byte_count(self.file_bytes)} ({per_token:.0f} bytes a token); "
@@ -146,6 +173,8 @@ class Forecast:
             f"({self.device_hours:.2g} device-hours)"
         )
         lines = [costs]
+        if self.boundaries is not None:
+            lines.append(str(self.boundaries))
         if self.profile.mass:
             lines.append(str(self.profile))
             if sizes := self.bytes_per_token():
@@ -186,17 +215,28 @@ def extrapolate(
     scale = known.missing_text_bytes / max(sample.text_bytes, 1)
     tokens, records = sample.tokens * scale, sample.records * scale
     seconds = tokens / max(tokens_per_s, 1e-9) + sample.seconds * scale
+    file_bytes = _stored(size, known.missing_shards, records) * known.own_share
+    boundaries = known.boundaries
+    if boundaries is not None:
+        more = _stored(size, known.missing_shards, boundaries.records)
+        boundaries = replace(boundaries, file_bytes=more)
+        file_bytes += more
     return replace(
         known,
         tokens=round(tokens),
         records=round(records),
-        file_bytes=round(size.shard_bytes * known.missing_shards + size.record_bytes * records),
+        file_bytes=round(file_bytes),
+        boundaries=boundaries,
         seconds=seconds,
         tokens_per_s=tokens / max(seconds, 1e-9),
         device_hours=seconds * devices / 3600,
         size=size,
         profile=profile,
     )
+
+
+def _stored(size: StoredSize, shards: int, records: float) -> float:
+    return size.shard_bytes * shards + size.record_bytes * records
 
 
 def stored_size(spec: StoreSpec, plan: Plan, pairs: Pairs) -> StoredSize:

@@ -36,6 +36,7 @@ def forecast_capture(
     budget: int,
     *,
     most_tokens: float = math.inf,
+    own_missing: Sequence[int] | None = None,
 ) -> Forecast:
     """Measure on trial batches what the missing shards will take.
 
@@ -46,6 +47,7 @@ def forecast_capture(
         missing: Shards that are still to be captured.
         budget: Padded tokens of a batch.
         most_tokens: Tokens to read at most for the measurement of speed, beyond a first batch.
+        own_missing: Of the missing shards, those without records at the teacher's own tokens.
 
     Returns:
         The forecast; without costs if the sample has nothing for the teacher. Where the teacher
@@ -57,7 +59,7 @@ def forecast_capture(
         sample, speed, pairs = write_some(completer, reader, sample, rows, task.text_bytes)
     else:
         speed, pairs = _read_some(reader, sample.sequences, budget, most_tokens)
-    known = Forecast.before_teacher(task, sample, missing)
+    known = Forecast.before_teacher(task, sample, missing, own_missing)
     if not pairs:
         return known
     few = spread(sample.sequences, _PROFILE_TOKENS)

@@ -1,0 +1,112 @@
+"""`--boundaries`: a student learns from the records at every boundary of its own tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import logitstore
+from distill.data.dataset import StoreDataset
+from distill.training.config import CachedTeacherConfig
+from distill.training.trainer import CachedTeacherTrainer
+from logitstore.errors import InputError, MismatchError
+from logitstore.store import LogitStore
+from logitstore.testing import tiny
+from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit.rows import rows_file, texts_file
+
+
+@pytest.fixture(scope="module")
+def place(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    here = tmp_path_factory.mktemp("boundaries")
+    tokenizer = tiny.unigram()
+    tiny.save(here / "student", tiny.llama(len(tokenizer), seed=1), tokenizer)
+    texts_file(here / "rows.jsonl", tiny.corpus())
+    logitstore.capture(
+        teacher, str(here / "rows.jsonl"), here / "store", top_k=8,
+        boundaries_of=str(here / "student"),
+    )  # fmt: skip
+    logitstore.capture(teacher, str(here / "rows.jsonl"), here / "bare", top_k=8)
+    return here
+
+
+def trainer(place: Path, **settings: Any) -> CachedTeacherTrainer:
+    tokenizer = tiny.unigram()
+    given = {"store": str(place / "store"), "boundaries": True, "max_steps": 2} | settings
+    args = CachedTeacherConfig(
+        output_dir=str(place / "out"), save_strategy="no", use_cpu=True, **given
+    )
+    model = tiny.llama(len(tokenizer), seed=1)
+    return CachedTeacherTrainer(model=model, args=args, processing_class=tokenizer)
+
+
+def labels_and_aligned(store: LogitStore) -> tuple[int, int]:
+    data = StoreDataset(store, ByteTokenizer(tiny.unigram()), ("mapped_kl",))
+    examples = [data[i] for i in range(len(data))]
+    return sum(int(e.is_label.sum()) for e in examples), sum(e.aligned for e in examples)
+
+
+def test_every_label_with_bytes_has_a_record_at_its_own_start(place: Path, teacher: Path) -> None:
+    store = logitstore.open_store(place / "store")
+    (at_boundaries,) = store.boundaries.values()
+    labels, ordinary = labels_and_aligned(store)
+    same, aligned = labels_and_aligned(at_boundaries)
+    assert same == labels
+    assert ordinary < 0.95 * labels < aligned
+    data = rows_file(
+        place / "pairs.jsonl",
+        *({"prompt": t[:9], "completion": t[9:]} for t in tiny.corpus()[:30]),
+    )
+    pairs = logitstore.capture(
+        teacher, str(data), place / "pairs", top_k=8, boundaries_of=str(place / "student")
+    )
+    (of_pairs,) = pairs.boundaries.values()
+    assert len(set(labels_and_aligned(of_pairs))) == 1
+
+
+def test_a_run_learns_from_them_and_without_the_flag_from_the_ordinary_records(
+    place: Path,
+) -> None:
+    with_them, without = trainer(place), trainer(place, boundaries=False)
+    outer = logitstore.open_store(place / "store")
+    assert without.store.digest == outer.digest
+    assert with_them.store.digest == next(iter(outer.boundaries.values())).digest
+    with_them.train()
+    without.train()
+    shares = [t.last_report["aligned_fraction"] for t in (with_them, without)]
+    assert shares[0] > 0.98 > shares[1]
+
+
+@pytest.mark.parametrize("settings", [{"loss": "uld"}, {"loss": "mapped_kl"}])
+def test_losses_that_compare_distributions_take_them(place: Path, settings: dict[str, Any]) -> None:
+    assert trainer(place, **settings).train().metrics["train_loss"] > 0
+
+
+def test_losses_that_compare_the_teachers_own_tokens_do_not(place: Path) -> None:
+    with pytest.raises(MismatchError, match="say how probable the teacher's next token is there"):
+        trainer(place, loss="alm")
+    with pytest.raises(InputError, match="--boundaries: a strict mapped_kl"):
+        trainer(place, loss="mapped_kl", mapped_strict=True)
+
+
+def test_a_store_without_them_is_refused(place: Path) -> None:
+    with pytest.raises(MismatchError, match="has no records at the boundaries of"):
+        trainer(place, store=str(place / "bare"))
+    with pytest.raises(MismatchError, match="bare: has no records at the boundaries of"):
+        trainer(place, eval_store=str(place / "bare"))
+
+
+def test_a_finished_run_says_what_it_learnt_from(place: Path, tmp_path: Path) -> None:
+    from distill.student.loading import StudentArguments
+    from distill.training.run import train
+
+    config = CachedTeacherConfig(
+        output_dir=str(tmp_path / "out"), store=str(place / "store"), boundaries=True,
+        max_steps=1, use_cpu=True,
+    )  # fmt: skip
+    train(config, StudentArguments(model_name_or_path=str(place / "student")))
+    run = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert run["boundaries"] is True
+    inner = next(iter(logitstore.open_store(place / "store").boundaries.values()))
+    assert run["store_digest"] == inner.digest
