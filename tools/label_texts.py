@@ -20,13 +20,15 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tools.real_parts import FOLDER, download
 
 PROSE, SCRIPTS = "gensim==4.4.0", "django==5.2.8"
 _PROSE_FILE = "gensim/test/test_data/lee_background.cor"
-_LANGUAGES = "ar bg el fa he hi ja ka ko ru ta th uk zh_Hans".split()
+_LANGUAGES = (
+    "ar", "bg", "el", "fa", "he", "hi", "ja", "ka", "ko", "ru", "ta", "th", "uk", "zh_Hans",
+)  # fmt: skip
 _LONGEST = 10_000  # characters of one document: many documents tell more than a long one
 
 #: Bytes of each half of a kind, at most. What a store teaches is much more than what is judged.
@@ -57,9 +59,11 @@ def fetch(folder: Path = FOLDER) -> Path:
     for package, name, read in ((PROSE, "prose", _of_gensim), (SCRIPTS, "scripts", _of_django)):
         place = made / f"{name}.txt"
         if not place.exists():
-            with tempfile.TemporaryDirectory() as temporary:
-                with zipfile.ZipFile(download(package, Path(temporary))) as wheel:
-                    joined = "\f".join(read(wheel))
+            with (
+                tempfile.TemporaryDirectory() as temporary,
+                zipfile.ZipFile(download(package, Path(temporary))) as wheel,
+            ):
+                joined = "\f".join(read(wheel))
             unfinished = place.with_suffix(".new")
             unfinished.write_text(joined)
             unfinished.replace(place)
@@ -103,7 +107,9 @@ def _code() -> Iterator[str]:
 
 def _markdown() -> Iterator[str]:
     """Read the descriptions of installed packages, by name, each package once."""
-    found = {str(d.metadata["Name"]).lower(): d.metadata for d in metadata.distributions()}
+    found: dict[str, Any] = {
+        str(d.metadata["Name"]).lower(): d.metadata for d in metadata.distributions()
+    }
     for _, about in sorted(found.items()):
         if "markdown" in str(about.get("Description-Content-Type")):
             # Newer installers keep it behind the head, older ones in a field.

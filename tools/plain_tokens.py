@@ -301,10 +301,11 @@ def _spelling(content: Any) -> Any:
             bytes(alphabet[c] for c in token) if set(token) <= alphabet.keys() else token.encode()
         )
     continues = content["model"].get("continuing_subword_prefix")
+    has_bytes = content["model"].get("byte_fallback") or '"ByteFallback"' in parts
 
     def spelt(token: str) -> bytes:
         byte = re.fullmatch("<0x(..)>", token)
-        if byte and '"ByteFallback"' in parts or byte and content["model"].get("byte_fallback"):
+        if byte and has_bytes:
             return bytes.fromhex(byte[1])
         if continues:
             bare = token.removeprefix(continues)
