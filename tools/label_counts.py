@@ -165,7 +165,8 @@ def counted(teacher: Side, student: Side) -> Counted:
                 space = _space(t[a], label)
                 found.append((t[a].token.id, written, space, label.token.id, sort, is_first))
     columns = np.array(found, np.int64).reshape(-1, 6).T
-    return Counted(count, *columns[:5], columns[5].astype(bool))
+    t, written, space, u, sort, first = columns
+    return Counted(count, t, written, space, u, sort, first.astype(bool))
 
 
 def _around(teacher: Sequence[Label], student: Sequence[Label]) -> dict[int, tuple[int, int]]:
@@ -208,7 +209,8 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
         pairs: The pairs of the two tokenizers that it maps.
 
     Returns:
-        JSON-ready: `right`, `total variation`, `paired`, `between`, `right between`, and `right` of
+        JSON-ready: `right`, `total variation`, `paired`, `between`, `right between`, how many bits
+        a label tells as a token and as an event, and `right` of
         each of `SORTS` and of first tokens (None without labels), with their numbers in `labels`.
     """
     of_token = made.of_token
@@ -230,6 +232,8 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
         "paired": float(at.sum()) / max(1, total),
         "between": float(inside.sum()) / max(1, total),
         "right between": _share(is_right[inside]),
+        "bits of tokens": _bits(pairs.student),
+        "bits of events": _bits(came),
         "labels": {},
     }
     for n, sort in enumerate((*SORTS, FIRST)):
@@ -237,6 +241,12 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
         figures[sort] = _share(is_right[chosen])
         figures["labels"][sort] = int(chosen.sum())
     return figures
+
+
+def _bits(ids: npt.NDArray[Any]) -> float:
+    """Compute the entropy of how often each occurs: what events cannot tell apart is lost."""
+    counts = np.unique(ids, return_counts=True)[1]
+    return float(-(counts / len(ids) * np.log2(counts / len(ids))).sum())
 
 
 def _sent(made: Any, source: Ints) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:

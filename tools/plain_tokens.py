@@ -40,7 +40,7 @@ class Label(NamedTuple):
     """A token that is trained on, by what is read before it.
 
     Attributes:
-        index: Its number among all tokens of the sequence.
+        number: Of the token, among all of the sequence.
         token: The token.
         read: Supervised bytes before it.
         head: The context bytes at its head: it crosses from context into supervised text.
@@ -48,7 +48,7 @@ class Label(NamedTuple):
         tail: The context bytes at its end.
     """
 
-    index: int
+    number: int
     token: Token
     read: int
     head: bytes
@@ -181,21 +181,21 @@ def labels(tokens: Sequence[Token], pieces: Sequence[Piece]) -> list[Label]:
     flags = [flag for piece, flag in pieces for _ in piece.encode()]
     before = list(itertools.accumulate(flags, initial=0))
     made = []
-    for index, token in enumerate(tokens):
+    for number, token in enumerate(tokens):
         covered = flags[token.start : token.end]
         # One without bytes belongs to the text behind it.
         is_mark = not covered and flags[token.start : token.start + 1] == [True]
-        if index == 0 or not (any(covered) or token.is_end or is_mark):
+        if number == 0 or not (any(covered) or token.is_end or is_mark):
             continue
         head = tail = 0
         if any(covered):
             head, tail = covered.index(True), covered[::-1].index(True)
         if token.is_end:
-            made.append(Label(index, token, before[token.start], b"", before[token.start], b""))
+            made.append(Label(number, token, before[token.start], b"", before[token.start], b""))
             continue
         made.append(
             Label(
-                index,
+                number,
                 token,
                 before[token.start],
                 data[token.start : token.start + head],
