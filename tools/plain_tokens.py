@@ -15,6 +15,8 @@ The first token of a sequence is none: nothing predicts it.
 import itertools
 import json
 import re
+import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -44,8 +46,8 @@ class Label(NamedTuple):
         token: The token.
         read: Supervised bytes before it.
         head: The context bytes at its head: it crosses from context into supervised text.
-        stop: Supervised bytes up to its end.
-        tail: The context bytes at its end.
+        stop: Supervised bytes up to its end, or to the first context behind those.
+        tail: What it writes from there on.
     """
 
     number: int
@@ -103,7 +105,8 @@ class PlainTokenizer:
                 section.append((i, at[low], at[high]))
                 continue
             tokens += self._section(data, place, at[low], section)
-            tokens.append(Token(i, at[low], at[high], self.written[i], is_end=False))
+            is_sure = data[at[low] : at[high]] == self.written[i]
+            tokens.append(Token(i, at[low], at[high], self.written[i], is_sure=is_sure))
             section, place = [], at[high]
         tokens += self._section(data, place, len(data), section)
         tokens = _with_ends(tokens, ends, self.ends)
@@ -140,38 +143,43 @@ class PlainTokenizer:
             i, _, _ = found[n]
             fits = self._fits(data[:high], place, i, is_first=n == 0)
             if fits is not None:
-                tokens.append(Token(i, place, *fits))
-                place, n = fits[0], n + 1
+                tokens.append(fits)
+                place, n = fits.end, n + 1
                 continue
             # The next token that begins behind all before it, and writes what is there.
-            stop, after = n + 1, found[n][2]
+            stop, after, behind = n + 1, found[n][2], high
             while stop < len(found):
-                behind = found[stop][1]
-                if behind >= after and self._fits(data[:high], behind, found[stop][0]):
+                behind = self._before_gap(data, after, found[stop][1])
+                if found[stop][1] >= after and self._fits(data[:high], behind, found[stop][0]):
                     break
                 after = max(after, found[stop][2])
                 stop += 1
-            until = found[stop][1] if stop < len(found) else high
+            until = behind if stop < len(found) else high
             tokens += [Token(i, place, until, self.written[i], is_sure=False)
                        for i, _, _ in found[n:stop]]  # fmt: skip
             place, n = until, stop
         return tokens
 
-    def _fits(
-        self, data: bytes, place: int, i: int, *, is_first: bool = False
-    ) -> tuple[int, bytes, bool] | None:
-        """Tell where a token ends if it writes what is here: (end, bytes written, added space)."""
+    def _before_gap(self, data: bytes, low: int, place: int) -> int:
+        """Step back over white space that belongs to the token at a place."""
+        return max(low, len(data[:place].rstrip())) if self.drops_spaces else place
+
+    def _fits(self, data: bytes, place: int, i: int, *, is_first: bool = False) -> Token | None:
+        """Place a token if it writes what is here, perhaps behind a space that it adds."""
         piece = self.written[i]
-        if piece and data.startswith(piece, place):
-            return place + len(piece), piece, False
         bare = piece.removeprefix(b" ")
-        if self.drops_spaces:
+        if self.drops_spaces:  # white space belongs to what follows it, and is one space to it
             gap = re.match(rb"\s*", data[place:])
             skipped = place + (gap.end() if gap else 0)
-            if bare and data.startswith(bare, skipped):
-                return skipped + len(bare), piece, piece != bare and skipped == place
-        if is_first and piece != bare and data.startswith(bare, place):
-            return place + len(bare), piece, True
+            end = skipped + len(bare)
+            if not piece or not data.startswith(bare, skipped):
+                return None
+            added = skipped == place and bare != piece
+            return Token(i, place, end, piece, added, is_sure=added or data[place:end] == piece)
+        if piece and data.startswith(piece, place):
+            return Token(i, place, place + len(piece), piece)
+        if is_first and bare != piece and data.startswith(bare, place):
+            return Token(i, place, place + len(bare), piece, has_added_space=True)
         return None
 
 
@@ -187,9 +195,10 @@ def labels(tokens: Sequence[Token], pieces: Sequence[Piece]) -> list[Label]:
         is_mark = not covered and flags[token.start : token.start + 1] == [True]
         if number == 0 or not (any(covered) or token.is_end or is_mark):
             continue
-        head = tail = 0
+        head = within = 0
         if any(covered):
-            head, tail = covered.index(True), covered[::-1].index(True)
+            head = covered.index(True)
+            within = [*covered[head:], False].index(False)
         if token.is_end:
             made.append(Label(number, token, before[token.start], b"", before[token.start], b""))
             continue
@@ -199,8 +208,8 @@ def labels(tokens: Sequence[Token], pieces: Sequence[Piece]) -> list[Label]:
                 token,
                 before[token.start],
                 data[token.start : token.start + head],
-                before[token.end],
-                data[token.end - tail : token.end],
+                before[token.start] + within,
+                data[token.start + head + within : token.end],
             )
         )
     return made
@@ -309,10 +318,16 @@ def _spelling(content: Any) -> Any:
             return bytes.fromhex(byte[1])
         if continues:
             bare = token.removeprefix(continues)
-            return (bare if bare != token else " " + token).encode()
+            return (bare if bare != token or _is_cut_off(token) else " " + token).encode()
         return token.replace("\u2581", " ").encode() if "\\u2581" in parts else token.encode()
 
     return spelt
+
+
+def _is_cut_off(token: str) -> bool:
+    """Tell whether BERT cuts a text before and behind this, with or without a space there."""
+    is_sign = token in string.punctuation or unicodedata.category(token[0]).startswith("P")
+    return len(token) == 1 and (is_sign or "\u4e00" <= token <= "\u9fff")
 
 
 def _drops_spaces(content: Any) -> bool:
