@@ -8,7 +8,8 @@ to events of the student's vocabulary; the text says which event really came:
                       per label: what stays wrong however long one averages; mass that is sent to no
                       event counts as asked for and never coming
     paired            labels before which both sides have read the same bytes
-    between           labels that begin inside a teacher's token whose bytes so far are written
+    between           labels that begin inside a teacher's token whose bytes so far are written; of
+                      those, `sent between` have an event, which is the right one for `right between`
 
 Pairs come from `tools.plain_tokens`, which shares no code with what it judges.
 
@@ -209,13 +210,11 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
         pairs: The pairs of the two tokenizers that it maps.
 
     Returns:
-        JSON-ready: `right`, `total variation`, `paired`, `between`, `right between`, how many bits
-        a label tells as a token and as an event, and `right` of
-        each of `SORTS` and of first tokens (None without labels), with their numbers in `labels`.
+        JSON-ready: the figures above, how many bits a label tells as a token and as an event, and
+        what is right of each of `SORTS` and of first tokens (None without labels), with their
+        numbers in `labels`.
     """
-    of_token = made.of_token
-    event_of = np.arange(int(pairs.student.max(initial=0)) + 1) if of_token is None else of_token
-    came = (event_of if event_of.ndim == 1 else event_of[0])[pairs.student]
+    came = made.event_of(pairs.student).astype(np.int64)
     source = made.source_of_token(pairs.teacher, pairs.space)
     inside = pairs.written > 0
     source[inside] = made.source_behind(pairs.teacher[inside], pairs.written[inside])
@@ -223,7 +222,7 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
     best = np.full(len(source), -1, np.int64)
     order = np.lexsort((share, owner))  # the largest share of each comes last, and stays
     best[owner[order]] = event[order]
-    is_right = best == came
+    is_right, is_sent = best == came, best >= 0
     at = ~inside
     total = sum(pairs.labels[sort] for sort in SORTS)
     figures: dict[str, Any] = {
@@ -231,7 +230,8 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
         "total variation": _variation(came[at], at[owner], owner, event, share, int(at.sum())),
         "paired": float(at.sum()) / max(1, total),
         "between": float(inside.sum()) / max(1, total),
-        "right between": _share(is_right[inside]),
+        "sent between": _share(is_sent[inside]),
+        "right between": _share(is_right[inside & is_sent]),
         "bits of tokens": _bits(pairs.student),
         "bits of events": _bits(came),
         "labels": {},
@@ -251,13 +251,17 @@ def _bits(ids: npt.NDArray[Any]) -> float:
 
 def _sent(made: Any, source: Ints) -> tuple[Ints, Ints, npt.NDArray[np.float64]]:
     """List what each pair sends: (pair, event, share), flat."""
-    first, stop = made.first[source], made.first[source + 1]
-    owner = np.repeat(np.arange(len(source)), stop - first)
-    within = np.arange(len(owner)) - np.repeat(
-        np.cumsum(stop - first) - (stop - first), stop - first
-    )
-    member = first[owner] + within
-    return owner, made.event[member].astype(np.int64), made.share[member].astype(np.float64)
+    if made.first is None:
+        owner, member = np.arange(len(source)), source
+        share = np.ones(len(source))
+    else:
+        first, count = made.first[source], made.first[source + 1] - made.first[source]
+        owner = np.repeat(np.arange(len(source)), count)
+        member = first[owner] + np.arange(len(owner)) - (np.cumsum(count) - count)[owner]
+        share = made.share[member].astype(np.float64)
+    event = made.event[member].astype(np.int64)
+    is_sent = event >= 0
+    return owner[is_sent], event[is_sent], share[is_sent]
 
 
 def _variation(
