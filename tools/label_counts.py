@@ -8,8 +8,8 @@ to events of the student's vocabulary; the text says which event really came:
                       per label: what stays wrong however long one averages; mass that is sent to no
                       event counts as asked for and never coming
     paired            labels before which both sides have read the same bytes
-    between           labels that begin inside a teacher's token whose bytes so far are written; of
-                      those, `sent between` have an event, which is the right one for `right between`
+    between           labels that begin inside a teacher's token whose bytes so far are written;
+                      `sent between` of those have an event, the right one for `right between`
 
 Pairs come from `tools.plain_tokens`, which shares no code with what it judges.
 
@@ -109,7 +109,7 @@ def side(name: str, tokenizer: PlainTokenizer, chosen: Sequence[Row]) -> Side:
     for row in chosen:
         pieces = row.pieces(name, tokenizer)
         tokens = tokenizer.read(pieces, wrapped=row.form != "talk")
-        found.labels.append(labels(tokens, pieces))
+        found.labels.append(labels(tokens, pieces, in_template=row.form == "talk"))
         found.texts.append("".join(text for text, _ in pieces).encode())
         starts, read = set(), 0
         for text, is_supervised in pieces:

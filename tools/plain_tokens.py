@@ -183,8 +183,18 @@ class PlainTokenizer:
         return None
 
 
-def labels(tokens: Sequence[Token], pieces: Sequence[Piece]) -> list[Label]:
-    """List the tokens that are trained on, and what each side has read before them."""
+def labels(
+    tokens: Sequence[Token], pieces: Sequence[Piece], *, in_template: bool = False
+) -> list[Label]:
+    """List the tokens that are trained on, and what each side has read before them.
+
+    Args:
+        tokens: All tokens of the text.
+        pieces: The text.
+        in_template: Whether the tokenizer's own chat template wrote the context. A space that it
+            writes before an answer is then as good as added by the tokenizer: the other side's
+            template has its own way to lead to the same answer.
+    """
     data = "".join(piece for piece, _ in pieces).encode()
     flags = [flag for piece, flag in pieces for _ in piece.encode()]
     before = list(itertools.accumulate(flags, initial=0))
@@ -202,16 +212,17 @@ def labels(tokens: Sequence[Token], pieces: Sequence[Piece]) -> list[Label]:
         if token.is_end:
             made.append(Label(number, token, before[token.start], b"", before[token.start], b""))
             continue
-        made.append(
-            Label(
-                number,
-                token,
-                before[token.start],
-                data[token.start : token.start + head],
-                before[token.start] + within,
-                data[token.start + head + within : token.end],
-            )
+        label = Label(
+            number,
+            token,
+            before[token.start],
+            data[token.start : token.start + head],
+            before[token.start] + within,
+            data[token.start + head + within : token.end],
         )
+        if in_template and label.head == b" " and token.written[:1] == b" ":
+            label = label._replace(head=b"", token=token._replace(has_added_space=True))
+        made.append(label)
     return made
 
 
