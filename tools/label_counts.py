@@ -109,7 +109,9 @@ def side(name: str, tokenizer: PlainTokenizer, chosen: Sequence[Row]) -> Side:
     for row in chosen:
         pieces = row.pieces(name, tokenizer)
         tokens = tokenizer.read(pieces, wrapped=row.form != "talk")
-        found.labels.append(labels(tokens, pieces, in_template=row.form == "talk"))
+        made = labels(tokens, pieces, in_template=row.form == "talk")
+        # A tokenizer's ends are one event: training asks for the one that the row has.
+        found.labels.append([_with_id(label, tokenizer.eos) for label in made])
         found.texts.append("".join(text for text, _ in pieces).encode())
         starts, read = set(), 0
         for text, is_supervised in pieces:
@@ -118,6 +120,10 @@ def side(name: str, tokenizer: PlainTokenizer, chosen: Sequence[Row]) -> Side:
                 read += len(text.encode())
         found.turns.append(starts)
     return found
+
+
+def _with_id(label: Label, eos: int) -> Label:
+    return label._replace(token=label.token._replace(id=eos)) if label.token.is_end else label
 
 
 class Counted(NamedTuple):

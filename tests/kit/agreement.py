@@ -8,6 +8,7 @@ import numpy as np
 from distill.alignment.align import Spans, align
 from distill.data.targets import student_spans
 from logitstore.records import Segment
+from logitstore.text.crossings import find_crossings
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 from tools.plain_tokens import Label, Piece, PlainTokenizer, groups, labels, shared_starts
 
@@ -52,11 +53,23 @@ def read(pair: Pair, pieces: Sequence[Piece], *, wrapped: bool = True) -> Read:
     unsure = {n for n, token in enumerate(tokens) if not token.is_sure}
     assert {*found.numbers()} - unsure == found.sure()
     spans = student_spans(ours)
+    kept = _as_a_store_has_them(segments, pair.ours, ours)
     place = dict(zip(found.numbers(), range(len(ours.token_ids)), strict=False))
     for label in found.plain:
         if label.number in found.sure():
             _compare(label, spans, ours, place[label.number])
+            _compare(label, kept, ours, place[label.number])
     return found
+
+
+def _as_a_store_has_them(
+    segments: Sequence[Segment], tokenizer: ByteTokenizer, tokens: TokenizedText
+) -> Spans:
+    """Place the labels from what a store keeps of them: ids and supervised bytes."""
+    has = tokens.has_record
+    ids, starts, lengths = tokens.token_ids[has], tokens.byte_starts[has], tokens.byte_lengths[has]
+    found = find_crossings(segments, tokenizer, ids, starts, lengths, tokens.is_eos[has])
+    return Spans(starts, found.lengths, tokens.is_eos[has], *found[1:])
 
 
 def _compare(label: Label, spans: Spans, ours: TokenizedText, n: int) -> None:
