@@ -25,8 +25,8 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 import numpy as np
-from distill.alignment.make_map import LEARNED, Seen, make_map
 
+from distill.alignment.make_map import LEARNED, Seen, make_map
 from logitstore.models.loading import load_tokenizer
 from logitstore.text.tokenizer import ByteTokenizer
 from tools.benchmark import goal, is_goal, surroundings, table
