@@ -17,6 +17,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
 
 from distill.head import scaled_rows
+from distill.head.query import HeadQuery, Lookup, Partition
 from distill.head.student_head import StudentHead
 from logitstore.errors import InputError
 from logitstore.testing import tiny
@@ -100,6 +101,23 @@ def test_what_is_kept_for_the_backward_pass_has_no_vocabulary_in_it() -> None:
     assert costs[4096, False] == costs[1024, False]
     assert costs[4096, True] > 2 * costs[1024, True]
     assert costs[4096, True] > 5 * costs[4096, False]
+
+
+def test_events_cost_no_memory_of_tokens_times_vocabulary_either() -> None:
+    """Half of the vocabulary is one event, which is listed at every position."""
+    saved = {}
+    for width in (1024, 2048):
+        model, (inputs, rows, query) = tiny.llama(width), question(width=1024)
+        of_V = torch.arange(width).clamp(min=width // 2) - width // 2
+        ids = torch.arange(6).expand(len(rows), 6)
+        lookups = {"events": Lookup(ids, partition=Partition(of_V, width // 2))}
+        asked = Question(inputs, rows, HeadQuery(query.labels_N, lookups=lookups))
+        head = StudentHead(model, chunk_tokens=4)
+        saved[width] = saved_bytes(model, head, asked)
+        with largest_tensor() as seen:
+            some_loss(head(model, *asked)).backward()
+        assert seen[0] == width * 32  # the weights' gradient
+    assert saved[1024] == saved[2048]
 
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
