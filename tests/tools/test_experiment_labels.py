@@ -81,7 +81,7 @@ def test_a_run_keeps_each_result_and_says_what_it_leaves_out(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     results = tmp_path / "results.jsonl"
-    unknown = CONTENDERS["mapped_kl"]._replace(options={"no_such_option": 1})
+    unknown = CONTENDERS["alm"]._replace(options={"no_such_option": 1})
     monkeypatch.setitem(CONTENDERS, "unknown", unknown)
     run = workers.Run(folder, QUICK, results, "cpu", 1, time.time() + 600, tmp_path)
     monkeypatch.setattr(workers, "_run", run)
