@@ -175,9 +175,12 @@ def _fit(written: bytes, before: bytes, core: bytes, behind: bytes) -> _Fit:
 
 def _fit_behind_spaces(written: bytes, before: bytes, core: bytes, behind: bytes) -> _Fit:
     """Fit a token that has all white space before it, whatever that is, as one space or none."""
-    head = tail = 0
-    if _without_space(core) == core:
-        head, tail = _found(written.removeprefix(b" "), before, core, behind) or (0, 0)
+    word = _without_space(core)
+    begins_before = word == core
+    rest = behind if word else _without_space(behind)
+    around = before if begins_before else b""
+    head, tail = _found(written.removeprefix(b" "), around, word, rest) or (0, 0)
+    tail += len(behind) - len(rest)
     begun = before[: len(before) - head]
     head += len(begun) - len(_without_space_behind(begun))
     covered = (before + core + behind)[len(before) - head : len(before) + len(core) + tail]
