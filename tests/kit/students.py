@@ -1,8 +1,10 @@
 """Short training runs on a store in memory, and the rows that most tests of them use."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     BloomConfig,
@@ -17,6 +19,7 @@ from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import Segment
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore, Row
+from logitstore.text.tokenizer import ByteTokenizer
 
 LOSSES = "uld:1.5,mapped_kl:2"
 
@@ -30,6 +33,27 @@ def ragged_rows() -> list[Row]:
     rows.append((Segment("A prompt: ", supervised=False), Segment("yes", supervised=True)))
     rows.append((Segment("Another? ", supervised=False), Segment("no, 🙂 no", supervised=True)))
     return rows
+
+
+def rows_with_a_stranger() -> list[Row]:
+    """Those rows, but that the student has tokens of several bytes in row 3."""
+    rows = ragged_rows()
+    rows[3] = (Segment(tiny.corpus()[0][:40], supervised=True),)
+    return rows
+
+
+def estranged(store: FakeStore) -> FakeStore:
+    """Place all records of row 3 inside one token of the student, so that nothing is aligned."""
+    own, row = store.records[3], rows_with_a_stranger()[3]
+    starts = set(ByteTokenizer(tiny.byte_bpe()).encode(row).byte_starts.tolist())
+    inside = next(byte for byte in range(max(starts)) if byte not in starts)
+    store.records[3] = replace(
+        own,
+        token_ids=np.full_like(own.token_ids, 5),  # no end of text
+        byte_starts=np.full_like(own.byte_starts, inside),
+        byte_lengths=np.zeros_like(own.byte_lengths),
+    )
+    return store
 
 
 def t5(seed: int = 0) -> PreTrainedModel:

@@ -25,7 +25,7 @@ from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import curve
-from tests.kit.students import logged, ragged_rows, settings, t5, trainer_of
+from tests.kit.students import estranged, logged, rows_with_a_stranger, settings, t5, trainer_of
 
 CE_WEIGHT, WEIGHT = 0.5, 3.0
 SHARES = ("all", "some", "none")
@@ -68,10 +68,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     tokenizer = tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
     folder = tmp_path_factory.mktemp("teacher")
-    made = FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder)
-    odd = made.records[3]
-    made.records[3] = replace(odd, byte_starts=odd.byte_starts + 10_000)
-    return made
+    return estranged(FakeStore.from_teacher(teacher, tokenizer, rows_with_a_stranger(), folder))
 
 
 @pytest.fixture
