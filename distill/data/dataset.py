@@ -274,6 +274,7 @@ class StoreDataset(Dataset[Example]):
             template = self.reader.template
             read_by = {
                 "store": self.store.digest,
+                "at_boundaries": self._is_at_boundaries,
                 "sequences": len(self),
                 "max_length": self.max_length,
                 "template": None if template is None else template.source,
