@@ -274,14 +274,14 @@ def _sequence(
     return {kind: values[mask].sum(0) for kind, mask in is_kind.items()}
 
 
-def _with_ends(mapping: VocabMap, data: StoreDataset, ends: npt.NDArray[np.int64]) -> VocabMap:
+def _with_ends(mapping: _Maps, data: StoreDataset, ends: npt.NDArray[np.int64]) -> _Maps:
     """Send the teacher's ends to the token that ends this sequence's turns, as training does."""
     spec = data.store.spec
     if spec.tokenizer_fingerprint == data.reader.tokenizer.fingerprint or not len(ends):
         return mapping
     prefix, exact = mapping.prefix.copy(), mapping.exact.copy()
     prefix[list(spec.eos_ids)] = exact[list(spec.eos_ids)] = ends[-1]
-    return VocabMap(prefix, exact)
+    return _Maps(prefix, exact)
 
 
 def _mass(records: TokenRecords, known: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
