@@ -252,14 +252,15 @@ def _sequence(
     tokens, _ = data.reader.read(line, teacher)
     if tokens is None:
         return None
-    label_ids = tokens.token_ids[tokens.has_record]
-    alignment = align(teacher, student_spans(tokens))
+    label_ids, student = tokens.token_ids[tokens.has_record], student_spans(tokens)
+    alignment = align(teacher, student)
     at, on = alignment.shared_starts.T
     values = np.zeros((len(label_ids), 7))
     values[:, 0] = 1
     values[on, 1] = 1
     values[alignment.strict[:, 1], 2] = 1
     if mapping is not None:
+        mapping = _with_ends(mapping, data, label_ids[student.is_eos])
         every = np.zeros_like(mapping.exact)
         for column, known in enumerate((every, mapping.exact, mapping.prefix), start=3):
             values[on, column] = _mass(records, known)[at]
@@ -271,6 +272,16 @@ def _sequence(
         "white space": np.array([bool(w) and w.isspace() for w in written], bool),
     }
     return {kind: values[mask].sum(0) for kind, mask in is_kind.items()}
+
+
+def _with_ends(mapping: _Maps, data: StoreDataset, ends: npt.NDArray[np.int64]) -> _Maps:
+    """Send the teacher's ends to the token that ends this sequence's turns, as training does."""
+    spec = data.store.spec
+    if spec.tokenizer_fingerprint == data.reader.tokenizer.fingerprint or not len(ends):
+        return mapping
+    prefix, exact = mapping.prefix.copy(), mapping.exact.copy()
+    prefix[list(spec.eos_ids)] = exact[list(spec.eos_ids)] = ends[-1]
+    return _Maps(prefix, exact)
 
 
 def _mass(records: TokenRecords, known: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:

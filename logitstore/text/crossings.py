@@ -20,7 +20,7 @@ import numpy as np
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import Segment
 from logitstore.text.supervised_bytes import SupervisedBytes
-from logitstore.text.token_spans import Spelling, spelling
+from logitstore.text.token_spans import Spelling, spelling, without_space_behind
 from logitstore.text.tokenizer import ByteTokenizer
 
 
@@ -166,7 +166,11 @@ def _fit(written: bytes, before: bytes, core: bytes, behind: bytes) -> _Fit:
         return _Fit(*found, False, True)
     has_space = written[:1] == b" "
     if has_space and (found := _found(written[1:], before, core, behind)):
-        return _Fit(*found, True, True)
+        head, tail = found
+        begun = before[: len(before) - head].decode("utf-8", "replace")
+        if begun[-1:].isspace():  # of another kind, which a normaliser has made a plain one
+            return _Fit(head + len(begun[-1].encode()), tail)
+        return _Fit(head, tail, True, True)
     # Its word is changed, but where it begins with a space and the context ends with one, that is
     # its own.
     is_word = _without_space(core) == core
@@ -182,7 +186,7 @@ def _fit_behind_spaces(written: bytes, before: bytes, core: bytes, behind: bytes
     head, tail = _found(written.removeprefix(b" "), around, word, rest) or (0, 0)
     tail += len(behind) - len(rest)
     begun = before[: len(before) - head]
-    head += len(begun) - len(_without_space_behind(begun))
+    head += len(begun) - len(without_space_behind(begun))
     covered = (before + core + behind)[len(before) - head : len(before) + len(core) + tail]
     has_added_space = written == b" " + covered
     return _Fit(head, tail, has_added_space, has_added_space or written == covered)
@@ -190,7 +194,3 @@ def _fit_behind_spaces(written: bytes, before: bytes, core: bytes, behind: bytes
 
 def _without_space(text: bytes) -> bytes:
     return text.decode("utf-8", "surrogateescape").lstrip().encode("utf-8", "surrogateescape")
-
-
-def _without_space_behind(text: bytes) -> bytes:
-    return text.decode("utf-8", "surrogateescape").rstrip().encode("utf-8", "surrogateescape")

@@ -103,18 +103,23 @@ def spans_from_offsets(
 
 
 def _with_white_space(data: bytes, starts: I64, ends: I64, owns_space: Bools) -> I64:
-    """Move starts to where the token before ended, if only white space lies between."""
+    """Move starts to before the white space in front of them that lies behind the token before."""
     before = np.append(0, ends[:-1])
     holes = np.flatnonzero((starts > before) & owns_space)
     if not len(holes):
         return starts
     others = np.append(0, np.cumsum(~np.isin(np.frombuffer(data, np.uint8), _ASCII_SPACES)))
     is_space = others[starts[holes]] == others[before[holes]]
-    for n in np.flatnonzero(~is_space):  # white space beyond ASCII
-        is_space[n] = data[before[holes[n]] : starts[holes[n]]].decode("utf-8", "replace").isspace()
     moved = starts.copy()
     moved[holes[is_space]] = before[holes[is_space]]
+    for i in holes[~is_space]:  # white space beyond ASCII, or behind what a normaliser has dropped
+        moved[i] = before[i] + len(without_space_behind(data[before[i] : starts[i]]))
     return moved
+
+
+def without_space_behind(text: bytes) -> bytes:
+    """Remove white space of any kind from the end of UTF-8 text."""
+    return text.decode("utf-8", "surrogateescape").rstrip().encode("utf-8", "surrogateescape")
 
 
 def _over_marks(data: bytes, low: I64, high: I64) -> I64:

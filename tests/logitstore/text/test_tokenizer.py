@@ -5,6 +5,7 @@ import os
 import pickle
 import subprocess
 import sys
+import unicodedata
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.testing import tiny
+from logitstore.text import token_spans
 from logitstore.text.token_spans import spans_from_offsets
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 from tests.kit.kinds import (
@@ -225,6 +227,31 @@ def test_white_space_that_nothing_writes_belongs_to_the_token_behind_it():
     assert "".join(pieces) == "  The  ÉTÉ"
     assert any(piece.startswith("  É") for piece in pieces)
     assert spans(found)[0][0] == 0
+
+
+@pytest.mark.parametrize("sign", ["\ufdfa", "\ufdfb"])
+def test_one_character_that_is_normalised_to_several_words_is_divided_in_order(sign: str):
+    """U+FDFA is four words of 18 letters after NFKC: more tokens than it has bytes."""
+    letters = sorted({c for c in unicodedata.normalize("NFKC", sign) if not c.isspace()})
+    pieces = [("<unk>", -20.0), ("▁", -3.0), *((c, -8.0) for c in ["a", *letters])]
+    made: Any = PreTrainedTokenizerFast
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    found = whole(ByteTokenizer(made(tokenizer_object=tokenizer)), f"a {sign} a", add_eos=False)
+    places = list(itertools.chain.from_iterable(spans(found)))
+    assert found.status == "ok"
+    assert places == sorted(places)
+    assert (places[-2:], len(places) > 2 * len(letters)) == ([6, 7], True)
+
+
+def test_spans_that_would_run_backwards_are_none_at_all(monkeypatch: pytest.MonkeyPatch):
+    """Whatever the cause, such a row has no records, and its capture goes on."""
+    monkeypatch.setattr(token_spans, "_laid_out", lambda *_: (np.array([1, 0]), np.array([2, 1])))
+    found = whole(with_offsets("byte_bpe", [65, 66], [(0, 1), (1, 2)]), "éa")
+    assert found.status == "spans_unknown"
 
 
 def test_space_that_the_tokenizer_adds_has_no_bytes():
