@@ -1,6 +1,6 @@
 """`kill -9` a real capture at random moments, again and again; nothing committed may suffer.
 
-    python tools/kill_capture.py --kills 200 [--seed 0] [--workers 3]
+    python tools/kill_capture.py --kills 200 [--seed 0] [--workers 3] [--boundaries]
 
 A tiny teacher reads some fifty rows into as many shards as fit. Each attempt is a forked process
 (torch is imported once) that is killed at a random moment of its run, start and seal included.
@@ -8,6 +8,7 @@ After each kill: every shard that was ever seen is still the same file with the 
 an uninterrupted capture, and the store verifies. When a store gets finished it must be byte for
 byte the uninterrupted one; then the next is begun, until there were enough kills.
 
+With `--boundaries`, the teacher is asked at a student's boundaries, too: a store inside each store.
 With `--workers N`, N processes share a store by claims (`--claim`). Now and then one of them is
 killed, and another takes its place immediately.
 
@@ -46,8 +47,10 @@ SHARD_TEXT_BYTES = 100
 class Trial:
     """One teacher, one dataset, and the bytes of an uninterrupted capture of them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, has_student: bool = False) -> None:
         self.folder = folder
+        self.student = str(folder / "student") if has_student else None
+        tiny.unigram().save_pretrained(folder / "student")
         self.teacher, self.data = folder / "teacher", folder / "rows.jsonl"
         tiny.save(self.teacher, tiny.llama(400), tiny.byte_bpe(400, bos=True))
         rows = [json.dumps({"text": t}) for t in [*tiny.corpus(), ""]]
@@ -75,6 +78,7 @@ class Trial:
                     top_k=8,
                     shard_text_bytes=SHARD_TEXT_BYTES,
                     claim=claim,
+                    boundaries_of=self.student,
                 )
                 os._exit(0)
             finally:
@@ -116,11 +120,11 @@ class Trial:
 
     def check(self, out: Path) -> None:
         """Check the store after a kill: shards are unchanged, and it verifies."""
-        for path in sorted(out.glob("shards/*.zarr.zip")):
+        for path in sorted(out.rglob("shards/*.zarr.zip")):
             identity = (path.stat().st_ino, path.stat().st_mtime_ns)
             if self.kept.setdefault(path, identity) != identity:
                 raise AssertionError(f"{path} was replaced")
-            if path.read_bytes() != self.wanted[f"shards/{path.name}"]:
+            if path.read_bytes() != self.wanted[str(path.relative_to(out))]:
                 raise AssertionError(f"{path} is not what an uninterrupted capture writes")
         self.counts["left a temporary file"] += any(out.rglob(".tmp-*"))
         if not (out / "store.json").exists():
@@ -142,13 +146,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=0, help="share each store by claims")
+    parser.add_argument("--boundaries", action="store_true", help="with those of a student")
     args = parser.parse_args()
     torch.set_num_threads(1)
     # tqdm's own lock is a semaphore shared between forks: a killed one would hold it for ever.
     tqdm.set_lock(threading.RLock())
     rng = np.random.default_rng(args.seed)
     with tempfile.TemporaryDirectory() as name:
-        trial, kills, number, since = Trial(Path(name)), 0, 0, 0
+        trial, kills, number, since = Trial(Path(name), has_student=args.boundaries), 0, 0, 0
         while kills < args.kills or since > 0:
             out = Path(name) / f"store-{number}"
             if args.workers:

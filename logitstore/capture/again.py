@@ -1,5 +1,6 @@
 """A capture run again with the settings that its store has recorded, for `repair --capture`."""
 
+import os
 from dataclasses import replace
 
 from logitstore.capture.settings import CaptureSettings
@@ -11,16 +12,17 @@ from logitstore.format.spec import (
     StoreHeader,
     boundaries_name,
 )
-from logitstore.storage.paths import StorePath, names_in_or_none
+from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 
 
-def capture_again(path: StorePath) -> None:
+def capture_again(store: str | os.PathLike[str] | StorePath) -> None:
     """Capture what is missing with the teacher, dataset and settings that the store began with.
 
     Raises:
         InputError: The store has not recorded them, or teacher or dataset cannot be found.
         MismatchError: Teacher or dataset has changed.
     """
+    path = store_path(store)
     provenance = StoreHeader.read(path).provenance
     settings = provenance.get("settings")
     teacher, dataset = (str(provenance.get(name, "")) for name in ("teacher", "dataset"))

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers import ByT5Tokenizer
+
 from logitstore.capture import capture
 from logitstore.testing import tiny
 from tests.kit import students, templates
@@ -32,6 +34,7 @@ def _models(here: Path) -> None:
     chatty = templates.gemma()
     tiny.save(here / "chatty", tiny.llama(len(chatty)), chatty)
     tiny.save(here / "small", tiny.llama(280), tokenizer)
+    ByT5Tokenizer().save_pretrained(here / "placeless")
     tiny.save(here / "two-sided", students.t5(), tokenizer)
     tiny.save(here / "alibi", students.bloom(), tokenizer)
     broken: dict[str, Callable[[Path], object]] = {
@@ -93,6 +96,8 @@ def _stores(here: Path) -> None:
     data = here / "rows.jsonl"
     capture(str(here / "teacher"), str(data), here / "store", top_k=8, shard_text_bytes=30)
     capture(str(here / "teacher"), str(data), here / "blind", top_k=8, ids=False)
+    for name, of in (("boundaries", "student"), ("other-boundaries", "chatty")):
+        capture(str(here / "teacher"), str(data), here / name, boundaries_of=str(here / of))
     broken: dict[str, Callable[[Path], object]] = {
         "newer": lambda s: _with_version(s / "store.json", 9),
         "begun": lambda s: (s / "DONE").unlink(),

@@ -81,7 +81,15 @@ class Student:
                 f"{_FLAG} {name}: its tokenizer is the teacher's own, so every boundary has a "
                 f"record already. Leave {_FLAG} out."
             )
-        template = ChatTemplate.of(found, tokenizer) if kind == "conversation" else None
+        template = None
+        if kind == "conversation":
+            if not found.chat_template:
+                raise InputError(
+                    f"{_FLAG} {name}: the rows are conversations, but this student's tokenizer has "
+                    "no chat template to write them with. Save one with it: a file "
+                    "chat_template.jinja beside its tokenizer.json."
+                )
+            template = ChatTemplate.of(found, tokenizer)
         return cls(name, tokenizer, saved_files(found), template, kind == "tokens")
 
     def labels(self, line: SequenceText, where: str) -> Labels | str:

@@ -9,6 +9,7 @@ import logging
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 import logitstore
 from logitstore.capture import preview
 from logitstore.capture.boundaries.branches import BranchReader, placed
+from logitstore.capture.boundaries.cost import check_asked
+from logitstore.capture.boundaries.student import Student
 from logitstore.capture.sequences.questions import Branch, Questions
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead
@@ -568,6 +571,23 @@ def test_the_journal_beside_the_store_has_what_was_written_inside_it(store: Logi
     within = [e for e in events(Path(str(store.path))) if e.get("within")]
     assert {e["event"] for e in within} == {"shard", "sealed"}
     assert not list((Path(str(store.path)) / "boundaries").glob("*journal*"))
+
+
+@pytest.mark.parametrize(
+    ("status", "why"),
+    [("spans_unknown", "does not say where its tokens lie"), ("text_changed", "chat template")],
+)
+def test_a_student_that_can_be_asked_about_nowhere_is_refused(
+    place: Path, status: str, why: str
+) -> None:
+    tokenizer = ByteTokenizer.from_folder(place / "bpe")
+    student = Student("nowhere", tokenizer, {})
+    row = sequence(5, 0)
+    lost = replace(row, questions=Questions.none(status))
+    check_asked(student, [lost, row])
+    check_asked(student, [])
+    with pytest.raises(InputError, match=f"--boundaries-of nowhere: .*{why}.*in all 2 sequences"):
+        check_asked(student, [lost, lost])
 
 
 def test_a_student_with_the_teachers_tokenizer_is_refused(teacher: Path, place: Path) -> None:

@@ -25,11 +25,18 @@ def test_ten_kills_lose_nothing_that_was_committed() -> None:
     assert "byte-identical" in said
 
 
+def test_ten_kills_lose_nothing_at_a_students_boundaries_either() -> None:
+    said = kill(10, "--boundaries")
+    assert said.startswith("10 kills survived")
+    assert "byte-identical" in said
+
+
 @pytest.mark.slow
 def test_three_workers_that_are_killed_and_replaced_write_the_store_of_one_process() -> None:
-    said = kill(3, "--workers", "3")
-    assert said.startswith("3 kills survived")
-    assert "byte-identical" in said
+    for more in ((), ("--boundaries",)):
+        said = kill(3, "--workers", "3", *more)
+        assert said.startswith("3 kills survived")
+        assert "byte-identical" in said
 
 
 @pytest.mark.slow
