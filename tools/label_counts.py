@@ -171,8 +171,9 @@ def counted(teacher: Side, student: Side) -> Counted:
             if t[a].token.is_sure:
                 space = _space(t[a], label)
                 found.append((t[a].token.id, written, space, label.token.id, sort, is_first))
-    columns = np.array(found, np.int64).reshape(-1, 6).T
-    t, written, space, u, sort, first = columns
+    t, written, space, u, sort, first = (
+        np.array(column, np.int64) for column in np.array(found).reshape(-1, 6).T
+    )
     return Counted(count, t, written, space, u, sort, first.astype(bool))
 
 
