@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -157,6 +158,9 @@ def _results(group: list[Job]) -> Iterator[dict[str, Any]]:
             result = run_job(_run.folder, job, _run.scale, _run.device, _run.shared)
         except (TypeError, LogitStoreError, FileNotFoundError) as error:
             _leave_out(job, error)
+            return
+        except Exception:  # of one contender: hours of others must not be lost for it
+            _leave_out(job, RuntimeError(traceback.format_exc()))
             return
         _latest_s[job.setting.rate] = result["seconds"]
         with _run.results.open("a") as file:
