@@ -51,6 +51,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 LONGEST = (
     "tools/test_demo.py",
     "distill/training/test_exactness.py",
+    "real/test_real_labels.py",
     "distill/training/test_trainer.py",
     "distill/test_cli.py",
     "test_readme.py",

@@ -48,6 +48,8 @@ GOALS = {
     ),
     "counted": (("total variation", "at_most", 0.03),),
 }
+#: Figures of a map that are shown of every pair, for each kind of text.
+SHOWN = ("right", "total variation", "bits of events")
 _FEWEST = 50  # labels of a sort, below which its share says nothing
 
 Figures = dict[str, Any]
@@ -134,17 +136,17 @@ def _is_known(figures: Figures, figure: str) -> bool:
 
 def report_of(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the page shows: goals, and for each pair a line a map."""
-    pairs = []
+    pairs: dict[str, dict[str, str]] = {}
     for pair, maps in found.items():
-        lines: dict[str, Any] = {"name": pair}
         some = next(iter(maps.values()))
-        for figure in ("paired", "between"):
-            lines[figure] = _line(some, figure)
+        pairs[pair] = {"paired; between": _lines(some, ("paired", "between"))}
         for name, by_kind in maps.items():
-            for figure in ("right", "total variation", "bits of events"):
-                lines[f"{name}: {figure}"] = _line(by_kind, figure)
-        pairs.append(lines)
-    return {"goals": goals(found), "kinds": list(KINDS), "pairs": pairs}
+            pairs[pair][f"{name}: {'; '.join(SHOWN)}"] = _lines(by_kind, SHOWN)
+    return {"goals": goals(found), "kinds": ", ".join(KINDS), "pairs": pairs}
+
+
+def _lines(by_kind: Mapping[str, Figures], figures: Sequence[str]) -> str:
+    return "; ".join(_line(by_kind, figure) for figure in figures)
 
 
 def _line(by_kind: Mapping[str, Figures], figure: str) -> str:
@@ -170,7 +172,7 @@ def shown(found: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     """Format all figures for people: a matrix each, then the goals."""
     maps = next(iter(found.values()))
     parts = [matrix(found, next(iter(maps)), "paired", kind) for kind in KINDS]
-    for figure in ("right", "total variation", "bits of events"):
+    for figure in SHOWN:
         parts += [matrix(found, name, figure, kind) for name in maps for kind in KINDS]
     lines = [["goal", "worst", "target", ""]]
     for about, each in report["goals"].items():
