@@ -262,7 +262,9 @@ class StoreDataset(Dataset[Example]):
 
     @cached_property
     def _order(self) -> Beginnings:
-        return Beginnings([each or b"" for each in self.teacher.token_bytes])
+        # Heads are often padded beyond their tokenizer, and entries may have these ids.
+        padding = max(0, int(self.store.spec.vocab_size) - self.teacher.size)
+        return Beginnings([*(each or b"" for each in self.teacher.token_bytes), *[b""] * padding])
 
     def _map(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""
