@@ -63,7 +63,7 @@ from transformers.trainer_utils import (
 
 from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.collator import Collator
-from distill.data.coverage import warn_if_low
+from distill.data.coverage import warn_if_wrong
 from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
@@ -148,7 +148,7 @@ class CachedTeacherTrainer(Trainer):
         self.store: Store = _at_boundaries(_opened(store, args.store, args), student, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
         if args.process_index == 0:
-            warn_if_low(self.data)
+            warn_if_wrong(self.data)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
             opened = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
