@@ -32,7 +32,6 @@ import numpy.typing as npt
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import KINDS as KINDS_OF_MAPS
 from distill.alignment.runs import Ints, runs
-from distill.data import advice
 from distill.data.dataset import Asked, StoreDataset
 from distill.data.judging import (
     FIRST,
@@ -48,7 +47,7 @@ from distill.data.judging import (
 )
 from distill.data.maps import count_pairs
 from distill.data.targets import aligned_pairs
-from distill.losses import all_losses, find, option_values
+from distill.losses import advice, all_losses, find, option_values
 from distill.losses.loss import Pairing
 from distill.losses.requirements import teacher_name, unmet
 from logitstore import open_store
@@ -144,7 +143,7 @@ def of_pair(
         )
     weights, told_by = advice.weights_of(student)
     options = {"map": map or advice.map_for(weights)}
-    name = "mapped_kl" if map else _judged(opened, reader)
+    name = advice.TWO_TOKENIZERS if map else _judged(opened, reader)
     losses = [name] if name else []
     data = StoreDataset(opened, reader, losses, max_length=max_length, template=template, **options)
     facts = coverage(data, loss=name, sequences=sequences, weights=weights)

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill.data import advice
+from distill.losses import advice
 
 Facts = Mapping[str, Any]
 

@@ -171,8 +171,8 @@ class Loss:
         options: Flags that it reads.
         has_bound: Whether `values` returns bounds.
         cited: The paper to cite.
-        order: Its place in lists. The first is the default, and if a store cannot serve one loss,
-            the message names the first that it can serve.
+        order: Its place in lists. If a store cannot serve one loss, the message names the first
+            that it can serve.
     """
 
     needs: frozenset[str] | Callable[[Options], frozenset[str]]

@@ -1,6 +1,7 @@
-"""Which loss to train a student with, given the store: one table, the first row that fits.
+"""Which loss to train a student with: the default, and the advice of `distill coverage`.
 
-A row fits if its condition holds and the store has what its loss needs.
+The advice is a table, of which the first row that fits counts: its condition holds, and the store
+has what its loss needs. No other file knows which loss is better where.
 """
 
 import shlex
@@ -12,6 +13,10 @@ from distill.losses import find, option_values
 
 #: Figures of a pair of store and student, as :mod:`distill.data.coverage` counts them.
 Facts = Mapping[str, Any]
+
+#: The value of `--loss` that leaves the choice to the pair, and what it then is.
+AUTO = "auto"
+ONE_TOKENIZER, TWO_TOKENIZERS = "tail_kl", "mapped_kl"
 
 #: Where fewer labels than this have a pair, whole groups of tokens say more.
 LOW_SHARE = 0.4
