@@ -132,6 +132,15 @@ def coverage(
     student: Annotated[
         str, typer.Argument(help="The student: a transformers folder, or a hub id.")
     ],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--map",
+            help="Map of the vocabularies to look at, as `distill train` takes it.",
+            metavar="KIND",
+            show_default="the recommended one",
+        ),
+    ] = None,
     sequences: Annotated[
         int,
         typer.Option(help="Look at N sequences, evenly spread over the store.", metavar="N"),
@@ -155,23 +164,25 @@ def coverage(
     allow_partial: PartialOpt = False,
     as_json: JsonOpt = False,
 ) -> None:
-    """Print how much of a store a student's tokenizer can use, and which loss to train with."""
+    """Print how to train a student from a store, and how right its labels would be."""
     if sequences < 1:
         raise InputError(f"--sequences {sequences}: expected at least 1.")
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
     with _talk_to_stderr():
         from distill.data import coverage as reports
+        from distill.data.coverage_table import table
 
         facts = reports.of_pair(
             store,
             student,
+            map=kind,
             sequences=sequences,
             max_length=max_length,
             chat_template_path=chat_template_path,
             allow_partial=allow_partial,
         )
-    print(reports.as_json(facts) if as_json else reports.table(facts))
+    print(reports.as_json(facts) if as_json else table(facts))
 
 
 @app.command()

@@ -202,7 +202,7 @@ def test_only_the_teacher_pass_imports_torch_in_logitstore() -> None:
 
 def test_a_loss_imports_torch_numpy_and_what_describes_a_loss() -> None:
     """Its formula is of tensors, its arrays are numpy's; it knows no store or student."""
-    machinery = ("__init__", "requirements", "weights", "loss", "aligned")
+    machinery = ("__init__", "advice", "requirements", "weights", "loss", "aligned")
     paths = [path for path in sources("distill/losses") if path.stem not in machinery]
     assert paths
     may = {"torch", "numpy", "distill.losses.loss", "distill.losses.aligned"}

@@ -217,21 +217,29 @@ def _mined(pair: _Pair, _seen: Seen) -> EventMap:
 
 
 def _counted(pair: _Pair, seen: Seen) -> EventMap:
-    """Count where each token goes, and its φ*, or the rest, once more."""
-    canonical = pair.sent(pair.writes.first)
-    every = np.arange(len(canonical))
-    source = np.concatenate([seen.teacher + seen.space * pair.teacher.size, every])
-    event = np.concatenate([seen.student, canonical]) + 1
+    return learnt(_canonical(pair, seen), seen)
+
+
+def learnt(canonical: EventMap, seen: Seen) -> EventMap:
+    """Count where each token goes, and its φ*, or the rest, once more.
+
+    Args:
+        canonical: The map that sends each source to its φ*.
+        seen: The pairs that are counted.
+    """
+    every = np.arange(canonical.sources)
+    source = np.concatenate([canonical.source_of_token(seen.teacher, seen.space), every])
+    event = np.concatenate([seen.student, canonical.event]) + 1
     count = np.concatenate([seen.count, np.ones(len(every), np.int64)])
-    width = pair.student.size + 1
+    width = int(event.max(initial=0)) + 1
     key, which = np.unique(source * width + event, return_inverse=True)
     summed = np.bincount(which, count, len(key))
     source, event = np.divmod(key, width)
-    total = np.bincount(source, summed, len(canonical))
+    total = np.bincount(source, summed, len(every))
     return EventMap(
         (event - 1).astype(np.int32),
-        pair.remainder,
-        first=np.searchsorted(source, np.arange(len(canonical) + 1)),
+        canonical.remainder,
+        first=np.searchsorted(source, np.arange(len(every) + 1)),
         share=(summed / total[source]).astype(np.float32),
     )
 

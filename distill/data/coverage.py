@@ -1,43 +1,58 @@
-"""The share of a store's teacher that a student can follow, and the loss recommended for it.
+"""What training would ask a student for, counted on a store, and the advice that follows.
 
 Shares of the student's labels, the supervised tokens that some position predicts:
 
     shared starts   labels at whose start a token of the teacher starts too: both predict what
                     follows the same bytes
-    strict          shared starts whose two tokens also end together
-    confirmed       shared starts where the token of the teacher's text is mapped to the student's
-                    label; elsewhere the two tokenizers cut the same text in other places, and a
-                    teacher that is right asks for a token that does not come
+    covered         labels that the loss compares with a record of the teacher; labels that begin
+                    inside one of its tokens too, where the loss does so
 
-Shares of the mass of the teacher's entries at shared starts:
+and of the covered ones, where the loss has a map of the vocabularies (:mod:`distill.data.judging`):
 
-    shared vocabulary   the mass on tokens that the student has byte for byte
-    mapped              the mass on tokens whose beginning is some student token
+    right           labels to which the map sends most of the teacher's own token there
+    wrong           labels to which it sends nothing of that
 
-The tail has no tokens, so its sizes are listed separately.
+A strict loss chooses its labels by what came, so that they are always right; it is judged at all
+shared starts, where its other targets could come as well.
 
-Numerals and white space are also counted separately: tokenizers differ most there, and an average
-over all text hides it.
+The pairs and the map are the ones that :class:`StoreDataset` makes for training. All shares are
+also counted by what the labels are: tokenizers differ most in numerals and white space, and an
+average over all text hides it.
 """
 
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distill.alignment.align import align
-from distill.alignment.make_map import make_map
-from distill.data.dataset import StoreDataset
-from distill.data.targets import student_spans, teacher_spans
-from distill.losses import all_losses, find, option_values
-from distill.losses.loss import LOW_SHARE
-from distill.losses.requirements import teacher_name
+from distill.alignment.event_map import EventMap
+from distill.alignment.make_map import KINDS as KINDS_OF_MAPS
+from distill.alignment.runs import Ints, runs
+from distill.data.dataset import Asked, StoreDataset
+from distill.data.judging import (
+    FIRST,
+    SORTS,
+    Bools,
+    bits_of,
+    out_of_fold,
+    sent_to,
+    sorts_of,
+    sources_of,
+    turn_starts,
+    variation,
+)
+from distill.data.maps import count_pairs
+from distill.data.targets import aligned_pairs
+from distill.losses import advice, all_losses, find, option_values
+from distill.losses.loss import Pairing
+from distill.losses.requirements import teacher_name, unmet
 from logitstore import open_store
+from logitstore.errors import InputError
 from logitstore.models.loading import load_tokenizer
-from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -45,78 +60,79 @@ from logitstore.text.tokenizer import ByteTokenizer
 SAMPLE = 32
 #: Upper edges of the bins of tail mass; the last is 1.
 TAIL_EDGES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
-KINDS = ("all", "numerals", "white space")
-#: Columns of the table: heading and width.
-COLUMNS = {
-    "shared_starts": ("shared starts", 15),
-    "strict": ("strict", 9),
-    "shared_mass": ("shared vocabulary", 19),
-    "mapped_mass": ("mapped", 9),
-    "borne_out": ("confirmed", 11),
-}
+KINDS = ("all", *SORTS, FIRST)
 
 Facts = dict[str, Any]
 
 
-def coverage(data: StoreDataset, *, sequences: int = 1000) -> Facts:
-    """Count what a student can follow of a store, in sequences spread evenly over it.
+def coverage(
+    data: StoreDataset, *, loss: str | None = None, sequences: int = 1000, weights: str = "unknown"
+) -> Facts:
+    """Count what training would ask a student for, in sequences spread evenly over a store.
 
     Args:
-        data: The store as the student reads it.
+        data: The store as the student reads it, for the loss.
+        loss: The loss whose pairs and map are counted; None: the first of the dataset's that has a
+            map, or the first.
         sequences: The most sequences to read.
+        weights: `new`, `trained` or `unknown`: whether the student has learnt already.
 
     Returns:
-        JSON-ready: `kinds` by `KINDS`, `tails`, `recommended` and the `reason`.
+        JSON-ready: shares by `KINDS` in `kinds`, `bits`, `vocabulary`, `folds`, `tails`,
+        `recommended`, its `options` and the `reason`.
     """
-    store, student = data.store, data.reader.tokenizer
-    has_ids = bool(store.spec.has_ids)
-    mapping = _maps(data) if has_ids else None
-    counts = {kind: np.zeros(7) for kind in KINDS}
-    tails = np.zeros(len(TAIL_EDGES), np.int64)
+    loss = loss or _mapping_loss(data)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(sequences, len(data))).astype(int))
-    skipped = 0
-    for i in data.sequences[chosen]:
-        records, line = store.read_many([int(i)])[0], store.text(int(i))
-        tail = np.exp(records.tail_logmass.astype(np.float64))
-        tails += np.bincount(np.searchsorted(TAIL_EDGES, tail.clip(max=1)), minlength=len(tails))
-        seen = _sequence(data, records, line, mapping)
-        if seen is None:
+    counted, skipped = _Counts(data, loss), 0
+    for i in chosen.tolist():
+        asked = data.asked(i, loss)
+        if asked is None:
             skipped += 1
-            continue
-        for kind in KINDS:
-            counts[kind] += seen[kind]
-    facts: Facts = {
-        "store": str(store.path),
-        "teacher": teacher_name(store),
-        "student": student.name,
-        "same_tokenizer": store.spec.tokenizer_fingerprint == student.fingerprint,
-        "has_ids": has_ids,
-        "missing": list(store.spec.missing),
-        "has_entries": bool(store.spec.top_k),
-        "has_draws": bool(store.spec.draws),
-        "byte_student": max(map(len, filter(None, student.token_bytes)), default=0) <= 1,
+        else:
+            counted.add(asked)
+    facts: Facts = _of_store(data) | {
+        "weights": weights,
+        "loss": loss,
+        "map": None if loss is None else data.pairings[loss].map,
         "sequences": len(chosen),
         "sequences_skipped": skipped,
-        "kinds": {kind: _shares(counts[kind], has_ids) for kind in KINDS},
-        "tails": [
-            {"tail_at_most": edge, "records": int(n), "share": n / max(1, int(tails.sum()))}
-            for edge, n in zip(TAIL_EDGES, tails.tolist(), strict=True)
-        ],
+        **counted.figures(),
     }
-    facts["recommended"], facts["reason"] = recommend(facts)
-    return facts
+    way = advice.recommend(facts)
+    return facts | {
+        "recommended": way.loss,
+        "options": dict(way.options),
+        "flags": advice.flags(way),
+        "reason": way.why,
+    }
 
 
 def of_pair(
     store: str,
     student: str,
     *,
+    map: str | None = None,
     sequences: int = 1000,
     max_length: int | None = None,
     chat_template_path: str | None = None,
     allow_partial: bool = False,
 ) -> Facts:
-    """Count the :func:`coverage` of a store by a student, of which only the tokenizer is read."""
+    """Count the :func:`coverage` of a store by a student, of which only the tokenizer is read.
+
+    Args:
+        store: The store.
+        student: Folder or hub id.
+        map: The map to look at; None: the one that is recommended.
+        sequences: The most sequences to read.
+        max_length: Student tokens a row may have.
+        chat_template_path: The student's chat template, if not its own.
+        allow_partial: Whether to read an unfinished store.
+
+    Returns:
+        The facts, and the `command` that trains as they recommend.
+    """
+    if map is not None and map not in KINDS_OF_MAPS:
+        raise InputError(f"--map {map}: not known. Known: {', '.join(KINDS_OF_MAPS)}. Name one.")
     opened = open_store(store, allow_partial=allow_partial)
     tokenizer = load_tokenizer(student)
     reader = ByteTokenizer(tokenizer)
@@ -125,184 +141,212 @@ def of_pair(
         template = ChatTemplate.of(
             tokenizer, reader, path=chat_template_path, flag="--chat-template-path"
         )
-    data = StoreDataset(opened, reader, max_length=max_length, template=template)
-    return coverage(data, sequences=sequences)
-
-
-def recommend(facts: Mapping[str, Any]) -> tuple[str, str]:
-    """Choose the loss for a pair of store and student, and say why.
-
-    Of the losses that the store can serve, it is the one that follows most of the text.
-    """
-    best, most = "ce", None
-    lacks = _lacks(facts)
-    for name, loss in all_losses().items():
-        advice = None if lacks & loss.needs_of(option_values({})) else loss.advice(facts)
-        if advice is not None and (most is None or advice.worth > most.worth):
-            best, most = name, advice
-    return best, _why_of_store(facts) or (most.why if most else "no other loss has what it needs")
-
-
-def _lacks(facts: Mapping[str, Any]) -> set[str]:
-    """List what a loss may need and the pair lacks, in the words of the losses' needs."""
-    missing = facts.get("missing", ())
-    has = {
-        "same tokenizer": facts["same_tokenizer"],
-        "entries": facts["has_entries"],
-        "ids": facts["has_ids"],
-        "tail": "tail_logmass" not in missing,
-        "token logprob": "token_logprob" not in missing,
-        "draws": facts.get("has_draws", False),
+    weights, told_by = advice.weights_of(student)
+    options = {"map": map or advice.map_for(weights)}
+    name = advice.TWO_TOKENIZERS if map else _judged(opened, reader)
+    losses = [name] if name else []
+    data = StoreDataset(opened, reader, losses, max_length=max_length, template=template, **options)
+    facts = coverage(data, loss=name, sequences=sequences, weights=weights)
+    more = {
+        "max_length": max_length,
+        "chat_template_path": chat_template_path,
+        "allow_partial": allow_partial,
     }
-    return {need for need, is_met in has.items() if not is_met}
+    way = advice.recommend(facts)
+    said = advice.command(way, student, store, weights, more)
+    return facts | {"weights_told_by": told_by, "command": said}
 
 
-def _why_of_store(facts: Mapping[str, Any]) -> str:
-    """Return the reason if it is something that an import lacks, else an empty text."""
-    missing = facts.get("missing", ())
-    if "tail_logmass" in missing:
-        return "the entries were renormalised before they were imported: no tail is known"
-    if "token_logprob" in missing:
-        return "the import lacks some tokens' log-probabilities, which other losses need"
-    return ""
+def _judged(store: Any, student: ByteTokenizer) -> str | None:
+    """Choose the loss to look at: the first that has a map and that the store can serve."""
+    options = option_values({})
+    served = [name for name in all_losses() if not any(unmet(store, student, name, options))]
+    mapping = [name for name in served if find(name).pairing_of(options).map is not None]
+    return next(iter([*mapping, *served]), None)
 
 
-def warn_if_low(data: StoreDataset) -> None:
-    """Warn once, before training, if a loss that maps tokens would see little of the text."""
-    mapping = [name for name, pairing in data.pairings.items() if pairing.map is not None]
-    mapping = [n for n in mapping if "same tokenizer" not in find(n).needs_of(data.options)]
-    if not mapping:
-        return
-    facts = coverage(data, sequences=SAMPLE)
-    better = facts["recommended"]
-    low = [name for name in mapping if _follows_little(name, facts)]
-    if low and better not in data.losses and facts["kinds"]["all"]["labels"]:
-        warnings.warn(
-            f"low coverage: {facts['student']} on {facts['store']}: {facts['reason']}. --loss "
-            f"{better} would learn more than {low[0]} here, or beside it; `distill coverage` shows "
-            'all figures. PYTHONWARNINGS="ignore:low coverage" silences this.',
-            stacklevel=2,
+def _mapping_loss(data: StoreDataset) -> str | None:
+    with_map = [name for name, pairing in data.pairings.items() if pairing.map is not None]
+    return next(iter([*with_map, *data.losses]), None)
+
+
+def _of_store(data: StoreDataset) -> Facts:
+    store, student = data.store, data.reader.tokenizer
+    return {
+        "store": str(store.path),
+        "teacher": teacher_name(store),
+        "student": student.name,
+        "same_tokenizer": data.is_one_tokenizer,
+        "has_ids": bool(store.spec.has_ids),
+        "missing": list(store.spec.missing),
+        "has_entries": bool(store.spec.top_k),
+        "has_draws": bool(store.spec.draws),
+        "byte_student": max(map(len, filter(None, student.token_bytes)), default=0) <= 1,
+        "vocabulary": _vocabularies(data.teacher, student),
+    }
+
+
+def _vocabularies(teacher: ByteTokenizer, student: ByteTokenizer) -> Facts:
+    """Count the tokens that write bytes, and those that both tokenizers have."""
+    theirs, ours = (set(filter(None, each.token_bytes)) for each in (teacher, student))
+    shared = len(theirs & ours)
+    return {
+        "teacher": len(theirs),
+        "student": len(ours),
+        "shared": shared,
+        "of_teacher": _share(shared, len(theirs)),
+        "of_student": _share(shared, len(ours)),
+    }
+
+
+class _Counts:
+    """Counts what is asked for in sequence after sequence."""
+
+    def __init__(self, data: StoreDataset, loss: str | None) -> None:
+        self._data, self._loss = data, loss
+        self._made: EventMap | None = None
+        mapping = None if loss is None else data.mappings[loss]
+        self._has_map = mapping is not None
+        self._is_strict = loss is not None and data.pairings[loss].kind == "strict"
+        self._columns: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+        self._totals = {kind: np.zeros(6) for kind in KINDS}
+        self._tails = np.zeros(len(TAIL_EDGES), np.int64)
+        self._halves: tuple[list[Any], list[Any]] = ([], [])
+
+    def add(self, asked: Asked) -> None:
+        """Count a sequence: labels, shared starts, covered, right and wrong ones, by kind."""
+        tail = np.exp(asked.records.tail_logmass.astype(np.float64)).clip(max=1)
+        self._tails += np.bincount(np.searchsorted(TAIL_EDGES, tail), minlength=len(self._tails))
+        n = len(asked.label_ids)
+        values = np.zeros((n, 6))
+        values[:, 0] = 1
+        values[asked.alignment.shared_starts[:, 1], 1] = 1
+        values[runs(asked.pairs.table[:, 2], asked.pairs.table[:, 3])[1], 2] = 1
+        if asked.mapping is not None:
+            self._judge(asked, asked.mapping.made, values)
+        for kind, is_kind in self._kinds(asked).items():
+            self._totals[kind] += values[is_kind].sum(0)
+        if self._can_fold:
+            which = len(self._halves[0]) > len(self._halves[1])
+            self._halves[which].append(asked.sides)
+
+    def _judge(self, asked: Asked, made: EventMap, values: npt.NDArray[np.float64]) -> None:
+        pairs = asked.pairs
+        if self._is_strict:
+            starts = Pairing("starts", "strict")
+            pairs = aligned_pairs(starts, asked.alignment, asked.teacher, asked.student)
+        label = pairs.table[:, 2]
+        came = made.event_of(asked.label_ids[label]).astype(np.int64)
+        source = sources_of(made, asked.records.token_ids, pairs)
+        sent = sent_to(made, source, came)
+        values[label, 5] = 1
+        values[label, 3] = (sent.event == came) & (sent.event >= 0)
+        values[label, 4] = sent.mass == 0
+        self._made = self._made or made
+        columns = {"label": asked.label_ids[label], "came": came, "source": source}
+        for name, column in columns.items():
+            self._columns[name].append(column)
+
+    def _kinds(self, asked: Asked) -> dict[str, Bools]:
+        student = asked.student
+        sort = sorts_of(self._data.reader.tokenizer, asked.label_ids, student.is_eos)
+        is_first = np.isin(student.starts, turn_starts(asked.text))
+        is_first &= (student.lengths > 0) & (student.heads == 0)
+        kinds = {name: sort == number for number, name in enumerate(SORTS)}
+        return {"all": np.ones(len(sort), np.bool_), **kinds, FIRST: is_first}
+
+    @property
+    def _can_fold(self) -> bool:
+        return self._has_map and not self._data.is_one_tokenizer
+
+    def figures(self) -> Facts:
+        """Compute the shares of all that was counted."""
+        label, came, source = (
+            np.concatenate([np.zeros(0, np.int64), *self._columns[name]])
+            for name in ("label", "came", "source")
         )
+        off = None
+        if self._made is not None:
+            off = variation(self._made, source, came, np.ones(len(source), np.int64))
+        return {
+            "kinds": {kind: self._shares(counts) for kind, counts in self._totals.items()},
+            "total_variation": off,
+            "bits": self._bits(label, came),
+            "folds": self._folds(),
+            "tails": [
+                {"tail_at_most": edge, "records": n, "share": n / max(1, int(self._tails.sum()))}
+                for edge, n in zip(TAIL_EDGES, self._tails.tolist(), strict=True)
+            ],
+        }
+
+    def _bits(self, label: Ints, came: Ints) -> Facts | None:
+        if self._made is None:
+            return None
+        tokens = bits_of(label)
+        events = tokens if self._made.of_token is None else bits_of(came)
+        return {"tokens": tokens, "events": events, "given_up": tokens - events}
+
+    def _folds(self) -> dict[str, dict[str, float]] | None:
+        """Judge the canonical and the counted map, each half of the text by the other."""
+        if not self._can_fold or not all(self._halves):
+            return None
+        first, second = map(count_pairs, self._halves)
+        return out_of_fold(self._data.map_of("canonical"), (first, second)) or None
+
+    def _shares(self, counts: npt.NDArray[np.float64]) -> Facts:
+        labels, shared, covered, right, wrong, judged = counts.tolist()
+        has_pairs = self._loss is not None
+        return {
+            "labels": int(labels),
+            "shared_starts": _share(shared, labels),
+            "covered": _share(covered, labels) if has_pairs else None,
+            "right": _share(right, judged) if self._has_map else None,
+            "wrong": _share(wrong, judged) if self._has_map else None,
+        }
 
 
-def _follows_little(name: str, facts: Facts) -> bool:
-    advice = find(name).advice(facts)
-    return advice is not None and advice.worth < LOW_SHARE
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
 
 
-def table(facts: Facts) -> str:
-    """Format the facts as a table for people."""
-    lines = [
-        f"teacher      {facts['teacher']}",
-        f"student      {facts['student']}",
-        f"sequences    {facts['sequences']:,} looked at, {facts['sequences_skipped']:,} unusable",
-        "",
-        f"{'labels':<14}{'count':>10}" + "".join(f"{name:>{w}}" for name, w in COLUMNS.values()),
-    ]
-    for kind, share in facts["kinds"].items():
-        cells = [(share[name], width) for name, (_, width) in COLUMNS.items()]
-        shown = (("-" if cell is None else f"{cell:.1%}").rjust(width) for cell, width in cells)
-        lines.append(f"{kind:<14}{share['labels']:>10,}" + "".join(shown))
-    lines += ["", "tail: teacher's mass beyond the entries of a record"]
-    if "tail_logmass" in facts["missing"]:
-        lines[-1] += ": not known, they were renormalised"
-    lines += [
-        f"  up to {tail['tail_at_most']:<7g}{tail['records']:>10,}{tail['share']:>9.1%}"
-        for tail in facts["tails"]
-    ]
-    return "\n".join([*lines, "", f"use --loss {facts['recommended']}: {facts['reason']}."])
+def warn_if_wrong(data: StoreDataset) -> None:
+    """Warn once, before training, if a loss asks for wrong labels or is silent about most."""
+    for name, pairing in data.pairings.items():
+        if pairing.map is None or data.is_one_tokenizer:
+            continue
+        facts = coverage(data, loss=name, sequences=SAMPLE)
+        everything = facts["kinds"]["all"]
+        if not everything["labels"]:
+            continue
+        trouble = _trouble(name, facts, data.losses)
+        if trouble:
+            warnings.warn(
+                f"{trouble} `distill coverage` shows all figures. PYTHONWARNINGS="
+                f'"ignore:{trouble.split(":")[0]}" silences this.',
+                stacklevel=2,
+            )
+            return
+
+
+def _trouble(name: str, facts: Facts, losses: Sequence[str]) -> str:
+    """Say what is wrong with a loss here, and which flags are better; empty if nothing is."""
+    everything = facts["kinds"]["all"]
+    where = f"{facts['student']} on {facts['store']}"
+    is_advised = name == facts["recommended"] and facts["map"] == facts["options"].get("map")
+    if (everything["wrong"] or 0.0) > advice.MOST_WRONG and not is_advised:
+        return (
+            f"wrong labels: {where}: {everything['wrong']:.0%} of the labels that {name} --map "
+            f"{facts['map']} compares are not what it asks for. Use {facts['flags']}."
+        )
+    if everything["covered"] < advice.LOW_SHARE and facts["recommended"] not in (name, *losses):
+        return (
+            f"low coverage: {where}: {name} compares {everything['covered']:.0%} of the labels, "
+            f"and for the others it says what --uncovered does. {facts['flags']} would learn more "
+            "here, or beside it."
+        )
+    return ""
 
 
 def as_json(facts: Facts) -> str:
     """Format the facts as JSON, for programs."""
     return json.dumps(facts, indent=1)
-
-
-class _Maps(NamedTuple):
-    """The student's id of each of the teacher's; -1 for none."""
-
-    prefix: npt.NDArray[np.int32]
-    exact: npt.NDArray[np.int32]
-
-
-def _maps(data: StoreDataset) -> _Maps:
-    """Map teacher ids to student ids, for every id that the teacher's head has."""
-    store, student = data.store, data.reader.tokenizer
-    if store.spec.tokenizer_fingerprint == student.fingerprint:
-        same = np.arange(student.size, dtype=np.int32)
-        made = _Maps(same, same)
-    else:
-        kinds = (make_map(kind, data.teacher, student) for kind in ("prefix", "strict"))
-        made = _Maps(*(each.event[: data.teacher.size] for each in kinds))
-    missing = max(0, int(store.spec.vocab_size) - len(made.prefix))
-    return _Maps(*(np.pad(known, (0, missing), constant_values=-1) for known in made))
-
-
-def _sequence(
-    data: StoreDataset, records: TokenRecords, line: SequenceText, mapping: _Maps | None
-) -> dict[str, npt.NDArray[np.float64]] | None:
-    """Count, by kind of text, what a sequence's labels share with the teacher.
-
-    Returns:
-        For each of `KINDS` (7,): labels, shared starts, strict pairs; at shared starts the mass of
-        all entries, of shared and of mapped ones; confirmed shared starts. None if the student
-        cannot use the sequence.
-    """
-    teacher = teacher_spans(records, line, data.store.spec.eos_ids, data.teacher)
-    tokens, _ = data.reader.read(line, teacher)
-    if tokens is None:
-        return None
-    label_ids, student = tokens.token_ids[tokens.has_record], student_spans(tokens)
-    alignment = align(teacher, student)
-    at, on = alignment.shared_starts.T
-    values = np.zeros((len(label_ids), 7))
-    values[:, 0] = 1
-    values[on, 1] = 1
-    values[alignment.strict[:, 1], 2] = 1
-    if mapping is not None:
-        mapping = _with_ends(mapping, data, label_ids[student.is_eos])
-        every = np.zeros_like(mapping.exact)
-        for column, known in enumerate((every, mapping.exact, mapping.prefix), start=3):
-            values[on, column] = _mass(records, known)[at]
-        values[on, 6] = mapping.prefix[records.token_ids[at]] == label_ids[on]
-    written = data.reader.tokenizer.written(label_ids)
-    is_kind = {
-        "all": np.ones(len(written), bool),
-        "numerals": np.array([any(48 <= b <= 57 for b in w) for w in written], bool),
-        "white space": np.array([bool(w) and w.isspace() for w in written], bool),
-    }
-    return {kind: values[mask].sum(0) for kind, mask in is_kind.items()}
-
-
-def _with_ends(mapping: _Maps, data: StoreDataset, ends: npt.NDArray[np.int64]) -> _Maps:
-    """Send the teacher's ends to the token that ends this sequence's turns, as training does."""
-    spec = data.store.spec
-    if spec.tokenizer_fingerprint == data.reader.tokenizer.fingerprint or not len(ends):
-        return mapping
-    prefix, exact = mapping.prefix.copy(), mapping.exact.copy()
-    prefix[list(spec.eos_ids)] = exact[list(spec.eos_ids)] = ends[-1]
-    return _Maps(prefix, exact)
-
-
-def _mass(records: TokenRecords, known: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
-    """Sum up (n,) the probability of each record's entries that the map knows."""
-    assert records.entry_ids is not None
-    owner = np.repeat(np.arange(len(records)), records.entry_count)
-    mass = np.exp(records.entry_logprobs.astype(np.float64)) * (known[records.entry_ids] >= 0)
-    return np.bincount(owner, mass, len(records)).astype(np.float64)
-
-
-def _shares(counts: npt.NDArray[np.float64], has_ids: bool) -> Facts:
-    labels, shared, strict, stored, exact, mapped, borne_out = counts.tolist()
-    return {
-        "labels": int(labels),
-        "shared_starts": _share(shared, labels),
-        "strict": _share(strict, labels),
-        "shared_mass": _share(exact, stored) if has_ids else None,
-        "mapped_mass": _share(mapped, stored) if has_ids else None,
-        "borne_out": _share(borne_out, shared) if has_ids else None,
-    }
-
-
-def _share(part: float, whole: float) -> float | None:
-    return part / whole if whole else None

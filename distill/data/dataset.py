@@ -28,7 +28,7 @@ Shape legend: B = sequences, R = rows (B of them unless packed), T = padded leng
 pairs of a loss.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -90,6 +90,36 @@ class _BothSides(NamedTuple):
         return self.tokens.token_ids[self.tokens.has_record][self.student.is_eos]
 
 
+class Asked(NamedTuple):
+    """What training asks of the student in a sequence, for those who count it.
+
+    Attributes:
+        records: The sequence's records.
+        text: Its text.
+        teacher: Places of the records.
+        student: Places of the labels.
+        label_ids: (n,) the student's tokens.
+        alignment: How both sides' places meet.
+        pairs: The pairs of a loss; none if no loss was named.
+        mapping: The map of the teacher's tokens in this row; None if the loss has none.
+    """
+
+    records: TokenRecords
+    text: SequenceText
+    teacher: Spans
+    student: Spans
+    label_ids: Ints
+    alignment: Alignment
+    pairs: Pairs
+    mapping: VocabularyMap | None
+
+    @property
+    def sides(self) -> tuple[Alignment, Spans, Spans, Ints, Ints]:
+        """Both sides as :func:`distill.data.maps.count_pairs` takes them."""
+        record_ids = self.records.token_ids.astype(np.int64)
+        return self.alignment, self.teacher, self.student, record_ids, self.label_ids
+
+
 _NO_SPANS = Spans(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
 
@@ -146,7 +176,7 @@ class StoreDataset(Dataset[Example]):
             )
         made: dict[str, VocabularyMap] = {}
         for kind in {each.map for each in self.pairings.values() if each.map is not None}:
-            made[kind] = VocabularyMap(self._map(kind))
+            made[kind] = VocabularyMap(self.map_of(kind))
         self.mappings = {
             name: None if pairing.map is None else made[pairing.map]
             for name, pairing in self.pairings.items()
@@ -211,13 +241,13 @@ class StoreDataset(Dataset[Example]):
 
     def _arrays(self, name: str, both: _BothSides, alignment: Alignment | None) -> Arrays:
         """Make a loss's arrays of one sequence."""
-        pairs = self._pairs(self.pairings[name], both, alignment)
-        mapping, loss = self.mappings[name], find(name)
-        has_labels = self.pairings[name].has_labels and not self._is_one_tokenizer
+        pairs, mapping = self._paired(name, both, alignment)
+        loss = find(name)
+        has_labels = self.pairings[name].has_labels and not self.is_one_tokenizer
         aligned = Aligned(
             both.records,
             pairs.table,
-            None if mapping is None else self._ending(mapping, both.ends),
+            mapping,
             self._l1_max if loss.has_bound else 0.0,
             tuple(self.store.spec.temperatures),
             pairs.written,
@@ -226,6 +256,13 @@ class StoreDataset(Dataset[Example]):
             self._texts(both) if has_labels else None,
         )
         return loss.arrays(aligned, self.options)
+
+    def _paired(
+        self, name: str, both: _BothSides, alignment: Alignment | None
+    ) -> tuple[Pairs, VocabularyMap | None]:
+        """List a loss's pairs of a sequence, and find the map of its row."""
+        pairs, mapping = self._pairs(self.pairings[name], both, alignment), self.mappings[name]
+        return pairs, None if mapping is None else self._ending(mapping, both.ends)
 
     def _pairs(self, pairing: Pairing, both: _BothSides, alignment: Alignment | None) -> Pairs:
         """List the pairs of a sequence."""
@@ -242,7 +279,7 @@ class StoreDataset(Dataset[Example]):
             )
         assert alignment is not None
         pairs = aligned_pairs(pairing, alignment, teacher, student)
-        if not pairing.has_between or self._is_one_tokenizer:
+        if not pairing.has_between or self.is_one_tokenizer:
             return pairs
         return with_labels_between(pairs, teacher, student, both.records, self._order)
 
@@ -261,17 +298,20 @@ class StoreDataset(Dataset[Example]):
         return bool(self.store.spec.boundaries_of)
 
     @property
-    def _is_one_tokenizer(self) -> bool:
+    def is_one_tokenizer(self) -> bool:
+        """Whether teacher and student have the same tokenizer, however padded their heads are."""
         return bool(self.store.spec.tokenizer_fingerprint == self.reader.tokenizer.fingerprint)
 
     @cached_property
     def _order(self) -> Beginnings:
-        return Beginnings([each or b"" for each in self.teacher.token_bytes])
+        # Heads are often padded beyond their tokenizer, and entries may have these ids.
+        padding = max(0, int(self.store.spec.vocab_size) - self.teacher.size)
+        return Beginnings([*(each or b"" for each in self.teacher.token_bytes), *[b""] * padding])
 
-    def _map(self, kind: str) -> EventMap:
+    def map_of(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""
         student = self.reader.tokenizer
-        if self._is_one_tokenizer:
+        if self.is_one_tokenizer:
             # Each token is itself, even one of several with equal bytes, or an end.
             made = EventMap.identity(student.size)
         else:
@@ -289,22 +329,35 @@ class StoreDataset(Dataset[Example]):
     def seen(self) -> Seen:
         """Count the pairs of tokens that begin at the same places of the store's text."""
         spread = np.linspace(0, len(self) - 1, min(COUNTED_SEQUENCES, len(self)))
-        return count_pairs(self._counted(np.unique(spread.astype(int)).tolist()))
+        asked = map(self.asked, np.unique(spread.astype(int)).tolist())
+        return count_pairs(each.sides for each in asked if each is not None)
 
-    def _counted(
-        self, indices: Sequence[int]
-    ) -> Iterator[tuple[Alignment, Spans, Spans, Ints, Ints]]:
-        for i in indices:
-            chosen = int(self.sequences[i])
-            both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
-            if both.tokens is not None:
-                yield (
-                    align(both.teacher, both.student),
-                    both.teacher,
-                    both.student,
-                    both.records.token_ids.astype(np.int64),
-                    both.tokens.token_ids[both.tokens.has_record].astype(np.int64),
-                )
+    def asked(self, index: int, name: str | None = None) -> Asked | None:
+        """Pair a sequence as training does; None if the student cannot use it.
+
+        Args:
+            index: Of the sequence, in this dataset.
+            name: The loss whose pairs are wanted.
+        """
+        chosen = int(self.sequences[index])
+        both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
+        if both.tokens is None:
+            return None
+        label_ids = both.tokens.token_ids[both.tokens.has_record].astype(np.int64)
+        alignment = align(both.teacher, both.student)
+        pairs, mapping = plain_pairs(np.zeros((0, 4), np.int64)), None
+        if name is not None:
+            pairs, mapping = self._paired(name, both, alignment)
+        return Asked(
+            both.records,
+            both.text,
+            both.teacher,
+            both.student,
+            label_ids,
+            alignment,
+            pairs,
+            mapping,
+        )
 
     @cached_property
     def _l1_max(self) -> float:
@@ -317,7 +370,7 @@ class StoreDataset(Dataset[Example]):
         have one tokenizer, every token is already sent to itself.
         """
         student = self.reader.tokenizer
-        if self._is_one_tokenizer or not len(ends) or ends[-1] == student.eos_token_id:
+        if self.is_one_tokenizer or not len(ends) or ends[-1] == student.eos_token_id:
             return mapping
         key = id(mapping), int(ends[-1])
         if key not in self._with_ends:

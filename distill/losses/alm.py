@@ -25,10 +25,7 @@ from torch import Tensor
 
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import (
-    LOW_SHARE,
-    Advice,
     Ask,
-    Facts,
     Loss,
     Option,
     Options,
@@ -36,7 +33,6 @@ from distill.losses.loss import (
     Paper,
     Student,
     Teacher,
-    mapped_share,
 )
 
 TEMPERATURE = 100.0
@@ -88,23 +84,6 @@ def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
     return alm(student_P, teacher["logprob"], options["alm_temperature"])
 
 
-def _advice(facts: Facts) -> Advice:
-    """Recommend it for any student that no loss of tokens can follow well enough."""
-    return Advice(LOW_SHARE, _why(facts))
-
-
-def _why(facts: Facts) -> str:
-    if not facts["has_entries"]:
-        return "the store was captured with --top-k 0: it has no entries to compare"
-    if facts["byte_student"]:
-        return "the student reads bytes: it shares positions with its teacher, hardly tokens"
-    if not facts["has_ids"]:
-        shared = facts["kinds"]["all"]["shared_starts"] or 0.0
-        return f"only {shared:.0%} of labels share a start, and the store has no ids"
-    share, why = mapped_share(facts)
-    return f"{why}: {share:.0%} is followed, less than {LOW_SHARE:.0%}"
-
-
 LOSS = Loss(
     needs=frozenset({"token logprob", "byte spans", "own tokens"}),
     pairing=Pairing("groups"),
@@ -124,6 +103,5 @@ LOSS = Loss(
         "2503.20083",
         "Universal Cross-Tokenizer Distillation via Approximate Likelihood Matching",
     ),
-    advice=_advice,
     order=6,
 )

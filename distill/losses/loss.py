@@ -41,10 +41,6 @@ from distill.losses.aligned import Aligned, Arrays
 Options = Mapping[str, Any]
 #: What `arrays` returned, on the device.
 Teacher = Mapping[str, Tensor]
-#: Figures of a pair of store and student, as :mod:`distill.data.coverage` counts them.
-Facts = Mapping[str, Any]
-#: A student that follows less of the text than this learns more from whole groups of tokens.
-LOW_SHARE = 0.4
 
 
 class Pairing(NamedTuple):
@@ -149,27 +145,11 @@ class Student:
         return self.answer.column_logprobs_Nk[index_L]
 
 
-class Advice(NamedTuple):
-    """A reason to train a student with a loss, given the store.
-
-    Attributes:
-        worth: The share of the text that the loss follows; the loss with most is recommended.
-        why: The reason, one clause.
-    """
-
-    worth: float
-    why: str
-
-
 class Paper(NamedTuple):
     """A paper to cite for a loss."""
 
     arxiv: str
     title: str
-
-
-def _no_advice(_facts: Facts) -> Advice | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -191,9 +171,8 @@ class Loss:
         options: Flags that it reads.
         has_bound: Whether `values` returns bounds.
         cited: The paper to cite.
-        advice: Tells how well it suits a pair of store and student; None: never recommended.
-        order: Its place in lists. The first is the default, and if a store cannot serve one loss,
-            the message names the first that it can serve.
+        order: Its place in lists. If a store cannot serve one loss, the message names the first
+            that it can serve.
     """
 
     needs: frozenset[str] | Callable[[Options], frozenset[str]]
@@ -205,7 +184,6 @@ class Loss:
     options: tuple[Option, ...] = ()
     has_bound: bool = False
     cited: Paper | None = None
-    advice: Callable[[Facts], Advice | None] = _no_advice
     order: int = 100
 
     @property
@@ -220,14 +198,3 @@ class Loss:
     def pairing_of(self, options: Options) -> Pairing:
         """Return how it pairs records with labels in a run with these options."""
         return self.pairing(options) if callable(self.pairing) else self.pairing
-
-
-def mapped_share(facts: Facts) -> Advice:
-    """Measure the share of the text that a loss follows by sending entries to student tokens."""
-    everything = facts["kinds"]["all"]
-    shared, mapped = everything["shared_starts"] or 0.0, everything["mapped_mass"] or 0.0
-    return Advice(
-        shared * mapped,
-        f"{shared:.0%} of labels share a start with the teacher, and a student token begins "
-        f"{mapped:.0%} of its mass there",
-    )

@@ -20,16 +20,13 @@ from torch import Tensor
 
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import (
-    Advice,
     Ask,
-    Facts,
     Loss,
     Option,
     Options,
     Pairing,
     Student,
     Teacher,
-    mapped_share,
 )
 
 
@@ -88,13 +85,6 @@ def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
     )
 
 
-def _advice(facts: Facts) -> Advice | None:
-    if facts["same_tokenizer"]:
-        return None
-    worth, why = mapped_share(facts)
-    return Advice(0.0 if facts["byte_student"] else worth, f"the tokenizers differ, but {why}")
-
-
 def _pairing(options: Options) -> Pairing:
     kind = options["map"]
     is_ours = kind in OURS
@@ -133,6 +123,5 @@ LOSS = Loss(
             choices=("auto", "on", "off"),
         ),
     ),
-    advice=_advice,
     order=1,
 )

@@ -67,13 +67,13 @@ def check_needs(store: Described, student: ByteTokenizer, name: str, **options: 
         MismatchError: Names what is missing, and what to do about it.
     """
     values = option_values(options)
-    for need in _unmet(store, student, name, values):
+    for need in unmet(store, student, name, values):
         raise MismatchError(
             f"{store.path}: {_MESSAGES[need](_Rejected(store, student, name, values))}"
         )
 
 
-def _unmet(store: Described, student: ByteTokenizer, name: str, options: Options) -> Iterator[str]:
+def unmet(store: Described, student: ByteTokenizer, name: str, options: Options) -> Iterator[str]:
     """List what the loss needs and the store lacks."""
     needs = find(name).needs_of(options)
     return (
@@ -93,7 +93,7 @@ class _Rejected(NamedTuple):
     def other(self) -> str:
         """Find the first loss that the store can serve, as a flag."""
         served = (
-            n for n in all_losses() if not any(_unmet(self.store, self.student, n, self.options))
+            n for n in all_losses() if not any(unmet(self.store, self.student, n, self.options))
         )
         return f"--loss {next(served, 'ce')}"
 

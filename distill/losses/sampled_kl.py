@@ -22,9 +22,7 @@ from torch import Tensor
 
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import (
-    Advice,
     Ask,
-    Facts,
     Loss,
     Options,
     Pairing,
@@ -85,12 +83,6 @@ def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
     )
 
 
-def _advice(facts: Facts) -> Advice | None:
-    if facts["has_entries"]:
-        return None
-    return Advice(1.0, "one tokenizer, and the store holds draws alone (--top-k 0)")
-
-
 LOSS = Loss(
     needs=frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"}),
     pairing=Pairing("starts", "canonical"),
@@ -98,6 +90,5 @@ LOSS = Loss(
     ask=_ask,
     values=_values,
     cited=Paper("2503.16870", "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs"),
-    advice=_advice,
     order=3,
 )

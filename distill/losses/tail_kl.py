@@ -29,9 +29,7 @@ from torch import Tensor
 
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import (
-    Advice,
     Ask,
-    Facts,
     Loss,
     Option,
     Options,
@@ -133,10 +131,6 @@ def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
     )
 
 
-def _advice(_facts: Facts) -> Advice:
-    return Advice(1.0, "teacher and student have one tokenizer: every entry is compared exactly")
-
-
 LOSS = Loss(
     needs=frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"}),
     pairing=Pairing("starts", "canonical"),
@@ -153,6 +147,5 @@ LOSS = Loss(
             is_valid=lambda value: math.isfinite(value) and value > 0,
         ),
     ),
-    advice=_advice,
     order=2,
 )

@@ -26,9 +26,7 @@ from torch import Tensor
 
 from distill.losses.aligned import TOKEN_LOGPROB_ERROR_NATS, Aligned, Arrays
 from distill.losses.loss import (
-    Advice,
     Ask,
-    Facts,
     Loss,
     Option,
     Options,
@@ -125,14 +123,6 @@ def _values(teacher: Teacher, student: Student, _options: Options) -> tuple[Tens
     return values_P, gap_P + teacher["codec_bound"]
 
 
-def _advice(facts: Facts) -> Advice | None:
-    if facts["has_ids"]:
-        return None
-    shared = facts["kinds"]["all"]["shared_starts"] or 0.0
-    worth = 0.0 if facts["byte_student"] else shared
-    return Advice(worth, "the store was captured with --no-ids: only sorted values can be compared")
-
-
 def _is_by_position(options: Options) -> bool:
     return bool(options["pairing"] == "position")
 
@@ -161,6 +151,5 @@ LOSS = Loss(
         "2402.12030",
         "Towards Cross-Tokenizer Distillation: the Universal Logit Distillation Loss for LLMs",
     ),
-    advice=_advice,
     order=4,
 )

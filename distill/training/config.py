@@ -8,6 +8,7 @@ error that names the nearest one, and so is a TrainingArguments flag that this t
 honour: a setting that silently does nothing is worse than none.
 """
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -17,7 +18,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, get_args
 
 import torch
 import yaml  # type: ignore[import-untyped]
@@ -28,6 +29,7 @@ from transformers.integrations.integration_utils import (
 )
 
 from distill.losses import all_losses, all_options, option_values
+from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Option
 from distill.losses.weights import parse_losses
 from distill.student.loading import StudentArguments
@@ -132,9 +134,11 @@ class CachedTeacherConfig(LossFlags):
         },
     )
     loss: str = field(
-        default=next(iter(all_losses())),
+        default=AUTO,
         metadata={
-            "help": "`ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: " + ", ".join(all_losses())
+            "help": f"`{AUTO}`: {ONE_TOKENIZER} where teacher and student have one tokenizer, else "
+            f"{TWO_TOKENIZERS}. Or `ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: "
+            + ", ".join(all_losses())
         },
     )
     ce_weight: float = field(
@@ -215,8 +219,28 @@ class CachedTeacherConfig(LossFlags):
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Return the weight of each distillation loss by name; empty for `ce`."""
+        """Return the weight of each distillation loss by name; empty for `ce`.
+
+        Raises:
+            InputError: The loss is still `auto`, see :meth:`settled`.
+        """
         return parse_losses(self.loss)
+
+    def settled(self, *, one_tokenizer: bool) -> Self:
+        """Return this configuration, or if its loss is `auto`, a copy with the loss for a pair.
+
+        Args:
+            one_tokenizer: Whether teacher and student have one tokenizer.
+
+        Raises:
+            InputError: An option was given that this loss does not read.
+        """
+        if self.loss != AUTO:
+            return self
+        made = copy.copy(self)
+        made.loss = ONE_TOKENIZER if one_tokenizer else TWO_TOKENIZERS
+        made._check_effects(made.loss_weights)
+        return made
 
     @property
     def loss_options(self) -> dict[str, Any]:
@@ -239,14 +263,11 @@ class CachedTeacherConfig(LossFlags):
                 )
         if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
             raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")
-        weights = self.loss_weights  # also when ce_weight is not 0: a wrong name must not wait
-        if self.ce_weight == 0 and not weights:
-            raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
+        self._check_losses()
         if self.chat_template_kwargs is not None:
             self.chat_template_kwargs = parse_kwargs(
                 self.chat_template_kwargs, "--chat_template_kwargs"
             )
-        self._check_losses(weights)
         if self.one_cycle is not None:
             self.one_cycle = parse_one_cycle(self.one_cycle)
             for flag, usual in (("lr_scheduler_type", "linear"), ("warmup_steps", 0)):
@@ -258,18 +279,15 @@ class CachedTeacherConfig(LossFlags):
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 
-    def _check_losses(self, weights: dict[str, float]) -> None:
+    def _check_losses(self) -> None:
+        """Check the losses and their options, as far as they do not depend on the pair."""
         for name, option in all_options().items():
-            self._check_option(getattr(self, name), option, weights)
-        if self.balance and not weights:
-            raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
+            if not option.is_valid(value := getattr(self, name)):
+                raise InputError(f"--{name} is {value}, expected {option.expected}.")
         if self.uncovered not in (ways := get_args(Uncovered)):
             raise InputError(f"--uncovered is {self.uncovered}, expected {' or '.join(ways)}.")
-        if self.uncovered != "hard" and not weights:
-            raise InputError(
-                f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
-                "teacher's pairs could cover. Leave --uncovered out."
-            )
+        if self.loss != AUTO:  # also when ce_weight is not 0: a wrong name must not wait
+            self._check_effects(self.loss_weights)
         if self.balance and self.gradient_accumulation_steps > 1:
             raise InputError(
                 f"--balance with --gradient_accumulation_steps {self.gradient_accumulation_steps}: "
@@ -277,10 +295,22 @@ class CachedTeacherConfig(LossFlags):
                 "first is already taken. Raise --per_device_train_batch_size instead."
             )
 
+    def _check_effects(self, weights: Mapping[str, float]) -> None:
+        """Reject flags that would do nothing with these losses."""
+        if self.ce_weight == 0 and not weights:
+            raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
+        for name, option in all_options().items():
+            self._check_option(getattr(self, name), option, weights)
+        if self.balance and not weights:
+            raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
+        if self.uncovered != "hard" and not weights:
+            raise InputError(
+                f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
+                "teacher's pairs could cover. Leave --uncovered out."
+            )
+
     def _check_option(self, value: object, option: Option, weights: Mapping[str, float]) -> None:
         flag = f"--{option.name}"
-        if not option.is_valid(value):
-            raise InputError(f"{flag} is {value}, expected {option.expected}.")
         readers = [name for name, loss in all_losses().items() if option in loss.options]
         if value != option.default and not set(readers) & set(weights):
             either = " or ".join(readers)
@@ -395,7 +425,10 @@ def _losses_of(given: Sequence[str]) -> dict[str, float]:
     """Parse the losses that the last `--loss` names."""
     flags = [part for flag in given for part in flag.split("=", 1)]
     last = len(flags) - 1 - flags[::-1].index("--loss")
-    return parse_losses(flags[last + 1]) if last + 1 < len(flags) else {}
+    named = flags[last + 1 : last + 2] or ["ce"]
+    if named == [AUTO]:
+        return dict.fromkeys((ONE_TOKENIZER, TWO_TOKENIZERS), 1.0)
+    return parse_losses(named[0])
 
 
 class _Parser(HfArgumentParser):

@@ -18,6 +18,7 @@ learning rate, by ten or more.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from distill.losses.advice import AUTO
 from logitstore.errors import InputError
 
 _PAPER = "arXiv:2402.12030"
@@ -56,9 +57,10 @@ PRESETS: dict[str, tuple[Setting, ...]] = {
     "recommended": (
         Setting(
             "loss",
-            "mapped_kl:1",
-            "ahead of sorted values in arXiv:2512.14954, 2605.21699 and 2610.08448, and in "
-            "tools/BENCHMARKS.md; `distill coverage` says where another is better",
+            AUTO,
+            "by the tokenizers; maps are ahead of sorted values in arXiv:2512.14954, 2605.21699 "
+            "and 2610.08448, and in tools/BENCHMARKS.md; `distill coverage` says where another is "
+            "better",
         ),
         Setting("ce_weight", "1", "mapped labels with cross-entropy were best in arXiv:2512.14954"),
         Setting("learning_rate", "2e-5", _ZEPHYR),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.example import Store
+from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
@@ -33,6 +34,9 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
     model, tokenizer = make_student(student, config.seed)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
+    if config.loss == AUTO and config.process_index == 0:
+        print(_chosen(trainer.args.loss), file=sys.stderr)
+    config = trainer.args
     trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.
     trainer.save_model()
@@ -80,6 +84,12 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if config.world_size > 1:
         trainer.end()
     return run
+
+
+def _chosen(loss: str) -> str:
+    """Say which loss a run has that names none."""
+    both = "one tokenizer" if loss == ONE_TOKENIZER else "different tokenizers"
+    return f"--loss {loss}, the default where teacher and student have {both}"
 
 
 def _teacher(store: Store) -> dict[str, Any]:

@@ -63,7 +63,7 @@ from transformers.trainer_utils import (
 
 from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.collator import Collator
-from distill.data.coverage import warn_if_low
+from distill.data.coverage import warn_if_wrong
 from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
@@ -109,7 +109,8 @@ class CachedTeacherTrainer(Trainer):
 
     Args:
         model: A causal language model or an encoder-decoder, unwrapped; adapters may be on it.
-        args: The run. `args.store` and `args.eval_store` are opened when none is given here.
+        args: The run. `args.store` and `args.eval_store` are opened when none is given here. Where
+            its loss is `auto`, the trainer's own `args` say which loss that is for the pair.
         store: What to train from, already open.
         eval_store: What to evaluate on, already open.
         processing_class: The student's tokenizer; saved with the student.
@@ -143,17 +144,19 @@ class CachedTeacherTrainer(Trainer):
         check_student(model, args, student)
         if args.packing:
             check_packing(model)
+        opened = _opened(store, args.store, args)
+        args = args.settled(one_tokenizer=opened.spec.tokenizer_fingerprint == student.fingerprint)
         self.weights = args.loss_weights
         self.options = args.loss_options
-        self.store: Store = _at_boundaries(_opened(store, args.store, args), student, args)
+        self.store: Store = _at_boundaries(opened, student, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
         if args.process_index == 0:
-            warn_if_low(self.data)
+            warn_if_wrong(self.data)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
-            opened = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
-            check_eval_store(opened, self.store, args)
-            held_out = _dataset(opened, student, processing_class, model, args)
+            evaluated = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
+            check_eval_store(evaluated, self.store, args)
+            held_out = _dataset(evaluated, student, processing_class, model, args)
         else:
             check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder

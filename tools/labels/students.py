@@ -247,7 +247,7 @@ def run_job(folder: Path, job: Job, scale: Scale, device: str, shared: Path) -> 
         warnings.simplefilter("ignore")
         config = config_of(job, scale, out, folder, device)
         with mock.patch.multiple(
-            training, StoreDataset=partial(_dataset, shared), warn_if_low=_nothing
+            training, StoreDataset=partial(_dataset, shared), warn_if_wrong=_nothing
         ):
             trainer = training.CachedTeacherTrainer(
                 model,
@@ -303,7 +303,7 @@ def config_of(job: Job, scale: Scale, out: str, folder: Path, device: str) -> Ca
 
 
 def _nothing(_data: StoreDataset) -> None:
-    """Stand in for the trainer's warning of low coverage: it is what is measured here."""
+    """Stand in for the trainer's warning of wrong labels: they are what is measured here."""
 
 
 def _leave_out(trainer: Any, callback: str) -> None:

@@ -1,7 +1,11 @@
 """The coverage report: its figures by hand, its advice, and the warning before training."""
 
 import json
+import math
+import re
+import shlex
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +13,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from distill.data.coverage import KINDS, coverage, recommend, table
+from distill.alignment.make_map import KINDS as MAPS
+from distill.data.coverage import KINDS, coverage
+from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
+from distill.losses import advice
+from distill.losses.requirements import check_needs
 from logitstore.capture import capture
 from logitstore.records import Segment
 from logitstore.testing import tiny
@@ -32,21 +40,23 @@ def pair(
     rows: list[Row],
     **how: Any,
 ) -> tuple[FakeStore, StoreDataset]:
+    options = {name: how.pop(name) for name in ("map", "between") if name in how}
     store = FakeStore.from_teacher(
         tiny.llama(len(teacher), seed=7), teacher, rows, tmp_path / "t", **how
     )
-    return store, StoreDataset(store, ByteTokenizer(student))
+    reader, losses = ByteTokenizer(student), ["mapped_kl"] if how.get("has_ids", True) else ["alm"]
+    return store, StoreDataset(store, reader, losses, **options)
 
 
 def by_hand(
     store: FakeStore, rows: list[Row], teacher: ByteTokenizer, student: ByteTokenizer
 ) -> dict[str, list[float]]:
-    """Labels, shared starts, strict; stored, shared and mapped mass; borne out; token by token."""
-    counts = {kind: [0.0] * 7 for kind in KINDS}
+    """Labels, shared starts, and labels that longest prefixes ask for; token by token."""
+    counts = {kind: [0.0] * 3 for kind in KINDS}
     known = {b for b in student.token_bytes if b}
     for records, segments in zip(store.records, rows, strict=True):
         theirs = {
-            (int(s), int(n) == 0): (j, int(s + n))
+            (int(s), int(n) == 0): j
             for j, (s, n, v) in enumerate(
                 zip(records.byte_starts, records.byte_lengths, records.token_ids, strict=True)
             )
@@ -56,57 +66,110 @@ def by_hand(
         for t in np.flatnonzero(tokens.has_record):
             start, length = int(tokens.byte_starts[t]), int(tokens.byte_lengths[t])
             written = student.token_bytes[tokens.token_ids[t]] or b""
-            kinds = ["all"]
-            kinds += ["numerals"] if any(chr(b) in "0123456789" for b in written) else []
-            kinds += ["white space"] if written.isspace() else []
-            is_event = bool(tokens.is_eos[t])
-            found = theirs.get((start, is_event)) if is_event or length else None
-            line = [1.0, 0, 0, 0, 0, 0, 0]
+            is_end = bool(tokens.is_eos[t])
+            found = theirs.get((start, is_end)) if is_end or length else None
+            line = [1.0, float(found is not None), 0]
             if found is not None:
-                j, end = found
-                line[1], line[2] = 1, end == start + length
-                own = teacher.token_bytes[records.token_ids[j]] or b""
+                own = teacher.token_bytes[records.token_ids[found]] or b""
                 longest = max((x for x in known if own.startswith(x)), key=len, default=None)
                 twin_only = own.decode(errors="replace").isspace() and longest != own
-                line[6] = is_event or (longest == written and not twin_only)
-                entries = records.padded()
-                assert entries.ids is not None
-                for v, logprob in zip(entries.ids[j].tolist(), entries.logprobs[j], strict=True):
-                    text, q = teacher.token_bytes[v], float(np.exp(logprob))
-                    is_end = v in teacher.eos_ids
-                    begins = text and any(text.startswith(x) for x in known)
-                    line[3] += q
-                    line[4] += q * (is_end or text in known)
-                    line[5] += q * bool(
-                        is_end
-                        or text in known
-                        or (begins and not text.decode(errors="replace").isspace())
-                    )
-            for kind in kinds:
+                line[2] = is_end or (longest == written and not twin_only)
+            for kind in ("all", sort_of(written, is_end)):
                 counts[kind] = [a + b for a, b in zip(counts[kind], line, strict=True)]
     return counts
+
+
+def sort_of(written: bytes, is_end: bool) -> str:
+    if is_end:
+        return "ends"
+    text = written.decode("latin-1")
+    if re.search("[0-9]", text):
+        return "numerals"
+    if not text.strip(" \n\t"):
+        return "white space"
+    if re.search("[^ -~\n]", text):
+        return "other scripts"
+    return "words" if re.search("[A-Za-z]", text) else "signs"
 
 
 @pytest.mark.parametrize("student", [tiny.byte_bpe, tiny.sp_bpe])
 def test_the_figures_are_those_counted_by_hand(tmp_path: Path, student: Any) -> None:
     teacher, rows = tiny.unigram(), NUMBERS
-    store, data = pair(tmp_path, teacher, student(), rows, top_k=20)
+    store, data = pair(tmp_path, teacher, student(), rows, map="prefix")
     facts = coverage(data)
     counts = by_hand(store, rows, ByteTokenizer(teacher), ByteTokenizer(student()))
     assert counts["numerals"][0] >= 3
     assert counts["white space"][0] >= 1
-    for kind in KINDS:
-        labels, shared, strict, stored, exact, mapped, borne_out = counts[kind]
-        assert facts["kinds"][kind] == pytest.approx(
-            {
-                "labels": labels,
-                "shared_starts": shared / labels,
-                "strict": strict / labels,
-                "shared_mass": exact / stored,
-                "mapped_mass": mapped / stored,
-                "borne_out": borne_out / shared,
-            }
+    for kind in set(KINDS) - {"first of a turn"}:
+        labels, shared, right = counts[kind]
+        share = facts["kinds"][kind]
+        assert share["labels"] == labels
+        if labels:
+            assert share["shared_starts"] == pytest.approx(shared / labels)
+            assert share["covered"] == pytest.approx(shared / labels)
+        if shared:
+            assert share["right"] == pytest.approx(right / shared)
+            assert share["wrong"] == pytest.approx(1 - right / shared)
+
+
+def test_kinds_divide_the_labels_and_a_first_one_is_counted_twice(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        (
+            Segment("Say:", supervised=False),
+            Segment("yes", supervised=True),
+            Segment(" again", supervised=False),
+            Segment("no 7", supervised=True),
         )
+    ] * 2
+    kinds = coverage(pair(tmp_path, tiny.byte_bpe(), tiny.byte_bpe(), rows)[1])["kinds"]
+    parts = [kinds[kind]["labels"] for kind in KINDS if kind not in ("all", "first of a turn")]
+    assert sum(parts) == kinds["all"]["labels"]
+    assert kinds["first of a turn"]["labels"] == 2 * len(rows)
+
+
+def test_labels_inside_a_token_are_covered_as_training_covers_them(tmp_path: Path) -> None:
+    teacher, shares = tiny.unigram(), {}
+    texts = (f"{text} In 1984 there were 12  of 3,000." for text in tiny.corpus()[:12])
+    rows: list[Row] = [(Segment(text, supervised=True),) for text in texts]
+    for between in ("off", "on"):
+        how = {"top_k": 20, "map": "canonical", "between": between}
+        _, data = pair(tmp_path, teacher, tiny.byte_bpe(), rows, **how)
+        share = coverage(data)["kinds"]["all"]
+        aligned = sum(data[i].aligned for i in range(len(data)))
+        assert share["covered"] * share["labels"] == pytest.approx(aligned)
+        shares[between] = share["covered"]
+    assert shares["on"] > shares["off"] == pytest.approx(share["shared_starts"])
+
+
+def test_a_strict_loss_is_judged_where_its_other_targets_could_come(tmp_path: Path) -> None:
+    """Of the labels that it chooses, by what came, all would be right."""
+    teacher, rows = tiny.unigram(), ragged_rows()
+    _, data = pair(tmp_path, teacher, tiny.byte_bpe(), rows, map="strict")
+    share = coverage(data)["kinds"]["all"]
+    assert share["right"] == pytest.approx(share["covered"] / share["shared_starts"])
+    assert share["wrong"] > 0.1
+
+
+def test_grouping_gives_up_the_bits_that_its_events_do_not_tell(tmp_path: Path) -> None:
+    teacher, student, rows = tiny.unigram(), tiny.byte_bpe(), ragged_rows()
+    for kind in ("canonical", "events", "p_kl"):
+        _, data = pair(tmp_path, teacher, student, rows, map=kind, between="off")
+        bits = coverage(data)["bits"]
+        made = data.map_of(kind)
+        labels = [
+            int(asked.label_ids[s])
+            for i in range(len(data))
+            if (asked := data.asked(i, "mapped_kl")) is not None
+            for s in asked.pairs.table[:, 2]
+        ]
+        events = labels if made.of_token is None else [int(made.of_token[u]) for u in labels]
+        assert bits["tokens"] == pytest.approx(entropy(labels))
+        assert bits["events"] == pytest.approx(entropy(events))
+        assert (bits["given_up"] > 0) == (kind == "events")
+
+
+def entropy(ids: list[int]) -> float:
+    return -sum(n / len(ids) * math.log2(n / len(ids)) for n in Counter(ids).values())
 
 
 def test_every_record_has_its_tail_in_one_bin(tmp_path: Path) -> None:
@@ -125,9 +188,11 @@ def test_every_record_has_its_tail_in_one_bin(tmp_path: Path) -> None:
 def test_one_tokenizer_shares_everything(tmp_path: Path) -> None:
     _, data = pair(tmp_path, tiny.byte_bpe(), tiny.byte_bpe(), ragged_rows())
     facts = coverage(data)
-    assert facts["kinds"]["all"]["shared_starts"] == facts["kinds"]["all"]["strict"] == 1
-    assert facts["kinds"]["all"]["shared_mass"] == pytest.approx(1)
-    assert facts["kinds"]["all"]["borne_out"] == 1
+    share = facts["kinds"]["all"]
+    assert share["shared_starts"] == share["covered"] == share["right"] == 1
+    assert share["wrong"] == facts["total_variation"] == facts["bits"]["given_up"] == 0
+    assert facts["vocabulary"]["of_teacher"] == facts["vocabulary"]["of_student"] == 1
+    assert facts["folds"] is None
     assert facts["recommended"] == "tail_kl"
 
 
@@ -140,9 +205,9 @@ def test_one_tokenizer_shares_everything(tmp_path: Path) -> None:
         (
             lambda: tiny.byte_bpe(1200),
             lambda: tiny.byte_bpe(259),
-            {},
+            {"between": "off"},
             "alm",
-            "is followed, less than 40%",
+            "less than 40%",
         ),
         (tiny.unigram, lambda: tiny.byte_bpe(257), {}, "alm", "reads bytes"),
         (tiny.unigram, tiny.byte_bpe, {"has_ids": False}, "uld", "captured with --no-ids"),
@@ -152,17 +217,35 @@ def test_one_tokenizer_shares_everything(tmp_path: Path) -> None:
 def test_the_loss_that_a_pair_speaks_for(
     tmp_path: Path, teacher: Any, student: Any, how: dict[str, Any], loss: str, reason: str
 ) -> None:
-    _, data = pair(tmp_path, teacher(), student(), ragged_rows(), **how)
+    store, data = pair(tmp_path, teacher(), student(), ragged_rows(), **how)
     facts = coverage(data)
     assert facts["recommended"] == loss
     assert reason in facts["reason"]
-    assert f"use --loss {loss}: " in table(facts)
+    check_needs(store, data.reader.tokenizer, loss)
 
 
 def test_a_store_without_ids_and_few_shared_starts_speaks_for_alm() -> None:
-    kinds = {"all": {"shared_starts": 0.3, "mapped_mass": None}}
+    kinds = {"all": {"labels": 9, "shared_starts": 0.3, "covered": 0.9}}
     facts = {"same_tokenizer": False, "has_ids": False, "has_entries": True, "kinds": kinds}
-    assert recommend(facts | {"byte_student": False})[0] == "alm"
+    facts |= {"byte_student": False, "weights": "new"}
+    assert advice.recommend(facts).loss == "alm"
+    kinds["all"]["shared_starts"] = 0.5
+    assert advice.recommend(facts).loss == "uld"
+
+
+def test_where_counting_is_worse_on_text_not_counted_the_advice_is_not_to_count(
+    tmp_path: Path,
+) -> None:
+    """Of two sequences, each half is one, and knows nothing of the other."""
+    _, data = pair(tmp_path, tiny.unigram(), tiny.byte_bpe(), ragged_rows())
+    facts = coverage(data)
+    for better, kind in (("counted", "counted"), ("canonical", "canonical")):
+        off = {name: 0.1 + 0.1 * (name != better) for name in ("canonical", "counted")}
+        folds = {name: {"mass": 0.5, "total_variation": each} for name, each in off.items()}
+        way = advice.recommend(facts | {"folds": folds})
+        assert (way.loss, way.options) == ("mapped_kl", {"map": kind})
+        is_said = "Counting is worse" in table(facts | {"folds": folds})
+        assert is_said == (better == "canonical")
 
 
 def test_only_so_many_sequences_are_looked_at_spread_over_the_store(tmp_path: Path) -> None:
@@ -174,6 +257,30 @@ def test_only_so_many_sequences_are_looked_at_spread_over_the_store(tmp_path: Pa
     assert read == [0, 3, 7]
 
 
+@pytest.mark.parametrize("kind", MAPS)
+def test_training_warns_once_where_a_map_asks_for_wrong_labels(tmp_path: Path, kind: str) -> None:
+    """And names better flags, and how to be left alone."""
+    tokenizer = tiny.unigram()
+    store = FakeStore.from_teacher(
+        tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), tmp_path / "t"
+    )
+    model = tiny.llama(len(tiny.byte_bpe()))
+    data = StoreDataset(store, ByteTokenizer(tiny.byte_bpe()), ["mapped_kl"], map=kind)
+    wrong = coverage(data)["kinds"]["all"]["wrong"]
+    assert (wrong > advice.MOST_WRONG) == (kind not in ("counted", "events"))
+    how: dict[str, Any] = {"loss": "mapped_kl", "map": kind}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer_of(model, store, tmp_path / "a", **how)
+    said = [str(each.message) for each in caught if "wrong labels" in str(each.message)]
+    assert len(said) == (wrong > advice.MOST_WRONG)
+    for message in said:
+        assert message.startswith("wrong labels: ")
+        assert f"{wrong:.0%} of the labels that mapped_kl --map {kind} compares" in message
+        assert "Use --loss mapped_kl --map counted." in message
+        assert 'PYTHONWARNINGS="ignore:wrong labels"' in message
+
+
 def test_training_warns_once_where_mapped_kl_would_see_little(tmp_path: Path) -> None:
     """And says what to use, and how to be left alone."""
     tokenizer = tiny.unigram()
@@ -183,7 +290,7 @@ def test_training_warns_once_where_mapped_kl_would_see_little(tmp_path: Path) ->
         tiny.llama(len(tokenizer), seed=7), tokenizer, rows, tmp_path / "t"
     )
     model = tiny.llama(len(tiny.byte_bpe()))
-    message = r"low coverage: .*is followed.*--loss alm .*PYTHONWARNINGS="
+    message = r"low coverage: .*mapped_kl compares \d+% .*--loss alm .*PYTHONWARNINGS="
     with pytest.warns(UserWarning, match=message) as caught:
         trainer_of(model, store, tmp_path / "a", loss="mapped_kl")
     assert len(caught) == 1
@@ -211,16 +318,57 @@ def test_the_command_reads_a_store_and_a_tokenizer(
     status, out, _ = run(*asked, "--json")
     facts = json.loads(out)
     assert (status, facts["recommended"], facts["sequences"]) == (0, "mapped_kl", 6)
+    assert (facts["weights"], facts["map"]) == ("unknown", "counted")
+    assert set(facts["folds"]) == {"canonical", "counted"}
+    status, out, _ = run(*asked, "--map", "prefix", "--json")
+    assert (status, json.loads(out)["map"]) == (0, "prefix")
     status, out, _ = run(*asked, "--sequences", "2")
     assert status == 0
-    assert "shared starts" in out
-    assert "sequences    2 looked at" in out
+    assert "sequences   2 looked at" in out
     for bad, message in (
         ((*asked, "--sequences", "0"), "--sequences 0"),
         ((*asked, "--max-length", "1"), "--max-length 1"),
+        ((*asked, "--map", "nonsense"), "--map nonsense: not known. Known: prefix, "),
         (("coverage", str(store), str(tmp_path / "nothing")), "AutoTokenizer cannot load it"),
         (("coverage", str(tmp_path), str(tmp_path / "student")), "not a store"),
     ):
         status, _, err = run(*bad)
         assert status == 2
         assert message in err
+
+
+@pytest.mark.parametrize("weights", ["trained", "new", "unknown"])
+def test_the_advice_is_a_command_that_trains_this_student(
+    tmp_path: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    weights: str,
+) -> None:
+    """New weights are told by a config without any, and made of it."""
+    teacher, tokenizer = tiny.unigram(), tiny.byte_bpe()
+    tiny.save(tmp_path / "teacher", tiny.llama(len(teacher), seed=7), teacher)
+    tiny.save(tmp_path / "student", tiny.llama(len(tokenizer)), tokenizer)
+    gone = {"trained": (), "new": ("model.*",), "unknown": ("model.*", "*config.json")}[weights]
+    for path in [path for pattern in gone for path in (tmp_path / "student").glob(pattern)]:
+        if not path.name.startswith("tokenizer"):
+            path.unlink()
+    (tmp_path / "data.jsonl").write_text(
+        "\n".join(json.dumps({"text": text}) for text in tiny.corpus()[36:42])
+    )
+    monkeypatch.chdir(tmp_path)
+    capture("teacher", "data.jsonl", out="store", top_k=8)
+    capsys.readouterr()
+    facts = json.loads(run("coverage", "store", "student", "--json")[1])
+    assert facts["weights"] == weights
+    out = run("coverage", "store", "student")[1]
+    assert max(map(len, out.splitlines())) <= 80
+    typed, _, _ = out.partition("\n#")
+    words = shlex.split(typed.replace("\\\n", ""))
+    assert words == shlex.split(facts["command"])
+    assert ("--student_config" in words) == (weights == "new")
+    if weights != "unknown":
+        status, _, err = run(*words[1:], "--max_steps", "1", "--use_cpu", "--report_to", "none")
+        assert status == 0, err
+        results = json.loads((tmp_path / "trained" / "results.json").read_text())
+        assert (results["loss"], results["map"]) == ("mapped_kl", facts["options"]["map"])

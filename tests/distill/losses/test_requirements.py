@@ -22,6 +22,7 @@ def store_of(fingerprint: str = "sha256:another", **spec: Any) -> SimpleNamespac
         "missing": (),
         "has_logit_std": True,
         "draws": 4,
+        "boundaries_of": None,
     }
     made = SimpleNamespace(**everything | spec)
     return SimpleNamespace(spec=made, path=Path("store"), provenance={}, digest="0")

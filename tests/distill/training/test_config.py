@@ -194,10 +194,28 @@ def test_an_accelerate_option_that_would_cut_or_hang_is_refused(option: str, val
 
 
 def test_a_config_survives_being_copied() -> None:
-    first = config(eval_strategy="steps", gradient_accumulation_steps=4)
+    first = config(eval_strategy="steps", gradient_accumulation_steps=4, loss="uld:2")
     again = dataclasses.replace(first)
     assert again.gradient_accumulation_steps == 4
     assert again.loss_weights == first.loss_weights
+
+
+@pytest.mark.parametrize(("one_tokenizer", "loss"), [(True, "tail_kl"), (False, "mapped_kl")])
+def test_a_loss_that_is_not_given_follows_the_tokenizers(one_tokenizer: bool, loss: str) -> None:
+    """The configuration itself stays as it is, and can serve another pair."""
+    for given in (config(), config(loss="auto"), parse(NEEDED)[0]):
+        assert given.settled(one_tokenizer=one_tokenizer).loss_weights == {loss: 1.0}
+        assert given.loss == "auto"
+    given = config(loss="uld:2")
+    assert given.settled(one_tokenizer=one_tokenizer) is given
+
+
+def test_an_option_that_the_settled_loss_does_not_read_is_refused() -> None:
+    assert config(map="events").settled(one_tokenizer=False).map == "events"
+    with pytest.raises(InputError, match="--map events would have no effect: --loss tail_kl is "):
+        config(map="events").settled(one_tokenizer=True)
+    with pytest.raises(InputError, match=r"--temperature 2\.0 would have no effect: --loss mapped"):
+        config(temperature=2.0).settled(one_tokenizer=False)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -220,7 +238,7 @@ def test_what_is_said_wins_over_a_preset_and_flags_win_over_the_file(tmp_path: P
     run, _ = parse([*NEEDED, "--config", str(path), "--num-train-epochs", "3"])
     assert (run.loss, run.learning_rate, run.num_train_epochs) == ("uld:1.5", 2e-6, 3)
     run, _ = parse([*NEEDED, "--config", str(path), "--preset", "recommended"])
-    assert (run.loss, run.learning_rate) == ("mapped_kl:1", 2e-6)
+    assert (run.loss, run.learning_rate) == ("auto", 2e-6)
 
 
 def test_another_schedule_takes_the_place_of_the_presets() -> None:
@@ -235,6 +253,7 @@ def test_another_schedule_takes_the_place_of_the_presets() -> None:
 def test_a_presets_flag_goes_with_the_loss_that_reads_it() -> None:
     assert parse(["--preset", "uld_paper", *NEEDED, "--loss", "ce"])[0].pairing == "bytes"
     assert parse(["--preset", "uld_paper", *NEEDED, "--loss=alm,uld"])[0].pairing == "position"
+    assert parse(["--preset", "uld_paper", *NEEDED, "--loss", "auto"])[0].pairing == "bytes"
 
 
 @pytest.mark.parametrize(

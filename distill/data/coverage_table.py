@@ -1,0 +1,139 @@
+"""The figures of :mod:`distill.data.coverage` for people: a command to copy, then a table."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distill.losses import advice
+
+Facts = Mapping[str, Any]
+
+#: The widest line, but for names that are longer.
+WIDTH = 80
+#: Columns of the table, and what each is a share of.
+COLUMNS = {
+    "shared_starts": ("shared", "a token of the teacher starts where the label does"),
+    "covered": ("covered", "compared with a record of the teacher, by {loss}"),
+    "right": ("right", "of these: what the map makes most of the teacher's token"),
+    "wrong": ("wrong", "of these: what the map makes nothing of that token"),
+}
+#: Edges of the bins of tail mass that are shown.
+SHOWN_TAILS = (0.01, 0.1, 0.5)
+
+
+def table(facts: Facts) -> str:
+    """Format the facts as a table for people."""
+    lines = [_command(facts["command"])] if "command" in facts else []
+    lines += [_wrapped(f"{_student(facts)}: {facts['reason']}.", "# "), ""]
+    lines += [
+        f"teacher     {facts['teacher']}",
+        f"student     {facts['student']}",
+        f"sequences   {facts['sequences']:,} looked at, {facts['sequences_skipped']:,} unusable",
+        f"judged      {_judged(facts)}",
+        "",
+        *_shares(facts),
+        "",
+        *_notes(facts),
+    ]
+    return "\n".join(lines)
+
+
+def _command(command: str) -> str:
+    """Break a command into lines at its flags."""
+    lines = [""]
+    for part in command.replace(" --", "\n--").split("\n"):
+        if lines[-1] and len(lines[-1]) + len(part) + 3 > WIDTH:
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return " \\\n".join(lines)
+
+
+def _student(facts: Facts) -> str:
+    told_by = facts.get("weights_told_by")
+    known = {"trained": "a trained student", "new": "a new student"}
+    named = known.get(facts["weights"], "a student of which it is unknown whether it is trained")
+    return f"{named} ({told_by})" if told_by else named
+
+
+def _judged(facts: Facts) -> str:
+    if facts["loss"] is None:
+        return "nothing: no loss can use what the store has"
+    if facts["map"] is None:
+        return f"{facts['loss']}, which has no map of the vocabularies"
+    if facts["same_tokenizer"]:
+        return f"{facts['loss']}, each token as itself: both sides have one tokenizer"
+    return f"{facts['loss']} --map {facts['map']}"
+
+
+def _shares(facts: Facts) -> Iterator[str]:
+    heads = "".join(f"{name:>10}" for name, _ in COLUMNS.values())
+    yield f"{'labels':<20}{'count':>12}{heads}"
+    for kind, share in facts["kinds"].items():
+        cells = [share[name] for name in COLUMNS]
+        shown = "".join(("-" if cell is None else f"{cell:.1%}").rjust(10) for cell in cells)
+        name = kind if kind == "all" else f"  {kind}"
+        yield f"{name:<20}{share['labels']:>12,}{shown}"
+    yield ""
+    for name, about in COLUMNS.values():
+        yield f"{name:<10}{about.format(loss=facts['loss'] or 'no loss')}"
+    if facts["map"] == "strict":
+        yield "          for strict, of the shared: its labels are chosen by what came"
+
+
+def _notes(facts: Facts) -> Iterator[str]:
+    wrong, bits = facts["kinds"]["all"]["wrong"], facts["bits"]
+    if wrong is not None and wrong > advice.MOST_WRONG:
+        said = f"{wrong:.0%} of the labels are not what {_judged(facts)} asks for"
+        yield _wrapped(f"{said}: train with {facts['flags']}.", "careful     ")
+    if bits is not None:
+        yield (
+            f"events      tell {bits['events']:.2f} of the {bits['tokens']:.2f} bits of a label: "
+            f"grouping gives up {bits['given_up']:.2f}"
+        )
+    yield from _counting(facts["folds"])
+    each = facts["vocabulary"]
+    if each["shared"]:
+        yield (
+            f"vocabulary  {each['shared']:,} tokens on both sides: {each['of_teacher']:.0%} of the "
+            f"teacher's, {each['of_student']:.0%} of the student's"
+        )
+    yield _tail(facts)
+
+
+def _counting(folds: Mapping[str, Mapping[str, float]] | None) -> Iterator[str]:
+    """Say what counting is worth on text that was not counted."""
+    if not folds:
+        return
+    is_worse = advice.is_counting_worse(folds)
+    figures = (
+        f"{name} {each['mass']:.1%} on the label, {each['total_variation']:.1%} off"
+        for name, each in folds.items()
+    )
+    said = f"on text not counted: {'; '.join(figures)}"
+    said += ". Counting is worse: the store has too little text." if is_worse else ""
+    yield _wrapped(said, "maps        ")
+
+
+def _tail(facts: Facts) -> str:
+    if "tail_logmass" in facts["missing"]:
+        return "tail        not known, they were renormalised: the teacher's entries"
+    parts, so_far = [], 0.0
+    for tail in facts["tails"]:
+        so_far += tail["share"]
+        if tail["tail_at_most"] in SHOWN_TAILS:
+            parts.append(f"{tail['tail_at_most']:g} in {so_far:.0%}")
+    said = f"mass beyond the entries of a record: at most {', '.join(parts)} of the records"
+    return _wrapped(said, "tail        ")
+
+
+def _wrapped(text: str, first: str) -> str:
+    behind = first if first.startswith("#") else " " * len(first)
+    return textwrap.fill(
+        text,
+        WIDTH,
+        initial_indent=first,
+        subsequent_indent=behind,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

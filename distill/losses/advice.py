@@ -1,0 +1,204 @@
+"""Which loss to train a student with: the default, and the advice of `distill coverage`.
+
+The advice is a table, of which the first row that fits counts: its condition holds, and the store
+has what its loss needs. No other file knows which loss is better where.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from distill.losses import find, option_values
+
+#: Figures of a pair of store and student, as :mod:`distill.data.coverage` counts them.
+Facts = Mapping[str, Any]
+
+#: The value of `--loss` that leaves the choice to the pair, and what it then is.
+AUTO = "auto"
+ONE_TOKENIZER, TWO_TOKENIZERS = "tail_kl", "mapped_kl"
+
+#: Where fewer labels than this have a pair, whole groups of tokens say more.
+LOW_SHARE = 0.4
+#: Where a larger share of the pairs asks for a wrong label, it is said.
+MOST_WRONG = 0.05
+
+
+class Way(NamedTuple):
+    """A way to train: what speaks for it, the loss, its options, and why, in one clause."""
+
+    where: str
+    loss: str
+    options: Mapping[str, str]
+    why: str
+
+
+#: The advice. A student whose weights are not known counts as trained.
+ADVICE = (
+    Way(
+        "one tokenizer",
+        "tail_kl",
+        {},
+        "teacher and student have one tokenizer: every entry is compared exactly",
+    ),
+    Way(
+        "one tokenizer",
+        "sampled_kl",
+        {},
+        "teacher and student have one tokenizer, and the store holds draws alone (--top-k 0)",
+    ),
+    Way(
+        "no entries",
+        "alm",
+        {},
+        "the store was captured with --top-k 0: it has no entries to compare",
+    ),
+    Way(
+        "a student of bytes",
+        "alm",
+        {},
+        "the student reads bytes: it shares positions with its teacher, hardly tokens",
+    ),
+    Way(
+        "few pairs",
+        "alm",
+        {},
+        "few labels can be compared token by token, less than 40%: whole groups of tokens can",
+    ),
+    Way(
+        "no ids",
+        "uld",
+        {},
+        "the store was captured with --no-ids: only sorted values can be compared",
+    ),
+    Way(
+        "a new student",
+        "mapped_kl",
+        {"map": "counted"},
+        "the tokenizers differ, and each of the teacher's tokens is sent to what this student "
+        "writes there, as often as it does in the store's text",
+    ),
+    Way(
+        "a trained student",
+        "mapped_kl",
+        {"map": "counted"},
+        "the tokenizers differ, and each of the teacher's tokens is sent to what this student "
+        "writes there, as often as it does in the store's text",
+    ),
+    Way("", "alm", {}, "the store has what it needs, and not what losses of tokens need"),
+    Way("", "ce", {}, "no other loss has what it needs"),
+)
+#: The map to take where counting makes labels worse on text that was not counted.
+NOT_COUNTED = "canonical"
+
+
+def _has_few_pairs(facts: Facts) -> bool:
+    everything = facts["kinds"]["all"]
+    share = everything["covered"] if facts["has_ids"] else everything["shared_starts"]
+    return bool(everything["labels"]) and (share or 0.0) < LOW_SHARE
+
+
+_HOLDS: Mapping[str, Callable[[Facts], bool]] = {
+    "": lambda _: True,
+    "one tokenizer": lambda facts: bool(facts["same_tokenizer"]),
+    "no entries": lambda facts: not facts["has_entries"],
+    "a student of bytes": lambda facts: bool(facts["byte_student"]),
+    "few pairs": _has_few_pairs,
+    "no ids": lambda facts: not facts["has_ids"],
+    "a new student": lambda facts: facts["weights"] == "new",
+    "a trained student": lambda facts: facts["weights"] != "new",
+}
+
+
+def recommend(facts: Facts) -> Way:
+    """Choose a way to train for a pair of store and student, and say why."""
+    lacks = _lacks(facts)
+    way = next(
+        way
+        for way in ADVICE
+        if _HOLDS[way.where](facts)
+        and (way.loss == "ce" or not lacks & find(way.loss).needs_of(option_values({})))
+    )
+    folds = facts.get("folds") or {}
+    if way.options.get("map") == "counted" and is_counting_worse(folds):
+        why = "counting is worse than this on text that was not counted: the store has too little"
+        way = way._replace(options={"map": NOT_COUNTED}, why=why)
+    why = _why_of_store(facts)
+    return way._replace(why=why) if why else way
+
+
+def map_for(weights: str) -> str:
+    """Return the map that is recommended for a student of another tokenizer."""
+    where = "a new student" if weights == "new" else "a trained student"
+    return next(way.options.get("map", "counted") for way in ADVICE if way.where == where)
+
+
+def is_counting_worse(folds: Mapping[str, Mapping[str, float]]) -> bool:
+    """Tell whether a counted map is further from text that it has not counted than without."""
+    if not folds:
+        return False
+    return folds["counted"]["total_variation"] > folds["canonical"]["total_variation"]
+
+
+def flags(way: Way) -> str:
+    """Write the flags of a way to train."""
+    return " ".join([f"--loss {way.loss}", *(f"--{k} {v}" for k, v in way.options.items())])
+
+
+def command(way: Way, student: str, store: str, weights: str, more: Mapping[str, Any]) -> str:
+    """Write the command that trains so.
+
+    Args:
+        way: How to train.
+        student: Folder or hub id.
+        store: The store.
+        weights: What `weights_of` says of the student.
+        more: Other flags that were given, by name; those that are None or False are left out.
+    """
+    given = {name: value for name, value in more.items() if value not in (None, False)}
+    parts = [
+        f"distill train --{'student_config' if weights == 'new' else 'model_name_or_path'}",
+        shlex.quote(student),
+        f"--store {shlex.quote(store)}",
+        *(f"--{k}" if v is True else f"--{k} {shlex.quote(str(v))}" for k, v in given.items()),
+        flags(way),
+        "--output_dir trained",
+    ]
+    return " ".join(parts)
+
+
+def weights_of(student: str) -> tuple[str, str]:
+    """Tell from its folder whether a student is `trained`, `new` or `unknown`, and how."""
+    folder = Path(student)
+    if not folder.exists():
+        return "trained", "a hub id"
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(name.endswith((".safetensors", ".bin", ".pt", ".h5", ".gguf")) for name in names):
+        return "trained", "its folder has weights"
+    if "config.json" in names:
+        return "new", "its folder has a config and no weights"
+    return "unknown", "its folder has a tokenizer alone"
+
+
+def _lacks(facts: Facts) -> set[str]:
+    """List what a loss may need and the pair lacks, in the words of the losses' needs."""
+    missing = facts.get("missing", ())
+    has = {
+        "same tokenizer": facts["same_tokenizer"],
+        "entries": facts["has_entries"],
+        "ids": facts["has_ids"],
+        "tail": "tail_logmass" not in missing,
+        "token logprob": "token_logprob" not in missing,
+        "draws": facts.get("has_draws", False),
+    }
+    return {need for need, is_met in has.items() if not is_met}
+
+
+def _why_of_store(facts: Facts) -> str:
+    """Return the reason if it is something that an import lacks, else an empty text."""
+    missing = facts.get("missing", ())
+    if "tail_logmass" in missing:
+        return "the entries were renormalised before they were imported: no tail is known"
+    if "token_logprob" in missing:
+        return "the import lacks some tokens' log-probabilities, which other losses need"
+    return ""
