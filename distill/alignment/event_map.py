@@ -12,9 +12,11 @@ A teacher's token means different bytes at different places, so a map has severa
     PLAIN        its bytes, as they are
     LESS_SPACE   without the one space in front that the teacher's tokenizer has added, where the
                  student's adds none (the first token of a text, of a turn)
-    MORE_SPACE   with one, where only the student's adds it
+    MORE_SPACE   with one, where only the student's adds it: nowhere. What a student writes for
+                 `sold` with a space in front, ` soldiers` or ` sold`, its own vocabulary decides;
+                 only the token that came is known there
     remainder    without its first bytes, where the student has written these already: the student
-                 begins a token inside of one of the teacher's
+                 begins a token inside of one of the teacher's. NEVER where it does not
 
 Shape legend: V_T, V_S = vocabularies, R = sources, m = pairs of a source and an event, r = events
 that a student token may be divided among.
@@ -30,10 +32,14 @@ from distill.alignment.runs import Ints, runs
 
 Ids = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
+Bools = npt.NDArray[np.bool_]
 
 #: Numbers of the sources that every token has, and how many these are.
 PLAIN, LESS_SPACE, MORE_SPACE = 0, 1, 2
 SPACES = 3
+#: The event of a remainder that a student never asks for: none of its tokens of these bytes ends
+#: where it begins. As any event below 0 it is no event.
+NEVER = -2
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +86,11 @@ class EventMap:
     def source_behind(self, ids: Ints, written: Ints) -> Ints:
         """Find the sources of tokens of which `written` bytes, at least one, are there already."""
         return self.remainder[ids] + written - 1
+
+    def is_never(self, source: Ints) -> Bools:
+        """Tell of which sources a student never asks."""
+        pair = source if self.first is None else self.first[source]
+        return np.asarray(self.event[pair] == NEVER, np.bool_)
 
     def event_of(self, student_ids: Ints) -> Ids:
         """Find the event of each student token, or its first if it is divided."""

@@ -114,28 +114,57 @@ class VocabularyMap:
         came = None if came is None else _worth_it(came, target_M)
         if came is not None:
             logprobs_M = logprobs_M.copy()
-            at = came.place[(came.event >= 0) & (came.place >= 0)]
-            kept = _log1mexp(came.log_share[(came.event >= 0) & (came.place >= 0)])
-            logprobs_M[at] += kept.astype(np.float32)
-            return _added_up(*_with_labels(*_as_rows(count_P, target_M, logprobs_M), came))
+            is_entry = (came.event >= 0) & (came.place >= 0)
+            kept = _log1mexp(came.log_share[is_entry]).astype(np.float32)
+            logprobs_M[came.place[is_entry]] += kept
+            return _added_up(*_as_rows(count_P, target_M, logprobs_M, came))
         if self._can_meet and self.shares.take(source_M).any():
             return _added_up(*_as_rows(count_P, target_M, logprobs_M))
         return _as_they_are(count_P, target_M, logprobs_M)
+
+    @cached_property
+    def _log_share(self) -> F32:
+        assert self.made.share is not None
+        with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is sent there
+            return np.log(self.made.share)
 
     def _spread(self, count_P: Ints, source_M: Ints, logprobs_M: F32, came: Came | None) -> Sent:
         """Send entries each of which may go to several events."""
         made = self.made
         assert made.first is not None
-        assert made.share is not None
-        entry, pair = runs(made.first[source_M], made.first[source_M + 1])
-        target, share = made.event[pair], made.share[pair].astype(np.float64)
+        first_M, stop_M = made.first[source_M], made.first[source_M + 1]
+        events_M = stop_M - first_M
+        before_M = np.cumsum(events_M) - events_M  # pairs of the entries before each
+        pair = np.arange(int(events_M.sum())) + np.repeat(first_M - before_M, events_M)
+        target = made.event[pair]
+        logmass = np.repeat(logprobs_M, events_M) + self._log_share[pair]
         if came is not None:
-            share = _without_labels(share, target, entry, came, len(source_M))
-        with np.errstate(divide="ignore"):
-            logmass = (logprobs_M[entry] + np.log(share)).astype(np.float32)
-        owner = np.repeat(np.arange(len(count_P)), count_P)[entry]
-        rows = _as_rows(np.bincount(owner, minlength=len(count_P)), target, logmass)
-        return _added_up(*(rows if came is None else _with_labels(*rows, came)))
+            self._take_labels(came, logmass, target, pair, (before_M, events_M))
+        pairs_before = np.concatenate([[0], np.cumsum(events_M)])
+        stop_P = np.cumsum(count_P)
+        count = pairs_before[stop_P] - pairs_before[stop_P - count_P]
+        return _added_up(*_as_rows(count, target, logmass, came))
+
+    def _take_labels(
+        self, came: Came, logmass: F32, target: Ids, pair: Ints, of_entry: tuple[Ints, Ints]
+    ) -> None:
+        """Take from each own token the share that goes on to its label; spread what remains.
+
+        What remains did not become the label, so it is spread over the other events.
+        """
+        assert self.made.share is not None
+        is_entry = (came.event >= 0) & (came.place >= 0)
+        place = came.place[is_entry]
+        first, events = of_entry[0][place], of_entry[1][place]
+        own, member = runs(first, first + events)
+        share = self.made.share[pair[member]].astype(np.float64)
+        other = np.where(target[member] == came.event[is_entry][own], 0, share)
+        total = np.bincount(own, other, len(place))[own]
+        # Of a token that was never seen to become anything else, nothing is known but the label.
+        spread = np.where(total > 0, other / np.where(total > 0, total, 1), share)
+        remains = -np.expm1(came.log_share[is_entry])
+        with np.errstate(divide="ignore"):  # log 0 = -inf: nothing remains
+            logmass[member] = came.logprob[is_entry][own] + np.log(spread * remains[own])
 
 
 def _as_they_are(count_P: Ints, target_M: Ids, logprobs_M: F32) -> Sent:
@@ -157,32 +186,6 @@ def _worth_it(came: Came, target_M: Ids) -> Came | None:
         (came.place >= 0) & (mapped == came.event) & (came.log_share == 0)
     )
     return None if is_known.all() else came._replace(event=np.where(is_known, -1, came.event))
-
-
-def _without_labels(share: F64, target: Ids, entry: Ints, came: Came, entries: int) -> F64:
-    """Take from each own token the share that goes on to its label; spread what remains.
-
-    What remains did not become the label, so it is spread over the other events.
-    """
-    label, remains = np.full(entries, -2, np.int64), np.ones(entries)
-    is_entry = (came.event >= 0) & (came.place >= 0)
-    label[came.place[is_entry]] = came.event[is_entry]
-    remains[came.place[is_entry]] = -np.expm1(came.log_share[is_entry])
-    is_own = label[entry] != -2
-    other = np.where(is_own & (target == label[entry]), 0, share)
-    total = np.bincount(entry, other, entries)[entry]
-    # Of a token that was never seen to become anything else, nothing is known but the label.
-    spread = np.where(total > 0, other / np.where(total > 0, total, 1), share)
-    return np.where(is_own, spread * remains[entry], share)
-
-
-def _with_labels(target_PW: Ids, logmass_PW: F32, came: Came) -> tuple[Ids, F32]:
-    """Add the labels, each with its share of the own token, as the last column."""
-    logmass = np.where(came.event >= 0, came.logprob + came.log_share, -np.inf)
-    return (
-        np.concatenate([target_PW, came.event[:, None].astype(np.int32)], 1),
-        np.concatenate([logmass_PW, logmass[:, None].astype(np.float32)], 1),
-    )
 
 
 def _log1mexp(log_share: F64) -> F64:
@@ -238,15 +241,23 @@ def _runs_of_equals(sorted_M: Ids, width: int) -> tuple[Ints, Ints]:
     return start, np.diff(start, append=len(sorted_M))
 
 
-def _as_rows(count_P: Ints, target_M: Ids, logprobs_M: F32) -> tuple[Ids, F32]:
-    """Lay both out as (P, W); padding has no event and no mass."""
-    width = int(count_P.max(initial=0))
-    if len(target_M) == len(count_P) * width:
+def _as_rows(
+    count_P: Ints, target_M: Ids, logprobs_M: F32, came: Came | None = None
+) -> tuple[Ids, F32]:
+    """Lay both out as (P, W); padding has no event and no mass.
+
+    The last column is for the labels that came, each with its share of the own token.
+    """
+    width, labels = int(count_P.max(initial=0)), int(came is not None)
+    if not labels and len(target_M) == len(count_P) * width:
         return target_M.reshape(len(count_P), width), logprobs_M.reshape(len(count_P), width)
-    is_there = np.arange(width) < count_P[:, None]
-    target_PW = np.full(is_there.shape, -1, np.int32)
-    logprobs_PW = np.full(is_there.shape, -np.inf, np.float32)
+    target_PW = np.full((len(count_P), width + labels), -1, np.int32)
+    logprobs_PW = np.full(target_PW.shape, -np.inf, np.float32)
+    is_there = np.arange(width + labels) < count_P[:, None]
     target_PW[is_there], logprobs_PW[is_there] = target_M, logprobs_M
+    if came is not None:
+        target_PW[:, -1] = came.event
+        logprobs_PW[:, -1] = np.where(came.event >= 0, came.logprob + came.log_share, -np.inf)
     return target_PW, logprobs_PW
 
 

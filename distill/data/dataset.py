@@ -261,10 +261,17 @@ class StoreDataset(Dataset[Example]):
         self, name: str, both: _BothSides, alignment: Alignment | None
     ) -> tuple[Pairs, VocabularyMap | None]:
         """List a loss's pairs of a sequence, and find the map of its row."""
-        pairs, mapping = self._pairs(self.pairings[name], both, alignment), self.mappings[name]
+        mapping = self.mappings[name]
+        pairs = self._pairs(self.pairings[name], both, alignment, mapping)
         return pairs, None if mapping is None else self._ending(mapping, both.ends)
 
-    def _pairs(self, pairing: Pairing, both: _BothSides, alignment: Alignment | None) -> Pairs:
+    def _pairs(
+        self,
+        pairing: Pairing,
+        both: _BothSides,
+        alignment: Alignment | None,
+        mapping: VocabularyMap | None,
+    ) -> Pairs:
         """List the pairs of a sequence."""
         teacher, student = both.teacher, both.student
         if is_by_position(pairing):
@@ -279,9 +286,10 @@ class StoreDataset(Dataset[Example]):
             )
         assert alignment is not None
         pairs = aligned_pairs(pairing, alignment, teacher, student)
-        if not pairing.has_between or self.is_one_tokenizer:
+        if not pairing.has_between or self.is_one_tokenizer or mapping is None:
             return pairs
-        return with_labels_between(pairs, teacher, student, both.records, self._order)
+        made = mapping.made
+        return with_labels_between(pairs, teacher, student, both.records, made, self._order)
 
     def _texts(self, both: _BothSides) -> Texts:
         assert both.tokens is not None
@@ -304,9 +312,8 @@ class StoreDataset(Dataset[Example]):
 
     @cached_property
     def _order(self) -> Beginnings:
-        # Heads are often padded beyond their tokenizer, and entries may have these ids.
-        padding = max(0, int(self.store.spec.vocab_size) - self.teacher.size)
-        return Beginnings([*(each or b"" for each in self.teacher.token_bytes), *[b""] * padding])
+        written = [each or b"" for each in self.teacher.token_bytes]
+        return Beginnings(written, int(self.store.spec.vocab_size))
 
     def map_of(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""

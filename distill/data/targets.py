@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from distill.alignment.align import Alignment, Spans
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, PLAIN
+from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, PLAIN, EventMap
 from distill.alignment.realised import labels_between
 from distill.losses.loss import Pairing
 from logitstore.records import SequenceText, TokenRecords
@@ -215,10 +215,15 @@ def aligned_pairs(pairing: Pairing, alignment: Alignment, teacher: Spans, studen
 
 
 def with_labels_between(
-    pairs: Pairs, teacher: Spans, student: Spans, records: TokenRecords, order: Beginnings
+    pairs: Pairs,
+    teacher: Spans,
+    student: Spans,
+    records: TokenRecords,
+    made: EventMap,
+    order: Beginnings,
 ) -> Pairs:
     """Add the labels that begin inside one of the teacher's tokens, where enough is known there."""
-    found = labels_between(teacher, student, records, order)
+    found = labels_between(teacher, student, records, made, order)
     chosen = found.mass >= LEAST_MASS
     t, s = found.pairs[chosen].T
     table = np.concatenate([pairs.table, np.stack([t, t + 1, s, s + 1], 1)])
