@@ -8,6 +8,8 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from distill.alignment.make_map import KINDS, make_map
 from distill.losses.mapped_kl import LOSS
@@ -31,6 +33,8 @@ def vocabulary(
         "eos_ids": ends,
         "is_standin": np.isin(np.arange(len(token_bytes)), standins),
         "name": "vocabulary",
+        "joins_spaces": False,
+        "to_json": Tokenizer(BPE()).to_str,  # it writes no text: maps by bytes alone ask for none
         "fingerprint": repr((token_bytes, eos_token_id, ends, standins)),
     }
     return cast("ByteTokenizer", SimpleNamespace(**fields))

@@ -107,4 +107,4 @@ def test_coverage_counts_the_ends_of_turns_as_training_sends_them(tmp_path: Path
     store = capture(folders["llama3"], [{"messages": turns("Hi!", "")}], tmp_path / "store")
     for student in ("gemma", "chatml"):
         every = coverage(dataset_of(folders[student], store))["kinds"]["all"]
-        assert (every["labels"], every["shared_starts"], every["borne_out"]) == (1, 1, 1)
+        assert (every["labels"], every["shared_starts"], every["right"]) == (1, 1, 1)
