@@ -51,7 +51,7 @@ from distill.losses import advice, all_losses, find, option_values
 from distill.losses.loss import Pairing
 from distill.losses.requirements import teacher_name, unmet
 from logitstore import open_store
-from logitstore.errors import InputError
+from logitstore.errors import InputError, MismatchError
 from logitstore.models.loading import load_tokenizer
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
@@ -131,8 +131,6 @@ def of_pair(
     Returns:
         The facts, and the `command` that trains as they recommend.
     """
-    if map is not None and map not in KINDS_OF_MAPS:
-        raise InputError(f"--map {map}: not known. Known: {', '.join(KINDS_OF_MAPS)}. Name one.")
     opened = open_store(store, allow_partial=allow_partial)
     tokenizer = load_tokenizer(student)
     reader = ByteTokenizer(tokenizer)
@@ -143,6 +141,8 @@ def of_pair(
         )
     weights, told_by = advice.weights_of(student)
     options = {"map": map or advice.map_for(weights)}
+    if map:
+        _check_map(map, opened, reader)
     name = advice.TWO_TOKENIZERS if map else _judged(opened, reader)
     losses = [name] if name else []
     data = StoreDataset(opened, reader, losses, max_length=max_length, template=template, **options)
@@ -155,6 +155,18 @@ def of_pair(
     way = advice.recommend(facts)
     said = advice.command(way, student, store, weights, more)
     return facts | {"weights_told_by": told_by, "command": said}
+
+
+def _check_map(kind: str, store: Any, student: ByteTokenizer) -> None:
+    if kind not in KINDS_OF_MAPS:
+        raise InputError(f"--map {kind}: not known. Known: {', '.join(KINDS_OF_MAPS)}. Name one.")
+    lacks = list(unmet(store, student, advice.TWO_TOKENIZERS, option_values({})))
+    if lacks:
+        raise MismatchError(
+            f"--map {kind}: {store.path} holds no {' and no '.join(lacks)}, and a map sends "
+            "entries by their ids. Leave --map out, or run `logitstore capture …` again without "
+            "--no-ids and with --top-k 64."
+        )
 
 
 def _judged(store: Any, student: ByteTokenizer) -> str | None:

@@ -110,13 +110,13 @@ def _load(file: Path, about: Mapping[str, Any]) -> EventMap:
         made = EventMap(**arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise MismatchError(
-            f"{file}: a kept map of two vocabularies that cannot be read ({error}). Delete the "
-            "file: the map is made again."
+            f"--map {about['map']}: {file} is a kept map that cannot be read ({error}). Run `rm "
+            f"{file}`: the map is made again."
         ) from error
     if kept != about:
         differing = ", ".join(k for k in sorted({*kept, *about}) if kept.get(k) != about.get(k))
         raise MismatchError(
-            f"{file}: a kept map of two vocabularies, but of others than its name says: "
-            f"{differing} differ. Delete the file: the map is made again."
+            f"--map {about['map']}: {file} is a kept map of others than its name says: {differing} "
+            f"differs. Run `rm {file}`: the map is made again."
         )
     return made

@@ -52,6 +52,10 @@ def may_not_read(name: str) -> Break:
     return breaks
 
 
+def swapped_maps(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOGITSTORE_CACHE", str(here / "swapped"))
+
+
 def may_not_read_header(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(path: Path, most: int) -> bytes:
         raise denied(path)
@@ -91,6 +95,7 @@ _OF_ALL: dict[str, Break] = {
         may_not_read_header,
         no_network,
         only_tensorboard,
+        swapped_maps,
     )
 }
 _OF_ONE: dict[str, Callable[[str], Break]] = {

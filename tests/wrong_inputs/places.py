@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from transformers import ByT5Tokenizer
 
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from distill.data.dataset import StoreDataset
+from logitstore import open_store
 from logitstore.capture import capture
+from logitstore.reading.shard_cache import FOLDER_VARIABLE
 from logitstore.testing import tiny
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import students, templates
 from tests.kit.rows import rows_file
 
@@ -24,6 +34,7 @@ def make(here: Path) -> Path:
     _datasets(here)
     _stores(here)
     _runs(here)
+    _swapped_maps(here)
     return here
 
 
@@ -32,6 +43,7 @@ def _models(here: Path) -> None:
     tiny.save(here / "teacher", tiny.llama(300), tokenizer)
     tiny.save(here / "student", tiny.llama(len(other)), other)
     chatty = templates.gemma()
+    tiny.save(here / "stranger", tiny.llama(2), _stranger())
     tiny.save(here / "chatty", tiny.llama(len(chatty)), chatty)
     tiny.save(here / "small", tiny.llama(280), tokenizer)
     ByT5Tokenizer().save_pretrained(here / "placeless")
@@ -51,6 +63,13 @@ def _models(here: Path) -> None:
     }
     for name, breaks in broken.items():
         breaks(Path(shutil.copytree(here / "teacher", here / name)))
+
+
+def _stranger() -> PreTrainedTokenizerFast:
+    """A tokenizer that knows one word, in another script than all texts."""
+    words = Tokenizer(WordLevel({"[UNK]": 0, "日本": 1}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]")
 
 
 def _without_head(folder: Path) -> None:
@@ -111,6 +130,25 @@ def _stores(here: Path) -> None:
         breaks(Path(shutil.copytree(here / "store", here / name)))
     (here / "occupied").mkdir()
     (here / "occupied" / "thesis.tex").write_text("years")
+
+
+def _swapped_maps(here: Path) -> None:
+    """Kept maps of two kinds, each under the name of the other."""
+    os.environ[FOLDER_VARIABLE], before = str(here / "swapped"), os.environ.get(FOLDER_VARIABLE)
+    try:
+        kept: list[Path] = []
+        for kind in ("prefix", "canonical"):
+            store, student = open_store(here / "store"), tiny.unigram()
+            StoreDataset(store, ByteTokenizer(student), ["mapped_kl"], map=kind)
+            kept += set((here / "swapped" / "maps").glob("*.npz")) - set(kept)
+    finally:
+        del os.environ[FOLDER_VARIABLE]
+        if before is not None:
+            os.environ[FOLDER_VARIABLE] = before
+    first, second = kept
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(whole)
 
 
 def _with_version(path: Path, version: int) -> None:

@@ -14,7 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from distill.alignment.make_map import KINDS as MAPS
-from distill.data.coverage import KINDS, coverage
+from distill.data.coverage import KINDS, coverage, of_pair
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
 from distill.losses import advice
@@ -24,6 +24,7 @@ from logitstore.records import Segment
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore, Row
 from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit import talks, templates
 from tests.kit.commands import Run
 from tests.kit.students import ragged_rows, trainer_of
 
@@ -372,3 +373,18 @@ def test_the_advice_is_a_command_that_trains_this_student(
         assert status == 0, err
         results = json.loads((tmp_path / "trained" / "results.json").read_text())
         assert (results["loss"], results["map"]) == ("mapped_kl", facts["options"]["map"])
+
+
+@pytest.mark.parametrize("student", ["gemma", "llama3"])
+def test_ends_are_counted_as_training_sends_them(tmp_path: Path, student: str) -> None:
+    """To the token that ends a turn in the student's template, which is not its EOS."""
+    teacher, reader = templates.chatml(), templates.FAMILIES[student]()
+    tiny.save(tmp_path / "teacher", tiny.llama(len(teacher), seed=7), teacher)
+    reader.save_pretrained(tmp_path / "student")
+    talks.capture(tmp_path / "teacher", [{"messages": t} for t in talks.TALKS], tmp_path / "store")
+    for kind in ("counted", "canonical", "prefix", "events", "p_kl"):
+        facts = of_pair(str(tmp_path / "store"), str(tmp_path / "student"), map=kind)
+        ends, first = facts["kinds"]["ends"], facts["kinds"]["first of a turn"]
+        assert ends["labels"] >= len(talks.TALKS)
+        assert (ends["covered"], ends["right"]) == (1, 1)
+        assert first["labels"] > len(talks.TALKS)

@@ -1,0 +1,80 @@
+"""A run that names no loss has the one that suits its tokenizers, and says which."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import logitstore
+from logitstore.errors import MismatchError
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore
+from tests.kit.commands import Run
+from tests.kit.rows import texts_file
+from tests.kit.students import ragged_rows, trainer_of
+
+
+@pytest.fixture
+def place(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of a teacher, a student with its tokenizer, and one with another."""
+    monkeypatch.chdir(tmp_path)
+    texts_file(tmp_path / "rows.jsonl", tiny.corpus()[36:44])
+    logitstore.capture(teacher, "rows.jsonl", "store", top_k=8)
+    shutil.copytree(teacher, tmp_path / "same")
+    tiny.save(tmp_path / "other", tiny.llama(len(tiny.unigram()), seed=1), tiny.unigram())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("student", "loss", "both"),
+    [("same", "tail_kl", "one tokenizer"), ("other", "mapped_kl", "different tokenizers")],
+)
+def test_a_run_without_a_loss_says_and_records_what_it_takes(
+    place: Path, run: Run, student: str, loss: str, both: str
+) -> None:
+    typed = ["train", "--model_name_or_path", student, "--store", "store", "--use_cpu"]
+    typed += ["--output_dir", "out", "--max_steps", "2", "--save_steps", "1"]
+    status, out, err = run(*typed)
+    assert status == 0, err
+    line = f"--loss {loss}, the default where teacher and student have {both}"
+    assert err.splitlines().count(line) == 1
+    assert json.loads(out)["loss"] == loss
+    assert json.loads((place / "out/results.json").read_text())["loss"] == loss
+    origin = json.loads((place / "out/checkpoint-1/distill.json").read_text())
+    assert origin["settings"]["loss"] == loss
+    assert (
+        f"CE + {loss}".replace("_", "&#95;").replace("+", "&#43;")
+        in (place / "out/README.md").read_text()
+    )
+    # Going on, it is the same loss, named or not; another one is refused.
+    goes_on = [*typed[:-4], "--max_steps", "3", "--resume_from_checkpoint", "true"]
+    status, _, err = run(*goes_on, "--loss", loss)
+    assert status == 0, err
+    assert line not in err
+    status, _, err = run(*goes_on, "--loss", "uld")
+    assert status == 2
+    assert f"trained with --loss {loss}, but this run has uld" in err
+
+
+def test_a_loss_that_is_given_is_left_alone(tmp_path: Path) -> None:
+    tokenizer = tiny.byte_bpe()
+    store = FakeStore.from_teacher(
+        tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), tmp_path / "t"
+    )
+    for loss, weights in (
+        ("mapped_kl", {"mapped_kl": 1.0}),
+        ("ce", {}),
+        ("auto", {"tail_kl": 1.0}),
+    ):
+        trainer = trainer_of(tiny.llama(len(tokenizer)), store, tmp_path / "out", loss=loss)
+        assert trainer.weights == trainer.args.loss_weights == weights
+
+
+def test_a_default_that_the_store_cannot_serve_names_another(tmp_path: Path) -> None:
+    tokenizer, draws = tiny.byte_bpe(), {"top_k": 0, "draws": 5}
+    store = FakeStore.from_teacher(
+        tiny.llama(len(tokenizer), seed=7), tokenizer, ragged_rows(), tmp_path / "t", **draws
+    )
+    with pytest.raises(MismatchError, match="Use --loss sampled_kl"):
+        trainer_of(tiny.llama(len(tokenizer)), store, tmp_path / "out", loss="auto")
