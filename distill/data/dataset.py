@@ -51,6 +51,7 @@ from distill.data.targets import (
     Ints,
     Pairs,
     aligned_pairs,
+    as_labels,
     boundary_spans,
     by_position,
     is_by_position,
@@ -190,7 +191,10 @@ class StoreDataset(Dataset[Example]):
         tokens, text_changed = self.reader.read(text, teacher)
         if tokens is None:
             return _BothSides(records, text, teacher, _NO_SPANS, None, text_changed)
-        return _BothSides(records, text, teacher, student_spans(tokens), tokens, text_changed)
+        student = student_spans(tokens)
+        if self._is_at_boundaries:
+            teacher = as_labels(teacher, student)
+        return _BothSides(records, text, teacher, student, tokens, text_changed)
 
     def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row

@@ -4,6 +4,7 @@ Shape legend: P = pairs.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +78,26 @@ def boundary_spans(
         for written, start in zip(own, starts.tolist(), strict=True)
     ]
     return Spans(starts, lengths, is_eos, has_added_space=np.array(has_added_space, np.bool_))
+
+
+def as_labels(records: Spans, labels: Spans) -> Spans:
+    """Give records at a student's boundaries the true beginnings and ends of its labels.
+
+    A store does not say how far a label reaches into the context around it; a record at its
+    boundary was asked for just where it truly begins.
+    """
+    wide = np.flatnonzero(labels.lengths)
+    if not len(wide):
+        return records
+    at = np.searchsorted(labels.starts[wide], records.starts).clip(max=len(wide) - 1)
+    is_same = (labels.starts[wide][at] == records.starts) & (records.lengths > 0)
+    label = wide[at]
+    return replace(
+        records,
+        lengths=np.where(is_same, labels.lengths[label], records.lengths),
+        heads=np.where(is_same, labels.heads[label], 0),
+        tails=np.where(is_same, labels.tails[label], 0),
+    )
 
 
 def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:

@@ -97,7 +97,7 @@ from distill.training.preflight import (
     settings_of,
 )
 from logitstore import open_store
-from logitstore.errors import InputError
+from logitstore.errors import InputError, MismatchError
 from logitstore.models.context_length import context_length
 from logitstore.storage import commit
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
@@ -525,6 +525,21 @@ def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConf
     return store.boundaries_of(student.fingerprint, student.name)
 
 
+def _check_template(store: Store, template: ChatTemplate) -> None:
+    """Reject another chat template than the one whose boundaries a store has records at.
+
+    Raises:
+        MismatchError: It is another.
+    """
+    known = (store.spec.boundaries_of or {}).get("chat_template_sha256", template.digest)
+    if known != template.digest:
+        raise MismatchError(
+            f"{store.path}: has records at the boundaries of this student with chat template "
+            f"{known[:12]}…, but this run's is {template.digest[:12]}…. Give that template with "
+            "--chat_template_path, or train without --boundaries."
+        )
+
+
 def _dataset(
     store: Store,
     student: ByteTokenizer,
@@ -542,6 +557,7 @@ def _dataset(
             kwargs=kwargs,
             flag="--chat_template_path",
         )
+        _check_template(store, template)
     else:
         check_no_template(args, store.path)
     readable = context_length(model.config)

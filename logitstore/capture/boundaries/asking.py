@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from logitstore.capture.boundaries.student import Labels, Student
+from logitstore.capture.boundaries.student import Labels, Student, heads_of
 from logitstore.capture.sequences.questions import Branch, Questions
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.text.middle import MiddleTokenizer
@@ -140,15 +140,22 @@ class _Tokens:
     def __init__(self, sequence: TeacherSequence, teacher: ByteTokenizer) -> None:
         text = sequence.text
         self.ids = text.token_ids
-        # Its own end has no bytes, and the prefix stands before the first of them.
-        self.starts = np.maximum(text.text_starts - sequence.text_offset, 0)
-        self.ends = np.maximum(text.text_ends - sequence.text_offset, 0)
+        offset = sequence.text_offset  # the prefix stands before the first byte
+        local = replace(
+            text,
+            text_starts=np.maximum(text.text_starts - offset, 0),
+            text_ends=np.maximum(text.text_ends - offset, 0),
+        )
+        # A space of the chat template in front of an answer belongs to the template.
+        heads = text.heads - heads_of(sequence.line, sequence.line.segments, local, teacher)
+        self.starts = local.text_starts + heads
+        self.ends = local.text_ends
         self.record = np.where(text.has_record, np.cumsum(text.has_record) - 1, -1)
         self.data = "".join(segment.text for segment in sequence.line.segments).encode()
         self.end = int(self.ends[self.starts < self.ends].max(initial=0))
         self._event_places = np.flatnonzero(text.is_eos & text.has_record)
         self._event_starts = text.byte_starts[self._event_places] - sequence.line.supervised_start
-        self._teacher = teacher
+        self._has_added_space = text.has_added_space
 
     def own(self, token: int) -> _Answer | None:
         """Answer with the record of a token; None for no token."""
@@ -156,8 +163,7 @@ class _Tokens:
 
     def adds_space(self, token: int) -> bool:
         """Tell whether a token writes a space that the text does not have."""
-        written = self._teacher.token_bytes[int(self.ids[token])] or b""
-        return written[:1] == b" " and len(written) > int(self.ends[token] - self.starts[token])
+        return bool(self._has_added_space[token])
 
     def rest(self, place: int) -> bytes:
         """Return the text from a byte on, up to a token's end, as far as it decides the first."""

@@ -18,6 +18,8 @@ from logitstore.models.loading import load_tokenizer, saved_files
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
+from logitstore.text.crossings import is_space_of_template
+from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
@@ -118,8 +120,9 @@ class Student:
         inside = tokens.has_record & (starts >= 0)
         inside &= np.where(tokens.is_eos, starts <= len(own), starts < len(own))
         starts, lengths = starts[inside], tokens.byte_lengths[inside]
-        crossed = _crossed(segments, tokens, inside)
-        places = _places(line, segments, starts, tokens.text_starts[inside], crossed)
+        heads_end = (tokens.text_starts + tokens.heads)[inside]
+        heads = heads_of(line, segments, tokens, self.tokenizer)[inside]
+        places = _places(line, _text(segments), starts, heads_end, heads)
         is_eos = tokens.is_eos[inside]
         return Labels(starts, lengths, is_eos, np.where(is_eos | (lengths == 0), -1, places))
 
@@ -146,46 +149,48 @@ class Student:
         return said
 
 
-class _Places:
-    """Where the supervised bytes of some segments lie in their whole text."""
-
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        sizes = np.array([len(s.text.encode()) for s in segments], np.int64)
-        is_kept = np.array([s.supervised and bool(s.text) for s in segments], np.bool_)
-        self._bounds = (np.cumsum(sizes) - sizes)[is_kept]
-        self._before = np.cumsum(sizes[is_kept]) - sizes[is_kept]
-
-    def of(self, supervised: I64) -> I64:
-        """Find the byte of the text that each supervised byte is."""
-        if not len(self._bounds):
-            return np.full(len(supervised), -1, np.int64)
-        k = np.searchsorted(self._before, supervised, side="right") - 1
-        found: I64 = self._bounds[k] + supervised - self._before[k]
-        return found
-
-
-def _crossed(segments: Sequence[Segment], tokens: TokenizedText, inside: Bools) -> I64:
-    """Count the bytes of context that each label begins with: it crosses into supervised text."""
-    places = _Places(segments).of(tokens.byte_starts[inside])
-    return np.where(tokens.is_eos[inside], 0, places - tokens.text_starts[inside]).clip(min=0)
-
-
-def _places(
+def heads_of(
     line: SequenceText,
     segments: Sequence[Segment],
-    starts: I64,
-    text_starts: I64,
-    crossed: I64,
+    tokens: TokenizedText,
+    tokenizer: ByteTokenizer,
 ) -> I64:
-    """Find where each label begins in the teacher's text; -1 where its context is another there."""
-    places = _Places(line.segments).of(starts) - crossed
-    over = np.flatnonzero(crossed > 0)
-    if not len(over):
-        return places
-    theirs = "".join(s.text for s in line.segments).encode()
-    ours = "".join(s.text for s in segments).encode()
-    for i in over:
-        place, start, size = int(places[i]), int(text_starts[i]), int(crossed[i])
-        if place < 0 or theirs[place : place + size] != ours[start : start + size]:
+    """Count the bytes of context that each token of a line begins with: (T,).
+
+    A space that a chat template writes in front of an answer is not counted: there it is as good as
+    added by the tokenizer, for each side has a template of its own.
+    """
+    crossing = np.flatnonzero(tokens.heads)
+    if line.messages is None or not len(crossing):
+        return tokens.heads
+    data, heads = _text(segments), tokens.heads.copy()
+    for i, written in zip(crossing, tokenizer.written(tokens.token_ids[crossing]), strict=True):
+        start = int(tokens.text_starts[i])
+        if is_space_of_template(written, data[start : start + int(heads[i])], tokenizer):
+            heads[i] = 0
+    return heads
+
+
+def _places(line: SequenceText, ours: bytes, starts: I64, text_ends: I64, heads: I64) -> I64:
+    """Find where each label begins in the teacher's text; -1 where its context is another there.
+
+    Args:
+        line: The teacher's text.
+        ours: The student's text.
+        starts: (n,) bytes of the line's supervised text before each label.
+        text_ends: (n,) where its head ends in the student's text.
+        heads: (n,) bytes of its head.
+    """
+    if not line.supervised_bytes:
+        return np.full(len(starts), -1, np.int64)
+    places = SupervisedBytes(line.segments).places(starts)[0] - heads
+    theirs = _text(line.segments)
+    for i in np.flatnonzero(heads):
+        place, stop, size = int(places[i]), int(text_ends[i]), int(heads[i])
+        if place < 0 or theirs[place : place + size] != ours[stop - size : stop]:
             places[i] = -1
     return places
+
+
+def _text(segments: Sequence[Segment]) -> bytes:
+    return "".join(segment.text for segment in segments).encode()

@@ -74,7 +74,7 @@ def test_a_run_learns_from_them_and_without_the_flag_from_the_ordinary_records(
     assert with_them.store.digest == next(iter(outer.boundaries.values())).digest
     with_them.train()
     without.train()
-    shares = [t.last_report["aligned_fraction"] for t in (with_them, without)]
+    shares = [t.last_report["covered_fraction"] for t in (with_them, without)]
     assert shares[0] > 0.98 > shares[1]
 
 
@@ -87,7 +87,7 @@ def test_losses_that_compare_the_teachers_own_tokens_do_not(place: Path) -> None
     with pytest.raises(MismatchError, match="say how probable the teacher's next token is there"):
         trainer(place, loss="alm")
     with pytest.raises(InputError, match="--boundaries: a strict mapped_kl"):
-        trainer(place, loss="mapped_kl", mapped_strict=True)
+        trainer(place, loss="mapped_kl", map="strict")
 
 
 def test_a_store_without_them_is_refused(place: Path) -> None:

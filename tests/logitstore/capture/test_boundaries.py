@@ -276,12 +276,11 @@ def sequence(length: int, seed: int) -> TeacherSequence:
     text = TokenizedText(
         random.integers(1, V, length),
         np.arange(length) > 0,
-        zeros,
-        zeros,
-        zeros.astype(bool),
-        zeros,
-        zeros,
-        "ok",
+        **dict.fromkeys(("byte_starts", "byte_lengths", "text_starts", "text_ends"), zeros),
+        **dict.fromkeys(("heads", "tails"), zeros),
+        **dict.fromkeys(("is_eos", "has_added_space"), zeros.astype(bool)),
+        is_verbatim=zeros == 0,
+        status="ok",
     )
     branches = tuple(
         Branch(int(c), tuple(int(i) for i in random.integers(1, V, int(random.integers(1, 5)))))
