@@ -13,7 +13,9 @@ from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
+from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit import templates
 from tests.kit.rows import rows_file, texts_file
 
 
@@ -63,6 +65,40 @@ def test_every_label_with_bytes_has_a_record_at_its_own_start(place: Path, teach
     )
     (of_pairs,) = pairs.boundaries.values()
     assert len(set(labels_and_aligned(of_pairs))) == 1
+
+
+def test_in_conversations_each_side_has_its_own_template_and_every_label_a_record(
+    tmp_path: Path,
+) -> None:
+    theirs, ours = templates.chatml(), templates.gemma()
+    tiny.save(tmp_path / "t", tiny.llama(len(theirs)), theirs)
+    tiny.save(tmp_path / "s", tiny.llama(len(ours)), ours)
+    talks = [
+        templates.turns("Who reads?", text, "And then?", "A student writes it.")
+        for text in tiny.corpus()[:6]
+    ]
+    data = rows_file(tmp_path / "talk.jsonl", *({"messages": talk} for talk in talks))
+    store = logitstore.capture(
+        tmp_path / "t", str(data), tmp_path / "out", top_k=8, boundaries_of=str(tmp_path / "s")
+    )
+    (at_boundaries,) = store.boundaries.values()
+    reader = ByteTokenizer(ours)
+    template = ChatTemplate.of(ours, reader)
+    dataset = StoreDataset(at_boundaries, reader, ("mapped_kl",), template=template)
+    examples = [dataset[i] for i in range(len(dataset))]
+    labels = sum(int(e.is_label.sum()) for e in examples)
+    assert sum(e.aligned for e in examples) == labels > 60
+    (tmp_path / "other.jinja").write_text(templates.CHATML)
+    args = CachedTeacherConfig(
+        output_dir=str(tmp_path / "never"),
+        store=str(tmp_path / "out"),
+        boundaries=True,
+        chat_template_path=str(tmp_path / "other.jinja"),
+        use_cpu=True,
+    )
+    model = tiny.llama(len(ours))
+    with pytest.raises(MismatchError, match="of this student with chat template"):
+        CachedTeacherTrainer(model=model, args=args, processing_class=ours)
 
 
 def test_a_run_learns_from_them_and_without_the_flag_from_the_ordinary_records(
