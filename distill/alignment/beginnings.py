@@ -13,17 +13,18 @@ class Beginnings:
 
     Args:
         written: The bytes of each id; empty for an id that writes none, which begins nothing.
+        size: The number of ids, where more are in use than are given; the others write nothing.
 
     Attributes:
         written: As given.
         rank: (V,) int64, the place of each id in that order; -1 for those that write nothing.
     """
 
-    def __init__(self, written: Sequence[bytes]) -> None:
+    def __init__(self, written: Sequence[bytes], size: int = 0) -> None:
         self.written = written
         order = sorted((i for i, each in enumerate(written) if each), key=written.__getitem__)
         self._sorted = [written[i] for i in order]
-        self.rank: Ints = np.full(len(written), -1, np.int64)
+        self.rank: Ints = np.full(max(size, len(written)), -1, np.int64)
         self.rank[order] = np.arange(len(order))
         self._ranges: dict[tuple[int, int], tuple[int, int, int]] = {}
 

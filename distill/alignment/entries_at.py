@@ -16,8 +16,8 @@ from distill.alignment.align import Spans
 from distill.alignment.beginnings import Beginnings
 from distill.alignment.event_map import EventMap
 from distill.alignment.map_entries import F32, F64, Came
-from distill.alignment.realised import is_possible, label_share, own_places, possible_mass
-from distill.alignment.runs import Ints, lists_of, runs
+from distill.alignment.realised import label_share, possible
+from distill.alignment.runs import Ints, lists_of
 from logitstore.records import TokenRecords
 
 
@@ -68,12 +68,14 @@ class Sources:
         source: (M,) the source of each.
         logprobs: (M,) float32, their log-probabilities.
         rest: (P,) float64, log of the mass beyond them.
+        scale: (P,) float64, log of the mass of what can follow, by which all were divided.
     """
 
     count: Ints
     source: Ints
     logprobs: F32
     rest: F64
+    scale: F64
 
 
 def sources_at(
@@ -82,80 +84,68 @@ def sources_at(
     """List the entries at each pair, and the mass beyond them."""
     assert records.entry_ids is not None
     rest = records.tail_logmass[at.record].astype(np.float64)
-    if order is None or not at.written.any():
-        count, (ids, logprobs) = lists_of(
-            records.entry_count, at.record, records.entry_ids, records.entry_logprobs
-        )
-        if at.space.any():
-            ids = made.source_of_token(ids.astype(np.int64), np.repeat(at.space, count))
-        return Sources(count, ids, logprobs, rest)
-    pair, place = _kept(records, at, order)
-    ids, logprobs = records.entry_ids[place].astype(np.int64), records.entry_logprobs[place]
-    written, inner = at.written[pair], at.written > 0
-    whole = made.source_of_token(ids, at.space[pair])
-    behind = made.source_behind(ids, np.maximum(written, 1))
-    scale = log_scale(records, at, order)
-    return Sources(
-        np.bincount(pair, minlength=len(at.record)),
-        np.where(written > 0, behind, whole),
-        (logprobs - scale[pair]).astype(np.float32),
-        np.where(inner, _unlisted(records, at, scale), rest),
+    count, (ids, logprobs) = lists_of(
+        records.entry_count, at.record, records.entry_ids, records.entry_logprobs
     )
+    if at.space.any():
+        ids = made.source_of_token(ids.astype(np.int64), np.repeat(at.space, count))
+    whole = Sources(count, ids, logprobs, rest, np.zeros(len(rest)))
+    if order is None or not at.written.any():
+        return whole
+    return _restricted(whole, records, at, made, order)
 
 
-def _unlisted(records: TokenRecords, at: Places, scale: F64) -> F64:
-    """Compute (P,) log of the own token's share of what can follow, where it is not an entry."""
-    is_entry = own_places(records, at.record) >= 0
-    return np.where(is_entry, -np.inf, np.nan_to_num(records.token_logprob[at.record]) - scale)
-
-
-def _kept(records: TokenRecords, at: Places, order: Beginnings) -> Ints:
-    """List (2, M) pair and place of the entries that go on from what is written at each pair."""
-    stop = np.cumsum(records.entry_count)[at.record]
-    whole = np.flatnonzero(at.written == 0)
-    pair, place = runs((stop - records.entry_count[at.record])[whole], stop[whole])
-    inner = np.flatnonzero(at.written > 0)
-    inside, there = is_possible(records, at.record[inner], at.written[inner], order).T
-    pairs = np.concatenate([whole[pair], inner[inside]])
-    in_order = np.argsort(pairs, kind="stable")
-    return np.stack([pairs[in_order], np.concatenate([place, there])[in_order]])
-
-
-def log_scale(records: TokenRecords, at: Places, order: Beginnings) -> F64:
-    """Compute (P,) log of the mass of what can follow; 0 where nothing is written yet."""
-    scale = np.zeros(len(at.record))
-    inner = np.flatnonzero(at.written > 0)
-    with np.errstate(divide="ignore"):
-        scale[inner] = np.log(possible_mass(records, at.record[inner], at.written[inner], order))
-    return scale
+def _restricted(
+    whole: Sources, records: TokenRecords, at: Places, made: EventMap, order: Beginnings
+) -> Sources:
+    """Keep what can follow the bytes that are written already, as shares of its own mass."""
+    inner = at.written > 0
+    found = possible(records, at.record[inner], at.written[inner], order)
+    scale, unlisted = np.zeros(len(inner)), np.exp(whole.rest)
+    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is known to follow
+        scale[inner] = np.log(found.mass)
+    unlisted[inner] = found.unlisted / np.where(found.mass > 0, found.mass, 1)
+    is_kept = np.ones(len(whole.source), np.bool_)
+    is_inner = np.repeat(inner, whole.count)
+    is_kept[is_inner] = found.is_kept
+    pair = np.repeat(np.arange(len(inner)), whole.count)[is_kept]
+    source, logprobs = whole.source[is_kept].astype(np.int64), whole.logprobs[is_kept].copy()
+    begun = np.flatnonzero(is_inner[is_kept])
+    source[begun] = made.source_behind(source[begun], at.written[pair[begun]])
+    logprobs[begun] -= scale[pair[begun]].astype(np.float32)
+    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is beyond the entries
+        rest = np.where(inner, np.log(unlisted), whole.rest)
+    count = np.bincount(pair, minlength=len(inner))
+    return Sources(count, source, logprobs, rest, scale)
 
 
 def came_at(
     records: TokenRecords, at: Places, made: EventMap, texts: Texts, sources: Sources
 ) -> Came:
     """Find what the text shows at each pair: how much of the own token goes on to the label."""
-    assert records.entry_ids is not None
     pairs = np.stack([at.record, at.label], 1)
     if texts.label_bytes is None:
         share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
     else:
         share = _whole_labels(records, at, texts, texts.label_bytes)
-    own = records.token_ids[at.record].astype(np.int64)
-    own_source = np.where(
-        at.written > 0,
-        made.source_behind(own, np.maximum(at.written, 1)),
-        made.source_of_token(own, at.space),
-    )
-    owner = np.repeat(np.arange(len(own)), sources.count)
-    is_own = sources.source == own_source[owner]
-    place = np.full(len(own), -1, np.int64)
-    place[owner[is_own]] = np.flatnonzero(is_own)
-    logprob = records.token_logprob[at.record] - log_scale(records, at, texts.order)
+    place = _own_places(records.token_ids[at.record].astype(np.int64), at, made, sources)
+    logprob = records.token_logprob[at.record] - sources.scale
     listed = place >= 0  # as its entry has it, so that the sum stays the same
     logprob[listed] = sources.logprobs[place[listed]]
     is_known = ~np.isnan(share) & ~np.isnan(logprob)
     event = np.where(is_known, made.event_of(texts.label_ids[at.label]), -1)
     return Came(event.astype(np.int32), place, logprob, np.where(is_known, share, 0.0))
+
+
+def _own_places(own: Ints, at: Places, made: EventMap, sources: Sources) -> Ints:
+    """Find (P,) the place of each record's own token among the sources; -1 if it is not there."""
+    source = made.source_of_token(own, at.space)
+    inner = np.flatnonzero(at.written > 0)
+    source[inner] = made.source_behind(own[inner], at.written[inner])
+    found = np.flatnonzero(np.repeat(source, sources.count) == sources.source)
+    place = np.full(len(own), -1, np.int64)
+    place[np.searchsorted(np.cumsum(sources.count), found, side="right")] = found
+    return place
 
 
 def _whole_labels(

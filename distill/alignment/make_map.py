@@ -20,7 +20,8 @@ token of the student's own tokenisation of b(v), and ψ(u) the first token of th
 
 The teacher's end-of-text tokens are one event, the student's EOS. Other special tokens write no
 text: they are sent nowhere. A teacher's token that stands in for a byte (`<0xE2>`) is sent to the
-student's stand-in of that byte, and no other token is.
+student's stand-in of that byte. No other token is, unless the student writes it so: a character
+that it has no token of begins with the stand-in of its first byte.
 
 Shape legend: V_T, V_S = vocabularies, R = sources of a map.
 """
@@ -28,6 +29,7 @@ Shape legend: V_T, V_S = vocabularies, R = sources of a map.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +92,7 @@ class _Pair:
         behind = np.maximum(self.lengths - 1, 0)
         return SPACES * self.teacher.size + np.concatenate([[0], np.cumsum(behind)])
 
+    @cached_property
     def sources(self) -> list[bytes]:
         """List the bytes of each source of a map; empty for those that write nothing."""
         less = [each[1:] if each[:1] == b" " else b"" for each in self.written]
@@ -99,18 +102,25 @@ class _Pair:
 
     def sent(self, rule: Callable[[Sequence[bytes]], Ids]) -> Ids:
         """Apply a rule for bytes to every source, and the rules for ends and stand-ins."""
-        sources = self.sources()
-        whole, all_of_them = set(self.written), dict.fromkeys(sources)
-        # Of beginnings and remainders there are millions. Most are tokens, which write themselves.
-        twin = dict(zip(all_of_them, self.twins(list(all_of_them)).tolist(), strict=True))
-        asked = [each for each in all_of_them if each in whole or twin[each] < 0]
-        twin.update(zip(asked, rule(asked).tolist(), strict=True))
-        target = np.array([twin[each] for each in sources], np.int32)
+        # There are millions of remainders. Most are tokens of the student, and asked by their ids.
+        target = self.twins(self.sources)
+        is_twin = target >= 0
+        ids, which = np.unique(target[is_twin], return_inverse=True)
+        target[is_twin] = rule([self.student.token_bytes[i] or b"" for i in ids])[which]
+        asked = [self.sources[i] for i in np.flatnonzero(~is_twin).tolist()]
+        strings = list(dict.fromkeys(asked))
+        found = dict(zip(strings, rule(strings).tolist(), strict=True))
+        target[~is_twin] = np.fromiter(map(found.__getitem__, asked), np.int32, len(asked))
         self._send_standins(target)
         ends = self.ends()
         for space in (PLAIN, LESS_SPACE, MORE_SPACE):
             target[np.array(ends, np.int64) + space * self.teacher.size] = self.end
         return target
+
+    @cached_property
+    def canonical(self) -> Ids:
+        """The student's first token of every source."""
+        return self.sent(self.writes.first)
 
     def ends(self) -> list[int]:
         """List the teacher's end-of-text tokens, if the student has one."""
@@ -122,7 +132,7 @@ class _Pair:
 
     def _send_standins(self, target: Ids) -> None:
         """Send a stand-in for part of a character to the student's for that byte alone."""
-        parts = np.flatnonzero(self._stands_for_part).tolist()
+        parts = np.flatnonzero(self.is_part).tolist()
         of_byte = {self.student.token_bytes[i]: i for i in parts}
         for i in np.flatnonzero(self.teacher.is_standin).tolist():
             if len(self.written[i]) == 1 and self.written[i] >= b"\x80":
@@ -151,8 +161,8 @@ class _Pair:
     def twins(self, strings: Sequence[bytes]) -> Ids:
         """Find the student's token of these bytes, unless it stands for part of a character."""
         ids = self.writes.ids_by_bytes
-        found = np.array([ids.get(each, -1) for each in strings], np.int32)
-        return np.where((found >= 0) & self._stands_for_part[found], -1, found)
+        found = np.fromiter(map(ids.get, strings, repeat(-1)), np.int32, len(strings))
+        return np.where((found >= 0) & self.is_part[found], -1, found)
 
     def longest_prefixes(self, strings: Sequence[bytes]) -> Ids:
         """Find the student's longest token that begins the bytes; of white space only its twin."""
@@ -160,11 +170,20 @@ class _Pair:
         for i in np.flatnonzero(target < 0).tolist():
             if strings[i] and not strings[i].decode("utf-8", "replace").isspace():
                 found = self.writes.longest_prefix(strings[i])
-                target[i] = -1 if found >= 0 and self._stands_for_part[found] else found
+                target[i] = -1 if found >= 0 and self.is_part[found] else found
         return target
 
+    def most_edits(self, written: bytes, least: int) -> int:
+        """Bound the edits to the nearest token; `least` are the bytes of the student's shortest.
+
+        A token that begins it lacks the others; any as short can have all of its bytes replaced.
+        """
+        found = self.writes.longest_prefix(written)
+        begun = 0 if found < 0 or self.is_part[found] else len(self.writes.written(found))
+        return max(len(written) - begun, least, 1)
+
     @cached_property
-    def _stands_for_part(self) -> npt.NDArray[np.bool_]:
+    def is_part(self) -> npt.NDArray[np.bool_]:
         """Mark (V_S,) stand-ins for parts of characters that have no token of their own."""
         first = [(each or b"")[:1] for each in self.student.token_bytes]
         return self.student.is_standin & np.array([each >= b"\x80" for each in first], np.bool_)
@@ -193,32 +212,28 @@ def _strict(pair: _Pair, _seen: Seen) -> EventMap:
 
 
 def _canonical(pair: _Pair, _seen: Seen) -> EventMap:
-    return EventMap(pair.sent(pair.writes.first), pair.remainder)
+    return EventMap(pair.canonical, pair.remainder)
 
 
 def _mined(pair: _Pair, _seen: Seen) -> EventMap:
     """Send whole tokens to the nearest one, and all else as the student writes it."""
-    target = pair.sent(pair.writes.first)
+    target = pair.canonical.copy()
     twin = pair.twins(pair.written)
-    wanted = np.flatnonzero((pair.lengths > 0) & (twin < 0))
-    ids = list(pair.writes.ids_by_bytes.values())
-    tokens = list(pair.writes.ids_by_bytes)
+    is_standin = pair.teacher.is_standin & (target[: pair.teacher.size] >= 0)
+    wanted = np.flatnonzero((pair.lengths > 0) & (twin < 0) & ~is_standin)
+    ids = {each: i for each, i in pair.writes.ids_by_bytes.items() if not pair.is_part[i]}
     strings = [pair.written[i] for i in wanted]
-    # Its beginning is as far away as the bytes that it lacks; a string of other bytes, all of them.
-    begun = [pair.writes.longest_prefix(each) for each in strings]
-    most = [
-        max(len(each) - len(pair.writes.written(i)), 1)
-        for each, i in zip(strings, begun, strict=True)
-    ]
     target[: pair.teacher.size] = np.where(twin >= 0, twin, target[: pair.teacher.size])
-    if len(wanted):
-        target[wanted] = np.array(ids)[nearest(strings, tokens, most)]
+    if len(wanted) and ids:
+        least = min(map(len, ids))
+        most = [pair.most_edits(each, least) for each in strings]
+        target[wanted] = np.array(list(ids.values()))[nearest(strings, list(ids), most)]
     return EventMap(target, pair.remainder)
 
 
 def _counted(pair: _Pair, seen: Seen) -> EventMap:
     """Count where each token goes, and its φ*, or the rest, once more."""
-    canonical = pair.sent(pair.writes.first)
+    canonical = pair.canonical
     every = np.arange(len(canonical))
     source = np.concatenate([seen.teacher + seen.space * pair.teacher.size, every])
     event = np.concatenate([seen.student, canonical]) + 1
@@ -274,7 +289,7 @@ def _over_teacher_tokens(pair: _Pair, rows: Ints) -> EventMap:
 def _events(pair: _Pair, seen: Seen) -> EventMap:
     """Join tokens that stand for each other, here or there, to one event."""
     size = pair.teacher.size
-    canonical = pair.sent(pair.writes.first)
+    canonical = pair.canonical
     own = canonical[:size]
     psi = pair.beginnings(1, twins=False)[0]
     v, u = _often(seen, size, pair.student.size)
@@ -293,7 +308,7 @@ def _events(pair: _Pair, seen: Seen) -> EventMap:
 
 def _through(pair: _Pair, of_token: Ids) -> Ints:
     """Send every source to the event of the student's first token of its bytes."""
-    canonical = pair.sent(pair.writes.first)
+    canonical = pair.canonical
     return np.where(canonical >= 0, of_token[canonical], -1).astype(np.int64)
 
 

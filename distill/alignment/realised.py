@@ -23,6 +23,7 @@ Shape legend: P = pairs of a record and a label, n = records of the sequence.
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from distill.alignment.align import Spans
 from distill.alignment.beginnings import Beginnings
@@ -66,39 +67,67 @@ def labels_between(
     label = np.flatnonzero(is_between)
     record = at[label]
     written = inside[label] + teacher.heads[record] + teacher.has_added_space[record]
-    mass = possible_mass(records, record, written, order)
+    mass = possible(records, record, written, order).mass
     tail = np.exp(records.tail_logmass[record].astype(np.float64))
     bound = np.divide(tail, tail + mass, out=np.ones_like(mass), where=tail + mass > 0)
     return Between(np.stack([record, label], 1), written, mass, np.where(mass > 0, bound, 1.0))
 
 
-def is_possible(records: TokenRecords, record: Ints, written: Ints, order: Beginnings) -> Ints:
-    """Mark the entries of the given records that begin with their own token's first bytes.
+class Possible(NamedTuple):
+    """What can follow the first bytes of the records' own tokens.
+
+    Attributes:
+        is_kept: (M,) bool, of the entries of all pairs, one pair behind the other: whether each
+            begins with these bytes, and is longer.
+        mass: (P,) float64, their probability, with that of an own token which is not an entry.
+        unlisted: (P,) float64, the probability of such an own token; 0 where there is none.
+    """
+
+    is_kept: npt.NDArray[np.bool_]
+    mass: F64
+    unlisted: F64
+
+
+def possible(records: TokenRecords, record: Ints, written: Ints, order: Beginnings) -> Possible:
+    """Find what begins with the first bytes of the records' own tokens, and is longer.
 
     Args:
         records: The records.
         record: (P,) numbers of records.
         written: (P,) how many bytes of the record's own token are meant.
         order: The teacher's vocabulary.
+    """
+    own = records.token_ids[record].astype(np.int64)
+    _, longer, end = order.ranges(own, written)
+    kept, mass, is_listed = _between_ranks(records, record, order, longer, end)
+    # Of a token that an import does not say the probability of, there is none to count.
+    said = np.nan_to_num(np.exp(records.token_logprob[record].astype(np.float64)))
+    unlisted = np.where(is_listed, 0, said)
+    return Possible(kept, mass + unlisted, unlisted)
+
+
+def _between_ranks(
+    records: TokenRecords, record: Ints, order: Beginnings, low: Ints, high: Ints
+) -> tuple[npt.NDArray[np.bool_], F64, npt.NDArray[np.bool_]]:
+    """Find entries in ranges of the vocabulary's order.
 
     Returns:
-        (M, 2) int64: the pair, and the place among all entries, of each entry that is longer.
+        (M,) whether each entry of these records is in its range; (P,) the mass of those that are;
+        (P,) whether the record's own token is an entry.
     """
     assert records.entry_ids is not None
+    count = records.entry_count[record]
     stop = np.cumsum(records.entry_count)[record]
-    pair, place = runs(stop - records.entry_count[record], stop)
-    _, longer, end = order.ranges(records.token_ids[record].astype(np.int64), written)
-    rank = order.rank[records.entry_ids[place]]
-    kept = (rank >= longer[pair]) & (rank < end[pair])
-    return np.stack([pair[kept], place[kept]], 1)
-
-
-def possible_mass(records: TokenRecords, record: Ints, written: Ints, order: Beginnings) -> F64:
-    """Sum up (P,) the probability of what begins with a token's first bytes, and is longer."""
-    pair, place = is_possible(records, record, written, order).T
-    mass = np.bincount(pair, _probabilities(records, place), len(record))
-    own = ~np.isin(record, _with_own_entry(records, record))
-    return np.asarray(mass + np.where(own, _own_probability(records, record), 0), np.float64)
+    pair, place = runs(stop - count, stop)
+    ids = records.entry_ids[place]
+    rank = order.rank[ids]
+    kept = (rank >= np.repeat(low, count)) & (rank < np.repeat(high, count))
+    chosen = np.flatnonzero(kept)
+    probabilities = np.exp(records.entry_logprobs[place[chosen]], dtype=np.float64)
+    mass = np.bincount(pair[chosen], probabilities, len(record)).astype(np.float64, copy=False)
+    is_listed = np.zeros(len(record), np.bool_)
+    is_listed[pair[ids == np.repeat(records.token_ids[record], count)]] = True
+    return kept, mass, is_listed
 
 
 def label_share(
@@ -154,39 +183,13 @@ def _chain(records: TokenRecords, first: Ints, stop: Ints) -> F64:
 
 
 def _begun(records: TokenRecords, record: Ints, begun: Ints, order: Beginnings) -> F64:
-    """Compute log of the mass of tokens that begin with the first bytes of a record's own."""
-    assert records.entry_ids is not None
-    stop = np.cumsum(records.entry_count)[record]
-    pair, place = runs(stop - records.entry_count[record], stop)
-    first, _, end = order.ranges(records.token_ids[record].astype(np.int64), begun)
-    rank = order.rank[records.entry_ids[place]]
-    kept = (rank >= first[pair]) & (rank < end[pair])
-    mass = np.bincount(pair[kept], _probabilities(records, place[kept]), len(record))
-    missing = ~np.isin(record, _with_own_entry(records, record))
-    mass = mass + np.where(missing, _own_probability(records, record), 0)
+    """Compute log of the mass of tokens that begin with the first bytes of a record's own.
+
+    NaN where nothing says how probable the own token is, which is one of them.
+    """
+    own = records.token_ids[record].astype(np.int64)
+    first, _, end = order.ranges(own, begun)
+    _, mass, is_listed = _between_ranks(records, record, order, first, end)
+    said = np.exp(records.token_logprob[record].astype(np.float64))
     with np.errstate(divide="ignore"):  # log 0 = -inf: the teacher ruled it out
-        return np.log(mass)
-
-
-def own_places(records: TokenRecords, record: Ints) -> Ints:
-    """Find (P,) the place of each record's own token among all entries; -1 if it is not there."""
-    assert records.entry_ids is not None
-    stop = np.cumsum(records.entry_count)[record]
-    pair, place = runs(stop - records.entry_count[record], stop)
-    is_own = records.entry_ids[place] == records.token_ids[record][pair]
-    found = np.full(len(record), -1, np.int64)
-    found[pair[is_own]] = place[is_own]
-    return found
-
-
-def _with_own_entry(records: TokenRecords, record: Ints) -> Ints:
-    return record[own_places(records, record) >= 0]
-
-
-def _own_probability(records: TokenRecords, record: Ints) -> F64:
-    """Look up a record's own token; 0 where an import does not say."""
-    return np.nan_to_num(np.exp(records.token_logprob[record].astype(np.float64)))
-
-
-def _probabilities(records: TokenRecords, place: Ints) -> F64:
-    return np.exp(records.entry_logprobs[place], dtype=np.float64)
+        return np.asarray(np.log(mass + np.where(is_listed, 0, said)), np.float64)

@@ -36,5 +36,4 @@ def runs(first: Ints, stop: Ints) -> tuple[Ints, Ints]:
     """List first..stop-1 of every run, one after the other: (number of the run, member)."""
     count = stop - first
     run = np.repeat(np.arange(len(first)), count)
-    within = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
-    return run, first[run] + within
+    return run, np.arange(len(run)) + np.repeat(first + count - np.cumsum(count), count)

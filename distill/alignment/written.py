@@ -11,7 +11,7 @@ guess.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +22,9 @@ from tokenizers import Tokenizer
 from logitstore.text.tokenizer import ByteTokenizer
 
 Ids = npt.NDArray[np.int32]
+
+#: Texts that are encoded at once.
+_BLOCK = 2**16
 
 
 class Writer:
@@ -50,10 +53,11 @@ class Writer:
 
     @cached_property
     def _backend(self) -> Tokenizer:
-        content = json.loads(self._tokenizer.to_json())
-        backend = Tokenizer.from_str(json.dumps(_without_added_space(content)))
-        backend.encode_special_tokens = True  # the name of a special token is a text like others
-        return backend
+        return _from_json(_without_added_space(json.loads(self._tokenizer.to_json())))
+
+    @cached_property
+    def _of_words(self) -> Tokenizer:
+        return _from_json(json.loads(self._tokenizer.to_json()))
 
     def longest_prefix(self, written: bytes) -> int:
         """Find the token with the longest bytes that `written` begins with, or -1."""
@@ -78,52 +82,86 @@ class Writer:
         The tokens write the beginning of the string. They write all of it unless a normaliser
         changes it, or it ends inside a character.
         """
-        texts = [_text_of(each) for each in strings]
+        texts = list(map(_text_of, strings))
         asked = [i for i, text in enumerate(texts) if text]
-        encodings = self._backend.encode_batch_fast(
-            [texts[i] for i in asked], add_special_tokens=False
-        )
-        tokens = [self._twin(each) for each in strings]
-        for i, encoding in zip(asked, encodings, strict=True):
-            is_whole = len(texts[i].encode()) == len(strings[i])
-            tokens[i] = self._checked(strings[i], encoding.ids, is_whole) or tokens[i]
+        encoded = _encoded(self._backend, [texts[i] for i in asked])
+        tokens: list[list[int]] = [[]] * len(strings)
+        for i, ids in zip(asked, encoded, strict=True):
+            tokens[i] = self._checked(strings[i], ids)
+        unknown = [i for i, found in enumerate(tokens) if not found]
+        if self._tokenizer.joins_spaces:
+            self._add_words(tokens, strings, [i for i in unknown if texts[i][:1] == " "])
+        for i in unknown:
+            tokens[i] = tokens[i] or self._twin(strings[i]) or self._begun(strings[i], texts[i])
         return tokens
+
+    def _add_words(
+        self, tokens: list[list[int]], strings: Sequence[bytes], chosen: list[int]
+    ) -> None:
+        """Fill in words with a space in front, for a tokenizer that drops white space.
+
+        It puts its mark in front of a word that it is given without one.
+        """
+        encoded = _encoded(self._of_words, [_text_of(strings[i])[1:] for i in chosen])
+        for i, ids in zip(chosen, encoded, strict=True):
+            tokens[i] = self._checked(strings[i], ids)
+
+    def _begun(self, written: bytes, text: str) -> list[int]:
+        """Find the longest token that begins a text: of a word's middle nothing else is known."""
+        found = self.longest_prefix(written) if text and text.encode() == written else -1
+        return [found] if found >= 0 else []
 
     def _twin(self, written: bytes) -> list[int]:
         """Find the token of these bytes, unless it only stands in for a byte."""
         token_id = self.ids_by_bytes.get(written, -1)
         return [] if token_id < 0 or self._tokenizer.is_standin[token_id] else [token_id]
 
-    def _checked(self, written: bytes, ids: list[int], is_whole: bool) -> list[int]:
+    def _checked(self, written: bytes, ids: list[int]) -> list[int]:
         """Drop tokens without bytes, and those from the first on that write something else."""
+        token_bytes = self._tokenizer.token_bytes
         kept, place = [], 0
         for i in ids:
-            piece = self._tokenizer.token_bytes[i]
+            piece = token_bytes[i]
             if piece == b"":
                 continue
             if piece is None or not written.startswith(piece, place):
                 break
             kept.append(i)
             place += len(piece)
-        if not kept:  # its tokens depend on what is before them: words that a prefix continues
-            found = self.longest_prefix(written) if is_whole else -1
-            return [found] if found >= 0 else []
-        # Where the string ends inside a character, the last token may go on with that character.
-        return kept if is_whole else kept[:-1]
+        if place < len(written) and not _is_whole(written):
+            # The last token may go on with the character inside of which the string ends.
+            return kept[:-1]
+        return kept
+
+
+def _from_json(content: Any) -> Tokenizer:
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.encode_special_tokens = True  # the name of a special token is a text like others
+    return backend
+
+
+def _encoded(backend: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Encode texts, in blocks: an encoding takes far more memory than its text."""
+    for start in range(0, len(texts), _BLOCK):
+        block = texts[start : start + _BLOCK]
+        for encoding in backend.encode_batch_fast(block, add_special_tokens=False):
+            yield encoding.ids
 
 
 def _text_of(written: bytes) -> str:
     """Decode the whole characters that the bytes begin with; empty if there are none."""
-    return written.decode("utf-8", "ignore") if _is_cut_at_the_end(written) else ""
-
-
-def _is_cut_at_the_end(written: bytes) -> bool:
-    """Tell whether only the last character can be incomplete."""
+    if written[:1] and b"\x80" <= written[:1] < b"\xc0":
+        return ""  # most strings that are no text begin inside a character
     try:
-        written.decode()
+        return written.decode()
     except UnicodeDecodeError as error:
-        return error.end == len(written) and error.reason == "unexpected end of data"
-    return True
+        is_cut = error.end == len(written) and error.reason == "unexpected end of data"
+        return written.decode("utf-8", "ignore") if is_cut else ""
+
+
+def _is_whole(written: bytes) -> bool:
+    """Tell whether the bytes are a text."""
+    return len(_text_of(written).encode()) == len(written)
 
 
 def _without_added_space(content: Any) -> Any:

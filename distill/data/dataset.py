@@ -262,7 +262,8 @@ class StoreDataset(Dataset[Example]):
 
     @cached_property
     def _order(self) -> Beginnings:
-        return Beginnings([each or b"" for each in self.teacher.token_bytes])
+        written = [each or b"" for each in self.teacher.token_bytes]
+        return Beginnings(written, int(self.store.spec.vocab_size))
 
     def _map(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""

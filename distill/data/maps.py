@@ -28,7 +28,7 @@ from logitstore.storage.commit import write_whole
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: Changes when a map of the same pair would be another one.
-VERSION = 1
+VERSION = 2
 #: The most sequences in which pairs are counted.
 COUNTED_SEQUENCES = 4_000
 _ABOUT = "about"
