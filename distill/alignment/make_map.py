@@ -118,14 +118,9 @@ class _Pair:
 
     def sent(self, rule: Callable[[Sequence[bytes]], Ids]) -> Ids:
         """Apply a rule for bytes to every source, and the rules for ends and stand-ins."""
-        # Most tokens with another space are tokens too, which write themselves.
-        target = self.twins(self.sources)
-        is_asked = target < 0
-        is_asked[: self.teacher.size] = True
-        asked = [self.sources[i] for i in np.flatnonzero(is_asked).tolist()]
-        strings = list(dict.fromkeys(asked))
+        strings = list(dict.fromkeys(self.sources))
         found = dict(zip(strings, rule(strings).tolist(), strict=True))
-        target[is_asked] = np.fromiter(map(found.__getitem__, asked), np.int32, len(asked))
+        target = np.fromiter(map(found.__getitem__, self.sources), np.int32, len(self.sources))
         self._send_standins(target)
         target = np.concatenate([target, np.full(self.teacher.size, -1, np.int32)])
         ends = self.ends()

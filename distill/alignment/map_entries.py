@@ -1,11 +1,11 @@
 """Sends a teacher's entries to events of the student: masses that meet at one event are added up.
 
 No other step costs as much time for a token, so nothing is done twice. Where no two sources can
-meet (one tokenizer; nearly all of a strict map) it is one look-up. Else the entries of a record are
-sorted by their event, each as one integer of event and place: a short sort, of which a processor
-does many together. Only masses that meet are computed from their logarithms.
+meet (one tokenizer; nearly all of a strict map) it is one look-up. Else the entries of all records
+are sorted at once, each as one integer of record, event and place. Only masses that meet are
+computed from their logarithms.
 
-Shape legend: P = records, M = entries of all of them, W = most entries of one.
+Shape legend: P = records, M = entries of all of them.
 """
 
 from dataclasses import dataclass
@@ -117,9 +117,9 @@ class VocabularyMap:
             is_entry = (came.event >= 0) & (came.place >= 0)
             kept = _log1mexp(came.log_share[is_entry]).astype(np.float32)
             logprobs_M[came.place[is_entry]] += kept
-            return _added_up(*_as_rows(count_P, target_M, logprobs_M, came))
+            return _added_up(count_P, target_M, logprobs_M, came)
         if self._can_meet and self.shares.take(source_M).any():
-            return _added_up(*_as_rows(count_P, target_M, logprobs_M))
+            return _added_up(count_P, target_M, logprobs_M)
         return _as_they_are(count_P, target_M, logprobs_M)
 
     @cached_property
@@ -143,7 +143,7 @@ class VocabularyMap:
         pairs_before = np.concatenate([[0], np.cumsum(events_M)])
         stop_P = np.cumsum(count_P)
         count = pairs_before[stop_P] - pairs_before[stop_P - count_P]
-        return _added_up(*_as_rows(count, target, logmass, came))
+        return _added_up(count, target, logmass, came)
 
     def _take_labels(
         self, came: Came, logmass: F32, target: Ids, pair: Ints, of_entry: tuple[Ints, Ints]
@@ -193,19 +193,22 @@ def _log1mexp(log_share: F64) -> F64:
         return np.log(-np.expm1(log_share))
 
 
-def _added_up(target_PW: Ids, logprobs_PW: F32) -> Sent:
-    """Send entries of which some share an event, and add those up."""
-    rows, width = target_PW.shape
-    if not target_PW.size:
-        nothing = np.zeros(0, np.int32)
-        return Sent(np.zeros(rows, np.int64), nothing, nothing.astype(np.float32), None)
-    none = int(target_PW.max()) + 1  # sorts entries without an event behind all others
-    has_mass_PW = (target_PW >= 0) & (logprobs_PW > -np.inf)
-    sorted_M, place_M = _sorted_rows(np.where(target_PW < 0, none, target_PW), none)
-    logprobs_M = logprobs_PW.reshape(-1)[place_M]
-    start, length = _runs_of_equals(sorted_M, width)
-    target, row, logmass = sorted_M[start], start // width, logprobs_M[start]
-    is_sent = target < none
+def _added_up(count_P: Ints, target_M: Ids, logprobs_M: F32, came: Came | None = None) -> Sent:
+    """Send entries of which some share an event, and the labels that came, and add those up."""
+    rows = len(count_P)
+    owner_M = np.repeat(np.arange(rows), count_P)
+    if came is not None:
+        known = np.flatnonzero(came.event >= 0)
+        owner_M = np.concatenate([owner_M, known])
+        target_M = np.concatenate([target_M, came.event[known]])
+        of_label = (came.logprob + came.log_share)[known].astype(np.float32)
+        logprobs_M = np.concatenate([logprobs_M, of_label])
+    place_M, start = _by_event(owner_M, target_M)
+    logprobs_M = logprobs_M[place_M]
+    first = place_M[start]
+    target, row, logmass = target_M[first], owner_M[first], logprobs_M[start]
+    length = np.diff(start, append=len(place_M))
+    is_sent = target >= 0
 
     met = np.flatnonzero((length > 1) | ~is_sent)  # all others keep their log-probability
     run, member = runs(start[met], start[met] + length[met])
@@ -213,52 +216,31 @@ def _added_up(target_PW: Ids, logprobs_PW: F32) -> Sent:
     left_out = _totals(row[met], np.where(is_sent[met], 0.0, mass), rows)
     with np.errstate(divide="ignore"):  # log 0 = -inf: no mass at all
         logmass[met] = np.log(mass)
-    if not has_mass_PW.all():  # an event that nothing is left of would be a padding slot
-        is_sent &= logmass > -np.inf
+    is_sent &= logmass > -np.inf  # an event that nothing is left of would be a padding slot
     count = np.bincount(row[is_sent], minlength=rows)
     return Sent(count, target[is_sent], logmass[is_sent], left_out)
 
 
-def _sorted_rows(target_PW: Ids, largest: int) -> tuple[Ids, npt.NDArray[np.intp]]:
-    """Sort every row, and return all rows flat, and the flat place that each member had before."""
-    rows, width = target_PW.shape
-    bits = int(width - 1).bit_length()  # of the place, below the target's: ties keep their order
-    dtype = np.int32 if (largest + 1) << bits < 2**31 else np.int64
-    key_PW = target_PW.astype(dtype) << np.array(bits, dtype)
-    key_PW |= np.arange(width, dtype=dtype)
-    key_PW.sort(axis=1)
-    place_PW = (key_PW & ((1 << bits) - 1)).astype(np.intp)
-    place_PW += np.arange(0, rows * width, width)[:, None]
-    return (key_PW >> np.array(bits, dtype)).astype(np.int32).reshape(-1), place_PW.reshape(-1)
+def _by_event(owner_M: Ints, target_M: Ids) -> tuple[Ints, Ints]:
+    """Sort entries by record and event: their places, and the first of each run of equals.
 
-
-def _runs_of_equals(sorted_M: Ids, width: int) -> tuple[Ints, Ints]:
-    """Find the first and the length of each run of one target, in flat rows of this width."""
-    is_first = np.empty(len(sorted_M), bool)
-    np.not_equal(sorted_M[1:], sorted_M[:-1], out=is_first[1:])
-    is_first[::width] = True
-    start = np.flatnonzero(is_first)
-    return start, np.diff(start, append=len(sorted_M))
-
-
-def _as_rows(
-    count_P: Ints, target_M: Ids, logprobs_M: F32, came: Came | None = None
-) -> tuple[Ids, F32]:
-    """Lay both out as (P, W); padding has no event and no mass.
-
-    The last column is for the labels that came, each with its share of the own token.
+    The place is the low bits of what is sorted, which is faster than sorting places by a key.
     """
-    width, labels = int(count_P.max(initial=0)), int(came is not None)
-    if not labels and len(target_M) == len(count_P) * width:
-        return target_M.reshape(len(count_P), width), logprobs_M.reshape(len(count_P), width)
-    target_PW = np.full((len(count_P), width + labels), -1, np.int32)
-    logprobs_PW = np.full(target_PW.shape, -np.inf, np.float32)
-    is_there = np.arange(width + labels) < count_P[:, None]
-    target_PW[is_there], logprobs_PW[is_there] = target_M, logprobs_M
-    if came is not None:
-        target_PW[:, -1] = came.event
-        logprobs_PW[:, -1] = np.where(came.event >= 0, came.logprob + came.log_share, -np.inf)
-    return target_PW, logprobs_PW
+    if not len(target_M):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    of_place = (len(target_M) - 1).bit_length()
+    of_event = (int(target_M.max()) + 1).bit_length()
+    key_M = (owner_M << of_event) + (target_M + 1)  # entries without an event are the first
+    if int(owner_M.max()).bit_length() + of_event + of_place > 63:
+        place_M = np.argsort(key_M, kind="stable")
+        key_M = key_M[place_M]
+    else:
+        key_M = (key_M << of_place) + np.arange(len(target_M))
+        key_M.sort()
+        place_M, key_M = key_M & ((1 << of_place) - 1), key_M >> of_place
+    is_first = np.ones(len(key_M), np.bool_)
+    np.not_equal(key_M[1:], key_M[:-1], out=is_first[1:])
+    return place_M, np.flatnonzero(is_first)
 
 
 def _totals(owner: Ints, mass: F64, count: int) -> F64:

@@ -304,7 +304,8 @@ class ByteTokenizer:
         last = np.full(eos, self.eos_token_id if eos else 0, np.int64)
 
         def wrapped(array: I64 | Bools, first: int = 0, end: int = 0) -> Any:
-            return np.pad(array, (p, eos), constant_values=(first, end))
+            ends = [np.full(n, x, array.dtype) for n, x in ((p, first), (eos, end))]
+            return np.concatenate([ends[0], array, ends[1]])  # np.pad takes five times as long
 
         has_record = wrapped(text.has_record, end=supervised.at_end)
         has_record[:1] = False  # nothing predicts it
