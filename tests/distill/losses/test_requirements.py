@@ -38,6 +38,7 @@ def store_of(fingerprint: str = "sha256:another", **spec: Any) -> SimpleNamespac
         ("multilevel_ot", {"has_logit_std": False}, "mapped_kl"),
         ("uld", {"missing": ("tail_logmass",), "has_logit_std": False}, "alm"),
         ("uld", {"missing": ("token_logprob",)}, "mapped_kl"),
+        ("alm", {"boundaries_of": {"fingerprint": "a student's"}}, "mapped_kl"),
         ("mapped_kl", {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False}, "ce"),
     ],
 )

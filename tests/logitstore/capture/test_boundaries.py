@@ -38,6 +38,7 @@ from logitstore.moving.subset import subset
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
+from logitstore.testing.buckets import Bucket
 from logitstore.testing.stores import tree
 from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
@@ -493,6 +494,17 @@ def test_ranks_and_claiming_workers_write_the_same_stores(
     assert tree(out) == tree(store.path)
     run(teacher, place, tmp_path / "claims", claim=True)
     assert tree(tmp_path / "claims") == tree(store.path)
+
+
+def test_in_a_bucket_it_is_the_same_objects(
+    teacher: Path, place: Path, store: LogitStore, bucket: Bucket
+) -> None:
+    settings = SETTINGS | {"boundaries_of": str(place / "unigram")}
+    data = str(place / "rows.jsonl")
+    other = logitstore.capture(teacher, data, f"{bucket.url}/s", **settings)
+    assert bucket.tree("s") == tree(store.path)
+    assert (inside(other)[3].token_ids == inside(store)[3].token_ids).all()
+    assert verify_store(other.path, deep=True).damaged == []
 
 
 def test_damage_in_it_is_found_and_captured_again(
