@@ -5,7 +5,8 @@
 * two tokenisations of one text, against the plain loop with two pointers that the tests hold it to,
   and against tokenising that text: by length, in batches of sixteen, as training aligns them; and
   one alone, which pays for numpy's calls by itself.
-* a `prefix` map from 150,000 tokens to 128,000, against loading the two tokenizers.
+* maps from 150,000 tokens to 128,000: `prefix`, against loading the two tokenizers; and those that
+  ask the student's tokenizer to write millions of strings, on the clock, with all cores.
 
 The tokenizers are byte-level BPE with random merges: the sizes of real ones, without a download.
 """
@@ -34,6 +35,8 @@ from tools.plain_alignment import plain_align
 LENGTHS = (512, 4_096, 32_768)
 SIZES = (150_000, 128_000)
 BATCH = 16
+#: Kinds of maps that are made of what the student writes, and the seconds that one may take.
+OF_WRITING, MAP_S = ("canonical", "counted", "events"), 10
 
 
 def plain_loop(teacher: Spans, student: Spans) -> tuple[list[list[int]], ...]:
@@ -127,8 +130,15 @@ def measure_map(folders: list[Path], repeats: int) -> dict[str, Any]:
         median_s(lambda: make_map("prefix", teacher, student), repeats),
         median_s(load, repeats),
     )
+    spent_s = {}
+    for kind in OF_WRITING:
+        began = time.perf_counter()
+        sources = make_map(kind, teacher, student).sources
+        spent_s[kind] = goal(time.perf_counter() - began, at_most=MAP_S)
     return {
         "sizes": [teacher.size, student.size],
+        "sources": sources,
+        "seconds": spent_s,
         "map_s": map_s,
         "load_s": load_s,
         "of loading the tokenizers": goal(map_s / load_s, at_most=1),
@@ -166,10 +176,14 @@ def shown(report: dict[str, Any]) -> str:
         for each in report["align"]
     ]
     made = report["map"]
+    others = "\n".join(
+        f"  {kind}: {said(each, 'at most')} s" for kind, each in made["seconds"].items()
+    )
     return (
         f"{table(rows)}\n\nmap of {made['sizes'][0]:,} to {made['sizes'][1]:,} tokens: "
         f"{made['map_s']:.2f} s; of loading both tokenizers, {made['load_s']:.2f} s: "
-        f"{said(made['of loading the tokenizers'], 'at most')}"
+        f"{said(made['of loading the tokenizers'], 'at most')}\n"
+        f"maps of {made['sources']:,} sources to what the student writes:\n{others}"
     )
 
 

@@ -28,6 +28,10 @@ class Beginnings:
         self.rank[order] = np.arange(len(order))
         self._ranges: dict[tuple[int, int], tuple[int, int, int]] = {}
 
+    def __reduce__(self) -> tuple[type["Beginnings"], tuple[Sequence[bytes], int]]:
+        """Send a worker what it makes the rest of; the bytes are its tokenizer's own."""
+        return Beginnings, (self.written, len(self.rank))
+
     def ranges(self, ids: Ints, lengths: Ints) -> tuple[Ints, Ints, Ints]:
         """Find the tokens that begin with the first bytes of other tokens.
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distill.alignment.event_map import EventMap
+from distill.alignment.event_map import SPACES, EventMap
 from distill.alignment.runs import Ints, runs
 
 Ids = npt.NDArray[np.int32]
@@ -63,6 +63,10 @@ class VocabularyMap:
     def __init__(self, made: EventMap) -> None:
         self.made = made
 
+    def __reduce__(self) -> tuple[type["VocabularyMap"], tuple[EventMap]]:
+        """Send a worker the map alone; it makes what it needs of it."""
+        return VocabularyMap, (self.made,)
+
     @classmethod
     def of_ids(cls, ids: Ids) -> "VocabularyMap":
         """Make a map from (V_T,) the student id of each teacher id; -1 is none."""
@@ -79,10 +83,14 @@ class VocabularyMap:
 
     @cached_property
     def shares(self) -> npt.NDArray[np.bool_]:
-        """Mark (R,) the sources that share their event with another one."""
+        """Mark (R,) the sources that share their event with another one of a record."""
         assert self.made.first is None
-        targets, which, count = np.unique(self.made.event, return_inverse=True, return_counts=True)
-        is_shared: npt.NDArray[np.bool_] = ((targets >= 0) & (count > 1))[which]
+        event = self.made.event.astype(np.int64)
+        # The entries of a record are all read with a space, or all without, or all begun.
+        reading = np.minimum(np.arange(len(event)) // max(1, len(self)), SPACES)
+        key = event + reading * (int(event.max(initial=0)) + 1)
+        _, which, count = np.unique(key, return_inverse=True, return_counts=True)
+        is_shared: npt.NDArray[np.bool_] = (event >= 0) & (count > 1)[which]
         return is_shared
 
     @cached_property

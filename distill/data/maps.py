@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from logitstore.storage.commit import write_whole
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: Changes when a map of the same pair would be another one.
-VERSION = 2
+VERSION = 3
 #: The most sequences in which pairs are counted.
 COUNTED_SEQUENCES = 4_000
 _ABOUT = "about"
@@ -92,31 +91,37 @@ def count_pairs(sides: Iterable[tuple[Alignment, Spans, Spans, Ints, Ints]]) -> 
 
 
 def _keep(file: Path, made: EventMap, about: Mapping[str, Any]) -> None:
-    """Write a map to a file, if there is a place for it."""
+    """Write a map to a file with a digest at the end, if there is a place for it."""
     written = io.BytesIO()
     said = {_ABOUT: np.array(json.dumps(about, sort_keys=True))}
     arrays: dict[str, Any] = {**said, **made.arrays()}
     np.savez(written, **arrays)
+    data = written.getvalue()
     with contextlib.suppress(OSError):  # of a read-only home, or a full disk: it is made again
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, written.getvalue())
+        write_whole(file, data + hashlib.sha256(data).digest())
 
 
 def _load(file: Path, about: Mapping[str, Any]) -> EventMap:
+    flag, again = f"--map {about['map']}: {file}", f"Run `rm {file}`: the map is made again."
+    size = hashlib.sha256().digest_size
     try:
-        with np.load(file, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
-        kept = json.loads(str(arrays.pop(_ABOUT)))
-        made = EventMap(**arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        data = file.read_bytes()
+    except OSError as error:
         raise MismatchError(
-            f"--map {about['map']}: {file} is a kept map that cannot be read ({error}). Run `rm "
-            f"{file}`: the map is made again."
+            f"{flag} is a kept map that cannot be read ({error}). {again}"
         ) from error
+    if hashlib.sha256(data[:-size]).digest() != data[-size:]:
+        raise MismatchError(
+            f"{flag} is a kept map that cannot be read (its {len(data):,} bytes have another "
+            f"digest than those that were written). {again}"
+        )
+    with np.load(io.BytesIO(data[:-size]), allow_pickle=False) as held:
+        arrays = {name: held[name] for name in held.files}
+    kept = json.loads(str(arrays.pop(_ABOUT)))
     if kept != about:
         differing = ", ".join(k for k in sorted({*kept, *about}) if kept.get(k) != about.get(k))
         raise MismatchError(
-            f"--map {about['map']}: {file} is a kept map of others than its name says: {differing} "
-            f"differs. Run `rm {file}`: the map is made again."
+            f"{flag} is a kept map of others than its name says: {differing} differs. {again}"
         )
-    return made
+    return EventMap(**arrays)

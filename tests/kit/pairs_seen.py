@@ -8,13 +8,17 @@ from logitstore.text.tokenizer import ByteTokenizer
 
 
 def pairs_seen(
-    teacher: ByteTokenizer, student: ByteTokenizer, texts: Iterable[str]
+    teacher: ByteTokenizer, student: ByteTokenizer, texts: Iterable[str], *, first: int = 0
 ) -> Counter[tuple[int, int]]:
-    """Count pairs of a teacher's and a student's token, both of which write the text's bytes."""
+    """Count pairs of a teacher's and a student's token, both of which write the text's bytes.
+
+    Tokens before byte `first` of a text do not count.
+    """
     count: Counter[tuple[int, int]] = Counter()
     for text in texts:
         starts = [_starts(each, text) for each in (teacher, student)]
-        count.update((v, starts[1][at]) for at, v in starts[0].items() if at in starts[1])
+        shared = [at for at in starts[0] if at in starts[1] and at >= first]
+        count.update((starts[0][at], starts[1][at]) for at in shared)
     return count
 
 
