@@ -94,10 +94,11 @@ def _notes(facts: Facts) -> Iterator[str]:
     yield from _counting(facts["folds"])
     each = facts["vocabulary"]
     if each["shared"]:
-        yield (
-            f"vocabulary  {each['shared']:,} tokens on both sides: {each['of_teacher']:.0%} of the "
+        said = (
+            f"{each['shared']:,} tokens on both sides: {each['of_teacher']:.0%} of the "
             f"teacher's, {each['of_student']:.0%} of the student's"
         )
+        yield _wrapped(said, "vocabulary  ")
     yield _tail(facts)
 
 
