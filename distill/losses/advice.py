@@ -74,16 +74,14 @@ ADVICE = (
     Way(
         "a new student",
         "mapped_kl",
-        {"map": "counted"},
-        "the tokenizers differ, and each of the teacher's tokens is sent to what this student "
-        "writes there, as often as it does in the store's text",
+        {"map": "events"},
+        "the tokenizers differ, and both are compared in groups of tokens that either can express",
     ),
     Way(
         "a trained student",
         "mapped_kl",
-        {"map": "counted"},
-        "the tokenizers differ, and each of the teacher's tokens is sent to what this student "
-        "writes there, as often as it does in the store's text",
+        {"map": "events"},
+        "the tokenizers differ, and both are compared in groups of tokens that either can express",
     ),
     Way("", "alm", {}, "the store has what it needs, and not what losses of tokens need"),
     Way("", "ce", {}, "no other loss has what it needs"),
@@ -130,7 +128,7 @@ def recommend(facts: Facts) -> Way:
 def map_for(weights: str) -> str:
     """Return the map that is recommended for a student of another tokenizer."""
     where = "a new student" if weights == "new" else "a trained student"
-    return next(way.options.get("map", "counted") for way in ADVICE if way.where == where)
+    return next(way.options.get("map", "events") for way in ADVICE if way.where == where)
 
 
 def is_counting_worse(folds: Mapping[str, Mapping[str, float]]) -> bool:

@@ -67,7 +67,7 @@ def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
 
 
 #: Maps that ask what the text shows; the others are as they were published.
-OURS = ("counted", "canonical", "events")
+OURS = ("events", "counted", "canonical")
 PUBLISHED = ("prefix", "strict", "p_kl", "p_kl_weighted", "mined")
 
 
@@ -87,13 +87,11 @@ def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
 
 def _pairing(options: Options) -> Pairing:
     kind = options["map"]
-    is_ours = kind in OURS
-    has_between = {"auto": is_ours, "on": True, "off": False}[options["between"]]
     return Pairing(
         "strict" if kind == "strict" else "starts",
         kind,
-        has_between=has_between and kind != "strict",
-        has_labels=is_ours,
+        has_between=options["between"] == "on" and kind != "strict",
+        has_labels=kind in OURS,
     )
 
 
@@ -106,21 +104,21 @@ LOSS = Loss(
     options=(
         Option(
             "map",
-            default="counted",
-            help="mapped_kl: how the teacher's tokens become the student's. counted: as often as "
-            "the student writes each where the teacher writes that, in the store's text. "
-            "canonical: the student's own first token of the same bytes. prefix: its longest. "
-            "strict: the token of equal bytes, where both sides end together. events: groups of "
-            "tokens that both sides can express. p_kl, p_kl_weighted: the student's tokens become "
-            "the teacher's. mined: the token of the least edit distance.",
+            default="events",
+            help="mapped_kl: how the teacher's tokens become the student's. events: both in groups "
+            "of tokens that either can express. counted: as often as the student writes each where "
+            "the teacher writes that, in the store's text. canonical: the student's own first "
+            "token of the same bytes. prefix: its longest. strict: the token of equal bytes, where "
+            "both sides end together. p_kl, p_kl_weighted: the student's tokens become the "
+            "teacher's. mined: the token of the least edit distance.",
             choices=(*OURS, *PUBLISHED),
         ),
         Option(
             "between",
-            default="auto",
+            default="off",
             help="mapped_kl: whether labels that begin inside one of the teacher's tokens are "
-            "compared too. auto: with counted, canonical and events.",
-            choices=("auto", "on", "off"),
+            "compared too, by what can follow there.",
+            choices=("off", "on"),
         ),
     ),
     order=1,

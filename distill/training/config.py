@@ -94,8 +94,8 @@ if TYPE_CHECKING:  # a type checker does not see what losses declare
         """TrainingArguments and the options of all losses."""
 
         pairing: Literal["bytes", "position"] = "bytes"
-        map: str = "counted"
-        between: Literal["auto", "on", "off"] = "auto"
+        map: str = "events"
+        between: Literal["off", "on"] = "off"
         tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = "forward"
         temperature: float = 1.0
         alm_temperature: float = 100.0

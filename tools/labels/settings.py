@@ -119,19 +119,18 @@ def _mapped(weights: tuple[str, ...] = ("1",), **options: Any) -> Contender:
 
 
 def _maps() -> Iterator[tuple[str, Contender]]:
-    """List every map with what `auto` chooses between shared starts, then with the other choice."""
-    ours, others = ("counted", "events", "canonical"), ("p_kl", "p_kl_weighted", "prefix", "mined")
+    """List every map, with labels at shared starts alone and with those between them too."""
+    ours, others = ("events", "counted", "canonical"), ("p_kl", "p_kl_weighted", "prefix", "mined")
     for name in (*ours, *others, "strict"):
         weights = WEIGHTS if name in ("counted", "events", "p_kl") else ("1",)
         yield f"map {name}", _mapped(weights, map=name)
-    for name in ours:
-        yield f"map {name}, shared starts alone", _mapped(map=name, between="off")
-    for name in others:
+    for name in (*ours, *others):
         yield f"map {name}, between them too", _mapped(map=name, between="on")
     for name in (*ours, *others, "strict"):
-        bare = _mapped(map=name, between="off", uncovered="none")
-        # The map that came first, as it was at first, is what all others are to mend.
-        yield f"map {name}, as papers do", bare._replace(is_minor=name != "prefix")
+        bare = _mapped(map=name, uncovered="none")
+        yield f"map {name}, as papers do", bare._replace(is_minor=True)
+    for name in ours:  # was measured, and is no more: see the page
+        yield f"map {name}, between them by bytes alone", _mapped((), map=name)
 
 
 #: Ways to train, the most decisive first; the first is what all others are compared with.
