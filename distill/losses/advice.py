@@ -86,8 +86,6 @@ ADVICE = (
     Way("", "alm", {}, "the store has what it needs, and not what losses of tokens need"),
     Way("", "ce", {}, "no other loss has what it needs"),
 )
-#: The map to take where counting makes labels worse on text that was not counted.
-NOT_COUNTED = "canonical"
 
 
 def _has_few_pairs(facts: Facts) -> bool:
@@ -117,10 +115,6 @@ def recommend(facts: Facts) -> Way:
         if _HOLDS[way.where](facts)
         and (way.loss == "ce" or not lacks & find(way.loss).needs_of(option_values({})))
     )
-    folds = facts.get("folds") or {}
-    if way.options.get("map") == "counted" and is_counting_worse(folds):
-        why = "counting is worse than this on text that was not counted: the store has too little"
-        way = way._replace(options={"map": NOT_COUNTED}, why=why)
     why = _why_of_store(facts)
     return way._replace(why=why) if why else way
 
