@@ -195,7 +195,6 @@ def test_results_of_several_machines_are_merged_and_conclusions_stay(
     assert "| uld | +0.1000 |" in shown
 
 
-@pytest.mark.skipif(not KEPT.exists(), reason="no results are kept yet")
 def test_what_is_kept_has_the_tables_of_its_runs() -> None:
     assert SAID.parent == HERE
     said = SAID.read_text(encoding="utf-8")
