@@ -109,7 +109,7 @@ class _Pair:
         target = np.full(int(np.maximum(self.lengths - 1, 0).sum()), NEVER, np.int32)
         first = self.remainder - SPACES * self.teacher.size
         lengths = [len(each or b"") for each in self.student.token_bytes]
-        for v, tokens in enumerate(self.writes.all(self.written)):
+        for v, tokens in enumerate(self.tokens):
             place = 0
             for token, following in pairwise(tokens):
                 place += lengths[token]
@@ -131,7 +131,21 @@ class _Pair:
     @cached_property
     def canonical(self) -> Ids:
         """The student's first token of every source."""
-        return self.sent(self.writes.first)
+        return self.sent(self.firsts)
+
+    @cached_property
+    def tokens(self) -> list[list[int]]:
+        """The student's own tokens of each of the teacher's."""
+        return self.writes.all(self.written)
+
+    def firsts(self, strings: Sequence[bytes]) -> Ids:
+        """Find the student's first token of each string; the teacher's tokens are known."""
+        known = {
+            b: found[0] if found else -1 for b, found in zip(self.written, self.tokens, strict=True)
+        }
+        others = [each for each in strings if each not in known]
+        known.update(zip(others, self.writes.first(others).tolist(), strict=True))
+        return np.fromiter(map(known.__getitem__, strings), np.int32, len(strings))
 
     def ends(self) -> list[int]:
         """List the teacher's end-of-text tokens, if the student has one."""

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distill.alignment.event_map import SPACES, EventMap
+from distill.alignment.event_map import NEVER, SPACES, EventMap
 from distill.alignment.runs import Ints, runs
 
 Ids = npt.NDArray[np.int32]
@@ -88,7 +88,7 @@ class VocabularyMap:
         event = self.made.event.astype(np.int64)
         # The entries of a record are all read with a space, or all without, or all begun.
         reading = np.minimum(np.arange(len(event)) // max(1, len(self)), SPACES)
-        key = event + reading * (int(event.max(initial=0)) + 1)
+        key = event - NEVER + reading * (int(event.max(initial=0)) - NEVER + 1)
         _, which, count = np.unique(key, return_inverse=True, return_counts=True)
         is_shared: npt.NDArray[np.bool_] = (event >= 0) & (count > 1)[which]
         return is_shared

@@ -3,23 +3,16 @@
 The definitions are plain code that shares nothing with the maps; only the tokenizers are the same.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from distill.alignment.event_map import (
-    LESS_SPACE,
-    MORE_SPACE,
-    NEVER,
-    PLAIN,
-    SPACES,
-    EventMap,
-)
-from distill.alignment.make_map import DIVIDED, KINDS, LEARNED, Seen, make_map
+from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, NEVER, PLAIN, SPACES, EventMap
+from distill.alignment.make_map import DIVIDED, KINDS, Seen, make_map
 from distill.alignment.written import Writer
 from logitstore.records import Segment
 from logitstore.text.tokenizer import ByteTokenizer
@@ -118,23 +111,23 @@ def test_canonical_sends_each_token_to_the_students_first_of_its_bytes(
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
-def test_a_remainder_goes_to_the_students_next_token_where_one_of_its_tokens_ends(
+def test_a_remainder_goes_to_the_students_next_token_where_one_of_its_own_ends(
     teacher: str, student: str
 ) -> None:
     made = map_of("canonical", teacher, student)
     t, s = tokenizer(teacher), tokenizer(student)
-    written = list(spelt(t))
-    cuts = Writer(s).all([each for _, each in written])
-    sources = 0
-    for (v, each), tokens in zip(written, cuts, strict=True):
-        expected, place = dict.fromkeys(range(1, len(each)), NEVER), 0
-        for token, following in pairwise(tokens):
-            place += len(s.token_bytes[token] or b"")
-            expected[place] = following
-        for i, event in expected.items():
-            assert made.event[made.source_behind(np.array([v]), np.array([i]))] == event
-        sources += len(expected)
-    assert made.sources == SPACES * t.size + sources
+    inside, sources = 0, SPACES * t.size
+    for (v, written), tokens in zip(spelt(t), Writer(s).all([w for _, w in spelt(t)]), strict=True):
+        text, following = b"", {}
+        for u, then in itertools.pairwise(tokens):
+            text += s.token_bytes[u] or b""
+            following[len(text)] = then
+        behind = np.arange(1, len(written))
+        found = made.event[made.source_behind(np.full_like(behind, v), behind)]
+        assert found.tolist() == [following.get(i, NEVER) for i in behind.tolist()]
+        inside, sources = inside + len(following), sources + len(behind)
+    assert inside > 20
+    assert made.sources == sources
 
 
 def test_a_token_without_the_added_space_goes_to_what_begins_a_students_text() -> None:
@@ -152,12 +145,17 @@ def test_a_token_without_the_added_space_goes_to_what_begins_a_students_text() -
     assert tried > 50
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - LEARNED))
-def test_of_a_space_that_only_the_student_adds_nothing_is_guessed(kind: str) -> None:
-    t = tokenizer("gpt2")
-    made = map_of(kind, "gpt2", "dummy space")
-    ids = np.array([v for v, _ in spelt(t) if v not in t.eos_ids])
-    assert (made.event[made.source_of_token(ids, MORE_SPACE)] == -1).all()
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_token_with_a_space_that_only_the_student_adds_goes_nowhere(kind: str) -> None:
+    if kind == "mined":
+        pytest.importorskip("rapidfuzz")
+    made, t = map_of(kind, "gpt2", "dummy space"), tokenizer("gpt2")
+    texts = np.array([v for v, _ in spelt(t)])
+    source = made.source_of_token(texts, MORE_SPACE)
+    pair = source if made.first is None else made.first[source]
+    assert (made.event[pair] == -1).all()
+    if made.first is not None:
+        assert (made.first[source + 1] == pair + 1).all()
 
 
 @pytest.mark.parametrize("kind", ["prefix", "strict", "mined"])
@@ -165,9 +163,8 @@ def test_nothing_goes_to_a_standin_for_part_of_a_character_but_the_same_standin(
     for teacher, student in (("gpt2", "dummy space"), ("dummy always", "dummy space")):
         made, t, s = map_of(kind, teacher, student), tokenizer(teacher), tokenizer(student)
         parts, sent = [i for i in range(s.size) if is_part(s, i)], set()
-        for source in np.flatnonzero(np.isin(made.event, parts)).tolist():
-            if source >= SPACES * t.size:  # inside a character that the student spells so
-                continue
+        whole = made.event[: SPACES * t.size]
+        for source in np.flatnonzero(np.isin(whole, parts)).tolist():
             assert source < t.size
             assert is_part(t, source)
             assert t.token_bytes[source] == s.token_bytes[made.event[source]]
