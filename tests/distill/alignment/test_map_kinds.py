@@ -102,7 +102,7 @@ def test_the_first_token_of_bytes_is_the_one_that_is_written_in_the_middle_of_a_
 @pytest.mark.parametrize("kind", ["gpt2", "spaces apart", "dummy always"])
 def test_bytes_cut_inside_a_character_are_begun_alike_whatever_the_character_is(kind: str) -> None:
     answered = 0
-    for begin in ("an", " two ", "x = ", "über den Fl", ""):
+    for begin in ("an", " two ", "x = ", "über den Fl"):
         for part in (b"\xc3", b"\xe2\x80", b"\xf0\x9f\x99"):
             (found,) = writer(kind).all([begin.encode() + part])
             answered += bool(found)
