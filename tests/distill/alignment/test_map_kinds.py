@@ -38,6 +38,11 @@ def tokenizer(kind: str) -> ByteTokenizer:
 
 
 @cache
+def writer(kind: str) -> Writer:
+    return Writer(tokenizer(kind))
+
+
+@cache
 def map_of(kind: str, teacher: str, student: str) -> EventMap:
     seen = seen_of(teacher, student) if kind in ("counted", "events") else None
     return make_map(kind, tokenizer(teacher), tokenizer(student), seen)
@@ -92,6 +97,20 @@ def test_the_first_token_of_bytes_is_the_one_that_is_written_in_the_middle_of_a_
         answered += bool(expected)
         assert not expected or found in expected, (written, found, expected)
     assert answered > 0.8 * len(strings)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "spaces apart", "dummy always"])
+def test_bytes_cut_inside_a_character_are_begun_alike_whatever_the_character_is(kind: str) -> None:
+    answered = 0
+    for begin in ("an", " two ", "x = ", "über den Fl"):
+        for part in (b"\xc3", b"\xe2\x80", b"\xf0\x9f\x99"):
+            (found,) = writer(kind).all([begin.encode() + part])
+            answered += bool(found)
+            for last in range(0x80, 0xC0):
+                text = (begin.encode() + part + bytes([last])).decode()
+                (whole,) = writer(kind).all([text.encode()])
+                assert whole[: len(found)] == found, text
+    assert answered >= 6
 
 
 @pytest.mark.parametrize(("teacher", "student"), PAIRS)
@@ -349,3 +368,56 @@ def test_ends_meet_and_other_special_tokens_go_nowhere(
                 assert made.event[pairs].tolist() == [-1]
             elif kind == "p_kl" and made.event[source] >= 0:
                 assert made.event[source] != end
+
+
+# ---- other ids, other ends ----
+
+
+def sent_to(made: EventMap, source: int) -> dict[int, float]:
+    pairs = slice(source, source + 1)
+    if made.first is not None:
+        pairs = slice(made.first[source], made.first[source + 1])
+    shares = [1.0] if made.share is None else made.share[pairs].tolist()
+    return dict(zip(made.event[pairs].tolist(), shares, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["canonical", "counted", "p_kl"])
+def test_a_wider_head_changes_nothing_for_the_tokens_and_sends_the_others_nowhere(
+    kind: str,
+) -> None:
+    made, t = map_of(kind, "gpt2", "digits apart"), tokenizer("gpt2")
+    wide = made.widened(t.size + 7)
+    assert wide.tokens == t.size + 7
+    assert wide.sources == made.sources + SPACES * 7
+    assert made.widened(t.size - 1) is made
+    for v in range(wide.tokens):
+        ids = np.array([v])
+        for space in range(SPACES):
+            expected = {-1: 1.0}
+            if v < t.size:
+                expected = sent_to(made, int(made.source_of_token(ids, space)[0]))
+            assert sent_to(wide, int(wide.source_of_token(ids, space)[0])) == expected
+        for i in range(1, len(t.token_bytes[v] or b"") if v < t.size else 0):
+            behind = [int(each.source_behind(ids, np.array([i]))[0]) for each in (wide, made)]
+            assert sent_to(wide, behind[0]) == sent_to(made, behind[1])
+
+
+@pytest.mark.parametrize("kind", ["canonical", "counted", "events"])
+def test_other_ends_go_to_the_token_that_ends_a_turn_and_nothing_else_changes(kind: str) -> None:
+    made, t = map_of(kind, "gpt2", "digits apart"), tokenizer("gpt2")
+    ends, student_id = [5, 9], 11
+    changed = made.with_ends(ends, student_id)
+    event = int(made.event_of(np.array([student_id]))[0])
+    of_ends = {v + space * t.size for v in ends for space in range(SPACES)}
+    for source in range(made.sources):
+        expected = {event: 1.0} if source in of_ends else sent_to(made, source)
+        assert sent_to(changed, source) == expected
+    assert made.sources == changed.sources
+
+
+def test_within_one_vocabulary_each_token_is_itself_however_it_is_read() -> None:
+    made = EventMap.identity(5)
+    for space in range(SPACES):
+        found = made.event[made.source_of_token(np.arange(5), space)]
+        assert found.tolist() == [0, 1, 2, 3, 4]
+    assert made.sources == SPACES * 5

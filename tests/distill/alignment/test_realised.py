@@ -1,6 +1,7 @@
 """What a text shows of its labels, against the definition, one pair and one byte at a time."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -120,12 +121,27 @@ def test_a_longer_label_is_as_probable_as_the_tokens_that_it_goes_on_into(
     np.testing.assert_allclose(np.exp(found), np.minimum(expected, 1), rtol=1e-5)
 
 
-@given(texts(), st.integers(0, 99))
+def test_nothing_is_said_of_a_label_whose_tokens_have_no_probability() -> None:
+    """`aba`, as the teacher's `a`, `ba`: a label `ab` is begun by a token that is not an entry."""
+    ids = [WRITTEN.index(b"a"), WRITTEN.index(b"ba")]
+    records = records_of(ids, [{ids[0]: 0.5}, {WRITTEN.index(b"b"): 0.5}])
+    teacher, student = spans_of([1, 2], ends=False), spans_of([2, 1], ends=False)
+    pairs = np.array([[0, 0]])
+    assert np.exp(label_share(pairs, teacher, student, records, ORDER)) == pytest.approx(0.75)
+    unsaid = replace(records, token_logprob=np.full(2, np.nan, np.float32))
+    assert np.isnan(label_share(pairs, teacher, student, unsaid, ORDER)).all()
+
+
+@given(texts(), st.integers(0, 99), st.booleans())
 def test_a_label_between_two_starts_is_answered_by_what_the_student_would_write_there(
-    text: tuple[list[int], list[Distribution], list[int]], seed: int
+    text: tuple[list[int], list[Distribution], list[int]], seed: int, is_said: bool
 ) -> None:
+    """An import may not say how probable the own token was: then it counts as an entry only."""
     ids, entries, lengths = text
     records = records_of(ids, entries)
+    said = np.exp(records.token_logprob) if is_said else np.zeros(len(ids))
+    if not is_said:
+        records = replace(records, token_logprob=np.full(len(ids), np.nan, np.float32))
     teacher, student = (
         spans_of([len(WRITTEN[i]) for i in ids], ends=False),
         spans_of(lengths, ends=False),
@@ -136,8 +152,7 @@ def test_a_label_between_two_starts_is_answered_by_what_the_student_would_write_
     for label, start in enumerate(student.starts.tolist()):
         for j, begin in enumerate(teacher.starts.tolist()):
             if begin < start < begin + teacher.lengths[j]:
-                own = float(np.exp(records.token_logprob[j]))
-                listed = {ids[j]: own} | {v: q for v, q in entries[j].items() if v != ids[j]}
+                listed = {ids[j]: float(said[j])} | entries[j]
                 bytes_there = WRITTEN[ids[j]][: start - begin]
                 longer = [
                     q
