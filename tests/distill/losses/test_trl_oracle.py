@@ -21,8 +21,9 @@ from logitstore.testing.fake_store import FakeStore, Row
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import trainer_of
 
+#: No token crosses from the prompt: TRL pairs one that does with what has read less.
 ROWS: list[Row] = [
-    (Segment("Say it: ", supervised=False), Segment(text, supervised=True))
+    (Segment("Say it:", supervised=False), Segment(f" {text}", supervised=True))
     for text in ("the answer is forty", "naïve café, 🙂 ok", "x", *tiny.corpus()[38:41])
 ]
 
