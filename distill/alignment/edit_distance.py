@@ -30,7 +30,7 @@ def nearest(
     except ImportError as error:
         raise InputError(
             "--map mined compares every token with every other one, for which it needs the package "
-            "rapidfuzz. Run `pip install rapidfuzz`, or use another --map."
+            "rapidfuzz. Run `pip install 'logitstore[mined]'`, or use another --map."
         ) from error
     lengths = np.array([len(each) for each in tokens])
     found = np.zeros(len(strings), np.int64)
