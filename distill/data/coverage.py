@@ -303,7 +303,11 @@ class _Counts:
         if not self._can_fold or not all(self._halves):
             return None
         first, second = map(count_pairs, self._halves)
-        return out_of_fold(self._data.map_of("canonical"), (first, second)) or None
+        try:
+            canonical = self._data.map_of("canonical")
+        except MismatchError:  # no token stands for another; what the loss compares is its own map
+            return None
+        return out_of_fold(canonical, (first, second)) or None
 
     def _shares(self, counts: npt.NDArray[np.float64]) -> Facts:
         labels, shared, covered, right, wrong, judged = counts.tolist()

@@ -92,7 +92,8 @@ def variation(made: EventMap, source: Ints, came: Ints, count: Ints) -> float | 
     is_sent, is_event = event >= 0, came >= 0
     asked = share[is_sent] * count[owner[is_sent]]
     size = int(max(came.max(initial=0), event.max(initial=0))) + 1
-    off = np.bincount(event[is_sent], asked, size)
+    # Of no weights at all, numpy counts in whole numbers.
+    off = np.bincount(event[is_sent], asked, size).astype(np.float64)
     off -= np.bincount(came[is_event], count[is_event], size)
     never = float(count.sum() - asked.sum()) + float(count[~is_event].sum())
     total = float(count.sum())

@@ -500,7 +500,7 @@ def test_the_teachers_ends_go_to_the_token_that_ends_the_students_turns(
     same = store_of(student, tmp_path)
     reader = ByteTokenizer(tiny.byte_bpe())
     for store, is_moved in ((other, True), (same, False)):
-        data = StoreDataset(store, reader, ["mapped_kl"])
+        data = StoreDataset(store, reader, ["mapped_kl"], map="canonical")
         mapping = data.mappings["mapped_kl"]
         assert mapping is not None
         ends, before = list(store.spec.eos_ids), mapping.ids.copy()

@@ -252,8 +252,11 @@ def test_at_the_end_of_a_turn_the_students_own_end_is_taught(
     at_end = np.isin(example.teacher["mapped_kl"]["index"], np.flatnonzero(labels == end))
     assert at_end.sum() == 3
     ids = rectangles(tensors_of(example.teacher["mapped_kl"]))["entry_ids"].numpy()
-    assert (ids[at_end] == end).any(1).all()
-    assert not (ids == tokenizer.eos_token_id).any()
+    mapping = data.mappings["mapped_kl"]
+    assert mapping is not None
+    end_event, eos_event = mapping.made.event_of(np.array([end, tokenizer.eos_token_id]))
+    assert (ids[at_end] == end_event).any(1).all()
+    assert not (ids == eos_event).any()
 
 
 def test_flags_and_files_say_the_same_about_templates(tmp_path: Path) -> None:
