@@ -137,7 +137,7 @@ def _convert(gguf: Path, made: Path) -> None:
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **where)
     config = read.config.to_dict()
     config.pop("quantization_config", None)
-    model = LlamaForCausalLM(LlamaConfig(**config)).float()
+    model = LlamaForCausalLM(LlamaConfig(**config))  # float32, unless told otherwise
     model.load_state_dict({k: v.float() for k, v in read.state_dict().items()})
     unfinished = made.with_name(made.name + ".new")
     shutil.rmtree(unfinished, ignore_errors=True)
