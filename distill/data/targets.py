@@ -199,8 +199,8 @@ def aligned_pairs(pairing: Pairing, alignment: Alignment, teacher: Spans, studen
     """Select the pairs of a kind, without labels that begin inside one of the teacher's tokens.
 
     Where tokens are compared by their bytes, a label must write the bytes of the text; and where
-    one side alone writes an added space in front of its token, the teacher's are read without it,
-    or with it.
+    one side alone writes an added space in front of its token, the teacher's are read without it;
+    where the student alone does, nothing but the token that came is known.
     """
     if pairing.kind == "groups":
         return plain_pairs(alignment.groups)
