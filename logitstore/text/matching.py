@@ -1,0 +1,184 @@
+"""Find in a student's rendering of a conversation what a store has supervised of it.
+
+A store has the supervised text of the teacher's rendering in *stretches*: what a message thought,
+says, calls. The student's template writes the same conversation in its own way. A stretch and a
+piece of the student's are one text if they are equal but for white space at their ends, where
+templates trim; what only one side writes there is not trained on. A stretch may also hold more in
+front, which only the teacher's template wrote there (an empty think block). Tool calls have a
+spelling of each template's own: where that differs, their end alone is compared.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from logitstore.records import SequenceText
+from logitstore.text.conversation import Conversation
+from logitstore.text.ends import CALLS, THINKING
+from logitstore.text.slots import texts_of
+from logitstore.text.turns import Rendering
+
+#: What templates do with the white space at the ends of a text, as far as known.
+_TRIMS: tuple[Callable[[str], str], ...] = (
+    str,
+    str.strip,
+    str.lstrip,
+    str.rstrip,
+    lambda text: text.strip("\r\n"),
+    lambda text: text.lstrip("\r\n"),
+    lambda text: text.rstrip("\r\n"),
+)
+
+
+class Stretch(NamedTuple):
+    """A stretch of supervised text of a store's row."""
+
+    role: str | None
+    text: str
+
+
+class Written(NamedTuple):
+    """A piece of the student's rendering.
+
+    Attributes:
+        role: As in `Piece`.
+        text: The text.
+        message: The number of its message.
+        source: What the message has, before a template trims it.
+        start: Its first character in the rendering; None where it is not trained on, since the
+            student's template leaves its turn out.
+    """
+
+    role: str | None
+    text: str
+    message: int
+    source: str
+    start: int | None
+
+
+class Match(NamedTuple):
+    """A stretch and a piece that are one text, as characters of each that both have.
+
+    Attributes:
+        stretch: The number of the stretch.
+        piece: The piece.
+        start: Where it starts in the stretch.
+        piece_start: Where it starts in the piece.
+        length: Its length.
+    """
+
+    stretch: int
+    piece: Written
+    start: int
+    piece_start: int
+    length: int
+
+
+def pieces_of(rendering: Rendering, conversation: Conversation) -> list[Written]:
+    """List the pieces of a rendering, also those of turns that are left out."""
+    pieces = []
+    for piece in rendering.pieces:
+        text, source = rendering.said(piece), _content(conversation, piece.message)
+        is_content = piece.role not in (THINKING, CALLS) and source.strip() == text.strip()
+        source = source if is_content else text
+        pieces.append(Written(piece.role, text, piece.message, source, piece.start))
+    for i in rendering.unwritten:
+        text, role = _content(conversation, i), str(conversation.messages[i]["role"])
+        pieces.append(Written(role, text, i, text, None))
+    return sorted(pieces, key=lambda piece: piece.message)
+
+
+def rows_of(line: SequenceText, pieces: Sequence[Written]) -> Iterator[list[Stretch]]:
+    """List the supervised stretches of a line's row; several guesses for a window of it.
+
+    A window has no more than its own part of the row, so the rest is what fits: the contents as
+    some template may have trimmed them.
+    """
+    if line.status != "split":
+        yield [Stretch(s.role, s.text) for s in line.segments if s.supervised]
+        return
+    own, low = line.supervised_bytes, line.supervised_start
+    for missing in ((), (THINKING,), (CALLS,), (THINKING, CALLS)):
+        chosen = [piece for piece in pieces if piece.role not in missing]
+        for trim in _TRIMS:
+            row = [Stretch(piece.role, trim(piece.source)) for piece in chosen]
+            whole = "".join(stretch.text for stretch in row).encode()
+            if whole[low : low + len(own)] == own:
+                yield row
+
+
+def matches(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[Match] | None:
+    """Match the stretches of a row with a student's pieces, in order.
+
+    Returns:
+        None where something that a message says has no match: the student's template changes it.
+    """
+    pairs = _pairs(row, pieces)
+    matched = {i for i, _ in pairs}
+    for i, stretch in enumerate(row):
+        is_content = stretch.role not in (THINKING, CALLS)
+        if i not in matched and is_content and stretch.text.strip():
+            return None
+    return [_common(i, row[i], pieces[j]) for i, j in pairs if pieces[j].start is not None]
+
+
+def _pairs(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[tuple[int, int]]:
+    """Pair stretches and pieces that fit, in order, as many as can be."""
+    if len(row) == len(pieces) and all(map(_fits, row, pieces)):
+        return [(i, i) for i in range(len(row))]
+    best = [[0] * (len(pieces) + 1) for _ in range(len(row) + 1)]
+    fits = [[_fits(stretch, piece) for piece in pieces] for stretch in row]
+    for i in range(len(row) - 1, -1, -1):
+        for j in range(len(pieces) - 1, -1, -1):
+            both = best[i + 1][j + 1] + 1 if fits[i][j] else 0
+            best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
+    pairs, i, j = [], 0, 0
+    while i < len(row) and j < len(pieces):
+        if fits[i][j] and best[i][j] == best[i + 1][j + 1] + 1:
+            pairs.append((i, j))
+            i, j = i + 1, j + 1
+        elif best[i + 1][j] >= best[i][j + 1]:
+            i += 1
+        else:
+            j += 1
+    return pairs
+
+
+def _fits(stretch: Stretch, piece: Written) -> bool:
+    """Tell whether a stretch and a piece are one text."""
+    if CALLS in (stretch.role, piece.role):
+        return stretch.role == piece.role
+    wanted, text = piece.text.strip(), stretch.text.strip()
+    if wanted == text:
+        return (stretch.role == THINKING) == (piece.role == THINKING)
+    if THINKING in (stretch.role, piece.role):
+        return False
+    if not wanted:  # an empty answer ends all; but not one that the student's template drops
+        return not piece.source.strip()
+    return text.endswith(wanted)
+
+
+def _common(i: int, stretch: Stretch, piece: Written) -> Match:
+    """Find the characters that both sides have."""
+    core, text = piece.text.strip(), stretch.text.rstrip()
+    if not text.endswith(core) or (piece.role == CALLS and text.strip() != core):
+        return Match(i, piece, len(stretch.text), len(piece.text), 0)
+    if not core:
+        is_blank = not text
+        length = _shared(stretch.text, piece.text) if is_blank else 0
+        start = 0 if is_blank else len(stretch.text)
+        return Match(i, piece, start, 0 if is_blank else len(piece.text), length)
+    start, piece_start = len(text) - len(core), piece.text.index(core)
+    before = _shared(stretch.text[:start][::-1], piece.text[:piece_start][::-1])
+    behind = _shared(stretch.text[len(text) :], piece.text[piece_start + len(core) :])
+    length = before + len(core) + behind
+    return Match(i, piece, start - before, piece_start - before, length)
+
+
+def _shared(a: str, b: str) -> int:
+    """Count the characters that two texts begin with alike."""
+    both = list(zip(a, b, strict=False))
+    return next((n for n, (x, y) in enumerate(both) if x != y), len(both))
+
+
+def _content(conversation: Conversation, i: int) -> str:
+    return "".join(text for _, text in texts_of(conversation.messages[i]))
