@@ -14,7 +14,7 @@ from typing import NamedTuple
 from logitstore.records import SequenceText
 from logitstore.text.conversation import Conversation
 from logitstore.text.ends import CALLS, THINKING
-from logitstore.text.slots import texts_of
+from logitstore.text.slots import calls_of, texts_of
 from logitstore.text.turns import Rendering
 
 #: What templates do with the white space at the ends of a text, as far as known.
@@ -27,6 +27,8 @@ _TRIMS: tuple[Callable[[str], str], ...] = (
     lambda text: text.lstrip("\r\n"),
     lambda text: text.rstrip("\r\n"),
 )
+#: How much more two equal texts fit than one that ends with the other.
+_WHOLLY = 3
 
 
 class Stretch(NamedTuple):
@@ -44,8 +46,8 @@ class Written(NamedTuple):
         text: The text.
         message: The number of its message.
         source: What the message has, before a template trims it.
-        start: Its first character in the rendering; None where it is not trained on, since the
-            student's template leaves its turn out.
+        start: Its first character in the rendering; None where the student's template does not
+            write it, beside tool calls or with them.
     """
 
     role: str | None
@@ -74,17 +76,19 @@ class Match(NamedTuple):
 
 
 def pieces_of(rendering: Rendering, conversation: Conversation) -> list[Written]:
-    """List the pieces of a rendering, also those of turns that are left out."""
+    """List the pieces of a rendering, and what messages with tool calls say that is not written."""
     pieces = []
     for piece in rendering.pieces:
         text, source = rendering.said(piece), _content(conversation, piece.message)
         is_content = piece.role not in (THINKING, CALLS) and source.strip() == text.strip()
         source = source if is_content else text
         pieces.append(Written(piece.role, text, piece.message, source, piece.start))
-    for i in rendering.unwritten:
-        text, role = _content(conversation, i), str(conversation.messages[i]["role"])
-        pieces.append(Written(role, text, i, text, None))
-    return sorted(pieces, key=lambda piece: piece.message)
+    spoken = {piece.message for piece in rendering.pieces if piece.role not in (THINKING, CALLS)}
+    for i in set(conversation.supervised) - spoken:
+        text, message = _content(conversation, i), conversation.messages[i]
+        if text.strip() and calls_of(message):
+            pieces.append(Written(str(message["role"]), text, i, text, None))
+    return sorted(pieces, key=lambda piece: (piece.message, piece.role == CALLS))
 
 
 def rows_of(line: SequenceText, pieces: Sequence[Written]) -> Iterator[list[Stretch]]:
@@ -122,18 +126,18 @@ def matches(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[Match] | 
 
 
 def _pairs(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[tuple[int, int]]:
-    """Pair stretches and pieces that fit, in order, as many as can be."""
+    """Pair stretches and pieces that fit, in order, so that they fit best in all."""
     if len(row) == len(pieces) and all(map(_fits, row, pieces)):
         return [(i, i) for i in range(len(row))]
     best = [[0] * (len(pieces) + 1) for _ in range(len(row) + 1)]
     fits = [[_fits(stretch, piece) for piece in pieces] for stretch in row]
     for i in range(len(row) - 1, -1, -1):
         for j in range(len(pieces) - 1, -1, -1):
-            both = best[i + 1][j + 1] + 1 if fits[i][j] else 0
+            both = best[i + 1][j + 1] + fits[i][j] if fits[i][j] else 0
             best[i][j] = max(both, best[i + 1][j], best[i][j + 1])
     pairs, i, j = [], 0, 0
     while i < len(row) and j < len(pieces):
-        if fits[i][j] and best[i][j] == best[i + 1][j + 1] + 1:
+        if fits[i][j] and best[i][j] == best[i + 1][j + 1] + fits[i][j]:
             pairs.append((i, j))
             i, j = i + 1, j + 1
         elif best[i + 1][j] >= best[i][j + 1]:
@@ -143,18 +147,17 @@ def _pairs(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[tuple[int,
     return pairs
 
 
-def _fits(stretch: Stretch, piece: Written) -> bool:
-    """Tell whether a stretch and a piece are one text."""
+def _fits(stretch: Stretch, piece: Written) -> int:
+    """Tell how well a stretch and a piece are one text: wholly, at its end, or not (0)."""
     if CALLS in (stretch.role, piece.role):
-        return stretch.role == piece.role
+        return _WHOLLY * (stretch.role == piece.role)
     wanted, text = piece.text.strip(), stretch.text.strip()
     if wanted == text:
-        return (stretch.role == THINKING) == (piece.role == THINKING)
+        return _WHOLLY * ((stretch.role == THINKING) == (piece.role == THINKING))
     if THINKING in (stretch.role, piece.role):
-        return False
-    if not wanted:  # an empty answer ends all; but not one that the student's template drops
-        return not piece.source.strip()
-    return text.endswith(wanted)
+        return 0
+    # An empty answer ends whatever the teacher's template writes; but it must have been empty.
+    return int(text.endswith(wanted) if wanted else not piece.source.strip())
 
 
 def _common(i: int, stretch: Stretch, piece: Written) -> Match:
