@@ -15,13 +15,12 @@ from logitstore.text.ends import count_endless
 from logitstore.text.student_turns import SUPERVISED_TEXT
 from logitstore.text.token_ids import check_spelling, read_tokens
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
-from logitstore.text.turns import SupervisedText
+from logitstore.text.turns import MODES, SupervisedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUPERVISE = ("all", "last")
-TEXTS = ("content", "turn")
 #: The status of a row with tool calls that its template does not write, and nothing else.
 UNWRITTEN = "unwritten_tool_calls"
 
@@ -102,9 +101,9 @@ class Renderer:
         """
         if supervise not in (None, *SUPERVISE):
             raise InputError(f"--supervise is {supervise}, expected {' or '.join(SUPERVISE)}.")
-        if supervised_text not in (None, *TEXTS):
+        if supervised_text not in (None, *MODES):
             raise InputError(
-                f"--supervised-text is {supervised_text}, expected {' or '.join(TEXTS)}."
+                f"--supervised-text is {supervised_text}, expected {' or '.join(MODES)}."
             )
         if rows.kind != "conversation":
             _reject_idle(rows, supervise, supervised_text, template_path, template_kwargs)

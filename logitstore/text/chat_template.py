@@ -185,7 +185,7 @@ class ChatTemplate:
                 text, _ = self._write(reading, conversation, where)
                 found.setdefault(text.count("None"), (reading, text))
             except InputError as error:
-                failed = failed or error
+                failed = error
         if not found:
             assert failed is not None
             raise failed

@@ -12,7 +12,9 @@ last turn only, or into the last message of the user.
 Nothing is believed: what stands between the markers, with the texts in their places (perhaps
 without white space at their ends, which many templates trim), must be the rendering as it is, to
 the last character. A template that looks into a text, or changes it, fails that, and is read in
-another way. So does a text that is written twice.
+another way. So does a text that is written twice, but for the name of a tool, which some templates
+write again in front of its answer. Around an empty text a template may write less white space than
+around a marker.
 """
 
 import re
@@ -59,30 +61,36 @@ def find_slots(
         return None
     around = re.split(f"{characters[0]}([{characters[2:]}]*){characters[1]}", marked)
     between, numbers = around[::2], [_number(digits, characters) for digits in around[1::2]]
-    if any(set(piece) & set(characters) for piece in between) or len(set(numbers)) < len(numbers):
+    if any(set(piece) & set(characters) for piece in between):
         return None
     if not all(0 <= n < len(slots) for n in numbers):
+        return None
+    texts = [n for n in numbers if slots[n].role != CALLS]
+    if len(set(texts)) < len(texts):
         return None
     places = _placed(text, between, [slots[n] for n in numbers])
     if places is None:
         return None
-    found = dict(zip(numbers, places, strict=True))
+    found = dict(zip(numbers[::-1], places[::-1], strict=True))  # the first of several
     return [(slot, found.get(n)) for n, slot in enumerate(slots)]
 
 
 def _placed(text: str, between: Sequence[str], slots: Sequence[Slot]) -> list[Place] | None:
     """Put the slots between the pieces so that they are the text; None: they never are."""
-    if not text.startswith(between[0]):
-        return None
-    reached: dict[int, Place] = {len(between[0]): (0, 0)}
+    is_blank = [False, *(not slot.text.strip() for slot in slots), False]
+    pieces = [_around(p, *is_blank[i : i + 2]) for i, p in enumerate(between)]
+    reached: dict[int, Place] = {len(p): (0, 0) for p in pieces[0] if text.startswith(p)}
     steps = []
-    for slot, piece in zip(slots, between[1:], strict=True):
+    for slot, behind in zip(slots, pieces[1:], strict=True):
         here, reached = reached, {}
         for start in here:
             for written in _trimmed(slot):
                 stop = start + len(written)
-                if text.startswith(written, start) and text.startswith(piece, stop):
-                    reached.setdefault(stop + len(piece), (start, stop))
+                if not text.startswith(written, start):
+                    continue
+                for piece in behind:
+                    if text.startswith(piece, stop):
+                        reached.setdefault(stop + len(piece), (start, stop))
         steps.append(reached)
     if len(text) not in reached:
         return None
@@ -91,6 +99,16 @@ def _placed(text: str, between: Sequence[str], slots: Sequence[Slot]) -> list[Pl
         places.append(step[end])
         end = step[end][0]
     return places[::-1]
+
+
+def _around(piece: str, is_behind_blank: bool, is_before_blank: bool) -> list[str]:
+    """List what may stand between two texts: less white space beside one that is empty."""
+    pieces = [piece]
+    if is_behind_blank:
+        pieces.append(piece.lstrip())
+    if is_before_blank:
+        pieces += [each.rstrip() for each in pieces]
+    return list(dict.fromkeys(pieces))
 
 
 def _trimmed(slot: Slot) -> Iterator[str]:

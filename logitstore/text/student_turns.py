@@ -16,7 +16,7 @@ from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
 from logitstore.text.matching import Match, Stretch, matches, pieces_of, rows_of
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
-from logitstore.text.turns import Piece, Rendering, SupervisedText, cut
+from logitstore.text.turns import MODES, Piece, Rendering, cut
 
 #: The key of a store's rendering that says what of a turn is supervised. Older stores lack it.
 SUPERVISED_TEXT = "supervised_text"
@@ -61,9 +61,7 @@ def read_turns(
     """
     assert line.messages is not None
     conversation = Conversation.from_json(line.messages)
-    modes: tuple[SupervisedText, ...] = ("content", "turn")
-    if rendering.get(SUPERVISED_TEXT) == "turn":
-        modes = modes[::-1]
+    modes = MODES[::-1] if rendering.get(SUPERVISED_TEXT) == "turn" else MODES
     written: dict[str, Rendering] = {}
     for mode in modes:
         written[mode] = template.render(conversation, where, mode)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from logitstore.errors import InputError
 from logitstore.text.conversation import Conversation, Message
 from logitstore.text.ends import CALLS, THINKING
 from logitstore.text.sentinels import Place, find_slots
@@ -27,6 +28,7 @@ class Writer(NamedTuple):
     Attributes:
         whole: Renders other messages in its place.
         before: Renders the messages before a number; True: up to where the assistant begins.
+            Raises an `InputError` where the template rejects them.
         ends: The special tokens that end a turn, as they are spelt.
     """
 
@@ -94,6 +96,8 @@ class _Turns:
     ) -> None:
         self._text, self._conversation, self._writer = text, conversation, writer
         self._found = found
+        ends = "|".join(map(re.escape, writer.ends))
+        self._ends = re.compile(ends) if ends else None
         self._all: _FoundSlots | None = None
 
     def of(self, i: int) -> _FoundSlots:
@@ -113,11 +117,19 @@ class _Turns:
         pieces.sort()
         calls = [place for slot, place in self.of(i) if slot.role == CALLS and place is not None]
         if calls:
-            start = self._behind(pieces[-1]) if pieces else self._start(i, min(calls)[0])
+            start = self._calls_start(i, pieces, min(calls)[0])
             stop = self._end_behind(i, max(calls)[1])
             if start is not None and stop is not None:
                 pieces.append(Piece(start, stop, i, CALLS))
         return pieces
+
+    def _calls_start(self, i: int, pieces: Sequence[Piece], first: int) -> int | None:
+        """Find where the calls of message `i` begin: behind what it says, or behind a header."""
+        if not pieces:
+            return self._start(i, first)
+        place = self._behind(pieces[-1])
+        ended = self._ends and self._ends.search(self._text, place, first)
+        return self._header_behind(i, place, first) if ended else place
 
     def _behind(self, piece: Piece) -> int:
         """Find where what follows a piece of the same message begins."""
@@ -140,14 +152,22 @@ class _Turns:
         """Find where the turn of message `i` begins, behind its header and before `first`."""
         try:
             head = self._writer.before(i, True)
-            if self._text.startswith(head) and len(head) <= first:
-                return len(head)
-            header = head.removeprefix(self._writer.before(i, False))
-        except Exception:  # a template that takes whole conversations alone
+        except InputError:  # a template that takes whole conversations alone
             return None
+        if self._text.startswith(head) and len(head) <= first:
+            return len(head)
+        low = max((p[1] for slot, p in self._found if p and slot.message < i), default=0)
+        return self._header_behind(i, low, first)
+
+    def _header_behind(self, i: int, low: int, first: int) -> int | None:
+        """Find where the header of the assistant ends, between two places."""
+        try:
+            head, before = self._writer.before(i, True), self._writer.before(i, False)
+        except InputError:
+            return None
+        header = head.removeprefix(before)
         if header == head:
             return None
-        low = max((p[1] for slot, p in self._found if p and slot.message < i), default=0)
         for wanted in dict.fromkeys([header, header.split("\n")[0] + "\n"]):
             place = self._text.rfind(wanted, low, first) if wanted.strip() else -1
             if place >= 0:
@@ -156,9 +176,8 @@ class _Turns:
 
     def _end_behind(self, i: int, place: int) -> int | None:
         """Find the first end of a turn behind a place, before what the next message says."""
-        ends = "|".join(map(re.escape, self._writer.ends))
-        end = re.compile(ends).search(self._text, place, self._next(i)) if ends else None
-        return None if end is None else end.start()
+        end = self._ends and self._ends.search(self._text, place, self._next(i))
+        return end.start() if end else None
 
     def _next(self, i: int) -> int:
         """Find where the first text of a later message is written; the end of the text if none."""

@@ -7,6 +7,7 @@ from logitstore.records import Segment
 
 #: What is supervised of a turn: what the message says, or all that the template writes there.
 SupervisedText = Literal["content", "turn"]
+MODES: tuple[SupervisedText, ...] = ("content", "turn")
 
 
 class Piece(NamedTuple):
