@@ -72,7 +72,8 @@ def turn_events(
     # One that strips white space on its left begins before the place.
     is_event = spans[0][marks] <= places
     for i in np.flatnonzero(~is_event & (lengths[marks] == 0)):
-        is_event[i] = data[places[i] : spans[0][marks[i]]].isspace()
+        between = data[places[i] : spans[0][marks[i]]].decode("utf-8", "replace")
+        is_event[i] = between.isspace()
     events, at = marks[is_event], places[is_event]
     # Of several texts in front of one end, with nothing but white space between, it ends the last.
     is_last = np.append(events[1:] != events[:-1], True)[: len(events)]

@@ -8,10 +8,11 @@ front, which only the teacher's template wrote there (an empty think block). Too
 spelling of each template's own: where that differs, their end alone is compared.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
-from logitstore.records import SequenceText
+from logitstore.records import Segment, SequenceText
 from logitstore.text.conversation import Conversation
 from logitstore.text.ends import CALLS, THINKING
 from logitstore.text.slots import calls_of, texts_of
@@ -27,6 +28,8 @@ _TRIMS: tuple[Callable[[str], str], ...] = (
     lambda text: text.lstrip("\r\n"),
     lambda text: text.rstrip("\r\n"),
 )
+#: Comparisons of a row at most: those of a stranger could be made to take hours.
+_MOST_COMPARED = 100_000
 #: How much more two equal texts fit than one that ends with the other.
 _WHOLLY = 3
 
@@ -95,19 +98,63 @@ def rows_of(line: SequenceText, pieces: Sequence[Written]) -> Iterator[list[Stre
     """List the supervised stretches of a line's row; several guesses for a window of it.
 
     A window has no more than its own part of the row, so the rest is what fits: the contents as
-    some template may have trimmed them.
+    some template may have trimmed them. The window shows where its own stretches end.
     """
     if line.status != "split":
         yield [Stretch(s.role, s.text) for s in line.segments if s.supervised]
         return
-    own, low = line.supervised_bytes, line.supervised_start
     for missing in ((), (THINKING,), (CALLS,), (THINKING, CALLS)):
         chosen = [piece for piece in pieces if piece.role not in missing]
         for trim in _TRIMS:
             row = [Stretch(piece.role, trim(piece.source)) for piece in chosen]
             whole = "".join(stretch.text for stretch in row).encode()
-            if whole[low : low + len(own)] == own:
+            if is_part(line, whole, *_ends(row, chosen)):
                 yield row
+
+
+def is_part(
+    line: SequenceText, whole: bytes, ends: Collection[int], maybe: Collection[int] = ()
+) -> bool:
+    """Tell whether a window may be cut from a row.
+
+    Args:
+        line: The window.
+        whole: The row's supervised text.
+        ends: Bytes of it where a stretch ends, and context follows.
+        maybe: Bytes where that may be so.
+    """
+    own, low = line.supervised_bytes, line.supervised_start
+    stop = low + len(own)
+    if whole[low:stop] != own:
+        return False
+    seen = {low + end for end in ends_of(line.segments)}
+    inside = {end for end in ends if low < end < stop}
+    return inside <= seen <= {*ends, *maybe, low}
+
+
+def ends_of(segments: Sequence[Segment]) -> set[int]:
+    """List where supervised text ends and context follows, in supervised bytes."""
+    place, is_open, ends = 0, False, set()
+    for segment in segments:
+        if segment.supervised:
+            place += len(segment.text.encode())
+            is_open = True
+        elif segment.text and is_open:
+            ends.add(place)
+            is_open = False
+    return ends
+
+
+def _ends(row: Sequence[Stretch], pieces: Sequence[Written]) -> tuple[set[int], set[int]]:
+    """List where stretches end and context follows, and where it may follow: before tool calls."""
+    ends: set[int] = set()
+    maybe: set[int] = set()
+    place = 0
+    for stretch, piece, behind in zip(row, pieces, [*pieces[1:], None], strict=True):
+        place += len(stretch.text.encode())
+        is_called = behind is not None and behind.role == CALLS and behind.message == piece.message
+        (maybe if is_called else ends).add(place)
+    return ends, maybe
 
 
 def matches(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[Match] | None:
@@ -129,6 +176,25 @@ def _pairs(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[tuple[int,
     """Pair stretches and pieces that fit, in order, so that they fit best in all."""
     if len(row) == len(pieces) and all(map(_fits, row, pieces)):
         return [(i, i) for i in range(len(row))]
+    front = _alike(row, pieces)
+    back = _alike(row[front:][::-1], pieces[front:][::-1])
+    rows, rest = row[front : len(row) - back], pieces[front : len(pieces) - back]
+    if len(rows) * len(rest) > _MOST_COMPARED:
+        rows = rest = ()
+    return [
+        *((i, i) for i in range(front)),
+        *((front + i, front + j) for i, j in _best_pairs(rows, rest)),
+        *((len(row) - n, len(pieces) - n) for n in range(back, 0, -1)),
+    ]
+
+
+def _alike(row: Sequence[Stretch], pieces: Sequence[Written]) -> int:
+    """Count the pairs from the first on that are one text wholly."""
+    both = zip(row, pieces, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: _fits(*pair) == _WHOLLY, both))
+
+
+def _best_pairs(row: Sequence[Stretch], pieces: Sequence[Written]) -> list[tuple[int, int]]:
     best = [[0] * (len(pieces) + 1) for _ in range(len(row) + 1)]
     fits = [[_fits(stretch, piece) for piece in pieces] for stretch in row]
     for i in range(len(row) - 1, -1, -1):

@@ -14,9 +14,17 @@ from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
-from logitstore.text.matching import Match, Stretch, matches, pieces_of, rows_of
+from logitstore.text.matching import (
+    Match,
+    Stretch,
+    ends_of,
+    is_part,
+    matches,
+    pieces_of,
+    rows_of,
+)
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
-from logitstore.text.turns import MODES, Piece, Rendering, cut
+from logitstore.text.turns import MODES, Piece, Rendering, SupervisedText, cut
 
 #: The key of a store's rendering that says what of a turn is supervised. Older stores lack it.
 SUPERVISED_TEXT = "supervised_text"
@@ -61,9 +69,8 @@ def read_turns(
     """
     assert line.messages is not None
     conversation = Conversation.from_json(line.messages)
-    modes = MODES[::-1] if rendering.get(SUPERVISED_TEXT) == "turn" else MODES
     written: dict[str, Rendering] = {}
-    for mode in modes:
+    for mode in _modes(rendering):
         written[mode] = template.render(conversation, where, mode)
         if _is_same(line, written[mode].segments):
             segments = _ended(written[mode].segments, has_end)
@@ -77,11 +84,20 @@ def read_turns(
     return None
 
 
+def _modes(rendering: Mapping[str, Any]) -> tuple[SupervisedText, ...]:
+    """List what may be supervised of a turn in a store, the most probable first."""
+    said = rendering.get(SUPERVISED_TEXT)
+    if said == "content":
+        return MODES[:1]
+    return MODES[::-1] if said == "turn" else MODES
+
+
 def _is_same(line: SequenceText, segments: Sequence[Segment]) -> bool:
     """Tell whether these have the supervised text of the line."""
     written = "".join(s.text for s in segments if s.supervised).encode()
-    low, own = line.supervised_start, line.supervised_bytes
-    return (written[low : low + len(own)] if line.status == "split" else written) == own
+    if line.status == "split":
+        return is_part(line, written, ends_of(segments))
+    return written == line.supervised_bytes
 
 
 def _ended(segments: Sequence[Segment], has_end: bool) -> tuple[Segment, ...]:
