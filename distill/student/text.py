@@ -12,6 +12,7 @@ student are aligned by (:mod:`logitstore.text.matching`). A template that writes
 for white space at its ends, makes the line `text_changed`: it is counted and left out.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,10 +25,22 @@ from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
-from logitstore.text.student_turns import read_turns
+from logitstore.text.ends import count_endless
+from logitstore.text.student_turns import StudentTurns, read_turns
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
+log = logging.getLogger(__name__)
+
+_ENDLESS_TURNS = (
+    "the student's chat template writes no token that ends %d of its turns, so the student does "
+    "not learn from them when to stop. Give a template that ends every turn with "
+    "--chat_template_path."
+)
+_UNWRITTEN_CALLS = (
+    "the student's chat template does not write the tool calls of %d turns, so they are left out. "
+    "Give a template that writes tool calls with --chat_template_path."
+)
 _ENDLESS = ("unfinished", "stopped")
 _READ = ("ok", "truncated", "split", *_ENDLESS)
 
@@ -69,6 +82,7 @@ class StudentReader:
         self.tokenizer, self.path, self.template = tokenizer, path, template
         self.rendering, self.are_tokens = rendering, rendering["kind"] == "tokens"
         self.max_length = max_length
+        self._warned: set[str] = set()
 
     def read(self, line: SequenceText, teacher: Spans) -> StudentText:
         """Tokenise a line for the student.
@@ -109,10 +123,24 @@ class StudentReader:
         )
         if found is None:
             return StudentText(None, text_changed=True)
+        self._warn_of_turns(line, found)
         tokens = _with_given_spaces(found.tokens, found.segments, self.tokenizer)
         if line.status == "split" and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
         return _usable(tokens.cut(self.max_length))
+
+    def _warn_of_turns(self, line: SequenceText, found: StudentTurns) -> None:
+        """Warn of the first row with turns that the student's template does not write as it should.
+
+        What is not its template's fault is the teacher's: a turn that it was not done with.
+        """
+        endless = 0
+        if line.status == "ok":
+            endless = count_endless(found.segments, found.tokens.byte_starts, found.tokens.is_eos)
+        for kind, count in ((_ENDLESS_TURNS, endless), (_UNWRITTEN_CALLS, found.unwritten)):
+            if count and kind not in self._warned:
+                self._warned.add(kind)
+                log.warning("%s: row %d: %s", self.path, line.row, kind % count)
 
     def _window(self, tokens: TokenizedText, line: SequenceText, teacher: Spans) -> TokenizedText:
         """Cut out the part of a conversation that the teacher's window has records of.

@@ -7,7 +7,6 @@ rendering of the messages before it; in both cases without the end of the turn, 
 space that only the template puts around the content.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -128,10 +127,15 @@ def _unwritten_calls(
 
 def _without_end(written: str, ends: Sequence[str]) -> str:
     """Cut off the special tokens that end a turn, and the white space after them."""
-    if not ends:
-        return written
-    end = re.search(rf"(?:(?:{'|'.join(map(re.escape, ends))})\s*)+\Z", written)
-    return written if end is None else written[: end.start()]
+    kept = len(written)
+    while True:
+        stop = kept
+        while stop and written[stop - 1].isspace():
+            stop -= 1
+        end = next((end for end in ends if end and written.endswith(end, 0, stop)), None)
+        if end is None:
+            return written[:kept]
+        kept = stop - len(end)
 
 
 def _content(

@@ -28,6 +28,8 @@ from logitstore.text.slots import Holder, Slot, filled
 #: Private-use characters, which no script has; planes 0, 15 and 16.
 _PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 _DIGITS = 10
+#: Ways to read a text at most, at one place: white space beside white space has several.
+_MOST_WAYS = 64
 #: Where a slot is written in the text: first character, and the one after the last.
 Place = tuple[int, int]
 
@@ -91,6 +93,8 @@ def _placed(text: str, between: Sequence[str], slots: Sequence[Slot]) -> list[Pl
                 for piece in behind:
                     if text.startswith(piece, stop):
                         reached.setdefault(stop + len(piece), (start, stop))
+        if len(reached) > _MOST_WAYS:
+            return None
         steps.append(reached)
     if len(text) not in reached:
         return None

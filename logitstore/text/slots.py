@@ -6,7 +6,6 @@ along between tags; then it has a slot each.
 """
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from logitstore.text.ends import CALLS, THINKING
 
 #: Keys of a message with what it thought. Of several, a template writes one.
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")
-_IN_TAGS = re.compile(r"\A(\s*<think>\s*)(.*?)(\s*</think>\s*)(.*)\Z", re.DOTALL)
+OPEN_TAG, CLOSE_TAG = "<think>", "</think>"
 
 
 class Slot(NamedTuple):
@@ -121,9 +120,14 @@ def _of_message(i: int, message: Message, splits_thoughts: bool) -> Iterator[Hol
 
 
 def _parts(i: int, role: str, text: str, splits_thoughts: bool) -> tuple[str | Slot, ...]:
-    found = _IN_TAGS.match(text) if splits_thoughts else None
-    if found is None:
+    opened = len(text) - len(text.lstrip()) + len(OPEN_TAG)
+    closed = text.find(CLOSE_TAG, opened)
+    if not (splits_thoughts and text.lstrip().startswith(OPEN_TAG) and closed >= 0):
         return (Slot(i, role, text),)
-    opening, thought, closing, answer = found.groups()
-    thinking = (Slot(i, THINKING, thought),) if thought else ()
-    return (opening, *thinking, closing, Slot(i, role, answer))
+    within, answer = text[opened:closed], text[closed + len(CLOSE_TAG) :].lstrip()
+    thought = within.strip()
+    opening = text[: opened + len(within) - len(within.lstrip())]
+    if not thought:
+        return (text[: len(text) - len(answer)], Slot(i, role, answer))
+    closing = text[len(opening) + len(thought) : len(text) - len(answer)]
+    return (opening, Slot(i, THINKING, thought), closing, Slot(i, role, answer))

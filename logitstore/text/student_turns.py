@@ -36,10 +36,12 @@ class StudentTurns(NamedTuple):
     Attributes:
         segments: Its text.
         tokens: Its tokens; `byte_starts` count in the supervised text of the store's row.
+        unwritten: Supervised turns that are left out: their tool calls are not written.
     """
 
     segments: tuple[Segment, ...]
     tokens: TokenizedText
+    unwritten: int = 0
 
 
 def read_turns(
@@ -74,7 +76,8 @@ def read_turns(
         written[mode] = template.render(conversation, where, mode)
         if _is_same(line, written[mode].segments):
             segments = _ended(written[mode].segments, has_end)
-            return StudentTurns(segments, _encoded(tokenizer, segments))
+            unwritten = len(written[mode].unwritten)
+            return StudentTurns(segments, _encoded(tokenizer, segments), unwritten)
     found = written["content"]
     pieces = pieces_of(found, conversation)
     for row in rows_of(line, pieces):
@@ -132,7 +135,8 @@ def _at_matches(
     stretches = np.array([m.stretch for m in matched], np.int64)
     places = bounds[stretches] + np.array(before, np.int64)
     starts = _moved(tokens, sizes, places, np.array(stops, np.int64), bounds[stretches + 1])
-    return StudentTurns(segments, replace(tokens, byte_starts=starts))
+    unwritten = len(rendering.unwritten)
+    return StudentTurns(segments, replace(tokens, byte_starts=starts), unwritten)
 
 
 def _moved(tokens: TokenizedText, sizes: I64, places: I64, stops: I64, ends: I64) -> I64:

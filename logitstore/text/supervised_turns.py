@@ -15,7 +15,7 @@ from logitstore.errors import InputError
 from logitstore.text.conversation import Conversation, Message
 from logitstore.text.ends import CALLS, THINKING
 from logitstore.text.sentinels import Place, find_slots
-from logitstore.text.slots import Slot, calls_of, holders, texts_of
+from logitstore.text.slots import CLOSE_TAG, Slot, calls_of, holders, texts_of
 from logitstore.text.turns import Piece, Rendering, SupervisedText
 
 _CLOSING = re.compile(r"\s*</think>\s*")
@@ -85,7 +85,7 @@ def _slots(text: str, conversation: Conversation, writer: Writer) -> _FoundSlots
 
 
 def _has_tags(messages: Sequence[Message], supervised: Sequence[int]) -> bool:
-    return any("</think>" in text for i in supervised for _, text in texts_of(messages[i]))
+    return any(CLOSE_TAG in text for i in supervised for _, text in texts_of(messages[i]))
 
 
 class _Turns:

@@ -105,7 +105,8 @@ def test_a_real_template_supervises_what_was_said_or_refuses_the_row(name: str) 
             counts["refused" if "rejects" in str(error) else "not told"] += 1
             continue
         assert is_exact(found.segments, talk), (talk, said(found.segments))
-        if all(m["content"] is not None for m in messages):
+        is_dated = "strftime_now" in template.source
+        if not is_dated and all(m["content"] is not None for m in messages):
             own = tokenizer.apply_chat_template(messages, tokenize=False)
             assert found.text.removeprefix(own) in ("", template.closing)
         tokens = reader.encode(found.segments, add_eos=False, add_prefix=False)
@@ -144,7 +145,10 @@ def test_a_real_student_reads_what_another_real_template_wrote(name: str) -> Non
     assert counts["read"] >= 44, counts
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("gemma3", "deepseek") else ()) for n in REAL],
+)
 def test_a_real_tokenizer_ends_its_turns_with_its_own_end(name: str) -> None:
     folder = ROOT / "build" / "real" / "tokenizers" / name
     template, ends = REAL[name]

@@ -18,7 +18,7 @@ from logitstore.models.loading import load_tokenizer, saved_files
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
-from logitstore.text.student_turns import SUPERVISED_TEXT, read_turns
+from logitstore.text.student_turns import SUPERVISED_TEXT, StudentTurns, read_turns
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
@@ -117,7 +117,7 @@ class Student:
         found = self._read(line, where)
         if found is None:
             return CHANGED
-        segments, tokens = found
+        segments, tokens = found.segments, found.tokens
         if tokens.status == UNKNOWN:
             return UNKNOWN
         own = line.supervised_bytes
@@ -132,9 +132,7 @@ class Student:
         is_eos = tokens.is_eos[inside]
         return Labels(starts, lengths, is_eos, np.where(is_eos | (lengths == 0), -1, places))
 
-    def _read(
-        self, line: SequenceText, where: str
-    ) -> tuple[Sequence[Segment], TokenizedText] | None:
+    def _read(self, line: SequenceText, where: str) -> StudentTurns | None:
         """Tokenise a line as training does; an end that the teacher does not have is dropped later.
 
         See `distill.student.text`.
@@ -144,10 +142,11 @@ class Student:
             mode = {SUPERVISED_TEXT: self.supervised_text}
             return read_turns(line, mode, self.template, self.tokenizer, where)
         if not self.are_tokens:
-            return line.segments, self.tokenizer.encode(line.segments)
+            return StudentTurns(line.segments, self.tokenizer.encode(line.segments))
         segments = for_student(line.segments, self.tokenizer)
         has_prefix = not begins_bare(line.segments)
-        return segments, self.tokenizer.encode(segments, add_eos=False, add_prefix=has_prefix)
+        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=has_prefix)
+        return StudentTurns(segments, tokens)
 
     def recorded(self) -> dict[str, Any]:
         """Describe what decides the boundaries, for the spec of their store."""

@@ -278,3 +278,29 @@ def test_the_template_of_the_next_role_closes_the_last_turn(tmp_path: Path) -> N
     assert (store[0].token_ids == user).sum() == 2
     assert store.text(0).segments[-1].text == "<|user|>"
     assert logitstore.open_store(tmp_path / "s").is_complete
+
+
+def test_a_student_says_once_what_its_template_does_not_write(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    rows = [{"messages": [*turns("1+2?"), called, *turns("So?", "It is 3.")]} for _ in range(3)]
+    store = capture(
+        saved(tmp_path / "t", SHAPES["calls written"].tokenizer()), rows, tmp_path / "s"
+    )
+    student = saved(tmp_path / "student", SHAPES["no end in the middle"].tokenizer(), 1)
+    data = dataset_of(student, store)
+    with caplog.at_level(logging.WARNING):
+        read = [labels(data, i)[1] for i in range(3)]
+    assert [int(spans.lengths.sum()) for spans in read] == [len("It is 3.")] * 3
+    said = [r.getMessage() for r in caplog.records if "chat template" in r.getMessage()]
+    assert len([text for text in said if "tool calls of 1 turns" in text]) <= 1
+    endless = dataset_of(student, capture(
+        saved(tmp_path / "plain", templates.chatml()),
+        [{"messages": turns("a", "one", "b", "two")}] * 2, tmp_path / "p",
+    ))  # fmt: skip
+    with caplog.at_level(logging.WARNING):
+        _ = [labels(endless, i) for i in range(2)]
+    said = [r.getMessage() for r in caplog.records if "chat template" in r.getMessage()]
+    assert sum("tool calls of 1 turns" in text for text in said) == 1
+    assert sum("ends 1 of its turns" in text for text in said) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from logitstore.errors import InputError
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
+from logitstore.text.matching import Stretch, Written, matches
 from logitstore.text.sentinels import find_slots
 from logitstore.text.slots import Slot, filled, holders
 from logitstore.text.tokenizer import ByteTokenizer
@@ -140,6 +142,25 @@ def test_calls_of_no_known_form_are_no_accident(calls: Any) -> None:
     is_list = isinstance(calls, list)
     assert found.unwritten == ((1,) if is_list else ())
     assert len(found.pieces) == (not is_list)
+
+
+def test_texts_of_a_stranger_take_no_hours() -> None:
+    """Long runs of white space, of tags and of ends: time grows with their length."""
+    runs = (" " * 200_000, "<think>" + " \n" * 100_000 + "a</think>", "<|im_end|>\n" * 20_000)
+    strict = template_of(templates.CHATML.replace("{{ m['content'] }}", "{{ m.content | upper }}"))
+    plain = template_of(templates.CHATML)
+    started = time.process_time()
+    for run in runs:
+        talk = Conversation.choose(turns("a", run + "x", "b", "x" + run, "c", run), "all")
+        assert len(plain.render(talk, "row 0").pieces) == 3
+        last = Conversation.choose(turns("a", "x" + run), "all")
+        assert len(strict.render(last, "row 0").pieces) == 1
+    many = Conversation.choose(turns(*(" ", "") * 1000), "all")
+    assert len(plain.render(many, "row 0").pieces) == 1000
+    row = [Stretch("assistant", f"{i} yes") for i in range(900)]
+    pieces = [Written("assistant", f"{i} no", i, f"{i} no", 0) for i in range(900)]
+    assert matches(row, pieces) is None
+    assert time.process_time() - started < 20
 
 
 def test_null_contents_are_not_the_word() -> None:
