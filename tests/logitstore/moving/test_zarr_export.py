@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from s3fs import S3FileSystem
 from typer.testing import CliRunner
 
 from logitstore.cli.app import app
@@ -307,6 +308,15 @@ def test_from_a_bucket_into_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
     assert_same(open_store(tmp_path / "s"), xr.open_zarr(f"{bucket.url}/e").load())
     puts = [path for method, path in bucket.requests if method == "PUT" and "/e/" in path]
     assert puts[-1].endswith("/e/zarr.json")  # without it nothing opens, and it is the last
+
+
+@pytest.mark.usefixtures("fresh_clients")
+def test_a_bucket_is_written_by_the_client_that_is_there_already(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    stores.write(tmp_path / "s")
+    export_zarr(tmp_path / "s", f"{bucket.url}/e")
+    assert len(S3FileSystem._cache) == 1  # one that zarr makes for itself is never closed
 
 
 def test_a_bucket_that_refuses_is_left_as_it_was(bucket: Bucket, tmp_path: Path) -> None:
