@@ -17,6 +17,7 @@ import torch
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
+from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
@@ -173,7 +174,8 @@ def _rows(dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
 def _student(rows: Rows, teacher: Teacher, settings: CaptureSettings) -> Student | None:
     if settings.boundaries_of is None:
         return None
-    return Student.load(settings.boundaries_of, rows.kind, teacher.tokenizer)
+    text = settings.supervised_text or "content"
+    return Student.load(settings.boundaries_of, rows.kind, teacher.tokenizer, text)
 
 
 def _reader(
@@ -189,8 +191,10 @@ def _reader(
         teacher.transformers_tokenizer,
         teacher.tokenizer,
         supervise=settings.supervise,
+        supervised_text=settings.supervised_text,
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
+        prompts=settings.generate,
     )
     asked = None
     if student is not None:
@@ -225,14 +229,14 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
             "size": teacher.tokenizer.size,
-            "eos_ids": list(teacher.tokenizer.eos_ids),
+            "eos_ids": list(reader.tokenizer.eos_ids),
             "files": tokenizer_digests(teacher.tokenizer_files),
         },
         rendering={
             **reader.render.settings,
             "max_length": limits.max_length,
             **rendering_of(limits),
-            **_given("generate", None if sampling is None else sampling.recorded()),
+            **_given("generate", None if sampling is None else _written(sampling, reader)),
         },
         capture={
             "top_k": settings.top_k,
@@ -245,6 +249,13 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
+
+
+def _written(sampling: Sampling, reader: RowReader) -> dict[str, Any]:
+    """Describe how completions are written; with what ends them, if that is not EOS alone."""
+    ends = sorted(reader.tokenizer.eos_ids)
+    is_plain = ends == [reader.tokenizer.eos_token_id]
+    return {**sampling.recorded(), **({} if is_plain else {"ends": ends})}
 
 
 def _given(name: str, value: object) -> dict[str, Any]:
