@@ -182,7 +182,7 @@ def test_digest_is_that_of_lengths_and_bytes_column_by_column():
 def test_long_datasets_are_read_in_parts(monkeypatch):
     table = datasets.Dataset.from_dict({"text": [str(i) for i in range(25)]})
     whole = load_rows(table).digest()
-    monkeypatch.setattr("logitstore.rows.dataset._BATCH_ROWS", 7)
+    monkeypatch.setattr("logitstore.rows.survey._BATCH_ROWS", 7)
     assert load_rows(table).digest() == whole
     assert load_rows(table).text_bytes().tolist() == [1] * 10 + [2] * 15
 
@@ -242,7 +242,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
 @pytest.mark.parametrize("ending", ["txt", "jsonl"])
 @pytest.mark.parametrize("block_bytes", [1, 5, 1024])
 def test_line_that_is_not_utf8_is_named(ending, block_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr("logitstore.rows.sources._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("logitstore.rows.files._BLOCK_BYTES", block_bytes)
     path = tmp_path / f"data.{ending}"
     path.write_bytes('{"text": "é 🙂"}\n{"text": ""}\n'.encode() + b'{"text": "\xe9"}\n')
     with refused(path.name, "line 3 is not UTF-8", "0xE9", "iconv"):
