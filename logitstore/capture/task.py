@@ -250,10 +250,6 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
     return replace(spec, codec=spec.codec | {"name": settings.codec})
 
 
-def _one_or_all(names: list[str]) -> str | list[str]:
-    return names[0] if len(names) == 1 else names
-
-
 def _given(name: str, value: object) -> dict[str, Any]:
     """Make an entry of a dict, or none where the value is None."""
     return {} if value is None else {name: value}
@@ -266,7 +262,8 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
     return {
         "teacher": teacher,
         "revision": settings.revision,
-        "dataset": type(dataset).__name__ if named is None else _one_or_all(named),
+        "dataset": type(dataset).__name__ if named is None else " + ".join(named),
+        **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
         "settings": None if named is None else settings.recorded(),
         "tokens_per_batch": asked if isinstance(asked, int) else DEFAULT_TOKENS_PER_BATCH,

@@ -22,6 +22,7 @@ row.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -194,8 +195,8 @@ class Rows:
         if self._references is None or column is None:
             return []
         value = self._references[i][column]
-        if column in self.source.files:
-            value = parsed(value, f"{self.where(i)}: {column}")
+        if column in self.source.files and value is not None:
+            value = json.loads(value)
         listed = value.get("text") if isinstance(value, dict) else value
         if listed is None:
             return []
@@ -286,8 +287,8 @@ class Rows:
         are_messages = column in self.message_columns
         place = where if are_messages else f"{where}: {column}"
         is_exact = self.source.is_exact(column) or isinstance(value, str)
-        if column in self.source.files:
-            value = parsed(value, place)
+        if column in self.source.files and value is not None:
+            value = json.loads(value)  # as the reader of its file wrote it
         value = parsed(value or None, place)  # JSON in a string, of the user's own
         if are_messages:
             return None if value is None else read_messages(value, where, is_exact=is_exact)

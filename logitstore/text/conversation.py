@@ -203,6 +203,8 @@ def _check_content(content: Any, where: str) -> None:
 def _check_says(message: Message, where: str) -> None:
     """Reject what a message says of being trained on where it cannot be obeyed."""
     said = {key: message[key] for key in SAYS if key in message}
+    if not said:
+        return
     for key, value in said.items():
         if isinstance(value, int | float) and value in (0, 1):
             continue

@@ -53,10 +53,15 @@ class SpecialNames:
             first = found[0]
             if first.text == self._tokenizer.bos_token:
                 found[0] = first._replace(role=BEGIN)
-        ends = bool(found) and found[-1].role == END
-        if add_eos and not ends and self._tokenizer.eos_token:
-            found.append(Segment(self._tokenizer.eos_token, False, END))
-        return tuple(found)
+        return self._with_end(found) if add_eos else tuple(found)
+
+    def _with_end(self, segments: list[Segment]) -> tuple[Segment, ...]:
+        """Put EOS behind a text that has no end; behind an empty completion it is no event."""
+        eos = self._tokenizer.eos_token
+        if not segments or segments[-1].role == END or not eos:
+            return tuple(segments)
+        stop = max((i + 1 for i, segment in enumerate(segments) if segment.text), default=0)
+        return (*segments[:stop], Segment(eos, False, END)) if stop else tuple(segments)
 
     def _without_prefix(self, segments: Sequence[Segment]) -> Iterator[Segment]:
         left = self._prefix if "".join(s.text for s in segments).startswith(self._prefix) else ""
@@ -66,7 +71,7 @@ class SpecialNames:
             yield segment._replace(text=segment.text[shared:])
 
     def _parts(self, segment: Segment) -> Iterator[Segment]:
-        """Cut one segment; an empty one stays, since it is an empty turn."""
+        """Cut one segment. An end without supervised text before it is that of an empty one."""
         pieces = self._found.split(segment.text)
         if len(pieces) == 1:
             yield segment
@@ -74,7 +79,7 @@ class SpecialNames:
         for i, text in enumerate(pieces):
             if i % 2:
                 yield Segment(text, False, END if text in self._ends else MARK)
-            elif text:
+            elif text or (segment.supervised and self._ends.intersection(pieces[i + 1 : i + 2])):
                 yield segment._replace(text=text)
 
 

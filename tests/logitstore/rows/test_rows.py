@@ -2,7 +2,6 @@
 
 import json
 import struct
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,17 +20,6 @@ from logitstore.testing import tiny
 
 TEXTS = [*tiny.corpus()[-12:], "", None, "last"]
 LINES = ["one", "", "zwei — ü", "三 🙂"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch) -> Iterator[None]:
-    """Nothing is read from, or left in, the cache of whoever runs the tests; no hub is asked."""
-    folder = tmp_path_factory.mktemp("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
 
 
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
