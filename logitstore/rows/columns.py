@@ -103,7 +103,8 @@ def _key(files: Sequence[File], wanted: Mapping[str, str | None]) -> str:
     """Identify files by their place and their state, as `make` does."""
     states: list[Any] = []
     for file in files:
-        state = file.path.stat()
+        with file.path.open("rb"):  # whoever may not read it may not read what was kept of it
+            state = file.path.stat()
         times = [state.st_mtime_ns, state.st_ctime_ns]
         states.append([file.name, str(file.path.resolve()), state.st_size, *times])
     whole = [_VERSION, states, sorted(wanted.items())]

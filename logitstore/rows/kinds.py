@@ -151,7 +151,7 @@ def _private_column(
 
 def _check_column(source: Source, column: str, kind: str, columns: tuple[str, ...]) -> None:
     """Check a column that every row must have."""
-    _check_flaw(source, column)
+    _check_flaw(source, column, " or name another column with --text-column" * (kind == "text"))
     _check_type(source, column, kind)
     absent = source.files[column].absent if column in source.files else None
     if absent is not None:
@@ -161,9 +161,10 @@ def _check_column(source: Source, column: str, kind: str, columns: tuple[str, ..
         )
 
 
-def _check_flaw(source: Source, column: str) -> None:
+def _check_flaw(source: Source, column: str, way_out: str = "") -> None:
     if column in source.files and (flaw := source.files[column].flaw) is not None:
-        raise InputError(f"{flaw}. Repair or drop the row, or rename the key if it means another.")
+        advice = way_out or " or rename the key if it means another"
+        raise InputError(f"{flaw}. Repair or drop the row,{advice}.")
 
 
 def _check_type(source: Source, column: str, kind: str) -> None:

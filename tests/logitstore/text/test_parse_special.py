@@ -114,7 +114,8 @@ def test_ordinary_text_is_read_the_same_with_the_flag(
         assert plain[i].token_logprob.tolist() == asked[i].token_logprob.tolist()
     for student in ("mistral", "llama3"):
         a, b = (dataset_of(folders[student], store) for store in (plain, asked))
-        for i in range(2):
+        assert len(a) == len(b)
+        for i in range(len(a)):
             assert a[i].token_ids.tolist() == b[i].token_ids.tolist()
             assert a[i].aligned == b[i].aligned
 
