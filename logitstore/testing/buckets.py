@@ -175,8 +175,8 @@ class Bucket:
         self.faults.armed.clear()
         self.faults.ignore_conditions = False
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=NAME):
-            for entry in page.get("Contents", []):
-                self.client.delete_object(Bucket=NAME, Key=entry["Key"])
+            if keys := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
+                self.client.delete_objects(Bucket=NAME, Delete={"Objects": keys, "Quiet": True})
         self.requests.clear()
 
 
