@@ -28,7 +28,6 @@ class Texts:
     Attributes:
         teacher: Places of the records.
         student: Places of the labels.
-        label_ids: (n,) the student's tokens.
         order: The teacher's vocabulary.
         label_bytes: The bytes of each label, if the records stand at the labels' own boundaries:
             their tokens then end elsewhere, and do not go on into one another.
@@ -36,7 +35,6 @@ class Texts:
 
     teacher: Spans
     student: Spans
-    label_ids: Ints
     order: Beginnings
     label_bytes: Sequence[bytes] | None = None
 
@@ -120,20 +118,29 @@ def _restricted(
 
 
 def came_at(
-    records: TokenRecords, at: Places, made: EventMap, texts: Texts, sources: Sources
+    records: TokenRecords,
+    at: Places,
+    made: EventMap,
+    texts: Texts,
+    label_ids: Ints,
+    sources: Sources,
 ) -> Came:
-    """Find what the text shows at each pair: how much of the own token goes on to the label."""
+    """Find what the text shows at each pair: how much of the own token goes on to the label.
+
+    Nothing is sent from the tail, although an own token that is no entry is known to be there: what
+    is compared must not depend on what came, or else a label that the teacher did not expect would
+    be asked for with next to no weight. In the rest it has the weight of the text.
+    """
     pairs = np.stack([at.record, at.label], 1)
     if texts.label_bytes is None:
         share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
     else:
         share = _whole_labels(records, at, texts, texts.label_bytes)
     place = _own_places(records.token_ids[at.record].astype(np.int64), at, made, sources)
-    logprob = records.token_logprob[at.record] - sources.scale
-    listed = place >= 0  # as its entry has it, so that the sum stays the same
-    logprob[listed] = sources.logprobs[place[listed]]
-    is_known = ~np.isnan(share) & ~np.isnan(logprob)
-    event = np.where(is_known, made.event_of(texts.label_ids[at.label]), -1)
+    is_known = ~np.isnan(share) & (place >= 0)
+    logprob = np.full(len(place), np.nan)
+    logprob[is_known] = sources.logprobs[place[is_known]]
+    event = np.where(is_known, made.event_of(label_ids[at.label]), -1)
     return Came(event.astype(np.int32), place, logprob, np.where(is_known, share, 0.0))
 
 
@@ -161,11 +168,3 @@ def _whole_labels(
         for token, skipped, label in zip(own, added, at.label.tolist(), strict=True)
     ]
     return np.where(np.array(begins, np.bool_) | is_end, 0.0, np.nan)
-
-
-def rest_without(rest: F64, came: Came) -> F64:
-    """Take from the rest (P,) the own tokens that are not entries and that became the label."""
-    moved = (came.event >= 0) & (came.place < 0)
-    taken = np.where(moved, np.exp(came.logprob + came.log_share), 0)
-    with np.errstate(divide="ignore"):  # log 0 = -inf: the tail was that token alone
-        return np.asarray(np.log(np.maximum(np.exp(rest) - taken, 0)), np.float64)

@@ -254,6 +254,7 @@ class StoreDataset(Dataset[Example]):
             pairs.space,
             self._order if pairs.written.any() else None,
             self._texts(both) if has_labels else None,
+            None if mapping is None else _label_ids(both),
         )
         return loss.arrays(aligned, self.options)
 
@@ -292,14 +293,12 @@ class StoreDataset(Dataset[Example]):
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
 
     def _texts(self, both: _BothSides) -> Texts:
-        assert both.tokens is not None
-        label_ids = both.tokens.token_ids[both.tokens.has_record]
         label_bytes = None
         if self._is_at_boundaries:
             data, student = both.text.supervised_bytes, both.student
             stops = (student.starts + student.lengths).tolist()
             label_bytes = [data[a:b] for a, b in zip(student.starts.tolist(), stops, strict=True)]
-        return Texts(both.teacher, both.student, label_ids, self._order, label_bytes)
+        return Texts(both.teacher, both.student, self._order, label_bytes)
 
     @property
     def _is_at_boundaries(self) -> bool:
@@ -350,7 +349,6 @@ class StoreDataset(Dataset[Example]):
         both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
         if both.tokens is None:
             return None
-        label_ids = both.tokens.token_ids[both.tokens.has_record].astype(np.int64)
         alignment = align(both.teacher, both.student)
         pairs, mapping = plain_pairs(np.zeros((0, 4), np.int64)), None
         if name is not None:
@@ -360,7 +358,7 @@ class StoreDataset(Dataset[Example]):
             both.text,
             both.teacher,
             both.student,
-            label_ids,
+            _label_ids(both),
             alignment,
             pairs,
             mapping,
@@ -383,3 +381,9 @@ class StoreDataset(Dataset[Example]):
         if key not in self._with_ends:
             self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
         return self._with_ends[key]
+
+
+def _label_ids(both: _BothSides) -> Ints:
+    """Take the student's tokens that are labels."""
+    assert both.tokens is not None
+    return both.tokens.token_ids[both.tokens.has_record].astype(np.int64)

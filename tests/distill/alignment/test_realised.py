@@ -224,12 +224,12 @@ def target_by_definition(
     for v, q in listed.items():
         source = int(made.remainder[v]) + written - 1 if written else v
         to = goes_to(made, source)
-        if v == own:
+        if v not in entries:  # it stays in the tail, with the others of which nothing is known
+            to = {-1: 1.0}
+        elif v == own:
             target[label] = target.get(label, 0) + q * share
             q *= 1 - share
-            if v not in entries:  # it stays in the tail, of which nothing is known
-                to = {-1: 1.0}
-            elif made.first is not None:
+            if made.first is not None:
                 others = {e: s for e, s in to.items() if e != label}
                 to = {e: s / sum(others.values()) for e, s in others.items()} if others else to
         for event, part in to.items():
@@ -258,7 +258,8 @@ def test_a_target_is_the_entries_as_sent_with_the_token_that_came_at_its_label(
         VocabularyMap(made),
         written=written,
         order=ORDER,
-        texts=Texts(teacher, student, label_ids, ORDER),
+        texts=Texts(teacher, student, ORDER),
+        label_ids=label_ids,
     )
     arrays = aligned.mapped_entries()
     stop = np.cumsum(arrays["entry_count"])
@@ -289,3 +290,7 @@ def test_a_target_is_the_entries_as_sent_with_the_token_that_came_at_its_label(
         found = {event: mass for event, mass in found.items() if mass > 1e-9}
         assert found == pytest.approx(expected, abs=2e-6)
         assert sum(found.values()) == pytest.approx(1, abs=1e-5)
+        event = int(made.event_of(label_ids[p : p + 1])[0])
+        cell = int(arrays["cell"][p, 0])
+        listed = arrays["entry_ids"][at].tolist()
+        assert listed[cell] == event if cell >= 0 else event not in listed
