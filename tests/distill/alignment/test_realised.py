@@ -159,10 +159,18 @@ def test_a_label_between_two_starts_is_answered_by_what_the_student_would_write_
                     for v, q in listed.items()
                     if is_longer(v, bytes_there) and (v == ids[j] or fits(made, v, bytes_there))
                 ]
-                expected.append((j, label, start - begin, sum(longer)))
-    assert found.pairs.tolist() == [[j, label] for j, label, _, _ in expected]
-    assert found.written.tolist() == [n for _, _, n, _ in expected]
-    np.testing.assert_allclose(found.mass, [mass for *_, mass in expected], rtol=1e-5)
+                ended = sum(q for v, q in entries[j].items() if begins(v, bytes_there))
+                share = ended / (ended + sum(longer)) if sum(longer) else 1.0
+                expected.append((j, label, start - begin, sum(longer), share))
+    assert found.pairs.tolist() == [[j, label] for j, label, *_ in expected]
+    assert found.written.tolist() == [n for _, _, n, *_ in expected]
+    np.testing.assert_allclose(found.mass, [mass for *_, mass, _ in expected], rtol=1e-5)
+    np.testing.assert_allclose(found.ended, [share for *_, share in expected], rtol=1e-5)
+
+
+def begins(v: int, written: bytes) -> bool:
+    """Tell whether a token writes the first of these bytes, or all, and no others."""
+    return bool(WRITTEN[v]) and written.startswith(WRITTEN[v])
 
 
 def is_longer(v: int, begin: bytes) -> bool:
