@@ -15,13 +15,10 @@ A label may also begin inside t_1, when the student has written its first bytes 
 record then answers another question: its entries that begin with c, and are longer, are what the
 teacher holds possible. So are only those that the student would have cut there: it writes ` to` and
 then `ken` for a token ` token`, but a ` total` that is a token of its own never begins with ` to`.
-Renormalised by their own mass they are the distribution of what follows.
-They are not all of what can follow. The teacher can also write tokens that end with c, and go on
-with others, in texts that the student begins with the same tokens: what follows there no record of
-this text says. So a label counts only where entries that c begins with, c itself among them, have
-next to no mass beside those.
-The tokens of the tail that begin with c are missing: the sum of all that was asked for is off by
-less than tail / (tail + mass).
+Renormalised by their own mass they are the distribution of what follows, given that t_1 is an
+entry and goes on behind c. Where it does not, a token of the teacher's begins there too, and its
+record says what follows; where t_1 is no entry, nothing is said. So over texts of the teacher's no
+continuation is counted twice, and none is forgotten.
 
 Shape legend: P = pairs of a record and a label, n = records of the sequence.
 """
@@ -50,15 +47,12 @@ class Between(NamedTuple):
         written: (P,) int64, the bytes of the record's token that are there already.
         mass: (P,) float64, of the record's entries that begin with these bytes and are longer.
         bound: (P,) float64, at most so much of the distribution is missing.
-        ended: (P,) float64, at most this share of what can stand here begins with tokens of the
-            teacher's that end where the label begins.
     """
 
     pairs: Ints
     written: Ints
     mass: F64
     bound: F64
-    ended: F64
 
 
 def labels_between(
@@ -67,7 +61,7 @@ def labels_between(
     """Find the labels that begin inside one of the teacher's tokens, with what is known there."""
     if not len(teacher.starts) or not len(student.starts):
         nothing = np.zeros(0)
-        return Between(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), *[nothing] * 3)
+        return Between(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), nothing, nothing)
     record = np.searchsorted(teacher.starts, student.starts, side="right") - 1
     at = np.maximum(record, 0)
     inside = student.starts - teacher.starts[at]
@@ -80,25 +74,7 @@ def labels_between(
     mass = possible(records, record, written, made, order).mass
     tail = np.exp(records.tail_logmass[record].astype(np.float64))
     bound = np.divide(tail, tail + mass, out=np.ones_like(mass), where=tail + mass > 0)
-    ended = _ended(records, record, written, order)
-    ended = np.divide(ended, ended + mass, out=np.ones_like(mass), where=mass > 0)
-    return Between(
-        np.stack([record, label], 1), written, mass, np.where(mass > 0, bound, 1.0), ended
-    )
-
-
-def _ended(records: TokenRecords, record: Ints, written: Ints, order: Beginnings) -> F64:
-    """Bound (P,) the mass of texts in which a token ends behind the bytes that are written.
-
-    Each of these begins with an entry that has the first of those bytes and no others.
-    """
-    own, mass = records.token_ids[record].astype(np.int64), np.zeros(len(record))
-    for length in range(1, int(written.max(initial=0)) + 1):
-        chosen = np.flatnonzero(written >= length)
-        first, longer, _ = order.ranges(own[chosen], np.full(len(chosen), length))
-        entries = _between_ranks(records, record[chosen], order, first, longer)
-        mass[chosen] += entries.mass_of(entries.is_inside, len(chosen))
-    return mass
+    return Between(np.stack([record, label], 1), written, mass, np.where(mass > 0, bound, 1.0))
 
 
 class Possible(NamedTuple):
@@ -106,14 +82,12 @@ class Possible(NamedTuple):
 
     Attributes:
         is_kept: (M,) bool, of the entries of all pairs, one pair behind the other: whether each
-            begins with these bytes, and is longer.
-        mass: (P,) float64, their probability, with that of an own token which is not an entry.
-        unlisted: (P,) float64, the probability of such an own token; 0 where there is none.
+            begins with these bytes, and is longer. None of a record whose own token is no entry.
+        mass: (P,) float64, their probability.
     """
 
     is_kept: npt.NDArray[np.bool_]
     mass: F64
-    unlisted: F64
 
 
 def possible(
@@ -137,12 +111,8 @@ def possible(
     # cut the text's own there, whatever it does with the same bytes elsewhere.
     fits = ~made.is_never(made.source_behind(ids, written[pair])) | (ids == own[pair])
     kept = np.zeros(len(entries.is_inside), np.bool_)
-    kept[begun[fits]] = True
-    mass, is_listed = entries.mass_of(kept, len(record)), entries.is_listed
-    # Of a token that an import does not say the probability of, there is none to count.
-    said = np.nan_to_num(np.exp(records.token_logprob[record].astype(np.float64)))
-    unlisted = np.where(is_listed, 0, said)
-    return Possible(kept, mass + unlisted, unlisted)
+    kept[begun[fits & entries.is_listed[pair]]] = True
+    return Possible(kept, entries.mass_of(kept, len(record)))
 
 
 class _Entries(NamedTuple):

@@ -38,6 +38,7 @@ from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
+from distill.alignment.cuts import Cuts
 from distill.alignment.entries_at import Texts
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
@@ -298,7 +299,7 @@ class StoreDataset(Dataset[Example]):
             data, student = both.text.supervised_bytes, both.student
             stops = (student.starts + student.lengths).tolist()
             label_bytes = [data[a:b] for a, b in zip(student.starts.tolist(), stops, strict=True)]
-        return Texts(both.teacher, both.student, self._order, label_bytes)
+        return Texts(both.teacher, both.student, self._order, self._cuts, label_bytes)
 
     @property
     def _is_at_boundaries(self) -> bool:
@@ -313,6 +314,10 @@ class StoreDataset(Dataset[Example]):
     def _order(self) -> Beginnings:
         written = [each or b"" for each in self.teacher.token_bytes]
         return Beginnings(written, int(self.store.spec.vocab_size))
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return Cuts(self.reader.tokenizer, self._order.written)
 
     def map_of(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""

@@ -26,9 +26,6 @@ Arrays = dict[str, npt.NDArray[Any]]
 #: A label inside one of the teacher's tokens is compared where so much of the record's mass begins
 #: with the bytes that are there already.
 LEAST_MASS = 0.05
-#: And where so much of what can stand there, at most, begins with a token that ends there: what
-#: follows such a token is asked by another record, which no store of one text has.
-MOST_ENDED = 0.1
 
 
 def teacher_spans(
@@ -227,7 +224,7 @@ def with_labels_between(
 ) -> Pairs:
     """Add the labels that begin inside one of the teacher's tokens, where enough is known there."""
     found = labels_between(teacher, student, records, made, order)
-    chosen = (found.mass >= LEAST_MASS) & (found.ended <= MOST_ENDED)
+    chosen = found.mass >= LEAST_MASS
     t, s = found.pairs[chosen].T
     table = np.concatenate([pairs.table, np.stack([t, t + 1, s, s + 1], 1)])
     space = np.concatenate([pairs.space, np.zeros(len(t), np.int64)])

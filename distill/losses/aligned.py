@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.entries_at import Places, Texts, came_at, sources_at
+from distill.alignment.entries_at import Places, Texts, came_at, fitting, sources_at
 from distill.alignment.map_entries import Sent, VocabularyMap
 from distill.alignment.runs import Ints, lists_of, runs
 from logitstore.format.fields import no_records
@@ -113,10 +113,12 @@ class Aligned:
         assert self.mapping is not None
         at, made = self._places, self.mapping.made
         sources, came = sources_at(self.records, at, made, self.order), None
-        rest = sources.rest
         if self.texts is not None:
-            assert self.label_ids is not None
-            came = came_at(self.records, at, made, self.texts, self.label_ids, sources)
+            texts, label_ids = self.texts, self.label_ids
+            assert label_ids is not None
+            sources = fitting(sources, self.records, at, texts, label_ids)
+            came = came_at(self.records, at, made, texts, label_ids, sources)
+        rest = sources.rest
         sent = self.mapping.send(sources.count, sources.source, sources.logprobs, came)
         if sent.left_out is not None:
             with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
