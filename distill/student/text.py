@@ -3,6 +3,7 @@
     text, prompts   the store's segments, as they are
     conversations   the messages, written by the student's own chat template
     token rows      the store's segments, with the student's own BOS and EOS for the teacher's
+    private prompts the student's own segments, which the store has beside the teacher's
 
 A text that its teacher was not done with (it was cut off at the most tokens, or ended by a stop
 string) has no end for the student either.
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from distill.alignment.align import Spans
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
+from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
 from logitstore.text.ends import count_endless
@@ -96,6 +98,8 @@ class StudentReader:
         """
         if line.status not in _READ:
             return StudentText(None)
+        if line.messages is not None and self.template is None:
+            return self._own_text(line, line.messages, teacher)
         if line.messages is not None:
             return self._conversation(line, teacher)
         if self.are_tokens:
@@ -141,6 +145,20 @@ class StudentReader:
             if count and kind not in self._warned:
                 self._warned.add(kind)
                 log.warning("%s: row %d: %s", self.path, line.row, kind % count)
+
+    def _own_text(self, line: SequenceText, messages: str, teacher: Spans) -> StudentText:
+        """Tokenise a text whose prompt is another for the student than it was for the teacher."""
+        segments = own_text.from_json(messages, f"{self.path}: row {line.row:,}")
+        has_prefix = True
+        if self.are_tokens:
+            has_prefix = not begins_bare(segments)
+            segments = for_student(segments, self.tokenizer)
+        add_eos = not self.are_tokens and line.status not in _ENDLESS
+        tokens = self.tokenizer.encode(segments, add_eos=add_eos, add_prefix=has_prefix)
+        tokens = _with_given_spaces(tokens, segments, self.tokenizer)
+        if line.status == "split" and tokens.status == "ok":
+            tokens = self._window(tokens, line, teacher)
+        return _usable(tokens.cut(self.max_length))
 
     def _window(self, tokens: TokenizedText, line: SequenceText, teacher: Spans) -> TokenizedText:
         """Cut out the part of a conversation that the teacher's window has records of.

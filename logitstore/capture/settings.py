@@ -151,6 +151,13 @@ class CaptureSettings:
     text_column: str | None = setting(
         None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
     )
+    parse_special: bool = setting(
+        False,
+        _DATA,
+        "Read the names of the teacher's special tokens in a text as these tokens: for text that a "
+        "chat template wrote. They are context, a student has its own in place of BOS and EOS, and "
+        "no second BOS or EOS is added.",
+    )
     supervise: str | None = setting(
         None,
         _DATA,

@@ -16,6 +16,7 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.models.loading import load_tokenizer, saved_files
 from logitstore.records import Segment, SequenceText
+from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
 from logitstore.text.student_turns import SUPERVISED_TEXT, StudentTurns, read_turns
@@ -137,14 +138,14 @@ class Student:
 
         See `distill.student.text`.
         """
-        if line.messages is not None:
-            assert self.template is not None
+        if line.messages is not None and self.template is not None:
             mode = {SUPERVISED_TEXT: self.supervised_text}
             return read_turns(line, mode, self.template, self.tokenizer, where)
+        own = line.segments if line.messages is None else own_text.from_json(line.messages, where)
         if not self.are_tokens:
-            return StudentTurns(line.segments, self.tokenizer.encode(line.segments))
-        segments = for_student(line.segments, self.tokenizer)
-        has_prefix = not begins_bare(line.segments)
+            return StudentTurns(own, self.tokenizer.encode(own))
+        segments = for_student(own, self.tokenizer)
+        has_prefix = not begins_bare(own)
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=has_prefix)
         return StudentTurns(segments, tokens)
 

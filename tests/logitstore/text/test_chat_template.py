@@ -270,7 +270,7 @@ def test_missing_values_and_json_in_strings_are_what_arrow_makes_of_messages() -
     ("messages", "why"),
     [
         ({"role": "user"}, "expected a list of messages, found dict"),
-        ([{"from": "human", "value": "a"}], "message 0 is not a message.*'from', 'value'"),
+        ([{"who": "human", "value": "a"}], "message 0 is not a message.*'value', 'who'"),
         (["a"], "message 0 is not a message.*found str"),
         ([{"role": "user", "content": 3}], "message 0: its content is int"),
         ([{"role": "user", "content": [{"type": "image"}]}], "part of type image"),
