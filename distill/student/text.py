@@ -27,7 +27,6 @@ from logitstore.storage.paths import StorePath
 from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
-from logitstore.text.ends import count_endless
 from logitstore.text.student_turns import StudentTurns, read_turns
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
@@ -138,9 +137,7 @@ class StudentReader:
 
         What is not its template's fault is the teacher's: a turn that it was not done with.
         """
-        endless = 0
-        if line.status == "ok":
-            endless = count_endless(found.segments, found.tokens.byte_starts, found.tokens.is_eos)
+        endless = found.endless if line.status == "ok" else 0
         for kind, count in ((_ENDLESS_TURNS, endless), (_UNWRITTEN_CALLS, found.unwritten)):
             if count and kind not in self._warned:
                 self._warned.add(kind)

@@ -14,6 +14,7 @@ from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
+from logitstore.text.ends import count_endless
 from logitstore.text.matching import (
     Match,
     Stretch,
@@ -37,11 +38,13 @@ class StudentTurns(NamedTuple):
         segments: Its text.
         tokens: Its tokens; `byte_starts` count in the supervised text of the store's row.
         unwritten: Supervised turns that are left out: their tool calls are not written.
+        endless: Supervised turns that no token ends.
     """
 
     segments: tuple[Segment, ...]
     tokens: TokenizedText
     unwritten: int = 0
+    endless: int = 0
 
 
 def read_turns(
@@ -75,9 +78,7 @@ def read_turns(
     for mode in _modes(rendering):
         written[mode] = template.render(conversation, where, mode)
         if _is_same(line, written[mode].segments):
-            segments = _ended(written[mode].segments, has_end)
-            unwritten = len(written[mode].unwritten)
-            return StudentTurns(segments, _encoded(tokenizer, segments), unwritten)
+            return _encoded(written[mode], written[mode].segments, tokenizer, has_end)
     found = written["content"]
     pieces = pieces_of(found, conversation)
     for row in rows_of(line, pieces):
@@ -109,8 +110,14 @@ def _ended(segments: Sequence[Segment], has_end: bool) -> tuple[Segment, ...]:
     return tuple(segments if has_end else segments[: last + 1])
 
 
-def _encoded(tokenizer: ByteTokenizer, segments: Sequence[Segment]) -> TokenizedText:
-    return tokenizer.encode(segments, add_eos=False, add_prefix=False)
+def _encoded(
+    rendering: Rendering, segments: Sequence[Segment], tokenizer: ByteTokenizer, has_end: bool
+) -> StudentTurns:
+    """Tokenise a rendering that is cut into segments."""
+    kept = _ended(segments, has_end)
+    tokens = tokenizer.encode(kept, add_eos=False, add_prefix=False)
+    endless = count_endless(kept, tokens.byte_starts, tokens.is_eos)
+    return StudentTurns(kept, tokens, len(rendering.unwritten), endless)
 
 
 def _at_matches(
@@ -126,17 +133,15 @@ def _at_matches(
         for m in matched
         for start in [(m.piece.start or 0) + m.piece_start]
     ]
-    segments = _ended(cut(rendering.text, pieces), has_end)
-    tokens = _encoded(tokenizer, segments)
+    read = _encoded(rendering, cut(rendering.text, pieces), tokenizer, has_end)
     sizes = np.array([len(rendering.said(piece).encode()) for piece in pieces], np.int64)
     stops = [len(rendering.text[: piece.stop].encode()) for piece in pieces]
     bounds = np.cumsum([0, *(len(stretch.text.encode()) for stretch in row)])
     before = [len(row[m.stretch].text[: m.start].encode()) for m in matched]
     stretches = np.array([m.stretch for m in matched], np.int64)
     places = bounds[stretches] + np.array(before, np.int64)
-    starts = _moved(tokens, sizes, places, np.array(stops, np.int64), bounds[stretches + 1])
-    unwritten = len(rendering.unwritten)
-    return StudentTurns(segments, replace(tokens, byte_starts=starts), unwritten)
+    starts = _moved(read.tokens, sizes, places, np.array(stops, np.int64), bounds[stretches + 1])
+    return read._replace(tokens=replace(read.tokens, byte_starts=starts))
 
 
 def _moved(tokens: TokenizedText, sizes: I64, places: I64, stops: I64, ends: I64) -> I64:
