@@ -190,6 +190,7 @@ def _answer(
         pad_id=render.tokenizer.pad_id,
         max_new_tokens=settings.max_new_tokens,
         tokens_per_batch=settings.tokens_per_batch,
+        ends=render.tokenizer.eos_ids,
     )
     references = [question.references for question in questions]
     facts = {

@@ -153,7 +153,8 @@ class CachedTeacherConfig(LossFlags):
         metadata={
             "help": "What a loss does about labels that no teacher pair covers. `hard`: their "
             "cross-entropy stands in, at the weight of the loss, so that all labels weigh the "
-            "same. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
+            "same; so does that of a label within a group of tokens, where the loss compares "
+            "groups. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
             "`scale`: nothing, but the others weigh what they weigh with `hard`."
         },
     )

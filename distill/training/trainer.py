@@ -20,9 +20,10 @@
 
     loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(KD) / labels
 
-where sum(KD) is over the pairs of the loss, and takes CE at every label that none of them covers:
-so all labels weigh the same, whatever the teacher says of them. :mod:`distill.training.loss_terms`
-says why; `--uncovered none` leaves those labels out and divides by pairs, as papers do.
+where sum(KD) is over the pairs of the loss, and takes CE at every label that none of them covers,
+and where groups of tokens are compared, CE of the label within its group: so all labels weigh the
+same, whatever the teacher says of them. :mod:`distill.training.loss_terms` says why;
+`--uncovered none` leaves those labels out and divides by pairs, as papers do.
 With --balance, the second part, KD, is scaled in every step to the size of CE:
 
     loss = ce_weight * CE  +  stopgrad(CE / KD) * KD

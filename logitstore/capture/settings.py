@@ -165,6 +165,15 @@ class CaptureSettings:
         metavar="all|last",
         unset="all",
     )
+    supervised_text: str | None = setting(
+        None,
+        _DATA,
+        "What of these turns: their content (what the message says, thought and calls), or the "
+        "whole turn, also what the chat template alone writes there (an empty think block, a "
+        "channel), which only students with the teacher's template learn.",
+        metavar="content|turn",
+        unset="content",
+    )
     chat_template_path: str | None = setting(
         None,
         _DATA,
@@ -393,11 +402,12 @@ class CaptureSettings:
     def _check_generation(self) -> None:
         if self.generate:
             _ = self.sampling
-            if self.supervise is not None:
-                raise InputError(
-                    f"--supervise is {self.supervise}, but with --generate the completion that is "
-                    "written is supervised. Leave one of the two out."
-                )
+            for name in ("supervise", "supervised_text"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} is {getattr(self, name)}, but with --generate "
+                        "the completion that is written is supervised. Leave one of the two out."
+                    )
             return
         for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
             value = getattr(self, name)

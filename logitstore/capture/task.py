@@ -16,6 +16,7 @@ import torch
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
+from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
@@ -173,8 +174,9 @@ def _rows(dataset: "DatasetArg", settings: CaptureSettings) -> Rows:
 def _student(rows: Rows, teacher: Teacher, settings: CaptureSettings) -> Student | None:
     if settings.boundaries_of is None:
         return None
+    text = settings.supervised_text or "content"
     kind = "tokens" if settings.parse_special else rows.kind
-    return Student.load(settings.boundaries_of, kind, teacher.tokenizer)
+    return Student.load(settings.boundaries_of, kind, teacher.tokenizer, text)
 
 
 def _reader(
@@ -190,8 +192,10 @@ def _reader(
         teacher.transformers_tokenizer,
         teacher.tokenizer,
         supervise=settings.supervise,
+        supervised_text=settings.supervised_text,
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
+        prompts=settings.generate,
         parse_special=settings.parse_special,
     )
     warn_of_special(rows, render)
@@ -228,14 +232,14 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
             "size": teacher.tokenizer.size,
-            "eos_ids": list(teacher.tokenizer.eos_ids),
+            "eos_ids": list(reader.tokenizer.eos_ids),
             "files": tokenizer_digests(teacher.tokenizer_files),
         },
         rendering={
             **reader.render.settings,
             "max_length": limits.max_length,
             **rendering_of(limits),
-            **_given("generate", None if sampling is None else sampling.recorded()),
+            **_given("generate", None if sampling is None else _written(sampling, reader)),
         },
         capture={
             "top_k": settings.top_k,
@@ -248,6 +252,13 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
+
+
+def _written(sampling: Sampling, reader: RowReader) -> dict[str, Any]:
+    """Describe how completions are written; with what ends them, if that is not EOS alone."""
+    ends = sorted(reader.tokenizer.eos_ids)
+    is_plain = ends == [reader.tokenizer.eos_token_id]
+    return {**sampling.recorded(), **({} if is_plain else {"ends": ends})}
 
 
 def _given(name: str, value: object) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from logitstore.errors import InputError
@@ -13,14 +13,19 @@ from logitstore.rows.private import private_conversation
 from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs
 from logitstore.text.conversation import Conversation, Supervise
+from logitstore.text.ends import count_endless
 from logitstore.text.parse_special import SpecialNames
+from logitstore.text.student_turns import SUPERVISED_TEXT
 from logitstore.text.token_ids import check_spelling, read_tokens
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.turns import MODES, SupervisedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUPERVISE = ("all", "last")
+#: The status of a row with tool calls that its template does not write, and nothing else.
+UNWRITTEN = "unwritten_tool_calls"
 
 
 class Rendered(NamedTuple):
@@ -32,12 +37,16 @@ class Rendered(NamedTuple):
         messages: The conversation as JSON, where the row is one; the row as the student reads it,
             where the teacher saw another prompt.
         prefix_length: Tokens at its head that every part of the row begins with: BOS or none.
+        endless: Supervised turns that no token ends.
+        unwritten: Supervised turns that are left out: their tool calls are not written.
     """
 
     segments: tuple[Segment, ...]
     tokens: TokenizedText
     messages: str | None
     prefix_length: int
+    endless: int = 0
+    unwritten: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,8 @@ class Renderer:
         tokenizer: The model's.
         template: Its chat template; None where the rows are not conversations.
         supervise: `all` assistant turns, or the `last`.
+        supervised_text: Their `content`, or all that the template writes in a `turn`; None where
+            completions are yet to be written.
         kwargs: Variables that the user gave the template.
         add_eos: Whether EOS follows a text (of kinds `text` and `prompt_completion`).
         special: The special tokens that are read as such where a text has their names.
@@ -58,6 +69,7 @@ class Renderer:
     tokenizer: ByteTokenizer
     template: ChatTemplate | None = None
     supervise: Supervise = "all"
+    supervised_text: SupervisedText | None = "content"
     kwargs: Mapping[str, Any] | None = None
     add_eos: bool = True
     special: SpecialNames | None = None
@@ -70,9 +82,11 @@ class Renderer:
         reader: ByteTokenizer,
         *,
         supervise: str | None = None,
+        supervised_text: str | None = None,
         template_path: str | None = None,
         template_kwargs: str | Mapping[str, Any] | None = None,
         add_eos: bool = True,
+        prompts: bool = False,
         parse_special: bool = False,
     ) -> Self:
         """Make a renderer for these rows, and check everything that can be checked without a row.
@@ -82,9 +96,11 @@ class Renderer:
             tokenizer: The model's, with its chat template.
             reader: The same, by bytes.
             supervise: `all` (the default) or `last`, of conversations.
+            supervised_text: `content` (the default) or `turn`, of conversations.
             template_path: Another template, a Jinja file or a tokenizer's folder.
             template_kwargs: Variables of the template for every row, a dict or JSON.
             add_eos: Whether EOS follows a text.
+            prompts: Whether rows have only prompts, for completions that are yet to be written.
             parse_special: Whether names of special tokens in a text are read as these tokens.
 
         Raises:
@@ -93,8 +109,12 @@ class Renderer:
         """
         if supervise not in (None, *SUPERVISE):
             raise InputError(f"--supervise is {supervise}, expected {' or '.join(SUPERVISE)}.")
+        if supervised_text not in (None, *MODES):
+            raise InputError(
+                f"--supervised-text is {supervised_text}, expected {' or '.join(MODES)}."
+            )
         if rows.kind != "conversation":
-            _reject_idle(rows, supervise, template_path, template_kwargs)
+            _reject_idle(rows, supervise, supervised_text, template_path, template_kwargs)
             if rows.kind == "tokens":
                 check_spelling(reader)
             special = _special_names(rows, reader) if parse_special else None
@@ -104,7 +124,10 @@ class Renderer:
         kwargs = parse_kwargs(template_kwargs, "--chat-template-kwargs")
         template = ChatTemplate.of(tokenizer, reader, path=template_path, kwargs=kwargs)
         chosen: Supervise = "last" if supervise == "last" else "all"
-        return cls(rows, reader, template, chosen, kwargs, add_eos=False)
+        text: SupervisedText = "turn" if supervised_text == "turn" else "content"
+        reader = reader.with_ends(template.end_ids)
+        kept = None if prompts else text
+        return cls(rows, reader, template, chosen, kept, kwargs, add_eos=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -118,6 +141,9 @@ class Renderer:
             settings["obeys"] = list(obeys)
         if self.template is not None:
             settings["supervise"] = self.supervise
+            # Stores from before this key existed were rendered otherwise, and cannot be resumed.
+            if self.supervised_text is not None:
+                settings[SUPERVISED_TEXT] = self.supervised_text
             settings["chat_template_sha256"] = self.template.digest
             settings["chat_template_kwargs"] = dict(self.kwargs or {})
         return settings
@@ -172,9 +198,20 @@ class Renderer:
 
     def _conversation(self, i: int, template: ChatTemplate) -> Rendered:
         own, conversation = self.conversations(i)
-        segments = template.segments(conversation, self.rows.where(i))
+        mode = self.supervised_text or "content"
+        found = template.render(conversation, self.rows.where(i), mode)
+        segments = found.segments
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
-        return Rendered(segments, tokens, own.to_json(), self.prefix_length(tokens))
+        if found.unwritten and not tokens.has_record.any():
+            tokens = replace(tokens, status=UNWRITTEN)
+        return Rendered(
+            segments,
+            tokens,
+            own.to_json(),
+            self.prefix_length(tokens),
+            count_endless(segments, tokens.byte_starts, tokens.is_eos),
+            len(found.unwritten),
+        )
 
     def prefix_length(self, tokens: TokenizedText) -> int:
         """Count the prefix tokens at the head of a row that has its own BOS, or none."""
@@ -189,12 +226,14 @@ class Renderer:
 def _reject_idle(
     rows: Rows,
     supervise: str | None,
+    supervised_text: str | None,
     template_path: str | None,
     template_kwargs: str | Mapping[str, Any] | None,
 ) -> None:
     """Reject flags that would have no effect, so that they are no surprise later."""
     for flag, value in (
         ("--supervise", supervise),
+        ("--supervised-text", supervised_text),
         ("--chat-template-path", template_path),
         ("--chat-template-kwargs", template_kwargs),
     ):

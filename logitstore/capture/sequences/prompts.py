@@ -14,8 +14,6 @@ tokenizer has one, half of a character at the end), the records are those of the
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.format.numpy_types import I64
@@ -25,7 +23,6 @@ from logitstore.rows.renderer import Rendered
 from logitstore.text import own_text
 from logitstore.text.conversation import Conversation
 from logitstore.text.token_ids import END
-from logitstore.text.tokenizer import ByteTokenizer
 
 #: Statuses of rows: a prompt nothing was written for yet; one that leaves no room to write; a
 #: completion cut off at the most tokens; one that a stop string ended. One that the teacher ended
@@ -114,19 +111,30 @@ class PromptReader(RowReader):
         is_ended = written.status == OK
         if prompt.conversation is None:
             answer: tuple[Segment, ...] = (Segment(written.text, True),)
-            if is_ended and self.render.special is not None:
-                answer += (Segment(_end_text(self.tokenizer, written.end_id), False, END),)
+            has_special = self.render.special is not None
+            if is_ended and has_special:
+                answer += (Segment(self._end_text(written.end_id), False, END),)
             segments = (*prompt.segments, *answer)
-            add_eos = is_ended and self.render.special is None
-            tokens = self.tokenizer.encode(segments, add_eos=add_eos)
+            end_id = written.end_id if written.end_id in self.tokenizer.eos_ids else None
+            tokens = self.tokenizer.encode(
+                segments, add_eos=is_ended and not has_special, end_id=end_id
+            )
             messages = None if prompt.own is None else own_text.to_json((*prompt.own, *answer))
             return Rendered(segments, tokens, messages, self.tokenizer.prefix_length)
         segments = (*prompt.segments, Segment(written.text, True, "assistant"))
         if is_ended:
-            segments += (Segment(_end_text(self.tokenizer, written.end_id), False),)
+            segments += (Segment(self._end_text(written.end_id), False),)
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
         messages = _with_turn(prompt.conversation, written.text).to_json()
         return Rendered(segments, tokens, messages, self.render.prefix_length(tokens))
+
+    def _end_text(self, end_id: int | None) -> str:
+        """Return the text of the token that ended a turn; of the template's where it is not one."""
+        template = self.render.template
+        if end_id not in self.tokenizer.eos_ids:
+            own = () if template is None else template.end_ids
+            end_id = own[-1] if own else self.tokenizer.eos_token_id
+        return self.tokenizer.spelt(end_id) or ""
 
     def _without_records(self, row: int, prompt: Prompt, status: str) -> TeacherSequence:
         conversation = prompt.conversation
@@ -158,10 +166,3 @@ def _with_status(sequence: TeacherSequence, status: str) -> TeacherSequence:
     if status == OK or sequence.line.status not in (OK, "truncated"):
         return sequence
     return replace(sequence, line=sequence.line._replace(status=status))
-
-
-def _end_text(tokenizer: ByteTokenizer, end_id: int | None) -> str:
-    """Return the text of the token that ended a turn; of EOS where it is not known to end one."""
-    if end_id is None or end_id not in tokenizer.eos_ids:
-        return tokenizer.eos_token or ""
-    return tokenizer.written(np.array([end_id]))[0].decode()

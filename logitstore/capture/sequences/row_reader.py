@@ -1,5 +1,6 @@
 """Turn a row into the sequences that the teacher reads: render, tokenise once, cut to fit."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -7,7 +8,10 @@ import numpy as np
 
 from logitstore.capture.sequences.windows import Limits, TeacherSequence, sequences_of_row
 from logitstore.records import SequenceText
-from logitstore.rows.renderer import Rendered, Renderer
+from logitstore.rows.renderer import UNWRITTEN, Rendered, Renderer
+
+#: What a turn is called that no token ends.
+ENDLESS = "without_end"
 
 
 class RowReader:
@@ -26,6 +30,8 @@ class RowReader:
         asked: Callable[[TeacherSequence], TeacherSequence] | None = None,
     ) -> None:
         self.render, self.limits, self._asked = render, limits, asked
+        #: Of the rows read since this was cleared: supervised turns that are not as they should be.
+        self.turns: Counter[str] = Counter()
         self.rows, self.tokenizer = render.rows, render.tokenizer
 
     def wholes(self, row: int) -> list[TeacherSequence]:
@@ -34,7 +40,10 @@ class RowReader:
         Raises:
             InputError: The row cannot be read or rendered.
         """
-        return [_in_one_piece(row, rendered) for rendered in self.render.documents(row)]
+        documents = self.render.documents(row)
+        for rendered in documents:
+            self.turns += Counter({ENDLESS: rendered.endless, UNWRITTEN: rendered.unwritten})
+        return [_in_one_piece(row, rendered) for rendered in documents]
 
     def sequences(self, row: int) -> list[TeacherSequence]:
         """Return the row as one sequence if it fits, else as the limits say; at least one.
