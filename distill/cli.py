@@ -60,7 +60,7 @@ def train(context: typer.Context) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
-        str | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
+        list[str] | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
     ] = None,
     metrics: Annotated[
         str,
@@ -78,7 +78,9 @@ def evaluate(
     after each prompt. With --store: agreement of the most probable tokens, uld, calibration.
     """
     settings = EvaluationSettings(
-        data=data, metrics=_metrics(metrics), **settings_from(EvaluationSettings, values)
+        data=_one_or_all(data or []),
+        metrics=_metrics(metrics),
+        **settings_from(EvaluationSettings, values),
     )
     _check_choices(settings)
     with _talk_to_stderr():
@@ -199,6 +201,11 @@ def env(
 def _talk_to_stderr() -> redirect_stdout[TextIO]:
     """Send what libraries print, some where they are imported, to stderr: stdout is for facts."""
     return redirect_stdout(sys.stderr)
+
+
+def _one_or_all(names: list[str]) -> str | list[str] | None:
+    """Return a dataset as its settings have it: one name, several, or none."""
+    return names[0] if len(names) == 1 else names or None
 
 
 def _metrics(names: str) -> list[str]:

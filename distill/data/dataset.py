@@ -265,7 +265,22 @@ class StoreDataset(Dataset[Example]):
         """List a loss's pairs of a sequence, and find the map of its row."""
         mapping = self.mappings[name]
         pairs = self._pairs(self.pairings[name], both, alignment, mapping)
-        return pairs, None if mapping is None else self._ending(mapping, both.ends)
+        if mapping is None:
+            return pairs, None
+        return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
+
+    def _without_other_ends(self, pairs: Pairs, both: _BothSides) -> Pairs:
+        """Leave out labels that end a turn with another token than the row's last one.
+
+        The map sends all of the teacher's ends to one token, which would not be that label.
+        """
+        ends = both.ends
+        if self.is_one_tokenizer or not len(ends) or (ends == ends[-1]).all():
+            return pairs
+        is_other = both.student.is_eos.copy()
+        is_other[both.student.is_eos] = ends != ends[-1]
+        kept = ~is_other[pairs.table[:, 2]]
+        return Pairs(pairs.table[kept], pairs.space[kept], pairs.written[kept])
 
     def _pairs(
         self,

@@ -101,10 +101,13 @@ def as_labels(records: Spans, labels: Spans) -> Spans:
 
 
 def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
-    """Load the tokenizer of a store's teacher, or return the student's if it is the same."""
-    if store.spec.tokenizer_fingerprint == student.fingerprint:
-        return student
-    return ByteTokenizer.from_folder(store.tokenizer_path)
+    """Load the tokenizer of a store's teacher, or take the student's if it is the same.
+
+    It knows all that ends a turn in the store, which may be more than its names say.
+    """
+    is_same = store.spec.tokenizer_fingerprint == student.fingerprint
+    teacher = student if is_same else ByteTokenizer.from_folder(store.tokenizer_path)
+    return teacher.with_ends(store.spec.eos_ids)
 
 
 def student_spans(tokens: TokenizedText) -> Spans:

@@ -3,13 +3,14 @@
     text, prompts   the store's segments, as they are
     conversations   the messages, written by the student's own chat template
     token rows      the store's segments, with the student's own BOS and EOS for the teacher's
+    private prompts the student's own segments, which the store has beside the teacher's
 
 A text that its teacher was not done with (it was cut off at the most tokens, or ended by a stop
 string) has no end for the student either.
 
-Of a conversation only the supervised text must be the teacher's, byte for byte, since that is what
-teacher and student are aligned by. A template that writes it differently (some trim it) makes the
-line `text_changed`: it is counted and left out.
+Of a conversation only what messages say must be the teacher's, since that is what teacher and
+student are aligned by (:mod:`logitstore.text.matching`). A template that writes it differently, but
+for white space at its ends, makes the line `text_changed`: it is counted and left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,9 +23,10 @@ import numpy.typing as npt
 from distill.alignment.align import Spans
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
+from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
-from logitstore.text.conversation import Conversation
 from logitstore.text.crossings import is_space_of_template
+from logitstore.text.student_turns import read_turns
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
@@ -64,8 +66,10 @@ class StudentReader:
         template: ChatTemplate | None = None,
         max_length: int | None = None,
     ) -> None:
+        if template is not None:  # what it writes behind an answer ends a turn
+            tokenizer = tokenizer.with_ends(template.end_ids)
         self.tokenizer, self.path, self.template = tokenizer, path, template
-        self.are_tokens = rendering["kind"] == "tokens"
+        self.rendering, self.are_tokens = rendering, rendering["kind"] == "tokens"
         self.max_length = max_length
 
     def read(self, line: SequenceText, teacher: Spans) -> StudentText:
@@ -80,8 +84,10 @@ class StudentReader:
         """
         if line.status not in _READ:
             return StudentText(None)
+        if line.messages is not None and self.template is None:
+            return self._own_text(line, line.messages, teacher)
         if line.messages is not None:
-            return self._conversation(line, line.messages, teacher)
+            return self._conversation(line, teacher)
         if self.are_tokens:
             tokens = self.tokenizer.encode(
                 for_student(line.segments, self.tokenizer),
@@ -98,20 +104,31 @@ class StudentReader:
             )
         return _usable(tokens)
 
-    def _conversation(self, line: SequenceText, messages: str, teacher: Spans) -> StudentText:
+    def _conversation(self, line: SequenceText, teacher: Spans) -> StudentText:
         assert self.template is not None
         where = f"{self.path}: row {line.row:,}"
-        segments = self.template.segments(Conversation.from_json(messages), where)
-        if line.status in _ENDLESS:
-            segments = _without_end(segments)
-        written = "".join(s.text for s in segments if s.supervised).encode()
-        is_part, own = line.status == "split", line.supervised_bytes
-        low = line.supervised_start
-        if (written[low : low + len(own)] if is_part else written) != own:
+        has_end = line.status not in _ENDLESS
+        found = read_turns(
+            line, self.rendering, self.template, self.tokenizer, where, has_end=has_end
+        )
+        if found is None:
             return StudentText(None, text_changed=True)
-        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        tokens = _with_given_spaces(found.tokens, found.segments, self.tokenizer)
+        if line.status == "split" and tokens.status == "ok":
+            tokens = self._window(tokens, line, teacher)
+        return _usable(tokens.cut(self.max_length))
+
+    def _own_text(self, line: SequenceText, messages: str, teacher: Spans) -> StudentText:
+        """Tokenise a text whose prompt is another for the student than it was for the teacher."""
+        segments = own_text.from_json(messages, f"{self.path}: row {line.row:,}")
+        has_prefix = True
+        if self.are_tokens:
+            has_prefix = not begins_bare(segments)
+            segments = for_student(segments, self.tokenizer)
+        add_eos = not self.are_tokens and line.status not in _ENDLESS
+        tokens = self.tokenizer.encode(segments, add_eos=add_eos, add_prefix=has_prefix)
         tokens = _with_given_spaces(tokens, segments, self.tokenizer)
-        if is_part and tokens.status == "ok":
+        if line.status == "split" and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
         return _usable(tokens.cut(self.max_length))
 
@@ -159,12 +176,6 @@ def _with_given_spaces(
         has_added_space=has_added_space,
         is_verbatim=is_verbatim,
     )
-
-
-def _without_end(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Drop what a template writes behind the last supervised text."""
-    last = max((i for i, s in enumerate(segments) if s.supervised), default=len(segments) - 1)
-    return tuple(segments[: last + 1])
 
 
 def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.NDArray[np.bool_]:

@@ -30,12 +30,12 @@ from logitstore.store import LogitStore
 from logitstore.writing.writer import StoreWriter, check_place
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from logitstore.rows.sources import DatasetArg
 
 
 def run_capture(
     teacher: str | os.PathLike[str],
-    dataset: "str | os.PathLike[str] | Dataset",
+    dataset: "DatasetArg",
     out: str | os.PathLike[str] | StorePath,
     settings: CaptureSettings,
     *,
@@ -55,7 +55,7 @@ def run_capture(
 
 def run_preview(
     teacher: str | os.PathLike[str],
-    dataset: "str | os.PathLike[str] | Dataset",
+    dataset: "DatasetArg",
     out: str | os.PathLike[str] | StorePath | None,
     settings: CaptureSettings,
 ) -> Forecast:

@@ -151,12 +151,28 @@ class CaptureSettings:
     text_column: str | None = setting(
         None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
     )
+    parse_special: bool = setting(
+        False,
+        _DATA,
+        "Read the names of the teacher's special tokens in a text as these tokens: for text that a "
+        "chat template wrote. They are context, a student has its own in place of BOS and EOS, and "
+        "no second BOS or EOS is added.",
+    )
     supervise: str | None = setting(
         None,
         _DATA,
         "Turns of a conversation to keep records of: all of the assistant's, or the last.",
         metavar="all|last",
         unset="all",
+    )
+    supervised_text: str | None = setting(
+        None,
+        _DATA,
+        "What of these turns: their content (what the message says, thought and calls), or the "
+        "whole turn, also what the chat template alone writes there (an empty think block, a "
+        "channel), which only students with the teacher's template learn.",
+        metavar="content|turn",
+        unset="content",
     )
     chat_template_path: str | None = setting(
         None,
@@ -386,11 +402,12 @@ class CaptureSettings:
     def _check_generation(self) -> None:
         if self.generate:
             _ = self.sampling
-            if self.supervise is not None:
-                raise InputError(
-                    f"--supervise is {self.supervise}, but with --generate the completion that is "
-                    "written is supervised. Leave one of the two out."
-                )
+            for name in ("supervise", "supervised_text"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} is {getattr(self, name)}, but with --generate "
+                        "the completion that is written is supervised. Leave one of the two out."
+                    )
             return
         for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
             value = getattr(self, name)

@@ -250,9 +250,13 @@ class StoreWriter:
                 f"{_short(list(here.boundaries))} now (--shard-text-bytes)"
             )
         if different:
+            how = "Run with the store's settings to resume it"
+            if _is_older(self.spec, found.spec):  # no setting of this version renders as it did
+                begun = found.provenance.get("versions", {}).get("logitstore", "before")
+                how = f"Finish it with the version of logitstore that began it ({begun})"
             raise MismatchError(
                 f"{self.path}: the store was begun with other settings: {'; '.join(different)}. "
-                "Run with the store's settings to resume it, or choose another --out.",
+                f"{how}, or choose another --out.",
                 kind="dataset-changed" if is_other_data else None,
             )
 
@@ -319,6 +323,16 @@ def _check_free(path: StorePath, found: Sequence[str]) -> None:
             f"{path}: the folder holds something else ({', '.join(strange or found)}) and no "
             "store. Choose another --out, or empty the folder."
         )
+
+
+def _is_older(here: StoreSpec, there: StoreSpec) -> bool:
+    """Tell whether a store is of a version that found the text of conversations in another way."""
+    name = "supervised_text"
+    return (
+        name in here.rendering
+        and name not in there.rendering
+        and here.rendering["kind"] == (there.rendering.get("kind"))
+    )
 
 
 def _short(value: object) -> str:
