@@ -133,7 +133,7 @@ def test_labels_inside_a_token_are_covered_as_training_covers_them(tmp_path: Pat
     texts = (f"{text} In 1984 there were 12  of 3,000." for text in tiny.corpus()[:12])
     rows: list[Row] = [(Segment(text, supervised=True),) for text in texts]
     for between in ("off", "on"):
-        how = {"top_k": 20, "map": "canonical", "between": between}
+        how = {"top_k": 200, "map": "canonical", "between": between}
         _, data = pair(tmp_path, teacher, tiny.byte_bpe(), rows, **how)
         share = coverage(data)["kinds"]["all"]
         aligned = sum(data[i].aligned for i in range(len(data)))
