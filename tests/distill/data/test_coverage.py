@@ -321,7 +321,7 @@ def test_the_command_reads_a_store_and_a_tokenizer(
     assert (status, json.loads(out)["map"]) == (0, "prefix")
     status, out, _ = run(*asked, "--sequences", "2")
     assert status == 0
-    assert "sequences   2 looked at" in out
+    assert "sequences   2 of 2 with records that were looked at (of 6) can be used; below," in out
     for bad, message in (
         ((*asked, "--sequences", "0"), "--sequences 0"),
         ((*asked, "--max-length", "1"), "--max-length 1"),

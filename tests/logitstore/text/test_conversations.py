@@ -116,7 +116,8 @@ def test_a_student_whose_template_changes_the_text_leaves_it_out_and_counts_it(
     data = dataset_of(loud, store)
     assert [data[i].text_changed for i in range(3)] == [True, False, True]
     assert [data[i].skipped for i in range(3)] == [True, False, True]
-    trained = trainer_of(loud, store, tmp_path / "out", max_steps=-1, num_train_epochs=1).train()
+    how = {"max_steps": -1, "num_train_epochs": 1, "max_lost": 1}
+    trained = trainer_of(loud, store, tmp_path / "out", **how).train()
     assert trained.metrics["train_template_changed_text"] == 2
 
 
