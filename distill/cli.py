@@ -16,6 +16,7 @@ import typer
 
 from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
+from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.console.options import (
     JsonOpt,
     PartialOpt,
@@ -144,9 +145,13 @@ def coverage(
         ),
     ] = None,
     sequences: Annotated[
-        int,
-        typer.Option(help="Look at N sequences, evenly spread over the store.", metavar="N"),
-    ] = 1000,
+        int | None,
+        typer.Option(
+            help="Look at N sequences, evenly spread over the store.",
+            metavar="N",
+            show_default="all of them",
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -167,7 +172,7 @@ def coverage(
     as_json: JsonOpt = False,
 ) -> None:
     """Print how to train a student from a store, and how right its labels would be."""
-    if sequences < 1:
+    if sequences is not None and sequences < 1:
         raise InputError(f"--sequences {sequences}: expected at least 1.")
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
@@ -259,7 +264,16 @@ def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
         lines["store"] = f"{facts['store']}, {facts['sequences']:,} sequences of {facts['teacher']}"
         lines |= _judged(run, metrics)
     lines["time"] = f"{facts['time_s']:.1f} s"
-    return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+    text = "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+    return "\n\n".join([text, *_left_out(run)])
+
+
+def _left_out(run: dict[str, Any]) -> Iterator[str]:
+    """Write a table of what was not used, of a dataset and of a store."""
+    for part, unit in (("evaluation", "rows"), ("answered", "rows"), ("judged", "sequences")):
+        left_out = [LeftOut.from_facts(each) for each in run.get(part, {}).get("left_out", ())]
+        if left_out:
+            yield left_out_text(left_out, unit)
 
 
 def _judged(run: dict[str, Any], metrics: Sequence[str]) -> dict[str, str]:

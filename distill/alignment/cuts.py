@@ -28,6 +28,8 @@ Bools = npt.NDArray[np.bool_]
 LEAST_ASKED = 0.01
 #: Answers that are kept.
 _MOST_KNOWN = 2**22
+#: A question is one integer: the student's token above so many bits of the teacher's.
+_ID_BITS = 32
 
 
 class Cuts:
@@ -35,7 +37,8 @@ class Cuts:
 
     Args:
         student: The student's tokenizer.
-        written: The bytes of each of the teacher's tokens; empty for one that writes none.
+        written: The bytes of each of the teacher's tokens; empty for one that writes none, as for
+            the ids beyond them that only a padded head has.
     """
 
     def __init__(self, student: ByteTokenizer, written: Sequence[bytes]) -> None:
@@ -58,7 +61,7 @@ class Cuts:
             False only where the student's own tokens of both together are known, and none of them
             ends there.
         """
-        distinct, which = np.unique(last * len(self._written) + teacher_ids, return_inverse=True)
+        distinct, which = np.unique((last << _ID_BITS) + teacher_ids, return_inverse=True)
         if len(self._known) > _MOST_KNOWN:
             self._known = {}
         keys = distinct.tolist()
@@ -68,8 +71,9 @@ class Cuts:
     def _ask(self, keys: Sequence[int]) -> None:
         token_bytes, asked = self._student.token_bytes, []
         for key in keys:
-            last, following = divmod(key, len(self._written))
-            begin, end = token_bytes[last] or b"", self._written[following]
+            last, following = key >> _ID_BITS, key & (1 << _ID_BITS) - 1
+            begin = token_bytes[last] or b""
+            end = self._written[following] if following < len(self._written) else b""
             if begin and end and self._is_alone(last):
                 asked.append((key, begin, end))
             else:

@@ -67,7 +67,7 @@ from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
 from distill.losses.loss import Pairing
 from distill.losses.requirements import check_needs
-from distill.student.text import StudentReader
+from distill.student.text import Explained, StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
@@ -130,7 +130,8 @@ class StoreDataset(Dataset[Example]):
     Sequences without records are left out, so that samplers never see them; `without_records`
     counts them. A row that only this student cannot use (its tokenizer does not know the bytes of
     its tokens, or nothing is left within `max_length`), or whose supervised text its chat template
-    changes, becomes an example without labels, marked `skipped`.
+    changes or refuses, becomes an example without labels, marked `skipped`;
+    :func:`distill.data.left_out.usable` says why.
 
     Args:
         store: An open store; workers reopen its files by themselves.
@@ -142,7 +143,7 @@ class StoreDataset(Dataset[Example]):
 
     Raises:
         MismatchError: A loss needs what the store was captured without.
-        InputError: No sequence has a record, or the template rejects the first conversation.
+        InputError: No sequence has a record.
     """
 
     def __init__(
@@ -183,8 +184,6 @@ class StoreDataset(Dataset[Example]):
             for name, pairing in self.pairings.items()
         }
         self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
-        if template is not None:
-            self[0]  # a template that rejects every row must fail now, not in the first step
 
     @property
     def partitions(self) -> Mapping[str, Partition]:
@@ -216,16 +215,31 @@ class StoreDataset(Dataset[Example]):
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
         return list(map(self._example, both, alignments))
 
-    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
+    def read_alone(self, index: int) -> tuple[Explained, SequenceText]:
+        """Read a sequence for the student, without the teacher's records where they decide nothing.
+
+        Returns:
+            What the student makes of it, and the line.
+        """
+        chosen = int(self.sequences[index])
+        line, spans = self.store.text(chosen), _NO_SPANS
+        if line.status == "split":  # which tokens a window has depends on the ends in its records
+            spans = self._placed(self.store.read_many([chosen])[0], line)
+        return self.reader.explain(line, spans), line
+
+    def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
         place = boundary_spans if self._is_at_boundaries else teacher_spans
-        teacher = place(records, text, self.store.spec.eos_ids, self.teacher)
-        tokens, text_changed = self.reader.read(text, teacher)
-        if tokens is None:
-            return _BothSides(records, text, teacher, _NO_SPANS, None, text_changed)
-        student = student_spans(tokens)
+        return place(records, text, self.store.spec.eos_ids, self.teacher)
+
+    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
+        teacher = self._placed(records, text)
+        read = self.reader.read(text, teacher)
+        if read.tokens is None:
+            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed)
+        student = student_spans(read.tokens)
         if self._is_at_boundaries:
             teacher = as_labels(teacher, student)
-        return _BothSides(records, text, teacher, student, tokens, text_changed)
+        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed)
 
     def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row

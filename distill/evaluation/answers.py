@@ -26,8 +26,10 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.statuses import reason_of
 from logitstore.models.context_length import context_length
 from logitstore.models.listed_ends import ends_listed
 from logitstore.records import Segment
@@ -37,6 +39,7 @@ from logitstore.text.token_budget import by_token_budget
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 #: Tokens of a prompt, for a model that names no limit.
 _UNLIMITED = 2**31
+_NO_PROMPT = "no_prompt"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -48,12 +51,14 @@ class Question(NamedTuple):
         reference: The answer in the dataset.
         prompt: The prompt as text.
         others: Other answers that are as good.
+        row: Row of the dataset.
     """
 
     token_ids: list[int]
     reference: str
     prompt: str = ""
     others: tuple[str, ...] = ()
+    row: int = -1
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -152,7 +157,7 @@ def questions(render: Renderer) -> list[Question]:
     for i in range(len(render.rows)):
         question = question_of(render, render(i).segments)
         if question is not None:
-            found.append(question._replace(others=tuple(render.rows.references(i))))
+            found.append(question._replace(others=tuple(render.rows.references(i)), row=i))
     if not found:
         raise InputError(
             f"{render.rows.name}: none of its {len(render.rows):,} rows has a prompt and a "
@@ -160,6 +165,15 @@ def questions(render: Renderer) -> list[Question]:
             "or `messages`, or use --metrics bits_per_byte."
         )
     return found
+
+
+def unasked(asked: Sequence[Question], rows: int) -> list[LeftOut]:
+    """Say how many of so many rows are no question, which is the first, and why."""
+    count = rows - len(asked)
+    if not count:
+        return []
+    first = next((i for i, question in enumerate(asked) if question.row != i), len(asked))
+    return [LeftOut(_NO_PROMPT, count, rows, first, *reason_of(_NO_PROMPT))]
 
 
 def question_of(render: Renderer, segments: Sequence[Segment]) -> Question | None:

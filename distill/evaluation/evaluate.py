@@ -197,6 +197,7 @@ def _answer(
         **_source(settings),
         "prompts": len(questions),
         "references": sum(map(len, references)),
+        "left_out": [each.facts() for each in answers.unasked(questions, len(render.rows))],
         "max_new_tokens": settings.max_new_tokens,
     }
     return Measured(answers.score_answers(written, references, settings.metrics), "answered", facts)

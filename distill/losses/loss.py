@@ -57,7 +57,9 @@ class Pairing(NamedTuple):
             token is compared with another.
         has_between: Whether a label that begins inside one of the teacher's tokens is compared
             with what can follow the bytes of that token which are there already.
-        has_labels: Whether the mass of a token that came is sent to the label that it became.
+        has_labels: Whether what the text shows of both tokenisations is asked: the mass of a token
+            that came is sent to the label that it became, and none to what the student would have
+            cut elsewhere.
     """
 
     kind: Literal["starts", "strict", "groups", "positions", "sequence"]

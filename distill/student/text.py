@@ -10,7 +10,8 @@ string) has no end for the student either.
 
 Of a conversation only what messages say must be the teacher's, since that is what teacher and
 student are aligned by (:mod:`logitstore.text.matching`). A template that writes it differently, but
-for white space at its ends, makes the line `text_changed`: it is counted and left out.
+for white space at its ends, makes the line `text_changed`, and one may refuse it. Such lines are
+counted and left out, with the reason (:mod:`distill.data.left_out`).
 """
 
 import logging
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.align import Spans
+from logitstore.errors import InputError
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.text import own_text
@@ -42,6 +44,8 @@ _UNWRITTEN_CALLS = (
     "the student's chat template does not write the tool calls of %d turns, so they are left out. "
     "Give a template that writes tool calls with --chat_template_path."
 )
+#: Why a student can make nothing of a line, besides what the line itself says.
+CHANGED, REFUSED, BEYOND = "template_changed_text", "template_refused", "beyond_max_length"
 _ENDLESS = ("unfinished", "stopped")
 _READ = ("ok", "truncated", "split", *_ENDLESS)
 
@@ -56,6 +60,20 @@ class StudentText(NamedTuple):
 
     tokens: TokenizedText | None
     text_changed: bool = False
+
+
+class Explained(NamedTuple):
+    """The same, or the reason why there is nothing.
+
+    Attributes:
+        tokens: None where the student can make nothing of the line.
+        reason: Why, by its name in :mod:`logitstore.format.statuses`.
+        refusal: What its chat template said when it refused the line.
+    """
+
+    tokens: TokenizedText | None
+    reason: str = ""
+    refusal: str = ""
 
 
 class StudentReader:
@@ -91,16 +109,21 @@ class StudentReader:
         Args:
             line: The line.
             teacher: Its records, as :func:`distill.data.targets.teacher_spans` places them.
-
-        Raises:
-            InputError: A conversation that its chat template refuses; names the row.
         """
+        found = self.explain(line, teacher)
+        return StudentText(found.tokens, found.reason == CHANGED)
+
+    def explain(self, line: SequenceText, teacher: Spans) -> Explained:
+        """Tokenise a line for the student, or say why that cannot be done; as for `read`."""
         if line.status not in _READ:
-            return StudentText(None)
+            return Explained(None, line.status)
         if line.messages is not None and self.template is None:
             return self._own_text(line, line.messages, teacher)
         if line.messages is not None:
-            return self._conversation(line, teacher)
+            try:
+                return self._conversation(line, teacher)
+            except InputError as refused:
+                return Explained(None, REFUSED, str(refused))
         if self.are_tokens:
             tokens = self.tokenizer.encode(
                 for_student(line.segments, self.tokenizer),
@@ -115,9 +138,16 @@ class StudentReader:
             tokens = self.tokenizer.encode(
                 line.segments, max_length=self.max_length, add_eos=add_eos
             )
-        return _usable(tokens)
+        return self._usable(tokens)
 
-    def _conversation(self, line: SequenceText, teacher: Spans) -> StudentText:
+    def _usable(self, tokens: TokenizedText) -> Explained:
+        if tokens.status in ("ok", "truncated"):
+            return Explained(tokens)
+        is_cut = self.max_length is not None and len(tokens.token_ids) >= self.max_length
+        is_beyond = is_cut and tokens.status == "no_supervised_text"
+        return Explained(None, BEYOND if is_beyond else tokens.status)
+
+    def _conversation(self, line: SequenceText, teacher: Spans) -> Explained:
         assert self.template is not None
         where = f"{self.path}: row {line.row:,}"
         has_end = line.status not in _ENDLESS
@@ -125,12 +155,12 @@ class StudentReader:
             line, self.rendering, self.template, self.tokenizer, where, has_end=has_end
         )
         if found is None:
-            return StudentText(None, text_changed=True)
+            return Explained(None, CHANGED)
         self._warn_of_turns(line, found)
         tokens = _with_given_spaces(found.tokens, found.segments, self.tokenizer)
         if line.status == "split" and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
-        return _usable(tokens.cut(self.max_length))
+        return self._usable(tokens.cut(self.max_length))
 
     def _warn_of_turns(self, line: SequenceText, found: StudentTurns) -> None:
         """Warn of the first row with turns that the student's template does not write as it should.
@@ -143,7 +173,7 @@ class StudentReader:
                 self._warned.add(kind)
                 log.warning("%s: row %d: %s", self.path, line.row, kind % count)
 
-    def _own_text(self, line: SequenceText, messages: str, teacher: Spans) -> StudentText:
+    def _own_text(self, line: SequenceText, messages: str, teacher: Spans) -> Explained:
         """Tokenise a text whose prompt is another for the student than it was for the teacher."""
         segments = own_text.from_json(messages, f"{self.path}: row {line.row:,}")
         has_prefix = True
@@ -155,7 +185,7 @@ class StudentReader:
         tokens = _with_given_spaces(tokens, segments, self.tokenizer)
         if line.status == "split" and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
-        return _usable(tokens.cut(self.max_length))
+        return self._usable(tokens.cut(self.max_length))
 
     def _window(self, tokens: TokenizedText, line: SequenceText, teacher: Spans) -> TokenizedText:
         """Cut out the part of a conversation that the teacher's window has records of.
@@ -221,7 +251,3 @@ def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.N
         kept = events[:count] if edge == end else events[len(events) - min(count, len(events)) :]
         inside[kept] = True
     return inside
-
-
-def _usable(tokens: TokenizedText) -> StudentText:
-    return StudentText(tokens if tokens.status in ("ok", "truncated") else None)

@@ -37,6 +37,7 @@ from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
 from logitstore.console.entry import with_underscores
+from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 
@@ -143,6 +144,20 @@ class CachedTeacherConfig(LossFlags):
     )
     ce_weight: float = field(
         default=1.0, metadata={"help": "Weight of cross-entropy on the store's text."}
+    )
+    max_lost: float = field(
+        default=DEFAULT_MAX_LOST,
+        metadata={
+            "help": "Largest share of the store's sequences that this student may be unable to "
+            "use, 0 to 1. More is an error before the first step, which says why."
+        },
+    )
+    no_self_test: bool = field(
+        default=False,
+        metadata={
+            "help": "Do not check before the first step that records, text and labels belong "
+            "together."
+        },
     )
     balance: bool = field(
         default=False,
@@ -264,6 +279,15 @@ class CachedTeacherConfig(LossFlags):
                 )
         if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
             raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")
+        if self.learning_rate == 0:
+            raise InputError("--learning_rate is 0, which trains nothing; expected more than 0.")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise InputError(
+                f"--num_train_epochs is {self.num_train_epochs:g}, which leaves no step; expected "
+                "more than 0, or --max_steps."
+            )
+        if not 0 <= self.max_lost <= 1:
+            raise InputError(f"--max_lost is {self.max_lost}, expected 0 to 1, such as 0.05.")
         self._check_losses()
         if self.chat_template_kwargs is not None:
             self.chat_template_kwargs = parse_kwargs(

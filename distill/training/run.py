@@ -34,6 +34,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
     model, tokenizer = make_student(student, config.seed)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
+    trainer.is_new = trainer.is_new or bool(student.student_config)
     if config.loss == AUTO and config.process_index == 0:
         print(_chosen(trainer.args.loss), file=sys.stderr)
     config = trainer.args
@@ -66,6 +67,9 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "teacher": _teacher(store),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
+        # Without its example: a student's folder is passed on, and this would be text of the store.
+        "usable": {k: v for k, v in trainer.usable.facts().items() if k != "example"},
+        "self_test": trainer.self_test or None,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
         "sequences_template_changed_text": int(metrics.pop("train_template_changed_text")),
         "sequences_unaligned": int(metrics.pop("train_unaligned_sequences")),

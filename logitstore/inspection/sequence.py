@@ -22,6 +22,7 @@ from logitstore.console.terminal import (
 )
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
+from logitstore.text.strict_json import decode
 from logitstore.text.token_bytes import written_bytes
 
 Facts = dict[str, Any]
@@ -70,14 +71,13 @@ def sequence_facts(store: LogitStore, i: int) -> Facts:
 
 
 def _own(messages: str | None) -> Facts:
-    """Return what the student sees, where the teacher saw another prompt."""
-    return {} if messages is None else {"student_sees": _parsed(messages)}
-
-
-def _parsed(messages: str) -> Any:
-    """Decode a row as the student sees it: its messages, or its segments."""
-    whole = json.loads(messages)
-    return whole.get("messages") or [segment[1] for segment in whole.get("segments", ())]
+    """Return what the student sees, where the teacher saw another prompt: messages, or texts."""
+    if messages is None:
+        return {}
+    whole = decode(messages, "the row")
+    whole = whole if isinstance(whole, dict) else {}
+    texts = [segment[1] for segment in whole.get("segments", ())]
+    return {"student_sees": whole.get("messages") or texts}
 
 
 def _entry(records: TokenRecords, j: int, names: Sequence[str] | None) -> Facts:

@@ -32,12 +32,19 @@ import pyarrow as pa
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.records import Segment
-from logitstore.rows.kinds import BESIDE, REFERENCES, Kind, choose_kind, wanted_columns
+from logitstore.rows.kinds import (
+    BESIDE,
+    Kind,
+    choose_kind,
+    references_of,
+    wanted_columns,
+)
+from logitstore.rows.nested import read_nested
 from logitstore.rows.source import Source
 from logitstore.rows.sources import load_split
 from logitstore.rows.survey import Survey, survey
 from logitstore.rows.token_rows import documents_of
-from logitstore.text.conversation import ASSISTANT, Message, parsed, read_messages, without_missing
+from logitstore.text.conversation import ASSISTANT, Message
 from logitstore.text.token_ids import TokenRow
 
 if TYPE_CHECKING:
@@ -98,7 +105,7 @@ def load_rows(
             f"{source.name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
         )
     kind = choose_kind(source, text_column, prompts=prompts, private=private)
-    rows = Rows(source, kind, _references(source, references_column))
+    rows = Rows(source, kind, references_of(source, references_column))
     if prompts:
         _reject_completed(rows)
     return rows
@@ -238,7 +245,7 @@ class Rows:
     def nested(self, first: int, stop: int) -> dict[str, list[Any]]:
         """Return some of the rows of conversations column by column, checked.
 
-        Keys without a value are left out where they say nothing: see :meth:`_value`.
+        Keys without a value are left out where they say nothing: see `rows/nested.py`.
 
         Raises:
             InputError: As for :meth:`dialogue`.
@@ -278,27 +285,14 @@ class Rows:
         )
 
     def _value(self, value: Any, column: str, where: str) -> Any:
-        """Read a nested value of a conversation, and check what it is.
-
-        In a table of Arrow's every object has the keys of all others, so a missing value there
-        means an absent key. JSON, in a file or in a string, says what it means. In a message
-        itself a null is an absent key whatever says it.
-        """
-        are_messages = column in self.message_columns
-        place = where if are_messages else f"{where}: {column}"
-        is_exact = self.source.is_exact(column) or isinstance(value, str)
-        if column in self.source.files and value is not None:
-            value = json.loads(value)  # as the reader of its file wrote it
-        value = parsed(value or None, place)  # JSON in a string, of the user's own
-        if are_messages:
-            return None if value is None else read_messages(value, where, is_exact=is_exact)
-        kind = list if column == "tools" else dict
-        if value is not None and not isinstance(value, kind):
-            raise InputError(
-                f"{place}: expected a {kind.__name__} (or JSON of one), found "
-                f"{type(value).__name__}. Change it, or leave the column out."
-            )
-        return value if is_exact else without_missing(value)
+        return read_nested(
+            value,
+            column,
+            where,
+            are_messages=column in self.message_columns,
+            is_json=column in self.source.files,
+            is_exact=self.source.is_exact(column),
+        )
 
     @property
     def message_columns(self) -> tuple[str, ...]:
@@ -310,19 +304,6 @@ class Rows:
         if len(table) != 1:
             raise IndexError(f"row {i} of {len(self)}")
         return table
-
-
-def _references(source: Source, column: str | None) -> str | None:
-    """Choose the column of texts that are as good as the completion; None: there is none."""
-    if column is None and REFERENCES not in source.names:
-        return None
-    chosen = column or REFERENCES
-    if chosen not in source.names:
-        raise InputError(
-            f"{source.name}: no column {chosen!r}; found {', '.join(source.names)}. Name one of "
-            "these with --references-column, or leave it out."
-        )
-    return chosen
 
 
 def _reject_completed(rows: Rows) -> None:

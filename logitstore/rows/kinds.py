@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from logitstore.console.terminal import printable
 from logitstore.errors import InputError
 from logitstore.rows.column_writer import INTEGERS, JSON, TEXT
 from logitstore.rows.source import NESTED, Source
@@ -24,6 +25,9 @@ BESIDE = {
 _PRIVATE = {"teacher_prompt": ("prompt",), "teacher_messages": _TALKS}
 #: The column of texts that are as good as the completion.
 REFERENCES = "references"
+
+
+_SHOWN_NAMES, _SHOWN_CHARACTERS = 20, 40
 
 
 class Kind(NamedTuple):
@@ -120,7 +124,7 @@ def _prompt_kind(source: Source, text_column: str | None) -> tuple[str, tuple[st
             return "conversation", (column,)
     raise InputError(
         f"{source.name}: --generate writes completions for prompts; expected a column `prompt` "
-        f"(text or messages) or `messages`, found {', '.join(names) or 'none'}. Name a column of "
+        f"(text or messages) or `messages`, found {listed(names)}. Name a column of "
         "prompts with --text-column, or leave out --generate."
     )
 
@@ -147,6 +151,23 @@ def _private_column(
                 f"{expected}, but rows are read from {', '.join(columns)}. Rename it, or drop it."
             )
     return found[0] if found else None
+
+
+def references_of(source: Source, column: str | None) -> str | None:
+    """Choose the column of texts that are as good as the completion; None: there is none.
+
+    Raises:
+        InputError: The user names one that is not there.
+    """
+    if column is None and REFERENCES not in source.names:
+        return None
+    chosen = column or REFERENCES
+    if chosen not in source.names:
+        raise InputError(
+            f"{source.name}: no column {chosen!r}; found {listed(source.names)}. Name one of "
+            "these with --references-column, or leave it out."
+        )
+    return chosen
 
 
 def _check_column(source: Source, column: str, kind: str, columns: tuple[str, ...]) -> None:
@@ -191,10 +212,16 @@ def _check_type(source: Source, column: str, kind: str) -> None:
         )
 
 
+def listed(names: list[str]) -> str:
+    """List the names of columns, which come from a stranger's file, for a message."""
+    shown = [printable(name)[:_SHOWN_CHARACTERS] for name in names[:_SHOWN_NAMES]]
+    return ", ".join(shown + ["…"] * (len(names) > _SHOWN_NAMES)) or "none"
+
+
 def _no_columns(name: str, names: list[str], text_column: str | None) -> str:
-    listed = ", ".join(names) or "none"
+    found = listed(names)
     if text_column is not None:
-        return f"{name}: no column {text_column!r}; found {listed}. Name one of these."
+        return f"{name}: no column {text_column!r}; found {found}. Name one of these."
     hint = "Name the column to train on with --text-column."
     if "conversation" in names:
         hint = (
@@ -203,5 +230,5 @@ def _no_columns(name: str, names: list[str], text_column: str | None) -> str:
         )
     return (
         f"{name}: no known columns; expected `text`, `messages`, `conversations`, `prompt` and "
-        f"`completion`, or `input_ids`, found {listed}. {hint}"
+        f"`completion`, or `input_ids`, found {found}. {hint}"
     )

@@ -167,8 +167,8 @@ def _message(given: Any, *, is_exact: bool, where: str) -> Message:
 
 def _no_message(where: str, found: Any) -> InputError:
     return InputError(
-        f"{where} is not a message; expected a dict with a role and a content, found {found}. "
-        f"{_SHAPE}"
+        f"{where} is not a message; expected a dict with a role and a content, found "
+        f"{found!s:.80}. {_SHAPE}"
     )
 
 
@@ -179,7 +179,7 @@ def _check_role(role: str, is_sharegpt: bool, where: str) -> None:
         return  # a template may know roles of its own
     advice = f"Write {meant!r}." if meant else "Rename it, or drop the row."
     raise InputError(
-        f"{where}: has the role {role!r}, expected user, assistant, system or tool, which chat "
+        f"{where}: has the role {role!r:.40}, expected user, assistant, system or tool, which chat "
         f"templates know. {advice}"
     )
 
@@ -212,13 +212,13 @@ def _check_says(message: Message, where: str) -> None:
             why = "a turn is trained on or not: expected 0 or 1. Round it"
         else:
             why = "expected true or false, 1 or 0. Change it"
-        raise InputError(f"{where}: has {key} {value!r}, but {why}, or leave {key} out.")
+        raise InputError(f"{where}: has {key} {value!r:.40}, but {why}, or leave {key} out.")
     if len({bool(value) for value in said.values()}) > 1:
         listed = " and ".join(f"{key} {value!r}" for key, value in said.items())
         raise InputError(f"{where}: has {listed}, which say the opposite. Leave one out.")
     asked = [key for key in ("train", "loss") if message.get(key)]
     if asked and message["role"] != ASSISTANT:
         raise InputError(
-            f"{where}: has {asked[0]} {message[asked[0]]!r}, but only turns of the assistant are "
-            f"trained on, and this one's role is {message['role']!r}. Leave {asked[0]} out."
+            f"{where}: has {asked[0]} {message[asked[0]]}, but only turns of the assistant are "
+            f"trained on, and this one's role is {message['role']!r:.40}. Leave {asked[0]} out."
         )

@@ -6,6 +6,7 @@ teacher read.
 
 from collections.abc import Sequence
 
+from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.text.strict_json import decode, encode
 
@@ -19,7 +20,16 @@ def from_json(text: str, where: str) -> tuple[Segment, ...]:
     """Decode the JSON that :func:`to_json` wrote; `where` names the row in messages.
 
     Raises:
-        InputError: It is not JSON.
+        InputError: It is not JSON of segments.
     """
-    found = decode(text, where)["segments"]
-    return tuple(Segment(text, supervised, role) for role, text, supervised in found)
+    whole = decode(text, where)
+    try:
+        found = [Segment(text, supervised, role) for role, text, supervised in whole["segments"]]
+    except (KeyError, TypeError, ValueError):
+        found = None
+    if found is None or not all(isinstance(segment.text, str) for segment in found):
+        raise InputError(
+            f"{where}: the store says what the student sees of it in JSON that has no segments. "
+            "Capture the dataset again with this version."
+        )
+    return tuple(found)

@@ -116,6 +116,7 @@ def _datasets(here: Path) -> None:
     rows_file(here / "far.jsonl", {"input_ids": [5, 6, 300]})
     rows_file(here / "shifted.jsonl", {"input_ids": [5, 6, 7], "labels": [6, 7, -100]})
     rows_file(here / "short.jsonl", {"input_ids": [5, 6, 7], "completion_mask": [0, 1]})
+    rows_file(here / "monologue.jsonl", {"messages": TALK[:1]})
     (here / "cut.jsonl").write_text('{"text": "whole"}\n{"text": "cut\n')
     (here / "surrogate.jsonl").write_text('{"text": "whole"}\n{"text": "\\ud800"}\n')
     (here / "latin.txt").write_bytes("Größe\n".encode("latin-1"))

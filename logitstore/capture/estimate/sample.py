@@ -97,7 +97,8 @@ def marked_text(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) ->
         pieces.append(f" … {first.length - shown[-1] - 1:,} tokens more")
     head = f"row {first.line.row:,}: {first.line.status}, {whole.length:,} tokens"
     if len(sequences) > 1:
-        head += f" in {len(sequences)} parts, the first"
+        are_windows = all(s.line.status == "split" for s in sequences)
+        head += f" in {len(sequences)} {'windows' if are_windows else 'parts'}, the first"
     return f"{head}, supervised ones in ⟦ ⟧:\n  {''.join(pieces)}" if pieces else head
 
 

@@ -236,7 +236,7 @@ def test_skipped_rows_are_logged_and_change_no_other_value(
     more = replace(store, records=[*store.records, store.records[0]], texts=[*store.texts, odd])
     models = [tiny.llama(len(tiny.byte_bpe())) for _ in range(2)]
     runs = [
-        trainer_of(m, s, tmp_path, per_device_train_batch_size=9, max_steps=1)
+        trainer_of(m, s, tmp_path, per_device_train_batch_size=9, max_steps=1, max_lost=0.2)
         for m, s in zip(models, (store, more), strict=True)
     ]
     for run in runs:
@@ -295,10 +295,14 @@ def test_an_eval_store_of_the_rows_that_are_trained_on_is_called_that(
 def test_a_step_without_anything_to_learn_leaves_the_student_alone(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path
 ) -> None:
-    texts = [t._replace(status="template_changed_text") for t in store.texts]
+    """And a run of such steps alone is no run; see test_untrained.py."""
+    lost = [t._replace(status="template_changed_text") for t in store.texts[:1]]
+    mixed = replace(store, texts=[*lost, *store.texts[1:]])
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    trainer = trainer_of(model, replace(store, texts=texts), tmp_path, max_steps=1)
-    trainer.train()
+    how = {"per_device_train_batch_size": 1, "max_steps": 1, "max_lost": 1}
+    trainer = trainer_of(model, mixed, tmp_path, **how)
+    with pytest.raises(InputError, match=r"the 1 steps had no label"):
+        trainer.train()
     assert logged(trainer)[0]["loss"] == 0
     torch.testing.assert_close(model.state_dict(), before)
 

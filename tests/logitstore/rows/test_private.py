@@ -12,6 +12,7 @@ import logitstore
 from logitstore.errors import InputError
 from logitstore.inspection.show import shown
 from logitstore.rows.dataset import load_rows
+from logitstore.text import own_text
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.talks import capture, dataset_of, save_families, trainer_of
 from tests.kit.templates import turns
@@ -184,3 +185,17 @@ def test_show_has_both_contexts(folders: dict[str, Path], tmp_path: Path) -> Non
         assert lines
         assert not any("answer is a river" in line or "The river is old" in line for line in lines)
         assert facts["student_sees"]
+
+
+def test_json_without_segments_is_an_error_and_no_traceback() -> None:
+    for hostile in (
+        "[]",
+        "{}",
+        '{"segments": 3}',
+        '{"segments": [[1, 2]]}',
+        '{"segments": [[1,2,3]]}',
+    ):
+        with pytest.raises(InputError, match="JSON that has no segments"):
+            own_text.from_json(hostile, "store: row 3")
+    with pytest.raises(InputError, match="not JSON"):
+        own_text.from_json("{", "store: row 3")

@@ -66,7 +66,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_a_conversation(
 ) -> None:
     rows = [{"messages": talk} for talk in TALKS]
     store = capture(folders[family], rows, tmp_path / "store", supervise=supervise)
-    trainer = trainer_of(folders[family], store, tmp_path / "out")
+    # Where no entry is, there is the text to learn.
+    trainer = trainer_of(folders[family], store, tmp_path / "out", uncovered="scale")
     found = trainer.evaluate()
     assert found["eval_uld_loss"] <= store.fidelity.l1_max
     assert found["eval_mapped_kl_loss"] <= 1e-4
@@ -115,7 +116,8 @@ def test_a_student_whose_template_changes_the_text_leaves_it_out_and_counts_it(
     data = dataset_of(loud, store)
     assert [data[i].text_changed for i in range(3)] == [True, False, True]
     assert [data[i].skipped for i in range(3)] == [True, False, True]
-    trained = trainer_of(loud, store, tmp_path / "out", max_steps=-1, num_train_epochs=1).train()
+    how = {"max_steps": -1, "num_train_epochs": 1, "max_lost": 1}
+    trained = trainer_of(loud, store, tmp_path / "out", **how).train()
     assert trained.metrics["train_template_changed_text"] == 2
 
 
