@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import AddedToken
 
 import logitstore
 from distill.alignment.align import align
@@ -20,7 +19,7 @@ from logitstore.rows.renderer import Renderer
 from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import templates
-from tests.kit.shapes import CALL, EMPTY_THINKING, NEXT_ROLE, SHAPES
+from tests.kit.shapes import CALL, EMPTY_THINKING, NEXT_ROLE, SHAPES, TALKS
 from tests.kit.talks import capture, dataset_of
 from tests.kit.templates import turns
 
@@ -165,20 +164,19 @@ def test_turns_without_an_end_are_counted_and_said(
 
 
 def test_an_end_that_only_the_model_lists_is_an_end_of_the_store(tmp_path: Path) -> None:
-    eom = templates.CHATML.replace("<|im_end|>", "<|eom|>")
-    tokenizer = templates.chatml(eom)
-    tokenizer.add_tokens([AddedToken("<|eom|>", special=False)])
+    """What ends a tool call is not what ends an answer, so answers do not show it."""
+    tokenizer = SHAPES["channels"].tokenizer()
     model = tiny.llama(len(tokenizer))
-    listed = tokenizer.convert_tokens_to_ids("<|eom|>")
-    model.generation_config.eos_token_id = [tokenizer.eos_token_id, listed]
+    call = tokenizer.convert_tokens_to_ids("<|call|>")
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, call]
     teacher = tiny.save(tmp_path / "t", model, tokenizer)
-    store = capture(teacher, [{"messages": turns("a", "one")}], tmp_path / "s")
-    assert listed in store.spec.eos_ids
-    assert store[0].token_ids[-1] == listed
-    assert store[0].byte_lengths[-1] == 0
-    ours, theirs, _ = labels(dataset_of(saved(tmp_path / "g", templates.gemma()), store), 0)
-    assert ours.is_eos.tolist()[-1]
-    assert theirs.is_eos.tolist()[-1]
+    store = capture(teacher, [{"messages": TALKS["a call"]}], tmp_path / "s")
+    assert call in store.spec.eos_ids
+    at = store[0].token_ids == call
+    assert at.sum() == 1
+    assert not store[0].byte_lengths[at].any()
+    ours, _, _ = labels(dataset_of(teacher, store), 0)
+    assert ours.is_eos.sum() == 2
 
 
 @pytest.mark.parametrize("kind", ["messages", "prompt"])
