@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,6 +32,7 @@ from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import Segment
 from logitstore.rows import arrow_text as as_bytes
 from logitstore.rows.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
+from logitstore.rows.source_files import mapped_files
 from logitstore.rows.sources import load_split
 from logitstore.text.conversation import Message, parsed, read_messages, without_missing
 from logitstore.text.token_ids import NO_LABEL, TokenRow
@@ -122,6 +123,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that the rows are mapped from: what changes there, changes the rows."""
+        return mapped_files(self._decoded)
 
     def where(self, i: int) -> str:
         """Name row `i` for messages."""

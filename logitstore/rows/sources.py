@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore.errors import InputError, in_a_line
+from logitstore.rows.source_files import SourceFiles
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -80,9 +81,12 @@ def _from_folder(folder: Path, config_name: str | None) -> Dataset | DatasetDict
     for path in sorted(p for p in folder.rglob("*") if p.suffix in _TEXT_FILES):
         _check_utf8(path)
     try:
-        return datasets.load_dataset(str(folder), config_name)
+        files = SourceFiles.of_folder(folder, config_name)
+        loaded = datasets.load_dataset(str(folder), config_name, cache_dir=str(files.cache))
     except Exception as error:  # builders raise any class, StopIteration too
         raise _unreadable(str(folder), error) from error
+    files.check()
+    return loaded
 
 
 def _from_file(path: Path) -> Dataset | DatasetDict:
@@ -98,12 +102,17 @@ def _from_file(path: Path) -> Dataset | DatasetDict:
         raise InputError(f"{path}: 0 rows, the file is empty. Give one with text.")
     if path.suffix in _TEXT_FILES:
         _check_utf8(path)
+    files = SourceFiles([path], str(path))
     try:
-        return datasets.load_dataset(_BUILDERS[path.suffix], data_files=str(path))
+        loaded = datasets.load_dataset(
+            _BUILDERS[path.suffix], data_files=str(path), cache_dir=str(files.cache)
+        )
     except Exception as error:  # builders raise any class, StopIteration too
         if path.suffix == ".jsonl":
             _check_lines(path)
         raise _unreadable(str(path), error) from error
+    files.check()
+    return loaded
 
 
 def _from_hub(

@@ -113,7 +113,7 @@ def find_teacher(
         transformers_tokenizer=tokenizer,
         tokenizer_files=saved_files(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
-        fingerprint=_fingerprint(name, config),
+        fingerprint=fingerprint_of(name, config),
         dtype=precision,
         trust_remote_code=trust_remote_code,
         quantization=_quantization(name, quantization, precision, config),
@@ -150,7 +150,12 @@ def default_device(local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def _fingerprint(name: str, config: Any) -> str:
+def fingerprint_of(name: str, config: Any) -> str:
+    """Identify the weights of a hub id or a folder.
+
+    Raises:
+        InputError: They cannot be read, or nothing identifies them.
+    """
     if Path(name).is_dir():
         try:
             return fingerprint_folder(Path(name))

@@ -1,6 +1,7 @@
 """Law: what other tools dumped of a teacher becomes what a capture of it would have been."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -516,6 +517,26 @@ def test_a_dump_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(importing, "look_through", changes)
     with pytest.raises(InputError, match=r"has changed while it was imported\. Start again\."):
         import_dump(path, tmp_path / "s", settings(teacher))
+
+
+def test_a_dump_that_keeps_its_size_and_time_is_refused_before_what_was_read_is_committed(
+    teacher: Dumper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from logitstore.moving.dumps import importing
+
+    path = dumps.write_jsonl(tmp_path / "a.jsonl", [teacher.raw(text) for text in ENGLISH])
+    pairs = importing._pairs
+
+    def changes(*arguments: Any) -> Any:
+        yield from pairs(*arguments)
+        about, data = path.stat(), path.read_bytes()
+        path.write_bytes(data.replace(b"1", b"2"))
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    monkeypatch.setattr(importing, "_pairs", changes)
+    with pytest.raises(InputError, match=r"has changed while it was imported\. Start again\."):
+        import_dump(path, tmp_path / "s", settings(teacher))
+    assert not list((tmp_path / "s" / "shards").iterdir())
 
 
 def test_an_imported_store_is_merged_and_cut_and_exported_like_any(
