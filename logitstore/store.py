@@ -249,10 +249,12 @@ class LogitStore:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The folder of the teacher's tokenizer; for a store in a bucket, a local copy of it.
+        """A folder with the files of the teacher's tokenizer, each compared with its digest.
+
+        It has no others: of a store in a bucket, or of one with files beside them, it is a copy.
 
         Raises:
-            CorruptStoreError: The object is not what was committed.
+            CorruptStoreError: A file is not what was committed.
             StorageError: The object store, or the disk, fails.
         """
         return tokenizer_folder(self.path, self.spec, self.cache)

@@ -17,6 +17,7 @@ from distill.alignment.realised import labels_between
 from distill.losses.loss import Pairing
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.crossings import find_crossings
+from logitstore.text.stored import stored_tokenizer
 from logitstore.text.token_ids import begins_bare
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
@@ -101,10 +102,16 @@ def as_labels(records: Spans, labels: Spans) -> Spans:
 
 
 def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
-    """Load the tokenizer of a store's teacher, or return the student's if it is the same."""
-    if store.spec.tokenizer_fingerprint == student.fingerprint:
+    """Load the tokenizer of a store's teacher, or return the student's if it is the same.
+
+    Raises:
+        CorruptStoreError: Its files are not those that the store describes.
+        MismatchError: They are read as another tokenizer than they were.
+    """
+    expected = store.spec.tokenizer_fingerprint
+    if expected == student.fingerprint:
         return student
-    return ByteTokenizer.from_folder(store.tokenizer_path)
+    return stored_tokenizer(store.tokenizer_path, expected, store.path).by_bytes
 
 
 def student_spans(tokens: TokenizedText) -> Spans:

@@ -18,7 +18,8 @@ from logitstore.capture.teacher.quantization import (
 from logitstore.errors import InputError
 from logitstore.models.context_length import context_length
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
-from logitstore.models.loading import load_or_explain, load_tokenizer, saved_files
+from logitstore.models.loading import load_or_explain, load_tokenizer
+from logitstore.text.stored import files_to_store
 from logitstore.text.tokenizer import ByteTokenizer
 
 _GIVE_A_TEACHER = (
@@ -111,7 +112,7 @@ def find_teacher(
         config=config,
         tokenizer=ByteTokenizer(tokenizer),
         transformers_tokenizer=tokenizer,
-        tokenizer_files=saved_files(tokenizer),
+        tokenizer_files=files_to_store(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
         fingerprint=fingerprint_of(name, config),
         dtype=precision,

@@ -9,7 +9,7 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_folder
-from logitstore.models.loading import load_tokenizer, saved_files
+from logitstore.models.loading import load_tokenizer
 from logitstore.moving.dumps import columns, responses
 from logitstore.moving.dumps.files import Row
 from logitstore.moving.dumps.lists import check_largest, checked, without_extras
@@ -18,6 +18,7 @@ from logitstore.moving.dumps.row import Dumped, plain
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs
+from logitstore.text.stored import files_to_store
 from logitstore.text.token_ids import check_spelling
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -98,7 +99,7 @@ class Reader:
             layout,
             aligned_to,
             tokenizer,
-            saved_files(loaded),
+            files_to_store(loaded),
             TokenNames(tokenizer),
             placer,
             teacher,

@@ -16,6 +16,7 @@ from logitstore.rows import source_files
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.source_files import SourceFiles
 from logitstore.rows.watch import Watch
+from logitstore.storage.files import file_sign
 from tests.kit.rows import texts_file
 
 FIXED_S = 1.7e9
@@ -104,7 +105,7 @@ def test_two_writes_in_one_tick_of_the_clock_are_told_apart_by_content(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _ = as_txt(tmp_path, OLD)
-    same = source_files.file_sign(file)
+    same = file_sign(file)
     monkeypatch.setattr(source_files, "file_sign", lambda _: same)
     before = SourceFiles([file], "a.txt").cache
     file.write_text(OLD.replace("old", "new"), encoding="utf-8")
