@@ -38,7 +38,7 @@ from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
 from logitstore.records import TokenRecords
 from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath, store_path
+from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
@@ -137,7 +137,8 @@ def verify_store(
             "finished. Run the same `logitstore capture …` again to resume it, or check what is "
             "there with --allow-partial."
         )
-    report.damaged += _check_tokenizer(path, header.spec)
+    if report.is_complete or not _has_just_begun(path, header):
+        report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
         report.damaged += _check_seal(path, header.spec)
     _check_shards(path, header, report, deep, by_zarr)
@@ -166,6 +167,13 @@ def _check_boundaries(
         if (own.spec.at_boundaries(None), own.plan) != (header.spec, header.plan):
             reason = "describes other records than those of the store around it"
             report.damaged.append(Damage(f"{folder}/{SPEC_FILE}", None, reason))
+
+
+def _has_just_begun(path: StorePath, header: StoreHeader) -> bool:
+    """Tell whether a writer was stopped behind `store.json`, before tokenizer and shards."""
+    folders = [TOKENIZER_FOLDER, *([] if header.spec.boundaries_of is None else [STUDENT_FOLDER])]
+    is_lacking = not all(names_in_or_none(path / folder) for folder in folders)
+    return is_lacking and not list_shards(path, header.plan)
 
 
 def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
