@@ -96,6 +96,7 @@ from distill.training.preflight import (
     check_student,
     settings_of,
 )
+from distill.training.router_loss import router_loss, router_weight
 from logitstore import open_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.context_length import context_length
@@ -167,6 +168,7 @@ class CachedTeacherTrainer(Trainer):
                 args.chat_template_path, "--chat_template_path"
             )
         self.head = StudentHead(model)
+        self._router_weight = router_weight(model)
         seed = args.seed if args.data_seed is None else args.data_seed
         lengths = self.data.records if args.train_sampling_strategy == "group_by_length" else None
         self._order = RowOrder(len(self.data), seed, self.store.digest, lengths)
@@ -215,11 +217,17 @@ class CachedTeacherTrainer(Trainer):
         assert isinstance(counts, Tensor)
         counts = counts.to(inputs["rows"].device).clamp(min=1)
         loss, terms = self._loss(model, inputs, counts)
+        routed: Tensor | None = None
+        if self._router_weight and model.training:
+            share = self._counts([inputs])[0] / counts[0]
+            found = self.head.router_loss
+            routed = router_loss(found, self._router_weight, self.model, share)
+            loss = loss + routed
         if model.training:
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)), terms, inputs)
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
-            self._meter.add(inputs, means, bounds)
+            self._meter.add(inputs, means, bounds, routed)
             # DDP and FSDP average gradients over ranks, which the factor undoes.
             loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
