@@ -221,7 +221,7 @@ class CachedTeacherTrainer(Trainer):
         if self._router_weight and model.training:
             share = self._counts([inputs])[0] / counts[0]
             found = self.head.router_loss
-            routed = router_loss(found, self._router_weight, self.model, share)
+            routed = router_loss(found, self._router_weight, model, share)
             loss = loss + routed
         if model.training:
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
