@@ -109,6 +109,7 @@ class LogitStore:
         self._table = ShardTable(path, self.spec, self.plan, self.cache)
         self._shards = OpenShards(self._table, self.cache)
         self._allow_partial = allow_partial
+        self._table.check_header(header)
         self.is_complete, self.shards = self._table.is_complete, self._table.numbers
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
