@@ -16,6 +16,7 @@ import typer
 
 from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
+from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.console.options import (
     JsonOpt,
     PartialOpt,
@@ -60,7 +61,7 @@ def train(context: typer.Context) -> None:
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
-        str | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
+        list[str] | None, typer.Argument(help="A dataset, as `logitstore capture` takes it.")
     ] = None,
     metrics: Annotated[
         str,
@@ -78,7 +79,9 @@ def evaluate(
     after each prompt. With --store: agreement of the most probable tokens, uld, calibration.
     """
     settings = EvaluationSettings(
-        data=data, metrics=_metrics(metrics), **settings_from(EvaluationSettings, values)
+        data=_one_or_all(data or []),
+        metrics=_metrics(metrics),
+        **settings_from(EvaluationSettings, values),
     )
     _check_choices(settings)
     with _talk_to_stderr():
@@ -142,9 +145,13 @@ def coverage(
         ),
     ] = None,
     sequences: Annotated[
-        int,
-        typer.Option(help="Look at N sequences, evenly spread over the store.", metavar="N"),
-    ] = 1000,
+        int | None,
+        typer.Option(
+            help="Look at N sequences, evenly spread over the store.",
+            metavar="N",
+            show_default="all of them",
+        ),
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
@@ -165,7 +172,7 @@ def coverage(
     as_json: JsonOpt = False,
 ) -> None:
     """Print how to train a student from a store, and how right its labels would be."""
-    if sequences < 1:
+    if sequences is not None and sequences < 1:
         raise InputError(f"--sequences {sequences}: expected at least 1.")
     if max_length is not None and max_length < 2:
         raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
@@ -199,6 +206,11 @@ def env(
 def _talk_to_stderr() -> redirect_stdout[TextIO]:
     """Send what libraries print, some where they are imported, to stderr: stdout is for facts."""
     return redirect_stdout(sys.stderr)
+
+
+def _one_or_all(names: list[str]) -> str | list[str] | None:
+    """Return a dataset as its settings have it: one name, several, or none."""
+    return names[0] if len(names) == 1 else names or None
 
 
 def _metrics(names: str) -> list[str]:
@@ -252,7 +264,16 @@ def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
         lines["store"] = f"{facts['store']}, {facts['sequences']:,} sequences of {facts['teacher']}"
         lines |= _judged(run, metrics)
     lines["time"] = f"{facts['time_s']:.1f} s"
-    return "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+    text = "\n".join(f"{name:<14} {value}" for name, value in lines.items())
+    return "\n\n".join([text, *_left_out(run)])
+
+
+def _left_out(run: dict[str, Any]) -> Iterator[str]:
+    """Write a table of what was not used, of a dataset and of a store."""
+    for part, unit in (("evaluation", "rows"), ("answered", "rows"), ("judged", "sequences")):
+        left_out = [LeftOut.from_facts(each) for each in run.get(part, {}).get("left_out", ())]
+        if left_out:
+            yield left_out_text(left_out, unit)
 
 
 def _judged(run: dict[str, Any], metrics: Sequence[str]) -> dict[str, str]:

@@ -23,7 +23,9 @@ that a caller would handle in another way.
     MismatchError         mismatch; dataset-changed: the dataset is another than it was
     CorruptStoreError     corrupt; missing-file: a file of the store is gone
     InputError            input; usage: a command line that cannot be understood;
-                          out-of-memory: the device has no room for one sequence
+                          out-of-memory: the device has no room for one sequence;
+                          lost-rows: no row, or too few, can be used; self-test: records, text
+                          and labels do not belong together; untrained: a run that trained nothing
     MissingLibraryError   missing-library
     StorageError          storage; disk-full: no space, or a quota is used up
     BusyError             busy
@@ -117,7 +119,7 @@ class CorruptStoreError(LogitStoreError):
 class InputError(LogitStoreError, ValueError):
     """An error for a dataset, a model or a setting from the user that cannot be used as it is."""
 
-    kinds = ("input", "usage", "out-of-memory")
+    kinds = ("input", "usage", "out-of-memory", "lost-rows", "self-test", "untrained")
 
 
 class MissingLibraryError(LogitStoreError, ImportError):

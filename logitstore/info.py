@@ -8,8 +8,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.spec import Plan, StoreSpec
+from logitstore.format.statuses import left_out_of
 from logitstore.storage.paths import StorePath
 
 
@@ -34,7 +36,10 @@ class Described(Protocol):
     def fidelity(self) -> "Fidelity": ...
     @property
     def boundaries(self) -> Mapping[str, "Described"]: ...
+    @property
+    def statuses(self) -> dict[str, int]: ...
     def __len__(self) -> int: ...
+    def first_rows(self) -> Mapping[str, int]: ...
     def largest_tail(self, index: int, /) -> float: ...
     def member_bytes(self) -> Iterable[dict[str, int]]: ...
 
@@ -44,11 +49,8 @@ def facts(store: Described) -> dict[str, Any]:
     shards = store.shard_facts
     records = sum(f["records"] for f in shards)
     file_bytes = sum(f["file_bytes"] for f in shards)
-    statuses: dict[str, int] = {}
-    for f in shards:
-        for status, count in json.loads(f["statuses"]).items():
-            statuses[status] = statuses.get(status, 0) + count
     spec = store.spec
+    statuses = store.statuses
     return {
         "path": str(store.path),
         "complete": store.is_complete,
@@ -66,6 +68,7 @@ def facts(store: Described) -> dict[str, Any]:
         "rows": store.rows_held,
         "sequences": len(store),
         "statuses": statuses,
+        "left_out": [each.facts() for each in left_out_of(statuses, store.first_rows())],
         "records": records,
         "entries": sum(f["entries"] for f in shards),
         "supervised_bytes": sum(f["supervised_bytes"] for f in shards),
@@ -74,6 +77,7 @@ def facts(store: Described) -> dict[str, Any]:
         "bytes_per_token_by_field": _bytes_by_field(store, records),
         "fidelity": vars(store.fidelity),
         "uld_within": uld_within(store),
+        "self_test": store.provenance.get("self_test"),
         "digest": store.digest,
         "boundaries": [_boundaries(*each) for each in store.boundaries.items()],
     }
@@ -121,8 +125,10 @@ def uld_within(store: Described) -> dict[str, float | None] | None:
 
 
 def info_text(about: dict[str, Any]) -> str:
-    """Write the facts as aligned lines."""
-    return "\n".join(f"{name:<10}{value}" for name, value in info_lines(about).items())
+    """Write the facts as aligned lines, and a table of what was not used."""
+    lines = "\n".join(f"{name:<10}{value}" for name, value in info_lines(about).items())
+    table = left_out_text([LeftOut.from_facts(each) for each in about["left_out"]], "sequences")
+    return f"{lines}\n\n{table}" if table else lines
 
 
 def info_lines(about: dict[str, Any]) -> dict[str, str]:
@@ -170,6 +176,7 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
         if uld is None
         else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
         f"{uld['p99']:.4f} for 99 of 100 tokens" + _at_worst(uld["worst"]),
+        **_self_test(about["self_test"]),
         "digest": about["digest"],
     }
     for n, each in enumerate(about["boundaries"]):
@@ -183,6 +190,20 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
     return lines
+
+
+def _self_test(found: object) -> dict[str, str]:
+    """Say what the test before the capture found; nothing where a store has none, or another."""
+    names = ("sequences", "tokens", "largest", "largest_mean", "tolerance")
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(name), int | float) for name in names
+    ):
+        return {}
+    return {
+        "self-test": f"{found['sequences']} sequences alone and in a batch: log p of "
+        f"{found['tokens']:,} tokens differs by {found['largest']:g} at most, "
+        f"{found['largest_mean']:g} on average (up to {found['tolerance']:g} is rounding)"
+    }
 
 
 def _at_worst(worst: float | None) -> str:

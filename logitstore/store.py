@@ -33,6 +33,7 @@ import numpy as np
 
 from logitstore.errors import IncompleteStoreError, MismatchError
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.info import Fidelity, facts, info_text
@@ -333,6 +334,27 @@ class LogitStore:
     def sequence_rows(self) -> I64:
         """(sequences,) the dataset row of each; where rows have windows, text is read for it."""
         return self._table.sequence_rows
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """The number of sequences by status: ``ok``, or why some of the text has no records."""
+        return statuses_of(self.shard_facts)
+
+    def first_rows(self) -> dict[str, int]:
+        """Find the first dataset row of every status but ``ok``; none of a store in a bucket.
+
+        At most one shard a status is opened for it, which for a bucket would fetch it whole.
+
+        Raises:
+            CorruptStoreError: The lines of a shard are damaged.
+        """
+        found: dict[str, int] = {}
+        if self.path.is_remote:
+            return found
+        for index, about in zip(self.shards, self.shard_facts, strict=True):
+            if statuses_of([about]).keys() - found.keys() - {"ok"}:
+                found = self.read_shard(index, Shard.first_rows) | found
+        return {status: row for status, row in found.items() if status != "ok"}
 
     @property
     def shard_facts(self) -> list[dict[str, Any]]:

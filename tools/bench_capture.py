@@ -122,6 +122,7 @@ def task_of(sizes: Sizes, folder: Path) -> Any:
         device=sizes.device,
         tokens_per_batch=sizes.tokens_per_batch,
         shard_text_bytes=sizes.shard_text_bytes,
+        self_test=False,  # it is before the capture, and no part of what is measured
     )
     return prepare(str(folder / "teacher"), str(folder / "rows.jsonl"), settings)
 

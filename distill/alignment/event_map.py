@@ -99,6 +99,12 @@ class EventMap:
         of_token = self.of_token if self.of_token.ndim == 1 else self.of_token[0]
         return of_token[student_ids]
 
+    def events_of(self, student_ids: Ints) -> Ids:
+        """Find (n, r) the events of each student token: one, or all that it is divided among."""
+        if self.of_token is None or self.of_token.ndim == 1:
+            return self.event_of(student_ids)[:, None]
+        return self.of_token[:, student_ids].T
+
     def with_ends(self, teacher_ids: list[int], student_id: int) -> "EventMap":
         """Copy this map, with the teacher's end-of-text tokens sent to one student token."""
         target = self.event_of(np.array([student_id]))[0]

@@ -39,6 +39,16 @@ class Sent:
     logmass: F32
     left_out: F64 | None
 
+    def places_of(self, events: Ids) -> Ints:
+        """Find (P, r) the places of events (P, r) among each record's; -1 where they are not."""
+        stop = np.cumsum(self.count)
+        place = np.full(events.shape, -1, np.int64)
+        for each in range(events.shape[1]):
+            found = np.flatnonzero(np.repeat(events[:, each], self.count) == self.ids)
+            record = np.searchsorted(stop, found, side="right")
+            place[record, each] = found - (stop - self.count)[record]
+        return place
+
 
 class Came(NamedTuple):
     """What the text shows of each record's own token: the label that the student writes there.

@@ -15,9 +15,10 @@ A label may also begin inside t_1, when the student has written its first bytes 
 record then answers another question: its entries that begin with c, and are longer, are what the
 teacher holds possible. So are only those that the student would have cut there: it writes ` to` and
 then `ken` for a token ` token`, but a ` total` that is a token of its own never begins with ` to`.
-Renormalised by their own mass they are the distribution of what follows.
-The tokens of the tail that begin with c are missing: the sum of all that was asked for is off by
-less than tail / (tail + mass).
+Renormalised by their own mass they are the distribution of what follows, given that t_1 is an
+entry and goes on behind c. Where it does not, a token of the teacher's begins there too, and its
+record says what follows; where t_1 is no entry, nothing is said. So over texts of the teacher's no
+continuation is counted twice, and none is forgotten.
 
 Shape legend: P = pairs of a record and a label, n = records of the sequence.
 """
@@ -81,14 +82,12 @@ class Possible(NamedTuple):
 
     Attributes:
         is_kept: (M,) bool, of the entries of all pairs, one pair behind the other: whether each
-            begins with these bytes, and is longer.
-        mass: (P,) float64, their probability, with that of an own token which is not an entry.
-        unlisted: (P,) float64, the probability of such an own token; 0 where there is none.
+            begins with these bytes, and is longer. None of a record whose own token is no entry.
+        mass: (P,) float64, their probability.
     """
 
     is_kept: npt.NDArray[np.bool_]
     mass: F64
-    unlisted: F64
 
 
 def possible(
@@ -112,12 +111,8 @@ def possible(
     # cut the text's own there, whatever it does with the same bytes elsewhere.
     fits = ~made.is_never(made.source_behind(ids, written[pair])) | (ids == own[pair])
     kept = np.zeros(len(entries.is_inside), np.bool_)
-    kept[begun[fits]] = True
-    mass, is_listed = entries.mass_of(kept, len(record)), entries.is_listed
-    # Of a token that an import does not say the probability of, there is none to count.
-    said = np.nan_to_num(np.exp(records.token_logprob[record].astype(np.float64)))
-    unlisted = np.where(is_listed, 0, said)
-    return Possible(kept, mass + unlisted, unlisted)
+    kept[begun[fits & entries.is_listed[pair]]] = True
+    return Possible(kept, entries.mass_of(kept, len(record)))
 
 
 class _Entries(NamedTuple):

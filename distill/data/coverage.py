@@ -22,7 +22,6 @@ average over all text hides it.
 
 import json
 import warnings
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +36,7 @@ from distill.data.judging import (
     FIRST,
     SORTS,
     Bools,
+    Tally,
     bits_of,
     out_of_fold,
     sent_to,
@@ -45,17 +45,21 @@ from distill.data.judging import (
     turn_starts,
     variation,
 )
+from distill.data.left_out import Looker, check_usable, spread
 from distill.data.maps import count_pairs
 from distill.data.targets import aligned_pairs
 from distill.losses import advice, all_losses, find, option_values
 from distill.losses.loss import Pairing
 from distill.losses.requirements import teacher_name, unmet
 from logitstore import open_store
+from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.loading import load_tokenizer
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 
+#: The most sequences whose text a counted map is tried on.
+FOLDED = 4_000
 #: Number of sequences that are read before training, for the warning.
 SAMPLE = 32
 #: Upper edges of the bins of tail mass; the last is 1.
@@ -66,36 +70,50 @@ Facts = dict[str, Any]
 
 
 def coverage(
-    data: StoreDataset, *, loss: str | None = None, sequences: int = 1000, weights: str = "unknown"
+    data: StoreDataset,
+    *,
+    loss: str | None = None,
+    sequences: int | None = None,
+    weights: str = "unknown",
+    rejects_nothing: bool = False,
 ) -> Facts:
-    """Count what training would ask a student for, in sequences spread evenly over a store.
+    """Count what training would ask a student for, in all sequences of a store.
 
     Args:
         data: The store as the student reads it, for the loss.
         loss: The loss whose pairs and map are counted; None: the first of the dataset's that has a
             map, or the first.
-        sequences: The most sequences to read.
+        sequences: The most sequences to read, evenly spread over the store; None: all.
         weights: `new`, `trained` or `unknown`: whether the student has learnt already.
+        rejects_nothing: Whether it is an error if the student can use no sequence.
 
     Returns:
         JSON-ready: shares by `KINDS` in `kinds`, `bits`, `vocabulary`, `folds`, `tails`,
-        `recommended`, its `options` and the `reason`.
+        `recommended`, its `options` and the `reason`; in `usable` what was left out and why.
     """
     loss = loss or _mapping_loss(data)
-    chosen = np.unique(np.linspace(0, len(data) - 1, min(sequences, len(data))).astype(int))
-    counted, skipped = _Counts(data, loss), 0
-    for i in chosen.tolist():
-        asked = data.asked(i, loss)
-        if asked is None:
-            skipped += 1
-        else:
-            counted.add(asked)
+    chosen, looker = spread(len(data), sequences), Looker(data)
+    counted = _Counts(data, loss, len(chosen))
+    with progress(len(chosen), "count", "sequences") as shown:
+        for i in chosen:
+            asked = data.asked(i, loss)
+            if asked is None:
+                looker.look(i)
+            else:
+                looker.count_used()
+                counted.add(asked)
+            shown.update(1)
+    found = looker.found()
+    if rejects_nothing:
+        check_usable(found, data.store.path, max_lost=1)
     facts: Facts = _of_store(data) | {
         "weights": weights,
         "loss": loss,
         "map": None if loss is None else data.pairings[loss].map,
         "sequences": len(chosen),
-        "sequences_skipped": skipped,
+        "sequences_of": found.sequences,
+        "sequences_skipped": found.looked_at - found.used,
+        "usable": found.facts(),
         **counted.figures(),
     }
     way = advice.recommend(facts)
@@ -112,7 +130,7 @@ def of_pair(
     student: str,
     *,
     map: str | None = None,
-    sequences: int = 1000,
+    sequences: int | None = None,
     max_length: int | None = None,
     chat_template_path: str | None = None,
     allow_partial: bool = False,
@@ -123,13 +141,16 @@ def of_pair(
         store: The store.
         student: Folder or hub id.
         map: The map to look at; None: the one that is recommended.
-        sequences: The most sequences to read.
+        sequences: The most sequences to read; None: all.
         max_length: Student tokens a row may have.
         chat_template_path: The student's chat template, if not its own.
         allow_partial: Whether to read an unfinished store.
 
     Returns:
         The facts, and the `command` that trains as they recommend.
+
+    Raises:
+        InputError: The student can use nothing of the store; says why.
     """
     opened = open_store(store, allow_partial=allow_partial)
     tokenizer = load_tokenizer(student)
@@ -146,7 +167,7 @@ def of_pair(
     name = advice.TWO_TOKENIZERS if map else _judged(opened, reader)
     losses = [name] if name else []
     data = StoreDataset(opened, reader, losses, max_length=max_length, template=template, **options)
-    facts = coverage(data, loss=name, sequences=sequences, weights=weights)
+    facts = coverage(data, loss=name, sequences=sequences, weights=weights, rejects_nothing=True)
     more = {
         "max_length": max_length,
         "chat_template_path": chat_template_path,
@@ -214,16 +235,17 @@ def _vocabularies(teacher: ByteTokenizer, student: ByteTokenizer) -> Facts:
 class _Counts:
     """Counts what is asked for in sequence after sequence."""
 
-    def __init__(self, data: StoreDataset, loss: str | None) -> None:
+    def __init__(self, data: StoreDataset, loss: str | None, sequences: int) -> None:
         self._data, self._loss = data, loss
         self._made: EventMap | None = None
         mapping = None if loss is None else data.mappings[loss]
         self._has_map = mapping is not None
         self._is_strict = loss is not None and data.pairings[loss].kind == "strict"
-        self._columns: dict[str, list[npt.NDArray[Any]]] = defaultdict(list)
+        self._judged = Tally(3)  # of a label, the event that came, and the record's source
         self._totals = {kind: np.zeros(6) for kind in KINDS}
         self._tails = np.zeros(len(TAIL_EDGES), np.int64)
         self._halves: tuple[list[Any], list[Any]] = ([], [])
+        self._added, self._every = 0, max(1, sequences // FOLDED)
 
     def add(self, asked: Asked) -> None:
         """Count a sequence: labels, shared starts, covered, right and wrong ones, by kind."""
@@ -238,7 +260,8 @@ class _Counts:
             self._judge(asked, asked.mapping.made, values)
         for kind, is_kind in self._kinds(asked).items():
             self._totals[kind] += values[is_kind].sum(0)
-        if self._can_fold:
+        self._added += 1
+        if self._can_fold and self._added % self._every == 0:
             which = len(self._halves[0]) > len(self._halves[1])
             self._halves[which].append(asked.sides)
 
@@ -255,9 +278,7 @@ class _Counts:
         values[label, 3] = (sent.event == came) & (sent.event >= 0)
         values[label, 4] = sent.mass == 0
         self._made = self._made or made
-        columns = {"label": asked.label_ids[label], "came": came, "source": source}
-        for name, column in columns.items():
-            self._columns[name].append(column)
+        self._judged.add(asked.label_ids[label], came, source)
 
     def _kinds(self, asked: Asked) -> dict[str, Bools]:
         student = asked.student
@@ -273,17 +294,14 @@ class _Counts:
 
     def figures(self) -> Facts:
         """Compute the shares of all that was counted."""
-        label, came, source = (
-            np.concatenate([np.zeros(0, np.int64), *self._columns[name]])
-            for name in ("label", "came", "source")
-        )
+        (label, came, source), count = self._judged.counted()
         off = None
         if self._made is not None:
-            off = variation(self._made, source, came, np.ones(len(source), np.int64))
+            off = variation(self._made, source, came, count)
         return {
             "kinds": {kind: self._shares(counts) for kind, counts in self._totals.items()},
             "total_variation": off,
-            "bits": self._bits(label, came),
+            "bits": self._bits(label, came, count),
             "folds": self._folds(),
             "tails": [
                 {"tail_at_most": edge, "records": n, "share": n / max(1, int(self._tails.sum()))}
@@ -291,11 +309,11 @@ class _Counts:
             ],
         }
 
-    def _bits(self, label: Ints, came: Ints) -> Facts | None:
+    def _bits(self, label: Ints, came: Ints, count: Ints) -> Facts | None:
         if self._made is None:
             return None
-        tokens = bits_of(label)
-        events = tokens if self._made.of_token is None else bits_of(came)
+        tokens = bits_of(label, count)
+        events = tokens if self._made.of_token is None else bits_of(came, count)
         return {"tokens": tokens, "events": events, "given_up": tokens - events}
 
     def _folds(self) -> dict[str, dict[str, float]] | None:

@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distill.data.left_out import Usable, left_out_lines
 from distill.losses import advice
 
 Facts = Mapping[str, Any]
@@ -28,14 +29,28 @@ def table(facts: Facts) -> str:
     lines += [
         f"teacher     {facts['teacher']}",
         f"student     {facts['student']}",
-        f"sequences   {facts['sequences']:,} looked at, {facts['sequences_skipped']:,} unusable",
+        f"sequences   {_sequences(facts)}",
         f"judged      {_judged(facts)}",
         "",
         *_shares(facts),
         "",
         *_notes(facts),
+        *_left_out(facts),
     ]
     return "\n".join(lines)
+
+
+def _sequences(facts: Facts) -> str:
+    used = facts["sequences"] - facts["sequences_skipped"]
+    all_of_it = facts["usable"]["with_records"]
+    seen = "" if facts["sequences"] == all_of_it else f" that were looked at (of {all_of_it:,})"
+    return f"{used:,} of {facts['sequences']:,} with records{seen} can be used; below, their labels"
+
+
+def _left_out(facts: Facts) -> Iterator[str]:
+    """Say what is not used, and why, with an example."""
+    lines = left_out_lines(Usable.from_facts(facts["usable"]))
+    yield from ["", *lines] if lines else []
 
 
 def _command(command: str) -> str:

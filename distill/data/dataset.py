@@ -38,6 +38,7 @@ from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
+from distill.alignment.cuts import Cuts
 from distill.alignment.entries_at import Texts
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
@@ -66,7 +67,7 @@ from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
 from distill.losses.loss import Pairing
 from distill.losses.requirements import check_needs
-from distill.student.text import StudentReader
+from distill.student.text import Explained, StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
@@ -129,7 +130,8 @@ class StoreDataset(Dataset[Example]):
     Sequences without records are left out, so that samplers never see them; `without_records`
     counts them. A row that only this student cannot use (its tokenizer does not know the bytes of
     its tokens, or nothing is left within `max_length`), or whose supervised text its chat template
-    changes, becomes an example without labels, marked `skipped`.
+    changes or refuses, becomes an example without labels, marked `skipped`;
+    :func:`distill.data.left_out.usable` says why.
 
     Args:
         store: An open store; workers reopen its files by themselves.
@@ -141,7 +143,7 @@ class StoreDataset(Dataset[Example]):
 
     Raises:
         MismatchError: A loss needs what the store was captured without.
-        InputError: No sequence has a record, or the template rejects the first conversation.
+        InputError: No sequence has a record.
     """
 
     def __init__(
@@ -182,8 +184,6 @@ class StoreDataset(Dataset[Example]):
             for name, pairing in self.pairings.items()
         }
         self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
-        if template is not None:
-            self[0]  # a template that rejects every row must fail now, not in the first step
 
     @property
     def partitions(self) -> Mapping[str, Partition]:
@@ -215,16 +215,31 @@ class StoreDataset(Dataset[Example]):
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
         return list(map(self._example, both, alignments))
 
-    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
+    def read_alone(self, index: int) -> tuple[Explained, SequenceText]:
+        """Read a sequence for the student, without the teacher's records where they decide nothing.
+
+        Returns:
+            What the student makes of it, and the line.
+        """
+        chosen = int(self.sequences[index])
+        line, spans = self.store.text(chosen), _NO_SPANS
+        if line.status == "split":  # which tokens a window has depends on the ends in its records
+            spans = self._placed(self.store.read_many([chosen])[0], line)
+        return self.reader.explain(line, spans), line
+
+    def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
         place = boundary_spans if self._is_at_boundaries else teacher_spans
-        teacher = place(records, text, self.store.spec.eos_ids, self.teacher)
-        tokens, text_changed = self.reader.read(text, teacher)
-        if tokens is None:
-            return _BothSides(records, text, teacher, _NO_SPANS, None, text_changed)
-        student = student_spans(tokens)
+        return place(records, text, self.store.spec.eos_ids, self.teacher)
+
+    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
+        teacher = self._placed(records, text)
+        read = self.reader.read(text, teacher)
+        if read.tokens is None:
+            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed)
+        student = student_spans(read.tokens)
         if self._is_at_boundaries:
             teacher = as_labels(teacher, student)
-        return _BothSides(records, text, teacher, student, tokens, text_changed)
+        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed)
 
     def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
@@ -254,6 +269,7 @@ class StoreDataset(Dataset[Example]):
             pairs.space,
             self._order if pairs.written.any() else None,
             self._texts(both) if has_labels else None,
+            None if mapping is None else _label_ids(both),
         )
         return loss.arrays(aligned, self.options)
 
@@ -263,7 +279,22 @@ class StoreDataset(Dataset[Example]):
         """List a loss's pairs of a sequence, and find the map of its row."""
         mapping = self.mappings[name]
         pairs = self._pairs(self.pairings[name], both, alignment, mapping)
-        return pairs, None if mapping is None else self._ending(mapping, both.ends)
+        if mapping is None:
+            return pairs, None
+        return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
+
+    def _without_other_ends(self, pairs: Pairs, both: _BothSides) -> Pairs:
+        """Leave out labels that end a turn with another token than the row's last one.
+
+        The map sends all of the teacher's ends to one token, which would not be that label.
+        """
+        ends = both.ends
+        if self.is_one_tokenizer or not len(ends) or (ends == ends[-1]).all():
+            return pairs
+        is_other = both.student.is_eos.copy()
+        is_other[both.student.is_eos] = ends != ends[-1]
+        kept = ~is_other[pairs.table[:, 2]]
+        return Pairs(pairs.table[kept], pairs.space[kept], pairs.written[kept])
 
     def _pairs(
         self,
@@ -292,14 +323,12 @@ class StoreDataset(Dataset[Example]):
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
 
     def _texts(self, both: _BothSides) -> Texts:
-        assert both.tokens is not None
-        label_ids = both.tokens.token_ids[both.tokens.has_record]
         label_bytes = None
         if self._is_at_boundaries:
             data, student = both.text.supervised_bytes, both.student
             stops = (student.starts + student.lengths).tolist()
             label_bytes = [data[a:b] for a, b in zip(student.starts.tolist(), stops, strict=True)]
-        return Texts(both.teacher, both.student, label_ids, self._order, label_bytes)
+        return Texts(both.teacher, both.student, self._order, self._cuts, label_bytes)
 
     @property
     def _is_at_boundaries(self) -> bool:
@@ -314,6 +343,10 @@ class StoreDataset(Dataset[Example]):
     def _order(self) -> Beginnings:
         written = [each or b"" for each in self.teacher.token_bytes]
         return Beginnings(written, int(self.store.spec.vocab_size))
+
+    @cached_property
+    def _cuts(self) -> Cuts:
+        return Cuts(self.reader.tokenizer, self._order.written)
 
     def map_of(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""
@@ -350,7 +383,6 @@ class StoreDataset(Dataset[Example]):
         both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
         if both.tokens is None:
             return None
-        label_ids = both.tokens.token_ids[both.tokens.has_record].astype(np.int64)
         alignment = align(both.teacher, both.student)
         pairs, mapping = plain_pairs(np.zeros((0, 4), np.int64)), None
         if name is not None:
@@ -360,7 +392,7 @@ class StoreDataset(Dataset[Example]):
             both.text,
             both.teacher,
             both.student,
-            label_ids,
+            _label_ids(both),
             alignment,
             pairs,
             mapping,
@@ -383,3 +415,9 @@ class StoreDataset(Dataset[Example]):
         if key not in self._with_ends:
             self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
         return self._with_ends[key]
+
+
+def _label_ids(both: _BothSides) -> Ints:
+    """Take the student's tokens that are labels."""
+    assert both.tokens is not None
+    return both.tokens.token_ids[both.tokens.has_record].astype(np.int64)

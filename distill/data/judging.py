@@ -35,6 +35,8 @@ F64 = npt.NDArray[np.float64]
 #: first of a text or a turn.
 SORTS = ("words", "numerals", "white space", "other scripts", "signs", "ends")
 FIRST = "first of a turn"
+#: Lines of a tally that wait to be counted.
+_MOST_WAITING = 1 << 20
 
 
 class Sent(NamedTuple):
@@ -131,11 +133,41 @@ def _means(folds: list[tuple[float, float, float]]) -> dict[str, float]:
     return {name: float(weight @ each / weight.sum()) for name, each in means.items()}
 
 
-def bits_of(ids: Ints) -> float:
-    """Compute the entropy of how often each id occurs, in bits."""
-    counts = np.unique(ids, return_counts=True)[1]
-    share = counts / max(1, len(ids))
+def bits_of(ids: Ints, count: Ints) -> float:
+    """Compute the entropy of how often each id occurs, in bits; `count` is how often each line."""
+    _, place = np.unique(ids, return_inverse=True)
+    counts = np.bincount(place, count)
+    share = counts[counts > 0] / max(1, int(count.sum()))
     return float(-(share * np.log2(share)).sum())
+
+
+class Tally:
+    """Counts how often each line of numbers came, in the memory of the different ones.
+
+    Args:
+        width: Numbers of a line.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._parts = [np.zeros((width, 0), np.int64)]
+        self._counts = [np.zeros(0, np.int64)]
+        self._waiting = 0
+
+    def add(self, *columns: Ints) -> None:
+        """Count (n,) lines, given as columns."""
+        self._parts.append(np.stack([np.asarray(column, np.int64) for column in columns]))
+        self._counts.append(np.ones(len(columns[0]), np.int64))
+        self._waiting += len(columns[0])
+        if self._waiting > _MOST_WAITING:
+            self.counted()
+
+    def counted(self) -> tuple[Ints, Ints]:
+        """Return the (width, m) different lines, in order, and (m,) how often each came."""
+        lines, place = np.unique(np.concatenate(self._parts, 1), axis=1, return_inverse=True)
+        count = np.bincount(place.reshape(-1), np.concatenate(self._counts), lines.shape[1])
+        self._parts, self._counts = [lines], [count.astype(np.int64)]
+        self._waiting = 0
+        return self._parts[0], self._counts[0]
 
 
 def sorts_of(student: ByteTokenizer, label_ids: Ints, is_end: Bools) -> Ints:

@@ -56,6 +56,7 @@ def map_of(
         "version": VERSION,
         "map": kind,
         "teacher": teacher.fingerprint,
+        "ends": list(teacher.eos_ids),
         "student": student.fingerprint,
         **(read_by if kind in LEARNED else {}),
     }

@@ -15,6 +15,7 @@ from distill.alignment.beginnings import Beginnings
 from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, PLAIN, EventMap
 from distill.alignment.realised import labels_between
 from distill.losses.loss import Pairing
+from logitstore.errors import MismatchError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.crossings import find_crossings
 from logitstore.text.stored import stored_tokenizer
@@ -39,10 +40,14 @@ def teacher_spans(
         text: Their text.
         eos_ids: The teacher's tokens that end a turn or a text.
         teacher: The teacher's tokenizer, which knows what its tokens write.
+
+    Raises:
+        MismatchError: A record lies beyond the text.
     """
     ids, lengths = records.token_ids.astype(np.int64), records.byte_lengths.astype(np.int64)
     is_eos = (lengths == 0) & np.isin(ids, np.asarray(eos_ids, np.int64))
     starts = records.byte_starts.astype(np.int64) - text.supervised_start
+    _check_inside(starts, lengths, text)
     found = find_crossings(
         text.segments,
         teacher,
@@ -61,6 +66,17 @@ def teacher_spans(
         has_added_space=found.has_added_space,
         is_verbatim=found.is_verbatim,
     )
+
+
+def _check_inside(starts: Ints, lengths: Ints, text: SequenceText) -> None:
+    size = len(text.supervised_bytes)
+    first, last = int(starts.min(initial=0)), int((starts + lengths).max(initial=0))
+    if first < 0 or last > size:
+        raise MismatchError(
+            f"row {text.row:,} of the store: a record lies at byte "
+            f"{first if first < 0 else last:,} of a text of {size:,} bytes, so its records are "
+            "those of another text. Capture or import it again."
+        )
 
 
 def boundary_spans(
@@ -102,7 +118,9 @@ def as_labels(records: Spans, labels: Spans) -> Spans:
 
 
 def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
-    """Load the tokenizer of a store's teacher, or return the student's if it is the same.
+    """Load the tokenizer of a store's teacher, or take the student's if it is the same.
+
+    It knows all that ends a turn in the store, which may be more than its names say.
 
     Raises:
         CorruptStoreError: Its files are not those that the store describes.
@@ -110,8 +128,9 @@ def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
     """
     expected = store.spec.tokenizer_fingerprint
     if expected == student.fingerprint:
-        return student
-    return stored_tokenizer(store.tokenizer_path, expected, store.path).by_bytes
+        return student.with_ends(store.spec.eos_ids)
+    teacher = stored_tokenizer(store.tokenizer_path, expected, store.path).by_bytes
+    return teacher.with_ends(store.spec.eos_ids)
 
 
 def student_spans(tokens: TokenizedText) -> Spans:

@@ -14,6 +14,7 @@ Sequences are read in order, and a few batches' worth of them is cut into batche
 What is added up of each is in :mod:`distill.evaluation.sums`.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,8 +36,10 @@ from distill.losses.requirements import check_needs, teacher_name
 from distill.losses.uld import LOSS as ULD
 from distill.student.encoder_decoder import Sides
 from distill.student.text import StudentReader
+from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
+from logitstore.format.statuses import reason_of
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH, by_token_budget
 from logitstore.text.tokenizer import ByteTokenizer
@@ -82,9 +85,12 @@ def judge(
                 each.add(part, predicted)
             shown.update(1)
     if not parts.labels:
+        why = "".join(f": {each.reason}, {each.why}" for each in parts.left_out[:1])
+        why += f" ({parts.refusal})" if parts.refusal else ""
         raise InputError(
-            f"{store.path}: this student can read none of its {len(store):,} sequences. "
-            f"`distill coverage {store.path} STUDENT` says why."
+            f"{store.path}: this student can read none of its {len(store):,} sequences{why}. "
+            f"`distill coverage {store.path} STUDENT` says more.",
+            kind="lost-rows",
         )
     figures: dict[str, Any] = {}
     counts = {"shared_starts": 0, "groups": 0}
@@ -97,6 +103,7 @@ def judge(
         "teacher": teacher_name(store),
         "sequences": parts.read,
         "sequences_skipped": parts.skipped,
+        "left_out": [each.facts() for each in parts.left_out],
         "labels": parts.labels,
         **counts,
     }
@@ -134,6 +141,7 @@ class _Parts:
         read: Sequences so far.
         labels: So far, in them.
         skipped: Sequences so far that the student cannot read.
+        refusal: What its chat template said when it first refused one.
     """
 
     def __init__(
@@ -142,6 +150,18 @@ class _Parts:
         self._store, self._teacher, self._reader = store, teacher, reader
         self._has_groups = has_groups
         self.read = self.labels = self.skipped = 0
+        self._lost: Counter[str] = Counter()
+        self._first_rows: dict[str, int] = {}
+        self.refusal = ""
+
+    @property
+    def left_out(self) -> list[LeftOut]:
+        """Say why sequences were skipped so far."""
+        of = self.read + self.skipped
+        return [
+            LeftOut(reason, n, of, self._first_rows[reason], *reason_of(reason))
+            for reason, n in self._lost.most_common()
+        ]
 
     def __iter__(self) -> Iterator[Part]:
         store = self._store
@@ -159,8 +179,11 @@ class _Parts:
     def _part(self, records: TokenRecords, line: SequenceText) -> Part | None:
         """Align a sequence; None where the student cannot read it."""
         teacher = teacher_spans(records, line, self._store.spec.eos_ids, self._teacher)
-        tokens, _ = self._reader.read(line, teacher)
-        if tokens is None:
+        read = self._reader.explain(line, teacher)
+        if (tokens := read.tokens) is None:
+            self._lost[read.reason] += 1
+            self._first_rows.setdefault(read.reason, line.row)
+            self.refusal = self.refusal or read.refusal
             return None
         labels = np.flatnonzero(tokens.has_record)
         found = align(teacher, student_spans(tokens))

@@ -20,14 +20,18 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.statuses import reason_of
 from logitstore.models.context_length import context_length
+from logitstore.models.listed_ends import ends_listed
 from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
 from logitstore.text.token_budget import by_token_budget
@@ -35,6 +39,7 @@ from logitstore.text.token_budget import by_token_budget
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 #: Tokens of a prompt, for a model that names no limit.
 _UNLIMITED = 2**31
+_NO_PROMPT = "no_prompt"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -46,12 +51,14 @@ class Question(NamedTuple):
         reference: The answer in the dataset.
         prompt: The prompt as text.
         others: Other answers that are as good.
+        row: Row of the dataset.
     """
 
     token_ids: list[int]
     reference: str
     prompt: str = ""
     others: tuple[str, ...] = ()
+    row: int = -1
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -150,7 +157,7 @@ def questions(render: Renderer) -> list[Question]:
     for i in range(len(render.rows)):
         question = question_of(render, render(i).segments)
         if question is not None:
-            found.append(question._replace(others=tuple(render.rows.references(i))))
+            found.append(question._replace(others=tuple(render.rows.references(i)), row=i))
     if not found:
         raise InputError(
             f"{render.rows.name}: none of its {len(render.rows):,} rows has a prompt and a "
@@ -158,6 +165,15 @@ def questions(render: Renderer) -> list[Question]:
             "or `messages`, or use --metrics bits_per_byte."
         )
     return found
+
+
+def unasked(asked: Sequence[Question], rows: int) -> list[LeftOut]:
+    """Say how many of so many rows are no question, which is the first, and why."""
+    count = rows - len(asked)
+    if not count:
+        return []
+    first = next((i for i, question in enumerate(asked) if question.row != i), len(asked))
+    return [LeftOut(_NO_PROMPT, count, rows, first, *reason_of(_NO_PROMPT))]
 
 
 def question_of(render: Renderer, segments: Sequence[Segment]) -> Question | None:
@@ -185,6 +201,7 @@ def write_answers(
     pad_id: int,
     max_new_tokens: int,
     tokens_per_batch: int,
+    ends: Sequence[int] = (),
 ) -> list[str]:
     """Let the model answer each prompt, greedily.
 
@@ -195,6 +212,8 @@ def write_answers(
         pad_id: Fills prompts, and what is written behind an end.
         max_new_tokens: Tokens of an answer at most.
         tokens_per_batch: Padded tokens of a batch, prompts and answers together.
+        ends: Tokens that end an answer, besides those that the model lists and EOS: what its chat
+            template ends a turn with.
 
     Raises:
         InputError: The model cannot generate, or reads fewer tokens than it is to write.
@@ -205,15 +224,17 @@ def write_answers(
             "bits_per_byte."
         )
     model.eval()
-    room, ends = _room(model, max_new_tokens), _input_ends(model, tokenizer)
-    config = _greedy(model, tokenizer, pad_id, max_new_tokens)
+    room, closing = _room(model, max_new_tokens), _input_ends(model, tokenizer)
+    stops = _ends(model, tokenizer, ends)
+    config = _greedy(model, pad_id, max_new_tokens, stops)
     answers = [""] * len(asked)
     lengths = [min(len(question.token_ids), room) + max_new_tokens for question in asked]
     with progress(len(asked), "answer", "prompts") as shown:
         for batch in by_token_budget(lengths, tokens_per_batch):
-            prompts = [asked[i].token_ids[-room:] + ends for i in batch]
+            prompts = [asked[i].token_ids[-room:] + closing for i in batch]
             for i, ids in zip(batch, _write(model, prompts, config), strict=True):
-                answers[i] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+                own = list(takewhile(lambda token: token not in stops, ids))
+                answers[i] = str(tokenizer.decode(own, skip_special_tokens=True)).strip()
             shown.update(len(batch))
     return answers
 
@@ -232,15 +253,13 @@ def _write(model: Any, prompts: Sequence[list[int]], config: GenerationConfig) -
     return answers
 
 
-def _greedy(
-    model: Any, tokenizer: PreTrainedTokenizerBase, pad_id: int, max_new_tokens: int
-) -> GenerationConfig:
+def _greedy(model: Any, pad_id: int, max_new_tokens: int, stops: Sequence[int]) -> GenerationConfig:
     """Ask for the most probable token; nothing else of the model's own settings counts."""
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad_id,
-        eos_token_id=_ends(model, tokenizer),
+        eos_token_id=list(stops) or None,
         bos_token_id=model.generation_config.bos_token_id,
         decoder_start_token_id=model.generation_config.decoder_start_token_id,
     )
@@ -269,11 +288,11 @@ def _room(model: Any, max_new_tokens: int) -> int:
     return readable - max_new_tokens
 
 
-def _ends(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
-    """List the tokens that end an answer: the model's own, and the tokenizer's."""
-    own = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    return sorted(ends) or None
+def _ends(model: Any, tokenizer: PreTrainedTokenizerBase, others: Sequence[int]) -> tuple[int, ...]:
+    """List the tokens that end an answer: the model's own, the tokenizer's EOS, and others."""
+    eos = tokenizer.eos_token_id
+    own = [eos] if isinstance(eos, int) else []
+    return tuple(sorted({*own, *ends_listed(model.generation_config), *others}))
 
 
 def _left_padded(prompts: Sequence[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

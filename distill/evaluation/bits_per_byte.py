@@ -33,6 +33,7 @@ Shape legend: B = windows of a batch, T = their padded length, N = predicted tok
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -44,8 +45,10 @@ from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.readers import window_width
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import Sides
+from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
+from logitstore.format.statuses import reason_of
 from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH, by_token_budget
@@ -69,6 +72,7 @@ class Score(NamedTuple):
         rows: All of them.
         bytes_left_out: Supervised bytes that no predicted token covers.
         rows_skipped: Rows without any predicted token.
+        left_out: Why, as JSON.
     """
 
     bits: float
@@ -77,6 +81,7 @@ class Score(NamedTuple):
     rows: int
     bytes_left_out: int
     rows_skipped: int
+    left_out: list[dict[str, Any]]
 
     @property
     def bits_per_byte(self) -> float:
@@ -91,6 +96,7 @@ class Cut(NamedTuple):
     bytes: int
     bytes_left_out: int
     rows_skipped: int
+    left_out: list[LeftOut]
 
 
 def bits_per_byte(
@@ -114,20 +120,25 @@ def bits_per_byte(
     rows, reader = render.rows, render.tokenizer
     found = _cut_rows(render, window_width(model, max_length))
     if not found.bytes:
+        why = "".join(f" Of row {each.first_row:,}: {each.why}." for each in found.left_out[:1])
         raise InputError(
-            f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict. "
-            "Check --split and --text-column."
+            f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict."
+            f"{why} Check --split and --text-column."
         )
     sides = Sides.of(model, reader)
     bits = math.fsum(_bits(model, found.windows, reader.pad_id, tokens_per_batch, sides))
     tokens = sum(int(window.is_counted.sum()) for window in found.windows)
-    return Score(bits, found.bytes, tokens, len(rows), found.bytes_left_out, found.rows_skipped)
+    left_out = [each.facts() for each in found.left_out]
+    counts = found.bytes_left_out, found.rows_skipped
+    return Score(bits, found.bytes, tokens, len(rows), *counts, left_out)
 
 
 def _cut_rows(render: Renderer, width: int) -> Cut:
     """Tokenise all rows and cut them into windows of at most `width` tokens."""
     windows: list[Window] = []
-    counted = left_out = skipped = 0
+    counted = left_out = 0
+    lost: Counter[str] = Counter()
+    first_rows: dict[str, int] = {}
     with progress(len(render.rows), "tokenise", "rows") as shown:
         for i in range(len(render.rows)):
             segments, tokens, *_ = render(i)
@@ -137,10 +148,18 @@ def _cut_rows(render: Renderer, width: int) -> Cut:
             sizes = (tokens.text_ends - tokens.text_starts)[predicted]
             counted += int(sizes.sum()) - dropped
             left_out += supervised - int(tokens.byte_lengths.sum()) + dropped
-            skipped += not sizes.any()
+            if not sizes.any():
+                status = tokens.status if tokens.status != "ok" else "no_supervised_text"
+                lost[status] += 1
+                first_rows.setdefault(status, i)
             windows += cut(tokens, width)
             shown.update(1)
-    return Cut(windows, counted, left_out, skipped)
+    total = len(render.rows)
+    why = [
+        LeftOut(reason, n, total, first_rows[reason], *reason_of(reason))
+        for reason, n in lost.most_common()
+    ]
+    return Cut(windows, counted, left_out, lost.total(), why)
 
 
 def _dropped_spaces(

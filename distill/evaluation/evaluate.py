@@ -10,7 +10,7 @@ what it found as a :class:`Measured`; all of them together are a run object, whi
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,7 +158,7 @@ def _families_of_store(
     yield partial(_judge, subject, store, reader, settings)
 
 
-def _load_rows(data: str, settings: EvaluationSettings) -> Rows:
+def _load_rows(data: str | Sequence[str], settings: EvaluationSettings) -> Rows:
     """Load the dataset."""
     return load_rows(
         data,
@@ -204,12 +204,14 @@ def _answer(
         pad_id=render.tokenizer.pad_id,
         max_new_tokens=settings.max_new_tokens,
         tokens_per_batch=settings.tokens_per_batch,
+        ends=render.tokenizer.eos_ids,
     )
     references = [question.references for question in questions]
     facts = {
         **_source(settings),
         "prompts": len(questions),
         "references": sum(map(len, references)),
+        "left_out": [each.facts() for each in answers.unasked(questions, len(render.rows))],
         "max_new_tokens": settings.max_new_tokens,
     }
     return Measured(answers.score_answers(written, references, settings.metrics), "answered", facts)
@@ -246,4 +248,6 @@ def _judge(
 
 def _source(settings: EvaluationSettings) -> dict[str, Any]:
     """Name the dataset that something was measured on."""
-    return {"data": settings.data, "split": settings.split}
+    data = settings.data
+    named = data if data is None or isinstance(data, str) else " + ".join(data)
+    return {"data": named, "split": settings.split}

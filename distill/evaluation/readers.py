@@ -55,7 +55,7 @@ def reader_of(
     )
 
 
-def renderer_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, **settings: str | None) -> Renderer:
+def renderer_of(rows: Rows, tokenizer: PreTrainedTokenizerBase, **settings: Any) -> Renderer:
     """Make a reader of a dataset's rows: conversations through the model's own chat template.
 
     No end of sequence follows a text: it has no bytes.

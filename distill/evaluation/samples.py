@@ -62,6 +62,7 @@ def write_samples(
         pad_id=render.tokenizer.pad_id,
         max_new_tokens=max_new_tokens,
         tokens_per_batch=tokens_per_batch,
+        ends=render.tokenizer.eos_ids,
     )
     return [
         {

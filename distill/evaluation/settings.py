@@ -39,7 +39,7 @@ class EvaluationSettings:
         metrics: Names out of :data:`METRICS`.
     """
 
-    data: str | None = None
+    data: str | Sequence[str] | None = None
     metrics: Sequence[str] = (BITS_PER_BYTE,)
     store: str | None = setting(
         None,
@@ -135,7 +135,7 @@ class EvaluationSettings:
         self._check_nothing_is_idle()
 
     def _check_nothing_lacks(self) -> None:
-        if self.data is not None and (Path(self.data) / "store.json").is_file():
+        if isinstance(self.data, str) and (Path(self.data) / "store.json").is_file():
             raise InputError(
                 f"{self.data}: is a store, and where a dataset is expected. Give it as --store "
                 f"{self.data}, with --metrics {','.join(STORE_METRICS)}, or name the dataset of "

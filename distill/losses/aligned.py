@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.entries_at import Places, Texts, came_at, rest_without, sources_at
-from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.entries_at import Places, Texts, came_at, fitting, sources_at
+from distill.alignment.map_entries import Sent, VocabularyMap
 from distill.alignment.runs import Ints, lists_of, runs
 from logitstore.format.fields import no_records
 from logitstore.format.logprob_codec import TOKEN_STEP
@@ -52,6 +52,7 @@ class Aligned:
             None: as they are.
         order: The teacher's vocabulary, where some are written.
         texts: Both tokenisations, where the labels that came are to be told from others.
+        label_ids: (L,) the student's tokens; None for a loss that compares no ids.
     """
 
     records: TokenRecords
@@ -63,6 +64,7 @@ class Aligned:
     space: Ints | None = None
     order: Beginnings | None = None
     texts: Texts | None = None
+    label_ids: Ints | None = None
 
     @property
     def last_record(self) -> Ints:
@@ -105,15 +107,18 @@ class Aligned:
         would cancel to noise exactly where the head has nearly everything.
 
         Returns:
-            `entry_count` (P,), `entry_ids` (M,), `entry_logmass` (M,) and `rest_logmass` (P,).
+            `entry_count` (P,), `entry_ids` (M,), `entry_logmass` (M,) and `rest_logmass` (P,); and
+            the arrays of :meth:`_cells`.
         """
         assert self.mapping is not None
         at, made = self._places, self.mapping.made
         sources, came = sources_at(self.records, at, made, self.order), None
-        rest = sources.rest
         if self.texts is not None:
-            came = came_at(self.records, at, made, self.texts, sources)
-            rest = rest_without(rest, came)
+            texts, label_ids = self.texts, self.label_ids
+            assert label_ids is not None
+            sources = fitting(sources, self.records, at, texts, label_ids)
+            came = came_at(self.records, at, made, texts, label_ids, sources)
+        rest = sources.rest
         sent = self.mapping.send(sources.count, sources.source, sources.logprobs, came)
         if sent.left_out is not None:
             with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
@@ -123,7 +128,23 @@ class Aligned:
             "entry_ids": sent.ids,
             "entry_logmass": sent.logmass,
             "rest_logmass": rest.astype(np.float32),
+            **self._cells(sent),
         }
+
+    def _cells(self, sent: Sent) -> Arrays:
+        """Find the event of each pair's label among those that the teacher gives mass to.
+
+        Returns:
+            `cell` (P, r), its place among the pair's entries, -1 where it is in the rest; r places
+            for a map that divides tokens, and `cell_share` (P, r), the share in each.
+        """
+        assert self.mapping is not None
+        assert self.label_ids is not None
+        labels, made = self.label_ids[self.last_label], self.mapping.made
+        cells: Arrays = {"cell": sent.places_of(made.events_of(labels))}
+        if made.divided is not None:
+            cells["cell_share"] = made.divided[:, labels].T
+        return cells
 
     def entries_by_id(self) -> Arrays:
         """Name the teacher's entries by the student's ids; -inf for those without one.
@@ -212,7 +233,8 @@ class Aligned:
 def nothing() -> Aligned:
     """Make an empty sequence without pairs, for a batch of which no row could be used."""
     mapping = VocabularyMap.of_ids(np.zeros(0, np.int32))
-    return Aligned(no_records(), np.zeros((0, 4), np.int64), mapping)
+    none = np.zeros(0, np.int64)
+    return Aligned(no_records(), np.zeros((0, 4), np.int64), mapping, label_ids=none)
 
 
 def _tempered(

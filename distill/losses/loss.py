@@ -32,6 +32,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from distill.head.query import HeadAnswer
@@ -56,7 +57,9 @@ class Pairing(NamedTuple):
             token is compared with another.
         has_between: Whether a label that begins inside one of the teacher's tokens is compared
             with what can follow the bytes of that token which are there already.
-        has_labels: Whether the mass of a token that came is sent to the label that it became.
+        has_labels: Whether what the text shows of both tokenisations is asked: the mass of a token
+            that came is sent to the label that it became, and none to what the student would have
+            cut elsewhere.
     """
 
     kind: Literal["starts", "strict", "groups", "positions", "sequence"]
@@ -134,6 +137,23 @@ class Student:
         assert rest_N is not None, "has_rest was not asked for"
         return rest_N[self.index_P]
 
+    def cell(self, teacher: Teacher) -> Tensor:
+        """Take (P,) log of the mass of what each label was compared as a part of.
+
+        That is its event, or the rest; of a token that is divided, the mean over its shares.
+
+        Args:
+            teacher: With `cell` and perhaps `cell_share`, as :class:`Aligned` makes them.
+        """
+        logmass_PK = torch.cat([self.at_ids(), self.rest()[:, None]], 1)
+        place_Pr = teacher["cell"]
+        place_Pr = place_Pr.where(place_Pr >= 0, logmass_PK.shape[1] - 1)
+        cell_Pr = logmass_PK.gather(1, place_Pr)
+        if "cell_share" not in teacher:
+            return cell_Pr.squeeze(1)
+        share_Pr = teacher["cell_share"]
+        return (share_Pr * cell_Pr.masked_fill(share_Pr == 0, 0)).sum(1)
+
     def added_up(self, index_L: Tensor, pair_L: Tensor) -> Tensor:
         """Sum up (P,) the log-probabilities of the labels `index_L`, each for its pair."""
         label_N = self.answer.label_logprob_N
@@ -167,6 +187,9 @@ class Loss:
         values: Computes (P,) the loss of each pair; a loss that certifies a bound also returns (P,)
             the most by which the loss against the live teacher can differ from it. The value of a
             group is of all its labels together; that of a whole sequence is a mean over them.
+        cell: Computes (P,) log of the student's mass of the event that each pair's label was
+            compared as a part of, if the loss compares coarser things than tokens; it may also
+            return None for a run in which there is none.
         weight: The weight beside cross-entropy, if `--loss` gives none.
         options: Flags that it reads.
         has_bound: Whether `values` returns bounds.
@@ -180,6 +203,7 @@ class Loss:
     arrays: Callable[[Aligned, Options], Arrays]
     ask: Callable[[Teacher, Options], Ask]
     values: Callable[[Teacher, Student, Options], Tensor | tuple[Tensor, Tensor]]
+    cell: Callable[[Teacher, Student, Options], Tensor | None] = lambda *_: None
     weight: float = 1.0
     options: tuple[Option, ...] = ()
     has_bound: bool = False

@@ -101,6 +101,7 @@ LOSS = Loss(
     arrays=_arrays,
     ask=_ask,
     values=_values,
+    cell=lambda teacher, student, _options: student.cell(teacher),
     options=(
         Option(
             "map",

@@ -131,12 +131,23 @@ def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
     )
 
 
+def _cell(teacher: Teacher, student: Student, options: Options) -> Tensor | None:
+    """Find the entry that the label is, or the rest.
+
+    Only the forward divergence is a mean over the teacher's tokens, and the text is one of those at
+    temperature 1 alone: else it says nothing about the tokens of the rest.
+    """
+    is_mean = options["tail_kl_kind"] == "forward" and options["temperature"] == 1
+    return student.cell(teacher) if is_mean else None
+
+
 LOSS = Loss(
     needs=frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"}),
     pairing=Pairing("starts", "canonical"),
     arrays=_arrays,
     ask=_ask,
     values=_values,
+    cell=_cell,
     options=(
         Option("tail_kl_kind", "forward", "Which divergence tail_kl is.", choices=get_args(Kind)),
         Option(

@@ -107,11 +107,19 @@ def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
         "steps": run.get("steps"),
         "tokens read": metrics.get("train_tokens"),
         "sequences": run.get("sequences"),
+        "sequences not used": _not_used(run.get("usable") or {}),
         "seed": run.get("seed"),
     }
     if run.get("loss") == "ce":
         facts["loss"] = "cross-entropy alone"
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _not_used(usable: Mapping[str, Any]) -> str | None:
+    """Say how many sequences were not used, and why; None where all were, or it is not known."""
+    left_out = [*usable.get("by_capture", ()), *usable.get("by_student", ())]
+    said = ", ".join(f"{each['count']:,} {each['reason']}" for each in left_out)
+    return said or None
 
 
 def _results(run: RunObject) -> str:

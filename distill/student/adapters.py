@@ -17,7 +17,7 @@ from logitstore.models.loading import load_or_explain, why_unreachable
 from logitstore.storage.files import read_file
 
 if TYPE_CHECKING:
-    from distill.student.loading import StudentArguments
+    from distill.student.arguments import StudentArguments
 
 _FILE, _MAX_BYTES = "adapter_config.json", 1024 * 1024
 

@@ -3,15 +3,18 @@
     text, prompts   the store's segments, as they are
     conversations   the messages, written by the student's own chat template
     token rows      the store's segments, with the student's own BOS and EOS for the teacher's
+    private prompts the student's own segments, which the store has beside the teacher's
 
 A text that its teacher was not done with (it was cut off at the most tokens, or ended by a stop
 string) has no end for the student either.
 
-Of a conversation only the supervised text must be the teacher's, byte for byte, since that is what
-teacher and student are aligned by. A template that writes it differently (some trim it) makes the
-line `text_changed`: it is counted and left out.
+Of a conversation only what messages say must be the teacher's, since that is what teacher and
+student are aligned by (:mod:`logitstore.text.matching`). A template that writes it differently, but
+for white space at its ends, makes the line `text_changed`, and one may refuse it. Such lines are
+counted and left out, with the reason (:mod:`distill.data.left_out`).
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -20,14 +23,29 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.align import Spans
+from logitstore.errors import InputError
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
+from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
-from logitstore.text.conversation import Conversation
 from logitstore.text.crossings import is_space_of_template
+from logitstore.text.student_turns import StudentTurns, read_turns
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
+log = logging.getLogger(__name__)
+
+_ENDLESS_TURNS = (
+    "the student's chat template writes no token that ends %d of its turns, so the student does "
+    "not learn from them when to stop. Give a template that ends every turn with "
+    "--chat_template_path."
+)
+_UNWRITTEN_CALLS = (
+    "the student's chat template does not write the tool calls of %d turns, so they are left out. "
+    "Give a template that writes tool calls with --chat_template_path."
+)
+#: Why a student can make nothing of a line, besides what the line itself says.
+CHANGED, REFUSED, BEYOND = "template_changed_text", "template_refused", "beyond_max_length"
 _ENDLESS = ("unfinished", "stopped")
 _READ = ("ok", "truncated", "split", *_ENDLESS)
 
@@ -42,6 +60,20 @@ class StudentText(NamedTuple):
 
     tokens: TokenizedText | None
     text_changed: bool = False
+
+
+class Explained(NamedTuple):
+    """The same, or the reason why there is nothing.
+
+    Attributes:
+        tokens: None where the student can make nothing of the line.
+        reason: Why, by its name in :mod:`logitstore.format.statuses`.
+        refusal: What its chat template said when it refused the line.
+    """
+
+    tokens: TokenizedText | None
+    reason: str = ""
+    refusal: str = ""
 
 
 class StudentReader:
@@ -64,9 +96,12 @@ class StudentReader:
         template: ChatTemplate | None = None,
         max_length: int | None = None,
     ) -> None:
+        if template is not None:  # what it writes behind an answer ends a turn
+            tokenizer = tokenizer.with_ends(template.end_ids)
         self.tokenizer, self.path, self.template = tokenizer, path, template
-        self.are_tokens = rendering["kind"] == "tokens"
+        self.rendering, self.are_tokens = rendering, rendering["kind"] == "tokens"
         self.max_length = max_length
+        self._warned: set[str] = set()
 
     def read(self, line: SequenceText, teacher: Spans) -> StudentText:
         """Tokenise a line for the student.
@@ -74,14 +109,21 @@ class StudentReader:
         Args:
             line: The line.
             teacher: Its records, as :func:`distill.data.targets.teacher_spans` places them.
-
-        Raises:
-            InputError: A conversation that its chat template refuses; names the row.
         """
+        found = self.explain(line, teacher)
+        return StudentText(found.tokens, found.reason == CHANGED)
+
+    def explain(self, line: SequenceText, teacher: Spans) -> Explained:
+        """Tokenise a line for the student, or say why that cannot be done; as for `read`."""
         if line.status not in _READ:
-            return StudentText(None)
+            return Explained(None, line.status)
+        if line.messages is not None and self.template is None:
+            return self._own_text(line, line.messages, teacher)
         if line.messages is not None:
-            return self._conversation(line, line.messages, teacher)
+            try:
+                return self._conversation(line, teacher)
+            except InputError as refused:
+                return Explained(None, REFUSED, str(refused))
         if self.are_tokens:
             tokens = self.tokenizer.encode(
                 for_student(line.segments, self.tokenizer),
@@ -96,24 +138,54 @@ class StudentReader:
             tokens = self.tokenizer.encode(
                 line.segments, max_length=self.max_length, add_eos=add_eos
             )
-        return _usable(tokens)
+        return self._usable(tokens)
 
-    def _conversation(self, line: SequenceText, messages: str, teacher: Spans) -> StudentText:
+    def _usable(self, tokens: TokenizedText) -> Explained:
+        if tokens.status in ("ok", "truncated"):
+            return Explained(tokens)
+        is_cut = self.max_length is not None and len(tokens.token_ids) >= self.max_length
+        is_beyond = is_cut and tokens.status == "no_supervised_text"
+        return Explained(None, BEYOND if is_beyond else tokens.status)
+
+    def _conversation(self, line: SequenceText, teacher: Spans) -> Explained:
         assert self.template is not None
         where = f"{self.path}: row {line.row:,}"
-        segments = self.template.segments(Conversation.from_json(messages), where)
-        if line.status in _ENDLESS:
-            segments = _without_end(segments)
-        written = "".join(s.text for s in segments if s.supervised).encode()
-        is_part, own = line.status == "split", line.supervised_bytes
-        low = line.supervised_start
-        if (written[low : low + len(own)] if is_part else written) != own:
-            return StudentText(None, text_changed=True)
-        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
-        tokens = _with_given_spaces(tokens, segments, self.tokenizer)
-        if is_part and tokens.status == "ok":
+        has_end = line.status not in _ENDLESS
+        found = read_turns(
+            line, self.rendering, self.template, self.tokenizer, where, has_end=has_end
+        )
+        if found is None:
+            return Explained(None, CHANGED)
+        self._warn_of_turns(line, found)
+        tokens = _with_given_spaces(found.tokens, found.segments, self.tokenizer)
+        if line.status == "split" and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
-        return _usable(tokens.cut(self.max_length))
+        return self._usable(tokens.cut(self.max_length))
+
+    def _warn_of_turns(self, line: SequenceText, found: StudentTurns) -> None:
+        """Warn of the first row with turns that the student's template does not write as it should.
+
+        What is not its template's fault is the teacher's: a turn that it was not done with.
+        """
+        endless = found.endless if line.status == "ok" else 0
+        for kind, count in ((_ENDLESS_TURNS, endless), (_UNWRITTEN_CALLS, found.unwritten)):
+            if count and kind not in self._warned:
+                self._warned.add(kind)
+                log.warning("%s: row %d: %s", self.path, line.row, kind % count)
+
+    def _own_text(self, line: SequenceText, messages: str, teacher: Spans) -> Explained:
+        """Tokenise a text whose prompt is another for the student than it was for the teacher."""
+        segments = own_text.from_json(messages, f"{self.path}: row {line.row:,}")
+        has_prefix = True
+        if self.are_tokens:
+            has_prefix = not begins_bare(segments)
+            segments = for_student(segments, self.tokenizer)
+        add_eos = not self.are_tokens and line.status not in _ENDLESS
+        tokens = self.tokenizer.encode(segments, add_eos=add_eos, add_prefix=has_prefix)
+        tokens = _with_given_spaces(tokens, segments, self.tokenizer)
+        if line.status == "split" and tokens.status == "ok":
+            tokens = self._window(tokens, line, teacher)
+        return self._usable(tokens.cut(self.max_length))
 
     def _window(self, tokens: TokenizedText, line: SequenceText, teacher: Spans) -> TokenizedText:
         """Cut out the part of a conversation that the teacher's window has records of.
@@ -161,12 +233,6 @@ def _with_given_spaces(
     )
 
 
-def _without_end(segments: Sequence[Segment]) -> tuple[Segment, ...]:
-    """Drop what a template writes behind the last supervised text."""
-    last = max((i for i, s in enumerate(segments) if s.supervised), default=len(segments) - 1)
-    return tuple(segments[: last + 1])
-
-
 def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.NDArray[np.bool_]:
     """Find the tokens of a conversation that belong to one line of it.
 
@@ -185,7 +251,3 @@ def _belongs(tokens: TokenizedText, line: SequenceText, teacher: Spans) -> npt.N
         kept = events[:count] if edge == end else events[len(events) - min(count, len(events)) :]
         inside[kept] = True
     return inside
-
-
-def _usable(tokens: TokenizedText) -> StudentText:
-    return StudentText(tokens if tokens.status in ("ok", "truncated") else None)

@@ -32,11 +32,12 @@ from distill.losses import all_losses, all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Option
 from distill.losses.weights import parse_losses
-from distill.student.loading import StudentArguments
+from distill.student.arguments import StudentArguments
 from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
 from logitstore.console.entry import with_underscores
+from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 
@@ -144,6 +145,20 @@ class CachedTeacherConfig(LossFlags):
     ce_weight: float = field(
         default=1.0, metadata={"help": "Weight of cross-entropy on the store's text."}
     )
+    max_lost: float = field(
+        default=DEFAULT_MAX_LOST,
+        metadata={
+            "help": "Largest share of the store's sequences that this student may be unable to "
+            "use, 0 to 1. More is an error before the first step, which says why."
+        },
+    )
+    no_self_test: bool = field(
+        default=False,
+        metadata={
+            "help": "Do not check before the first step that records, text and labels belong "
+            "together."
+        },
+    )
     balance: bool = field(
         default=False,
         metadata={"help": "Scale the distillation terms, in every step, to what cross-entropy is."},
@@ -153,7 +168,8 @@ class CachedTeacherConfig(LossFlags):
         metadata={
             "help": "What a loss does about labels that no teacher pair covers. `hard`: their "
             "cross-entropy stands in, at the weight of the loss, so that all labels weigh the "
-            "same. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
+            "same; so does that of a label within a group of tokens, where the loss compares "
+            "groups. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
             "`scale`: nothing, but the others weigh what they weigh with `hard`."
         },
     )
@@ -263,6 +279,15 @@ class CachedTeacherConfig(LossFlags):
                 )
         if not (math.isfinite(self.ce_weight) and self.ce_weight >= 0):
             raise InputError(f"--ce_weight is {self.ce_weight}, expected a number >= 0.")
+        if self.learning_rate == 0:
+            raise InputError("--learning_rate is 0, which trains nothing; expected more than 0.")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise InputError(
+                f"--num_train_epochs is {self.num_train_epochs:g}, which leaves no step; expected "
+                "more than 0, or --max_steps."
+            )
+        if not 0 <= self.max_lost <= 1:
+            raise InputError(f"--max_lost is {self.max_lost}, expected 0 to 1, such as 0.05.")
         self._check_losses()
         if self.chat_template_kwargs is not None:
             self.chat_template_kwargs = parse_kwargs(

@@ -9,9 +9,18 @@ than all others, and that alone makes a trained student worse, whatever the teac
 cross-entropy, counted twice on those labels, does. So the term of a loss is a mean over all labels,
 in one of three ways (`--uncovered`):
 
-    hard     where no pair of the loss covers a label, its cross-entropy stands in
+    hard     where no pair of the loss covers a label, its cross-entropy stands in; where a pair
+             compares an event that the label is a part of, that of the label given its event
     scale    nothing stands in; a covered label weighs what it weighs with `hard`
     none     nothing stands in; the mean is over the loss's own pairs, or sequences, as in papers
+
+The same harm is done within an event of several tokens: the loss says how probable all of them are
+together, and nothing about which. By the chain rule, with e(y) the event of a token y,
+
+    KL(q || p)  =  KL over events  +  sum_y q(y) (log q(y | e(y)) - log p(y | e(y)))
+
+so -log p(y | e(y)) of the text's own y is the missing part on average, less what no student can
+change. The rest, all tokens that a teacher's record has no entry for, is one such event.
 
 A pair covers its label and the further labels that belong to it. The value of a group of tokens
 counts once, since it is of all of them together. That of a whole sequence is a mean over its
@@ -137,8 +146,10 @@ def terms_of(
     # whose range e^(-cost / 0.1) of a transport plan leaves.
     with torch.autocast(ce_N.device.type, enabled=False):
         for name, arrays in teacher.items():
-            student = Student(name, arrays["index"], answer)
-            term = _term(find(name).values(arrays, student, options), arrays["index"])
+            student, loss = Student(name, arrays["index"], answer), find(name)
+            term = _term(loss.values(arrays, student, options), arrays["index"])
+            if uncovered == "hard":
+                term = _completed(term, loss.cell(arrays, student, options), answer)
             if uncovered != "none":
                 term = _of_all_labels(name, term, arrays, stand_in_N)
             terms[name] = term
@@ -151,6 +162,14 @@ def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
         values_P, bound_P = values
         return Term(values_P, index_P, bound_P)
     return Term(values, index_P, torch.zeros_like(values).detach())
+
+
+def _completed(of_pairs: Term, cell_P: Tensor | None, answer: HeadAnswer) -> Term:
+    """Add what a loss of coarser things leaves open: -log of the label's share of its event."""
+    if cell_P is None:
+        return of_pairs
+    label_P = answer.label_logprob_N[of_pairs.index_P]
+    return of_pairs._replace(values_P=of_pairs.values_P + (cell_P - label_P))
 
 
 def _of_all_labels(

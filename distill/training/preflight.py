@@ -12,6 +12,14 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
+from distill.data.dataset import StoreDataset
+from distill.data.left_out import (
+    MOST_LOOKED_AT,
+    Usable,
+    check_usable,
+    left_out_lines,
+    usable,
+)
 from distill.losses.requirements import Described, teacher_name
 from distill.student.loading import check_embeddings
 from distill.training.config import CachedTeacherConfig
@@ -109,6 +117,21 @@ def check_eval_store(held_out: Described, store: Described, args: CachedTeacherC
             "measured against one and trained against the other. Capture the held-out text with "
             "the teacher of the training store, or leave --eval_store out."
         )
+
+
+def look_at(data: StoreDataset, args: CachedTeacherConfig, flag: str = "--store") -> Usable:
+    """Count what the student can use of a store, say what it cannot, and reject too much of that.
+
+    Raises:
+        InputError: It can use nothing, or loses more than `--max_lost`.
+    """
+    found = usable(data, MOST_LOOKED_AT)
+    check_usable(found, data.store.path, args.max_lost, flag)
+    lines = left_out_lines(found)
+    if lines and args.process_index == 0:
+        level = logging.WARNING if found.lost else logging.INFO
+        log.log(level, "%s %s:\n%s", flag, data.store.path, "\n".join(lines))
+    return found
 
 
 def check_no_template(args: CachedTeacherConfig, store: StorePath) -> None:

@@ -15,7 +15,8 @@ from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.student.adapters import settings_of
-from distill.student.loading import StudentArguments, make_student
+from distill.student.arguments import StudentArguments
+from distill.student.loading import make_student
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
@@ -41,6 +42,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     model, tokenizer = make_student(student, config.seed)
     adapters = settings_of(model)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
+    trainer.is_new = trainer.is_new or bool(student.student_config)
     if config.loss == AUTO and config.process_index == 0:
         print(_chosen(trainer.args.loss), file=sys.stderr)
     config = trainer.args
@@ -77,6 +79,9 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "teacher": _teacher(store),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
+        # Without its example: a student's folder is passed on, and this would be text of the store.
+        "usable": {k: v for k, v in trainer.usable.facts().items() if k != "example"},
+        "self_test": trainer.self_test or None,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
         "sequences_template_changed_text": int(metrics.pop("train_template_changed_text")),
         "sequences_unaligned": int(metrics.pop("train_unaligned_sequences")),

@@ -12,7 +12,8 @@
 4. `compute_loss` runs the model. Where its hidden states meet its output embedding,
    :class:`StudentHead` answers what the losses ask of the student, a piece at a time, so that no
    tensor of [tokens, vocabulary] is ever made; :mod:`distill.training.loss_terms` makes the terms.
-5. A loss or a gradient norm that is not finite stops the run before the weights are touched.
+5. A loss or a gradient norm that is not finite stops the run before the weights are touched; and a
+   run that has left the student as it was ends with an error, not with a student.
 6. All else is Trainer's: backward pass, clipping, optimizer, schedule, checkpoints. What is logged
    is collected on the device in a :class:`Meter`.
 
@@ -20,9 +21,10 @@
 
     loss = ce_weight * sum(CE) / labels  +  sum over losses of  weight * sum(KD) / labels
 
-where sum(KD) is over the pairs of the loss, and takes CE at every label that none of them covers:
-so all labels weigh the same, whatever the teacher says of them. :mod:`distill.training.loss_terms`
-says why; `--uncovered none` leaves those labels out and divides by pairs, as papers do.
+where sum(KD) is over the pairs of the loss, and takes CE at every label that none of them covers,
+and where groups of tokens are compared, CE of the label within its group: so all labels weigh the
+same, whatever the teacher says of them. :mod:`distill.training.loss_terms` says why;
+`--uncovered none` leaves those labels out and divides by pairs, as papers do.
 With --balance, the second part, KD, is scaled in every step to the size of CE:
 
     loss = ce_weight * CE  +  stopgrad(CE / KD) * KD
@@ -48,6 +50,7 @@ Shape legend: N = labels, P = pairs of a loss.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,11 +71,13 @@ from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
+from distill.data.self_test import Tried, try_records
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.training.config import CachedTeacherConfig
+from distill.training.first_batch import FirstBatch, try_first_batch
 from distill.training.loss_terms import (
     Term,
     bad_rows,
@@ -94,15 +99,19 @@ from distill.training.preflight import (
     check_no_template,
     check_nothing_to_evaluate,
     check_student,
+    look_at,
     settings_of,
 )
 from distill.training.router_loss import router_loss, router_weight
+from distill.training.untrained import Untrained
 from logitstore import open_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.context_length import context_length
 from logitstore.storage import commit
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
 from logitstore.text.tokenizer import ByteTokenizer
+
+log = logging.getLogger(__name__)
 
 
 class CachedTeacherTrainer(Trainer):
@@ -151,6 +160,13 @@ class CachedTeacherTrainer(Trainer):
         self.options = args.loss_options
         self.store: Store = _at_boundaries(opened, student, args)
         self.data = _dataset(self.store, student, processing_class, model, args)
+        #: What of the store this student can use; counted before the first step.
+        self.usable = look_at(self.data, args)
+        #: What tests before the first step found, as JSON.
+        self.self_test: dict[str, Any] = {}
+        self._has_tried = args.no_self_test or not self.weights
+        if not self._has_tried:
+            self._note_test("records", try_records(self.data), args)
         if args.process_index == 0:
             warn_if_wrong(self.data)
         held_out: StoreDataset | None = None
@@ -158,6 +174,7 @@ class CachedTeacherTrainer(Trainer):
             evaluated = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
             check_eval_store(evaluated, self.store, args)
             held_out = _dataset(evaluated, student, processing_class, model, args)
+            look_at(held_out, args, "--eval_store")
         else:
             check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
@@ -194,7 +211,10 @@ class CachedTeacherTrainer(Trainer):
         self.last_report: dict[str, float] = {}
         self._eval_sums: Tensor | None = None
         self._on_device: dict[str, Partition] | None = None
+        #: Whether the student's weights are random, so that it cannot know any text.
+        self.is_new = not getattr(model, "name_or_path", "")
         self._rows: list[int] = []  # of the dataset, in this step of this process
+        self._untrained: Untrained | None = None
 
     # ---- the loss ----
 
@@ -216,6 +236,11 @@ class CachedTeacherTrainer(Trainer):
         counts = self._counts([inputs]) if num_items_in_batch is None else num_items_in_batch
         assert isinstance(counts, Tensor)
         counts = counts.to(inputs["rows"].device).clamp(min=1)
+        if model.training and not self._has_tried:
+            self._has_tried = True
+            seen, batch = self._seen(inputs), unpacked(inputs)
+            tried = try_first_batch(self.head, model, seen, batch)
+            self._note_test("student", tried, self.args, can_doubt=not self.is_new)
         loss, terms = self._loss(model, inputs, counts)
         routed: Tensor | None = None
         if self._router_weight and model.training:
@@ -228,6 +253,8 @@ class CachedTeacherTrainer(Trainer):
             self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)), terms, inputs)
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._meter.add(inputs, means, bounds, routed)
+            if self._untrained is not None:
+                self._untrained.add(loss, len(inputs["rows"]))
             # DDP and FSDP average gradients over ranks, which the factor undoes.
             loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
@@ -257,6 +284,19 @@ class CachedTeacherTrainer(Trainer):
         ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
         loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
         return loss, joined(shares)
+
+    def _note_test(
+        self,
+        name: str,
+        found: Tried | FirstBatch,
+        args: CachedTeacherConfig,
+        *,
+        can_doubt: bool = True,
+    ) -> None:
+        """Keep what a test found, and warn of what it doubts."""
+        self.self_test[name] = found.facts()
+        if can_doubt and found.doubt and args.process_index == 0:
+            log.warning("%s: %s. --no_self_test silences this.", self.store.path, found.doubt)
 
     def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Choose what the model itself is given, as it would be by any other collator."""
@@ -383,6 +423,8 @@ class CachedTeacherTrainer(Trainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         self._order.epoch = kwargs["epoch"]
+        if self._untrained is None:
+            self._untrained = Untrained(kwargs["model"])
         return super()._run_epoch(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     # ---- what is logged ----
@@ -403,6 +445,7 @@ class CachedTeacherTrainer(Trainer):
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> Any:
         self._meter.reset()  # also when --auto_find_batch_size begins again
+        self._untrained = None
         return super()._init_training_state(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -464,6 +507,15 @@ class CachedTeacherTrainer(Trainer):
     def _evaluated_sums(self) -> Tensor:
         assert self._eval_sums is not None  # a dataset without rows is rejected when it is made
         return self._eval_sums
+
+    # ---- the end ----
+
+    def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
+        """End as Trainer does, unless the student is as it was: then raise."""
+        steps = self.state.global_step - self._initial_global_step
+        if self._untrained is not None and (steps or not self.state.global_step):
+            self._untrained.check(self.model_wrapped, self.args, steps, self.accelerator)
+        return super()._finalize_training(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     # ---- checkpoints ----
 

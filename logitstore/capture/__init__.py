@@ -18,9 +18,8 @@ from logitstore.console.settings import with_settings
 from logitstore.storage.objects import RemotePath
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
     from logitstore.capture.estimate.forecast import Forecast
+    from logitstore.rows.sources import DatasetArg
     from logitstore.store import LogitStore
 
 __all__ = ["capture", "preview"]
@@ -29,7 +28,7 @@ __all__ = ["capture", "preview"]
 @with_settings(CaptureSettings)
 def capture(
     teacher: str | os.PathLike[str],
-    dataset: "str | os.PathLike[str] | Dataset",
+    dataset: "DatasetArg",
     out: str | os.PathLike[str] | RemotePath,
     *,
     log_json: str | os.PathLike[str] | None = None,
@@ -43,9 +42,10 @@ def capture(
 
     Args:
         teacher: Hub id, or a folder that `AutoModelForCausalLM` and `AutoTokenizer` load.
-        dataset: Hub id, folder, `save_to_disk` folder, .jsonl, .parquet or .txt file, or a
-            `datasets.Dataset`; with `text`, `prompt` and `completion`, `messages` or `input_ids`
-            (see `logitstore.rows.dataset`).
+        dataset: Hub id, folder, `save_to_disk` folder, .jsonl, .json, .parquet or .txt file, a
+            pattern or a list of files, or a `datasets.Dataset`; with `text`, `prompt` and
+            `completion`, `messages`, `conversations` or `input_ids` (see
+            `logitstore.rows.dataset`).
         out: The store's folder, or a URL: `s3://bucket/name`.
         **settings: The fields of `CaptureSettings`.
         log_json: Append what happens to this file, a JSON object a line.
@@ -72,7 +72,7 @@ def capture(
 @with_settings(CaptureSettings)
 def preview(
     teacher: str | os.PathLike[str],
-    dataset: "str | os.PathLike[str] | Dataset",
+    dataset: "DatasetArg",
     out: str | os.PathLike[str] | RemotePath | None = None,
     **settings: Any,
 ) -> "Forecast":

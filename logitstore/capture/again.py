@@ -38,10 +38,11 @@ def capture_again(store: str | os.PathLike[str] | StorePath) -> None:
         )
     from logitstore.capture.job import run_capture
 
+    files = provenance.get("files")  # of a dataset that is several
     again = CaptureSettings.from_recorded(settings)
     students: list[str | None] = [*_students(path)] or [None]
     for student in students:
-        run_capture(teacher, dataset, path, replace(again, boundaries_of=student))
+        run_capture(teacher, files or dataset, path, replace(again, boundaries_of=student))
 
 
 def _students(path: StorePath) -> list[str]:

@@ -8,8 +8,9 @@ shard is either committed whole or absent, and a run writes the shards that are 
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.boundaries.cost import check_asked
 from logitstore.capture.estimate.budget import find_budget
@@ -30,12 +31,12 @@ from logitstore.store import LogitStore
 from logitstore.writing.writer import StoreWriter, check_place
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from logitstore.rows.sources import DatasetArg
 
 
 def run_capture(
     teacher: str | os.PathLike[str],
-    dataset: "str | os.PathLike[str] | Dataset",
+    dataset: "DatasetArg",
     out: str | os.PathLike[str] | StorePath,
     settings: CaptureSettings,
     *,
@@ -49,13 +50,13 @@ def run_capture(
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
         return CaptureProcess(
-            task, place, lambda budget: _writer(task, place, budget), ranks, signals, events
+            task, place, lambda measured: _writer(task, place, measured), ranks, signals, events
         ).run()
 
 
 def run_preview(
     teacher: str | os.PathLike[str],
-    dataset: "str | os.PathLike[str] | Dataset",
+    dataset: "DatasetArg",
     out: str | os.PathLike[str] | StorePath | None,
     settings: CaptureSettings,
 ) -> Forecast:
@@ -94,16 +95,13 @@ def _begun(task: Task, out: StorePath) -> CaptureWriter:
     return CaptureWriter(own, boundaries_writer(own, task.student, files))
 
 
-def _writer(task: Task, out: StorePath, budget: int | None = None) -> CaptureWriter:
+def _writer(task: Task, out: StorePath, measured: Mapping[str, Any]) -> CaptureWriter:
     """Make a writer, which begins the store, or stores, if they do not exist.
 
-    `budget` is the number of tokens that was found to fit in a batch; None: as the task says.
+    `measured` is what a new store records of its making besides what the task says.
     """
-    provenance = task.provenance
-    if budget is not None:
-        provenance = provenance | {"tokens_per_batch": budget}
     files = task.teacher.tokenizer_files
-    own = StoreWriter(out, task.spec, task.plan, files, provenance)
+    own = StoreWriter(out, task.spec, task.plan, files, {**task.provenance, **measured})
     if task.student is None:
         return CaptureWriter(own)
     return CaptureWriter(own, boundaries_writer(own, task.student, files))

@@ -4,8 +4,9 @@ A capture may run in many processes at once; this is the life of one of them.
 
 1. *Before it starts,* `prepare` (task.py) has cut the dataset into shards, the same in every
    process: shard i holds the same rows whoever writes it, on whichever day.
-2. *It opens the store, or begins it:* only after the teacher is loaded and, in a long capture, has
-   read some trial batches, so that a capture that cannot work leaves nothing behind.
+2. *It opens the store, or begins it:* only after the teacher is loaded, has said the same of rows
+   alone and in a batch and, in a long capture, has read some trial batches, so that a capture that
+   cannot work leaves nothing behind.
 3. *It takes a missing shard:* those of its rank, one after the other, or with `--claim` the next
    that nobody has (sharing/).
 4. *Rows become records:* the shard's rows are rendered, tokenised and cut to sequences; these are
@@ -23,19 +24,21 @@ the same batches and ends with the same bytes (same machine, versions and thread
 the number of processes.
 """
 
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
+from typing import Any
 
 from logitstore.capture.boundaries.cost import check_asked
 from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import Sample, sample_text, take_sample
 from logitstore.capture.estimate.trial_batches import forecast_if_cheap
+from logitstore.capture.lost_rows import check_sample, warn_of_lost
+from logitstore.capture.passes.self_test import try_teacher
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.shard_worker import NOT_FINITE, ShardRecords, ShardWorker
 from logitstore.capture.sharing.sharing import (
@@ -59,6 +62,8 @@ from logitstore.writing.writer import check_place
 
 log = logging.getLogger(__name__)
 
+_NOTHING: Mapping[str, Any] = {}
+
 
 class CaptureProcess:
     """Runs one process's part of a capture.
@@ -66,8 +71,8 @@ class CaptureProcess:
     Args:
         task: The capture.
         out: The store's folder, or its address in a bucket.
-        make_writer: Opens the store for writing, and begins it if it is not there. Takes the
-            tokens of a batch that a new store records; None for those of the task.
+        make_writer: Opens the store for writing, and begins it if it is not there. Takes what a
+            new store records of its making, besides what the task says.
         ranks: Which process of how many this is.
         stop: Tells whether a signal asked to stop.
         events: The log of `--log-json`.
@@ -77,7 +82,7 @@ class CaptureProcess:
         self,
         task: Task,
         out: StorePath,
-        make_writer: Callable[[int | None], CaptureWriter],
+        make_writer: Callable[[Mapping[str, Any]], CaptureWriter],
         ranks: Ranks,
         stop: Stopper,
         events: JsonLog,
@@ -85,7 +90,7 @@ class CaptureProcess:
         self.task, self.out, self.make_writer = task, out, make_writer
         self.ranks, self.stop, self.events = ranks, stop, events
         self.sample: Sample | None = None
-        self.has_forecast = False
+        self.has_forecast = self.has_tried = False
         self.sharing: Sharing = (
             ByClaim(out) if task.settings.claim else ByRank(out, task.plan.shard_count, ranks)
         )
@@ -112,6 +117,7 @@ class CaptureProcess:
         self.events.write("finished")
         store = open_store(self.out)
         _warn_of_skipped(store)
+        warn_of_lost(store, self.task.settings)
         return store
 
     def _begin(self, at_work: ExitStack) -> CaptureWriter:
@@ -129,36 +135,54 @@ class CaptureProcess:
             writer = self._open(at_work, self._try_teacher())
         return writer
 
-    def _open(self, at_work: ExitStack, budget: int | None = None) -> CaptureWriter:
-        writer = self.make_writer(budget)
+    def _open(self, at_work: ExitStack, measured: Mapping[str, Any] = _NOTHING) -> CaptureWriter:
+        writer = self.make_writer(measured)
         writer.journal.listeners.append(self.events.write)
         if not writer.is_sealed:
             at_work.enter_context(self.sharing.at_work())
         return writer
 
     def _look_at_rows(self, missing: Sequence[int]) -> None:
-        self.sample = take_sample(self.task.reader, self.task.text_bytes)
-        if self.task.student is not None:
-            check_asked(self.task.student, self.sample.sequences)
-        shards = self.task.plan.shard_count
-        log.info("%s", sample_text(self.sample, len(self.task.rows), len(missing), shards))
+        task = self.task
+        self.sample = take_sample(task.reader, task.text_bytes)
+        check_sample(self.sample, task.rows.name, len(task.rows), task.settings)
+        if task.student is not None:
+            check_asked(task.student, self.sample.sequences)
+        shards = task.plan.shard_count
+        log.info("%s", sample_text(self.sample, len(task.rows), len(missing), shards))
 
-    def _try_teacher(self) -> int | None:
-        """Load the teacher and read trial batches, before there is a store.
+    def _try_teacher(self) -> dict[str, Any]:
+        """Load the teacher, try it and read trial batches, before there is a store.
 
         Returns:
-            The tokens of a batch that the store has to record, if they had to be measured.
+            What the store has to record of it.
         """
         assert self.sample is not None
-        task, measured = self.task, None
+        task, measured = self.task, dict[str, Any]()
         if task.wants_budget:
-            measured = find_budget(task, self.teacher, self.sample)
-        budget = measured or int(task.provenance["tokens_per_batch"])
+            measured["tokens_per_batch"] = find_budget(task, self.teacher, self.sample)
+        budget = int((task.provenance | measured)["tokens_per_batch"])
+        measured |= self._self_test(budget)
         forecast = forecast_if_cheap(task, self.teacher, self.sample, budget)
         if forecast is not None:
             forecast.announce(self.events)
             self.has_forecast = True
         return measured
+
+    def _self_test(self, budget: int) -> dict[str, Any]:
+        """Try once in this process whether answers depend on the batch.
+
+        Returns:
+            What was found, for the store and the journal; nothing where it was not tried.
+        """
+        if self.has_tried or self.sample is None or not self.task.settings.self_test:
+            return {}
+        self.has_tried = True
+        found = try_teacher(self.teacher, self.sample.sequences, budget)
+        if found is None:
+            return {}
+        found.check(str(self.task.provenance["teacher"]))
+        return {"self_test": found.facts()}
 
     @cached_property
     def teacher(self) -> TeacherPass:
@@ -183,6 +207,8 @@ class CaptureProcess:
 
     def _do(self, missing: list[int], writer: CaptureWriter, budget: int) -> None:
         teacher = self.teacher
+        if tried := self._self_test(budget):  # of a resumed store, or another process's
+            writer.note("self-test", **tried["self_test"])
         to_complete = None
         if self.sample is not None and self.sample.records and not self.has_forecast:
             own = sorted(set(missing) & set(writer.own.missing()))
@@ -221,7 +247,7 @@ class CaptureProcess:
 
 def _warn_of_skipped(store: LogitStore) -> None:
     """Warn at the end, where it is seen, of sequences that `--on-nan skip` left without records."""
-    skipped = sum(json.loads(f["statuses"]).get(NOT_FINITE, 0) for f in store.shard_facts)
+    skipped = store.statuses.get(NOT_FINITE, 0)
     if skipped:
         log.warning(
             "%s: %s of %s sequences have no records, for the teacher's logits were not finite "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Self
 
 from logitstore.capture.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
+from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.console.settings import not_recorded, setting
 from logitstore.errors import InputError
 from logitstore.format.chunk_codecs import pcodec_library
@@ -151,12 +152,28 @@ class CaptureSettings:
     text_column: str | None = setting(
         None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
     )
+    parse_special: bool = setting(
+        False,
+        _DATA,
+        "Read the names of the teacher's special tokens in a text as these tokens: for text that a "
+        "chat template wrote. They are context, a student has its own in place of BOS and EOS, and "
+        "no second BOS or EOS is added.",
+    )
     supervise: str | None = setting(
         None,
         _DATA,
         "Turns of a conversation to keep records of: all of the assistant's, or the last.",
         metavar="all|last",
         unset="all",
+    )
+    supervised_text: str | None = setting(
+        None,
+        _DATA,
+        "What of these turns: their content (what the message says, thought and calls), or the "
+        "whole turn, also what the chat template alone writes there (an empty think block, a "
+        "channel), which only students with the teacher's template learn.",
+        metavar="content|turn",
+        unset="content",
     )
     chat_template_path: str | None = setting(
         None,
@@ -250,6 +267,25 @@ class CaptureSettings:
         "status not_finite and no records).",
         metavar="stop|skip",
     )
+    max_lost: float = setting(
+        DEFAULT_MAX_LOST,
+        _RUNNING,
+        "Largest share of the rows that may have no records. Where more of the rows that are "
+        "looked at first have none, the capture stops before it begins, and says why. Rows "
+        "without text, and those that `overflow` skips, do not count.",
+        metavar="SHARE",
+        is_recorded=False,
+        is_estimated=False,
+    )
+    self_test: bool = setting(
+        True,
+        _RUNNING,
+        "Read eight rows alone and together before the first shard: where the teacher's answers "
+        "differ by more than rounding, the capture stops. The difference is kept in the store.",
+        switch_help="Do not try first whether the teacher's answers depend on what is in a batch.",
+        is_recorded=False,
+        is_estimated=False,
+    )
     claim: bool = setting(
         False,
         _RUNNING,
@@ -319,6 +355,8 @@ class CaptureSettings:
             raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
         if self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
+        if not 0 <= self.max_lost <= 1:
+            raise InputError(f"--max-lost is {self.max_lost}, expected 0 to 1, such as 0.05.")
         self._check_codec()
 
     def _check_codec(self) -> None:
@@ -386,11 +424,12 @@ class CaptureSettings:
     def _check_generation(self) -> None:
         if self.generate:
             _ = self.sampling
-            if self.supervise is not None:
-                raise InputError(
-                    f"--supervise is {self.supervise}, but with --generate the completion that is "
-                    "written is supervised. Leave one of the two out."
-                )
+            for name in ("supervise", "supervised_text"):
+                if getattr(self, name) is not None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')} is {getattr(self, name)}, but with --generate "
+                        "the completion that is written is supervised. Leave one of the two out."
+                    )
             return
         for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
             value = getattr(self, name)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
+from logitstore.capture.odd_turns import OddTurns
 from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
@@ -64,6 +65,7 @@ class ShardWorker:
         self._teacher, self._reader = teacher, HalvingReader(teacher, writer.note)
         self._completer = Completer.of(teacher, task, budget, beat)
         self._batches_read = 0
+        self._turns = OddTurns(task, writer)
 
     def read_shard(self, index: int) -> ShardRecords:
         """Read a shard with the teacher: all of its sequences in order, each with its records."""
@@ -120,6 +122,7 @@ class ShardWorker:
         sequences: list[TeacherSequence] = []
         weights: list[int] = []
         rows = range(*self.task.plan.shard_rows(index))
+        self.task.reader.turns.clear()
         reader = self.task.reader if self._completer is None else self._completer.complete(rows)
         for row in rows:
             self.beat()
@@ -129,6 +132,8 @@ class ShardWorker:
             weights += [int(self.task.text_bytes[row]) + 1, *[0] * (len(parts) - 1)]
         if isinstance(reader, CompletedRows):
             self.writer.note("generated", shard=index, **reader.counts())
+        if self.task.reader.turns:
+            self._turns.say(index, self.task.reader.turns)
         return sequences, weights
 
     def _after_batch(self, batch: Sequence[TeacherSequence], parts: Parts, seconds: float) -> None:

@@ -6,7 +6,6 @@ tokens), and answers in a `Task`: what the store will hold (spec), which rows go
 every process and at every resume.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -17,6 +16,7 @@ import torch
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
+from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
@@ -34,6 +34,8 @@ from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
+from logitstore.rows.sources import names_of
+from logitstore.rows.special_text import warn_of_special
 from logitstore.rows.watch import Watch
 from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
@@ -41,7 +43,7 @@ from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from logitstore.rows.sources import DatasetArg
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,7 @@ class Task:
         return sum(int(self.text_bytes[slice(*self.plan.shard_rows(i))].sum()) for i in shards)
 
 
-def prepare(
-    teacher: str, dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
-) -> Task:
+def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> Task:
     """Find teacher and dataset; decide what the store will hold and how it is cut into shards.
 
     Raises:
@@ -166,20 +166,23 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
     return teacher
 
 
-def _rows(dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings) -> Rows:
+def _rows(dataset: "DatasetArg", settings: CaptureSettings) -> Rows:
     return load_rows(
         dataset,
         split=settings.split,
         config_name=settings.config_name,
         text_column=settings.text_column,
         prompts=settings.generate,
+        private=True,
     )
 
 
 def _student(rows: Rows, teacher: Teacher, settings: CaptureSettings) -> Student | None:
     if settings.boundaries_of is None:
         return None
-    return Student.load(settings.boundaries_of, rows.kind, teacher.tokenizer)
+    text = settings.supervised_text or "content"
+    kind = "tokens" if settings.parse_special else rows.kind
+    return Student.load(settings.boundaries_of, kind, teacher.tokenizer, text)
 
 
 def _reader(
@@ -195,9 +198,13 @@ def _reader(
         teacher.transformers_tokenizer,
         teacher.tokenizer,
         supervise=settings.supervise,
+        supervised_text=settings.supervised_text,
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
+        prompts=settings.generate,
+        parse_special=settings.parse_special,
     )
+    warn_of_special(rows, render)
     asked = None
     if student is not None:
         middle = MiddleTokenizer(teacher.transformers_tokenizer, teacher.tokenizer)
@@ -231,14 +238,14 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
             "size": teacher.tokenizer.size,
-            "eos_ids": list(teacher.tokenizer.eos_ids),
+            "eos_ids": list(reader.tokenizer.eos_ids),
             "files": tokenizer_digests(teacher.tokenizer_files),
         },
         rendering={
             **reader.render.settings,
             "max_length": limits.max_length,
             **rendering_of(limits),
-            **_given("generate", None if sampling is None else sampling.recorded()),
+            **_given("generate", None if sampling is None else _written(sampling, reader)),
         },
         capture={
             "top_k": settings.top_k,
@@ -253,23 +260,29 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
     return replace(spec, codec=spec.codec | {"name": settings.codec})
 
 
+def _written(sampling: Sampling, reader: RowReader) -> dict[str, Any]:
+    """Describe how completions are written; with what ends them, if that is not EOS alone."""
+    ends = sorted(reader.tokenizer.eos_ids)
+    is_plain = ends == [reader.tokenizer.eos_token_id]
+    return {**sampling.recorded(), **({} if is_plain else {"ends": ends})}
+
+
 def _given(name: str, value: object) -> dict[str, Any]:
     """Make an entry of a dict, or none where the value is None."""
     return {} if value is None else {name: value}
 
 
-def _provenance(
-    teacher: str, dataset: "str | os.PathLike[str] | Dataset", settings: CaptureSettings
-) -> dict[str, Any]:
+def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> dict[str, Any]:
     """Record how the store was made, for people and for `logitstore repair --capture`."""
-    is_named = isinstance(dataset, (str, os.PathLike))
+    named = names_of(dataset)
     asked = settings.tokens_per_batch
     return {
         "teacher": teacher,
         "revision": settings.revision,
-        "dataset": os.fspath(dataset) if is_named else type(dataset).__name__,
+        "dataset": type(dataset).__name__ if named is None else " + ".join(named),
+        **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
-        "settings": settings.recorded() if is_named else None,
+        "settings": None if named is None else settings.recorded(),
         "tokens_per_batch": asked if isinstance(asked, int) else DEFAULT_TOKENS_PER_BATCH,
         # Of the package itself as it was imported: a checkout need not be installed.
         "versions": {"logitstore": logitstore.__version__}

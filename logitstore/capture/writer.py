@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from logitstore.capture.boundaries.student import Student
+from logitstore.capture.lost_rows import check_shards
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -71,10 +72,11 @@ class CaptureWriter:
 
         Raises:
             CorruptStoreError: The bytes of a shard are not those that were committed.
+            InputError: Not one of its shards has a record.
         """
         for writer in reversed(self._both):
             if not writer.is_sealed:
-                writer.seal()
+                writer.seal(check_shards(self.path) if writer is self.own else None)
 
     def shard_bytes(self, index: int) -> int:
         """Count the bytes of a shard that is there, in both stores."""

@@ -21,9 +21,10 @@ from logitstore.console.settings import about, described
 
 TeacherArg = Annotated[str, typer.Argument(help="The teacher: hub id or model folder.")]
 DatasetArg = Annotated[
-    str,
+    list[str],
     typer.Argument(
-        help="The dataset: hub id, folder, save_to_disk folder, or a .jsonl, .parquet or .txt file."
+        help="The dataset: hub id, folder, save_to_disk folder, or .jsonl, .json, .parquet or .txt "
+        "files (all but .parquet also .gz or .zst), also as a pattern such as 'data/*.jsonl'."
     ),
 ]
 #: Settings that change how a capture runs and nothing that is estimated.
@@ -88,7 +89,7 @@ def estimate(
 
 
 def _print_preview(
-    teacher: str, dataset: str, out: str | None, settings: CaptureSettings, as_json: bool
+    teacher: str, dataset: list[str], out: str | None, settings: CaptureSettings, as_json: bool
 ) -> None:
     """Print what one process would do; the other ranks have nothing to add."""
     from logitstore.capture.job import run_preview

@@ -5,7 +5,8 @@ the digest in the seal matches.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +47,14 @@ def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
         write_page_checksum=True,
     )
     return bytes(memoryview(sink.getvalue()))
+
+
+def statuses_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Count the sequences of all shards by status."""
+    counts: Counter[str] = Counter()
+    for line in lines:
+        counts.update(parse_json(line["statuses"].encode()))
+    return dict(counts)
 
 
 def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:

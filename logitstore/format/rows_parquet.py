@@ -170,6 +170,28 @@ class LinesReader:
             raise ValueError(f"a line is of row {rows[0]} or {rows[-1]}, not of this shard")
         return rows
 
+    def first_rows(self, first: int, stop: int) -> dict[str, int]:
+        """Read the first dataset row of every status, without the text.
+
+        Raises:
+            ValueError: Lines are damaged, not in order, or not from `first` to `stop` - 1.
+        """
+        rows, place = self.rows(first, stop), 0
+        found: dict[str, int] = {}
+        for group in range(self.groups):
+            columns_cost(self._data, self._columns(group)[:3]).check()
+        try:
+            # A status stays a reference to a dictionary: it may be long, and used by every line.
+            column = self._opened(["status"]).read(columns=["status"], use_threads=False).column(0)
+            for chunk in column.chunks:
+                for code in dict.fromkeys(chunk.indices.to_pylist()):
+                    status = str(chunk.dictionary[code].as_py())
+                    found.setdefault(status, rows[place + chunk.indices.index(code).as_py()])
+                place += len(chunk)
+        except (*PYARROW_ERRORS, IndexError, TypeError) as e:
+            raise ValueError(f"the statuses cannot be read ({e})") from None
+        return found
+
     def table(self, group: int) -> pa.Table:
         """Read a row group, after checking that it is not a bomb.
 

@@ -21,6 +21,7 @@ from logitstore.console.terminal import (
 )
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
+from logitstore.text.strict_json import decode
 from logitstore.text.token_bytes import written_bytes
 
 Facts = dict[str, Any]
@@ -68,8 +69,19 @@ def sequence_facts(store: LogitStore, i: int) -> Facts:
         "status": line.status,
         "segments": [s._asdict() for s in line.segments],
         "supervised_start": line.supervised_start,
+        **_own(line.messages if "private" in store.spec.rendering else None),
         "tokens": tokens,
     }
+
+
+def _own(messages: str | None) -> Facts:
+    """Return what the student sees, where the teacher saw another prompt: messages, or texts."""
+    if messages is None:
+        return {}
+    whole = decode(messages, "the row")
+    whole = whole if isinstance(whole, dict) else {}
+    texts = [segment[1] for segment in whole.get("segments", ())]
+    return {"student_sees": whole.get("messages") or texts}
 
 
 def _entry(records: TokenRecords, j: int, names: Sequence[str] | None) -> Facts:
@@ -132,6 +144,7 @@ def sequence_text(found: Facts, *, colour: bool = False) -> str:
             f"{found['status']} · {len(tokens)} records"
         ),
         *_body(found, colour),
+        *_student_sees(found, colour),
         "",
         _legend(colour),
         _head(),
@@ -187,6 +200,15 @@ def _body(found: Facts, colour: bool) -> list[str]:
         lines[-1] += left
     elif left:
         lines.append(f"  supervised: {left}")
+    return lines
+
+
+def _student_sees(found: Facts, colour: bool) -> list[str]:
+    """Format what the student sees in place of the context above, a line a message or segment."""
+    lines = []
+    for each in found.get("student_sees", ()):
+        text = each if isinstance(each, str) else json.dumps(each, ensure_ascii=False)
+        lines.append(coloured(f"  student sees: {printable(text)}", _DIM, colour))
     return lines
 
 

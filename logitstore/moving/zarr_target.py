@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
@@ -114,7 +113,11 @@ class _Bucket:
         pass
 
     def store(self, name: str) -> Store:
-        return FsspecStore.from_url((self._place / name).url)
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        # By the client of all other requests: one that zarr makes for itself is never closed.
+        fs, key = (self._place / name).client()
+        return FsspecStore(AsyncFileSystemWrapper(fs, asynchronous=True), path=key)
 
     def retried(self, action: Callable[[], Any]) -> Any:
         return retrying(action, self._place.url)
@@ -123,9 +126,9 @@ class _Bucket:
         return (self._place / name).read_limited(limit)
 
     def write(self, name: str, data: bytes) -> None:
-        url = (self._place / name).url
-        fs, key = fsspec.url_to_fs(url)
-        retrying(lambda: fs.pipe_file(key, data), url)
+        place = self._place / name
+        fs, key = place.client()
+        retrying(lambda: fs.pipe_file(key, data), place.url)
 
     def publish(self) -> None:
         pass
@@ -140,5 +143,5 @@ class _Bucket:
     def clean_up(self) -> None:
         with suppress(Exception):  # the first failure is the one to report
             if not (self._place / GROUP_MEMBER).exists():
-                fs, key = fsspec.url_to_fs(self._place.url)
+                fs, key = self._place.client()
                 fs.rm(key, recursive=True)

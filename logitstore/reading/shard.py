@@ -158,6 +158,13 @@ class Shard:
             raise damaged(self.path, self.rows, f"{LINES_MEMBER}: {e}") from None
         return np.array(rows, np.int64)
 
+    def first_rows(self) -> dict[str, int]:
+        """Read the first dataset row of every status."""
+        try:
+            return self._lines.first_rows(*self._rows)
+        except ValueError as e:
+            raise damaged(self.path, self.rows, f"{LINES_MEMBER}: {e}") from None
+
     def array(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Read an array of elements as it is stored, whole or from `start` to `stop`.
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
-from logitstore.text.conversation import parsed, without_missing
+from logitstore.text.strict_json import trouble
 
 _INT_BYTES = 8
+_COMPACT = (",", ":")
 
 
 def of_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -38,16 +40,25 @@ def of_integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     )
 
 
-def of_values(values: Sequence[Any], where: Sequence[str]) -> pa.ChunkedArray:
-    """Encode any values as JSON without keys that hold None; the order of keys is kept.
+def of_values(values: Sequence[Any], where: Callable[[int], str]) -> pa.ChunkedArray:
+    """Encode any values as JSON; the order of keys is kept.
+
+    Args:
+        values: What the rows hold.
+        where: Names each row in messages, by its place among the values.
 
     Raises:
-        InputError: JSON in a string that is not JSON; `where` names the rows.
+        InputError: A value that JSON does not have, such as a date of Arrow's.
     """
-    written = [
-        json.dumps(without_missing(parsed(value, place)), separators=(",", ":")).encode()
-        for value, place in zip(values, where, strict=True)
-    ]
+    written = []
+    for i, value in enumerate(values):
+        try:
+            text = json.dumps(value, separators=_COMPACT, allow_nan=False)
+        except (RecursionError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{where(i)}: {trouble(error)}. Write it as text, or drop the row."
+            ) from error
+        written.append(text.encode())
     return pa.chunked_array([pa.array(written, pa.large_binary())])
 
 

@@ -1,48 +1,58 @@
 """Read rows of a user's dataset: text, a prompt and its completion, a conversation, or tokens.
 
-A dataset is a hub id, a folder (of data files, or from `save_to_disk`), a `.jsonl`, `.json`,
-`.parquet` or `.txt` file (a row a line), or a `datasets.Dataset`. Its columns decide its kind: the
-first of these whose columns it has:
+A dataset is a hub id, a folder (of data files, or from `save_to_disk`), one or several `.jsonl`,
+`.json`, `.parquet` or `.txt` files (a row a line; all but Parquet also as `.gz` or `.zst`), a
+pattern such as `data/*.jsonl`, or a `datasets.Dataset`. Its columns decide its kind: the first of
+these whose columns it has:
 
     tokens              `input_ids` of the teacher's tokenizer; all of them are supervised but for
-                        -100 in `labels` and zeros in `completion_mask` or `assistant_masks`
+                        -100 in `labels` and zeros in `completion_mask` or `assistant_masks`;
+                        documents packed into a row are cut apart
     prompt_completion   `prompt` is context, `completion` is supervised
-    conversation        the same as lists of messages, or `messages`: assistant turns are supervised
+    conversation        the same as lists of messages, or `messages`, or ShareGPT's
+                        `conversations`: assistant turns are supervised
     text                `text`, or the column that the user names, is supervised
 
-A conversation may have `tools` and `chat_template_kwargs` beside it. `references`, other texts that
-are as good as a row's completion, are for the evaluation of answers; no store has them. Rows keep
-their order and number: an empty or missing text is still a row.
+A conversation may have `tools` and `chat_template_kwargs` beside it. Beside `prompt` may stand
+`teacher_prompt`, and beside `messages` `teacher_messages`: what the teacher alone sees in its
+place. `references`, other texts that are as good as a row's completion, are for the evaluation of
+answers; no store has them. Rows keep their order and number: an empty or missing text is still a
+row.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 
-from logitstore.console.progress import progress
 from logitstore.errors import InputError
-from logitstore.format.numpy_types import I64, Bools
+from logitstore.format.numpy_types import I64
 from logitstore.records import Segment
-from logitstore.rows import arrow_text as as_bytes
-from logitstore.rows.kinds import BESIDE, CONVERSATION, MASKS, choose_columns
+from logitstore.rows.kinds import (
+    BESIDE,
+    Kind,
+    choose_kind,
+    references_of,
+    wanted_columns,
+)
+from logitstore.rows.nested import read_nested
+from logitstore.rows.source import Source
 from logitstore.rows.source_files import mapped_files
 from logitstore.rows.sources import load_split
-from logitstore.text.conversation import Message, parsed, read_messages, without_missing
-from logitstore.text.token_ids import NO_LABEL, TokenRow
+from logitstore.rows.survey import Survey, survey
+from logitstore.rows.token_rows import documents_of
+from logitstore.text.conversation import ASSISTANT, Message
+from logitstore.text.token_ids import TokenRow
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from logitstore.rows.sources import DatasetArg
 
 _BATCH_ROWS = 10_000
-#: The column of texts that are as good as the completion.
-REFERENCES = "references"
 
 
 class Dialogue(NamedTuple):
@@ -62,40 +72,44 @@ class Dialogue(NamedTuple):
 
 
 def load_rows(
-    dataset: str | Path | Dataset,
+    dataset: DatasetArg,
     *,
     split: str | None = None,
     config_name: str | None = None,
     text_column: str | None = None,
     revision: str | None = None,
     prompts: bool = False,
+    private: bool = False,
     references_column: str | None = None,
 ) -> Rows:
     """Open a dataset and choose the columns to read.
 
     Args:
-        dataset: A hub id or a path, or a `datasets.Dataset` itself.
+        dataset: A hub id or a path, several paths or patterns, or a `datasets.Dataset` itself.
         split: The split, or a slice such as `train[:1000]`. Not needed if there is only one.
         config_name: The configuration, for a hub id or a folder.
         text_column: The column to train on, instead of `text`.
         revision: Branch, tag or commit, for a hub id.
         prompts: Only prompts are read, for completions that are yet to be written.
+        private: Whether to read what the teacher alone sees (`teacher_prompt`,
+            `teacher_messages`).
         references_column: The column of `Rows.references`, instead of `references`.
 
     Raises:
         InputError: It does not exist, cannot be read, has no rows, or its columns are not known; a
             prompt that has a completion already.
+        StorageError: The cache of `datasets` cannot be written.
     """
-    loaded, name = load_split(dataset, split, config_name, revision)
-    kind, columns = choose_columns(loaded, name, text_column, prompts=prompts)
-    if len(loaded) == 0:
+    wanted = wanted_columns(text_column, references_column)
+    source = load_split(dataset, split, config_name, revision, wanted)
+    if len(source.dataset) == 0:
         raise InputError(
-            f"{name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
+            f"{source.name}: 0 rows, so nothing to capture. Give a dataset or --split with some."
         )
-    references = _references(loaded, name, references_column)
-    rows = Rows(loaded.select_columns(list(columns)), name, kind, columns, references)
+    kind = choose_kind(source, text_column, prompts=prompts, private=private)
+    rows = Rows(source, kind, references_of(source, references_column))
     if prompts:
-        _reject_completed(loaded, rows)
+        _reject_completed(rows)
     return rows
 
 
@@ -103,23 +117,23 @@ class Rows:
     """The rows of a dataset, one by one.
 
     Attributes:
+        source: The dataset.
         name: What the user called it, for messages.
         kind: `text`, `prompt_completion`, `conversation` or `tokens`.
         columns: The columns that are read, in the order of the segments.
+        private: The column of what the teacher alone sees; None: it sees what the student sees.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        name: str,
-        kind: str,
-        columns: tuple[str, ...],
-        references: Dataset | None = None,
-    ) -> None:
-        self.name, self.kind, self.columns = name, kind, columns
-        self._references = references
-        self._dataset = dataset.with_format("arrow")
-        self._decoded = dataset.with_format(None)  # nested values, JSON among them, as Python's
+    def __init__(self, source: Source, kind: Kind, references: str | None = None) -> None:
+        self.source, self.name = source, source.name
+        self.kind, self.columns, self.private = kind.name, kind.all_columns, kind.private
+        self._main, self._references_column = kind.columns, references
+        chosen = source.dataset.select_columns(list(self.columns))
+        self._dataset = chosen.with_format("arrow")
+        self._decoded = chosen.with_format(None)  # nested values, JSON among them, as Python's
+        self._references = None
+        if references is not None:
+            self._references = source.dataset.select_columns([references]).with_format(None)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -131,7 +145,7 @@ class Rows:
 
     def where(self, i: int) -> str:
         """Name row `i` for messages."""
-        return f"{self.name}: row {i:,}"
+        return self.source.where(i)
 
     def segments(self, i: int) -> tuple[Segment, ...]:
         """Read row `i` of `text` or `prompt_completion` rows; a missing text is empty.
@@ -140,13 +154,17 @@ class Rows:
             InputError: It is not UTF-8.
         """
         assert self.kind in ("text", "prompt_completion"), self.kind
-        table = self._table(i)
-        try:
-            texts = [table.column(column)[0].as_py() or "" for column in self.columns]
-        except UnicodeDecodeError:
-            raise self._not_utf8(i) from None
-        supervised = (True,) if self.kind == "text" else (False, True)[: len(texts)]
-        return tuple(Segment(text, flag) for text, flag in zip(texts, supervised, strict=True))
+        return self._segments(i, self._main)
+
+    def teacher_segments(self, i: int) -> tuple[Segment, ...] | None:
+        """Read row `i` of `prompt_completion` rows as the teacher alone sees it.
+
+        Returns:
+            None where the teacher sees what the student sees.
+        """
+        if self.private is None or self._decoded[i][self.private] is None:
+            return None
+        return self._segments(i, (self.private, *self._main[1:]))
 
     def dialogue(self, i: int) -> Dialogue:
         """Read row `i` of `conversation` rows.
@@ -155,37 +173,31 @@ class Rows:
             InputError: Its messages, tools or variables do not have the form that they must have.
         """
         assert self.kind == "conversation", self.kind
-        row, where = self._decoded[i], self.where(i)
-        parts = [read_messages(row[c], where) for c in self.columns if c in CONVERSATION]
-        first = len(parts[0]) if len(parts) == 2 else 0
-        tools = _beside(row, "tools", list, where)
-        kwargs = _beside(row, "chat_template_kwargs", dict, where)
-        return Dialogue([m for part in parts for m in part], first, tools or None, kwargs or {})
+        return self._dialogue(i, self._main)
 
-    def tokens(self, i: int) -> TokenRow:
-        """Read row `i` of `tokens` rows, without padding (zeros of `attention_mask`).
+    def teacher_dialogue(self, i: int) -> Dialogue | None:
+        """Read row `i` of `conversation` rows as the teacher alone sees it.
+
+        Returns:
+            None where the teacher sees what the student sees.
 
         Raises:
-            InputError: Labels or masks that do not belong to its tokens.
+            InputError: As for :meth:`dialogue`.
+        """
+        if self.private is None or self._decoded[i][self.private] is None:
+            return None
+        return self._dialogue(i, (self.private, *self._main[1:]))
+
+    def documents(self, i: int) -> list[TokenRow]:
+        """Read the documents of row `i` of `tokens` rows, without padding; at least one.
+
+        Raises:
+            InputError: Labels, masks or positions that do not belong to its tokens.
         """
         assert self.kind == "tokens", self.kind
-        table, where = self._table(i), self.where(i)
-        row = {c: _integers(table.column(c)[0].as_py(), f"{where}: {c}") for c in self.columns}
-        ids = row["input_ids"]
-        for column, values in row.items():
-            if len(values) != len(ids):
-                raise InputError(
-                    f"{where}: {column} has {len(values):,} values, but there are {len(ids):,} "
-                    "input_ids. Give one a token, or leave the column out."
-                )
-        is_wanted = np.ones(len(ids), np.bool_)
-        if "labels" in row:
-            is_wanted &= row["labels"] != NO_LABEL
-            _check_labels(ids, row["labels"], is_wanted, where)
-        for mask in set(MASKS) & set(row):
-            is_wanted &= row[mask] != 0
-        is_token = row.get("attention_mask", np.ones_like(ids)) != 0  # not padding
-        return TokenRow(ids[is_token], is_wanted[is_token])
+        table = self._table(i)
+        row = {column: table.column(column)[0].as_py() for column in self.columns}
+        return documents_of(row, self.where(i))
 
     def references(self, i: int) -> list[str]:
         """Read the texts that are as good as the completion of row `i`; empty where it has none.
@@ -193,9 +205,12 @@ class Rows:
         Raises:
             InputError: They are not a list of texts, nor one under `text` as SQuAD has it.
         """
-        if self._references is None:
+        column = self._references_column
+        if self._references is None or column is None:
             return []
-        ((column, value),) = self._references[i].items()
+        value = self._references[i][column]
+        if column in self.source.files and value is not None:
+            value = json.loads(value)
         listed = value.get("text") if isinstance(value, dict) else value
         if listed is None:
             return []
@@ -206,14 +221,18 @@ class Rows:
             )
         return listed
 
+    @cached_property
+    def survey(self) -> Survey:
+        """What reading all rows once tells of them; it is read when first asked for.
+
+        Raises:
+            InputError: A row that cannot be read; names it.
+        """
+        return survey(self)
+
     def text_bytes(self) -> I64:
         """Count the bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""
-        return np.concatenate(
-            [
-                sum(as_bytes.lengths_of(table.column(c)) for c in self.columns)
-                for _, table in self._tables()
-            ]
-        )
+        return self.survey.text_bytes
 
     def digest(self) -> str:
         """Compute the SHA-256 of the kind, and of every used column's lengths and bytes.
@@ -224,22 +243,68 @@ class Rows:
         Raises:
             InputError: A text is not UTF-8; names the first such row.
         """
-        parts = [(hashlib.sha256(), hashlib.sha256()) for _ in self.columns]
-        with progress(len(self), "read the dataset", "rows") as shown:
-            for first, table in self._tables():
-                for column, (lengths, content) in zip(self.columns, parts, strict=True):
-                    written = table.column(column)
-                    if self.kind in ("text", "prompt_completion"):
-                        self._check_utf8(first, written)
-                    lengths.update(as_bytes.lengths_of(written).astype("<i8").tobytes())
-                    for chunk in written.chunks:
-                        content.update(as_bytes.content_of(chunk))
-                shown.update(len(table))
-        hashes = [[part.hexdigest() for part in pair] for pair in parts]
-        whole = [self.kind, len(self), hashes]
-        if self.kind in BESIDE:
-            whole.append(list(self.columns))  # which of the possible columns these are
-        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        return self.survey.digest
+
+    def arrow(self, first: int, stop: int) -> pa.Table:
+        """Return some of the rows as Arrow has them."""
+        return self._dataset[first:stop]
+
+    def nested(self, first: int, stop: int) -> dict[str, list[Any]]:
+        """Return some of the rows of conversations column by column, checked.
+
+        Keys without a value are left out where they say nothing: see `rows/nested.py`.
+
+        Raises:
+            InputError: As for :meth:`dialogue`.
+        """
+        columns = self._decoded[first:stop]
+        return {
+            name: [self._value(value, name, self.where(i)) for i, value in enumerate(found, first)]
+            for name, found in columns.items()
+        }
+
+    def not_utf8(self, row: int) -> InputError:
+        """Make the error for a row whose text is no text."""
+        return InputError(
+            f"{self.name}: row {row:,} is not UTF-8 text. Write the dataset again from text "
+            "that was decoded with its own encoding, or drop the row."
+        )
+
+    def _segments(self, i: int, columns: Sequence[str]) -> tuple[Segment, ...]:
+        table = self._table(i)
+        try:
+            texts = [table.column(column)[0].as_py() or "" for column in columns]
+        except UnicodeDecodeError:
+            raise self.not_utf8(i) from None
+        supervised = (True,) if self.kind == "text" else (False, True)[: len(texts)]
+        return tuple(Segment(text, flag) for text, flag in zip(texts, supervised, strict=True))
+
+    def _dialogue(self, i: int, columns: Sequence[str]) -> Dialogue:
+        row, where = self._decoded[i], self.where(i)
+        parts = [self._value(row[column], column, where) or [] for column in columns]
+        first = len(parts[0]) if len(parts) == 2 else 0
+        beside = {c: self._value(row[c], c, where) for c in BESIDE[self.kind] if c in row}
+        return Dialogue(
+            [message for part in parts for message in part],
+            first,
+            beside.get("tools") or None,
+            beside.get("chat_template_kwargs") or {},
+        )
+
+    def _value(self, value: Any, column: str, where: str) -> Any:
+        return read_nested(
+            value,
+            column,
+            where,
+            are_messages=column in self.message_columns,
+            is_json=column in self.source.files,
+            is_exact=self.source.is_exact(column),
+        )
+
+    @property
+    def message_columns(self) -> tuple[str, ...]:
+        """The columns of conversations that hold messages."""
+        return (*self._main, *([self.private] if self.private else []))
 
     def _table(self, i: int) -> pa.Table:
         table = self._dataset[i : i + 1]
@@ -247,53 +312,11 @@ class Rows:
             raise IndexError(f"row {i} of {len(self)}")
         return table
 
-    def _tables(self) -> Iterator[tuple[int, pa.Table]]:
-        """Yield (first row, table): the used columns as bytes without nulls, some rows a time."""
-        for first in range(0, len(self), _BATCH_ROWS):
-            stop = min(first + _BATCH_ROWS, len(self))
-            columns = [self._bytes_of(c, first, stop) for c in self.columns]
-            yield first, pa.table(columns, names=list(self.columns))
 
-    def _bytes_of(self, column: str, first: int, stop: int) -> pa.ChunkedArray:
-        if self.kind == "conversation":
-            values = self._decoded[first:stop][column]
-            return as_bytes.of_values(
-                values, [f"{self.where(i)}: {column}" for i in range(first, stop)]
-            )
-        values = self._dataset[first:stop].column(column)
-        return as_bytes.of_integers(values) if self.kind == "tokens" else as_bytes.of_text(values)
-
-    def _check_utf8(self, first: int, texts: pa.ChunkedArray) -> None:
-        try:
-            texts.cast(pa.large_string())  # Arrow checks the text here
-        except pa.ArrowInvalid:
-            for i, text in enumerate(texts):
-                if not _is_utf8(text.as_py()):
-                    raise self._not_utf8(first + i) from None
-            raise
-
-    def _not_utf8(self, row: int) -> InputError:
-        return InputError(
-            f"{self.name}: row {row:,} is not UTF-8 text. Write the dataset again from text "
-            "that was decoded with its own encoding, or drop the row."
-        )
-
-
-def _references(loaded: Dataset, name: str, column: str | None) -> Dataset | None:
-    if column is None and REFERENCES not in loaded.column_names:
-        return None
-    chosen = column or REFERENCES
-    if chosen not in loaded.column_names:
-        raise InputError(
-            f"{name}: no column {chosen!r}; found {', '.join(loaded.column_names)}. Name one of "
-            "these with --references-column, or leave it out."
-        )
-    return loaded.select_columns([chosen]).with_format(None)
-
-
-def _reject_completed(dataset: Dataset, rows: Rows) -> None:
+def _reject_completed(rows: Rows) -> None:
     """Reject prompts with a completion: it would be lost, or read as if the teacher wrote it."""
-    row = _first_answered(rows) if "messages" in rows.columns else _first_completion(dataset)
+    is_talk = rows.kind == "conversation" and "prompt" not in rows.columns
+    row = _first_answered(rows) if is_talk else _first_completion(rows.source)
     if row is not None:
         raise InputError(
             f"{rows.where(row)}: has a completion already, and --generate writes completions. "
@@ -301,13 +324,13 @@ def _reject_completed(dataset: Dataset, rows: Rows) -> None:
         )
 
 
-def _first_completion(dataset: Dataset) -> int | None:
-    if "completion" not in dataset.column_names:
+def _first_completion(source: Source) -> int | None:
+    if "completion" not in source.dataset.column_names:
         return None
-    chosen = dataset.select_columns(["completion"]).with_format(None)
+    chosen = source.dataset.select_columns(["completion"]).with_format(None)
     for first in range(0, len(chosen), _BATCH_ROWS):
         for i, value in enumerate(chosen[first : first + _BATCH_ROWS]["completion"], first):
-            if value:
+            if value and value not in ("[]", '""'):  # of JSON
                 return i
     return None
 
@@ -318,49 +341,7 @@ def _first_answered(rows: Rows) -> int | None:
         (
             i
             for i in range(len(rows))
-            if (messages := rows.dialogue(i).messages) and messages[-1]["role"] == "assistant"
+            if (messages := rows.dialogue(i).messages) and messages[-1]["role"] == ASSISTANT
         ),
         None,
     )
-
-
-def _beside(row: Mapping[str, Any], column: str, kind: type, where: str) -> Any:
-    """Read a value of an optional column, without keys that hold None; None where it is missing."""
-    place = f"{where}: {column}"
-    value = without_missing(parsed(row.get(column) or None, place))
-    if value is not None and not isinstance(value, kind):
-        raise InputError(
-            f"{place}: expected a {kind.__name__} (or JSON of one), found {type(value).__name__}. "
-            "Change it, or leave the column out."
-        )
-    return value
-
-
-def _integers(values: list[Any] | None, where: str) -> I64:
-    if values is not None and None in values:
-        raise InputError(f"{where}: value {values.index(None):,} is missing. Drop the row.")
-    return np.array(values or [], np.int64)
-
-
-def _check_labels(
-    ids: I64,
-    labels: I64,
-    is_wanted: Bools,
-    where: str,
-) -> None:
-    wrong = np.flatnonzero((labels != ids) & is_wanted)
-    if len(wrong):
-        t = int(wrong[0])
-        raise InputError(
-            f"{where}: label {t:,} is {labels[t]}, expected the token itself ({ids[t]}) or "
-            f"{NO_LABEL}. Labels lie on their own tokens here, as Trainer has them: do not "
-            "shift them."
-        )
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

@@ -1,55 +1,97 @@
-"""Load one split of a dataset through `datasets`, and explain what can be wrong with it."""
+"""Load one split of a dataset, and explain what can be wrong with it.
+
+Files of JSON and of text are read by this package, wherever they come from (`columns.py`); all
+other data by `datasets`.
+"""
 
 from __future__ import annotations
 
-import codecs
-import json
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from logitstore.errors import InputError, in_a_line
+from logitstore.rows.column_writer import Column
+from logitstore.rows.columns import read_columns
+from logitstore.rows.files import KINDS, PARQUET, File, expand, is_pattern
+from logitstore.rows.source import Source
 from logitstore.rows.source_files import SourceFiles
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
-#: The builder of `datasets` that reads files of each ending.
-_BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".txt": "text"}
-_TEXT_FILES = (".jsonl", ".json", ".txt")
-_BLOCK_BYTES = 1024 * 1024
+    #: What a user gives as a dataset: a name, several names, or the rows themselves.
+    DatasetArg: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Dataset
+
+_FOLDER = "logitstore"  # in the cache of `datasets`
 
 
 def load_split(
-    dataset: str | Path | Dataset, split: str | None, config_name: str | None, revision: str | None
-) -> tuple[Dataset, str]:
-    """Load one split, and choose its name in messages.
+    dataset: DatasetArg,
+    split: str | None,
+    config_name: str | None,
+    revision: str | None,
+    wanted: Mapping[str, str | None],
+) -> Source:
+    """Load one split.
+
+    Args:
+        dataset: As :func:`logitstore.rows.dataset.load_rows` takes it.
+        split: Its name, or a slice of it.
+        config_name: The configuration.
+        revision: Branch, tag or commit.
+        wanted: The columns to read of files; see :func:`logitstore.rows.columns.read_columns`.
 
     Raises:
         InputError: As :func:`logitstore.rows.dataset.load_rows` says.
+        StorageError: The cache cannot be written.
     """
-    if not isinstance(dataset, str | Path):
+    names = names_of(dataset)
+    if names is None:
         _reject("a dataset in memory", config_name=config_name, revision=revision)
-        return _choose(_in_memory(dataset), "the dataset", split), "the dataset"
+        return Source(_choose(_in_memory(dataset), "the dataset", split), "the dataset")
     try:
-        return _named(dataset, split, config_name, revision)
+        return _named(names, split, config_name, revision, wanted)
     except OSError as error:
+        if error.strerror is None:  # one of ours, which says all
+            raise
+        place = error.filename if len(names) > 1 and error.filename else names[0]
         raise InputError(
-            f"{dataset}: cannot be read ({error.strerror}). Fix its permissions, or copy it to "
+            f"{place}: cannot be read ({error.strerror}). Fix its permissions, or copy it to "
             "where you may read it."
         ) from error
 
 
+def names_of(dataset: Any) -> list[str] | None:
+    """List the paths or ids that a user gave; None for a dataset in memory."""
+    if isinstance(dataset, str | os.PathLike):
+        return [os.fspath(dataset)]
+    is_list = isinstance(dataset, list | tuple)
+    if is_list and all(isinstance(name, str | os.PathLike) for name in dataset):
+        if not dataset:
+            raise InputError("the dataset: an empty list of files. Give at least one.")
+        return [os.fspath(name) for name in dataset]
+    return None
+
+
 def _named(
-    dataset: str | Path, split: str | None, config_name: str | None, revision: str | None
-) -> tuple[Dataset, str]:
-    path, name = Path(dataset), str(dataset)
-    if path.is_dir():
-        _reject(f"{name} (a folder)", revision=revision)
-        return _choose(_from_folder(path, config_name), name, split), name
-    if path.exists():
-        _reject(f"{name} (a file)", config_name=config_name, revision=revision)
-        return _choose(_from_file(path), name, split), name
-    return _from_hub(name, split, config_name, revision), name
+    names: list[str],
+    split: str | None,
+    config_name: str | None,
+    revision: str | None,
+    wanted: Mapping[str, str | None],
+) -> Source:
+    name = names[0]
+    if len(names) == 1 and not is_pattern(name):
+        if Path(name).is_dir():
+            _reject(f"{name} (a folder)", revision=revision)
+            return _from_folder(Path(name), split, config_name, wanted)
+        if not Path(name).exists():
+            return _from_hub(name, split, config_name, revision, wanted)
+    what = "a file" if len(names) == 1 else "files"
+    _reject(f"{name} ({what})", config_name=config_name, revision=revision)
+    return _from_files([File.at(path) for path in expand(names)], split, wanted)
 
 
 def _in_memory(dataset: Any) -> Dataset | DatasetDict:
@@ -69,67 +111,178 @@ def _in_memory(dataset: Any) -> Dataset | DatasetDict:
     return dataset
 
 
-def _from_folder(folder: Path, config_name: str | None) -> Dataset | DatasetDict:
+def _from_folder(
+    folder: Path, split: str | None, config_name: str | None, wanted: Mapping[str, str | None]
+) -> Source:
     import datasets
 
+    name = str(folder)
     if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
         _reject(f"{folder} (from save_to_disk)", config_name=config_name)
         try:
-            return datasets.load_from_disk(str(folder))
+            loaded = datasets.load_from_disk(name)
         except Exception as error:  # a broken folder gives any class: KeyError, pyarrow's, JSON's
-            raise _unreadable(str(folder), error) from error
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in _TEXT_FILES):
-        _check_utf8(path)
+            raise _unreadable(name, error) from error
+        return Source(_choose(loaded, name, split), name)
     try:
-        files = SourceFiles.of_folder(folder, config_name)
-        loaded = datasets.load_dataset(str(folder), config_name, cache_dir=str(files.cache))
+        builder = datasets.load_dataset_builder(name, config_name)
     except Exception as error:  # builders raise any class, StopIteration too
-        raise _unreadable(str(folder), error) from error
-    files.check()
-    return loaded
+        raise _unreadable(name, error) from error
+    if (files := _files_of(builder)) is not None:
+        return _from_splits(files, name, split, wanted)
+    try:
+        sources = SourceFiles.of_folder(folder, config_name)
+        loaded = datasets.load_dataset(name, config_name, cache_dir=str(sources.cache))
+    except Exception as error:
+        raise _unreadable(name, error) from error
+    sources.check()
+    return Source(_choose(loaded, name, split), name)
 
 
-def _from_file(path: Path) -> Dataset | DatasetDict:
+def _from_files(files: list[File], split: str | None, wanted: Mapping[str, str | None]) -> Source:
     import datasets
 
-    if path.suffix not in _BUILDERS:
+    name = files[0].name if len(files) == 1 else f"{files[0].name} and {len(files) - 1} more"
+    for file in files:
+        _check_file(file)
+    if all(file.path.stat().st_size == 0 for file in files):
+        raise InputError(f"{name}: 0 rows, the file is empty. Give one with text.")
+    kinds = {file.kind == PARQUET: file for file in files}
+    if len(kinds) > 1:
         raise InputError(
-            f"{path}: unknown kind of file; expected {', '.join(_BUILDERS)}, found "
-            f"{path.suffix or 'no ending'!r}. Convert it, or load it with `datasets` and "
-            "save_to_disk."
+            f"{kinds[True].name} and {kinds[False].name}: files of Parquet and of text at once. "
+            "Give those of one kind."
         )
-    if path.stat().st_size == 0:
-        raise InputError(f"{path}: 0 rows, the file is empty. Give one with text.")
-    if path.suffix in _TEXT_FILES:
-        _check_utf8(path)
-    files = SourceFiles([path], str(path))
+    if True not in kinds:
+        return _from_splits({"train": files}, name, split, wanted)
+    sources = SourceFiles([file.path for file in files], name)
     try:
         loaded = datasets.load_dataset(
-            _BUILDERS[path.suffix], data_files=str(path), cache_dir=str(files.cache)
+            "parquet",
+            data_files=[str(file.path) for file in files],
+            cache_dir=str(sources.cache),
         )
     except Exception as error:  # builders raise any class, StopIteration too
-        if path.suffix == ".jsonl":
-            _check_lines(path)
-        raise _unreadable(str(path), error) from error
-    files.check()
-    return loaded
+        raise _unreadable(name, error) from error
+    sources.check()
+    return Source(_choose(loaded, name, split), name)
+
+
+def _check_file(file: File) -> None:
+    if file.path.is_dir():
+        raise InputError(
+            f"{file.name}: a folder among files. Name it alone, or its files: {file.name}/*.jsonl."
+        )
+    if not file.path.exists():
+        raise InputError(f"{file.name}: no such file. Check its path.")
+    if file.kind is None:
+        raise InputError(
+            f"{file.name}: unknown kind of file; expected {', '.join(KINDS)} (all but .parquet "
+            f"also with .gz or .zst), found {file.ending or 'no ending'!r}. Convert it, or load "
+            "it with `datasets` and save_to_disk."
+        )
+
+
+def _from_splits(
+    splits: Mapping[str, list[File]],
+    name: str,
+    split: str | None,
+    wanted: Mapping[str, str | None],
+) -> Source:
+    """Read the files of a split, or of several that a slice may be made of."""
+    import datasets
+
+    if split is None and len(splits) != 1:
+        raise _several(name, splits)
+    chosen = {split: splits[split]} if split is not None and split in splits else dict(splits)
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / _FOLDER
+    sources = SourceFiles([file.path for files in chosen.values() for file in files], name)
+    tables = {part: read_columns(files, wanted, folder) for part, files in chosen.items()}
+    sources.check()
+    made = {
+        part: datasets.Dataset(table.table, fingerprint=table.key[:16])
+        for part, table in tables.items()
+    }
+    found = _choose(datasets.DatasetDict(made), name, split)
+    columns, keys = _joined(tables.values())
+    is_whole = len(tables) == 1 and len(found) == len(next(iter(made.values())))
+    firsts = next(iter(tables.values())).firsts if is_whole else ()
+    return Source(found, name, columns, keys, firsts)
+
+
+def _joined(tables: Any) -> tuple[dict[str, Column], tuple[str, ...]]:
+    """Describe the columns of several splits together: a flaw in one is a flaw of all."""
+    columns: dict[str, Column] = {}
+    keys: dict[str, None] = {}
+    for table in tables:
+        keys.update(dict.fromkeys(table.keys))
+        for name, column in table.columns.items():
+            before = columns.get(name, Column(None))
+            columns[name] = Column(
+                before.shape or column.shape,
+                before.flaw or column.flaw,
+                before.absent or column.absent,
+            )
+    return columns, tuple(keys)
 
 
 def _from_hub(
-    name: str, split: str | None, config_name: str | None, revision: str | None
-) -> Dataset:
+    name: str,
+    split: str | None,
+    config_name: str | None,
+    revision: str | None,
+    wanted: Mapping[str, str | None],
+) -> Source:
     import datasets
 
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in _BUILDERS:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or File.at(Path(name)).kind:
         raise InputError(f"{name}: no such file or folder. Give its path, or the id of a dataset.")
     try:
-        loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
+        builder = datasets.load_dataset_builder(name, config_name, revision=revision)
+        files = _files_of(builder, split)
+        if files is None:
+            loaded = datasets.load_dataset(name, config_name, split=split, revision=revision)
     except Exception as error:  # of builders, and of each library of the network below them
         raise InputError(
             f"{name}: neither a file or folder here nor a dataset that the hub gives "
             f"({_message_of(error)}). Check the name, --config-name and --split, or give a path."
         ) from error
-    return _choose(loaded, name, None)
+    if files is not None:
+        return _from_splits(files, name, split, wanted)
+    return Source(_choose(loaded, name, None), name)
+
+
+def _files_of(builder: Any, split: str | None = None) -> dict[str, list[File]] | None:
+    """List a builder's files by split, downloaded; None where `datasets` is to read them.
+
+    Only those of one split are downloaded where that is its name.
+    """
+    from datasets.packaged_modules.json.json import Json
+    from datasets.packaged_modules.text.text import Text
+
+    config = builder.config
+    is_rows = (isinstance(builder, Json) and config.field is None) or (
+        isinstance(builder, Text) and config.sample_by == "line" and not config.keep_linebreaks
+    )
+    if not is_rows or config.encoding != "utf-8" or config.encoding_errors or not config.data_files:
+        return None
+    names = {str(part): [str(name) for name in found] for part, found in config.data_files.items()}
+    if not all(File(Path(name), name).kind for found in names.values() for name in found):
+        return None
+    return {
+        part: [File(_local(name), name) for name in found]
+        for part, found in names.items()
+        if split not in names or part == split
+    }
+
+
+def _local(name: str) -> Path:
+    """Return where a file lies on this machine; one of a hub is downloaded."""
+    import datasets
+
+    if "://" not in name:
+        return Path(name)
+    return Path(str(datasets.DownloadManager().download(name)))
 
 
 def _choose(loaded: Dataset | DatasetDict, name: str, split: str | None) -> Dataset:
@@ -140,10 +293,9 @@ def _choose(loaded: Dataset | DatasetDict, name: str, split: str | None) -> Data
         if split is None:
             return loaded
         loaded = datasets.DatasetDict({str(loaded.split or "train"): loaded})
-    listed = ", ".join(loaded) or "none"
     if split is None:
         if len(loaded) != 1:
-            raise InputError(f"{name}: has the splits {listed}. Choose one with --split.")
+            raise _several(name, loaded)
         return next(iter(loaded.values()))
     if split in loaded:
         return loaded[split]
@@ -152,11 +304,19 @@ def _choose(loaded: Dataset | DatasetDict, name: str, split: str | None) -> Data
         parts = datasets.ReadInstruction.from_spec(split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise InputError(
-            f"{name}: no split {split!r} ({_message_of(error)}); found {listed}. Choose with "
-            "--split NAME, or a slice of one such as 'NAME[:1000]'."
+            f"{name}: no split {split!r} ({_message_of(error)}); found {_listed(loaded)}. Choose "
+            "with --split NAME, or a slice of one such as 'NAME[:1000]'."
         ) from error
     ranges = [loaded[p.splitname].select(range(p.from_, p.to)) for p in parts]
     return ranges[0] if len(ranges) == 1 else datasets.concatenate_datasets(ranges)
+
+
+def _several(name: str, splits: Mapping[Any, Any]) -> InputError:
+    return InputError(f"{name}: has the splits {_listed(splits)}. Choose one with --split.")
+
+
+def _listed(splits: Mapping[Any, Any]) -> str:
+    return ", ".join(map(str, splits)) or "none"
 
 
 def _reject(source: str, **flags: str | None) -> None:
@@ -167,44 +327,6 @@ def _reject(source: str, **flags: str | None) -> None:
             raise InputError(
                 f"{source} has no {flag.replace('_', ' ')}: leave out {option} {value}."
             )
-
-
-def _check_utf8(path: Path) -> None:
-    """Raise an error for the first line that is not UTF-8: `datasets` would only name a byte."""
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
-    with path.open("rb") as f:
-        while True:
-            block = f.read(_BLOCK_BYTES)
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                # `object` also holds the end of the block before, which has no line break
-                line += error.object[: error.start].count(b"\n")
-                raise InputError(
-                    f"{path}: line {line:,} is not UTF-8 (byte 0x{error.object[error.start]:02X}). "
-                    f"Convert the file: iconv -f ENCODING -t UTF-8 {path.name}."
-                ) from None
-            if not block:
-                return
-            line += block.count(b"\n")
-
-
-def _check_lines(path: Path) -> None:
-    """Raise an error for the first line of a `.jsonl` that is not JSON, or not valid Unicode."""
-    with path.open(encoding="utf-8") as f:
-        for number, line in enumerate(f, 1):
-            try:
-                json.dumps(json.loads(line or "null"), ensure_ascii=False).encode()
-            except UnicodeEncodeError:
-                raise InputError(
-                    f"{path}: line {number:,} holds half of a surrogate pair (\\ud800 to \\udfff "
-                    "alone), which no UTF-8 text can hold. Repair or drop the row."
-                ) from None
-            except json.JSONDecodeError as error:
-                raise InputError(
-                    f"{path}: line {number:,} is not JSON ({error.msg} at column {error.colno}). "
-                    'Each line must be one object, such as {"text": "…"}.'
-                ) from None
 
 
 def _unreadable(name: str, error: Exception) -> InputError:

@@ -5,6 +5,7 @@ from functools import cached_property
 from logitstore.errors import MismatchError
 from logitstore.rows.dataset import Rows
 from logitstore.rows.source_files import signs_of
+from logitstore.rows.survey import survey
 
 
 class Watch:
@@ -33,7 +34,7 @@ class Watch:
         now = signs_of(self._rows.files)
         if now == self._signs:
             return
-        found = self._rows.digest()
+        found = survey(self._rows).digest  # read anew: what the rows know of themselves is old
         if found != self.digest:
             raise MismatchError(
                 f"{self._rows.name}: has changed while it was read (its digest was "

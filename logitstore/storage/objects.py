@@ -72,6 +72,12 @@ class RemotePath:
         """Return the address as it is: there are no links to follow."""
         return self
 
+    def client(self) -> tuple[Any, str]:
+        """Return this process's client of the object store, and what it calls this address."""
+        fs = _filesystem(self.protocol, os.getpid())
+        fs.invalidate_cache()  # other processes write, too
+        return fs, str(fs._strip_protocol(self.url))
+
     # -- reading ---------------------------------------------------------------------------------
 
     def exists(self) -> bool:
@@ -117,7 +123,7 @@ class RemotePath:
             FileNotFoundError: There is no such object.
             StorageError: Every attempt failed.
         """
-        fs, key = self._located()
+        fs, key = self.client()
 
         def read() -> bytes:
             try:
@@ -189,7 +195,7 @@ class RemotePath:
 
     def signs(self) -> dict[str, str]:
         """Map each name directly below this prefix to a text that changes when it is written."""
-        fs, key = self._located()
+        fs, key = self.client()
         try:
             entries = retrying(lambda: fs.ls(key, detail=True), self.url)
         except (FileNotFoundError, NotADirectoryError):
@@ -263,7 +269,7 @@ class RemotePath:
 
     def delete(self) -> None:
         """Delete the object, if it exists."""
-        fs, key = self._located()
+        fs, key = self.client()
         try:
             retrying(lambda: fs.rm_file(key), self.url)
         except FileNotFoundError:
@@ -271,7 +277,7 @@ class RemotePath:
 
     def move_to(self, target: "RemotePath", fs: object = None) -> None:
         """Copy the object, then delete it here: an object store cannot rename."""
-        client, key = self._located()
+        client, key = self.client()
         retrying(lambda: client.cp_file(key, client._strip_protocol(target.url)), self.url)
         self.delete()
 
@@ -322,7 +328,7 @@ class RemotePath:
         """Do nothing: the first request fails if access is denied."""
 
     def _put(self, data: bytes, mode: str) -> None:
-        fs, key = self._located()
+        fs, key = self.client()
         if self.protocol == "memory":
             with _memory_lock:
                 retrying(lambda: fs.pipe_file(key, data, mode=mode), self.url)
@@ -343,14 +349,9 @@ class RemotePath:
             return False
 
     def _info(self) -> dict[str, Any]:
-        fs, key = self._located()
+        fs, key = self.client()
         info: dict[str, Any] = retrying(lambda: fs.info(key), self.url)
         return info
-
-    def _located(self) -> tuple[Any, str]:
-        fs = _filesystem(self.protocol, os.getpid())
-        fs.invalidate_cache()  # other processes write, too
-        return fs, str(fs._strip_protocol(self.url))
 
 
 @lru_cache(maxsize=16)

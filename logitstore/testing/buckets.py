@@ -10,8 +10,10 @@
 Tests that run on pytest have all of this in the fixture `bucket` of `logitstore.testing.fixtures`.
 """
 
+import asyncio
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from typing import Any, NoReturn
 from logitstore.testing._extras import needed_by
 
 NAME = "a-bucket"
+_CLOSING_S = 10  # a client that is not closed by then never will be
 _KEYS = {"aws_access_key_id": "key", "aws_secret_access_key": "secret"}
 #: What clients of the server need, beside the `AWS_ENDPOINT_URL` that is its bucket's `endpoint`;
 #: and that nothing of the user's own is read.
@@ -172,8 +175,8 @@ class Bucket:
         self.faults.armed.clear()
         self.faults.ignore_conditions = False
         for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=NAME):
-            for entry in page.get("Contents", []):
-                self.client.delete_object(Bucket=NAME, Key=entry["Key"])
+            if keys := [{"Key": entry["Key"]} for entry in page.get("Contents", [])]:
+                self.client.delete_objects(Bucket=NAME, Delete={"Objects": keys, "Quiet": True})
         self.requests.clear()
 
 
@@ -218,14 +221,32 @@ def serve() -> Iterator[Bucket]:
         yield Bucket(faults, endpoint, client)
     finally:
         client.close()
+        if "s3fs" in sys.modules:
+            forget_clients()  # none outlives its server
         server.stop()
 
 
 def forget_clients() -> None:
-    """Make new clients when they are next used: old ones keep their endpoint and credentials."""
+    """Close every client, and make new ones when they are next used.
+
+    Old ones keep their endpoint and credentials. Those that are dropped without being closed warn
+    whenever they are collected, in whatever test runs then: s3fs gives a client a tenth of a second
+    to close, and those of another library's event loop (zarr's) none.
+    """
     from s3fs import S3FileSystem
 
     from logitstore.storage import objects
 
+    for client in list(S3FileSystem._cache.values()):
+        _close(client)
     objects._filesystem.cache_clear()
     S3FileSystem.clear_instance_cache()
+
+
+def _close(client: Any) -> None:
+    http = getattr(getattr(client._s3, "_endpoint", None), "http_session", None)
+    sessions = getattr(http, "_sessions", None) or {}  # none before the first request
+    for session in list(sessions.values()):
+        if session._loop.is_running():  # the thread of s3fs, or of zarr
+            closed = asyncio.run_coroutine_threadsafe(session.close(), session._loop)
+            closed.result(_CLOSING_S)

@@ -17,6 +17,7 @@ Shapes: n records, V tokens of the vocabulary, k entries.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -89,6 +90,15 @@ class FakeStore:
     def boundaries_of(self, fingerprint: str, name: str) -> "FakeStore":
         """Reject what it has none of: records at the boundaries of a student."""
         raise MismatchError(f"{self.path}: has no records at the boundaries of {name}.")
+
+    @property
+    def statuses(self) -> dict[str, int]:
+        """The number of sequences by status."""
+        return dict(Counter(text.status for text in self.texts))
+
+    def first_rows(self) -> dict[str, int]:
+        """Return the first dataset row of every status."""
+        return {text.status: text.row for text in reversed(self.texts)}
 
     @property
     def token_counts(self) -> Ints:

@@ -30,7 +30,7 @@ def s3_server() -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def bucket(s3_server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
+def bucket(s3_server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """Give an empty bucket, the environment to reach it, the test's own cache, and short pauses."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -40,8 +40,7 @@ def bucket(s3_server: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("logitstore.storage.retry.PAUSES_S", (0.01,) * 4)
     monkeypatch.setattr("s3fs.core.S3FileSystem.retries", 1)
     s3_server.empty()
-    yield s3_server
-    s3_server.empty()
+    return s3_server
 
 
 @pytest.fixture

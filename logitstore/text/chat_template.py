@@ -1,10 +1,9 @@
 """Render conversations through a chat template, and find which characters the assistant wrote.
 
-What the template writes for the content of an assistant's turn is supervised: the characters inside
-its `{% generation %}` marks if it has them, else what the turn adds to the rendering of the
-messages before it. In both cases the end of the turn (`<|im_end|>` and the like) is left out: it
-begins the context that follows. White space that only the template puts around the content is left
-out, too. So two templates that write a content unchanged supervise the same bytes.
+Where the template writes a message's texts is found by markers in their place (:mod:`sentinels`);
+of a template that looks into the texts, by its `{% generation %}` marks, or by what each turn adds
+to the rendering of the messages before it (:mod:`marked_turns`). So two templates that write a
+content unchanged supervise the same bytes, whatever else they write into the turn.
 
 Templates run in the sandbox of `transformers`. They see no clock: it is always 26 July
 2024 (the date in Llama 3's own template), since a store resumed tomorrow must render the same text.
@@ -16,15 +15,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
 
 from logitstore.errors import InputError, in_a_line
 from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
 from logitstore.text.conversation import Conversation, Message
-from logitstore.text.tokenizer import END_TOKENS, ByteTokenizer, utf8
+from logitstore.text.marked_turns import Prefixes, by_marks
+from logitstore.text.slots import calls_of
+from logitstore.text.supervised_turns import Writer, by_slots
+from logitstore.text.template_ends import find_ends
+from logitstore.text.tokenizer import ByteTokenizer, utf8
+from logitstore.text.turns import Rendering, SupervisedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,14 +49,6 @@ _MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _WHICH = "Give a Jinja file, or the folder of a tokenizer that has a chat template."
 
 
-class _Span(NamedTuple):
-    """A stretch of the rendered text, in characters, and the message that it belongs to."""
-
-    start: int
-    stop: int
-    message: Message
-
-
 @dataclass(frozen=True)
 class ChatTemplate:
     """The way in which one tokenizer writes a conversation. Can be pickled.
@@ -61,6 +59,9 @@ class ChatTemplate:
         variables: Special tokens, by role, and the user's variables for every row.
         ends: The special tokens that end a turn, as this tokenizer spells them.
         flag: The flag that names another template, for messages.
+        end_ids: The ids of those that the template itself writes behind an answer.
+        closing: What ends a last turn behind which the template writes nothing: what stands there
+            in earlier turns, such as the mark of the next role; or nothing.
     """
 
     source: str
@@ -68,6 +69,8 @@ class ChatTemplate:
     variables: Mapping[str, Any]
     ends: tuple[str, ...]
     flag: str = "--chat-template-path"
+    end_ids: tuple[int, ...] = ()
+    closing: str = ""
 
     @classmethod
     def of(
@@ -103,9 +106,10 @@ class ChatTemplate:
         variables = {k: str(v) for k, v in tokenizer.special_tokens_map.items()} | dict(
             kwargs or {}
         )
-        spelt = tokenizer.convert_ids_to_tokens(list(reader.eos_ids))
-        ends = tuple(dict.fromkeys([*spelt, *END_TOKENS]))
-        return cls(source, named.get("tool_use", source), variables, ends, flag)
+        made = cls(source, named.get("tool_use", source), variables, _spelt(reader), flag)
+        found, closing = find_ends(made.behind_answers(), reader)
+        ends = _spelt(reader.with_ends(found))
+        return replace(made, ends=ends, end_ids=found, closing=closing)
 
     @property
     def digest(self) -> str:
@@ -113,25 +117,98 @@ class ChatTemplate:
         both = [self.source, self.tool_source]
         return hashlib.sha256(json.dumps(both).encode()).hexdigest()
 
-    def segments(self, conversation: Conversation, where: str) -> tuple[Segment, ...]:
-        """Render a conversation as segments, in order; roles are those of the messages.
+    def segments(
+        self, conversation: Conversation, where: str, mode: SupervisedText = "content"
+    ) -> tuple[Segment, ...]:
+        """Render a conversation as segments, in order; see :meth:`render`."""
+        return self.render(conversation, where, mode).segments
+
+    def render(
+        self, conversation: Conversation, where: str, mode: SupervisedText = "content"
+    ) -> Rendering:
+        """Render a conversation, and find what is trained on.
 
         Args:
             conversation: The row.
             where: Names it in messages, such as `rows.jsonl: row 3`.
+            mode: `content`, what supervised messages say; or `turn`, all that the template writes
+                in their turns.
 
         Raises:
-            InputError: The template rejects it (with the template's own message), or has no marks
-                and writes earlier messages differently when others follow them.
+            InputError: The template rejects it (with the template's own message), or looks into
+                texts, has no marks, and writes earlier messages differently when others follow.
         """
         if not conversation.messages:
-            return ()
-        text, marks = self._render(conversation, len(conversation.messages), where)
+            return Rendering("", ())
+        conversation, text = self._readable(conversation, where)
         utf8(text, where)
-        spans = self._marked(conversation, marks, where) if marks else None
-        if spans is None:
-            spans = self._differences(conversation, text, where)
-        return _cut(text, [self._content(text, span) for span in spans])
+        if not conversation.supervised:
+            return Rendering(text, ())
+        rows = _Row(self, conversation, where)
+        writer = Writer(rows.whole, rows.before, self.ends)
+        found = by_slots(text, conversation, writer, mode)
+        if found is None:
+            prefixes = Prefixes(rows.before, rows.marks, self.ends, self.flag)
+            marks = rows.marks(len(conversation.messages))
+            found = by_marks(text, marks, conversation, prefixes, mode, where)
+        return self._closed(found, conversation)
+
+    def _closed(self, found: Rendering, conversation: Conversation) -> Rendering:
+        """End the last turn as earlier ones are, if the template writes nothing behind it."""
+        last = len(conversation.messages) - 1
+        if not (self.closing and found.pieces and found.pieces[-1].message == last):
+            return found
+        if calls_of(conversation.messages[last]) or found.text[found.pieces[-1].stop :].strip():
+            return found
+        return found._replace(text=found.text + self.closing)
+
+    def _readable(self, conversation: Conversation, where: str) -> tuple[Conversation, str]:
+        """Render a conversation, without the word None for contents that there are not.
+
+        Of a message without a content templates expect no key, null or an empty text; some write
+        the word. The first is taken that is rendered with the fewest.
+        """
+        messages = [
+            {k: v for k, v in message.items() if v is not None or k == "content"}
+            for message in conversation.messages
+        ]
+        readings = [messages]
+        if any("content" in m and m["content"] is None for m in messages):
+            readings += [
+                [{k: v for k, v in m.items() if v is not None} for m in messages],
+                [m | {"content": ""} if m.get("content", "") is None else m for m in messages],
+            ]
+        found: dict[int, tuple[list[Message], str]] = {}
+        failed: InputError | None = None
+        for reading in readings:
+            try:
+                text, _ = self._write(reading, conversation, where)
+                found.setdefault(text.count("None"), (reading, text))
+            except InputError as error:
+                failed = error
+        if not found:
+            assert failed is not None
+            raise failed
+        chosen, text = found[min(found)]
+        return replace(conversation, messages=tuple(chosen)), text
+
+    def behind_answers(self) -> tuple[str, str] | None:
+        """Render what stands behind an answer in the middle of a conversation, and at its end.
+
+        None where the template takes none of some plain conversations.
+        """
+        for system in ((), ({"role": "system", "content": "S"},)):
+            said = [("user", "Q1"), ("assistant", "A1"), ("user", "Q2"), ("assistant", "A2")]
+            messages = [*system, *({"role": role, "content": text} for role, text in said)]
+            talk = Conversation.choose(messages, "all")
+            try:
+                found = self.render(talk, "a probe")
+            except InputError:
+                continue
+            if len(found.pieces) == 2:
+                first, last = found.pieces
+                return found.text[first.stop : last.start], found.text[last.stop :]
+        return None
 
     def prompt(self, conversation: Conversation, where: str) -> str:
         """Render a conversation up to where the assistant's next turn begins.
@@ -145,75 +222,34 @@ class ChatTemplate:
         """
         if not conversation.messages:
             return ""
-        text, _ = self._render(conversation, len(conversation.messages), where, prompt=True)
+        conversation, _ = self._readable(conversation, where)
+        text, _ = self._write(conversation.messages, conversation, where, prompt=True)
         utf8(text, where)
         return text
 
-    def _marked(
-        self, conversation: Conversation, marks: Sequence[tuple[int, int]], where: str
-    ) -> list[_Span]:
-        """Find the marks of the supervised messages."""
-        messages = conversation.messages
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if len(turns) == len(marks):  # one each
-            of_turn = dict(zip(turns, marks, strict=True))
-            return [_Span(*of_turn[i], messages[i]) for i in conversation.supervised]
-        spans = []
-        for i in conversation.supervised:
-            before, after = (len(self._render(conversation, n, where)[1]) for n in (i, i + 1))
-            spans += [_Span(*mark, messages[i]) for mark in marks[before:after]]
-        return spans
-
-    def _differences(self, conversation: Conversation, text: str, where: str) -> list[_Span]:
-        """Find what each supervised message adds to the rendering of those before it."""
-        spans = []
-        for i in conversation.supervised:
-            head, _ = self._render(conversation, i, where, prompt=True)
-            turn, _ = self._render(conversation, i + 1, where)
-            stop = len(head) + len(self._without_end(turn[len(head) :]))
-            if not (text.startswith(head) and turn.startswith(head) and text[:stop] == turn[:stop]):
-                raise InputError(
-                    f"{where}: the chat template has no {{% generation %}} marks, and writes "
-                    f"messages 0 to {i} differently when more follow, so it cannot be told which "
-                    "text is the assistant's. Supervise the last turn only with --supervise last, "
-                    f"or give a template that has marks with {self.flag}."
-                )
-            spans.append(_Span(len(head), stop, conversation.messages[i]))
-        return spans
-
-    def _without_end(self, written: str) -> str:
-        """Cut off the special tokens that end a turn, and the white space after them."""
-        ends = "|".join(map(re.escape, self.ends))
-        end = re.search(rf"(?:(?:{ends})\s*)+\Z", written)
-        return written if end is None else written[: end.start()]
-
-    def _content(self, text: str, span: _Span) -> tuple[int, int, str]:
-        """Find (first character, character after the last, role) of a span's supervised text."""
-        written = self._without_end(text[span.start : span.stop])
-        start, stop = span.start, span.start + len(written)
-        content = span.message.get("content", "")
-        if isinstance(content, str) and written.strip() == content.strip():
-            # Templates trim nothing, the head or both ends; white space beside that is theirs.
-            for wanted in (content, content.lstrip(), content.strip()):
-                place = written.rfind(wanted)
-                if place >= 0:
-                    start, stop = start + place, start + place + len(wanted)
-                    break
-        return start, stop, str(span.message["role"])
-
-    def _render(
-        self, conversation: Conversation, count: int, where: str, prompt: bool = False
+    def _write(
+        self,
+        messages: Sequence[Message],
+        conversation: Conversation,
+        where: str,
+        *,
+        prompt: bool = False,
+        marks: bool = False,
     ) -> tuple[str, list[tuple[int, int]]]:
-        """Render the first `count` messages, and find the spans that the template marks."""
+        """Render messages with the conversation's tools, and find the spans that are marked.
+
+        Raises:
+            InputError: The template rejects them.
+        """
         from jinja2 import TemplateError
         from transformers.utils.chat_template_utils import render_jinja_template
 
         source = self.source if conversation.tools is None else self.tool_source
-        has_marks = _MARK.search(source) is not None
+        has_marks = marks and _MARK.search(source) is not None
         variables = {**self.variables, **conversation.kwargs}
         try:
             rendered: Any = render_jinja_template(  # its annotation is wrong
-                [list(conversation.messages[:count])],
+                [list(messages)],
                 tools=None if conversation.tools is None else list(conversation.tools),
                 chat_template=(_CLOCK if "strftime_now" in source else "") + source,
                 return_assistant_tokens_mask=has_marks,
@@ -223,13 +259,33 @@ class ChatTemplate:
         except Exception as error:  # a template's expressions raise anything
             # A variable of the user's, such as `chat_template`, may also clash with an argument.
             why = str(error).rstrip(".") if isinstance(error, TemplateError) else in_a_line(error)
+            count = len(messages)
             part = "" if count == len(conversation.messages) else f" (messages before {count})"
             raise InputError(
                 f"{where}: the chat template rejects this conversation{part}: {why}. Change the "
                 f"row, or give another template with {self.flag}."
             ) from error
-        texts, marks = rendered
-        return texts[0], list(marks[0]) if has_marks else []
+        texts, found = rendered
+        return texts[0], list(found[0]) if has_marks else []
+
+
+class _Row(NamedTuple):
+    """A conversation with the template that writes it."""
+
+    template: ChatTemplate
+    conversation: Conversation
+    where: str
+
+    def whole(self, messages: Sequence[Message]) -> str:
+        return self.template._write(messages, self.conversation, self.where)[0]
+
+    def before(self, count: int, prompt: bool) -> str:
+        messages = self.conversation.messages[:count]
+        return self.template._write(messages, self.conversation, self.where, prompt=prompt)[0]
+
+    def marks(self, count: int) -> list[tuple[int, int]]:
+        messages = self.conversation.messages[:count]
+        return self.template._write(messages, self.conversation, self.where, marks=True)[1]
 
 
 def read_template(path: str | Path, flag: str = "--chat-template-path") -> str | dict[str, str]:
@@ -276,14 +332,7 @@ def parse_kwargs(text: str | Mapping[str, Any] | None, flag: str) -> dict[str, A
     return dict(variables)
 
 
-def _cut(text: str, spans: Sequence[tuple[int, int, str]]) -> tuple[Segment, ...]:
-    """Cut text into context and supervised segments; drop empty context, keep empty turns."""
-    segments, done = [], 0
-    for start, stop, role in sorted(spans):
-        if start > done:
-            segments.append(Segment(text[done:start], False))
-        segments.append(Segment(text[start:stop], True, role))
-        done = stop
-    if done < len(text):
-        segments.append(Segment(text[done:], False))
-    return tuple(segments)
+def _spelt(reader: ByteTokenizer) -> tuple[str, ...]:
+    """List the tokens that end a turn, as they are spelt; the longest first."""
+    spelt = [text.decode(errors="replace") for text in reader.written(np.array(reader.eos_ids))]
+    return tuple(sorted(dict.fromkeys(spelt), key=len, reverse=True))

@@ -103,13 +103,16 @@ def read_tokens(
 def for_student(segments: Sequence[Segment], student: ByteTokenizer) -> tuple[Segment, ...]:
     """Replace the teacher's BOS and EOS in a text by the student's own.
 
-    A student whose vocabulary has the teacher's token keeps it.
+    A student whose vocabulary has the teacher's token keeps it. One that puts BOS in front of every
+    text by itself needs no other.
     """
     token_of = {BEGIN: student.bos_token, END: student.eos_token}
     replaced = []
     for segment in segments:
         text = segment.text
-        if segment.role in token_of and not student.is_special(text):
+        if segment.role == BEGIN and student.prefix_length:
+            text = ""
+        elif segment.role in token_of and not student.is_special(text):
             text = token_of[segment.role] or ""
         replaced.append(segment._replace(text=text))
     return tuple(replaced)

@@ -15,10 +15,11 @@ Shape legend: T = tokens of a sequence, V = ids.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -29,6 +30,7 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
+from logitstore.text.ends import named_ends, turn_ends, turn_events
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_bytes import standins, written_bytes
 from logitstore.text.token_spans import Spelling, spans_from_offsets, spelling
@@ -36,13 +38,6 @@ from logitstore.text.token_spans import Spelling, spans_from_offsets, spelling
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
-
-#: Special tokens that end a turn or a text. All of a tokenizer's are one event: "nothing follows".
-END_TOKENS = (
-    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|eot|>", "<end_of_turn>", "<|end_of_turn|>",
-    "<|END_OF_TURN_TOKEN|>", "<|end|>", "<|return|>", "<|endoftext|>", "<|end_of_text|>",
-    "<｜end▁of▁sentence｜>", "</s>", "<eos>", "<turn|>",  # noqa: RUF001
-)  # fmt: skip
 
 #: What the copy does without. Post-processors add BOS, and trim the spaces off some offsets.
 _NOT_COPIED = ("truncation", "padding", "post_processor")
@@ -113,7 +108,8 @@ class ByteTokenizer:
     Attributes:
         fingerprint: SHA-256 of what decides how text becomes tokens; see :func:`fingerprint`.
         size: Every id is below it.
-        eos_ids: The tokenizer's EOS, then the other special tokens that end a turn or a text.
+        eos_ids: The tokenizer's EOS, then the other tokens that end a turn or a text: see
+            :mod:`logitstore.text.ends`.
         eos_token_id: The id that :meth:`encode` appends, or None.
         bos_token_id: The id that begins a text, or None; whether it is put there is `prefix`.
         unk_token_id: The id that stands for what has no token, or None.
@@ -153,7 +149,7 @@ class ByteTokenizer:
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self.unk_token_id: int | None = tokenizer.unk_token_id
-        self.eos_ids = _eos_ids(self.eos_token_id, vocabulary, special)
+        self.eos_ids = named_ends(self.eos_token_id, vocabulary, special)
         self.pad_id = _first_known(tokenizer.pad_token_id, self.eos_token_id, 0)
 
         written = written_bytes(content, vocabulary, self.size)
@@ -166,6 +162,8 @@ class ByteTokenizer:
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self.prefix = _prefix_ids(self._backend, backend.post_processor)
         self._special = {token: i for token, i in vocabulary.items() if i in special}
+        added = special | {t["id"] for t in content["added_tokens"]}
+        self._marks = frozenset(i for i in added if self._written[i].strip())
         self.adds_space = self._written_text("a") == b" a"
         mark = min(self._special, key=len, default="")
         self.adds_space_after_special = self._written_text(f"{mark}a") == f"{mark} a".encode()
@@ -175,16 +173,37 @@ class ByteTokenizer:
     @property
     def bos_token(self) -> str | None:
         """The spelling of the token that begins a text."""
-        return self._spelt(self.bos_token_id)
+        return self.spelt(self.bos_token_id)
 
     @property
     def eos_token(self) -> str | None:
         """The spelling of the token that ends a text."""
-        return self._spelt(self.eos_token_id)
+        return self.spelt(self.eos_token_id)
 
     def is_special(self, text: str) -> bool:
         """Tell whether `text` is the name of a special token."""
         return text in self._special
+
+    def with_ends(self, ids: Iterable[int]) -> Self:
+        """Return the same tokenizer, for which these ids end a turn, too.
+
+        Ids of ordinary text are left out: they say the same wherever they stand.
+        """
+        marks = [int(i) for i in ids if i in self._marks]
+        if set(marks) <= set(self.eos_ids):
+            return self
+        other = copy.copy(self)
+        other.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *marks]))
+        return other
+
+    def first_mark(self, text: str) -> int | None:
+        """Find the special or added token that a text begins with; None if it begins otherwise."""
+        for i in self._backend.encode(text.lstrip(), add_special_tokens=False).ids:
+            if i in self._marks:
+                return int(i)
+            if self._written[i].strip():
+                return None
+        return None
 
     def to_json(self) -> str:
         """Write the tokenizer as a `tokenizer.json`, without its post-processor."""
@@ -198,7 +217,8 @@ class ByteTokenizer:
         """Count the bytes that each token writes."""
         return self._lengths[ids]
 
-    def _spelt(self, token_id: int | None) -> str | None:
+    def spelt(self, token_id: int | None) -> str | None:
+        """Return the name of a special token; None for none."""
         return None if token_id is None else self._written[token_id].decode()
 
     def _written_text(self, text: str) -> bytes:
@@ -229,12 +249,13 @@ class ByteTokenizer:
         max_length: int | None = None,
         add_eos: bool = True,
         add_prefix: bool = True,
+        end_id: int | None = None,
     ) -> TokenizedText:
         """Tokenise segments as one text, and find where its tokens lie.
 
         A token that crosses from context into supervised text is supervised, with only its
-        supervised bytes as its span. An EOS-like token that begins exactly where supervised text
-        ends, as a chat template writes it, is supervised too: an event without bytes, one a turn.
+        supervised bytes as its span. A token that ends a turn, right behind supervised text or
+        behind white space that follows it, is supervised too: an event without bytes.
 
         Args:
             segments: The text, in order. An empty supervised one is an empty turn.
@@ -242,6 +263,7 @@ class ByteTokenizer:
             add_eos: Whether EOS follows the text, if the tokenizer has one.
             add_prefix: Whether the tokenizer's own prefix (BOS) comes first. A chat template
                 writes its own.
+            end_id: The token that follows the text instead of EOS, if one does.
 
         Raises:
             InputError: The text cannot be written as UTF-8, or `max_length` is below 1.
@@ -262,7 +284,8 @@ class ByteTokenizer:
         supervised = SupervisedBytes(segments)
         starts, lengths, is_supervised = supervised.project(*spans)
         heads, tails = supervised.crossings(*spans, starts, lengths)
-        events, at = self._turn_events(ids, spans, _turn_ends(segments))
+        eos_ids = np.array(self.eos_ids, np.int64)
+        events, at = turn_events(data, ids, spans, lengths, eos_ids, turn_ends(segments))
         starts[events], lengths[events] = supervised.before_place(at), 0
         heads[events] = tails[events] = 0
         is_supervised[events] = True
@@ -282,26 +305,18 @@ class ByteTokenizer:
             is_verbatim=spelt.is_verbatim | is_eos,
             status="ok",
         )
-        has_eos = add_eos and self.eos_token_id is not None
-        return self._wrapped(text, prefix, supervised, has_eos).cut(max_length)
-
-    def _turn_events(self, ids: I64, spans: tuple[I64, I64], turn_ends: I64) -> tuple[I64, I64]:
-        """Find the tokens that end a turn, and the place in the text where each turn ends."""
-        after = np.searchsorted(
-            spans[1], turn_ends, side="right"
-        )  # the first token to end after it
-        turn_ends, after = turn_ends[after < len(ids)], after[after < len(ids)]
-        is_event = np.isin(ids[after], np.array(self.eos_ids, np.int64))
-        # One that strips white space on its left begins before the place.
-        is_event &= spans[0][after] <= turn_ends
-        return after[is_event], turn_ends[is_event]
+        end_id = self.eos_token_id if end_id is None else end_id
+        ends = [end_id] if add_eos and end_id is not None else []
+        return self._wrapped(text, prefix, supervised, ends).cut(max_length)
 
     def _wrapped(
-        self, text: TokenizedText, prefix: I64, supervised: SupervisedBytes, has_eos: bool
+        self, text: TokenizedText, prefix: I64, supervised: SupervisedBytes, last: Sequence[int]
     ) -> TokenizedText:
-        """Add the prefix and EOS to a text; the first token has no record: nothing predicts it."""
-        p, eos = len(prefix), int(has_eos)
-        last = np.full(eos, self.eos_token_id if eos else 0, np.int64)
+        """Add the prefix and an end to a text; the first token has no record: nothing predicts it.
+
+        `last` is the end: EOS or another token, or nothing.
+        """
+        p, eos = len(prefix), len(last)
 
         def wrapped(array: I64 | Bools, first: int = 0, end: int = 0) -> Any:
             ends = [np.full(n, x, array.dtype) for n, x in ((p, first), (eos, end))]
@@ -385,17 +400,6 @@ def utf8(text: str, where: str) -> bytes:
         ) from error
 
 
-def _turn_ends(segments: Sequence[Segment]) -> I64:
-    """Find the places in the text where a supervised segment ends and context follows."""
-    place, ends, is_open = 0, [], False
-    for segment in segments:
-        if segment.text and not segment.supervised and is_open:
-            ends.append(place)
-        is_open = segment.supervised or (is_open and not segment.text)
-        place += len(segment.text.encode())
-    return np.array(ends, np.int64)
-
-
 def _without_records(token_ids: I64, status: str) -> TokenizedText:
     zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
     return TokenizedText(
@@ -416,15 +420,6 @@ def _without_records(token_ids: I64, status: str) -> TokenizedText:
 
 def _nothing(status: str) -> TokenizedText:
     return _without_records(np.zeros(0, np.int64), status)
-
-
-def _eos_ids(
-    eos_token_id: int | None, vocabulary: Mapping[str, int], special: Collection[int]
-) -> tuple[int, ...]:
-    """List EOS, then the other special tokens that end a turn; ordinary words never count."""
-    ends = (vocabulary[token] for token in END_TOKENS if token in vocabulary)
-    eos = [] if eos_token_id is None else [eos_token_id]
-    return tuple(dict.fromkeys([*eos, *(i for i in ends if i in special)]))
 
 
 def _prefix_ids(backend: Tokenizer, post_processor: Any) -> I64:

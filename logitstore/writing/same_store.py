@@ -3,7 +3,7 @@
 import json
 
 from logitstore.errors import MismatchError
-from logitstore.format.spec import StoreHeader
+from logitstore.format.spec import StoreHeader, StoreSpec
 from logitstore.storage.paths import StorePath
 
 
@@ -31,11 +31,25 @@ def check_same(path: StorePath, wanted: StoreHeader, found: StoreHeader) -> None
             f"{_short(list(here.boundaries))} now (--shard-text-bytes)"
         )
     if different:
+        how = "Run with the store's settings to resume it"
+        if _is_older(wanted.spec, found.spec):  # no setting of this version renders as it did
+            begun = found.provenance.get("versions", {}).get("logitstore", "before")
+            how = f"Finish it with the version of logitstore that began it ({begun})"
         raise MismatchError(
             f"{path}: the store was begun with other settings: {'; '.join(different)}. "
-            "Run with the store's settings to resume it, or choose another --out.",
+            f"{how}, or choose another --out.",
             kind="dataset-changed" if is_other_data else None,
         )
+
+
+def _is_older(here: StoreSpec, there: StoreSpec) -> bool:
+    """Tell whether a store is of a version that found the text of conversations in another way."""
+    name = "supervised_text"
+    return (
+        name in here.rendering
+        and name not in there.rendering
+        and here.rendering["kind"] == (there.rendering.get("kind"))
+    )
 
 
 def _short(value: object) -> str:

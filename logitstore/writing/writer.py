@@ -23,7 +23,7 @@ shards (shard_head.py), so that what other workers wrote is not read again.
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from logitstore.errors import CorruptStoreError, InputError, MismatchError
@@ -58,6 +58,8 @@ from logitstore.writing.journal import Journal, Notes
 from logitstore.writing.same_store import check_same
 from logitstore.writing.shard_builder import build_shard
 
+#: Looks at the lines of an index, and may raise.
+Check = Callable[[Sequence[Mapping[str, Any]]], None]
 _OURS = {
     TOKENIZER_FOLDER,
     STUDENT_FOLDER,
@@ -188,8 +190,11 @@ class StoreWriter:
         self.note("shard", shard=index, committed=won)
         return won
 
-    def seal(self) -> None:
+    def seal(self, check: Check | None = None) -> None:
         """Write index and `DONE` once every shard is there. Several processes may do so at once.
+
+        Args:
+            check: Is given the lines of the index before anything is written, and may raise.
 
         Raises:
             CorruptStoreError: The bytes of a shard, or of `store.json`, are not those that were
@@ -198,7 +203,10 @@ class StoreWriter:
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
         self._complete_folders()  # as they were begun, whoever else wrote there
-        (self.path / INDEX_FILE).overwrite(self._index(), self._fs)
+        lines = self._index()
+        if check is not None:
+            check(lines)
+        (self.path / INDEX_FILE).overwrite(encode_index(lines), self._fs)
         # Not earlier: one of them is the claim on the seal, which tells others to wait.
         remove_temporaries(self.path / SHARDS_FOLDER)
         remove_temporaries(self.path)
@@ -267,14 +275,14 @@ class StoreWriter:
                 path=path,
             )
 
-    def _index(self) -> bytes:
+    def _index(self) -> list[dict[str, Any]]:
         def line(i: int) -> dict[str, Any]:
             return index_line(kind(self.shard_path(i), self.spec, self.plan, i), i)
 
         kind = Skimmed if self.path.is_remote else Shard  # of a shard, as little as will do
 
         shards = range(self.plan.shard_count)
-        return encode_index(for_each(shards, line, at_once=self.path.is_remote))
+        return for_each(shards, line, at_once=self.path.is_remote)
 
     def shard_path(self, index: int) -> StorePath:
         """Name the file or object of a shard."""

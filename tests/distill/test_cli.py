@@ -78,6 +78,11 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     assert metrics["eval_loss"] == pytest.approx(total)
     assert {"ce_loss", "kd_loss", "kd_gap", "covered_fraction"} <= set(metrics)
     card = (out / "README.md").read_text()
+    usable = found["usable"]
+    assert (usable["sequences"], usable["used"], usable["by_student"]) == (25, 24, [])
+    assert [(x["reason"], x["count"]) for x in usable["by_capture"]] == [("empty", 1)]
+    assert "| sequences not used | 1 empty |" in card
+    assert set(found["self_test"]) == {"records", "student"}
     assert found["store_digest"] in card
     assert "2402.12030" in card
     assert str(here) not in card  # a path says where, and who, you are
@@ -204,7 +209,7 @@ def test_a_new_student_is_its_config_and_its_seed(here: Path, tmp_path: Path, ru
         "--max_steps",
         "1",
         "--learning_rate",
-        "0",
+        "1e-6",
         "--use_cpu",
     )
     weights = []

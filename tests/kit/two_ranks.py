@@ -1,10 +1,13 @@
-"""What each of two processes does for `test_world_size.py`, which starts them by torchrun.
+"""What each of two processes does for `test_world_size.py`.
 
 torchrun --nproc-per-node=2 -m tests.kit.two_ranks FOLDER [--shards | --packed]
+python -m tests.kit.two_ranks FOLDER …      # two forks of one process, which loads torch once
 """
 
 import json
+import os
 import pickle
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,5 +78,27 @@ def main() -> None:
     trainer.end()
 
 
+def begin(rank: int, port: int) -> int:
+    """Fork a rank with the environment that torchrun would give it; return its process id."""
+    child = os.fork()
+    if child == 0:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        main()
+        sys.exit()
+    return child
+
+
+def fork_both() -> int:
+    """Run both ranks; return 1 if one of them failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = [begin(rank, port) for rank in range(2)]
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    return int(any(statuses))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main() if "RANK" in os.environ else fork_both())

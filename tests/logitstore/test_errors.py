@@ -15,7 +15,7 @@ KINDS = {
     "IncompleteStoreError": ("incomplete",),
     "MismatchError": ("mismatch", "dataset-changed"),
     "CorruptStoreError": ("corrupt", "missing-file"),
-    "InputError": ("input", "usage", "out-of-memory"),
+    "InputError": ("input", "usage", "out-of-memory", "lost-rows", "self-test", "untrained"),
     "MissingLibraryError": ("missing-library",),
     "StorageError": ("storage", "disk-full"),
     "BusyError": ("busy",),

@@ -87,10 +87,28 @@ def _datasets(here: Path) -> None:
     rows_file(here / "talk.jsonl", {"messages": TALK})
     rows_file(here / "talk-as-text.jsonl", {"text": TEXTS[0]})
     rows_file(here / "columns.jsonl", {"question": "?", "reply": "!"})
-    rows_file(here / "sharegpt.jsonl", {"conversations": [{"from": "human", "value": "?"}]})
+    rows_file(here / "singular.jsonl", {"conversation": TALK})
+    rows_file(here / "sharegpt.jsonl", {"conversations": [{"from": "bing", "value": "?"}]})
+    rows_file(here / "roles.jsonl", {"messages": [TALK[0], TALK[1] | {"role": "Assistant"}]})
+    rows_file(here / "fraction.jsonl", {"messages": [TALK[0], TALK[1] | {"weight": 0.5}]})
+    opposite = {"weight": 0, "train": True}
+    rows_file(here / "opposite.jsonl", {"messages": [TALK[0], TALK[1] | opposite]})
+    rows_file(here / "trained-user.jsonl", {"messages": [TALK[0] | {"train": True}, TALK[1]]})
+    rows_file(here / "late.jsonl", {"text": "a"}, {"other": "b"})
+    rows_file(here / "mixed.jsonl", {"text": "a"}, {"text": ["b"]})
+    (here / "twice.jsonl").write_text('{"text": "a", "text": "b"}\n')
+    (here / "nan.jsonl").write_text('{"messages": [{"role": "user", "content": "a", "x": NaN}]}\n')
+    (here / "deep.jsonl").write_text('{"text": "a", "x": ' + "[" * 9000 + "]" * 9000 + "}\n")
+    (here / "packed.jsonl.gz").write_bytes(b'{"text": "a"}\n')
+    lengths = {"input_ids": [5, 6, 7], "seq_lengths": [2, 2]}
+    rows_file(here / "lengths.jsonl", lengths)
+    rows_file(here / "jump.jsonl", {"input_ids": [5, 6, 7], "position_ids": [0, 1, 5]})
+    rows_file(here / "private.jsonl", {"text": "a", "teacher_prompt": "b"})
+    answers = {"messages": TALK[:2], "teacher_messages": [TALK[0], TALK[3]]}
+    rows_file(here / "answers.jsonl", answers)
     rows_file(here / "numbers.jsonl", {"text": 3})
     rows_file(here / "half.jsonl", {"prompt": "Who?", "completion": TALK[1:2]})
-    rows_file(here / "no-role.jsonl", {"messages": [{"from": "human", "content": "?"}]})
+    rows_file(here / "no-role.jsonl", {"messages": [{"who": "human", "content": "?"}]})
     rows_file(
         here / "image.jsonl", {"messages": [{"role": "user", "content": [{"type": "image"}]}]}
     )
@@ -98,6 +116,7 @@ def _datasets(here: Path) -> None:
     rows_file(here / "far.jsonl", {"input_ids": [5, 6, 300]})
     rows_file(here / "shifted.jsonl", {"input_ids": [5, 6, 7], "labels": [6, 7, -100]})
     rows_file(here / "short.jsonl", {"input_ids": [5, 6, 7], "completion_mask": [0, 1]})
+    rows_file(here / "monologue.jsonl", {"messages": TALK[:1]})
     (here / "cut.jsonl").write_text('{"text": "whole"}\n{"text": "cut\n')
     (here / "surrogate.jsonl").write_text('{"text": "whole"}\n{"text": "\\ud800"}\n')
     (here / "latin.txt").write_bytes("Größe\n".encode("latin-1"))

@@ -12,8 +12,10 @@ order of a hash of their names: the same for the same CPython, without regard to
 
 import hashlib
 import json
+import os
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from pydoc_data import topics
 from typing import NamedTuple
@@ -28,6 +30,8 @@ LEFT_OUT = {"encodings", "pydoc_data", "lib2to3", "test", "tests", "idle_test"} 
     "dist-packages",
 }
 
+Read = Callable[[], str]
+
 
 class Corpus(NamedTuple):
     """The rows of the three sets; each row is a piece of at most `ROW_CHARS` characters."""
@@ -39,7 +43,7 @@ class Corpus(NamedTuple):
 
 def load_corpus(*, teacher_bytes: int, student_bytes: int, heldout_bytes: int) -> Corpus:
     """Load the three sets, each with at least the given bytes, as long as documents last."""
-    prose, sources = iter(_by_hash(_prose())), iter(_by_hash(_sources()))
+    prose, sources = _by_hash(_prose()), _by_hash(_sources())
     heldout = [*_take(prose, heldout_bytes // 2), *_take(sources, heldout_bytes // 2)]
     student = [*_take(prose, student_bytes // 2), *_take(sources, student_bytes // 2)]
     teacher = [*prose]
@@ -54,25 +58,31 @@ def write_jsonl(path: Path, rows: Iterable[str]) -> None:
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
 
 
-def _prose() -> Iterator[tuple[str, str]]:
+def _prose() -> Iterator[tuple[str, Read]]:
     for name, text in topics.topics.items():
-        yield f"topics/{name}", text
+        yield f"topics/{name}", partial(str, text)
 
 
-def _sources() -> Iterator[tuple[str, str]]:
+def _sources() -> Iterator[tuple[str, Read]]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    for path in library.rglob("*.py"):
-        name = path.relative_to(library)
-        if LEFT_OUT.isdisjoint(name.parts):
-            try:
-                yield name.as_posix(), path.read_text(encoding="utf-8")
-            except UnicodeDecodeError:
-                continue  # a few old modules are written in another encoding
+    for folder, folders, files in os.walk(library):
+        folders[:] = set(folders) - LEFT_OUT
+        for path in (Path(folder, file) for file in files if file.endswith(".py")):
+            yield path.relative_to(library).as_posix(), partial(_read, path)
 
 
-def _by_hash(documents: Iterable[tuple[str, str]]) -> list[str]:
-    ordered = sorted(documents, key=lambda document: hashlib.sha256(document[0].encode()).digest())
-    return [text[:DOCUMENT_CHARS] for _, text in ordered if text.strip()]
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return ""  # a few old modules are written in another encoding
+
+
+def _by_hash(documents: Iterable[tuple[str, Read]]) -> Iterator[str]:
+    """Yield texts in the order of the hashes of their names; read only those that are taken."""
+    for _, read in sorted(documents, key=lambda each: hashlib.sha256(each[0].encode()).digest()):
+        if (text := read()).strip():
+            yield text[:DOCUMENT_CHARS]
 
 
 def _take(documents: Iterator[str], wanted_bytes: int) -> list[str]:

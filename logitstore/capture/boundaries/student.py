@@ -20,10 +20,11 @@ from logitstore.reading.bucket import checked_folder
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.folder import LocalPath
+from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
-from logitstore.text.conversation import Conversation
 from logitstore.text.crossings import is_space_of_template
 from logitstore.text.stored import Stored, files_to_store, stored_tokenizer
+from logitstore.text.student_turns import SUPERVISED_TEXT, StudentTurns, read_turns
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
@@ -60,6 +61,7 @@ class Student:
         files: What `save_pretrained` writes for it, by name.
         template: Its chat template, where rows are conversations.
         are_tokens: Whether rows are token ids of the teacher's.
+        supervised_text: What of a turn is supervised, `content` or `turn`.
     """
 
     name: str
@@ -67,15 +69,19 @@ class Student:
     files: dict[str, bytes]
     template: ChatTemplate | None = None
     are_tokens: bool = False
+    supervised_text: str = "content"
 
     @classmethod
-    def load(cls, name: str, kind: str, teacher: ByteTokenizer) -> Self:
+    def load(
+        cls, name: str, kind: str, teacher: ByteTokenizer, supervised_text: str = "content"
+    ) -> Self:
         """Load the tokenizer of a student.
 
         Args:
             name: A folder or hub id, of a model or a tokenizer.
             kind: The kind of the dataset's rows.
             teacher: The teacher's tokenizer.
+            supervised_text: What of a turn is supervised, `content` or `turn`.
 
         Raises:
             InputError: It cannot be loaded, does not know where its tokens lie, has no chat
@@ -97,7 +103,9 @@ class Student:
                     "chat_template.jinja beside its tokenizer.json."
                 )
             template = ChatTemplate.of(found, tokenizer)
-        return cls(name, tokenizer, files_to_store(found), template, kind == "tokens")
+            tokenizer = tokenizer.with_ends(template.end_ids)
+        files, are_tokens = files_to_store(found), kind == "tokens"
+        return cls(name, tokenizer, files, template, are_tokens, supervised_text)
 
     def labels(self, line: SequenceText, where: str) -> Labels | str:
         """Find the student's labels in a line.
@@ -112,16 +120,15 @@ class Student:
         Raises:
             InputError: Its chat template rejects the conversation.
         """
-        segments, tokens = self._read(line, where)
+        found = self._read(line, where)
+        if found is None:
+            return CHANGED
+        segments, tokens = found.segments, found.tokens
         if tokens.status == UNKNOWN:
             return UNKNOWN
         own = line.supervised_bytes
-        skipped = 0 if line.messages is None else line.supervised_start
-        supervised = "".join(s.text for s in segments if s.supervised).encode()
         is_part = line.messages is not None and line.status == "split"
-        if (supervised[skipped : skipped + len(own)] if is_part else supervised) != own:
-            return CHANGED
-        starts = tokens.byte_starts - (skipped if is_part else 0)
+        starts = tokens.byte_starts - (line.supervised_start if is_part else 0)
         inside = tokens.has_record & (starts >= 0)
         inside &= np.where(tokens.is_eos, starts <= len(own), starts < len(own))
         starts, lengths = starts[inside], tokens.byte_lengths[inside]
@@ -131,20 +138,21 @@ class Student:
         is_eos = tokens.is_eos[inside]
         return Labels(starts, lengths, is_eos, np.where(is_eos | (lengths == 0), -1, places))
 
-    def _read(self, line: SequenceText, where: str) -> tuple[Sequence[Segment], TokenizedText]:
+    def _read(self, line: SequenceText, where: str) -> StudentTurns | None:
         """Tokenise a line as training does; an end that the teacher does not have is dropped later.
 
         See `distill.student.text`.
         """
-        if line.messages is not None:
-            assert self.template is not None
-            segments = self.template.segments(Conversation.from_json(line.messages), where)
-            return segments, self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        if line.messages is not None and self.template is not None:
+            mode = {SUPERVISED_TEXT: self.supervised_text}
+            return read_turns(line, mode, self.template, self.tokenizer, where)
+        own = line.segments if line.messages is None else own_text.from_json(line.messages, where)
         if not self.are_tokens:
-            return line.segments, self.tokenizer.encode(line.segments)
-        segments = for_student(line.segments, self.tokenizer)
-        has_prefix = not begins_bare(line.segments)
-        return segments, self.tokenizer.encode(segments, add_eos=False, add_prefix=has_prefix)
+            return StudentTurns(own, self.tokenizer.encode(own))
+        segments = for_student(own, self.tokenizer)
+        has_prefix = not begins_bare(own)
+        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=has_prefix)
+        return StudentTurns(segments, tokens)
 
     def recorded(self) -> dict[str, Any]:
         """Describe what decides the boundaries, for the spec of their store."""

@@ -68,7 +68,7 @@ def take_sample(reader: RowReader, text_bytes: I64) -> Sample:
         sequences = reader.sequences(row)
         has_records = any(s.records for s in sequences)
         if sample.rows == 0 or (has_records and not has_shown_records):
-            sample.first = marked_text(reader.whole(row), sequences)
+            sample.first = marked_text(reader.wholes(row)[0], sequences)
         has_shown_records = has_shown_records or has_records
         sample.rows += 1
         sample.text_bytes += int(text_bytes[row])
@@ -97,7 +97,8 @@ def marked_text(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) ->
         pieces.append(f" … {first.length - shown[-1] - 1:,} tokens more")
     head = f"row {first.line.row:,}: {first.line.status}, {whole.length:,} tokens"
     if len(sequences) > 1:
-        head += f" in {len(sequences)} windows, the first"
+        are_windows = all(s.line.status == "split" for s in sequences)
+        head += f" in {len(sequences)} {'windows' if are_windows else 'parts'}, the first"
     return f"{head}, supervised ones in ⟦ ⟧:\n  {''.join(pieces)}" if pieces else head
 
 

@@ -7,7 +7,8 @@ the rank or on a resume, but for logits so close that their last bits decide. Sa
 generator that a batch shares could not be repeated row by row.
 
 Of the model's own `generation_config` only its end tokens are used: all else comes from the user's
-flags, and is recorded in the store.
+flags, and is recorded in the store. The token that ended a completion ends it in the store, too:
+another end, such as EOS, may be one that the teacher never writes there.
 
 Shape legend: B = rows of a batch, L = padded length, V = vocabulary.
 """
@@ -44,8 +45,8 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.draws import GENERATION, gumbel, random_words
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.errors import InputError
+from logitstore.models.listed_ends import ends_listed
 from logitstore.text.token_budget import by_token_budget
-from logitstore.text.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
     from logitstore.capture.passes.teacher_pass import TeacherPass
@@ -128,7 +129,8 @@ class Completer:
                 f"{model.name_or_path}: {type(model).__name__} cannot generate text. Give a causal "
                 "model of transformers, or completions in the dataset without --generate."
             )
-        self.ends = _ends_of(model, reader.tokenizer)
+        # The model's own ends, and what ends a turn for its tokenizer and its chat template.
+        self.ends = frozenset([*ends_listed(model.generation_config), *reader.tokenizer.eos_ids])
         model.generation_config = _config()  # else its values fill in what a call leaves out
 
     @classmethod
@@ -321,11 +323,3 @@ class _StopStrings(StoppingCriteria):
 
 def _config(**settings: Any) -> GenerationConfig:
     return GenerationConfig(**settings)  # type: ignore[no-untyped-call]
-
-
-def _ends_of(model: Any, tokenizer: ByteTokenizer) -> frozenset[int]:
-    """Collect the tokens that end a completion: the model's own, and the tokenizer's EOS."""
-    of_model = getattr(model.generation_config, "eos_token_id", None)
-    listed = [] if of_model is None else of_model if isinstance(of_model, list) else [of_model]
-    eos = tokenizer.eos_token_id
-    return frozenset([int(i) for i in listed] + ([] if eos is None else [eos]))

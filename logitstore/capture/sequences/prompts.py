@@ -14,15 +14,15 @@ tokenizer has one, half of a character at the end), the records are those of the
 from dataclasses import replace
 from typing import NamedTuple
 
-import numpy as np
-
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
+from logitstore.rows.dataset import Dialogue
 from logitstore.rows.renderer import Rendered
+from logitstore.text import own_text
 from logitstore.text.conversation import Conversation
-from logitstore.text.tokenizer import ByteTokenizer
+from logitstore.text.token_ids import END
 
 #: Statuses of rows: a prompt nothing was written for yet; one that leaves no room to write; a
 #: completion cut off at the most tokens; one that a stop string ended. One that the teacher ended
@@ -36,12 +36,15 @@ class Prompt(NamedTuple):
     Attributes:
         segments: Text of the prompt.
         token_ids: Tokens of the prompt.
-        conversation: The conversation so far; None where the row is not one.
+        conversation: The conversation so far, as the student sees it; None where the row is not
+            one.
+        own: The text of the prompt as the student sees it; None where the teacher sees the same.
     """
 
     segments: tuple[Segment, ...]
     token_ids: I64
     conversation: Conversation | None
+    own: tuple[Segment, ...] | None = None
 
 
 class Completion(NamedTuple):
@@ -69,27 +72,25 @@ class PromptReader(RowReader):
         Raises:
             InputError: The row cannot be read, or the template rejects it.
         """
-        conversation = None
         if self.render.template is not None:
-            dialogue = self.rows.dialogue(row)
-            conversation = Conversation.choose(
-                dialogue.messages,
-                "last",
-                first=len(dialogue.messages),
-                tools=dialogue.tools,
-                kwargs=dialogue.kwargs,
-            )
-            text = self.render.template.prompt(conversation, self.rows.where(row))
+            own = _asked(self.rows.dialogue(row))
+            private = self.rows.teacher_dialogue(row)
+            theirs = own if private is None else _asked(private)
+            text = self.render.template.prompt(theirs, self.rows.where(row))
             segments: tuple[Segment, ...] = (Segment(text, False),) if text else ()
-        else:
-            segments = self.rows.segments(row)
-        tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=conversation is None)
-        return Prompt(segments, tokens.token_ids, conversation)
+            tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+            return Prompt(segments, tokens.token_ids, own)
+        seen, private_text = self.rows.segments(row), self.rows.teacher_segments(row)
+        segments = self.render.parsed(private_text or seen, add_eos=False)
+        tokens = self.tokenizer.encode(segments, add_eos=False)
+        asked = None if private_text is None else self.render.parsed(seen, add_eos=False)
+        return Prompt(segments, tokens.token_ids, None, asked)
 
-    def whole(self, row: int) -> TeacherSequence:
+    def wholes(self, row: int) -> list[TeacherSequence]:
         """Return the prompt alone as a sequence, before anything is written."""
         prompt = self.prompt(row)
-        return self._without_records(row, prompt, PROMPT if len(prompt.token_ids) else "empty")
+        status = PROMPT if len(prompt.token_ids) else "empty"
+        return [self._without_records(row, prompt, status)]
 
     def completed(self, row: int, prompt: Prompt, written: Completion) -> list[TeacherSequence]:
         """Return the sequences of the row with its completion."""
@@ -109,24 +110,50 @@ class PromptReader(RowReader):
     def _rendered(self, prompt: Prompt, written: Completion) -> Rendered:
         is_ended = written.status == OK
         if prompt.conversation is None:
-            segments = (*prompt.segments, Segment(written.text, True))
-            tokens = self.tokenizer.encode(segments, add_eos=is_ended)
-            return Rendered(segments, tokens, None, self.tokenizer.prefix_length)
+            answer: tuple[Segment, ...] = (Segment(written.text, True),)
+            has_special = self.render.special is not None
+            if is_ended and has_special:
+                answer += (Segment(self._end_text(written.end_id), False, END),)
+            segments = (*prompt.segments, *answer)
+            end_id = written.end_id if written.end_id in self.tokenizer.eos_ids else None
+            tokens = self.tokenizer.encode(
+                segments, add_eos=is_ended and not has_special, end_id=end_id
+            )
+            messages = None if prompt.own is None else own_text.to_json((*prompt.own, *answer))
+            return Rendered(segments, tokens, messages, self.tokenizer.prefix_length)
         segments = (*prompt.segments, Segment(written.text, True, "assistant"))
         if is_ended:
-            segments += (Segment(_end_text(self.tokenizer, written.end_id), False),)
+            segments += (Segment(self._end_text(written.end_id), False),)
         tokens = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
         messages = _with_turn(prompt.conversation, written.text).to_json()
         return Rendered(segments, tokens, messages, self.render.prefix_length(tokens))
 
+    def _end_text(self, end_id: int | None) -> str:
+        """Return the text of the token that ended a turn; of the template's where it is not one."""
+        template = self.render.template
+        if end_id not in self.tokenizer.eos_ids:
+            own = () if template is None else template.end_ids
+            end_id = own[-1] if own else self.tokenizer.eos_token_id
+        return self.tokenizer.spelt(end_id) or ""
+
     def _without_records(self, row: int, prompt: Prompt, status: str) -> TeacherSequence:
         conversation = prompt.conversation
         messages = None if conversation is None else conversation.to_json()
+        if prompt.own is not None:
+            messages = own_text.to_json(prompt.own)
         line = SequenceText(row, 0, status, prompt.segments, messages=messages)
         tokens = self.tokenizer.encode(
             prompt.segments, add_eos=False, add_prefix=conversation is None
         )
         return TeacherSequence(line, tokens)
+
+
+def _asked(row: Dialogue) -> Conversation:
+    """Make a conversation of messages that the teacher is to go on with."""
+    first = len(row.messages)
+    return Conversation.choose(
+        row.messages, "last", first=first, tools=row.tools, kwargs=row.kwargs
+    )
 
 
 def _with_turn(conversation: Conversation, text: str) -> Conversation:
@@ -139,10 +166,3 @@ def _with_status(sequence: TeacherSequence, status: str) -> TeacherSequence:
     if status == OK or sequence.line.status not in (OK, "truncated"):
         return sequence
     return replace(sequence, line=sequence.line._replace(status=status))
-
-
-def _end_text(tokenizer: ByteTokenizer, end_id: int | None) -> str:
-    """Return the text of the token that ended a turn; of EOS where it is not known to end one."""
-    if end_id is None or end_id not in tokenizer.eos_ids:
-        return tokenizer.eos_token or ""
-    return tokenizer.written(np.array([end_id]))[0].decode()

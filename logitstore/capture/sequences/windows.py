@@ -205,12 +205,20 @@ def _begin(cuts: I64, new: int, context_tokens: int, prefix: int) -> int:
 def _places_to_cut(text: TokenizedText, data: bytes, prefix: int) -> I64:
     """List tokens before which a row may be cut: the first, those that begin a character, the end.
 
-    Not before a token without supervised bytes (EOS, end of a turn), which belongs to what it ends.
+    Not before a token without supervised bytes (EOS, end of a turn), which belongs to what it ends,
+    nor before white space in front of that.
     """
     units = np.frombuffer(data + b".", np.uint8)
     at_character = (units[text.text_starts] & 0xC0) != 0x80
     is_event = text.has_record & (text.byte_lengths == 0)
     inside = at_character & ~is_event
+    for event in np.flatnonzero(is_event):
+        before = event - 1
+        while before >= 0 and not text.has_record[before]:
+            if not data[text.text_starts[before] : text.text_ends[before]].isspace():
+                break
+            inside[before] = False
+            before -= 1
     inside[: prefix + 1] = False
     return np.concatenate([[prefix], np.flatnonzero(inside), [len(text.token_ids)]])
 

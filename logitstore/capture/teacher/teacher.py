@@ -18,6 +18,7 @@ from logitstore.capture.teacher.quantization import (
 from logitstore.errors import InputError
 from logitstore.models.context_length import context_length
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
+from logitstore.models.listed_ends import listed_ends
 from logitstore.models.loading import load_or_explain, load_tokenizer
 from logitstore.text.stored import files_to_store
 from logitstore.text.tokenizer import ByteTokenizer
@@ -37,7 +38,7 @@ class Teacher:
         name: Hub id or folder, as given.
         revision: Revision of the hub model, as given.
         config: The configuration of `transformers`.
-        tokenizer: The tokenizer with byte positions.
+        tokenizer: The tokenizer with byte positions; what the model lists as ends are ends.
         transformers_tokenizer: The same tokenizer of `transformers`, with its chat template.
         tokenizer_files: Name and content of the files that its `save_pretrained` writes.
         tokenizer_limit: Tokens that the model reads according to the tokenizer, if it says.
@@ -110,7 +111,7 @@ def find_teacher(
         name=name,
         revision=revision,
         config=config,
-        tokenizer=ByteTokenizer(tokenizer),
+        tokenizer=ByteTokenizer(tokenizer).with_ends(listed_ends(name, config, revision)),
         transformers_tokenizer=tokenizer,
         tokenizer_files=files_to_store(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,

@@ -20,11 +20,12 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.lists import Lists, reject_lengths
 from logitstore.moving.dumps.row import Dumped
-from logitstore.records import Segment, SequenceText
+from logitstore.records import SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation, Supervise
 from logitstore.text.token_ids import TokenRow, read_tokens
-from logitstore.text.tokenizer import ByteTokenizer
+from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.turns import MODES, SupervisedText
 
 #: Statuses: supervised tokens without lists; a text that the chat template renders differently.
 NO_LISTS, CHANGED = "no_lists", "template_changed_text"
@@ -113,8 +114,7 @@ class Placer:
     def _conversation(self, dumped: Dumped, row: int, where: str) -> Placed:
         assert dumped.messages is not None
         conversation = Conversation.choose(dumped.messages, self.supervise)
-        line, segments = self._line(conversation, row, where)
-        text = self.tokenizer.encode(segments, add_eos=False, add_prefix=False)
+        line, text = self._scored(conversation, dumped, row, where)
         if dumped.token_ids is not None and not np.array_equal(dumped.token_ids, text.token_ids):
             raise InputError(
                 f"{where}: the chat template writes its messages as {len(text.token_ids):,} tokens "
@@ -139,15 +139,18 @@ class Placer:
         assert dumped.messages is not None
         assert dumped.answer_ids is not None
         conversation = Conversation.choose(dumped.messages, "last")
-        line, _ = self._line(conversation, row, where)
         _check_ids(dumped.answer_ids, self.tokenizer, where)
         is_end = np.isin(dumped.answer_ids, np.array(self.tokenizer.eos_ids, np.int64))
         stop = int(np.argmax(is_end)) + 1 if is_end.any() else len(is_end)
         ids, ends = dumped.answer_ids[:stop], is_end[:stop]
         written = self.tokenizer.written(ids[~ends])
         text = b"".join(written)
-        extra = int(text == b" " + line.supervised_bytes)
-        if text[extra:] != line.supervised_bytes:
+        for mode in MODES:  # the teacher may have written what its template writes, too
+            line = self._line(conversation, row, where, mode)
+            extra = int(text == b" " + line.supervised_bytes)
+            if text[extra:] == line.supervised_bytes:
+                break
+        else:
             nothing = np.zeros(0, np.int64)
             changed = line._replace(status=CHANGED)
             none = Dumped(Lists.none(0))
@@ -160,12 +163,25 @@ class Placer:
         spans = [ids, starts.astype(np.int64), lengths.astype(np.int64)]
         return _placed(line, spans, dumped, np.arange(len(ids)), dumped.answer_ids)
 
+    def _scored(
+        self, conversation: Conversation, dumped: Dumped, row: int, where: str
+    ) -> tuple[SequenceText, TokenizedText]:
+        """Render a conversation whose supervised tokens are those with lists, if that can be."""
+        read = []
+        for mode in MODES:
+            line = self._line(conversation, row, where, mode)
+            text = self.tokenizer.encode(line.segments, add_eos=False, add_prefix=False)
+            read.append((line, text))
+            if len(dumped.lists) in (len(text.token_ids), int(text.has_record.sum())):
+                return line, text
+        return read[0]
+
     def _line(
-        self, conversation: Conversation, row: int, where: str
-    ) -> tuple[SequenceText, tuple[Segment, ...]]:
+        self, conversation: Conversation, row: int, where: str, mode: SupervisedText
+    ) -> SequenceText:
         assert self.template is not None
-        segments = self.template.segments(conversation, where)
-        return SequenceText(row, 0, "ok", segments, messages=conversation.to_json()), segments
+        segments = self.template.segments(conversation, where, mode)
+        return SequenceText(row, 0, "ok", segments, messages=conversation.to_json())
 
     def _moved(self, dumped: Dumped) -> Dumped:
         """Shift lists to the tokens that they describe."""

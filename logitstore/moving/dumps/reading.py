@@ -84,6 +84,7 @@ class Reader:
             kwargs = parse_kwargs(settings.chat_template_kwargs, "--chat-template-kwargs")
             path = settings.chat_template_path
             template = ChatTemplate.of(loaded, tokenizer, path=path, kwargs=kwargs)
+            tokenizer = tokenizer.with_ends(template.end_ids)
         else:
             _reject_idle(settings, where)
             check_spelling(tokenizer)

@@ -31,6 +31,9 @@ PAIRS = (
     ("wordpiece", "dummy space"),
 )
 
+#: A canonical map, and the teacher and student that it is between.
+Canonical = tuple[EventMap, ByteTokenizer, ByteTokenizer]
+
 
 @cache
 def tokenizer(kind: str) -> ByteTokenizer:
@@ -113,12 +116,16 @@ def test_bytes_cut_inside_a_character_are_begun_alike_whatever_the_character_is(
     assert answered >= 6
 
 
-@pytest.mark.parametrize(("teacher", "student"), PAIRS)
+@pytest.fixture(params=PAIRS, ids="-".join)
+def canonical(request: pytest.FixtureRequest) -> Canonical:
+    teacher, student = request.param
+    return map_of("canonical", teacher, student), tokenizer(teacher), tokenizer(student)
+
+
 def test_canonical_sends_each_token_to_the_students_first_of_its_bytes(
-    teacher: str, student: str
+    canonical: Canonical,
 ) -> None:
-    made = map_of("canonical", teacher, student)
-    t, s = tokenizer(teacher), tokenizer(student)
+    made, t, s = canonical
     strings = [written for _, written in spelt(t)]
     first = dict(zip(strings, Writer(s).first(strings).tolist(), strict=True))
     parts = {s.token_bytes[i]: i for i in range(s.size) if is_part(s, i)}
@@ -129,12 +136,10 @@ def test_canonical_sends_each_token_to_the_students_first_of_its_bytes(
         assert made.event[v] == expected, written
 
 
-@pytest.mark.parametrize(("teacher", "student"), PAIRS)
 def test_a_remainder_goes_to_the_students_next_token_where_one_of_its_own_ends(
-    teacher: str, student: str
+    canonical: Canonical,
 ) -> None:
-    made = map_of("canonical", teacher, student)
-    t, s = tokenizer(teacher), tokenizer(student)
+    made, t, s = canonical
     inside, sources = 0, SPACES * t.size
     for (v, written), tokens in zip(spelt(t), Writer(s).all([w for _, w in spelt(t)]), strict=True):
         text, following = b"", {}

@@ -133,7 +133,7 @@ def test_labels_inside_a_token_are_covered_as_training_covers_them(tmp_path: Pat
     texts = (f"{text} In 1984 there were 12  of 3,000." for text in tiny.corpus()[:12])
     rows: list[Row] = [(Segment(text, supervised=True),) for text in texts]
     for between in ("off", "on"):
-        how = {"top_k": 20, "map": "canonical", "between": between}
+        how = {"top_k": 200, "map": "canonical", "between": between}
         _, data = pair(tmp_path, teacher, tiny.byte_bpe(), rows, **how)
         share = coverage(data)["kinds"]["all"]
         aligned = sum(data[i].aligned for i in range(len(data)))
@@ -321,7 +321,7 @@ def test_the_command_reads_a_store_and_a_tokenizer(
     assert (status, json.loads(out)["map"]) == (0, "prefix")
     status, out, _ = run(*asked, "--sequences", "2")
     assert status == 0
-    assert "sequences   2 looked at" in out
+    assert "sequences   2 of 2 with records that were looked at (of 6) can be used; below," in out
     for bad, message in (
         ((*asked, "--sequences", "0"), "--sequences 0"),
         ((*asked, "--max-length", "1"), "--max-length 1"),

@@ -61,7 +61,8 @@ def wide(arrays: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
 def arrays_of(
     name: str, records: TokenRecords, pairs: np.ndarray[Any, Any], **more: Any
 ) -> dict[str, np.ndarray[Any, Any]]:
-    """What a loss makes of these records."""
+    """What a loss makes of these records, for labels that are all token 0."""
+    more.setdefault("label_ids", np.zeros(int(pairs[:, 3].max(initial=0)), np.int64))
     return find(name).arrays(Aligned(records, pairs, **more), option_values({}))
 
 

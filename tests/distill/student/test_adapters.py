@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from distill.student.loading import StudentArguments, load_student, make_student
+from distill.student.arguments import StudentArguments
+from distill.student.loading import load_student, make_student
 from distill.training.config import CachedTeacherConfig
 from distill.training.run import train
 from logitstore.capture import capture
@@ -46,7 +47,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained(here: Path, out: Path, rate: float = 1e-12, **student: Any) -> dict[str, Any]:
+def trained(here: Path, out: Path, rate: float = 1e-6, **student: Any) -> dict[str, Any]:
     config = CachedTeacherConfig(
         output_dir=str(out), store=str(here / "store"), loss="ce", max_steps=1, use_cpu=True,
         save_strategy="no", report_to=[], disable_tqdm=True, learning_rate=rate, seed=1,
@@ -57,7 +58,8 @@ def trained(here: Path, out: Path, rate: float = 1e-12, **student: Any) -> dict[
 
 _MAKES = """
 import hashlib, sys, torch
-from distill.student.loading import StudentArguments, make_student
+from distill.student.arguments import StudentArguments
+from distill.student.loading import make_student
 torch.rand(int(sys.argv[2]))
 model, _ = make_student(StudentArguments(model_name_or_path=sys.argv[1], use_peft=True), seed=1)
 weights = [p.detach().numpy().tobytes() for n, p in model.named_parameters() if "lora" in n]

@@ -47,12 +47,16 @@ def one(store: FakeStore, folder: Path) -> Noting:
     return trainer
 
 
-def launched(folder: Path, store: FakeStore, *flags: str) -> dict[str, list[dict[str, Any]]]:
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def launched(
+    folder: Path, store: FakeStore, *flags: str, by: tuple[str, ...] = TORCHRUN
+) -> dict[str, list[dict[str, Any]]]:
     """What each of two processes found, whole and resumed from the checkpoint of one."""
     (folder / "store").write_bytes(pickle.dumps(store))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, "-m", "tests.kit.two_ranks", str(folder), *flags],
+        [sys.executable, *by, "-m", "tests.kit.two_ranks", str(folder), *flags],
         capture_output=True,
         text=True,
         timeout=240,
@@ -69,7 +73,7 @@ def launched(folder: Path, store: FakeStore, *flags: str) -> dict[str, list[dict
 
 @pytest.fixture(scope="module")
 def two(store: FakeStore, folder: Path, one: Noting) -> dict[str, list[dict[str, Any]]]:
-    return launched(folder, store)
+    return launched(folder, store, by=())
 
 
 def in_order(ranks: list[dict[str, Any]]) -> list[int]:

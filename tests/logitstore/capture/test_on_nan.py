@@ -116,11 +116,17 @@ def test_a_window_that_is_not_finite_leaves_the_rows_other_windows_alone(
 
 
 def test_a_shard_of_nothing_finite_is_a_shard(broken: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bad.jsonl"
-    path.write_text(json.dumps({"text": BAD * 3}))
-    store = run(broken, path, tmp_path / "s", on_nan="skip")
-    assert [store.text(0).status, len(store[0])] == ["not_finite", 0]
+    path = texts_file(tmp_path / "bad.jsonl", [BAD * 3, "the end"])
+    store = run(broken, path, tmp_path / "s", on_nan="skip", shard_text_bytes=1)
+    assert [store.text(0).status, len(store[0]), len(store.shards)] == ["not_finite", 0, 2]
     assert verify_store(store.path, deep=True).damaged == []
+
+
+def test_a_store_of_nothing_finite_is_not_sealed(broken: Path, tmp_path: Path) -> None:
+    path = texts_file(tmp_path / "bad.jsonl", [BAD * 3])
+    with pytest.raises(InputError, match="no row has a record, so it is not sealed"):
+        run(broken, path, tmp_path / "s", on_nan="skip")
+    assert not (tmp_path / "s" / "DONE").exists()
 
 
 def test_another_word_for_what_to_do_is_refused(teacher: Path, data: Path, tmp_path: Path) -> None:

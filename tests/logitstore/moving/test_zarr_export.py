@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from s3fs import S3FileSystem
 from typer.testing import CliRunner
 
 from logitstore.cli.app import app
@@ -66,14 +67,15 @@ def exported(tmp_path: Path, of: StoreSpec | None = None, **how: Any) -> LogitSt
     return open_store(tmp_path / "s")
 
 
-def assert_same(store: LogitStore, data: xr.Dataset) -> None:
+def assert_same(store: LogitStore, opened: xr.Dataset) -> None:
     """Every field of every sequence, found in the way that `how_to_read` says."""
-    assert data.sizes["sequence"] == len(store)
+    assert opened.sizes["sequence"] == len(store)
+    data = {str(name): each.values for name, each in opened.variables.items()}
     seen = set()
     for i in range(len(store)):
         records, text = store[i], store.text(i)
-        first = int(data.record_start[i])
-        span = slice(first, first + int(data.record_count[i]))
+        first = int(data["record_start"][i])
+        span = slice(first, first + int(data["record_count"][i]))
         assert span.stop - span.start == len(records)
         for name in PER_RECORD:
             if getattr(records, name) is not None:
@@ -83,7 +85,7 @@ def assert_same(store: LogitStore, data: xr.Dataset) -> None:
             if getattr(records, name) is not None:
                 starts, counts = data[f"{kind}_start"][span], data[f"{kind}_count"][span]
                 flat = [
-                    data[name][int(a) : int(a) + int(n)].values
+                    data[name][int(a) : int(a) + int(n)]
                     for a, n in zip(starts, counts, strict=True)
                 ]
                 joined = np.concatenate([np.zeros(0, data[name].dtype), *flat])
@@ -94,14 +96,15 @@ def assert_same(store: LogitStore, data: xr.Dataset) -> None:
     assert seen | {"entry_start", "draw_start"} >= others
 
 
-def assert_same_text(data: xr.Dataset, i: int, text: Any) -> None:
-    assert (int(data.row[i]), int(data.part[i])) == (text.row, text.part)
-    assert int(data.supervised_start[i]) == text.supervised_start
-    start = int(data.text_start[i])
-    span = slice(start, start + int(data.text_bytes[i]))
-    assert data.text[span].values.tobytes() == text.supervised_bytes
-    start = int(data.line_start[i])
-    line = json.loads(data.lines[start : start + int(data.line_bytes[i])].values.tobytes())
+def assert_same_text(data: dict[str, np.ndarray[Any, Any]], i: int, text: Any) -> None:
+    def listed(name: str, start: str, count: str) -> bytes:
+        first = int(data[start][i])
+        return data[name][first : first + int(data[count][i])].tobytes()
+
+    assert (int(data["row"][i]), int(data["part"][i])) == (text.row, text.part)
+    assert int(data["supervised_start"][i]) == text.supervised_start
+    assert listed("text", "text_start", "text_bytes") == text.supervised_bytes
+    line = json.loads(listed("lines", "line_start", "line_bytes"))
     assert line["segments"] == [s._asdict() for s in text.segments]
     assert (line["status"], line["messages"]) == (text.status, text.messages)
 
@@ -307,6 +310,15 @@ def test_from_a_bucket_into_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
     assert_same(open_store(tmp_path / "s"), xr.open_zarr(f"{bucket.url}/e").load())
     puts = [path for method, path in bucket.requests if method == "PUT" and "/e/" in path]
     assert puts[-1].endswith("/e/zarr.json")  # without it nothing opens, and it is the last
+
+
+@pytest.mark.usefixtures("fresh_clients")
+def test_a_bucket_is_written_by_the_client_that_is_there_already(
+    bucket: Bucket, tmp_path: Path
+) -> None:
+    stores.write(tmp_path / "s")
+    export_zarr(tmp_path / "s", f"{bucket.url}/e")
+    assert len(S3FileSystem._cache) == 1  # one that zarr makes for itself is never closed
 
 
 def test_a_bucket_that_refuses_is_left_as_it_was(bucket: Bucket, tmp_path: Path) -> None:

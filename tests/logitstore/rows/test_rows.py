@@ -2,7 +2,6 @@
 
 import json
 import struct
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,17 +20,6 @@ from logitstore.testing import tiny
 
 TEXTS = [*tiny.corpus()[-12:], "", None, "last"]
 LINES = ["one", "", "zwei — ü", "三 🙂"]
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch) -> Iterator[None]:
-    """Nothing is read from, or left in, the cache of whoever runs the tests; no hub is asked."""
-    folder = tmp_path_factory.mktemp("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    datasets.disable_progress_bars()
-    yield
-    datasets.enable_progress_bars()
 
 
 def write_jsonl(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -182,7 +170,7 @@ def test_digest_is_that_of_lengths_and_bytes_column_by_column():
 def test_long_datasets_are_read_in_parts(monkeypatch):
     table = datasets.Dataset.from_dict({"text": [str(i) for i in range(25)]})
     whole = load_rows(table).digest()
-    monkeypatch.setattr("logitstore.rows.dataset._BATCH_ROWS", 7)
+    monkeypatch.setattr("logitstore.rows.survey._BATCH_ROWS", 7)
     assert load_rows(table).digest() == whole
     assert load_rows(table).text_bytes().tolist() == [1] * 10 + [2] * 15
 
@@ -242,7 +230,7 @@ def test_nothing_to_read_is_an_error(tmp_path):
 @pytest.mark.parametrize("ending", ["txt", "jsonl"])
 @pytest.mark.parametrize("block_bytes", [1, 5, 1024])
 def test_line_that_is_not_utf8_is_named(ending, block_bytes, tmp_path, monkeypatch):
-    monkeypatch.setattr("logitstore.rows.sources._BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr("logitstore.rows.files._BLOCK_BYTES", block_bytes)
     path = tmp_path / f"data.{ending}"
     path.write_bytes('{"text": "é 🙂"}\n{"text": ""}\n'.encode() + b'{"text": "\xe9"}\n')
     with refused(path.name, "line 3 is not UTF-8", "0xE9", "iconv"):

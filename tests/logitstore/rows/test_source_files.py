@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from logitstore.errors import InputError, MismatchError
-from logitstore.rows import source_files
+from logitstore.rows import source_files, sources
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.source_files import SourceFiles
 from logitstore.rows.watch import Watch
@@ -125,13 +125,13 @@ def test_a_file_that_is_written_to_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, dataset = as_jsonl(tmp_path, OLD)
-    loads = datasets.load_dataset
+    reads = sources.read_columns
 
-    def writes_then_loads(*names: Any, **more: Any) -> Any:
+    def writes_then_reads(*arguments: Any) -> Any:
         as_jsonl(tmp_path, NEW)
-        return loads(*names, **more)
+        return reads(*arguments)
 
-    monkeypatch.setattr(datasets, "load_dataset", writes_then_loads)
+    monkeypatch.setattr(sources, "read_columns", writes_then_reads)
     with pytest.raises(InputError, match=r"a\.jsonl was written to while it was read"):
         load_rows(dataset)
 

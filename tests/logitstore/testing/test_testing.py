@@ -1,19 +1,25 @@
 """`logitstore.testing` as users of the library import it."""
 
+import asyncio
+import gc
 import importlib
 import os
 import sys
 from pathlib import Path
 
+import aiohttp
+import fsspec
 import numpy as np
 import pytest
+import zarr.core.sync
+from zarr.storage import FsspecStore
 
 import logitstore
 import logitstore.testing
 from logitstore.errors import MissingLibraryError
 from logitstore.records import Segment
 from logitstore.testing import buckets, stores, tiny
-from logitstore.testing.buckets import Bucket
+from logitstore.testing.buckets import Bucket, forget_clients
 from logitstore.testing.fake_store import FakeStore
 
 #: Module, a library that it needs, the extra that brings it.
@@ -87,3 +93,47 @@ def test_a_bucket_fails_as_often_as_it_is_told_to(bucket: Bucket) -> None:
         assert bucket.unmet == left
     assert bucket.get("key") == b"value"
     assert os.environ["AWS_ENDPOINT_URL"] == bucket.endpoint
+
+
+# -- clients of a bucket -------------------------------------------------------------------------
+
+
+def open_sessions() -> int:
+    """Count the sessions that would warn if they were collected now."""
+    gc.collect()
+    sessions = [each for each in gc.get_objects() if type(each) is aiohttp.ClientSession]
+    return sum(not session.closed for session in sessions)
+
+
+def read_by_three_clients(bucket: Bucket) -> None:
+    """By this library's, and by zarr's and another of s3fs as others use it."""
+    stores.write(f"{bucket.url}/s")
+    group = FsspecStore.from_url(f"{bucket.url}/s")
+    assert zarr.core.sync.sync(group.exists("store.json"))
+    assert fsspec.filesystem("s3", use_listings_cache=True).exists(f"{bucket.url}/s/store.json")
+
+
+def test_a_forgotten_client_is_closed_however_long_that_takes(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = aiohttp.ClientSession.close
+
+    async def slowly(session: aiohttp.ClientSession) -> None:
+        await asyncio.sleep(0.5)  # s3fs itself waits for a fifth of that
+        await close(session)
+
+    forget_clients()
+    monkeypatch.setattr(aiohttp.ClientSession, "close", slowly)
+    read_by_three_clients(bucket)
+    assert open_sessions() == 3
+    forget_clients()
+    assert open_sessions() == 0
+
+
+@pytest.mark.usefixtures("bucket", "fresh_clients")
+def test_no_client_outlives_its_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with buckets.serve() as own:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", own.endpoint)
+        read_by_three_clients(own)
+        assert open_sessions() == 3
+    assert open_sessions() == 0

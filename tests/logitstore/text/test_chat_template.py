@@ -144,11 +144,27 @@ THINKING = (
 )
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_unless_the_last_is_enough() -> None:
+def test_a_think_block_of_the_template_is_supervised_with_the_whole_turn_alone() -> None:
     tokenizer, talk = templates.chatml(THINKING), turns("a", "one", "b", "two")
-    with pytest.raises(InputError, match=r"row 7: .*marks.*messages 0 to 1.*--supervise last"):
+    assert supervised(rendered(tokenizer, talk)) == ["one", "two"]
+    conversation = Conversation.choose(talk, "all")
+    turn = template_of(tokenizer).segments(conversation, "row 7", "turn")
+    assert supervised(turn) == ["one", "<think>\n\n</think>\n\ntwo"]
+
+
+LOUD = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{% if loop.last and m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content | upper }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_looks_into_texts_is_refused_unless_the_last_turn_is_enough() -> None:
+    tokenizer, talk = templates.chatml(LOUD), turns("a", "one", "b", "two")
+    with pytest.raises(InputError, match=r"row 7: .*looks into.*messages 0 to 1.*--supervise last"):
         rendered(tokenizer, talk)
-    assert supervised(rendered(tokenizer, talk, "last")) == ["<think>\n\n</think>\n\ntwo"]
+    assert supervised(rendered(tokenizer, talk, "last")) == ["<think>\n\n</think>\n\nTWO"]
 
 
 def test_a_template_that_refuses_a_row_is_quoted() -> None:
@@ -254,7 +270,7 @@ def test_missing_values_and_json_in_strings_are_what_arrow_makes_of_messages() -
     ("messages", "why"),
     [
         ({"role": "user"}, "expected a list of messages, found dict"),
-        ([{"from": "human", "value": "a"}], "message 0 is not a message.*'from', 'value'"),
+        ([{"who": "human", "value": "a"}], "message 0 is not a message.*'value', 'who'"),
         (["a"], "message 0 is not a message.*found str"),
         ([{"role": "user", "content": 3}], "message 0: its content is int"),
         ([{"role": "user", "content": [{"type": "image"}]}], "part of type image"),

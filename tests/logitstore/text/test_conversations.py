@@ -66,7 +66,8 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_a_conversation(
 ) -> None:
     rows = [{"messages": talk} for talk in TALKS]
     store = capture(folders[family], rows, tmp_path / "store", supervise=supervise)
-    trainer = trainer_of(folders[family], store, tmp_path / "out")
+    # Where no entry is, there is the text to learn.
+    trainer = trainer_of(folders[family], store, tmp_path / "out", uncovered="scale")
     found = trainer.evaluate()
     assert found["eval_uld_loss"] <= store.fidelity.l1_max
     assert found["eval_mapped_kl_loss"] <= 1e-4
@@ -106,19 +107,42 @@ def test_across_templates_every_byte_and_every_turn_end_is_aligned(
 def test_a_student_whose_template_changes_the_text_leaves_it_out_and_counts_it(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    talks = [turns("a", "  trimmed? "), turns("a", "kept"), turns("a", "b", "c", "d\n")]
+    talks = [turns("a", "Loud?"), turns("a", "42"), turns("a", "7", "c", "d")]
     store = capture(folders["chatml"], [{"messages": t} for t in talks], tmp_path / "store")
-    data = dataset_of(folders["gemma"], store)
+    loud = tmp_path / "loud"
+    tokenizer = templates.gemma()
+    tokenizer.chat_template = templates.GEMMA.replace("| trim", "| upper")
+    tiny.save(loud, tiny.llama(len(tokenizer)), tokenizer)
+    data = dataset_of(loud, store)
     assert [data[i].text_changed for i in range(3)] == [True, False, True]
     assert [data[i].skipped for i in range(3)] == [True, False, True]
-    trained = trainer_of(
-        folders["gemma"], store, tmp_path / "out", max_steps=-1, num_train_epochs=1
-    ).train()
+    how = {"max_steps": -1, "num_train_epochs": 1, "max_lost": 1}
+    trained = trainer_of(loud, store, tmp_path / "out", **how).train()
     assert trained.metrics["train_template_changed_text"] == 2
-    # The same text, trimmed by both, is none that has changed.
-    store = capture(folders["llama3"], [{"messages": t} for t in talks], tmp_path / "trimmed")
-    data = dataset_of(folders["gemma"], store)
-    assert not any(data[i].skipped for i in range(3))
+
+
+@pytest.mark.parametrize(("teacher", "student"), [("chatml", "gemma"), ("gemma", "chatml")])
+def test_white_space_that_one_side_alone_writes_costs_no_row(
+    folders: dict[str, Path], tmp_path: Path, teacher: str, student: str
+) -> None:
+    """One trims, the other does not: labels lie on the words, and ends on the ends, of both."""
+    talks = [turns("a", "  trimmed? "), turns("a", "x = 1\n", "c", "y = 2\n"), turns("a", " \n")]
+    store = capture(folders[teacher], [{"messages": t} for t in talks], tmp_path / "store")
+    data = dataset_of(folders[student], store)
+    for i, talk in enumerate(talks):
+        line, records = store.text(i), store[i]
+        ours = teacher_spans(records, line, store.spec.eos_ids, data.teacher)
+        tokens = data.reader.read(line, ours).tokens
+        assert tokens is not None
+        theirs = student_spans(tokens)
+        own = line.supervised_bytes
+        words = [own[a : a + n] for a, n in zip(theirs.starts, theirs.lengths, strict=True)]
+        said = "".join(m["content"].strip() for m in talk if m["role"] == "assistant")
+        assert b"".join(words).replace(b" ", b"") == said.encode().replace(b" ", b"")
+        pairs = align(ours, theirs).strict
+        ends = [(t, s) for t, s in pairs.tolist() if ours.is_eos[t] and theirs.is_eos[s]]
+        assert len(ends) == len(talk) // 2 == ours.is_eos.sum() == theirs.is_eos.sum()
+        assert not data[i].skipped
 
 
 def test_a_students_template_that_refuses_the_rows_is_an_error_before_training(

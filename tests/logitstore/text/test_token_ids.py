@@ -222,7 +222,10 @@ def test_a_bos_that_the_row_brings_is_the_students_own() -> None:
     segments, tokens = read_tokens(row, ByteTokenizer(tokenizer), "row 0")
     assert tokens.has_record.tolist() == [False, *[True] * (len(ids) - 1)]
     own = ByteTokenizer(templates.llama3())
-    assert [s.text for s in for_student(segments, own)] == ["<|begin|>", "one"]
+    # One that puts its own there by itself needs no other: the student would read two.
+    assert [s.text for s in for_student(segments, own)] == ["", "one"]
+    bare = ByteTokenizer(tiny.unigram(bos=False))
+    assert [s.text for s in for_student(segments, bare)] == ["<s>", "one"]
     without = ByteTokenizer(tiny.byte_bpe())
     assert "".join(s.text for s in for_student(segments, without)) == "one"
 
@@ -237,8 +240,8 @@ def test_a_bos_that_the_row_brings_is_the_students_own() -> None:
         ({"input_ids": "abc"}, "column 'input_ids' holds string, expected lists of integers"),
         ({"prompt": turns("a"), "completion": "b"}, "column 'completion' holds string"),
         ({"messages": "abc"}, "column 'messages' holds string, expected lists of messages"),
-        ({"conversations": turns("a", "b")}, "Rename 'conversations' to 'messages'"),
-        ({"messages": [{"from": "a", "value": "b"}]}, "row 0: message 0 is not a message"),
+        ({"conversation": turns("a", "b")}, "Rename 'conversation' to 'messages'"),
+        ({"messages": [{"who": "a", "value": "b"}]}, "row 0: message 0 is not a message"),
         (
             {"messages": turns("a", "b"), "tools": "{"},
             "row 0: tools: holds a string that is not JSON",

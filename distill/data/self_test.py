@@ -1,0 +1,295 @@
+"""Try before training whether records, text and labels belong together, whatever went wrong.
+
+No student is asked here, so that a new one can be tried, too. Some sequences are read, in groups of
+neighbours from all over the store, and three questions asked:
+
+    text       is a record's token the text that stands where the store places it?
+               No: another tokenizer, another row, a wrong place.
+    entries    is the record's own log-probability that of its token among its entries?
+               No: entries of another record.
+    fit        does the distribution give more to the label that the text has than to the labels
+               beside it, or to those of another row? The mass of all entries that write what the
+               label writes is compared, at every shared start.
+               Less: shifted by so many tokens, or of another row.
+
+The first two are exact, and hold for any teacher. The third tells something only of a teacher that
+knows the text. Where one of the other labels clearly fits better, that is an error; where the right
+one does, it is a proof; where neither does (an untrained teacher), nothing can be told.
+
+Shape legend: P = shared starts of a sequence.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from distill.data.dataset import Asked, StoreDataset
+from distill.data.left_out import in_blocks
+from logitstore.checking.text_check import TextCheck
+from logitstore.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+
+_GROUPS, _NEIGHBOURS = 8, 4
+_STARTS = 48  # of a sequence
+_ENTRIES = 16  # of a record
+#: Labels that are tried in the place of the right one, by how many tokens further they stand.
+SHIFTS = (-2, -1, 1, 2)
+#: Sequences that may be odd: a tokenizer's quirk is not another store.
+_MOST_ODD = 0.1
+#: Nats between a record's own log-probability and that of its token among the entries: codes are
+#: rounded, to at most four steps of 1/96, and entries are scaled to sum to one with the tail.
+_ROUNDING = 0.15
+#: The least mass, and the least mean over its standard error, that make a difference clear.
+_CLEAR_MASS, _CLEAR_ERRORS = 0.05, 4.0
+_LEAST_SEQUENCES = 4
+#: A shift counts only if it fits so many times better.
+_TIMES_OWN = 2
+#: Who gives so much to the most probable token, on average, has been trained.
+SURE = 0.3
+_GO_ON = "--no_self_test trains all the same."
+
+
+class Tried(NamedTuple):
+    """What was found.
+
+    Attributes:
+        sequences: How many were read.
+        own: Mean mass that records give to the label of their place; None: no entries to tell.
+        other: Mean mass that they give to labels of another row.
+        sure: Mean mass of the most probable entry.
+        outcome: `fits`, or `cannot tell`.
+    """
+
+    sequences: int
+    own: float | None
+    other: float | None
+    sure: float | None
+    outcome: str
+
+    @property
+    def doubt(self) -> str:
+        """Say what speaks for a mistake where nothing could be told; empty if nothing does."""
+        if self.outcome == "fits" or self.sure is None or self.sure < SURE:
+            return ""
+        return (
+            f"the teacher is sure of what it says (its first entry has {self.sure:.0%} of the "
+            f"mass), and gives {self.own:.0%} to the labels of its text, {self.other:.0%} to those "
+            "of another row. Its tokenizer or its template may be another model's"
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """Describe it as JSON."""
+        return self._asdict()
+
+
+def try_records(data: StoreDataset) -> Tried:
+    """Try whether the records of a store are those of its text and of the student's labels.
+
+    Args:
+        data: The store as the student reads it.
+
+    Raises:
+        InputError: They are not; says what was compared, and what it looks like.
+    """
+    # Neighbours, since what is swapped is swapped with one of these.
+    chosen = in_blocks(len(data), _GROUPS * _NEIGHBOURS, _GROUPS)
+    _check_text(data, chosen)
+    asked = [each for each in map(data.asked, chosen) if each is not None]
+    _check_entries(data, asked)
+    masses = [] if not data.store.spec.has_ids else _masses(data, asked)
+    if len(masses) < _LEAST_SEQUENCES:
+        return Tried(len(asked), None, None, None, "cannot tell")
+    return _fit(data, masses)
+
+
+def _check_text(data: StoreDataset, chosen: Sequence[int]) -> None:
+    """Compare the teacher's tokens with the text at their places, before anything is aligned."""
+    store, teacher = data.store, data.teacher
+    written = teacher.written(np.arange(teacher.size))
+    encoder = Tokenizer.from_str(teacher.to_json())
+    check = TextCheck(encoder, written, bool(store.spec.boundaries_of))
+    places = [int(data.sequences[i]) for i in chosen]
+    read = zip(map(store.text, places), store.read_many(places), strict=True)
+    found = [(line.row, check.disagreement(line, records)) for line, records in read]
+    odd = [(row, why) for row, why in found if why is not None]
+    if len(odd) <= _MOST_ODD * len(found):
+        return
+    row, why = odd[0]
+    raise _misaligned(
+        data,
+        f"in {len(odd)} of {len(found)} sequences the teacher's tokens are not the text at their "
+        f"places, as in row {row:,}, {why}. Its tokenizer, rows or places are others: capture it "
+        f"again, or see `logitstore verify {store.path} --deep`",
+    )
+
+
+def _check_entries(data: StoreDataset, asked: Sequence[Asked]) -> None:
+    """Compare what records say of their own token twice."""
+    spec = data.store.spec
+    if not spec.has_ids or not spec.top_k or "tail_logmass" in spec.missing:
+        return
+    off = [each for each in asked if _share_off(each) > _MOST_ODD]
+    if len(off) > _MOST_ODD * len(asked):
+        raise _misaligned(
+            data,
+            f"in {len(off)} of {len(asked)} sequences records say of their own token two different "
+            f"log-probabilities, as in row {off[0].text.row:,}: their entries are those of other "
+            "records. Capture it again",
+        )
+
+
+def _share_off(asked: Asked) -> float:
+    """Compute the share of records whose token has another log-probability as an entry."""
+    records = asked.records
+    padded = records.padded()
+    if padded.ids is None or not len(records) or not padded.mask.any():
+        return 0.0
+    own = records.token_logprob.astype(np.float64)
+    known = np.isfinite(own) & padded.mask.any(1)
+    is_own = (padded.ids == records.token_ids[:, None]) & padded.mask
+    as_entry = np.where(is_own, padded.logprobs, -np.inf).max(1)
+    least = np.where(padded.mask, padded.logprobs, np.inf).min(1)
+    off = np.where(is_own.any(1), np.abs(own - as_entry), own - least) > _ROUNDING
+    return float(off[known].mean()) if known.any() else 0.0
+
+
+class _Masses(NamedTuple):
+    """What the records of a sequence give to labels.
+
+    Attributes:
+        row: The dataset's row.
+        entries: (P,) of each record, the bytes that its entries write, and their probabilities.
+        labels: Bytes that all labels of the sequence write, in order.
+        at: (P,) the label of each record.
+    """
+
+    row: int
+    entries: list[list[tuple[bytes, float]]]
+    labels: list[bytes]
+    at: list[int]
+
+    def given_to(self, labels: Sequence[bytes]) -> Floats:
+        """Compute the mass that each record gives to what a label writes."""
+        pairs = zip(self.entries, labels, strict=True)
+        return np.array([_mass(entries, label) for entries, label in pairs], np.float64)
+
+    def shifted(self, by: int) -> Floats:
+        """Compute the mass at the label so many further on; NaN where there is none."""
+        places = [place + by for place in self.at]
+        is_there = [0 <= place < len(self.labels) for place in places]
+        chosen = [self.labels[p] if ok else b"" for p, ok in zip(places, is_there, strict=True)]
+        return np.where(is_there, self.given_to(chosen), np.nan)
+
+
+def _mass(entries: Sequence[tuple[bytes, float]], label: bytes) -> float:
+    """Add up the entries that write the beginning of a label, or begin with it."""
+    label = label.removeprefix(b" ") or label
+    return sum(
+        p for written, p in entries if written.startswith(label) or label.startswith(written)
+    )
+
+
+def _masses(data: StoreDataset, asked: Sequence[Asked]) -> list[_Masses]:
+    """Collect records and labels of the sequences, of several that are alike one."""
+    found: dict[bytes, _Masses] = {}
+    for each in asked:
+        made = _of_sequence(data, each)
+        if made is not None:
+            found.setdefault(each.text.supervised_bytes, made)
+    return list(found.values())
+
+
+def _of_sequence(data: StoreDataset, asked: Asked) -> _Masses | None:
+    starts = asked.alignment.shared_starts
+    is_text = ~asked.teacher.is_eos[starts[:, 0]] & ~asked.student.is_eos[starts[:, 1]]
+    starts = starts[is_text][:_STARTS]
+    padded = asked.records.padded(_ENTRIES)
+    if padded.ids is None or not len(starts):
+        return None
+    written = data.teacher.token_bytes
+    entries = []
+    for t in starts[:, 0].tolist():
+        ids, mask = padded.ids[t], padded.mask[t]
+        said = zip(ids[mask].tolist(), np.exp(padded.logprobs[t][mask]).tolist(), strict=True)
+        of_record = (((written[i] or b"") if i < len(written) else b"", p) for i, p in said)
+        entries.append([(b.removeprefix(b" ") or b, p) for b, p in of_record if b])
+    labels = data.reader.tokenizer.written(asked.label_ids)
+    return _Masses(asked.text.row, entries, labels, starts[:, 1].tolist())
+
+
+def _fit(data: StoreDataset, masses: Sequence[_Masses]) -> Tried:
+    """Compare the right labels with others."""
+    own = [each.shifted(0) for each in masses]
+    clear = []
+    for by in SHIFTS:
+        others = [each.shifted(by) for each in masses]
+        if _is_clear(_gains(others, own)) and _mean(others) > _TIMES_OWN * _mean(own):
+            clear.append((_mean(others), by))
+    if clear:
+        most, by = max(clear)
+        raise _misaligned(
+            data,
+            f"its records fit the label {abs(by)} {'before' if by < 0 else 'behind'} theirs better "
+            f"than their own: {most:.0%} of the mass against {_mean(own):.0%}. They are shifted, "
+            "or the teacher is untrained. Capture or import it again",
+        )
+    other = _of_other_rows(data, masses, own)
+    gains = _gains(own, other)
+    outcome = "fits" if _is_clear(gains) else "cannot tell"
+    first = [
+        np.array([max(p for _, p in said) for said in each.entries if said]) for each in masses
+    ]
+    return Tried(len(masses), _mean(own), _mean(other), _mean(first), outcome)
+
+
+def _of_other_rows(
+    data: StoreDataset, masses: Sequence[_Masses], own: Sequence[Floats]
+) -> list[Floats]:
+    """Compute the masses at labels of the next row; reject records that fit another row's."""
+    better, next_row = [], []
+    for i, each in enumerate(masses):
+        by_row = []
+        for other in (*masses[i + 1 :], *masses[:i]):
+            count = min(len(each.at), len(other.at))
+            labels = [other.labels[place] for place in other.at[:count]]
+            by_row.append(_Masses(each.row, each.entries[:count], [], []).given_to(labels))
+        next_row.append(by_row[0])
+        gains = [float(np.mean(theirs - own[i][: len(theirs)])) for theirs in by_row]
+        better += [each.row] if max(gains) > 2 * _CLEAR_MASS else []
+    if 2 * len(better) > len(masses):
+        raise _misaligned(
+            data,
+            f"the records of {len(better)} of {len(masses)} rows fit the text of another row "
+            f"better than their own, as those of row {better[0]:,} do. Capture or import it again",
+        )
+    return next_row
+
+
+def _gains(these: Sequence[Floats], those: Sequence[Floats]) -> Floats:
+    """Compute, for each sequence, how much more mass the one has than the other, on average."""
+    counts = [min(len(a), len(b)) for a, b in zip(these, those, strict=True)]
+    differences = [a[:n] - b[:n] for a, b, n in zip(these, those, counts, strict=True)]
+    known = [d[np.isfinite(d)] for d in differences]
+    return np.array([each.mean() for each in known if len(each)], np.float64)
+
+
+def _is_clear(gains: Floats) -> bool:
+    """Tell whether a gain is large, and far from what chance makes."""
+    if len(gains) < _LEAST_SEQUENCES or gains.mean() < _CLEAR_MASS:
+        return False
+    error = gains.std(ddof=1) / math.sqrt(len(gains))
+    return bool(gains.mean() >= _CLEAR_ERRORS * error)
+
+
+def _mean(masses: Sequence[Floats]) -> float:
+    every = np.concatenate([each[np.isfinite(each)] for each in masses])
+    return float(every.mean()) if len(every) else 0.0
+
+
+def _misaligned(data: StoreDataset, why: str) -> InputError:
+    return InputError(f"{data.store.path}: {why}; {_GO_ON}", kind="self-test")

@@ -1,0 +1,174 @@
+"""What a student cannot use is counted, said and shown; too much of it stops the run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distill.data.coverage import of_pair
+from distill.data.coverage_table import table
+from distill.data.dataset import StoreDataset
+from distill.data.left_out import check_usable, usable, visible_difference
+from logitstore.console.terminal import printable
+from logitstore.errors import InputError
+from logitstore.store import LogitStore
+from logitstore.testing import tiny
+from logitstore.testing.fake_store import FakeStore
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit import talks, templates
+from tests.kit.students import ragged_rows
+from tests.kit.templates import CHATML, turns
+
+CONTENT = "m['content'] }}"
+CAPITALS = CHATML.replace(CONTENT, "m['content'] | upper }}")
+BACKWARDS = CHATML.replace(CONTENT, "m['content'][::-1] }}")
+REFUSES = "{{ raise_exception('no answers here') }}" + CHATML
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = templates.chatml()
+    folder = tmp_path_factory.mktemp("talks") / "chatty"
+    return tiny.save(folder, tiny.llama(len(tokenizer)), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def talk_store(chatty: Path, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    rows = [{"messages": turns("Who?", "THE TEACHER")}] * 3
+    rows += [{"messages": turns("Who?", "the old\triver \x1b[2J")}, {"messages": []}]
+    out = tmp_path_factory.mktemp("talks") / "store"
+    return talks.capture(chatty, rows, out)
+
+
+def data_of(chatty: Path, store: LogitStore, template: str) -> StoreDataset:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = template
+    reader = ByteTokenizer(tokenizer)
+    return StoreDataset(store, reader, ("uld",), template=ChatTemplate.of(tokenizer, reader))
+
+
+assert CONTENT in CHATML, "the template of the tests has changed: so must these"
+
+
+def test_reasons_are_counted_with_first_rows_and_a_difference_that_one_sees(
+    chatty: Path, talk_store: LogitStore
+) -> None:
+    found = usable(data_of(chatty, talk_store, CAPITALS))
+    assert (found.sequences, found.with_records, found.looked_at, found.used) == (5, 4, 4, 3)
+    by_capture, by_student = found.by_capture[0], found.by_student[0]
+    assert (by_capture.reason, by_capture.count, by_capture.first_row) == ("empty", 1, 4)
+    assert (by_student.reason, by_student.count) == ("template_changed_text", 1)
+    assert (by_student.first_row, by_student.share) == (3, 0.25)
+    assert found.example == (
+        r"row 3: the store has '⟦the·old⇥river⟧ \x1b[2J', the template writes "
+        r"'⟦THE·OLD⇥RIVER⟧ \x1b[2J'"
+    )
+    assert found.from_facts(found.facts()) == found
+
+
+def test_more_lost_than_allowed_is_an_error_with_the_way_out(
+    chatty: Path, talk_store: LogitStore
+) -> None:
+    found = usable(data_of(chatty, talk_store, CAPITALS))
+    check_usable(found, "store", 0.25)
+    with pytest.raises(InputError, match=r"store: this student cannot use 1 of 4 sequences, more "
+        r"than --max_lost 0\.1: 1 template_changed_text, .*\(row 3: the store has .*\)\. Give a "
+        r"template .* --chat_template_path\. Or add --max_lost 0\.25\."
+    ) as refused:  # fmt: skip
+        check_usable(found, "store", 0.1)
+    assert refused.value.kind == "lost-rows"
+
+
+def test_nothing_of_use_is_an_error_whatever_may_be_lost(
+    chatty: Path, talk_store: LogitStore
+) -> None:
+    found = usable(data_of(chatty, talk_store, BACKWARDS))
+    assert found.used == 0
+    with pytest.raises(InputError, match=r"held out store: this student cannot use 4 of 4 seq"):
+        check_usable(found, "store", 1, "held out")
+
+
+def test_a_template_that_refuses_is_quoted(chatty: Path, talk_store: LogitStore) -> None:
+    """And does not end a run at the row where it does, hours later."""
+    data = data_of(chatty, talk_store, REFUSES)
+    assert data[0].skipped
+    found = usable(data)
+    assert found.by_student[0].reason == "template_refused"
+    with pytest.raises(InputError, match=r"row 0: the chat template rejects .* no answers here"):
+        check_usable(found, "store", 1)
+
+
+def test_what_lies_beyond_the_most_tokens_is_called_that(tmp_path: Path) -> None:
+    tokenizer = tiny.byte_bpe()
+    store = FakeStore.from_teacher(tiny.llama(300), tokenizer, ragged_rows(), tmp_path / "t")
+    reader = ByteTokenizer(tokenizer)
+    found = usable(StoreDataset(store, reader, ("uld",), max_length=2))
+    reasons = {each.reason: each for each in found.by_student}
+    assert reasons["beyond_max_length"].count == 2, "the rows with a prompt"
+    assert "--max_length" in reasons["beyond_max_length"].step
+
+
+def test_of_a_large_store_an_even_part_is_looked_at_and_it_is_said(tmp_path: Path) -> None:
+    store = FakeStore.from_teacher(
+        tiny.llama(300), tiny.byte_bpe(), ragged_rows(), tmp_path / "tokenizer"
+    )
+    lost = [t._replace(status="template_changed_text") for t in store.texts]
+    data = StoreDataset(replace(store, texts=lost), ByteTokenizer(tiny.byte_bpe()), ("uld",))
+    found = usable(data, most=4)
+    assert (found.looked_at, found.with_records, found.lost) == (4, 8, 4)
+    assert "that were looked at" in found.text()
+    with pytest.raises(InputError, match=r"4 of 4 sequences that were looked at \(of 8\)"):
+        check_usable(found, "store", 0.05)
+
+
+def test_coverage_looks_at_all_sequences_and_says_what_it_left_out(
+    chatty: Path, talk_store: LogitStore, tmp_path: Path
+) -> None:
+    template = tmp_path / "capitals.jinja"
+    template.write_text(CAPITALS)
+    facts = of_pair(str(talk_store.path), str(chatty), chat_template_path=str(template))
+    assert (facts["sequences"], facts["sequences_skipped"], facts["sequences_of"]) == (4, 1, 5)
+    lines = table(facts).splitlines()
+    assert "sequences   3 of 4 with records can be used; below, their labels" in lines
+    text = " ".join(" ".join(lines).split())
+    assert "not used 1 of 5 sequences, by the capture" in text
+    assert "not used 1 of 4 sequences, by this student" in text
+    assert "the store has '⟦the·old⇥river⟧" in text
+    template.write_text(BACKWARDS)
+    with pytest.raises(InputError, match="this student cannot use 4 of 4 sequences"):
+        of_pair(str(talk_store.path), str(chatty), chat_template_path=str(template))
+
+
+# ---- the difference ----
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_a_difference_is_short_and_harmless(one: str, other: str) -> None:
+    shown = visible_difference(one, other)
+    for text in shown:
+        assert printable(text) == text
+        assert text.count("⟦") - (one + other).count("⟦") <= 1
+        assert len(text) <= 6 * 64 + 10
+    assert (shown[0] == shown[1]) <= (one == other) or "…" in shown[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shown"),
+    [
+        ("the old river\n", "the old river", ("the old river⟦⏎⟧", "the old river⟦⟧")),
+        ("a b", "a  b", ("a ⟦⟧b", "a ⟦·⟧b")),
+        ("same", "same", ("same⟦⟧", "same⟦⟧")),
+        ("x" * 90 + "1" + "y" * 90, "x" * 90 + "2" + "y" * 90, None),
+    ],
+)
+def test_white_space_is_seen(one: str, other: str, shown: Any) -> None:
+    found = visible_difference(one, other)
+    if shown is None:
+        shown = tuple(f"…{'x' * 20}⟦{n}⟧{'y' * 20}…" for n in "12")
+    assert found == shown

@@ -1,0 +1,189 @@
+"""Before a capture, rows are read alone and in a batch: a difference beyond rounding stops it.
+
+Alignment is broken on purpose, in each way that a teacher pass could; the records themselves would
+look like any others.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import logitstore
+from logitstore.capture.passes import self_test
+from logitstore.capture.passes.self_test import SelfTest
+from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.teacher.head import TeacherHead
+from logitstore.errors import InputError
+from logitstore.info import facts, info_text
+from logitstore.store import LogitStore
+from logitstore.testing import tiny
+from logitstore.testing.stores import tree
+from tests.kit.families import FAMILIES, V, build
+from tests.kit.rows import rows_file, texts_file
+
+Break = Callable[[pytest.MonkeyPatch], None]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return texts_file(tmp_path_factory.mktemp("alone") / "rows.jsonl", tiny.corpus()[:20])
+
+
+def run(teacher: Path, data: Path, out: Path, **settings: Any) -> LogitStore:
+    return logitstore.capture(teacher, str(data), out, **({"top_k": 8} | settings))
+
+
+def shift_by_one(patch: pytest.MonkeyPatch) -> None:
+    """Each record describes the token after its own: the mistake that every peer has made."""
+    call = TeacherHead.__call__
+
+    def shifted(head: Any, inputs: Any, positions_n: Tensor, *rest: Any) -> Any:
+        return call(head, inputs, positions_n + 1, *rest)
+
+    patch.setattr(TeacherHead, "__call__", shifted)
+
+
+def another_row(patch: pytest.MonkeyPatch) -> None:
+    rows = TeacherPass._rows
+    patch.setattr(TeacherPass, "_rows", lambda self, batch: rows(self, batch).flip(0))
+
+
+def rows_see_each_other(patch: pytest.MonkeyPatch) -> None:
+    load = TeacherPass.__init__
+
+    def leaky(self: TeacherPass, *args: Any, **more: Any) -> None:
+        load(self, *args, **more)
+        embedding: Any = self.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda _m, _i, out: out + out.mean(0, keepdim=True))
+
+    patch.setattr(TeacherPass, "__init__", leaky)
+
+
+def padding_is_read(patch: pytest.MonkeyPatch) -> None:
+    """As with a model that looks at both sides, and no mask."""
+    load = TeacherPass.__init__
+
+    def leaky(self: TeacherPass, *args: Any, **more: Any) -> None:
+        load(self, *args, **more)
+        embedding: Any = self.model.get_input_embeddings()
+        embedding.register_forward_hook(lambda _m, _i, out: out + out.mean(1, keepdim=True))
+
+    patch.setattr(TeacherPass, "__init__", leaky)
+
+
+@pytest.mark.parametrize(
+    "breaks", [shift_by_one, another_row, rows_see_each_other, padding_is_read]
+)
+def test_a_teacher_pass_that_misplaces_records_stops_before_anything_is_written(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: Break
+) -> None:
+    with monkeypatch.context() as broken:
+        breaks(broken)
+        with pytest.raises(
+            InputError,
+            match=r"what it says of row \d+ depends on the batch: read alone and among 7 others "
+            r".* differ by .* nats on average \(at most 0\.001 is rounding\).*--no-self-test",
+        ) as stopped:
+            run(teacher, data, tmp_path / "s")
+        assert stopped.value.kind == "self-test"
+        assert list(tmp_path.iterdir()) == []
+        assert run(teacher, data, tmp_path / "all-the-same", self_test=False).is_complete
+
+
+def test_what_was_found_is_in_the_store_in_info_and_changes_no_shard(
+    teacher: Path, data: Path, tmp_path: Path
+) -> None:
+    store, without = (run(teacher, data, tmp_path / x, self_test=x == "a") for x in ("a", "b"))
+    found = store.provenance["self_test"]
+    assert (found["sequences"], found["tolerance"]) == (8, 1e-3)
+    assert 0 < found["largest_mean"] <= found["largest"] < 1e-4
+    assert found == json.loads(json.dumps(facts(store)))["self_test"]
+    assert "self-test 8 sequences alone and in a batch: log p of" in info_text(facts(store))
+    assert "self_test" not in without.provenance
+    assert "self-test" not in info_text(facts(without))
+    assert store.digest == without.digest
+    shards = [(s.path / "shards" / "00000.zarr.zip").read_bytes() for s in (store, without)]
+    assert shards[0] == shards[1]
+
+
+def test_a_resumed_store_is_tried_again_and_keeps_its_bytes(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(teacher, data, tmp_path / "s", shard_text_bytes=200)
+    before = tree(tmp_path / "s")
+    (tmp_path / "s" / "DONE").unlink()
+    (tmp_path / "s" / "shards" / "00001.zarr.zip").unlink()
+    with monkeypatch.context() as broken:
+        shift_by_one(broken)
+        with pytest.raises(InputError, match="depends on the batch"):
+            run(teacher, data, tmp_path / "s", shard_text_bytes=200)
+    run(teacher, data, tmp_path / "s", shard_text_bytes=200)
+    assert tree(tmp_path / "s") == before
+    journal = (tmp_path / "s.journal.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in journal].count("self-test") == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_no_honest_teacher_is_stopped(dtype: torch.dtype) -> None:
+    """Of every family, in every precision: rounding stays far below what is taken for it."""
+    from tests.logitstore.capture.test_batching import sequence
+
+    for name in FAMILIES:
+        model = build(name).to(dtype).eval()
+        teacher = Fake(model, str(dtype).removeprefix("torch."))
+        sequences = [sequence(n, row=n) for n in (40, 33, 21, 12, 9, 7, 3, 2)]
+        generator = torch.Generator().manual_seed(3)
+        for each in sequences:
+            each.text.token_ids[:] = torch.randint(1, V, (each.length,), generator=generator)
+        found = self_test.try_teacher(teacher, sequences, 8192)  # type: ignore[arg-type]
+        assert found is not None
+        found.check(name)
+        assert found.largest_mean < found.tolerance / 5, name
+        assert found.tokens == sum(each.length - 1 for each in sequences)
+
+
+class Fake:
+    """A teacher pass without a store."""
+
+    def __init__(self, model: Any, dtype: str) -> None:
+        self.model, self.device = model, torch.device("cpu")
+        self.spec = type("Spec", (), {"teacher": {"dtype": dtype}})()
+        self.forward = lambda batch: TeacherPass.forward(self, batch)  # type: ignore[arg-type]
+        self._pad_id = 0
+        self._head = TeacherHead(model, self_test_settings())
+        self._rows = lambda batch: TeacherPass._rows(self, batch)  # type: ignore[arg-type]
+        self._forward = lambda *args: TeacherPass._forward(self, *args)  # type: ignore[arg-type]
+
+
+def self_test_settings() -> Any:
+    from logitstore.capture.teacher.summary import HeadSettings
+
+    return HeadSettings(4)
+
+
+def test_a_single_row_has_no_batch_to_be_read_in(teacher: Path, tmp_path: Path) -> None:
+    data = rows_file(tmp_path / "r.jsonl", {"text": "The teacher reads."})
+    assert "self_test" not in run(teacher, data, tmp_path / "s").provenance
+
+
+def test_what_the_teacher_never_says_is_not_compared_and_what_a_batch_spoils_is() -> None:
+    nan, inf = float("nan"), float("inf")
+    found = self_test._difference(torch.tensor([-1.0, nan, -inf]), torch.tensor([-1.5, -2.0, -3.0]))
+    assert found.tolist() == [0.5]
+    assert self_test._difference(torch.tensor([-1.0]), torch.tensor([nan])).tolist() == [inf]
+
+
+def test_a_figure_is_rounded_up_to_one_digit() -> None:
+    found = SelfTest(8, 100, 1.2e-6, 1e-6, 1e-3, 0).facts()
+    assert (found["largest"], found["largest_mean"]) == (2e-6, 1e-6)
+
+
+def test_completions_are_tried_by_their_prompts(teacher: Path, tmp_path: Path) -> None:
+    data = rows_file(tmp_path / "r.jsonl", *({"prompt": x} for x in tiny.corpus()[:9]))
+    store = run(teacher, data, tmp_path / "s", generate=True, max_new_tokens=3)
+    assert store.provenance["self_test"]["sequences"] == 8
