@@ -110,6 +110,7 @@ class LogitStore:
         self._table = ShardTable(path, self.spec, self.plan, self.cache)
         self._shards = OpenShards(self._table, self.cache)
         self._allow_partial = allow_partial
+        self._table.check_header(header)
         self.is_complete, self.shards = self._table.is_complete, self._table.numbers
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
@@ -250,10 +251,12 @@ class LogitStore:
 
     @property
     def tokenizer_path(self) -> Path:
-        """The folder of the teacher's tokenizer; for a store in a bucket, a local copy of it.
+        """A folder with the files of the teacher's tokenizer, each compared with its digest.
+
+        It has no others: of a store in a bucket, or of one with files beside them, it is a copy.
 
         Raises:
-            CorruptStoreError: The object is not what was committed.
+            CorruptStoreError: A file is not what was committed.
             StorageError: The object store, or the disk, fails.
         """
         return tokenizer_folder(self.path, self.spec, self.cache)

@@ -18,6 +18,7 @@ from distill.losses.loss import Pairing
 from logitstore.errors import MismatchError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.crossings import find_crossings
+from logitstore.text.stored import stored_tokenizer
 from logitstore.text.token_ids import begins_bare
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
@@ -120,9 +121,15 @@ def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
     """Load the tokenizer of a store's teacher, or take the student's if it is the same.
 
     It knows all that ends a turn in the store, which may be more than its names say.
+
+    Raises:
+        CorruptStoreError: Its files are not those that the store describes.
+        MismatchError: They are read as another tokenizer than they were.
     """
-    is_same = store.spec.tokenizer_fingerprint == student.fingerprint
-    teacher = student if is_same else ByteTokenizer.from_folder(store.tokenizer_path)
+    expected = store.spec.tokenizer_fingerprint
+    if expected == student.fingerprint:
+        return student.with_ends(store.spec.eos_ids)
+    teacher = stored_tokenizer(store.tokenizer_path, expected, store.path).by_bytes
     return teacher.with_ends(store.spec.eos_ids)
 
 

@@ -31,6 +31,7 @@ from distill.student.text import StudentReader
 from logitstore import open_store
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
+from logitstore.rows.source_files import SourceFiles
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: The key of samples in a run object. They are read and not measured, so nobody asks how long.
@@ -122,12 +123,25 @@ def _families_of_rows(
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
     )
+    files = SourceFiles(rows.files, rows.name)
     if BITS_PER_BYTE in settings.metrics:
-        yield partial(_predict, subject, render, settings)
+        yield partial(_unchanged, files, partial(_predict, subject, render, settings))
     if settings.answer_metrics:
-        yield partial(_answer, subject, render, answers.questions(render), settings)
+        found = answers.questions(render)
+        yield partial(_unchanged, files, partial(_answer, subject, render, found, settings))
     if settings.samples:
-        yield partial(_write_samples, subject, render, settings)
+        yield partial(_unchanged, files, partial(_write_samples, subject, render, settings))
+
+
+def _unchanged(files: SourceFiles, measure: Callable[[], Measured]) -> Measured:
+    """Measure on rows that nothing was written to meanwhile.
+
+    Raises:
+        InputError: Something was written to their files.
+    """
+    measured = measure()
+    files.check()
+    return measured
 
 
 def _families_of_store(

@@ -50,6 +50,7 @@ from logitstore.models.output_embedding import (
 #: as many a matrix product over them is slower by a fifth, with twice as many no faster. And the
 #: most positions: with 256, ULD needs just over a tenth of the memory of sorting both sides.
 CHUNK_LOGITS, CHUNK_TOKENS = 2**25, 208
+_ROUTER_LOSS = "aux_loss"
 
 
 class StudentHead:
@@ -69,6 +70,8 @@ class StudentHead:
         self._model = model
         self._embedding: Any = model.get_output_embeddings()  # type: ignore[operator]
         self._is_checked = False
+        #: What the last call's model said that its router's loss is, with its gradient; or None.
+        self.router_loss: Tensor | None = None
         if self._embedding is None:
             self._fall_back("has no output embedding")
             self.chunk_tokens = 0
@@ -170,11 +173,17 @@ class StudentHead:
             self._fall_back("does not make its logits from its output embedding as known here")
 
         def own_logits(_module: nn.Module, _args: Any, output: Any) -> dict[str, Tensor]:
-            return dense(logits_of(output).flatten(0, -2).index_select(0, rows_N))
+            logits_NV = logits_of(output).flatten(0, -2).index_select(0, rows_N)
+            return dense(logits_NV) | _router_loss(output)
 
         with _taking_over(self._model, own_logits):
             given: dict[str, Tensor] = wrapped(**inputs)
-        return given
+        return self._without_router_loss(given)
+
+    def _without_router_loss(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Keep the router's loss apart from the answer, behind whose wrappers it came along."""
+        self.router_loss = given.get(_ROUTER_LOSS)
+        return {name: tensor for name, tensor in given.items() if name != _ROUTER_LOSS}
 
     def _chunked(
         self,
@@ -206,11 +215,11 @@ class StudentHead:
             if not same_logits(logits_of(output), after(probe)):
                 return {}
             self._is_checked = True
-            return made
+            return made | _router_loss(output)
 
         with standing_in(self._embedding, stand_in), _taking_over(self._model, hand_over):
             given: dict[str, Tensor] = wrapped(**inputs)
-        return given or None
+        return self._without_router_loss(given) or None
 
     def _fall_back(self, why: str) -> None:
         if not self.dense:
@@ -221,6 +230,12 @@ class StudentHead:
                 "StudentHead(…, dense=True) asks for that without this warning.",
                 stacklevel=3,
             )
+
+
+def _router_loss(output: Any) -> dict[str, Tensor]:
+    """Take the loss of a mixture of experts' router from what the model's forward returned."""
+    found = getattr(output, _ROUTER_LOSS, None)
+    return {_ROUTER_LOSS: found} if isinstance(found, Tensor) else {}
 
 
 def chunk_tokens_of(vocabulary: int) -> int:

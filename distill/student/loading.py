@@ -3,11 +3,7 @@
 No code from a model's folder is run. An encoder-decoder is told by its config.
 """
 
-import dataclasses
-import json
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -19,87 +15,16 @@ from transformers import (
     set_seed,
 )
 
+from distill.student.adapters import Base, adapted, base_of, go_on, reject_idle
+from distill.student.arguments import StudentArguments
 from logitstore.errors import InputError
-from logitstore.models.loading import load_or_explain, load_tokenizer
-from logitstore.storage.files import read_file
+from logitstore.models.loading import GIVE_A_MODEL, load_or_explain, load_tokenizer
 from logitstore.text.tokenizer import ByteTokenizer
 
-
-@dataclass
-class StudentArguments:
-    """The student before training: a hub id or a folder, and how to load it."""
-
-    model_name_or_path: str = field(
-        default="", metadata={"help": "The student: a hub id, or a transformers folder."}
-    )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a hub id."}
-    )
-    student_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of --model_name_or_path: new weights, by --seed, of the architecture "
-            "in this folder, hub id or JSON file."
-        },
-    )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Of the student, where its own folder has none."}
-    )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32",
-        metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
-    )
-    use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters on a student that stays as it is."}
-    )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "They are scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Before the adapters."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Ends of module names, or all-linear. Default: peft's for the model."},
-    )
-
-    def __post_init__(self) -> None:
-        if not (self.model_name_or_path or self.student_config):
-            raise InputError(
-                "--model_name_or_path is required: the student, a hub id or a folder. Or "
-                "--student_config, for a new one."
-            )
-        if self.model_name_or_path and self.student_config:
-            raise InputError(
-                f"--student_config {self.student_config} makes a new student, and "
-                f"--model_name_or_path {self.model_name_or_path} loads one. Leave one of them out."
-            )
-        self._check_adapters()
-
-    @property
-    def lora(self) -> dict[str, Any] | None:
-        """The settings of the adapters, which a run object records; None without adapters."""
-        names = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-        return {name: getattr(self, name) for name in names} if self.use_peft else None
-
-    def _check_adapters(self) -> None:
-        if self.use_peft and self.student_config:
-            raise InputError(
-                "--use_peft with --student_config: adapters on new weights, which nothing would "
-                "save. Leave --use_peft out."
-            )
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            if not self.use_peft and each.name.startswith("lora_") and value != each.default:
-                raise InputError(
-                    f"--{each.name} {value} would have no effect: without --use_peft there are no "
-                    "adapters. Add --use_peft, or leave it out."
-                )
-        if self.lora_r < 1 or not 0 <= self.lora_dropout < 1:
-            raise InputError(
-                f"--lora_r {self.lora_r} --lora_dropout {self.lora_dropout}: expected a rank of at "
-                "least 1 and a share from 0 to below 1."
-            )
-
-
-_ADAPTER_FILE, _MAX_ADAPTER_BYTES = "adapter_config.json", 1024 * 1024
+_BY = "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+_GIVE_THE_BASE = (
+    "Put that model there, or change base_model_name_or_path in adapter_config.json to where it is."
+)
 
 
 def load_student(
@@ -121,21 +46,51 @@ def load_student(
         InputError: When either cannot be loaded.
     """
 
+    tokenizer = load_tokenizer(
+        tokenizer_name or name, revision=None if tokenizer_name else revision
+    )
+    base = base_of(name, revision)
+    if base is None:
+        return _load_model(name, revision, dtype, f"{name}: {_BY} cannot load it"), tokenizer
+    config = _config_of(base, name)
+
     def model() -> PreTrainedModel:
-        described = _base_of(name) or name
-        config = AutoConfig.from_pretrained(
-            described, trust_remote_code=False, revision=revision if described == name else None
-        )
         found: PreTrainedModel = _class_of(config).from_pretrained(
             name, dtype=_dtype(dtype), revision=revision, trust_remote_code=False
         )
         return found
 
-    tokenizer = load_tokenizer(
-        tokenizer_name or name, revision=None if tokenizer_name else revision
-    )
-    by = "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
-    return load_or_explain(name, model, f"{name}: {by} cannot load it"), tokenizer
+    return load_or_explain(name, model, f"{name}: {_BY} cannot load it"), tokenizer
+
+
+def _load_model(
+    name: str, revision: str | None, dtype: str, fault: str, advice: str = GIVE_A_MODEL
+) -> PreTrainedModel:
+    """Load a whole model; `fault` and `advice` are the message where that fails."""
+
+    def model() -> PreTrainedModel:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, revision=revision)
+        found: PreTrainedModel = _class_of(config).from_pretrained(
+            name, dtype=_dtype(dtype), revision=revision, trust_remote_code=False
+        )
+        return found
+
+    return load_or_explain(name, model, fault, advice)
+
+
+def _config_of(base: Base, name: str) -> Any:
+    """Load the config of the model that adapters are for."""
+
+    def config() -> Any:
+        return AutoConfig.from_pretrained(
+            base.name, trust_remote_code=False, revision=base.revision
+        )
+
+    return load_or_explain(base.name, config, _lacks_base(name, base), _GIVE_THE_BASE)
+
+
+def _lacks_base(name: str, base: Base) -> str:
+    return f"{name}: holds adapters for {base.name}, and that model cannot be loaded"
 
 
 def make_student(
@@ -145,11 +100,22 @@ def make_student(
 
     Args:
         arguments: Of the run.
-        seed: Of new weights.
+        seed: Of all that is random: new weights, and adapters.
 
     Raises:
         InputError: For whatever cannot be loaded, or cannot be adapted.
     """
+    set_seed(seed)
+    name, revision = arguments.model_name_or_path, arguments.model_revision
+    base = base_of(name, revision) if name else None
+    if base is not None and not arguments.use_peft:
+        raise reject_idle(name, base)
+    if base is not None:
+        tokenizer = load_tokenizer(arguments.tokenizer_name_or_path or name, revision=revision)
+        whole = _load_model(
+            base.name, base.revision, arguments.dtype, _lacks_base(name, base), _GIVE_THE_BASE
+        )
+        return go_on(whole, arguments), tokenizer
     if arguments.student_config is None:
         model, tokenizer = load_student(
             arguments.model_name_or_path,
@@ -159,7 +125,7 @@ def make_student(
         )
     else:
         model, tokenizer = _new(arguments, arguments.student_config, seed)
-    return (_adapted(model, arguments) if arguments.use_peft else model), tokenizer
+    return (adapted(model, arguments, seed) if arguments.use_peft else model), tokenizer
 
 
 def _new(
@@ -180,46 +146,6 @@ def _new(
         return made
 
     return load_or_explain(name, model, f"{name}: AutoConfig cannot load it"), tokenizer
-
-
-def _adapted(model: PreTrainedModel, arguments: StudentArguments) -> Any:
-    """Put LoRA's adapters on the model, whose own weights then stay as they are."""
-    try:
-        import peft
-    except ImportError as error:
-        raise InputError(
-            "--use_peft: the package peft is not installed. Run `pip install 'logitstore[peft]'`, "
-            "or leave --use_peft out."
-        ) from error
-    kind = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
-    targets = arguments.lora_target_modules
-    config = peft.LoraConfig(
-        r=arguments.lora_r,
-        lora_alpha=arguments.lora_alpha,
-        lora_dropout=arguments.lora_dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type=kind,
-    )
-    try:
-        return peft.get_peft_model(model, config)
-    except ValueError as error:  # names that the model has not, or an architecture it knows not
-        says = " ".join(str(error).split()).rstrip(".")
-        raise InputError(
-            f"--lora_target_modules {' '.join(targets or ['of peft itself'])}: {says}. Name the "
-            "ends of module names, such as q_proj v_proj, or all-linear."
-        ) from error
-
-
-def _base_of(name: str) -> str | None:
-    """Look up the model that a folder of adapters was trained on; None without adapters."""
-    path = Path(name) / _ADAPTER_FILE
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(read_file(path, _MAX_ADAPTER_BYTES))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return found if isinstance(found, str) else None
 
 
 def _class_of(config: Any) -> Any:

@@ -32,7 +32,7 @@ from distill.losses import all_losses, all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Option
 from distill.losses.weights import parse_losses
-from distill.student.loading import StudentArguments
+from distill.student.arguments import StudentArguments
 from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of

@@ -29,6 +29,7 @@ class Meter:
         self._total_tokens = self._total_s = 0.0
         self._total_skipped = self._total_changed = self._total_unaligned = 0.0
         self._started: float | None = None
+        self._has_router = False
         self._clear()
 
     def _clear(self) -> None:
@@ -52,9 +53,20 @@ class Meter:
         self._started = None
 
     def add(
-        self, batch: Mapping[str, Any], means: Sequence[Tensor], bounds: Sequence[Tensor]
+        self,
+        batch: Mapping[str, Any],
+        means: Sequence[Tensor],
+        bounds: Sequence[Tensor],
+        routed: Tensor | None = None,
     ) -> None:
-        """Add a micro-batch's share of the means of its step, on this process."""
+        """Add a micro-batch's share of the means of its step, on this process.
+
+        Args:
+            batch: The micro-batch.
+            means: Of each term.
+            bounds: Of the error of each term.
+            routed: What a router's loss adds to that of the step, if the student has one.
+        """
         rows = len(batch["aligned"])
         has_label = torch.bincount(batch["example"], minlength=rows) > 0
         facts = [
@@ -65,7 +77,9 @@ class Meter:
             batch["text_changed"].sum(),
             (has_label & (batch["aligned"] == 0)).sum(),
         ]
-        sums = torch.stack([x.detach().float() for x in (*means, *bounds, *facts)])
+        self._has_router = routed is not None
+        last = means[0].new_zeros(()) if routed is None else routed
+        sums = torch.stack([x.detach().float() for x in (*means, *bounds, *facts, last)])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def report(self, accelerator: Any, weights: Mapping[str, float]) -> dict[str, float]:
@@ -82,7 +96,11 @@ class Meter:
         bounds = (x / self._steps for x in summed[count : 2 * count])
         report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
 
-        covered, labels, tokens, skipped, changed, alone, wait_s, busy_s = summed[2 * count :]
+        covered, labels, tokens, skipped, changed, alone, routed, wait_s, busy_s = summed[
+            2 * count :
+        ]
+        if self._has_router:
+            report["aux_loss"] = routed / self._steps
         busy_here_s = busy_s / accelerator.num_processes
         if weights:
             report["covered_fraction"] = covered / max(labels, 1)

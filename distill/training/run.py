@@ -14,7 +14,9 @@ from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
-from distill.student.loading import StudentArguments, make_student
+from distill.student.adapters import settings_of
+from distill.student.arguments import StudentArguments
+from distill.student.loading import make_student
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
@@ -29,10 +31,16 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     """
     started = time.perf_counter()
     folder = Path(str(config.output_dir))
+    if student.lora_merge and (config.fsdp or config.deepspeed):
+        raise InputError(
+            "--lora_merge: no process has the whole student with --fsdp or --deepspeed. Leave it "
+            "out, and merge the adapters that are saved with peft's merge_and_unload."
+        )
     if config.should_save:
         _check_output(folder, resuming=bool(config.checkpoint))
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
     model, tokenizer = make_student(student, config.seed)
+    adapters = settings_of(model)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
     trainer.is_new = trainer.is_new or bool(student.student_config)
     if config.loss == AUTO and config.process_index == 0:
@@ -40,7 +48,10 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     config = trainer.args
     trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.
-    trainer.save_model()
+    if student.lora_merge:
+        _save_merged(trainer, folder)
+    else:
+        trainer.save_model()
     trainer.save_state()
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
 
@@ -60,7 +71,8 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "uncovered": config.uncovered if config.loss_weights else None,
         "model_name_or_path": student.model_name_or_path or None,
         "student_config": student.student_config,
-        "lora": student.lora,
+        "lora": None if student.lora_merge else adapters,
+        **({"lora_merged": adapters} if student.lora_merge else {}),
         "store": config.store,
         "store_digest": trainer.store.digest,
         "boundaries": config.boundaries,
@@ -88,6 +100,16 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if config.world_size > 1:
         trainer.end()
     return run
+
+
+def _save_merged(trainer: CachedTeacherTrainer, folder: Path) -> None:
+    """Save the whole model that the adapters make of the student, and its tokenizer."""
+    student: Any = trainer.model
+    tokenizer: Any = trainer.processing_class
+    merged = student.merge_and_unload()  # in place: evaluation is of the same weights
+    if trainer.args.should_save:
+        merged.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _chosen(loss: str) -> str:

@@ -102,6 +102,7 @@ from distill.training.preflight import (
     look_at,
     settings_of,
 )
+from distill.training.router_loss import router_loss, router_weight
 from distill.training.untrained import Untrained
 from logitstore import open_store
 from logitstore.errors import InputError, MismatchError
@@ -184,6 +185,7 @@ class CachedTeacherTrainer(Trainer):
                 args.chat_template_path, "--chat_template_path"
             )
         self.head = StudentHead(model)
+        self._router_weight = router_weight(model)
         seed = args.seed if args.data_seed is None else args.data_seed
         lengths = self.data.records if args.train_sampling_strategy == "group_by_length" else None
         self._order = RowOrder(len(self.data), seed, self.store.digest, lengths)
@@ -240,11 +242,17 @@ class CachedTeacherTrainer(Trainer):
             tried = try_first_batch(self.head, model, seen, batch)
             self._note_test("student", tried, self.args, can_doubt=not self.is_new)
         loss, terms = self._loss(model, inputs, counts)
+        routed: Tensor | None = None
+        if self._router_weight and model.training:
+            share = self._counts([inputs])[0] / counts[0]
+            found = self.head.router_loss
+            routed = router_loss(found, self._router_weight, model, share)
+            loss = loss + routed
         if model.training:
             means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)), terms, inputs)
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
-            self._meter.add(inputs, means, bounds)
+            self._meter.add(inputs, means, bounds, routed)
             if self._untrained is not None:
                 self._untrained.add(loss, len(inputs["rows"]))
             # DDP and FSDP average gradients over ranks, which the factor undoes.

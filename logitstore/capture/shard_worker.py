@@ -86,6 +86,7 @@ class ShardWorker:
                 tokens=sum(sequences[i].length for i in batch),
                 shard=f"{index + 1}/{self.task.plan.shard_count}",
             )
+        self.task.watch.check()  # before anything of these rows is committed
         at_boundaries = [
             (_at_boundaries(line, sequence, part), part.boundaries)
             for line, sequence, part in zip(lines, sequences, records, strict=True)

@@ -36,6 +36,7 @@ from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
 from logitstore.rows.sources import names_of
 from logitstore.rows.special_text import warn_of_special
+from logitstore.rows.watch import Watch
 from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.writing.plan import make_plan
@@ -52,6 +53,7 @@ class Task:
     Attributes:
         teacher: The teacher without its weights.
         rows: The dataset.
+        watch: Tells whether its rows are still those that the plan has the digest of.
         reader: Turns a row into the token sequences that the teacher reads.
         spec: What the store will hold.
         plan: Which rows go into which shard.
@@ -63,6 +65,7 @@ class Task:
 
     teacher: Teacher
     rows: Rows
+    watch: Watch
     reader: RowReader
     spec: StoreSpec
     plan: Plan
@@ -120,13 +123,16 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
     prefix_length = found_teacher.tokenizer.prefix_length
     limits = limits_of(max_length, settings.overflow, settings.stride, prefix_length)
     rows = _rows(dataset, settings)
+    watch = Watch(rows)
     student = _student(rows, found_teacher, settings)
     reader = _reader(rows, found_teacher, limits, settings, student)
     spec = _spec(found_teacher, reader, settings)
     text_bytes = _text_bytes(rows, settings)
-    plan = make_plan(rows.digest(), text_bytes, settings.shard_text_bytes)
+    plan = make_plan(watch.digest, text_bytes, settings.shard_text_bytes)
     provenance = _provenance(teacher, dataset, settings)
-    return Task(found_teacher, rows, reader, spec, plan, text_bytes, provenance, settings, student)
+    return Task(
+        found_teacher, rows, watch, reader, spec, plan, text_bytes, provenance, settings, student
+    )
 
 
 def _check_device(settings: CaptureSettings) -> None:

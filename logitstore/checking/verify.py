@@ -8,13 +8,13 @@ and the results are compared.
 """
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from logitstore.checking.nonsense import nonsense
 from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
@@ -36,12 +36,9 @@ from logitstore.reading.listing import list_boundaries, list_shards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
-from logitstore.records import TokenRecords
 from logitstore.storage.objects import RemotePath
-from logitstore.storage.paths import StorePath, store_path
+from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
-
-_SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,8 @@ def verify_store(
             "finished. Run the same `logitstore capture …` again to resume it, or check what is "
             "there with --allow-partial."
         )
-    report.damaged += _check_tokenizer(path, header.spec)
+    if report.is_complete or not _has_just_begun(path, header):
+        report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
         report.damaged += _check_seal(path, header.spec)
     _check_shards(path, header, report, deep, by_zarr)
@@ -166,6 +164,13 @@ def _check_boundaries(
         if (own.spec.at_boundaries(None), own.plan) != (header.spec, header.plan):
             reason = "describes other records than those of the store around it"
             report.damaged.append(Damage(f"{folder}/{SPEC_FILE}", None, reason))
+
+
+def _has_just_begun(path: StorePath, header: StoreHeader) -> bool:
+    """Tell whether a writer was stopped behind `store.json`, before tokenizer and shards."""
+    folders = [TOKENIZER_FOLDER, *([] if header.spec.boundaries_of is None else [STUDENT_FOLDER])]
+    is_lacking = not all(names_in_or_none(path / folder) for folder in folders)
+    return is_lacking and not list_shards(path, header.plan)
 
 
 def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
@@ -234,6 +239,8 @@ def _check_shards(
                 try:
                     shard = _opened(path / name, header, index)
                     shard.archive.check_digest()
+                    for member in shard.archive.names if deep else ():
+                        shard.archive.check_member(member)
                     report.damaged += _check_index(shard, index, indexed.get(index))
                 except CorruptStoreError as e:
                     report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e), e.kind))
@@ -281,13 +288,14 @@ def _check_index(shard: Shard, index: int, line: dict[str, Any] | None) -> Itera
 def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int, int], str]]:
     """Yield (rows, reason) for every sequence that cannot be read or has impossible values."""
     ends: dict[int, tuple[int, int]] = {}  # row -> (its parts so far, supervised bytes so far)
-    supervised = 0
+    supervised, statuses = 0, Counter[str]()
     for i in range(len(shard)):
         try:
             line, records = shard.text(i), shard.records(i)
         except CorruptStoreError as e:
             yield e.rows or shard.rows, str(e)
             continue
+        statuses[line.status] += 1
         begin = line.supervised_start
         end = begin + len(line.supervised_bytes)
         part, so_far = ends.get(line.row, (0, 0))
@@ -304,6 +312,8 @@ def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int
         yield (lost[0], lost[-1]), f"{len(lost)} rows have no line"
     elif supervised != shard.about["supervised_bytes"]:
         yield shard.rows, "the supervised bytes do not add up to what the shard says"
+    elif statuses != Counter(shard.about["statuses"]):
+        yield shard.rows, "the statuses of its lines are not those that the shard says"
 
 
 def _read_by_zarr(
@@ -314,39 +324,3 @@ def _read_by_zarr(
 
     for reason in disagreements(shard, header, index):
         yield shard.rows, f"{reason}, unlike this program. One of the two is wrong: report it"
-
-
-def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> Iterator[str]:
-    """Yield the reasons why decoded records cannot be right.
-
-    Args:
-        records: The records of one sequence.
-        spec: The spec of the store.
-        begin: The first byte of the sequence's supervised text, in that of the row.
-        end: The byte after the last.
-    """
-    stops = records.byte_starts + records.byte_lengths
-    if len(records) and (records.byte_starts.min() < begin or stops.max() > end):
-        yield f"byte spans reach outside the text ({begin} to {end})"
-    for name, ids in (
-        ("token_ids", records.token_ids),
-        ("entry_ids", records.entry_ids),
-        ("sample_ids", records.sample_ids),
-    ):
-        if ids is not None and len(ids) and ids.max() >= spec.vocab_size:
-            yield f"{name} holds {ids.max()}, the vocabulary has {spec.vocab_size}"
-    if records.entry_count.max(initial=0) > spec.top_k:
-        yield f"a record has {records.entry_count.max()} entries, at most {spec.top_k} were kept"
-    padded = records.padded()
-    if padded.ids is not None:
-        ordered = np.sort(np.where(padded.mask, padded.ids, -1 - np.arange(padded.ids.shape[1])))
-        if (np.diff(ordered, axis=1) == 0).any():
-            yield "a record has an entry twice"
-    logprobs = np.where(padded.mask, padded.logprobs.astype(np.float64), -np.inf)
-    with np.errstate(invalid="ignore"):
-        sorted_down = (np.diff(logprobs, axis=1) <= 0) | ~padded.mask[:, 1:]
-    if not sorted_down.all() or (logprobs > 0).any():
-        yield "entries are not sorted log-probabilities"
-    total = np.exp(logprobs).sum(1) + np.exp(records.tail_logmass.astype(np.float64))
-    if np.abs(total - 1).max(initial=0) > _SUM_TOLERANCE:
-        yield "a record's entries and tail do not sum to 1"

@@ -51,7 +51,24 @@ def unpack(arrays: Mapping[str, Array], records: I64) -> dict[str, Array]:
     if "draw_total" in fields:
         total, gaps = fields.pop("draw_total"), fields.pop("sample_gaps")
         fields |= unpack_draws(total, gaps, fields["sample_counts"])
+    elif {"draw_count", "sample_ids", "sample_counts"} <= fields.keys():
+        _check_draws(fields["draw_count"], fields["sample_ids"], fields["sample_counts"])
     return fields
+
+
+def _check_draws(count: Array, ids: Array, times: Array) -> None:
+    """Check draws of the first layout, which are stored as they are.
+
+    Raises:
+        ValueError: A draw was never drawn, or those of a record do not ascend.
+    """
+    if times.size and int(times.min()) < 1:
+        raise ValueError("a draw was drawn 0 times")
+    rises = np.diff(ids.astype(np.int64)) >= 0
+    firsts = np.cumsum(count.astype(np.int64))[:-1]
+    rises[firsts[(firsts > 0) & (firsts < len(ids))] - 1] = True  # of the next record
+    if not rises.all():
+        raise ValueError("the draws of a record do not ascend")
 
 
 def sums_of(values: Array, lengths: I64) -> I64:

@@ -111,5 +111,7 @@ def _check_line(line: dict[str, Any], index: int, plan: Plan) -> None:
     if None in line.values() or not all(0 <= line[name] < 2**48 for name in _COUNTS):
         raise ValueError(f"line {index} holds a value that cannot be")
     statuses = parse_json(line["statuses"].encode())
-    if not isinstance(statuses, dict) or not all(type(n) is int for n in statuses.values()):
+    if not isinstance(statuses, dict) or not all(
+        type(n) is int and n >= 0 for n in statuses.values()
+    ):
         raise ValueError(f"line {index} has statuses that cannot be")

@@ -92,7 +92,9 @@ def _size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> Sha
     if size.sequences < stop - first:
         raise ValueError(f"{size.sequences} lines cannot be {stop - first} rows")
     statuses, fidelity = about["statuses"], about["fidelity"]
-    counted = isinstance(statuses, dict) and all(type(n) is int for n in statuses.values())
+    counted = isinstance(statuses, dict) and all(
+        type(n) is int and n >= 0 for n in statuses.values()
+    )
     if not counted or sum(statuses.values()) != size.sequences:
         raise ValueError("its statuses do not add up to its lines")
     if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):

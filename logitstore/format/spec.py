@@ -163,6 +163,9 @@ class StoreSpec:
             for name, is_good in (wanted | optional).items():
                 if name in value and not is_good(value[name]):
                     raise ValueError(f"{part}.{name} cannot be {str(value[name])[:60]!r}")
+        size = self.tokenizer["size"]
+        if any(i >= size for i in self.tokenizer["eos_ids"]):
+            raise ValueError(f"tokenizer.eos_ids are not all below tokenizer.size, {size}")
         if not isinstance(self.rendering, dict):
             raise ValueError("rendering is not an object")  # noqa: TRY004
         _check_student(self.rendering.get("boundaries_of"))

@@ -6,7 +6,6 @@ The surprise of a token is -log p, in nats: 0 where the teacher was certain of i
 import json
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,17 @@ _TOKEN_COLUMNS, _BAR_COLUMNS = 16, 24
 #: (nats, colour, mark): a token of at least this surprise has this background, or this mark.
 _SURPRISE = ((6.0, "41;97", "!!"), (3.0, "43;30", "!"), (1.0, "46;30", ""))
 _DIM = "2"
+_FILE = "tokenizer.json"
+#: The names of ids, by the digest of the file that has them: a page asks for every sequence, and a
+#: vocabulary takes a second to read.
+_names: dict[str | None, Sequence[str] | None] = {}
+_MOST_NAMED = 2
 
 
 def sequence_facts(store: LogitStore, i: int) -> Facts:
     """Return the facts of sequence i that `logitstore show --json` prints."""
     line, records = store.text(i), store[i]
-    text, names = line.supervised_bytes, token_names(store.tokenizer_path)
+    text, names = line.supervised_bytes, token_names(store)
     stops = np.cumsum(records.entry_count).tolist()
     tokens = []
     for t in range(len(records)):
@@ -90,24 +94,33 @@ def _entry(records: TokenRecords, j: int, names: Sequence[str] | None) -> Facts:
     }
 
 
-def token_names(folder: Path) -> Sequence[str] | None:
-    """Return the text of each id, outer spaces marked; None without the tokenizers library."""
-    path = folder / "tokenizer.json"
+def token_names(store: LogitStore) -> Sequence[str] | None:
+    """Return the text of each id, outer spaces marked; None without the tokenizers library.
+
+    Raises:
+        CorruptStoreError: The tokenizer is not the one that the store describes.
+        StorageError: The object store, or the disk, fails.
+    """
+    wanted: dict[str, str] = store.spec.tokenizer["files"]
+    digest = wanted.get(_FILE)
+    if digest not in _names:
+        path = store.tokenizer_path  # which holds its files to their digests
+        while len(_names) >= _MOST_NAMED:
+            del _names[next(iter(_names))]
+        _names[digest] = _names_in(path / _FILE)
+    return _names[digest]
+
+
+def _names_in(path: Path) -> Sequence[str] | None:
     try:
-        about = path.stat()
-        return _names_in(path, about.st_mtime_ns, about.st_size)
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+        vocabulary = tokenizer.get_vocab()
+        size = max(vocabulary.values(), default=-1) + 1
+        written = written_bytes(json.loads(tokenizer.to_str()), vocabulary, size)
     except Exception:  # the library raises the bare class; ids are shown instead of names
         return None
-
-
-@lru_cache(maxsize=2)  # a page asks for every sequence, and a vocabulary takes a second to read
-def _names_in(path: Path, _changed_ns: int, _size_bytes: int) -> Sequence[str]:
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    vocabulary = tokenizer.get_vocab()
-    size = max(vocabulary.values(), default=-1) + 1
-    written = written_bytes(json.loads(tokenizer.to_str()), vocabulary, size)
     return [marked_spaces((b or b"").decode(errors="backslashreplace")) for b in written]
 
 

@@ -2,14 +2,15 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from logitstore.errors import CorruptStoreError, StorageError
+from logitstore.format.canonical_json import canonical_json
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, shard_name
 from logitstore.reading.prefetch import Prefetcher
@@ -19,6 +20,8 @@ from logitstore.storage.files import file_sha256
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
+#: The largest file of a tokenizer that is known takes 35 MB.
+_MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in order
 
 
@@ -79,23 +82,42 @@ def following(order: list[int], position: int) -> list[int]:
 
 
 def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Path:
-    """Return a local folder with the store's tokenizer; for a bucket, fetched if not in the cache.
+    """Return a local folder with the files of the store's tokenizer, and with nothing else.
+
+    That is the store's own, or a copy in the cache: of a bucket, whose objects transformers cannot
+    read, and of a folder with files that the store does not know, which transformers would read.
 
     Raises:
         CorruptStoreError: A file is missing, or not the one that the store describes.
         StorageError: The object store, or the disk, fails.
     """
-    if isinstance(store, Path):  # transformers reads folders, no objects
-        return store / TOKENIZER_FOLDER
-    folder = cache.folder / "tokenizers" / spec.digest
-    wanted: dict[str, Any] = spec.tokenizer["files"]
+    wanted: dict[str, str] = spec.tokenizer["files"]
+    return checked_folder(store / TOKENIZER_FOLDER, wanted, cache)
+
+
+def checked_folder(source: StorePath, wanted: Mapping[str, str], cache: ShardCache) -> Path:
+    """Return a local folder with these files, and with nothing else.
+
+    Args:
+        source: The folder of a store that has them, and may have others.
+        wanted: The SHA-256 of each file, by name.
+        cache: Where a copy is kept, if one is needed.
+
+    Raises:
+        CorruptStoreError: A file is missing, or not the one that the digest is of.
+        StorageError: The object store, or the disk, fails.
+    """
+    if isinstance(source, Path):
+        for name, digest in wanted.items():
+            _fetch_small(source / name, digest)
+        if _names_in(source) == set(wanted):
+            return source
+    key = hashlib.sha256(canonical_json(dict(wanted))).hexdigest()
+    folder = cache.folder / "tokenizers" / key
     try:
-        if folder.is_dir() and {p.name: file_sha256(p) for p in folder.iterdir()} == wanted:
+        if _holds(folder, wanted):
             return folder
-        files = {
-            name: _fetch_small(store / TOKENIZER_FOLDER / name, digest)
-            for name, digest in wanted.items()
-        }
+        files = {name: _fetch_small(source / name, digest) for name, digest in wanted.items()}
         folder.parent.mkdir(parents=True, exist_ok=True)
         commit.replace_folder(folder, files)
     except StorageError:
@@ -105,12 +127,30 @@ def tokenizer_folder(store: StorePath, spec: StoreSpec, cache: ShardCache) -> Pa
     return folder
 
 
+def _holds(folder: Path, wanted: Mapping[str, str]) -> bool:
+    """Tell whether a folder of the cache has just these files."""
+    try:
+        return _names_in(folder) == set(wanted) and all(
+            file_sha256(folder / name) == digest for name, digest in wanted.items()
+        )
+    except (OSError, ValueError):  # missing, or no ordinary file: then it is made again
+        return False
+
+
+def _names_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def _fetch_small(source: StorePath, digest: str) -> bytes:
     kind = None
     try:
-        data = source.read_bytes()
-    except FileNotFoundError:
+        data = source.read_limited(_MAX_TOKENIZER_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
         actual, kind = "nothing", "missing-file"
+    except StorageError:
+        raise
+    except (OSError, ValueError) as e:
+        actual = f"one that cannot be read ({e})"
     else:
         fetched = hashlib.sha256(data).hexdigest()
         if fetched == digest:

@@ -20,7 +20,9 @@ from logitstore.format.spec import (
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
+    SPEC_FILE,
     Plan,
+    StoreHeader,
     StoreSpec,
     shard_name,
 )
@@ -69,6 +71,34 @@ class ShardTable:
         if self.is_complete:
             self._check_complete()
 
+    def check_header(self, header: StoreHeader) -> None:
+        """Compare `store.json` with the seal, which pins its provenance, too.
+
+        Raises:
+            CorruptStoreError: It is not the one that was sealed, or the seal cannot be used.
+        """
+        if not self.is_complete:
+            return
+        digest = hashlib.sha256(header.to_bytes()).hexdigest()
+        if digest != self._sealed[SPEC_FILE]:
+            path = self.path / SPEC_FILE
+            raise CorruptStoreError(
+                f"{path}: is not the one that the store was sealed with (SHA-256 {digest[:12]}…, "
+                f"{DONE_FILE} says {self._sealed[SPEC_FILE][:12]}…). Restore the file from a copy; "
+                "the shards beside it are still good.",
+                path=path,
+            )
+
+    @cached_property
+    def _sealed(self) -> dict[str, str]:
+        """The digests of files by name, from the seal of a finished store."""
+        try:
+            return read_seal(self.path, self.spec)
+        except StorageError:
+            raise
+        except (OSError, ValueError) as e:
+            raise _cannot_be_used(self.path, self.path / DONE_FILE, e) from None
+
     def path_of(self, index: int) -> StorePath:
         """Name the file or object of a shard."""
         return self.path / SHARDS_FOLDER / shard_name(index)
@@ -91,7 +121,7 @@ class ShardTable:
     def facts(self) -> list[dict[str, Any]]:
         """The index: one dict a shard (rows, counts, bytes, digest, fidelity)."""
         if self.is_complete:
-            return _indexed(self.path, self.spec, self.plan)
+            return _indexed(self.path, self._sealed[INDEX_FILE], self.plan)
         return self.for_each_shard(lambda i: index_line(self.skim(i), i))
 
     def fact(self, index: int) -> dict[str, Any]:
@@ -214,18 +244,20 @@ class ShardTable:
             )
 
 
-def _indexed(store: StorePath, spec: StoreSpec, plan: Plan) -> list[dict[str, Any]]:
+def _indexed(store: StorePath, sealed: str, plan: Plan) -> list[dict[str, Any]]:
     """Read the index of a finished store, checked against its seal."""
-    path = store / DONE_FILE
+    path = store / INDEX_FILE
     try:
-        sealed = read_seal(store, spec)[INDEX_FILE]
-        path = store / INDEX_FILE
         return read_index(path, sealed, plan)
     except StorageError:
         raise
     except (OSError, ValueError) as e:
-        raise CorruptStoreError(
-            f"{path}: {e}. Every shard may still be good: `logitstore repair {store}` "
-            "checks them, and rebuilds index and seal.",
-            path=path,
-        ) from None
+        raise _cannot_be_used(store, path, e) from None
+
+
+def _cannot_be_used(store: StorePath, path: StorePath, why: Exception) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{path}: {why}. Every shard may still be good: `logitstore repair {store}` "
+        "checks them, and rebuilds index and seal.",
+        path=path,
+    )

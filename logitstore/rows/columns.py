@@ -26,6 +26,7 @@ from logitstore.errors import StorageError, in_a_line
 from logitstore.rows.column_writer import Column, ColumnWriter, Place
 from logitstore.rows.files import TEXT, File, lines_of
 from logitstore.rows.json_rows import Row, rows_of
+from logitstore.storage.files import file_sign
 from logitstore.text.strict_json import Twice
 
 _BATCH_ROWS = 1000
@@ -104,9 +105,8 @@ def _key(files: Sequence[File], wanted: Mapping[str, str | None]) -> str:
     states: list[Any] = []
     for file in files:
         with file.path.open("rb"):  # whoever may not read it may not read what was kept of it
-            state = file.path.stat()
-        times = [state.st_mtime_ns, state.st_ctime_ns]
-        states.append([file.name, str(file.path.resolve()), state.st_size, *times])
+            sign = file_sign(file.path)
+        states.append([file.name, str(file.path.resolve()), *sign])
     whole = [_VERSION, states, sorted(wanted.items())]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pyarrow as pa
@@ -41,6 +42,7 @@ from logitstore.rows.kinds import (
 )
 from logitstore.rows.nested import read_nested
 from logitstore.rows.source import Source
+from logitstore.rows.source_files import mapped_files
 from logitstore.rows.sources import load_split
 from logitstore.rows.survey import Survey, survey
 from logitstore.rows.token_rows import documents_of
@@ -135,6 +137,11 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._dataset)
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that the rows are mapped from: what changes there, changes the rows."""
+        return mapped_files(self._decoded)
 
     def where(self, i: int) -> str:
         """Name row `i` for messages."""

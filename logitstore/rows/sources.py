@@ -16,6 +16,7 @@ from logitstore.rows.column_writer import Column
 from logitstore.rows.columns import read_columns
 from logitstore.rows.files import KINDS, PARQUET, File, expand, is_pattern
 from logitstore.rows.source import Source
+from logitstore.rows.source_files import SourceFiles
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -130,9 +131,11 @@ def _from_folder(
     if (files := _files_of(builder)) is not None:
         return _from_splits(files, name, split, wanted)
     try:
-        loaded = datasets.load_dataset(name, config_name)
+        sources = SourceFiles.of_folder(folder, config_name)
+        loaded = datasets.load_dataset(name, config_name, cache_dir=str(sources.cache))
     except Exception as error:
         raise _unreadable(name, error) from error
+    sources.check()
     return Source(_choose(loaded, name, split), name)
 
 
@@ -152,10 +155,16 @@ def _from_files(files: list[File], split: str | None, wanted: Mapping[str, str |
         )
     if True not in kinds:
         return _from_splits({"train": files}, name, split, wanted)
+    sources = SourceFiles([file.path for file in files], name)
     try:
-        loaded = datasets.load_dataset("parquet", data_files=[str(file.path) for file in files])
+        loaded = datasets.load_dataset(
+            "parquet",
+            data_files=[str(file.path) for file in files],
+            cache_dir=str(sources.cache),
+        )
     except Exception as error:  # builders raise any class, StopIteration too
         raise _unreadable(name, error) from error
+    sources.check()
     return Source(_choose(loaded, name, split), name)
 
 
@@ -187,7 +196,9 @@ def _from_splits(
         raise _several(name, splits)
     chosen = {split: splits[split]} if split is not None and split in splits else dict(splits)
     folder = Path(datasets.config.HF_DATASETS_CACHE) / _FOLDER
+    sources = SourceFiles([file.path for files in chosen.values() for file in files], name)
     tables = {part: read_columns(files, wanted, folder) for part, files in chosen.items()}
+    sources.check()
     made = {
         part: datasets.Dataset(table.table, fingerprint=table.key[:16])
         for part, table in tables.items()

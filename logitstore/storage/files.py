@@ -9,7 +9,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 Buffer = bytes | bytearray | memoryview
 
@@ -17,6 +17,32 @@ Buffer = bytes | bytearray | memoryview
 MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
+
+
+class FileSign(NamedTuple):
+    """What a file that was written anew cannot keep all of, whatever sets its time back.
+
+    Attributes:
+        size_bytes: Its size.
+        mtime_ns: When its content changed last, as it says itself: any program may set that.
+        ctime_ns: When anything of it changed last; the system alone sets that.
+        inode: Its number in its file system; a file that takes its name has another.
+    """
+
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+def file_sign(path: Path) -> FileSign:
+    """Look at a file, without a look into it: two equal signs mean that nothing was written.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    about = path.stat()
+    return FileSign(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 
 def open_file(path: Path) -> BinaryIO:

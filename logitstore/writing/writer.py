@@ -2,9 +2,10 @@
 
 The order in which files appear is what makes a store safe to kill at any moment:
 
-1. `tokenizer/` comes first, so that a folder with a spec never lacks it.
-2. `store.json` makes the folder a store: spec and plan are fixed from here on, and whoever comes
-   later compares theirs with it. Of two that begin at once, one file wins, and both continue.
+1. `store.json` makes the folder a store: spec and plan are fixed from here on, and whoever comes
+   later compares theirs with it. Of two that begin at once, one file wins; the other continues if
+   it wants the same store, and else has written nothing.
+2. `tokenizer/`, of which `store.json` has the digests. Whoever resumes completes it.
 3. `shards/00000.zarr.zip` … in any order, from any process: each is written under a temporary name,
    synced, and linked to its final name, so it is there whole or not at all; a twin that comes
    second is discarded (see commit.py).
@@ -21,12 +22,11 @@ shards (shard_head.py), so that what other workers wrote is not read again.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from logitstore.errors import InputError, MismatchError
+from logitstore.errors import CorruptStoreError, InputError, MismatchError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import encode_index
@@ -55,6 +55,7 @@ from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.paths import StorePath, remove_temporaries, to_write
 from logitstore.writing.journal import Journal, Notes
+from logitstore.writing.same_store import check_same
 from logitstore.writing.shard_builder import build_shard
 
 #: Looks at the lines of an index, and may raise.
@@ -110,6 +111,7 @@ class StoreWriter:
             StorageError: The file system rejected a file.
             InputError: A URL that can only be read.
             MissingLibraryError: The codec is `compact`, and pcodec is not installed.
+            ValueError: The spec has other digests than those of these files.
         """
         self.path: StorePath = to_write(path)
         self.spec, self.plan, self._fs = spec, plan, fs
@@ -119,15 +121,16 @@ class StoreWriter:
         plan.check()
         if spec.codec["name"] == "compact":
             pcodec_library()
+        self._check_files()
         header = StoreHeader(spec, plan, dict(provenance or {}))
         if not (self.path / SPEC_FILE).exists():
             self._begin(header)
         found = StoreHeader.read(self.path)
-        self._check_same(found)
-        self.provenance = found.provenance
-        if not self.is_sealed:
+        check_same(self.path, StoreHeader(spec, plan, {}), found)
+        self.provenance, self._described = found.provenance, found.to_bytes()
+        if not self.is_sealed:  # and it is ours: nothing is written to another's store
             self._complete_folders()
-            (self.path / SPEC_FILE).check_conditional(found.to_bytes())
+            (self.path / SPEC_FILE).check_conditional(self._described)
 
     def missing(self) -> list[int]:
         """List the shards that are not committed yet, in order."""
@@ -194,10 +197,12 @@ class StoreWriter:
             check: Is given the lines of the index before anything is written, and may raise.
 
         Raises:
-            CorruptStoreError: The bytes of a shard are not those that were committed.
+            CorruptStoreError: The bytes of a shard, or of `store.json`, are not those that were
+                committed.
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
+        self._complete_folders()  # as they were begun, whoever else wrote there
         lines = self._index()
         if check is not None:
             check(lines)
@@ -206,6 +211,7 @@ class StoreWriter:
         remove_temporaries(self.path / SHARDS_FOLDER)
         remove_temporaries(self.path)
         digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
+        self._check_sealed(digests)
         (self.path / DONE_FILE).overwrite(seal_bytes(digests), self._fs)
         self.note("sealed")
 
@@ -216,10 +222,9 @@ class StoreWriter:
     def _begin(self, header: StoreHeader) -> None:
         check_place(self.path)
         try:
-            self.path.make_folder(self._fs)
+            (self.path / SHARDS_FOLDER).make_folder(self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
-        self._complete_folders()
         described = header.to_bytes()
         if len(described) > MAX_SPEC_BYTES:
             raise InputError(
@@ -239,33 +244,35 @@ class StoreWriter:
         except OSError as e:
             raise commit.explain(e, self.path) from e
 
-    def _check_same(self, found: StoreHeader) -> None:
-        different = [
-            f"{name} is {_short(there)} in the store, {_short(here)} now"
-            for name, here, there in self.spec.differences(found.spec)
-        ]
-        here, there = self.plan, found.plan
-        is_other_data = here.dataset_sha256 != there.dataset_sha256
-        if is_other_data:
-            different.append(
-                f"the dataset is another, or has changed (plan.dataset_sha256 is "
-                f"{there.dataset_sha256[:12]}… in the store, {here.dataset_sha256[:12]}… now; "
-                f"{there.rows:,} rows in the store, {here.rows:,} now)"
-            )
-        elif here.boundaries != there.boundaries:
-            different.append(
-                f"plan.boundaries is {_short(list(there.boundaries))} in the store, "
-                f"{_short(list(here.boundaries))} now (--shard-text-bytes)"
-            )
-        if different:
-            how = "Run with the store's settings to resume it"
-            if _is_older(self.spec, found.spec):  # no setting of this version renders as it did
-                begun = found.provenance.get("versions", {}).get("logitstore", "before")
-                how = f"Finish it with the version of logitstore that began it ({begun})"
-            raise MismatchError(
-                f"{self.path}: the store was begun with other settings: {'; '.join(different)}. "
-                f"{how}, or choose another --out.",
-                kind="dataset-changed" if is_other_data else None,
+    def _check_files(self) -> None:
+        """Check that the files to write are those that the spec has the digests of."""
+        student = self.spec.boundaries_of
+        wanted = {TOKENIZER_FOLDER: self.spec.tokenizer["files"]}
+        if student is not None:
+            wanted[STUDENT_FOLDER] = student["files"]
+        found = {
+            folder: {name: _sha256(data) for name, data in files.items()}
+            for folder, files in self._folders.items()
+        }
+        if found != wanted:
+            raise ValueError("the spec has other digests than those of the tokenizer's files")
+
+    def _check_sealed(self, digests: Mapping[str, str]) -> None:
+        """Check that a seal would pin what was begun, not what somebody put there since.
+
+        Raises:
+            CorruptStoreError: It would pin something else.
+        """
+        begun = {f"{TOKENIZER_FOLDER}/{n}": d for n, d in self.spec.tokenizer["files"].items()}
+        begun[SPEC_FILE] = _sha256(self._described)
+        changed = sorted(name for name, digest in begun.items() if digests[name] != digest)
+        if changed:
+            path = self.path / changed[0]
+            raise CorruptStoreError(
+                f"{path}: was changed while the store was written (SHA-256 "
+                f"{digests[changed[0]][:12]}…, was {begun[changed[0]][:12]}…), so the store is not "
+                "sealed. Restore the file from a copy, then run the same command again: it seals.",
+                path=path,
             )
 
     def _index(self) -> list[dict[str, Any]]:
@@ -331,18 +338,3 @@ def _check_free(path: StorePath, found: Sequence[str]) -> None:
             f"{path}: the folder holds something else ({', '.join(strange or found)}) and no "
             "store. Choose another --out, or empty the folder."
         )
-
-
-def _is_older(here: StoreSpec, there: StoreSpec) -> bool:
-    """Tell whether a store is of a version that found the text of conversations in another way."""
-    name = "supervised_text"
-    return (
-        name in here.rendering
-        and name not in there.rendering
-        and here.rendering["kind"] == (there.rendering.get("kind"))
-    )
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 48 else f"{text[:45]}…"

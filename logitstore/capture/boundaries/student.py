@@ -14,11 +14,16 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
-from logitstore.models.loading import load_tokenizer, saved_files
+from logitstore.format.spec import SPEC_FILE, STUDENT_FOLDER, StoreHeader
+from logitstore.models.loading import load_tokenizer
+from logitstore.reading.bucket import checked_folder
+from logitstore.reading.shard_cache import ShardCache
 from logitstore.records import Segment, SequenceText
+from logitstore.storage.folder import LocalPath
 from logitstore.text import own_text
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
+from logitstore.text.stored import Stored, files_to_store, stored_tokenizer
 from logitstore.text.student_turns import SUPERVISED_TEXT, StudentTurns, read_turns
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_ids import begins_bare, for_student
@@ -81,9 +86,9 @@ class Student:
         Raises:
             InputError: It cannot be loaded, does not know where its tokens lie, has no chat
                 template for conversations, or is the teacher's.
+            CorruptStoreError: It is the one that a store keeps, and its files have changed.
         """
-        found = load_tokenizer(name, named_by=_FLAG)
-        tokenizer = ByteTokenizer(found)
+        found, tokenizer = _load(name)
         if tokenizer.fingerprint == teacher.fingerprint:
             raise InputError(
                 f"{_FLAG} {name}: its tokenizer is the teacher's own, so every boundary has a "
@@ -99,7 +104,7 @@ class Student:
                 )
             template = ChatTemplate.of(found, tokenizer)
             tokenizer = tokenizer.with_ends(template.end_ids)
-        files, are_tokens = saved_files(found), kind == "tokens"
+        files, are_tokens = files_to_store(found), kind == "tokens"
         return cls(name, tokenizer, files, template, are_tokens, supervised_text)
 
     def labels(self, line: SequenceText, where: str) -> Labels | str:
@@ -155,6 +160,18 @@ class Student:
         if self.template is not None:
             said["chat_template_sha256"] = self.template.digest
         return said
+
+
+def _load(name: str) -> Stored:
+    """Load a student's tokenizer; one that a store keeps is held to what the store says of it."""
+    folder = LocalPath(name)
+    if folder.name == STUDENT_FOLDER and (folder.parent / SPEC_FILE).exists():
+        known = StoreHeader.read(folder.parent).spec.boundaries_of
+        if known is not None:
+            whole = checked_folder(folder, known["files"], ShardCache.chosen())
+            return stored_tokenizer(whole, str(known["fingerprint"]), folder)
+    found = load_tokenizer(name, named_by=_FLAG)
+    return Stored(found, ByteTokenizer(found))
 
 
 def heads_of(

@@ -19,7 +19,8 @@ from logitstore.errors import InputError
 from logitstore.models.context_length import context_length
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
 from logitstore.models.listed_ends import listed_ends
-from logitstore.models.loading import load_or_explain, load_tokenizer, saved_files
+from logitstore.models.loading import load_or_explain, load_tokenizer
+from logitstore.text.stored import files_to_store
 from logitstore.text.tokenizer import ByteTokenizer
 
 _GIVE_A_TEACHER = (
@@ -112,9 +113,9 @@ def find_teacher(
         config=config,
         tokenizer=ByteTokenizer(tokenizer).with_ends(listed_ends(name, config, revision)),
         transformers_tokenizer=tokenizer,
-        tokenizer_files=saved_files(tokenizer),
+        tokenizer_files=files_to_store(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
-        fingerprint=_fingerprint(name, config),
+        fingerprint=fingerprint_of(name, config),
         dtype=precision,
         trust_remote_code=trust_remote_code,
         quantization=_quantization(name, quantization, precision, config),
@@ -151,7 +152,12 @@ def default_device(local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def _fingerprint(name: str, config: Any) -> str:
+def fingerprint_of(name: str, config: Any) -> str:
+    """Identify the weights of a hub id or a folder.
+
+    Raises:
+        InputError: They cannot be read, or nothing identifies them.
+    """
     if Path(name).is_dir():
         try:
             return fingerprint_folder(Path(name))

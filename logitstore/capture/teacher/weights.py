@@ -11,7 +11,7 @@ from logitstore.capture.teacher.quantization import (
     checkpoint_quantization,
     transformers_config,
 )
-from logitstore.capture.teacher.teacher import Teacher
+from logitstore.capture.teacher.teacher import Teacher, fingerprint_of
 from logitstore.errors import InputError, in_a_line
 from logitstore.models.loading import why_not_loaded
 
@@ -20,8 +20,8 @@ def load_model(teacher: Teacher, device: torch.device) -> Any:
     """Load the model in eval mode, on a device or spread over those of its device map.
 
     Raises:
-        InputError: Weights cannot be read, are missing or do not fit, or a library is not
-            installed that an option needs.
+        InputError: Weights cannot be read, are missing or do not fit, are not those that were
+            found, or a library is not installed that an option needs.
     """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -41,6 +41,12 @@ def load_model(teacher: Teacher, device: torch.device) -> Any:
             f"{teacher.name}: {len(missing)} of the teacher's weights are missing, first "
             f"{missing[0]}. Download the model again, or save all of it with "
             "model.save_pretrained(FOLDER)."
+        )
+    if fingerprint_of(teacher.name, teacher.config) != teacher.fingerprint:
+        raise InputError(
+            f"{teacher.name}: the teacher was written to between the look at its files and the "
+            "loading of its weights, so the store could not say which teacher made it. Run the "
+            "same command again when nothing writes there any more."
         )
     # A forward pass of whole sequences never reads cached keys and values.
     model.config.get_text_config(decoder=True).use_cache = False
@@ -62,7 +68,8 @@ def input_device(model: Any) -> torch.device:
 
 def _options(teacher: Teacher, device: torch.device) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "revision": teacher.revision,
+        # The commit that was found: a branch may have moved on since.
+        "revision": getattr(teacher.config, "_commit_hash", None) or teacher.revision,
         "dtype": DTYPES[teacher.dtype],
         "trust_remote_code": teacher.trust_remote_code,
         "output_loading_info": True,

@@ -17,6 +17,7 @@ from logitstore.errors import InputError, in_a_line
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.moving.dumps import responses
 from logitstore.moving.dumps.row import plain
+from logitstore.storage.files import FileSign, file_sign
 
 _ENDINGS = (".parquet", ".jsonl", ".json")
 _PIECE_BYTES = 1024 * 1024
@@ -55,24 +56,22 @@ class Dump:
 
     def __post_init__(self) -> None:
         self.files = _files(self.path)
-        self._stamps = [_stamp(file) for file in self.files]
+        self._signs = [_sign(file) for file in self.files]
 
     @property
     def size_bytes(self) -> int:
         """Return the size of all files together."""
-        return sum(size for size, _ in self._stamps)
+        return sum(sign.size_bytes for sign in self._signs)
 
     def rows(self, start: Place | None = None) -> Iterator[tuple[Place, str, Row]]:
         """Yield (place, name for messages, row) for every row from `start`.
 
         Raises:
-            InputError: A file cannot be read, or has changed since it was first looked at.
+            InputError: A file cannot be read.
         """
         start = start or Place(0, 0, 0)
         for number in range(start.file, len(self.files)):
             file = self.files[number]
-            if _stamp(file) != self._stamps[number]:
-                raise InputError(f"{file}: has changed while it was imported. Start again.")
             first = start if number == start.file else Place(number, 0, 0)
             read = _parquet_rows if file.suffix == ".parquet" else _json_lines
             for place, where, line in read(file, first):
@@ -81,9 +80,19 @@ class Dump:
                         name = f"{where}, choice {choice}" if choice else where
                         yield place._replace(choice=choice), name, row
 
+    def check(self) -> None:
+        """Check that nothing was written to any file since all were first looked at.
+
+        Raises:
+            InputError: A file was written to, so that what was read may be of both.
+        """
+        for file, sign in zip(self.files, self._signs, strict=True):
+            if _sign(file) != sign:
+                raise InputError(f"{file}: has changed while it was imported. Start again.")
+
     def bytes_before(self, place: Place) -> int:
         """Return the bytes before a place, for progress; a Parquet file counts when it is done."""
-        before = sum(size for size, _ in self._stamps[: place.file])
+        before = sum(sign.size_bytes for sign in self._signs[: place.file])
         return before + (place.at if self.files[place.file].suffix != ".parquet" else 0)
 
     def digest(self) -> str:
@@ -114,12 +123,11 @@ def _files(path: Path) -> list[Path]:
     return [path]
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def _sign(file: Path) -> FileSign:
     try:
-        stat = file.stat()
+        return file_sign(file)
     except OSError as e:
         raise InputError(f"{file}: cannot be read ({e.strerror}). Fix its permissions.") from e
-    return stat.st_size, stat.st_mtime_ns
 
 
 def _choices(line: Row, where: str) -> list[Row]:

@@ -59,6 +59,7 @@ def import_dump(
         _spec(survey),
         make_plan(dump.digest(), survey.text_bytes, settings.shard_text_bytes),
     )
+    dump.check()  # before the digest counts as that of the rows that were looked through
     counts = survey.facts() | {"shards": plan.shard_count, "missing": list(spec.missing)}
     if dry_run:
         if not (to_write(out) / SPEC_FILE).exists():
@@ -74,7 +75,9 @@ def import_dump(
     missing = [] if writer.is_sealed else writer.missing()
     with progress(len(missing), "import", "shards") as shown:
         for index in missing:
-            writer.write_shard(index, list(_pairs(dump, survey, spec, plan, index)))
+            pairs = list(_pairs(dump, survey, spec, plan, index))
+            dump.check()  # before anything of these rows is committed
+            writer.write_shard(index, pairs)
             shown.update(1)
     if not writer.is_sealed:
         writer.seal()

@@ -11,6 +11,10 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F32, F64, I64, Bools
 
+#: From here down a number stands for "not known" or "ruled out": servers write -9999.0 for a token
+#: that they do not list (and vLLM for -inf, which JSON lacks), or the smallest float. A teacher's
+#: own log-probabilities do not reach it.
+UNKNOWN = -9999.0
 #: Sums of float32 probabilities, or of probabilities written with three digits, err by less.
 SUM_TOLERANCE = 1e-3
 #: Below it, 1 - sum is float32 rounding error.
@@ -91,14 +95,15 @@ class Lists:
 def checked(lists: Lists, vocab_size: int, where: str) -> tuple[Lists, int]:
     """Check lists and sort them, most probable first; return them and how many were not sorted.
 
-    Entries of probability zero (-inf: padding, or what a sampler ruled out) are removed.
+    Entries of probability zero (-inf: padding, or what a sampler ruled out), and those of which a
+    server only says that it does not know them, are removed.
 
     Raises:
         InputError: An id is not in the vocabulary or is twice in a list, a value is not a
             log-probability, or a list sums to more than 1; names the token.
     """
     _check_values(lists, vocab_size, where)
-    lists = lists.where(lists.logprobs > -np.inf)
+    lists = lists.where(lists.logprobs > UNKNOWN)
     lists = replace(lists, logprobs=np.minimum(lists.logprobs, 0.0))
     owner = lists.owner
     rises = (np.diff(lists.logprobs) > 0) & (np.diff(owner) == 0)

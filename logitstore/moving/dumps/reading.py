@@ -9,15 +9,16 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_folder
-from logitstore.models.loading import load_tokenizer, saved_files
+from logitstore.models.loading import load_tokenizer
 from logitstore.moving.dumps import columns, responses
 from logitstore.moving.dumps.files import Row
-from logitstore.moving.dumps.lists import check_largest, checked, without_extras
+from logitstore.moving.dumps.lists import UNKNOWN, check_largest, checked, without_extras
 from logitstore.moving.dumps.locate import Placed, Placer
 from logitstore.moving.dumps.row import Dumped, plain
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.chat_template import ChatTemplate, parse_kwargs
+from logitstore.text.stored import files_to_store
 from logitstore.text.token_ids import check_spelling
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -99,7 +100,7 @@ class Reader:
             layout,
             aligned_to,
             tokenizer,
-            saved_files(loaded),
+            files_to_store(loaded),
             TokenNames(tokenizer),
             placer,
             teacher,
@@ -143,7 +144,7 @@ class Reader:
     def _finished(self, placed: Placed, where: str) -> Placed:
         """Fill in each token's own log-probability, and keep lists of the most probable tokens."""
         listed = placed.lists.logprob_of(placed.token_ids)
-        own = np.where(np.isnan(placed.own), listed, np.minimum(placed.own, 0.0))
+        own = np.where(placed.own > UNKNOWN, np.minimum(placed.own, 0.0), listed)  # NaN is not >
         lists = without_extras(placed.lists, placed.token_ids, placed.ranks, self.vocab_size)
         check_largest(lists, self.vocab_size, where)
         return replace(placed, own=own, lists=lists)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from logitstore.checking.verify import nonsense
+from logitstore.checking.nonsense import nonsense
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.format.encoded import EncodedRecords

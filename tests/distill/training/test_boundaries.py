@@ -134,7 +134,7 @@ def test_a_store_without_them_is_refused(place: Path) -> None:
 
 
 def test_a_finished_run_says_what_it_learnt_from(place: Path, tmp_path: Path) -> None:
-    from distill.student.loading import StudentArguments
+    from distill.student.arguments import StudentArguments
     from distill.training.run import train
 
     config = CachedTeacherConfig(

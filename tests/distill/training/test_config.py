@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from distill.losses import find
 from distill.losses.weights import parse_losses
-from distill.student.loading import StudentArguments
+from distill.student.arguments import StudentArguments
 from distill.training.config import REJECTED, CachedTeacherConfig, parse
 from distill.training.presets import PRESETS
 from logitstore.errors import InputError

@@ -52,6 +52,39 @@ def live(teacher: Path, text: str) -> tuple[torch.Tensor, torch.Tensor]:
         return ids, model(ids[None]).logits[0].double().log_softmax(-1)
 
 
+def test_rows_that_change_during_a_capture_are_never_committed(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped dataset changes when its file does; the edit comes when the first shard is there."""
+    import datasets
+
+    said = [f"the teacher reads page {i}" for i in range(30)]
+    datasets.Dataset.from_dict({"text": said}).save_to_disk(str(tmp_path / "data"))
+    file = next((tmp_path / "data").glob("*.arrow"))
+    links, edits = OsFs.link, []
+
+    def edit(old: bytes, new: bytes) -> None:
+        with file.open("r+b") as f:
+            whole = f.read()
+            f.seek(0)
+            f.write(whole.replace(old, new))
+
+    def link(self: OsFs, source: Path, target: Path) -> None:
+        links(self, source, target)
+        if target.name.endswith(".zarr.zip") and not edits:
+            edits.append(target)
+            edit(b"teacher", b"TEACHER")
+
+    monkeypatch.setattr(OsFs, "link", link)
+    again = {"dataset": str(tmp_path / "data"), "out": tmp_path / "s", "shard_text_bytes": 60}
+    with pytest.raises(MismatchError, match="has changed while it was read") as caught:
+        logitstore.capture(teacher, top_k=8, **again)
+    assert caught.value.kind == "dataset-changed"
+    edit(b"TEACHER", b"teacher")
+    store = logitstore.capture(teacher, top_k=8, **again)
+    assert [store.text(i).segments[0].text for i in range(30)] == said
+
+
 def test_a_record_is_what_the_live_teacher_says_of_its_token(
     teacher: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ What changes its distribution is part of what a store is; what changes its round
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import logitstore
+from logitstore.capture.teacher import weights
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.quantization import quantization_config
 from logitstore.capture.teacher.summary import HeadSettings
@@ -51,6 +53,34 @@ def plain(
 
 def run(teacher: Path, data: Path, out: Path, **settings: Any) -> logitstore.LogitStore:
     return logitstore.capture(teacher, str(data), out, **(SETTINGS | settings))
+
+
+# ---- the weights are those that the store names ----
+
+
+def test_weights_that_were_written_after_they_were_identified_are_not_used(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are read between the two, which may take minutes."""
+    folder = shutil.copytree(teacher, tmp_path / "teacher")
+
+    def trains_on(*args: Any) -> Any:
+        tiny.llama(400, 1, hidden_size=64, intermediate_size=128).save_pretrained(folder)
+        return load_model(*args)
+
+    monkeypatch.setattr("logitstore.capture.passes.teacher_pass.load_model", trains_on)
+    with pytest.raises(InputError, match="written to between the look at its files"):
+        run(folder, data, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_weights_of_the_hub_are_those_of_the_commit_that_was_found() -> None:
+    found = SimpleNamespace(
+        revision="main", dtype="float32", trust_remote_code=False, attn_implementation=None,
+        quantization=None, device_map=None, config=SimpleNamespace(_commit_hash="0123abcd"),
+    )  # fmt: skip
+    options = weights._options(found, torch.device("cpu"))  # type: ignore[arg-type]
+    assert options["revision"] == "0123abcd"
 
 
 # ---- attention ----

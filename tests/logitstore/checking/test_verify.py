@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from logitstore import open_store
+from logitstore.checking.nonsense import nonsense
 from logitstore.checking.text_check import TextCheck
-from logitstore.checking.verify import nonsense, verify_store
+from logitstore.checking.verify import verify_store
 from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.format.canonical_json import canonical_json

@@ -4,6 +4,7 @@ import io
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from logitstore.inspection.sequence import (
     token_names,
 )
 from logitstore.records import Segment, SequenceText
+from logitstore.storage.files import file_sha256
 from logitstore.store import LogitStore
 from logitstore.testing import stores, tiny
 from logitstore.writing.writer import StoreWriter
@@ -135,19 +137,27 @@ def test_a_position_has_its_ten_most_probable_tokens(store: LogitStore) -> None:
     assert text.count("> ") >= 1
 
 
+def keeping(folder: Path) -> Any:
+    """A store that keeps the tokenizer in a folder, as `token_names` asks it."""
+    files = {"tokenizer.json": file_sha256(folder / "tokenizer.json")}
+    return SimpleNamespace(spec=SimpleNamespace(tokenizer={"files": files}), tokenizer_path=folder)
+
+
 @pytest.mark.parametrize("make", [tiny.byte_bpe, tiny.unigram])
 def test_a_token_of_the_vocabulary_is_called_what_it_writes(make: Any, tmp_path: Path) -> None:
     """Not `Ġthe` or `▁the`, but as in the text that it stands beside."""
     tokenizer = make()
     tokenizer.save_pretrained(tmp_path)
-    names = token_names(tmp_path)
+    store = keeping(tmp_path)
+    names = token_names(store)
     assert names is not None
     ids = tokenizer(" The teacher reads.", add_special_tokens=False)["input_ids"]
     assert "".join(names[i] for i in ids).replace("␣", " ") == " The teacher reads."
     assert any(name[:1] == "␣" and len(name) > 1 for name in names)
-    assert token_names(tmp_path) is names  # read once
+    assert token_names(keeping(tmp_path)) is names  # read once
     (tmp_path / "tokenizer.json").write_text("{}")
-    assert token_names(tmp_path) is None
+    assert token_names(keeping(tmp_path)) is None
+    assert token_names(store) is names  # of the file that the store describes
 
 
 def test_spaces_at_the_ends_of_a_token_are_marked() -> None:

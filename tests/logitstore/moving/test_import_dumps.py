@@ -1,6 +1,7 @@
 """Law: what other tools dumped of a teacher becomes what a capture of it would have been."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,67 @@ def test_answers_lie_behind_their_prompts(teacher: Dumper, tmp_path: Path) -> No
     answers = teacher.chat(asked[0], ENGLISH[0])["response"]["choices"][0]["logprobs"]["content"]
     own = [item["logprob"] for item in answers]
     np.testing.assert_allclose(store[0].token_logprob, own, atol=TOKEN_STEP)
+
+
+Row = dict[str, Any]
+
+
+def chat_own(teacher: Dumper, value: float) -> tuple[Row, int]:
+    """OpenAI: a token that is not among the listed has this number for its own."""
+    row = teacher.chat([{"role": "user", "content": "?"}], ENGLISH[0])
+    item = row["response"]["choices"][0]["logprobs"]["content"][3]
+    item["logprob"] = value
+    item["top_logprobs"] = [e for e in item["top_logprobs"] if e["token"] != item["token"]]
+    return row, 3
+
+
+def scored_own(teacher: Dumper, value: float) -> tuple[Row, int]:
+    """vLLM: what its sampler ruled out, for JSON has no -inf."""
+    row = teacher.scored(ENGLISH[0])
+    choice = row["choices"][0]
+    choice["prompt_logprobs"][4][str(choice["prompt_token_ids"][4])]["logprob"] = value
+    return row, 3  # the first token has no record
+
+
+def raw_own(teacher: Dumper, value: float) -> tuple[Row, int]:
+    row = teacher.raw(ENGLISH[0])
+    own = f"token_id:{row['input_ids'][4]}"
+    others = [e for e in row["logprobs"][4] if e["token"] != own]
+    row["logprobs"][4] = [*others, {"token": own, "logprob": value}]
+    return row, 3
+
+
+def prepared_own(teacher: Dumper, value: float) -> tuple[Row, int]:
+    """Padding that its mask does not mark."""
+    row = teacher.prepared(ENGLISH[0])
+    own, ids = row["input_ids"][4], row["target_token_ids"][3]
+    at = ids.index(own) if own in ids else -1
+    ids[at], row["target_logprobs"][3][at] = own, value
+    return row, 3
+
+
+UNKNOWNS = [-9999.0, -1e9, float(np.finfo(np.float32).min), float("-inf")]
+
+
+@pytest.mark.parametrize("value", UNKNOWNS)
+@pytest.mark.parametrize("make", [chat_own, scored_own, raw_own, prepared_own])
+def test_a_number_that_stands_for_not_known_is_no_measurement(
+    make: Callable[[Dumper, float], tuple[Row, int]],
+    value: float,
+    teacher: Dumper,
+    tmp_path: Path,
+) -> None:
+    row, t = make(teacher, value)
+    store, found = imported(dumps.write_jsonl(tmp_path / "a.jsonl", [row]), teacher)
+    assert found["not_in_their_list"] >= 1
+    assert store.spec.missing == ("entropy", "token_logprob")
+    records = store[0]
+    assert np.isnan(records.token_logprob[t])
+    assert np.nan_to_num(records.token_logprob).min() > -50
+    assert records.entry_logprobs.min() > -50
+    stop = int(records.entry_count[: t + 1].sum())
+    listed = records.entry_ids[stop - int(records.entry_count[t]) : stop]
+    assert int(records.token_ids[t]) not in listed.tolist()
 
 
 def test_a_prompt_of_token_ids_is_context_of_the_answer(teacher: Dumper, tmp_path: Path) -> None:
@@ -516,6 +578,26 @@ def test_a_dump_that_changes_while_it_is_read_is_refused(
     monkeypatch.setattr(importing, "look_through", changes)
     with pytest.raises(InputError, match=r"has changed while it was imported\. Start again\."):
         import_dump(path, tmp_path / "s", settings(teacher))
+
+
+def test_a_dump_that_keeps_its_size_and_time_is_refused_before_what_was_read_is_committed(
+    teacher: Dumper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from logitstore.moving.dumps import importing
+
+    path = dumps.write_jsonl(tmp_path / "a.jsonl", [teacher.raw(text) for text in ENGLISH])
+    pairs = importing._pairs
+
+    def changes(*arguments: Any) -> Any:
+        yield from pairs(*arguments)
+        about, data = path.stat(), path.read_bytes()
+        path.write_bytes(data.replace(b"1", b"2"))
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+    monkeypatch.setattr(importing, "_pairs", changes)
+    with pytest.raises(InputError, match=r"has changed while it was imported\. Start again\."):
+        import_dump(path, tmp_path / "s", settings(teacher))
+    assert not list((tmp_path / "s" / "shards").iterdir())
 
 
 def test_an_imported_store_is_merged_and_cut_and_exported_like_any(
