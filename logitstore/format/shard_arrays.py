@@ -19,6 +19,7 @@ from logitstore.format.shard_group import GROUP_MEMBER, ShardSize
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.format.zip_archive import Archive
+from logitstore.storage.file_bytes import FileBytes
 
 _SEQUENCES_PER_CHUNK = 1024
 _OFFSET_NAMES = frozenset(array.name for array in OFFSETS.values())
@@ -119,16 +120,16 @@ def open_arrays(archive: Archive, spec: StoreSpec, size: ShardSize) -> dict[str,
     return {s.name: ArrayReader(s, archive[s.data_member]) for s in specs if s.chunk_count}
 
 
-def _recognised(spec: ArraySpec, text: memoryview, layout: int) -> ArraySpec:
+def _recognised(spec: ArraySpec, text: FileBytes, layout: int) -> ArraySpec:
     """Find the spec that the metadata is of: an array may have one of two codings."""
     others = [spec]
     if spec.coding in INSTEAD_OF_PCODEC:
         others.append(_copied(spec))
     elif layout == 2 and spec.name == "entry_ids":
         others.append(replace(spec, coding="shuffle"))
-    for one in others:
-        if text == array_metadata(one):
-            return one
+    known = {array_metadata(one): one for one in others}
+    if len(text) <= max(map(len, known)) and (one := known.get(bytes(text))):
+        return one
     raise ValueError(f"{spec.metadata_member} does not describe the array it must")
 
 

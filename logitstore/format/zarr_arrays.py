@@ -22,6 +22,7 @@ import numpy as np
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.chunk_codecs import CODINGS, INSTEAD_OF_PCODEC, pcodec_library
 from logitstore.format.numpy_types import Array
+from logitstore.storage.file_bytes import Bytes
 
 _ENTRIES_PER_INDEX_ITEM = 2
 _INDEX_DTYPE = np.dtype("<u8")
@@ -132,7 +133,7 @@ class StoredChunk(NamedTuple):
 class ArrayReader:
     """A reader of slices of one array, which decodes only the chunks that they touch."""
 
-    def __init__(self, spec: ArraySpec, data: memoryview) -> None:
+    def __init__(self, spec: ArraySpec, data: Bytes) -> None:
         """Check the index: chunks back to back, none missing, nothing else in the member.
 
         Raises:
@@ -143,8 +144,9 @@ class ArrayReader:
         start = len(data) - size - _CRC_BYTES
         if start < 0:
             raise ValueError(f"{spec.name}: the member is shorter than its index")
-        raw = bytes(data[start : start + size])
-        if _crc32c(raw) != data[start + size :]:
+        behind = bytes(data[start:])
+        raw = behind[:size]
+        if _crc32c(raw) != behind[size:]:
             raise ValueError(f"{spec.name}: the chunk index does not match its checksum")
         index = np.frombuffer(raw, _INDEX_DTYPE).reshape(-1, _ENTRIES_PER_INDEX_ITEM)
         if (index > start).any():
@@ -243,9 +245,9 @@ class ArrayReader:
     def _payload(self, i: int) -> bytes:
         """Read a chunk as it is stored, and check its checksum."""
         offset, size = self._index[i].tolist()
-        stop = offset + size
-        payload = bytes(self._data[offset : stop - _CRC_BYTES])
-        if _crc32c(payload) != self._data[stop - _CRC_BYTES : stop]:
+        stored = bytes(self._data[offset : offset + size])
+        payload = stored[:-_CRC_BYTES]
+        if _crc32c(payload) != stored[-_CRC_BYTES:]:
             raise ValueError(f"{self.spec.name}: chunk {i} does not match its checksum")
         return payload
 

@@ -1,13 +1,12 @@
 """Keep recently read shards of a store open, and read sequences from them.
 
-Opening a shard maps its file and checks its headers, which costs a millisecond; so a bounded number
-of shards stays open, and the least recently used one is closed first. Maps count against a limit of
-address space (`ulimit -v`), so shards are closed earlier where that limit is near. A shard of a
-store in a bucket is first fetched into the machine's cache, and the shards to be read next are
-fetched in the background.
+Opening a shard checks its headers, which costs a millisecond; so a bounded number of shards stays
+open, and the least recently used one is closed first; earlier where a limit of address space
+(`ulimit -v`) is near. A shard of a store in a bucket is first fetched into the machine's cache, and
+the shards to be read next are fetched in the background.
 
-Two kinds of failure are fixed by reading once more: no memory to map one more shard (all are closed
-first), and a damaged copy in the cache (it is fetched anew).
+Two kinds of failure are fixed by reading once more: no memory (all shards are closed first, with
+what they keep), and a damaged copy in the cache (it is fetched anew).
 """
 
 import logging
@@ -57,7 +56,7 @@ class OpenShards:
         self._bucket: tuple[int, BucketShards] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps and threads do not travel between processes.
+        # Open files and threads do not travel between processes.
         return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
 
     def opened(self, index: int) -> Shard:
@@ -91,7 +90,7 @@ class OpenShards:
         """
         try:
             return read(self.opened(index))
-        except MemoryError:  # maps count against a limit of address space, and one may be large
+        except MemoryError:  # what the open shards keep may be what is missing
             if not self._open:
                 raise
             self._open.clear()
@@ -156,7 +155,7 @@ class OpenShards:
     def _bucket_shards(self) -> BucketShards | None:
         """Return this process's reader of the bucket; None for a store in a folder."""
         path = self._table.path
-        if not isinstance(path, RemotePath):  # files are mapped where they lie
+        if not isinstance(path, RemotePath):  # files are read where they lie
             return None
         if self._bucket is None or self._bucket[0] != os.getpid():
             shards = BucketShards(path, self._cache, self._table.digest_and_size)
@@ -181,7 +180,7 @@ class OpenShards:
 
 
 def spare_address_space() -> float:
-    """Count the bytes that this process may still map (`ulimit -v`); infinite without a limit."""
+    """Count the bytes that this process may still take (`ulimit -v`); infinite without a limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return math.inf

@@ -181,7 +181,7 @@ class StoreWriter:
             CorruptStoreError: Its bytes are not those that were committed there.
         """
         shard.archive.check_digest()
-        won = self.shard_path(index).create([shard.archive.whole], self._fs)
+        won = self.shard_path(index).create(shard.archive.whole.pieces(), self._fs)
         self.note("shard", shard=index, committed=won)
         return won
 
