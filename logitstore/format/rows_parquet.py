@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from logitstore.format.canonical_json import canonical_json
+from logitstore.format.kept_chunks import KEPT
 from logitstore.format.limits import check_ratio
 from logitstore.format.parquet_limits import (
     PYARROW_ERRORS,
@@ -30,6 +31,7 @@ MEMBER = "rows.parquet"
 GROUP_LINES = 64
 LINE_DIGEST_BYTES = 16
 _MAGIC_BYTES = 4
+_PARSED = 3  # bytes of a text in Python's objects for each of its own, about
 _CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
 _LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
@@ -142,15 +144,22 @@ class LinesReader:
             ValueError: Its bytes are damaged.
         """
         group, place = divmod(i, GROUP_LINES)
-        if self._lines is not None and self._lines[0] == group:
-            return self._lines[1][place]
-        if self._table is None or self._table[0] != group:
-            table = self.table(group)
-            self._table = (group, table)
-            return _line(table.slice(place, 1).to_pylist()[0])
-        lines = [_line(item) for item in self._table[1].to_pylist()]
+        # Threads share the reader: what is kept may be another group's from one line to the next.
+        kept, table = self._lines, self._table
+        if kept is not None and kept[0] == group:
+            return kept[1][place]
+        if table is None or table[0] != group:
+            table = self._table = (group, self.table(group))
+            KEPT.note(self, table[1].nbytes)
+            return _line(table[1].slice(place, 1).to_pylist()[0])
+        lines = [_line(item) for item in table[1].to_pylist()]
         self._lines = (group, lines)
+        KEPT.note(self, table[1].nbytes + _PARSED * _expanded_bytes(table[1]))
         return lines[place]
+
+    def drop(self) -> None:
+        """Drop the row group that is kept for the next read."""
+        self._table = self._lines = None
 
     def rows(self, first: int, stop: int) -> list[int]:
         """Read the dataset row of every line, without the text.

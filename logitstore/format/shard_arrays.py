@@ -5,14 +5,14 @@ Records, entries and draws are three axes. Where a sequence lies on each is in `
 value i + 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC, PCODEC_TYPES
 from logitstore.format.fields import AXIS, ENTRIES, OFFSETS, RECORDS, SEQUENCES, arrays_of
-from logitstore.format.limits import FREE_BYTES, check_ratio
+from logitstore.format.limits import FREE_BYTES, total
 from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.shard_group import GROUP_MEMBER, ShardSize
@@ -90,14 +90,23 @@ def _has_bomb(
 ) -> bool:
     """Tell whether readers would reject a sequence of these arrays."""
     readers = {s.name: ArrayReader(s, memoryview(coded[s.name])) for s in specs if s.chunk_count}
-    widest = sum(s.row_bytes for s in specs)
-    lengths = sum(np.diff(o.astype(np.int64)) for o in offsets.values())
+    most: Array = np.zeros(len(offsets[RECORDS]) - 1, np.int64)
+    for axis, o in offsets.items():
+        width, chunk = widths(specs, axis)
+        lengths = np.diff(o.astype(np.int64))
+        most = most + (lengths + 2 * chunk * (lengths > 0)) * width
     try:
-        for i in np.flatnonzero(lengths * widest > FREE_BYTES):
+        for i in np.flatnonzero(most > FREE_BYTES):
             check_cost(readers, offsets, int(i))
     except ValueError:
         return True
     return False
+
+
+def widths(specs: Iterable[ArraySpec], axis: str) -> tuple[int, int]:
+    """Add up the bytes of all arrays for a step along an axis; find the length of their chunks."""
+    own = [s for s in specs if AXIS.get(s.name) == axis and s.name not in _OFFSET_NAMES]
+    return sum(s.row_bytes for s in own), max((s.chunk_length for s in own), default=0)
 
 
 def _copied(spec: ArraySpec) -> ArraySpec:
@@ -167,10 +176,9 @@ def check_cost(readers: Mapping[str, ArrayReader], offsets: Mapping[str, Array],
     Raises:
         ValueError: It is such a bomb.
     """
-    decoded = stored = 0
+    costs = []
     for name, reader in readers.items():
         if name not in _OFFSET_NAMES:
             start, stop = offsets[AXIS[name]][i : i + 2]
-            cost = reader.cost(int(start), int(stop))
-            decoded, stored = decoded + cost[0], stored + cost[1]
-    check_ratio(decoded, stored)
+            costs.append(reader.cost(int(start), int(stop)))
+    total(costs).check()

@@ -21,6 +21,8 @@ import numpy as np
 
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.chunk_codecs import CODINGS, INSTEAD_OF_PCODEC, pcodec_library
+from logitstore.format.kept_chunks import KEPT
+from logitstore.format.limits import Cost
 from logitstore.format.numpy_types import Array
 from logitstore.storage.file_bytes import Bytes
 
@@ -201,7 +203,12 @@ class ArrayReader:
                 self._decode(i, payload, out)
                 last = (i, payload, out)
             self._last = last
+            KEPT.note(self, last[2].nbytes + len(last[1]))
         return last[2]
+
+    def drop(self) -> None:
+        """Drop the chunk that is kept for the next read."""
+        self._last = None
 
     def chunks(self, start: int, stop: int) -> Iterator[StoredChunk]:
         """List the stored chunks that hold some rows.
@@ -213,13 +220,15 @@ class ArrayReader:
         for i in range(start // length, -(-stop // length)):
             yield StoredChunk(spec.coding, self._payload(i), spec.chunk_shape, spec.dtype)
 
-    def cost(self, start: int, stop: int) -> tuple[int, int]:
-        """Count the decoded bytes of rows, and the stored bytes of the chunks that hold them."""
+    def cost(self, start: int, stop: int) -> Cost:
+        """Count what reading some rows costs."""
         if start >= stop:
-            return 0, 0
+            return Cost()
         length = self.spec.chunk_length
-        stored = int(self._index[start // length : -(-stop // length), 1].sum())
-        return (stop - start) * self.spec.row_bytes, stored
+        chunks = slice(start // length, -(-stop // length))
+        whole = (chunks.stop - chunks.start) * length * self.spec.row_bytes
+        stored = int(self._index[chunks, 1].sum())
+        return Cost((stop - start) * self.spec.row_bytes, whole, stored)
 
     def check_stored(self, start: int, stop: int) -> None:
         """Check the chunks that these bytes of the member reach into, without decoding them.

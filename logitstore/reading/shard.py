@@ -15,7 +15,7 @@ import numpy as np
 from logitstore.errors import CorruptStoreError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import AXIS, RECORDS
-from logitstore.format.limits import check_ratio
+from logitstore.format.limits import total
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
@@ -195,9 +195,8 @@ class Shard:
         Raises:
             CorruptStoreError: The shard is such a bomb.
         """
-        costs = [r.cost(0, r.spec.shape[0]) for r in self._arrays.values()]
         try:
-            check_ratio(*map(sum, zip(*costs, strict=True)))
+            total(r.cost(0, r.spec.shape[0]) for r in self._arrays.values()).check()
         except ValueError as e:
             raise damaged(self.path, self.rows, str(e)) from None
 

@@ -1,4 +1,4 @@
-"""Read parts of an open file that may change meanwhile: an error then, never the end of the process.
+"""Read parts of an open file that may change meanwhile: then an error, never a dead process.
 
 A memory map is as fast, but a file that becomes shorter while it is mapped (`cp` over it, `rsync
 --inplace`, a disk that fails) ends the process by a signal at the next look at what is gone.

@@ -1,4 +1,4 @@
-"""A file that becomes shorter while it is read is damage like any other: never the end of a process.
+"""A file that becomes shorter while it is read is damage like any other, never a dead process.
 
 Through a memory map it was a signal (SIGBUS), without a message. `cp` over a shard, which errors of
 this package advise ("restore the file from a copy"), cuts it to nothing first.
