@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from logitstore.console.escaped import escaped_output
 from logitstore.console.signals import Stopped
 from logitstore.errors import LogitStoreError
 
@@ -111,10 +112,18 @@ def stoppable() -> Iterator[None]:
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Do what `sys.argv` says, then exit: 0, what the command chose, or 2 for a bad request.
 
+    What it writes is escaped for a terminal; a help text is our own, and has colours.
+
     Args:
         app: The commands.
         name: What the program is called.
     """
+    is_help = not {"-h", "--help"}.isdisjoint(sys.argv[1:]) or len(sys.argv) == 1
+    with nullcontext() if is_help else escaped_output():
+        _run(app, name)
+
+
+def _run(app: typer.Typer, name: str) -> NoReturn:
     try:
         status = app(standalone_mode=False, prog_name=name)
     except LogitStoreError as error:

@@ -116,7 +116,7 @@ def sequence_text(found: Facts, *, colour: bool = False) -> str:
     lines = [
         (
             f"sequence {found['sequence']} · row {found['row']} part {found['part']} · "
-            f"{found['status']} · {len(tokens)} records"
+            f"{printable(found['status'])} · {len(tokens)} records"
         ),
         *_body(found, colour),
         "",
