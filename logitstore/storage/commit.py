@@ -214,9 +214,11 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> 
 
 
 def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: Fs) -> None:
-    """Rename a folder to its final name, unless another worker's with the same files is there."""
+    """Rename a folder to its final name, unless one with the same files is there.
+
+    One that is whole is never away, not even for a moment: another process may be reading it.
+    """
     for is_last in (*[False] * _SWEPT_TIMES, True):
-        shutil.rmtree(folder, ignore_errors=True)
         try:
             fs.replace(unnamed, folder)
         except OSError as e:
@@ -225,8 +227,19 @@ def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: F
                 return
             if is_last or e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            _remove_other(folder, files)
         else:
             return
+
+
+def _remove_other(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Remove a folder with other files; one with these, put there since it was looked at, stays."""
+    aside = temporary(folder)
+    with suppress(OSError):  # gone, or taken meanwhile: whoever renames next finds out
+        folder.rename(aside)
+        if _holds(aside, files):
+            aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
