@@ -15,6 +15,7 @@ from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
 from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
 from distill.student.loading import StudentArguments, make_student
+from distill.training.checkpoints import newest_whole
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
@@ -31,6 +32,8 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     folder = Path(str(config.output_dir))
     if config.should_save:
         _check_output(folder, resuming=bool(config.checkpoint))
+    if config.checkpoint is True:
+        _choose_checkpoint(config, folder)
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
     model, tokenizer = make_student(student, config.seed)
     trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
@@ -102,6 +105,24 @@ def _teacher(store: Store) -> dict[str, Any]:
         "top_k": store.spec.top_k,
         "tail_mean": store.fidelity.tail_mean,
     }
+
+
+def _choose_checkpoint(config: CachedTeacherConfig, folder: Path) -> None:
+    """Go on from the newest whole checkpoint, and say so if a newer one is there in part.
+
+    If there is none, the check of checkpoints says what to do.
+    """
+    whole, parts = newest_whole(folder)
+    if whole is None:
+        return
+    config.resume_from_checkpoint = str(whole)
+    if parts and config.process_index == 0:
+        names = ", ".join(path.name for path in parts)
+        print(
+            f"{folder}: {names} was not saved whole (the run ended meanwhile), so this goes on "
+            f"from {whole.name}.",
+            file=sys.stderr,
+        )
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:
