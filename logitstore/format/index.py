@@ -48,6 +48,11 @@ def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
     return bytes(memoryview(sink.getvalue()))
 
 
+def most_bytes(plan: Plan) -> int:
+    """Count the bytes that the index of a plan may have."""
+    return 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count
+
+
 def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:
     """Read the lines of the index of a sealed store.
 
@@ -60,7 +65,7 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
         ValueError: It is not the file that was sealed, or cannot be an index of this plan.
         OSError: It cannot be read.
     """
-    data = path.read_limited(64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
+    data = path.read_limited(most_bytes(plan))
     actual = hashlib.sha256(data).hexdigest()
     if actual != digest:
         raise ValueError(

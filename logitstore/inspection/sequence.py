@@ -20,6 +20,7 @@ from logitstore.console.terminal import (
     marked_spaces,
     printable,
 )
+from logitstore.models.loading import check_vocabulary
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.text.token_bytes import written_bytes
@@ -92,6 +93,7 @@ def token_names(folder: Path) -> Sequence[str] | None:
 def _names_in(path: Path, _changed_ns: int, _size_bytes: int) -> Sequence[str]:
     from tokenizers import Tokenizer
 
+    check_vocabulary(path.parent)
     tokenizer = Tokenizer.from_file(str(path))
     vocabulary = tokenizer.get_vocab()
     size = max(vocabulary.values(), default=-1) + 1
