@@ -49,6 +49,8 @@ def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
         digests = dict(parse_json(raw)["sha256"])
     except (KeyError, TypeError) as e:
         raise ValueError(f"it is not a seal ({e!r})") from None
+    if not all(isinstance(digest, str) for digest in digests.values()):
+        raise ValueError("it has a digest that is no text")
     if sorted(digests) != sealed_names(spec) or raw != seal_bytes(digests):
         raise ValueError("it is not the seal that was written")
     return digests

@@ -32,6 +32,8 @@ from logitstore.storage.files import Buffer
 TEMPORARY_PREFIX = ".tmp-"
 _SWEPT_TIMES = 16  # more than the workers that ever seal a store in the same second
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+#: What file systems say that have no links for these two names, or for this user.
+_LINK_REFUSED = (*_NO_LINKS, errno.EINVAL, errno.EACCES, errno.EXDEV)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
@@ -61,7 +63,7 @@ class OsFs:
         try:
             os.link(source, target)
         except OSError as e:
-            if e.errno not in _NO_LINKS or not rename_if_free(source, target):
+            if e.errno not in _LINK_REFUSED or not rename_if_free(source, target):
                 raise
 
     def replace(self, source: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """A folder and a bucket are one thing to the rest of the program: the same laws hold of both."""
 
 import ast
+import errno
 import hashlib
 import os
 import pickle
@@ -223,3 +224,27 @@ def test_hardly_anybody_asks_whether_a_place_is_a_folder_or_a_bucket() -> None:
                     isinstance(kind, ast.Name) and kind.id in _KINDS
                 )
     assert +asked == ASKED
+
+
+def test_a_leading_tilde_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave it in `--out=~/x`, and files of settings always: a folder `~` was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store_path("~/x") == LocalPath(tmp_path / "x")
+    assert store_path("./~/x") == LocalPath("./~/x")
+    assert store_path("~nobody-of-this-name/x") == LocalPath("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.EXDEV, errno.EPERM])
+def test_a_file_system_that_has_no_links_renames_whatever_it_calls_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    file = LocalPath(tmp_path / "a")
+    assert file.create([b"first"])
+    assert not file.create([b"second"])
+    assert file.read_bytes() == b"first"
