@@ -67,7 +67,7 @@ def escaped_output() -> Iterator[None]:
     After a failure that nobody foresaw they stay so: its traceback has text of strangers, too.
     """
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (
         stream if isinstance(stream, Escaped) else Escaped(stream) for stream in before
     )
     try:

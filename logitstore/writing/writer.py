@@ -190,14 +190,18 @@ class StoreWriter:
 
         Raises:
             CorruptStoreError: The bytes of a shard are not those that were committed.
+            StorageError: The file system or the object store failed, or the store was moved away.
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
         (self.path / INDEX_FILE).overwrite(self._index(), self._fs)
-        # Not earlier: one of them is the claim on the seal, which tells others to wait.
-        remove_temporaries(self.path / SHARDS_FOLDER)
-        remove_temporaries(self.path)
-        digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
+        try:
+            # Not earlier: one of them is the claim on the seal, which tells others to wait.
+            remove_temporaries(self.path / SHARDS_FOLDER)
+            remove_temporaries(self.path)
+            digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
+        except FileNotFoundError as e:
+            raise commit.explain(e, self.path) from e
         (self.path / DONE_FILE).overwrite(seal_bytes(digests), self._fs)
         self.note("sealed")
 

@@ -248,3 +248,12 @@ def test_a_file_system_that_has_no_links_renames_whatever_it_calls_that(
     assert file.create([b"first"])
     assert not file.create([b"second"])
     assert file.read_bytes() == b"first"
+
+
+def test_a_store_that_is_moved_while_it_is_written_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    file = LocalPath(tmp_path / "s" / "a")
+    (tmp_path / "s").rename(tmp_path / "moved")
+    for write in (lambda: file.create([b"a"]), lambda: file.overwrite(b"a")):
+        with pytest.raises(StorageError, match=r"its folder is gone: was the store moved.*--out"):
+            write()
