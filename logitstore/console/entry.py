@@ -134,6 +134,10 @@ def _run(app: typer.Typer, name: str) -> NoReturn:
             sys.exit(error.exit_code)
         path = error.ctx.command_path if error.ctx is not None else name
         _fail(f"{error.format_message().rstrip('.')}. See `{path} --help`.", 2, kind="usage")
+    except MemoryError as error:
+        why = f" ({error})" if str(error) else ""
+        step = "Free memory, raise the limit (`ulimit -v`), or use another machine"
+        _fail(f"there is not enough memory{why}. {step}.", 2, kind="out-of-memory")
     except _AskedToStop as asked:
         _fail(str(asked.stopped), asked.stopped.exit_status, begins="", kind="stopped")
     except typer.Abort:

@@ -257,3 +257,14 @@ def test_a_store_that_is_moved_while_it_is_written_is_told_as_that(tmp_path: Pat
     for write in (lambda: file.create([b"a"]), lambda: file.overwrite(b"a")):
         with pytest.raises(StorageError, match=r"its folder is gone: was the store moved.*--out"):
             write()
+
+
+def test_an_out_that_cannot_be_made_is_told_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(MismatchError, match=r"link: is a link to .*nothing, where nothing is"):
+        LocalPath(tmp_path / "link").check_access()
+    (tmp_path / "nothing").mkdir()
+    LocalPath(tmp_path / "link").check_access()
+    LocalPath(tmp_path / ("a" * 241)).check_access()
+    with pytest.raises(MismatchError, match="its name has 242 bytes, at most 241"):
+        LocalPath(tmp_path / ("a" * 242)).check_access()
