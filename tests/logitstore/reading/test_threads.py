@@ -118,6 +118,7 @@ def test_no_two_threads_are_in_one_parquet_file(
     stores.write(tmp_path / "s", stores.spec(vocab_size=50, top_k=3), (0, 200))
     store, both = open_store(tmp_path / "s"), threading.Barrier(2)
     inside: list[object] = []
+    store.text(0), store.text(1)
     real = pq.ParquetFile.read_row_group
 
     def read(self: pq.ParquetFile, *args: object, **options: object) -> object:
