@@ -8,7 +8,7 @@ What happens on `store[i]`, module by module:
 
 1. `shard_table.py` finds the shard of sequence i, and the sequence's place in it. It knows how many
    sequences each shard has from the index, read once, or from the shards' ends.
-2. `open_shards.py` returns the shard. When it is first opened, its file is mapped (for `s3://…` it
+2. `open_shards.py` returns the shard. When it is first opened, its file is opened (for `s3://…` it
    is fetched whole into a cache that all processes of the machine share), and its digest is
    compared with the index. A bounded number of shards stays open.
 3. `shard.py`, on opening, checks every header: the zip directory, what the shard says of itself,
@@ -18,7 +18,7 @@ What happens on `store[i]`, module by module:
 5. `fields.py` turns codes into log-probabilities: entries and tail of each record sum to one again.
 
 Opening a store reads `store.json`, one listing and (of a finished store) the index. Each process
-makes maps and threads of its own, so a store may be pickled to, or forked into, data loader
+opens files and starts threads of its own, so a store may be pickled to, or forked into, data loader
 workers. Every byte that is returned has passed a checksum; bytes that fail theirs are an error
 which names the row, and nothing is returned in their place.
 """

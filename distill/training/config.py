@@ -263,6 +263,23 @@ class CachedTeacherConfig(LossFlags):
         """Collect the options of all losses, by the names of their flags."""
         return option_values({name: getattr(self, name) for name in all_options()})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: Trainer saves its settings in folders that people share."""
+        secret = {name for name in self.__dict__ if name.endswith("_token")}
+        return self.__dict__ | dict.fromkeys(secret)
+
+    def __copy__(self) -> Self:
+        return self._with(self.__dict__)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self._with(copy.deepcopy(self.__dict__, memo))
+
+    def _with(self, values: Mapping[str, Any]) -> Self:
+        """Make a copy in this process, which still knows the secrets."""
+        made = type(self).__new__(type(self))
+        made.__dict__.update(values)
+        return made
+
     @property
     def checkpoint(self) -> str | bool | None:
         """Return the folder to resume from, True for the last in the output folder, or None."""
@@ -507,8 +524,21 @@ class _Parser(HfArgumentParser):
             name = with_underscores(f"--{key}").removeprefix("--")
             if name not in known or name in ("config", "help"):
                 raise InputError(f"--config {path}: " + _unknown(str(key), known, "key"))
-            flags += _as_flags(name, value)
+            choices = next((a.choices for a in self._actions if a.dest == name), None)
+            flags += _as_flags(name, _as_written(value, choices))
         return flags
+
+
+#: What YAML takes for a truth value, though it may be the name of a choice: `save_strategy: no`.
+_SPELLINGS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
+
+
+def _as_written(value: object, choices: Iterable[object] | None) -> object:
+    """Turn YAML's truth value back into the choice that was written, if it is one."""
+    if not isinstance(value, bool) or choices is None:
+        return value
+    named = {str(getattr(choice, "value", choice)): choice for choice in choices}
+    return next((word for word in _SPELLINGS[value] if word in named), value)
 
 
 def _as_flags(name: str, value: object) -> list[str]:

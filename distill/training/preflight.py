@@ -184,7 +184,7 @@ def check_checkpoint(
             f"{folder}: not a checkpoint of `distill train`, {ORIGIN_FILE} is missing. To start "
             f"anew from its weights: --model_name_or_path {folder}."
         )
-    _check_whole(Path(folder))
+    check_whole(Path(folder))
     before = json.loads(path.read_text(encoding="utf-8"))
     if any(before[key] != origin[key] for key in _ORIGIN_KEYS):
         raise MismatchError(
@@ -242,7 +242,7 @@ def _check_settings(folder: str, before: dict[str, Any], now: dict[str, Any]) ->
         )
 
 
-def _check_whole(checkpoint: Path) -> None:
+def check_whole(checkpoint: Path) -> None:
     """Read the part of each file that shows whether it was cut off, and no weights."""
     path = checkpoint
     try:

@@ -17,6 +17,7 @@ from distill.report.results import RunObject, check_writable, peak_rss_bytes, wr
 from distill.student.adapters import settings_of
 from distill.student.arguments import StudentArguments
 from distill.student.loading import make_student
+from distill.training.checkpoints import newest_whole
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
@@ -38,6 +39,8 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         )
     if config.should_save:
         _check_output(folder, resuming=bool(config.checkpoint))
+    if config.checkpoint is True:
+        _choose_checkpoint(config, folder)
     store: Store = open_store(config.store, allow_partial=config.allow_partial)
     model, tokenizer = make_student(student, config.seed)
     adapters = settings_of(model)
@@ -128,6 +131,24 @@ def _teacher(store: Store) -> dict[str, Any]:
         "top_k": store.spec.top_k,
         "tail_mean": store.fidelity.tail_mean,
     }
+
+
+def _choose_checkpoint(config: CachedTeacherConfig, folder: Path) -> None:
+    """Go on from the newest whole checkpoint, and say so if a newer one is there in part.
+
+    If there is none, the check of checkpoints says what to do.
+    """
+    whole, parts = newest_whole(folder)
+    if whole is None:
+        return
+    config.resume_from_checkpoint = str(whole)
+    if parts and config.process_index == 0:
+        names = ", ".join(path.name for path in parts)
+        print(
+            f"{folder}: {names} was not saved whole (the run ended meanwhile), so this goes on "
+            f"from {whole.name}.",
+            file=sys.stderr,
+        )
 
 
 def _check_output(folder: Path, *, resuming: bool) -> None:

@@ -18,6 +18,7 @@ from logitstore.checking.nonsense import nonsense
 from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
+from logitstore.format.index import most_bytes
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -36,9 +37,12 @@ from logitstore.reading.listing import list_boundaries, list_shards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
+from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
+
+_MOST_BYTES = 2**30  # of a tokenizer's file
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ def verify_store(
     if report.is_complete or not _has_just_begun(path, header):
         report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
-        report.damaged += _check_seal(path, header.spec)
+        report.damaged += _check_seal(path, header)
     _check_shards(path, header, report, deep, by_zarr)
     if header.spec.boundaries_of is None:
         _check_boundaries(path, header, report, deep, by_zarr, allow_partial)
@@ -180,8 +184,14 @@ def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
         yield from _check_file(path, f"{STUDENT_FOLDER}/{name}", digest)
 
 
-def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
+def _check_file(
+    path: StorePath, name: str, digest: str, most_bytes: int = _MOST_BYTES
+) -> Iterator[Damage]:
     try:
+        size = (path / name).size_bytes()
+        if size > most_bytes:  # a file without content on the disk may have any size
+            yield Damage(name, None, f"has {size:,} bytes, at most {most_bytes:,} can be needed")
+            return
         sha256 = (path / name).sha256()
     except FileNotFoundError:
         yield Damage(name, None, "is missing", "missing-file")
@@ -195,7 +205,8 @@ def _check_file(path: StorePath, name: str, digest: str) -> Iterator[Damage]:
         yield Damage(name, None, f"SHA-256 is {sha256[:12]}…, recorded as {digest[:12]}…")
 
 
-def _check_seal(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
+def _check_seal(path: StorePath, header: StoreHeader) -> Iterator[Damage]:
+    spec, most = header.spec, {SPEC_FILE: MAX_SPEC_BYTES, INDEX_FILE: most_bytes(header.plan)}
     try:
         sealed = read_seal(path, spec)
     except StorageError:
@@ -204,7 +215,7 @@ def _check_seal(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
         yield Damage(DONE_FILE, None, f"the seal cannot be used: {e}")
         return
     for name in (SPEC_FILE, INDEX_FILE):
-        yield from _check_file(path, name, sealed[name])
+        yield from _check_file(path, name, sealed[name], most[name])
     recorded = {f"{TOKENIZER_FOLDER}/{n}": d for n, d in spec.tokenizer["files"].items()}
     if any(sealed[name] != digest for name, digest in recorded.items()):
         yield Damage(DONE_FILE, None, f"seals another tokenizer than {SPEC_FILE} describes")
@@ -212,7 +223,7 @@ def _check_seal(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
         _ = LogitStore(path, allow_partial=True).shard_facts
     except CorruptStoreError as e:
         if e.path.name == INDEX_FILE and not list(
-            _check_file(path, INDEX_FILE, sealed[INDEX_FILE])
+            _check_file(path, INDEX_FILE, sealed[INDEX_FILE], most[INDEX_FILE])
         ):
             yield Damage(INDEX_FILE, None, str(e))
 

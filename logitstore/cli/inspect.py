@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from logitstore.console.escaped import print_coloured
 from logitstore.console.options import JsonOpt, PartialOpt, StoreArg, print_facts
 from logitstore.errors import InputError
 
@@ -67,7 +68,7 @@ def show(
 
     opened = open_store(store, allow_partial=allow_partial)
     shown, text = inspection.shown(opened, sequence, around, worst)
-    typer.echo(json.dumps(shown) if as_json else text)
+    print_coloured(json.dumps(shown) if as_json else text)
 
 
 def diff(

@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from logitstore.console.escaped import escaped_output
 from logitstore.console.signals import Stopped
 from logitstore.errors import LogitStoreError
 
@@ -111,10 +112,18 @@ def stoppable() -> Iterator[None]:
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Do what `sys.argv` says, then exit: 0, what the command chose, or 2 for a bad request.
 
+    What it writes is escaped for a terminal; a help text is our own, and has colours.
+
     Args:
         app: The commands.
         name: What the program is called.
     """
+    is_help = not {"-h", "--help"}.isdisjoint(sys.argv[1:]) or len(sys.argv) == 1
+    with nullcontext() if is_help else escaped_output():
+        _run(app, name)
+
+
+def _run(app: typer.Typer, name: str) -> NoReturn:
     try:
         status = app(standalone_mode=False, prog_name=name)
     except LogitStoreError as error:
@@ -125,6 +134,10 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             sys.exit(error.exit_code)
         path = error.ctx.command_path if error.ctx is not None else name
         _fail(f"{error.format_message().rstrip('.')}. See `{path} --help`.", 2, kind="usage")
+    except MemoryError as error:
+        why = f" ({error})" if str(error) else ""
+        step = "Free memory, raise the limit (`ulimit -v`), or use another machine"
+        _fail(f"there is not enough memory{why}. {step}.", 2, kind="out-of-memory")
     except _AskedToStop as asked:
         _fail(str(asked.stopped), asked.stopped.exit_status, begins="", kind="stopped")
     except typer.Abort:

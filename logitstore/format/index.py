@@ -57,6 +57,11 @@ def statuses_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     return dict(counts)
 
 
+def most_bytes(plan: Plan) -> int:
+    """Count the bytes that the index of a plan may have."""
+    return 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count
+
+
 def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:
     """Read the lines of the index of a sealed store.
 
@@ -69,7 +74,7 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
         ValueError: It is not the file that was sealed, or cannot be an index of this plan.
         OSError: It cannot be read.
     """
-    data = path.read_limited(64 * 1024 + _BYTES_PER_SHARD * plan.shard_count)
+    data = path.read_limited(most_bytes(plan))
     actual = hashlib.sha256(data).hexdigest()
     if actual != digest:
         raise ValueError(

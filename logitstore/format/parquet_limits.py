@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from logitstore.format.limits import check_ratio
+from logitstore.storage.file_bytes import Bytes
 
 #: Everything that pyarrow raises on a damaged or hostile file: more than its own errors.
 PYARROW_ERRORS = (
@@ -67,8 +68,8 @@ class Cost:
             raise ValueError(f"it declares {self.values:,} values in {self.decoded:,} bytes")
 
 
-def check_footer(data: memoryview, groups: int) -> None:
-    """Check the footer's size, before it is parsed, by the number of row groups.
+def check_footer(data: Bytes, groups: int) -> int:
+    """Check the footer's size, before it is parsed, by the number of row groups; find its start.
 
     Raises:
         ValueError: It is larger than that of such a file, or the file has no footer.
@@ -79,6 +80,7 @@ def check_footer(data: memoryview, groups: int) -> None:
     limit = min(_FOOTER_BYTES + _FOOTER_BYTES_PER_GROUP * groups, len(data) - 12)
     if size > limit:
         raise ValueError(f"its footer declares {size:,} bytes, expected at most {limit:,}")
+    return len(data) - 8 - size
 
 
 class ColumnChunk(NamedTuple):
@@ -89,8 +91,13 @@ class ColumnChunk(NamedTuple):
     start: int
     stored: int
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its first byte in the file, and the one after its last."""
+        return self.start, self.start + self.stored
 
-def column_chunks(data: memoryview) -> list[list[ColumnChunk]]:
+
+def column_chunks(data: Bytes) -> list[list[ColumnChunk]]:
     """List the columns of every row group; call `check_footer` first.
 
     Raises:
@@ -117,7 +124,7 @@ def _column(chunk: Any) -> ColumnChunk:
     return column
 
 
-def columns_cost(data: memoryview, columns: Sequence[ColumnChunk]) -> Cost:
+def columns_cost(data: Bytes, columns: Sequence[ColumnChunk]) -> Cost:
     """Add up what columns of a row group would cost to decode.
 
     Raises:
@@ -130,7 +137,7 @@ def columns_cost(data: memoryview, columns: Sequence[ColumnChunk]) -> Cost:
         stop = chunk.start + chunk.stored
         if not 4 <= chunk.start <= stop <= len(data) - 12:
             raise ValueError(f"column {number} lies outside the file")
-        one = _chunk_cost(data[chunk.start : stop])
+        one = _chunk_cost(data, chunk.start, stop)
         if one.values != chunk.values:
             raise ValueError(f"column {number} has another number of values")
         total.stored += chunk.stored
@@ -139,14 +146,14 @@ def columns_cost(data: memoryview, columns: Sequence[ColumnChunk]) -> Cost:
     return total
 
 
-def _chunk_cost(data: memoryview) -> Cost:
-    cost, cursor = Cost(), 0
-    while cursor < len(data):
-        page = _Thrift(data[cursor : cursor + _MAX_HEADER_BYTES]).page()
+def _chunk_cost(data: Bytes, start: int, stop: int) -> Cost:
+    cost, cursor = Cost(), start
+    while cursor < stop:
+        page = _Thrift(data[cursor : min(cursor + _MAX_HEADER_BYTES, stop)]).page()
         cursor += page["header_bytes"] + page["stored"]
         cost.decoded += page["decoded"]
         cost.values += page["values"]
-    if cursor != len(data):
+    if cursor != stop:
         raise ValueError("a page reaches outside its column")
     return cost
 
@@ -154,7 +161,7 @@ def _chunk_cost(data: memoryview) -> Cost:
 class _Thrift:
     """A reader of Thrift's compact protocol, as much of it as Parquet needs."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._at = data, 0
 
     def page(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ most damage; the digest (over everything in the line) catches the rest, a damage
 """
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from logitstore.format.canonical_json import canonical_json
+from logitstore.format.kept_chunks import KEPT
 from logitstore.format.limits import check_ratio
 from logitstore.format.parquet_limits import (
     PYARROW_ERRORS,
@@ -23,10 +25,13 @@ from logitstore.format.parquet_limits import (
     columns_cost,
 )
 from logitstore.records import Segment, SequenceText
+from logitstore.storage.file_bytes import Bytes
 
 MEMBER = "rows.parquet"
 GROUP_LINES = 64
 LINE_DIGEST_BYTES = 16
+_MAGIC_BYTES = 4
+_PARSED = 3  # bytes of a text in Python's objects for each of its own, about
 _CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
 _LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
@@ -106,7 +111,7 @@ class LinesReader:
     63 neighbours would cost as much again as reading the group.
     """
 
-    def __init__(self, data: memoryview, count: int) -> None:
+    def __init__(self, data: Bytes, count: int) -> None:
         """Read the footer and check it.
 
         Raises:
@@ -114,20 +119,20 @@ class LinesReader:
         """
         full, rest = divmod(count, GROUP_LINES)
         self.groups = full + (rest > 0)
-        check_footer(data, self.groups)
-        self._data = data.cast("B")
+        self._data = data.cast("B") if isinstance(data, memoryview) else data
+        footer = check_footer(self._data, self.groups)
+        self._meta: pq.FileMetaData | None = None
         try:
-            self._file = self._opened([])
-            if not self._file.schema_arrow.equals(SCHEMA):
+            file = self._opened([(0, _MAGIC_BYTES), (footer, len(data))])
+            if not file.schema_arrow.equals(SCHEMA):
                 raise ValueError("it does not have the columns of a shard's text")
-            meta = self._file.metadata
+            self._meta = meta = file.metadata
             sizes = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
         except PYARROW_ERRORS as e:
             raise ValueError(f"the footer cannot be read ({e})") from None
         if sizes != [GROUP_LINES] * full + [rest] * (rest > 0):
             raise ValueError(f"it holds {sum(sizes)} lines, expected {count} in groups of 64")
         self.count = count
-        self._by_reference: pq.ParquetFile | None = None
         self._chunks: list[list[ColumnChunk]] | None = None
         self._table: tuple[int, pa.Table] | None = None
         self._lines: tuple[int, list[SequenceText]] | None = None
@@ -139,15 +144,22 @@ class LinesReader:
             ValueError: Its bytes are damaged.
         """
         group, place = divmod(i, GROUP_LINES)
-        if self._lines is not None and self._lines[0] == group:
-            return self._lines[1][place]
-        if self._table is None or self._table[0] != group:
-            table = self.table(group)
-            self._table = (group, table)
-            return _line(table.slice(place, 1).to_pylist()[0])
-        lines = [_line(item) for item in self._table[1].to_pylist()]
+        # Threads share the reader: what is kept may be another group's from one line to the next.
+        kept, table = self._lines, self._table
+        if kept is not None and kept[0] == group:
+            return kept[1][place]
+        if table is None or table[0] != group:
+            table = self._table = (group, self.table(group))
+            KEPT.note(self, table[1].nbytes)
+            return _line(table[1].slice(place, 1).to_pylist()[0])
+        lines = [_line(item) for item in table[1].to_pylist()]
         self._lines = (group, lines)
+        KEPT.note(self, table[1].nbytes + _PARSED * _expanded_bytes(table[1]))
         return lines[place]
+
+    def drop(self) -> None:
+        """Drop the row group that is kept for the next read."""
+        self._table = self._lines = None
 
     def rows(self, first: int, stop: int) -> list[int]:
         """Read the dataset row of every line, without the text.
@@ -160,8 +172,10 @@ class LinesReader:
             if cost.values > GROUP_LINES:
                 raise ValueError(f"row group {group} has {cost.values} rows")
             cost.check()
+        places = [chunk.place for g in range(self.groups) for chunk in self._columns(g)[:1]]
         try:
-            rows = list(self._file.read(columns=["row"]).column(0).to_pylist())
+            file = self._opened(places)
+            rows = list(file.read(columns=["row"], use_threads=False).column(0).to_pylist())
         except PYARROW_ERRORS as e:
             raise ValueError(f"the rows cannot be read ({e})") from None
         if len(rows) != self.count or None in rows or rows != sorted(rows):
@@ -202,9 +216,8 @@ class LinesReader:
         cost.check()
         try:
             # Repeated values stay references to a dictionary until their total size is known.
-            if self._by_reference is None:
-                self._by_reference = self._opened(_REPEATED)
-            table = self._by_reference.read_row_group(group, use_threads=False)
+            file = self._opened([chunk.place for chunk in self._columns(group)], _REPEATED)
+            table = file.read_row_group(group, use_threads=False)
             table.validate(full=True)
         except PYARROW_ERRORS as e:
             raise ValueError(f"row group {group} cannot be read ({e})") from None
@@ -220,13 +233,32 @@ class LinesReader:
             raise ValueError("the footer has other row groups or columns than it must")
         return self._chunks[group]
 
-    def _opened(self, read_dictionary: list[str]) -> pq.ParquetFile:
+    def _opened(
+        self, places: Sequence[tuple[int, int]], read_dictionary: Sequence[str] = ()
+    ) -> pq.ParquetFile:
+        """Open a copy of the file in memory that has its bytes at some places, and zeros elsewhere.
+
+        For one read: a `ParquetFile` is not made for several threads, and pyarrow starts some of
+        its own for whatever is not in memory. Pages of the copy that are never written take none.
+        """
+        copy = _zeros(len(self._data))
+        for start, stop in places:
+            copy[start:stop] = self._data[start:stop]
         return pq.ParquetFile(
-            pa.BufferReader(pa.py_buffer(self._data)),
+            pa.BufferReader(pa.py_buffer(copy)),
+            metadata=self._meta,
             page_checksum_verification=True,
-            read_dictionary=read_dictionary,
+            read_dictionary=list(read_dictionary),
             thrift_container_size_limit=_CONTAINER_ITEMS + self.groups,
         )
+
+
+def _zeros(size: int) -> mmap.mmap:
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    try:
+        return mmap.mmap(-1, size, flags=flags)
+    except OSError as e:
+        raise MemoryError(f"no memory for {size:,} bytes ({e.strerror})") from None
 
 
 def _expanded_bytes(table: pa.Table) -> int:

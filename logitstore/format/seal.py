@@ -50,7 +50,7 @@ def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
     except (KeyError, TypeError) as e:
         raise ValueError(f"it is not a seal ({e!r})") from None
     if not all(isinstance(digest, str) for digest in digests.values()):
-        raise ValueError("it holds what is no digest")
+        raise ValueError("it has a digest that is no text")
     if sorted(digests) != sealed_names(spec) or raw != seal_bytes(digests):
         raise ValueError("it is not the seal that was written")
     return digests

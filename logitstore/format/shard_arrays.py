@@ -5,20 +5,21 @@ Records, entries and draws are three axes. Where a sequence lies on each is in `
 value i + 1.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from logitstore.format.chunk_codecs import INSTEAD_OF_PCODEC, PCODEC_TYPES
 from logitstore.format.fields import AXIS, ENTRIES, OFFSETS, RECORDS, SEQUENCES, arrays_of
-from logitstore.format.limits import FREE_BYTES, check_ratio
+from logitstore.format.limits import FREE_BYTES, total
 from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.shard_group import GROUP_MEMBER, ShardSize
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader, ArraySpec, array_metadata, encode_array
 from logitstore.format.zip_archive import Archive
+from logitstore.storage.file_bytes import FileBytes
 
 _SEQUENCES_PER_CHUNK = 1024
 _OFFSET_NAMES = frozenset(array.name for array in OFFSETS.values())
@@ -89,14 +90,23 @@ def _has_bomb(
 ) -> bool:
     """Tell whether readers would reject a sequence of these arrays."""
     readers = {s.name: ArrayReader(s, memoryview(coded[s.name])) for s in specs if s.chunk_count}
-    widest = sum(s.row_bytes for s in specs)
-    lengths = sum(np.diff(o.astype(np.int64)) for o in offsets.values())
+    most: Array = np.zeros(len(offsets[RECORDS]) - 1, np.int64)
+    for axis, o in offsets.items():
+        width, chunk = widths(specs, axis)
+        lengths = np.diff(o.astype(np.int64))
+        most = most + (lengths + 2 * chunk * (lengths > 0)) * width
     try:
-        for i in np.flatnonzero(lengths * widest > FREE_BYTES):
+        for i in np.flatnonzero(most > FREE_BYTES):
             check_cost(readers, offsets, int(i))
     except ValueError:
         return True
     return False
+
+
+def widths(specs: Iterable[ArraySpec], axis: str) -> tuple[int, int]:
+    """Add up the bytes of all arrays for a step along an axis; find the length of their chunks."""
+    own = [s for s in specs if AXIS.get(s.name) == axis and s.name not in _OFFSET_NAMES]
+    return sum(s.row_bytes for s in own), max((s.chunk_length for s in own), default=0)
 
 
 def _copied(spec: ArraySpec) -> ArraySpec:
@@ -119,16 +129,16 @@ def open_arrays(archive: Archive, spec: StoreSpec, size: ShardSize) -> dict[str,
     return {s.name: ArrayReader(s, archive[s.data_member]) for s in specs if s.chunk_count}
 
 
-def _recognised(spec: ArraySpec, text: memoryview, layout: int) -> ArraySpec:
+def _recognised(spec: ArraySpec, text: FileBytes, layout: int) -> ArraySpec:
     """Find the spec that the metadata is of: an array may have one of two codings."""
     others = [spec]
     if spec.coding in INSTEAD_OF_PCODEC:
         others.append(_copied(spec))
     elif layout == 2 and spec.name == "entry_ids":
         others.append(replace(spec, coding="shuffle"))
-    for one in others:
-        if text == array_metadata(one):
-            return one
+    known = {array_metadata(one): one for one in others}
+    if len(text) <= max(map(len, known)) and (one := known.get(bytes(text))):
+        return one
     raise ValueError(f"{spec.metadata_member} does not describe the array it must")
 
 
@@ -166,10 +176,9 @@ def check_cost(readers: Mapping[str, ArrayReader], offsets: Mapping[str, Array],
     Raises:
         ValueError: It is such a bomb.
     """
-    decoded = stored = 0
+    costs = []
     for name, reader in readers.items():
         if name not in _OFFSET_NAMES:
             start, stop = offsets[AXIS[name]][i : i + 2]
-            cost = reader.cost(int(start), int(stop))
-            decoded, stored = decoded + cost[0], stored + cost[1]
-    check_ratio(decoded, stored)
+            costs.append(reader.cost(int(start), int(stop)))
+    total(costs).check()

@@ -1,11 +1,13 @@
 """Write and read the metadata of a shard's zarr group: which shard it is, and how much it holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from logitstore.format.canonical_json import canonical_json, parse_json
 from logitstore.format.encoded import NOTHING_MEASURED
 from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
+from logitstore.format.zip_archive import Member
 
 GROUP_MEMBER = "zarr.json"
 
@@ -44,7 +46,7 @@ class Members(Protocol):
     """The members of a shard's archive: `zip_archive.Archive` or `zip_archive.ArchiveEnd`."""
 
     @property
-    def names(self) -> list[str]: ...
+    def members(self) -> Mapping[str, Member]: ...
     def check_member(self, name: str) -> memoryview: ...
 
 
@@ -57,11 +59,12 @@ def read_group(
         ValueError: It is another store's, another shard, or not what was written.
         CorruptStoreError: Its bytes are damaged.
     """
-    if GROUP_MEMBER not in archive.names:
+    if GROUP_MEMBER not in archive.members:
         raise ValueError(f"there is no {GROUP_MEMBER}")
+    size = archive.members[GROUP_MEMBER].size
+    if size > _MAX_GROUP_BYTES:
+        raise ValueError(f"{GROUP_MEMBER} has {size} bytes, more than it can need")
     raw = archive.check_member(GROUP_MEMBER)
-    if len(raw) > _MAX_GROUP_BYTES:
-        raise ValueError(f"{GROUP_MEMBER} has {len(raw)} bytes, more than it can need")
     try:
         group = parse_json(bytes(raw))
         about = dict(group["attributes"]["logitstore"])

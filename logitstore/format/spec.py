@@ -222,7 +222,7 @@ class Plan:
     @property
     def digest(self) -> str:
         """SHA-256 of the plan as canonical JSON, in hex."""
-        return _sha256(asdict(self))
+        return _sha256(vars(self))
 
 
 @dataclass(frozen=True)
@@ -241,7 +241,7 @@ class StoreHeader:
                 "version": FORMAT_VERSION,
                 "content": asdict(self.spec),
                 "content_sha256": self.spec.digest,
-                "plan": asdict(self.plan),
+                "plan": vars(self.plan),
                 "plan_sha256": self.plan.digest,
                 "provenance": self.provenance,
             }

@@ -21,7 +21,10 @@ import numpy as np
 
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.chunk_codecs import CODINGS, INSTEAD_OF_PCODEC, pcodec_library
+from logitstore.format.kept_chunks import KEPT
+from logitstore.format.limits import Cost
 from logitstore.format.numpy_types import Array
+from logitstore.storage.file_bytes import Bytes
 
 _ENTRIES_PER_INDEX_ITEM = 2
 _INDEX_DTYPE = np.dtype("<u8")
@@ -132,7 +135,7 @@ class StoredChunk(NamedTuple):
 class ArrayReader:
     """A reader of slices of one array, which decodes only the chunks that they touch."""
 
-    def __init__(self, spec: ArraySpec, data: memoryview) -> None:
+    def __init__(self, spec: ArraySpec, data: Bytes) -> None:
         """Check the index: chunks back to back, none missing, nothing else in the member.
 
         Raises:
@@ -143,8 +146,9 @@ class ArrayReader:
         start = len(data) - size - _CRC_BYTES
         if start < 0:
             raise ValueError(f"{spec.name}: the member is shorter than its index")
-        raw = bytes(data[start : start + size])
-        if _crc32c(raw) != data[start + size :]:
+        behind = bytes(data[start:])
+        raw = behind[:size]
+        if _crc32c(raw) != behind[size:]:
             raise ValueError(f"{spec.name}: the chunk index does not match its checksum")
         index = np.frombuffer(raw, _INDEX_DTYPE).reshape(-1, _ENTRIES_PER_INDEX_ITEM)
         if (index > start).any():
@@ -199,7 +203,12 @@ class ArrayReader:
                 self._decode(i, payload, out)
                 last = (i, payload, out)
             self._last = last
+            KEPT.note(self, last[2].nbytes + len(last[1]))
         return last[2]
+
+    def drop(self) -> None:
+        """Drop the chunk that is kept for the next read."""
+        self._last = None
 
     def chunks(self, start: int, stop: int) -> Iterator[StoredChunk]:
         """List the stored chunks that hold some rows.
@@ -211,13 +220,15 @@ class ArrayReader:
         for i in range(start // length, -(-stop // length)):
             yield StoredChunk(spec.coding, self._payload(i), spec.chunk_shape, spec.dtype)
 
-    def cost(self, start: int, stop: int) -> tuple[int, int]:
-        """Count the decoded bytes of rows, and the stored bytes of the chunks that hold them."""
+    def cost(self, start: int, stop: int) -> Cost:
+        """Count what reading some rows costs."""
         if start >= stop:
-            return 0, 0
+            return Cost()
         length = self.spec.chunk_length
-        stored = int(self._index[start // length : -(-stop // length), 1].sum())
-        return (stop - start) * self.spec.row_bytes, stored
+        chunks = slice(start // length, -(-stop // length))
+        whole = (chunks.stop - chunks.start) * length * self.spec.row_bytes
+        stored = int(self._index[chunks, 1].sum())
+        return Cost((stop - start) * self.spec.row_bytes, whole, stored)
 
     def check_stored(self, start: int, stop: int) -> None:
         """Check the chunks that these bytes of the member reach into, without decoding them.
@@ -243,9 +254,9 @@ class ArrayReader:
     def _payload(self, i: int) -> bytes:
         """Read a chunk as it is stored, and check its checksum."""
         offset, size = self._index[i].tolist()
-        stop = offset + size
-        payload = bytes(self._data[offset : stop - _CRC_BYTES])
-        if _crc32c(payload) != self._data[stop - _CRC_BYTES : stop]:
+        stored = bytes(self._data[offset : offset + size])
+        payload = stored[:-_CRC_BYTES]
+        if _crc32c(payload) != stored[-_CRC_BYTES:]:
             raise ValueError(f"{self.spec.name}: chunk {i} does not match its checksum")
         return payload
 

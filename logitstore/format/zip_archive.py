@@ -5,18 +5,17 @@ below 4 GiB; the archive comment is the SHA-256, in hex, of all bytes before the
 the same members are always the same bytes, and a reader can rebuild every header it expects and
 compare: overlapping, hidden, lying or compressed entries have nowhere to be.
 
-Any zip tool opens the result. This module reads it through a memory map.
+Any zip tool opens the result. This module reads parts of it, when they are asked for.
 """
 
-import errno
 import hashlib
-import mmap
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from logitstore.errors import CorruptStoreError, InputError
+from logitstore.storage.file_bytes import FileBytes
 from logitstore.storage.files import Buffer, open_file
 from logitstore.storage.paths import StorePath, local
 
@@ -28,6 +27,7 @@ DIGEST_CHARS = 64
 _LIMIT_BYTES = 0xFFFF_FFFF
 _TAIL_BYTES = 128 * 1024  # of a file, read to find the directory and the last member
 _MAX_DIRECTORY_BYTES = 64 * 1024  # a shard's takes about 3 KB
+_END_BYTES = _MAX_DIRECTORY_BYTES + END.size + DIGEST_CHARS
 _WRONG_HEADER = "a member's header is not of the profile that shards use"
 _STAMP = struct.pack("<I", _DOS_1980)
 
@@ -130,16 +130,17 @@ def _read_entry(directory: memoryview, cursor: int, data_start: int) -> tuple[by
 
 
 class Archive:
-    """A mapped archive: member bytes by name, without copying.
+    """An open archive: member bytes by name, read when they are asked for.
 
     Attributes:
+        whole: Every byte of the file.
         members: Where each member lies.
         digest: The SHA-256 that the archive declares, in hex; `check_digest` compares it.
         size_bytes: The file's size.
     """
 
     def __init__(self, path: StorePath, file: BinaryIO | None = None) -> None:
-        """Map the file and check every header.
+        """Open the file and check every header.
 
         Args:
             path: The archive, as messages name it.
@@ -151,43 +152,42 @@ class Archive:
         self.path = path
         try:
             with file or open_file(local(path)) as f:
-                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+                self.whole = FileBytes(f)
         except FileNotFoundError:
             raise self._corrupt("the file is missing", "missing-file") from None
         except OSError as e:
-            if e.errno == errno.ENOMEM:  # no room to map it: nothing is wrong with the file
-                raise MemoryError(f"{path}: no memory to map it") from None
             raise self._corrupt(f"it cannot be read ({e.strerror})") from None
         except ValueError as e:
             raise self._corrupt(f"it cannot be read ({e})") from None
-        self._view = memoryview(self._map)
-        self.size_bytes = len(self._view)
+        self.size_bytes = len(self.whole)
         try:
-            self.members = read_directory(self._view, self.size_bytes)
+            tail = self.whole[max(0, self.size_bytes - _END_BYTES) :]
+            self.members = read_directory(memoryview(tail), self.size_bytes)
             self._check_local_headers()
         except ValueError as e:
             raise self._corrupt(str(e)) from None
-        self.digest = bytes(self._view[-DIGEST_CHARS:]).decode("ascii", "replace")
-
-    @property
-    def whole(self) -> memoryview:
-        """Every byte of the file."""
-        return self._view
+        self.digest = tail[-DIGEST_CHARS:].decode("ascii", "replace")
 
     @property
     def names(self) -> list[str]:
         """The members, in order."""
         return list(self.members)
 
-    def __getitem__(self, name: str) -> memoryview:
+    def __getitem__(self, name: str) -> FileBytes:
         start, size, _ = self.members[name]
-        return self._view[start : start + size]
+        return self.whole.part(start, size)
 
     def check_member(self, name: str) -> memoryview:
-        """Return a member's bytes, checked by their CRC-32: arrays have finer checksums inside."""
-        if zlib.crc32(self[name]) != self.members[name].crc:
+        """Return a member's bytes, checked by their CRC-32: arrays have finer checksums inside.
+
+        Raises:
+            ValueError: The file has become shorter, or cannot be read.
+            CorruptStoreError: The bytes do not match it.
+        """
+        data = bytes(self[name])
+        if zlib.crc32(data) != self.members[name].crc:
             raise self._corrupt(f"the bytes of {name} do not match their checksum")
-        return self[name]
+        return memoryview(data)
 
     def check_digest(self) -> None:
         """Hash the whole file and compare the digest in it.
@@ -195,18 +195,23 @@ class Archive:
         Raises:
             CorruptStoreError: The bytes are not those that were committed.
         """
-        actual = hashlib.sha256(self._view[: -END.size - DIGEST_CHARS]).hexdigest()
-        if actual != self.digest:
+        actual = hashlib.sha256()
+        try:
+            for piece in self.whole.part(0, self.size_bytes - END.size - DIGEST_CHARS).pieces():
+                actual.update(piece)
+        except ValueError as e:
+            raise self._corrupt(str(e)) from None
+        if actual.hexdigest() != self.digest:
             raise self._corrupt(
-                f"SHA-256 is {actual[:12]}…, but {self.digest[:12]}… was committed: the file "
-                "changed after it was written"
+                f"SHA-256 is {actual.hexdigest()[:12]}…, but {self.digest[:12]}… was committed: "
+                "the file changed after it was written"
             )
 
     def _check_local_headers(self) -> None:
         """Check that each member's header is the only one that the directory allows."""
         for name, member in self.members.items():
             header = local_header(name.encode("ascii"), member.crc, member.size)
-            if self._view[member.start - len(header) : member.start] != header:
+            if self.whole[member.start - len(header) : member.start] != header:
                 raise ValueError(_WRONG_HEADER)
 
     def _corrupt(self, why: str, kind: str | None = None) -> CorruptStoreError:

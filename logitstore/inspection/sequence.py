@@ -19,6 +19,7 @@ from logitstore.console.terminal import (
     marked_spaces,
     printable,
 )
+from logitstore.models.loading import check_vocabulary
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.text.strict_json import decode
@@ -115,6 +116,7 @@ def _names_in(path: Path) -> Sequence[str] | None:
     try:
         from tokenizers import Tokenizer
 
+        check_vocabulary(path.parent)
         tokenizer = Tokenizer.from_file(str(path))
         vocabulary = tokenizer.get_vocab()
         size = max(vocabulary.values(), default=-1) + 1
@@ -141,7 +143,7 @@ def sequence_text(found: Facts, *, colour: bool = False) -> str:
     lines = [
         (
             f"sequence {found['sequence']} · row {found['row']} part {found['part']} · "
-            f"{found['status']} · {len(tokens)} records"
+            f"{printable(found['status'])} · {len(tokens)} records"
         ),
         *_body(found, colour),
         *_student_sees(found, colour),

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from logitstore.console.terminal import has_colour
+from logitstore.console.terminal import has_colour, printable
 from logitstore.errors import InputError
 from logitstore.inspection.scalars import worst
 from logitstore.inspection.sequence import position_text, sequence_facts, sequence_text
@@ -60,8 +60,6 @@ def _worst_text(store: LogitStore, found: dict[str, Any]) -> str:
         ]
     example = next((record for records in found.values() for record in records), None)
     if example is not None:
-        lines.append(
-            f"`logitstore show {store.path} {example['sequence']} --around {example['record']}` "
-            "shows the first."
-        )
+        where = f"{example['sequence']} --around {example['record']}"
+        lines.append(f"`logitstore show {printable(str(store.path))} {where}` shows the first.")
     return "\n".join(lines)

@@ -24,6 +24,8 @@ GIVE_A_MODEL = (
     "Give the folder of a language model with its tokenizer, or a hub id that this machine can "
     "reach or has cached."
 )
+#: Ids that a vocabulary may leave out: so many, and so many more for each token.
+_FREE_IDS, _IDS_A_TOKEN = 1_000_000, 4
 _Loaded = TypeVar("_Loaded")
 
 
@@ -53,6 +55,7 @@ def load_tokenizer(
     def load() -> PreTrainedTokenizerBase:
         from transformers import AutoTokenizer
 
+        check_vocabulary(Path(name))
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             str(name),
             revision=revision,
@@ -63,6 +66,40 @@ def load_tokenizer(
 
     where = f"{named_by} {name}".lstrip()
     return load_or_explain(str(name), load, f"{where}: AutoTokenizer cannot load it", advice)
+
+
+def check_vocabulary(folder: Path) -> None:
+    """Reject a tokenizer with ids far above the number of its tokens, before it is loaded.
+
+    A vocabulary takes about 30 bytes for each id up to the largest, so a file of 10 KB with one
+    large id could ask for all memory. That of a name that is no folder is not looked at.
+
+    Raises:
+        ValueError: An id is far above the number of tokens.
+    """
+    for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
+        try:
+            content = json.loads((folder / name).read_bytes())
+        except (OSError, ValueError):  # missing or damaged: whoever loads it says so
+            continue
+        ids = _ids_in(content) if isinstance(content, dict) else []
+        most = _FREE_IDS + _IDS_A_TOKEN * len(ids)
+        if ids and max(ids) > most:
+            raise ValueError(
+                f"{name} has a token with the id {max(ids):,}, but {len(ids):,} tokens"
+            )
+
+
+def _ids_in(content: dict[str, Any]) -> list[int]:
+    """List the ids of a vocabulary: of a `tokenizer.json`, or of one that is all of a file."""
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else content
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    if isinstance(vocabulary, list):  # in the order of their ids
+        ids = list(range(len(vocabulary)))
+    if isinstance(added, list):
+        ids += [token.get("id") for token in added if isinstance(token, dict)]
+    return [i for i in ids if type(i) is int]
 
 
 def load_or_explain(

@@ -101,8 +101,13 @@ def chosen_rows(rows: str, store: LogitStore) -> I64:
 
 def _read_range(rows: str, store: LogitStore) -> I64:
     first, stop = rows.split(":")
-    last = store.plan.rows
-    return np.arange(int(first or 0), min(int(stop or last), last), dtype=np.int64)
+    held = store.plan.rows
+    if stop and int(stop) > held:
+        raise InputError(
+            f"--rows {rows}: ends at {int(stop):,}, but {store.path} has {held:,} rows. Leave the "
+            f"end out for all that follow: --rows {first}:"
+        )
+    return np.arange(int(first or 0), int(stop or held), dtype=np.int64)
 
 
 def _read_file(path: Path) -> I64:

@@ -65,7 +65,7 @@ class BucketShards:
         self._prefetcher.ask(wanted)
 
     def drop_if_damaged(self, index: int) -> bool:
-        """Remove the local copy of a shard if it is damaged, and tell whether it was."""
+        """Remove the local copy of a shard if it is damaged, and tell whether to fetch it anew."""
         digest, _ = self._facts(index)
         if self.cache.is_whole(digest):
             return False

@@ -1,13 +1,12 @@
 """Keep recently read shards of a store open, and read sequences from them.
 
-Opening a shard maps its file and checks its headers, which costs a millisecond; so a bounded number
-of shards stays open, and the least recently used one is closed first. Maps count against a limit of
-address space (`ulimit -v`), so shards are closed earlier where that limit is near. A shard of a
-store in a bucket is first fetched into the machine's cache, and the shards to be read next are
-fetched in the background.
+Opening a shard checks its headers, which costs a millisecond; so a bounded number of shards stays
+open, and the least recently used one is closed first; earlier where a limit of address space
+(`ulimit -v`) is near. A shard of a store in a bucket is first fetched into the machine's cache, and
+the shards to be read next are fetched in the background.
 
-Two kinds of failure are fixed by reading once more: no memory to map one more shard (all are closed
-first), and a damaged copy in the cache (it is fetched anew).
+Two kinds of failure are fixed by reading once more: no memory (all shards are closed first, with
+what they keep), and a damaged copy in the cache (it is fetched anew).
 """
 
 import logging
@@ -15,6 +14,7 @@ import math
 import multiprocessing
 import os
 import resource
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
@@ -53,12 +53,11 @@ class OpenShards:
             cache: Where shards of a bucket are kept.
         """
         self._table, self._cache = table, cache
-        self._open: OrderedDict[int, Shard] = OrderedDict()
-        self._bucket: tuple[int, BucketShards] | None = None
+        self._mine: _OfProcess | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Maps and threads do not travel between processes.
-        return self.__dict__ | {"_open": OrderedDict(), "_bucket": None}
+        # Open files, locks and threads do not travel between processes.
+        return self.__dict__ | {"_mine": None}
 
     def opened(self, index: int) -> Shard:
         """Return the shard of that number, opened if it is not.
@@ -66,13 +65,12 @@ class OpenShards:
         Raises:
             CorruptStoreError: The shard is damaged.
         """
-        shard = self._open.get(index)
-        if shard is None:
+        mine = self._of_process()
+        shard = mine.get(index)
+        if shard is None:  # opened without the lock: a download is long, and two are as good as one
             shard = self._open_one(index)
             self._table.check(shard, index)
-            self._open[index] = shard
-            self._close_beyond_limits()
-        self._open.move_to_end(index)
+            mine.put(index, shard)
         return shard
 
     def read_sequence(self, index: int, place: int, read: Callable[[Shard, int], T]) -> T:
@@ -91,15 +89,14 @@ class OpenShards:
         """
         try:
             return read(self.opened(index))
-        except MemoryError:  # maps count against a limit of address space, and one may be large
-            if not self._open:
+        except MemoryError:  # what the open shards keep may be what is missing
+            if not self._of_process().close_all():
                 raise
-            self._open.clear()
         except CorruptStoreError:
             bucket = self._bucket_shards()
             if bucket is None or not bucket.drop_if_damaged(index):
                 raise
-            self._open.pop(index, None)
+            self._of_process().close(index)
         return read(self.opened(index))
 
     def read_many(self, wanted: Sequence[tuple[int, int]]) -> list[TokenRecords]:
@@ -143,27 +140,30 @@ class OpenShards:
         file = None if bucket is None else bucket.open(index)
         shard = Shard(table.path_of(index), table.spec, table.plan, index, file)
         position = table.position(index)
-        if bucket is not None and (position == 0 or table.numbers[position - 1] in self._open):
+        if bucket is not None and (
+            position == 0 or self._of_process().has(table.numbers[position - 1])
+        ):
             bucket.fetch_ahead(following(table.numbers, position))  # read in order, it seems
         return shard
 
-    def _close_beyond_limits(self) -> None:
-        while len(self._open) > 1 and (
-            len(self._open) > _OPEN_SHARDS or spare_address_space() < _SPARE_BYTES
-        ):
-            self._open.popitem(last=False)
+    def _of_process(self) -> "_OfProcess":
+        """Return what this process has open; a forked one begins with nothing."""
+        mine = self._mine
+        if mine is None or mine.process != os.getpid():
+            mine = self._mine = _OfProcess()
+        return mine
 
     def _bucket_shards(self) -> BucketShards | None:
         """Return this process's reader of the bucket; None for a store in a folder."""
         path = self._table.path
-        if not isinstance(path, RemotePath):  # files are mapped where they lie
+        if not isinstance(path, RemotePath):  # files are read where they lie
             return None
-        if self._bucket is None or self._bucket[0] != os.getpid():
-            shards = BucketShards(path, self._cache, self._table.digest_and_size)
-            self._bucket = (os.getpid(), shards)
+        mine = self._of_process()
+        if mine.bucket is None:
+            mine.bucket = BucketShards(path, self._cache, self._table.digest_and_size)
             if multiprocessing.parent_process() is None:
                 self._warn_if_larger_than_cache()
-        return self._bucket[1]
+        return mine.bucket
 
     def _warn_if_larger_than_cache(self) -> None:
         size, limit = sum(int(f["file_bytes"]) for f in self._table.facts), self._cache.limit_bytes
@@ -180,8 +180,49 @@ class OpenShards:
             )
 
 
+class _OfProcess:
+    """The shards that one process has open, for any number of its threads."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self.bucket: BucketShards | None = None
+        self._lock = threading.Lock()
+        self._open: OrderedDict[int, Shard] = OrderedDict()
+
+    def has(self, index: int) -> bool:
+        return index in self._open
+
+    def get(self, index: int) -> Shard | None:
+        with self._lock:
+            shard = self._open.get(index)
+            if shard is not None:
+                self._open.move_to_end(index)
+            return shard
+
+    def put(self, index: int, shard: Shard) -> None:
+        """Keep a shard open, and close those that were used least recently beyond the limits."""
+        with self._lock:
+            self._open[index] = shard
+            self._open.move_to_end(index)
+            while len(self._open) > 1 and (
+                len(self._open) > _OPEN_SHARDS or spare_address_space() < _SPARE_BYTES
+            ):
+                self._open.popitem(last=False)
+
+    def close(self, index: int) -> None:
+        with self._lock:
+            self._open.pop(index, None)
+
+    def close_all(self) -> bool:
+        """Close every shard, and tell whether there was one."""
+        with self._lock:
+            were_open = bool(self._open)
+            self._open.clear()
+            return were_open
+
+
 def spare_address_space() -> float:
-    """Count the bytes that this process may still map (`ulimit -v`); infinite without a limit."""
+    """Count the bytes that this process may still take (`ulimit -v`); infinite without a limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return math.inf

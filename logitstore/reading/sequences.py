@@ -26,7 +26,7 @@ from logitstore.format.fields import (
 )
 from logitstore.format.limits import FREE_BYTES
 from logitstore.format.numpy_types import I64, Array
-from logitstore.format.shard_arrays import array_specs, check_cost
+from logitstore.format.shard_arrays import array_specs, check_cost, widths
 from logitstore.format.shard_group import ShardSize
 from logitstore.format.spec import StoreSpec
 from logitstore.format.zarr_arrays import ArrayReader
@@ -59,7 +59,8 @@ class SequenceReader:
         self._not_head = [name for name in self._names if name not in HEAD]
         self._ids = [name for name in self._not_head if name == "entry_ids"]
         self._values = {name: r for name, r in arrays.items() if AXIS[name] != SEQUENCES}
-        self._widths = {axis: self._width(axis) for axis in offsets}
+        specs = [reader.spec for reader in self._values.values()]
+        self._widths = {axis: widths(specs, axis) for axis in offsets}
 
     def records(self, places: Sequence[int]) -> list[TokenRecords]:
         """Decode the sequences at some places, which must ascend.
@@ -99,15 +100,13 @@ class SequenceReader:
         Raises:
             ValueError: A few bytes declare that they are many megabytes.
         """
-        decoded = sum(
-            int(o[i + 1] - o[i]) * self._widths[axis] for axis, o in self._offsets.items()
-        )
-        if decoded > FREE_BYTES:
+        decoded = 0
+        for axis, offsets in self._offsets.items():
+            width, chunk = self._widths[axis]
+            length = offsets.item(i + 1) - offsets.item(i)
+            decoded += (length + 2 * chunk) * width if length else 0
+        if decoded > FREE_BYTES:  # which chunks they are makes a difference
             check_cost(self._values, self._offsets, i)
-
-    def _width(self, axis: str) -> int:
-        """Add up the decoded bytes of all arrays for one step along an axis."""
-        return sum(r.spec.row_bytes for name, r in self._values.items() if AXIS[name] == axis)
 
 
 class _Gathered:

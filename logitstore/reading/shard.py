@@ -1,4 +1,4 @@
-"""Read one shard through a memory map (`shard_builder.py` makes it).
+"""Read parts of one shard (`shard_builder.py` makes it).
 
 00000.zarr.zip      (see zip_archive.py for the bytes around the members)
   zarr.json                 group; its attributes say which shard it is and how much it holds
@@ -15,7 +15,7 @@ import numpy as np
 from logitstore.errors import CorruptStoreError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import AXIS, RECORDS
-from logitstore.format.limits import check_ratio
+from logitstore.format.limits import total
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
@@ -49,7 +49,7 @@ class Shard:
         index: int,
         file: BinaryIO | None = None,
     ) -> None:
-        """Map the file and check that it is the shard it should be.
+        """Open the file and check that it is the shard it should be.
 
         Args:
             path: The shard's file or object.
@@ -177,7 +177,7 @@ class Shard:
         except ValueError as e:
             raise damaged(self.path, self.rows, str(e)) from None
 
-    def stored_bytes(self, member: str, start: int = 0, stop: int | None = None) -> memoryview:
+    def stored_bytes(self, member: str, start: int = 0, stop: int | None = None) -> bytes:
         """Return some bytes of a member of the zarr group as they are stored, checked.
 
         Raises:
@@ -187,12 +187,12 @@ class Shard:
         """
         data = self.archive[member]
         name = member.split("/")[0]
-        if name in self._arrays and member == self._arrays[name].spec.data_member:
-            try:
+        try:
+            if name in self._arrays and member == self._arrays[name].spec.data_member:
                 self._arrays[name].check_stored(start, len(data) if stop is None else stop)
-            except ValueError as e:
-                raise damaged(self.path, self.rows, str(e)) from None
-        return data[start:stop]
+            return data[start:stop]
+        except ValueError as e:
+            raise damaged(self.path, self.rows, str(e)) from None
 
     def check_whole(self) -> None:
         """Reject a shard whose arrays together decode to far more than their stored bytes.
@@ -202,9 +202,8 @@ class Shard:
         Raises:
             CorruptStoreError: The shard is such a bomb.
         """
-        costs = [r.cost(0, r.spec.shape[0]) for r in self._arrays.values()]
         try:
-            check_ratio(*map(sum, zip(*costs, strict=True)))
+            total(r.cost(0, r.spec.shape[0]) for r in self._arrays.values()).check()
         except ValueError as e:
             raise damaged(self.path, self.rows, str(e)) from None
 

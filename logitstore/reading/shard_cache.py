@@ -103,7 +103,10 @@ class ShardCache:
         self._path(digest).unlink(missing_ok=True)
 
     def is_whole(self, digest: str) -> bool:
-        """Tell whether the copy in the cache, if there is one, still has the bytes fetched."""
+        """Tell whether the cache has a copy, and it still has the bytes that were fetched.
+
+        A copy that is gone was evicted while it was read: what its reader saw may be damaged.
+        """
         try:
             with self._path(digest).open("rb") as f:
                 size = os.fstat(f.fileno()).st_size
@@ -112,7 +115,7 @@ class ShardCache:
                     actual.update(piece)
                     left -= len(piece)
         except FileNotFoundError:
-            return True
+            return False
         return actual.hexdigest() == digest
 
     def download(self, source: RemotePath, size: int | None = None) -> tuple[BinaryIO, str]:

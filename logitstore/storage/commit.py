@@ -32,6 +32,8 @@ from logitstore.storage.files import Buffer
 TEMPORARY_PREFIX = ".tmp-"
 _SWEPT_TIMES = 16  # more than the workers that ever seal a store in the same second
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
+#: What file systems say that have no links for these two names, or for this user.
+_LINK_REFUSED = (*_NO_LINKS, errno.EINVAL, errno.EACCES, errno.EXDEV)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
@@ -61,7 +63,7 @@ class OsFs:
         try:
             os.link(source, target)
         except OSError as e:
-            if e.errno not in _NO_LINKS or not rename_if_free(source, target):
+            if e.errno not in _LINK_REFUSED or not rename_if_free(source, target):
                 raise
 
     def replace(self, source: Path, target: Path) -> None:
@@ -214,9 +216,11 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], fs: Fs = OS_FS) -> 
 
 
 def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: Fs) -> None:
-    """Rename a folder to its final name, unless another worker's with the same files is there."""
+    """Rename a folder to its final name, unless one with the same files is there.
+
+    One that is whole is never away, not even for a moment: another process may be reading it.
+    """
     for is_last in (*[False] * _SWEPT_TIMES, True):
-        shutil.rmtree(folder, ignore_errors=True)
         try:
             fs.replace(unnamed, folder)
         except OSError as e:
@@ -225,8 +229,19 @@ def _put_in_place(unnamed: Path, folder: Path, files: Mapping[str, bytes], fs: F
                 return
             if is_last or e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
+            _remove_other(folder, files)
         else:
             return
+
+
+def _remove_other(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Remove a folder with other files; one with these, put there since it was looked at, stays."""
+    aside = temporary(folder)
+    with suppress(OSError):  # gone, or taken meanwhile: whoever renames next finds out
+        folder.rename(aside)
+        if _holds(aside, files):
+            aside.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _holds(folder: Path, files: Mapping[str, bytes]) -> bool:
@@ -248,6 +263,10 @@ def explain(error: OSError, path: Located) -> StorageError:
         errno.EDQUOT: ("your disk quota is used up", "Make room"),
         errno.EACCES: ("no permission to write here", "Fix the folder's permissions"),
         errno.EROFS: ("the file system is read-only", "Choose another --out"),
+        errno.ENOENT: (
+            "its folder is gone: was the store moved, or removed?",
+            "Put it back, or name its new place with --out",
+        ),
     }.get(error.errno or 0, (f"the file system refused ({error})", "Fix that"))
     if error.errno in _NO_LINKS:
         reason = f"this file system can neither hard-link nor rename without replacing ({error})"

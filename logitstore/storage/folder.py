@@ -17,6 +17,9 @@ from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.files import Buffer, file_pieces, file_sha256, open_file, read_file
 
+#: What is appended to the name of a store for the file beside it.
+_LONGEST_BESIDE = ".journal.jsonl"
+
 
 class LocalPath(PosixPath):
     """A file or a folder of this machine; see `StorePath` for what each operation promises."""
@@ -86,10 +89,21 @@ class LocalPath(PosixPath):
         """Accept every folder: stores can be written in folders."""
 
     def check_access(self) -> None:
+        if self.is_symlink() and not self.exists():
+            raise MismatchError(
+                f"{self}: is a link to {os.readlink(self)}, where nothing is. Make that folder, or "
+                "choose another --out."
+            )
         places = (self, *self.absolute().parents)
         nearest = next(p for p in places if p.exists())
         if not nearest.is_dir():
             raise MismatchError(f"{nearest}: is a file, not a folder. Choose another --out.")
+        most = os.pathconf(nearest, "PC_NAME_MAX") - len(_LONGEST_BESIDE)
+        if len(os.fsencode(self.name)) > most:
+            raise MismatchError(
+                f"{self}: its name has {len(os.fsencode(self.name))} bytes, at most {most} leave "
+                "room for the names beside it. Choose a shorter --out."
+            )
         if not os.access(nearest, os.W_OK | os.X_OK):
             denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             raise commit.explain(denied, nearest)

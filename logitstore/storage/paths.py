@@ -158,7 +158,7 @@ def store_path(place: str | os.PathLike[str] | StorePath) -> StorePath:
             f"the text {url} instead."
         )
     if not _URL.match(text):
-        return LocalPath(text)
+        return _at_home(LocalPath(text)) if text.startswith("~") else LocalPath(text)
     protocol, rest = text.split("://", 1)
     rest = rest.rstrip("/")
     if protocol.lower() in _LOCAL:
@@ -166,6 +166,14 @@ def store_path(place: str | os.PathLike[str] | StorePath) -> StorePath:
     if not rest.strip("/"):
         raise InputError(f"{text}: names no store. Give its whole address, as in s3://bucket/name.")
     return RemotePath(f"{protocol.lower()}://{rest}")
+
+
+def _at_home(path: LocalPath) -> LocalPath:
+    """Put the home folder in the place of a leading `~`, as shells do, but not behind `--out=`."""
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user: then it is a name like any other
+        return path
 
 
 def to_write(place: str | os.PathLike[str] | StorePath) -> StorePath:

@@ -186,7 +186,7 @@ class StoreWriter:
             CorruptStoreError: Its bytes are not those that were committed there.
         """
         shard.archive.check_digest()
-        won = self.shard_path(index).create([shard.archive.whole], self._fs)
+        won = self.shard_path(index).create(shard.archive.whole.pieces(), self._fs)
         self.note("shard", shard=index, committed=won)
         return won
 
@@ -199,6 +199,7 @@ class StoreWriter:
         Raises:
             CorruptStoreError: The bytes of a shard, or of `store.json`, are not those that were
                 committed.
+            StorageError: The file system or the object store failed, or the store was moved away.
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
@@ -207,10 +208,13 @@ class StoreWriter:
         if check is not None:
             check(lines)
         (self.path / INDEX_FILE).overwrite(encode_index(lines), self._fs)
-        # Not earlier: one of them is the claim on the seal, which tells others to wait.
-        remove_temporaries(self.path / SHARDS_FOLDER)
-        remove_temporaries(self.path)
-        digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
+        try:
+            # Not earlier: one of them is the claim on the seal, which tells others to wait.
+            remove_temporaries(self.path / SHARDS_FOLDER)
+            remove_temporaries(self.path)
+            digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
+        except FileNotFoundError as e:
+            raise commit.explain(e, self.path) from e
         self._check_sealed(digests)
         (self.path / DONE_FILE).overwrite(seal_bytes(digests), self._fs)
         self.note("sealed")

@@ -65,10 +65,15 @@ class Heartbeat:
         """
         heartbeat = cls(path)
         try:
-            with path.open("xb") as f:
-                f.write(heartbeat._content)
+            file = path.open("xb")
         except FileExistsError:
             return None
+        try:
+            with file:
+                file.write(heartbeat._content)
+        except OSError:  # the disk is full: nobody may take the empty file for a process at work
+            path.unlink(missing_ok=True)
+            raise
         return heartbeat
 
     @classmethod
@@ -82,6 +87,8 @@ class Heartbeat:
         try:
             path.write_bytes(heartbeat._content)
         except OSError as e:
+            with suppress(OSError):
+                heartbeat.path.delete()
             raise commit.explain(e, path) from e
         return heartbeat
 

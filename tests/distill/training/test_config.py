@@ -1,7 +1,9 @@
 """A run as flags, as YAML, as Python: the same checks on every way in, and no setting that lies."""
 
+import copy
 import dataclasses
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +326,24 @@ def test_a_flag_that_cannot_be_understood_is_of_the_kind_usage() -> None:
     with pytest.raises(InputError) as caught:
         parse([*NEEDED, "--ce_weight", "-1"])
     assert caught.value.kind == "input"
+
+
+def test_a_choice_that_yaml_takes_for_a_truth_value_is_the_choice(tmp_path: Path) -> None:
+    """`save_strategy: no` was "invalid choice: 'false'"."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "save_strategy: no\nlogging_strategy: No\nbf16: no\n"
+        "store: s\noutput_dir: o\nmodel_name_or_path: m\nloss: ce\n"
+    )
+    made, _ = parse(["--config", str(path)])
+    assert (made.save_strategy, made.logging_strategy, made.bf16) == ("no", "no", False)
+
+
+def test_no_secret_is_in_what_is_pickled() -> None:
+    """Trainer saves its settings as training_args.bin, in the folder that people share."""
+    made = config(hub_token="hf_secret")
+    assert b"hf_secret" not in pickle.dumps(made)
+    assert pickle.loads(pickle.dumps(made)).learning_rate == made.learning_rate
+    for copied in (copy.copy(made), copy.deepcopy(made)):
+        assert copied.hub_token == "hf_secret"
+    assert made.hub_token == "hf_secret"

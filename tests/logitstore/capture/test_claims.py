@@ -6,12 +6,14 @@ Two captures that do not know of each other are told; a killed one is in nobody'
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -507,3 +509,35 @@ def test_a_store_that_is_sealed_while_it_is_opened_is_whole(
 def test_a_heartbeat_is_created_only_where_there_is_no_file_of_its_name(tmp_path: Path) -> None:
     assert Heartbeat.create(tmp_path / "x") is not None
     assert Heartbeat.create(tmp_path / "x") is None
+
+
+# -- a disk that is full when a process says that it is at work ----------------------------------
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No byte of any file can be written: a limit on their sizes stands for it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_a_full_disk_did_not_take_is_in_nobodys_way(tmp_path: Path) -> None:
+    """The file that says "at work here" stayed, empty, and locked its owner out for a minute."""
+    claims = Claims(tmp_path)
+    with full_disk():
+        with pytest.raises(StorageError):
+            claims.take(["00001"])
+        with pytest.raises(StorageError), exclusive(tmp_path):
+            pass
+        with pytest.raises(StorageError), shared(tmp_path):
+            pass
+        with pytest.raises(StorageError):
+            Heartbeat.start(tmp_path / ".tmp-alive-0")
+    assert os.listdir(tmp_path) == []
+    assert claims.take(["00001"]) == "00001"
+    with exclusive(tmp_path):
+        pass

@@ -1,7 +1,9 @@
 """No byte of a store can change unseen."""
 
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from logitstore.checking.verify import verify_store
 from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, LogitStoreError
 from logitstore.format.canonical_json import canonical_json
+from logitstore.format.seal import seal_bytes
+from logitstore.format.spec import Plan, StoreHeader
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
@@ -326,3 +330,39 @@ def test_damage_is_said_once_not_by_zarr_too(whole: Path, tmp_path: Path) -> Non
 def test_a_second_opinion_needs_a_first(whole: Path) -> None:
     code, _, err = run("verify", str(whole), "--zarr")
     assert (code, "add --deep" in err) == (2, True)
+
+
+@pytest.mark.parametrize("value", [None, 3, ["a"], {}])
+def test_a_seal_with_a_digest_that_is_no_text_is_damage(
+    whole: Path, tmp_path: Path, value: object
+) -> None:
+    """Its own digest is right, so it counted as the seal that was written."""
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    digests = json.loads((copy / "DONE").read_bytes())["sha256"] | {"store.json": value}
+    (copy / "DONE").write_bytes(seal_bytes(digests))
+    for deep in (False, True):
+        assert verify_store(copy, deep=deep).damaged[0].file == "DONE"
+    with pytest.raises(CorruptStoreError, match="a digest that is no text"):
+        len(open_store(copy))
+
+
+@pytest.mark.parametrize("name", ["index.parquet", "tokenizer/tokenizer.json"])
+def test_a_file_of_any_size_without_content_is_not_hashed(
+    whole: Path, tmp_path: Path, name: str
+) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    os.truncate(copy / name, 20 * 2**30)
+    began = time.process_time()
+    found = {d.file: d.reason for d in verify_store(copy).damaged}
+    assert time.process_time() - began < 10
+    assert "at most" in found[name]
+
+
+def test_a_plan_of_very_many_shards_is_read_in_seconds(whole: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    plan = Plan("d" * 64, tuple(range(400_001)))
+    header = StoreHeader(StoreHeader.read(whole).spec, plan, {})
+    (copy / "store.json").write_bytes(header.to_bytes())
+    began = time.process_time()
+    assert StoreHeader.read(copy).plan == plan
+    assert time.process_time() - began < 4  # more than ten times that, value by value

@@ -120,3 +120,16 @@ def test_a_full_disk_is_told_from_other_failures(tmp_path: Path) -> None:
         errno.EACCES: "storage",
         errno.EIO: "storage",
     }
+
+
+def test_no_memory_is_an_error_in_a_line(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def verify(*_: object, **__: object) -> None:
+        raise MemoryError("no memory for 5 bytes")
+
+    monkeypatch.setattr("logitstore.checking.verify.verify_store", verify)
+    status, out, err = typed("logitstore", "verify", tmp_path, "--json")
+    assert status == 2
+    assert json.loads(out)["error"]["kind"] == "out-of-memory"
+    assert err.startswith("error: there is not enough memory (no memory for 5 bytes). Free memory")

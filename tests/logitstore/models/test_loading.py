@@ -1,12 +1,13 @@
 """Loading a tokenizer, and the one error where there is none."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from logitstore.errors import InputError
-from logitstore.models.loading import load_tokenizer
+from logitstore.models.loading import check_vocabulary, load_tokenizer
 from logitstore.testing import tiny
 
 
@@ -39,3 +40,26 @@ def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="custom code"):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", {"model": {"vocab": {"a": 0, "zzz": 20_000_000}}}),
+        ("tokenizer.json", {"model": {"vocab": [["a", 0.0]]}, "added_tokens": [{"id": 2**31}]}),
+        ("vocab.json", {"a": 0, "b": 5_000_000}),
+        ("added_tokens.json", {"<x>": 2**32 - 1}),
+    ],
+)
+def test_an_id_that_asks_for_gigabytes_is_refused_before_anything_is_loaded(
+    tmp_path: Path, name: str, content: dict[str, object]
+) -> None:
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens"):
+        load_tokenizer(tmp_path)
+
+
+def test_ids_may_leave_gaps(tmp_path: Path) -> None:
+    content = {"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 900_000}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    check_vocabulary(tmp_path)

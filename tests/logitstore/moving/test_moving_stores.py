@@ -184,7 +184,7 @@ def test_a_range_of_rows(tmp_path: Path) -> None:
     of = open_store(tmp_path / "s")
     assert_has_rows(subset(tmp_path / "s", "3:8", tmp_path / "n"), of, [3, 4, 5, 6, 7])
     assert_has_rows(subset(tmp_path / "s", "9:", tmp_path / "m"), of, [9, 10, 11])
-    assert subset(tmp_path / "s", ":1000000", tmp_path / "all").plan.rows == 12
+    assert subset(tmp_path / "s", ":12", tmp_path / "all").plan.rows == 12
 
 
 def test_the_fidelity_of_a_subset_is_what_its_shards_say(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_rows_that_cannot_be_chosen_are_one_clear_error_each(tmp_path: Path) -> 
         "bytes": "is not text",
         "nowhere": "neither a file nor a range",
         "5:5": "names no row",
-        "12:20": "names no row",
+        "12:20": "ends at 20, but",
     }
     for name, says in cases.items():
         rows = name if ":" in name else str(tmp_path / name)
@@ -277,3 +277,11 @@ def test_a_subset_of_what_does_not_know_its_entropy_does_not_know_it_either(
     new = subset(tmp_path / "s", "0:3", tmp_path / "n")
     assert new.spec.missing == ("entropy",)
     assert np.isnan(new[0].entropy).all()
+
+
+def test_a_range_beyond_the_last_row_is_refused(tmp_path: Path) -> None:
+    """It took the rows there were, without a word."""
+    stores.write(tmp_path / "s")
+    with pytest.raises(InputError, match=r"ends at 13, but .*s has 12 rows.*--rows 9:$"):
+        subset(tmp_path / "s", "9:13", out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -1,16 +1,20 @@
 """Threads that decode change nothing, outlive nothing, and stay out of data loaders' workers."""
 
 import multiprocessing
+import os
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from numcodecs import blosc
 
 from logitstore import open_store
 from logitstore.errors import CorruptStoreError
+from logitstore.reading import open_shards
 from logitstore.reading import threads as parallel
 from logitstore.records import TokenRecords
 from logitstore.testing import stores
@@ -73,3 +77,69 @@ def test_damage_in_a_thread_is_raised_as_damage(store_path: Path) -> None:
     shard.write_bytes(data)
     with pytest.raises(CorruptStoreError, match=r"entry_ids: chunk 0 does not match its checksum"):
         open_store(store_path).read_many(range(12))
+
+
+# -- threads of the caller -------------------------------------------------------------------------
+
+
+def test_threads_of_a_caller_share_one_open_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each reads its own line and records, whatever the others read; few shards stay open."""
+    stores.write(tmp_path / "s", stores.spec(vocab_size=50, top_k=3), (0, 70, 75, 150, 160))
+    monkeypatch.setattr(open_shards, "_OPEN_SHARDS", 2)
+    alone, store = open_store(tmp_path / "s"), open_store(tmp_path / "s")
+    lines = [alone.text(i) for i in range(160)]
+    sums = [int(alone[i].token_ids.sum()) for i in range(160)]
+    wrong: list[object] = []
+
+    def read(seed: int) -> None:
+        for i in np.random.default_rng(seed).permutation(160).tolist():
+            try:
+                if store.text(i) != lines[i] or int(store[i].token_ids.sum()) != sums[i]:
+                    wrong.append(i)
+            except Exception as error:  # whatever it is
+                wrong.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read, range(8)))
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []
+
+
+def test_no_two_threads_are_in_one_parquet_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not made for that: two reads at once take each other's buffers away."""
+    stores.write(tmp_path / "s", stores.spec(vocab_size=50, top_k=3), (0, 200))
+    store, both = open_store(tmp_path / "s"), threading.Barrier(2)
+    inside: list[object] = []
+    store.text(0), store.text(1)
+    real = pq.ParquetFile.read_row_group
+
+    def read(self: pq.ParquetFile, *args: object, **options: object) -> object:
+        inside.append(self)
+        both.wait(20)
+        return real(self, *args, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read)
+    with ThreadPoolExecutor(2) as pool:
+        texts = list(pool.map(store.text, (64, 128)))
+    assert [text.row for text in texts] == [64, 128]
+    assert inside[0] is not inside[1]
+
+
+def test_a_forked_process_begins_with_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread of its parent may have held the lock, or been inside of a shard."""
+    stores.write(tmp_path / "s")
+    store = open_store(tmp_path / "s")
+    shard, parent = store.shard(0), os.getpid()
+    store._shards._of_process()._lock.acquire()
+    monkeypatch.setattr(os, "getpid", lambda: parent + 1)
+    assert store.shard(0) is not shard

@@ -1,6 +1,7 @@
 """A folder and a bucket are one thing to the rest of the program: the same laws hold of both."""
 
 import ast
+import errno
 import hashlib
 import os
 import pickle
@@ -223,3 +224,47 @@ def test_hardly_anybody_asks_whether_a_place_is_a_folder_or_a_bucket() -> None:
                     isinstance(kind, ast.Name) and kind.id in _KINDS
                 )
     assert +asked == ASKED
+
+
+def test_a_leading_tilde_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shells leave it in `--out=~/x`, and files of settings always: a folder `~` was made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert store_path("~/x") == LocalPath(tmp_path / "x")
+    assert store_path("./~/x") == LocalPath("./~/x")
+    assert store_path("~nobody-of-this-name/x") == LocalPath("~nobody-of-this-name/x")
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EACCES, errno.EXDEV, errno.EPERM])
+def test_a_file_system_that_has_no_links_renames_whatever_it_calls_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def link(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    file = LocalPath(tmp_path / "a")
+    assert file.create([b"first"])
+    assert not file.create([b"second"])
+    assert file.read_bytes() == b"first"
+
+
+def test_a_store_that_is_moved_while_it_is_written_is_told_as_that(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    file = LocalPath(tmp_path / "s" / "a")
+    (tmp_path / "s").rename(tmp_path / "moved")
+    for write in (lambda: file.create([b"a"]), lambda: file.overwrite(b"a")):
+        with pytest.raises(StorageError, match=r"its folder is gone: was the store moved.*--out"):
+            write()
+
+
+def test_an_out_that_cannot_be_made_is_told_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    with pytest.raises(MismatchError, match=r"link: is a link to .*nothing, where nothing is"):
+        LocalPath(tmp_path / "link").check_access()
+    (tmp_path / "nothing").mkdir()
+    LocalPath(tmp_path / "link").check_access()
+    LocalPath(tmp_path / ("a" * 241)).check_access()
+    with pytest.raises(MismatchError, match="its name has 242 bytes, at most 241"):
+        LocalPath(tmp_path / ("a" * 242)).check_access()

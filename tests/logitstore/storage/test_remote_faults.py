@@ -401,3 +401,16 @@ def test_the_cache_is_chosen_by_argument_then_environment_then_home(
     monkeypatch.setenv("LOGITSTORE_CACHE_BYTES", "lots")
     with pytest.raises(InputError, match=r"LOGITSTORE_CACHE_BYTES: expected a number of bytes, fo"):
         ShardCache.chosen()
+
+
+def test_a_damaged_copy_that_was_evicted_is_not_blamed_on_the_bucket(
+    bucket: Bucket, url: str
+) -> None:
+    expected = read_all(open_store(url))
+    store = open_store(url)
+    assert len(store[0]) == 8
+    for path in cached(store):  # as a disk does it: the open file is what is damaged
+        data = path.read_bytes()
+        path.write_bytes(data[:40] + bytes(len(data) - 140) + data[-100:])
+        path.unlink()
+    assert read_all(store) == expected

@@ -159,3 +159,39 @@ def test_many_that_replace_a_damaged_folder_at_once_all_end_with_a_whole_one(
         there = {p.name: p.read_bytes() for p in (tmp_path / "folder").iterdir()}
         assert there == files
         assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_whole_folder_is_never_away_while_another_writes_the_same(tmp_path: Path) -> None:
+    """Ranks of a new node fetch one tokenizer: whoever was slower removed what the other read."""
+    folder, files = tmp_path / "tokenizer", {"tokenizer.json": b"{}", "other.json": b"[]"}
+    commit.replace_folder(folder, files)
+    first = folder.stat().st_ino
+    commit.replace_folder(folder, files)  # by one that had begun to fetch it, too
+    assert folder.stat().st_ino == first, "the first one's folder was replaced"
+    assert os.listdir(tmp_path) == ["tokenizer"]
+
+
+def test_a_folder_with_other_files_is_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    commit.replace_folder(folder, {"a": b"old", "b": b""})
+    commit.replace_folder(folder, {"a": b"new"})
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {"a": b"new"}
+    assert os.listdir(tmp_path) == ["tokenizer"]
+
+
+def test_a_whole_folder_that_came_while_a_damaged_one_was_moved_away_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, files = tmp_path / "tokenizer", {"a": b"whole"}
+    commit.replace_folder(folder, {"a": b"damaged"})
+    real = commit._remove_other
+
+    def late(folder: Path, files: dict[str, bytes]) -> None:
+        monkeypatch.setattr(commit, "_remove_other", real)
+        commit.replace_folder(folder, files)
+        late.inode = folder.stat().st_ino  # type: ignore[attr-defined]
+        real(folder, files)
+
+    monkeypatch.setattr(commit, "_remove_other", late)
+    commit.replace_folder(folder, files)
+    assert folder.stat().st_ino == late.inode  # type: ignore[attr-defined]
