@@ -18,7 +18,7 @@ def newest_whole(folder: Path) -> tuple[Path | None, list[Path]]:
         The checkpoint, or None; and the newer ones, of which only a part is there, newest first.
     """
     found = [path for path in folder.glob(f"{_PREFIX}*") if path.name[len(_PREFIX) :].isdecimal()]
-    parts = []
+    parts: list[Path] = []
     for path in sorted(found, key=lambda path: -int(path.name[len(_PREFIX) :])):
         if _is_whole(path):
             return path, parts

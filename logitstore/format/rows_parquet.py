@@ -194,9 +194,11 @@ class LinesReader:
         found: dict[str, int] = {}
         for group in range(self.groups):
             columns_cost(self._data, self._columns(group)[:3]).check()
+        places = [chunk.place for g in range(self.groups) for chunk in self._columns(g)[:3]]
         try:
             # A status stays a reference to a dictionary: it may be long, and used by every line.
-            column = self._opened(["status"]).read(columns=["status"], use_threads=False).column(0)
+            file = self._opened(places, ["status"])
+            column = file.read(columns=["status"], use_threads=False).column(0)
             for chunk in column.chunks:
                 for code in dict.fromkeys(chunk.indices.to_pylist()):
                     status = str(chunk.dictionary[code].as_py())
