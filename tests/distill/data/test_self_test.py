@@ -137,7 +137,9 @@ def test_records_in_a_wrong_place_stop_the_run(store: FakeStore, breaks: Break, 
 def test_the_records_of_another_tokenizer_stop_the_run(
     store: FakeStore, other_tokenizer: Path
 ) -> None:
-    spec = replace(store.spec, tokenizer_fingerprint="another")
+    """Its files are what the store says of them, but the records were made with another's."""
+    wrong = ByteTokenizer.from_folder(other_tokenizer).fingerprint
+    spec = replace(store.spec, tokenizer_fingerprint=wrong)
     broken = replace(store, spec=spec, tokenizer_path=other_tokenizer)
     with pytest.raises(InputError, match="the teacher's tokens are not the text at their places"):
         tried(broken)
