@@ -511,9 +511,12 @@ class CachedTeacherTrainer(Trainer):
     # ---- the end ----
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
-        """End as Trainer does, unless the student is as it was: then raise."""
-        steps = self.state.global_step - self._initial_global_step
-        if self._untrained is not None and (steps or not self.state.global_step):
+        """End as Trainer does, unless the student is as it was: then raise.
+
+        One that goes on from a checkpoint was trained before. Its schedule has perhaps ended there.
+        """
+        steps = self.state.global_step
+        if self._untrained is not None and not self._initial_global_step:
             self._untrained.check(self.model_wrapped, self.args, steps, self.accelerator)
         return super()._finalize_training(*args, **kwargs)  # type: ignore[no-untyped-call]
 

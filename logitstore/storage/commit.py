@@ -264,7 +264,7 @@ def explain(error: OSError, path: Located) -> StorageError:
         errno.EACCES: ("no permission to write here", "Fix the folder's permissions"),
         errno.EROFS: ("the file system is read-only", "Choose another --out"),
         errno.ENOENT: (
-            "its folder is gone: was the store moved, or removed?",
+            "its folder is gone (was the store moved, or removed?)",
             "Put it back, or name its new place with --out",
         ),
     }.get(error.errno or 0, (f"the file system refused ({error})", "Fix that"))

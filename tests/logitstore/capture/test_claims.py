@@ -177,7 +177,7 @@ def test_claims_in_a_bucket_are_refused() -> None:
 
 
 def test_a_folder_that_refuses_is_told(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nowhere: the file system refused"):
+    with pytest.raises(StorageError, match=r"nowhere: its folder is gone"):
         Claims(tmp_path / "nowhere").take(["0"])
 
 

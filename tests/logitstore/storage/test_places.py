@@ -255,7 +255,7 @@ def test_a_store_that_is_moved_while_it_is_written_is_told_as_that(tmp_path: Pat
     file = LocalPath(tmp_path / "s" / "a")
     (tmp_path / "s").rename(tmp_path / "moved")
     for write in (lambda: file.create([b"a"]), lambda: file.overwrite(b"a")):
-        with pytest.raises(StorageError, match=r"its folder is gone: was the store moved.*--out"):
+        with pytest.raises(StorageError, match=r"its folder is gone .was the store moved.*--out"):
             write()
 
 
