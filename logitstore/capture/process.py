@@ -178,7 +178,8 @@ class CaptureProcess:
         if self.has_tried or self.sample is None or not self.task.settings.self_test:
             return {}
         self.has_tried = True
-        found = try_teacher(self.teacher, self.sample.sequences, budget)
+        most = self.task.reader.limits.max_length
+        found = try_teacher(self.teacher, self.sample.sequences, budget, most)
         if found is None:
             return {}
         found.check(str(self.task.provenance["teacher"]))

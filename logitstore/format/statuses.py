@@ -39,6 +39,10 @@ REASONS: Mapping[str, Reason] = {
         "nothing in it is supervised",
         "Check the roles of its messages and which columns are read (--supervise, --text-column).",
     ),
+    "unwritten_tool_calls": Reason(
+        "the chat template does not write the tool calls that its answers are",
+        "Give a template that writes tool calls, with --chat-template-path.",
+    ),
     "too_long": Reason(
         "it has more tokens than the teacher reads at once, or than --max-length",
         "Give a larger --max-length, or --overflow split.",

@@ -94,7 +94,10 @@ class SelfTest(NamedTuple):
 
 
 def try_teacher(
-    teacher: TeacherPass, sequences: Sequence[TeacherSequence], budget: int
+    teacher: TeacherPass,
+    sequences: Sequence[TeacherSequence],
+    budget: int,
+    max_length: int | None = None,
 ) -> SelfTest | None:
     """Read some sequences alone and together, and compare.
 
@@ -102,11 +105,12 @@ def try_teacher(
         teacher: The loaded teacher.
         sequences: Of the dataset; the most different in length are taken.
         budget: Padded tokens of a batch.
+        max_length: The most tokens that the teacher reads at once; longer sequences are cut.
 
     Returns:
         What was found; None where there are less than two sequences, or no memory for the test.
     """
-    chosen = _chosen(sequences, budget)
+    chosen = _chosen(sequences, budget, max_length)
     if len(chosen) < 2:
         return None
     try:
@@ -130,13 +134,15 @@ def tolerance_of(teacher: TeacherPass) -> float:
     return TOLERANCES.get(str(said["dtype"]), _QUANTISED)
 
 
-def _chosen(sequences: Sequence[TeacherSequence], budget: int) -> list[TeacherSequence]:
+def _chosen(
+    sequences: Sequence[TeacherSequence], budget: int, max_length: int | None
+) -> list[TeacherSequence]:
     """Choose sequences of all lengths, the longest first, each with a record at every token."""
     long_enough = sorted((s for s in sequences if s.length >= 2), key=lambda s: -s.length)
     count = min(_SEQUENCES, len(long_enough))
     spread = np.linspace(0, max(len(long_enough) - 1, 0), count).astype(int)
     places: list[int] = np.unique(spread).tolist()
-    most = max(2, min(_TOKENS, budget // max(1, count)))
+    most = max(2, min(_TOKENS, budget // max(1, count), max_length or _TOKENS))
     chosen = []
     for n, place in enumerate(places):
         sequence = long_enough[place]

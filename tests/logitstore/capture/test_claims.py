@@ -483,7 +483,7 @@ class Gone(OsFs):
 
 def test_a_folder_that_is_gone_ends_a_seal(tmp_path: Path) -> None:
     stores.write(tmp_path / "s", seal=False)
-    with pytest.raises(StorageError, match=r"the file system refused"):
+    with pytest.raises(StorageError, match=r"its folder is gone"):
         writer_of(tmp_path / "s", Gone()).seal()
 
 

@@ -90,7 +90,10 @@ def test_another_attention_is_the_same_store_but_for_rounding(
     teacher: Path, data: Path, plain: logitstore.LogitStore, tmp_path: Path
 ) -> None:
     store = run(teacher, data, tmp_path / "s", attn_implementation="eager")
-    assert (store.path / "store.json").read_bytes() == (plain.path / "store.json").read_bytes()
+    said = [json.loads((s.path / "store.json").read_bytes()) for s in (store, plain)]
+    for each in said:  # a measure of rounding
+        del each["provenance"]["self_test"]
+    assert said[0] == said[1]
     for i in range(len(plain)):
         np.testing.assert_allclose(store[i].token_logprob, plain[i].token_logprob, atol=1.1 / 512)
 
