@@ -105,7 +105,7 @@ def test_every_chunk_of_every_array_has_a_checksum_that_reading_checks(
     names = [name for name in members.names if "/c/" in name]
     assert len(names) == 18
     for name in names:
-        start = good.index(members[name])
+        start = good.index(bytes(members[name]))
         data = bytearray(good)
         data[start + 20] ^= 16  # behind the 16 bytes of blosc's header
         path.unlink()
