@@ -17,7 +17,7 @@ import zarr
 from logitstore import open_store
 from logitstore.errors import CorruptStoreError, InputError, LogitStoreError, MissingLibraryError
 from logitstore.format import zarr_arrays
-from logitstore.format.limits import FREE_BYTES
+from logitstore.format.limits import FREE_BYTES, Cost
 from logitstore.format.spec import StoreSpec
 from logitstore.reading.shard import Shard
 from logitstore.store import LogitStore
@@ -217,9 +217,9 @@ def test_arrays_of_one_value_in_a_shard_of_many_are_no_bomb(tmp_path: Path) -> N
 class _FakeReader:
     def __init__(self, decoded: int, stored: int) -> None:
         self.spec = type("Spec", (), {"shape": (1,)})()
-        self._cost = decoded, stored
+        self._cost = Cost(decoded, decoded, stored)
 
-    def cost(self, start: int, stop: int) -> tuple[int, int]:
+    def cost(self, start: int, stop: int) -> Cost:
         return self._cost
 
 
