@@ -107,8 +107,8 @@ def test_ordinary_text_is_read_the_same_with_the_flag(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
     rows = [{"prompt": "The sky is", "completion": " blue."}, {"prompt": "a", "completion": ""}]
-    plain = capture(folders["mistral"], rows, tmp_path / "plain")
-    asked = capture(folders["mistral"], rows, tmp_path / "asked", parse_special=True)
+    plain = capture(folders["mistral"], rows, tmp_path / "plain", max_lost=1)
+    asked = capture(folders["mistral"], rows, tmp_path / "asked", max_lost=1, parse_special=True)
     for i in range(2):
         assert plain[i].token_ids.tolist() == asked[i].token_ids.tolist()
         assert plain[i].token_logprob.tolist() == asked[i].token_logprob.tolist()
