@@ -198,6 +198,7 @@ def wait_of(
             output_dir=out,
             store=str(store.path),
             loss="uld,mapped_kl",
+            no_self_test=True,  # its teacher has learnt nothing
             max_steps=sizes.steps,
             per_device_train_batch_size=2 * BATCH,  # about the tokens of a step of bench_train
             dataloader_num_workers=workers,

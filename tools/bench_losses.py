@@ -313,6 +313,7 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
         "entry_ids": ids[:, :K],
         "entry_logmass": logprobs,
         "rest_logmass": tail,
+        "cell": np.arange(count)[:, None] % (K + 1) - 1,  # a label is any entry, or in the rest
     }
 
 

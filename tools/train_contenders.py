@@ -126,6 +126,7 @@ def from_a_store(
     args = CachedTeacherConfig(
         store=str(folder / f"{store}-store"),
         train_sampling_strategy="sequential",
+        no_self_test=True,  # its teacher has learnt nothing
         **_common(out, sizes),
         **settings,
     )
@@ -162,6 +163,7 @@ def live(
         store=str(folder / f"{store}-store"),
         train_sampling_strategy="sequential",
         loss="ce",
+        no_self_test=True,
         **_common(out, sizes),
     )
     trainer: Trainer = with_teacher(

@@ -145,7 +145,7 @@ def trainer_of(name: str, shape: Shape, folder: Path, device: Device) -> Trainer
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "same")
     store = folder / ("same-store" if name in ("tail_kl", LIVE) else "other-store")
     loss = "ce" if name in (BASE, LIVE) else name
-    args = CachedTeacherConfig(store=str(store), loss=loss, **common)
+    args = CachedTeacherConfig(store=str(store), loss=loss, no_self_test=True, **common)
     model = shape.student(device)
     if name == BASE:
         return plain(model, args, tokenizer, common, device)
