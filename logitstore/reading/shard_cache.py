@@ -8,7 +8,7 @@
 A download gets its name when its size and SHA-256 are those of the index, never before; it is
 opened before it is named, so no other process can remove it in between. Least recently used shards
 are removed when the folder holds more than its limit ($LOGITSTORE_CACHE_BYTES, or cache_bytes=…).
-Removing a file that another process has mapped is harmless: the bytes stay, and take their space on
+Removing a file that another process has open is harmless: the bytes stay, and take their space on
 the disk, until that process closes it.
 """
 

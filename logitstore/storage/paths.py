@@ -228,7 +228,7 @@ def remove_temporaries(folder: StorePath) -> None:
 def local(path: StorePath) -> Path:
     """Narrow a path to a file of this machine, for callers that have fetched objects before.
 
-    Only a file can be mapped into memory, so a shard in a bucket is opened by its local copy.
+    Only a file can be read in parts at once, so a shard in a bucket is opened by its local copy.
     """
     assert isinstance(path, Path), f"{path} is an object: fetch it first"
     return path
