@@ -266,7 +266,7 @@ def _check_shards(
 def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
     """Open a shard; one in a bucket is downloaded again, whatever the cache holds."""
     file = None
-    if isinstance(path, RemotePath):  # what is read in parts is a file: an object is fetched into one
+    if isinstance(path, RemotePath):  # an object is fetched into a file
         file, _ = ShardCache.chosen().download(path)
     return Shard(path, header.spec, header.plan, index, file)
 
