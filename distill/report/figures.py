@@ -10,8 +10,8 @@ from html import escape
 from typing import Any, NamedTuple
 
 from distill.report.comparison import Metric, is_cost, shown_name
+from logitstore.console.svg import FRAME, WIDTH, Tick, axes, polyline, svg, ticks
 from logitstore.console.terminal import clipped
-from logitstore.pages.svg import FRAME, WIDTH, Tick, axes, polyline, svg, ticks
 
 _ROW, _AXIS, _SIDE = 42, 20, 8
 _LETTER = 7.4  # a bold letter's width, about

@@ -15,8 +15,7 @@ from distill.report.facts import differing
 from distill.report.figures import colour, curves, strips
 from distill.report.history import STATE_FILE, read_curves, together
 from distill.report.writing import samples_html
-from logitstore.errors import InputError
-from logitstore.pages.document import (
+from logitstore.console.html_document import (
     beside,
     check_place,
     clipped_text,
@@ -25,7 +24,8 @@ from logitstore.pages.document import (
     figure,
     write_document,
 )
-from logitstore.pages.svg import FRAME, WIDTH
+from logitstore.console.svg import FRAME, WIDTH
+from logitstore.errors import InputError
 
 #: The folder (or results.json) of each run, by its `compare.key_of`.
 Places = Mapping[tuple[str, str], Path]

@@ -6,7 +6,7 @@ from typing import Any
 
 from distill.report.comparison import shown_name
 from distill.report.figures import colour
-from logitstore.pages.document import clipped_text
+from logitstore.console.html_document import clipped_text
 
 #: Of the page's < 2 MB; of one text; and of how many prompts.
 _ROOM_BYTES, _CHARACTERS, _PROMPTS = 600_000, 1200, 12

@@ -1,1 +1,1 @@
-"""What a person meets on a terminal or in a notebook, and how a process starts and stops."""
+"""What a person meets (terminal, notebook, HTML page), and how a process starts and stops."""

@@ -4,11 +4,7 @@ import os
 from html import escape
 from typing import Any
 
-from logitstore.errors import InputError
-from logitstore.info import facts, info_lines
-from logitstore.inspection.page_data import browsed, curves
-from logitstore.inspection.scalars import histograms
-from logitstore.pages.document import (
+from logitstore.console.html_document import (
     beside,
     check_place,
     clipped_text,
@@ -17,7 +13,11 @@ from logitstore.pages.document import (
     figure,
     write_document,
 )
-from logitstore.pages.svg import axis_top, bars, curve, histogram
+from logitstore.console.svg import axis_top, bars, curve, histogram
+from logitstore.errors import InputError
+from logitstore.info import facts, info_lines
+from logitstore.inspection.page_data import browsed, curves
+from logitstore.inspection.scalars import histograms
 from logitstore.store import LogitStore
 
 #: The default number of sequences; long ones leave room for fewer.

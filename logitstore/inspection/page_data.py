@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.console.html_document import as_script, clipped_text
 from logitstore.console.terminal import printable
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.numpy_types import F64
 from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
-from logitstore.pages.document import as_script, clipped_text
 from logitstore.store import LogitStore
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000

@@ -14,8 +14,8 @@ from distill.report.facts import differing
 from distill.report.figures import curves, in_words
 from distill.report.history import STATE_FILE, read_curves, together
 from distill.report.page import MOST_CONTENDERS, page, write_page
+from logitstore.console.svg import ticks
 from logitstore.errors import InputError
-from logitstore.pages.svg import ticks
 from tests.kit.browser import ATTACK, Browser
 
 BITS = {"ce": (2.0, 2.4), "mapped": (1.9, 2.1), "alm": (1.95, 2.2)}

@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from logitstore import open_store
 from logitstore.cli.app import app
+from logitstore.console.html_document import as_script, clipped_text
+from logitstore.console.svg import axis_top, bars, curve, histogram
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
 from logitstore.info import uld_within
@@ -20,8 +22,6 @@ from logitstore.inspection import page_data
 from logitstore.inspection.page import write_page
 from logitstore.inspection.page_data import browsed, curves, spread
 from logitstore.inspection.sequence import sequence_facts
-from logitstore.pages.document import as_script, clipped_text
-from logitstore.pages.svg import axis_top, bars, curve, histogram
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
 from logitstore.testing import stores

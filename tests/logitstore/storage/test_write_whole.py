@@ -12,7 +12,7 @@ import pytest
 
 from distill.report.model_card import write_card
 from distill.report.results import write_results
-from logitstore.pages.document import write_document
+from logitstore.console.html_document import write_document
 from logitstore.storage import commit
 from logitstore.storage.commit import OsFs
 from logitstore.storage.files import Buffer

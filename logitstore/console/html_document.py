@@ -34,7 +34,7 @@ def document(title: str, body: str, *, style: str, script: str, data: Any) -> st
         script: JavaScript, which reads `data` from the element with that id.
         data: Values that `json` can write; they may hold any text.
     """
-    style = beside("logitstore.pages", "page.css") + style
+    style = beside("logitstore.console", "page.css") + style
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "img-src data:; base-uri 'none'; form-action 'none'"

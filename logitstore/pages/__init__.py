@@ -1,1 +1,0 @@
-"""Self-contained HTML pages and the figures in them, for both programs."""
