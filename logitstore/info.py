@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeGuard
 
 import numpy as np
 
@@ -78,6 +78,7 @@ def facts(store: Described) -> dict[str, Any]:
         "fidelity": vars(store.fidelity),
         "uld_within": uld_within(store),
         "self_test": store.provenance.get("self_test"),
+        "turns": store.provenance.get("turns"),
         "digest": store.digest,
         "boundaries": [_boundaries(*each) for each in store.boundaries.items()],
     }
@@ -176,6 +177,7 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
         if uld is None
         else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
         f"{uld['p99']:.4f} for 99 of 100 tokens" + _at_worst(uld["worst"]),
+        **_turns(about["turns"]),
         **_self_test(about["self_test"]),
         "digest": about["digest"],
     }
@@ -194,16 +196,30 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
 
 def _self_test(found: object) -> dict[str, str]:
     """Say what the test before the capture found; nothing where a store has none, or another."""
-    names = ("sequences", "tokens", "largest", "largest_mean", "tolerance")
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(name), int | float) for name in names
-    ):
+    if not _has_numbers(found, "sequences", "tokens", "largest", "largest_mean", "tolerance"):
         return {}
     return {
         "self-test": f"{found['sequences']} sequences alone and in a batch: log p of "
         f"{found['tokens']:,} tokens differs by {found['largest']:g} at most, "
         f"{found['largest_mean']:g} on average (up to {found['tolerance']:g} is rounding)"
     }
+
+
+def _turns(found: object) -> dict[str, str]:
+    """Say how many turns end without a token; nothing where all end, or that is not known."""
+    if not _has_numbers(found, "rows", "without_end"):
+        return {}
+    return {
+        "turns": f"{found['without_end']:,} end without a token, of those in the {found['rows']:,} "
+        "rows that were looked at before the capture: no student learns from them when to stop"
+    }
+
+
+def _has_numbers(found: object, *names: str) -> TypeGuard[dict[str, Any]]:
+    """Tell whether something that anybody may have written is an object with these numbers."""
+    return isinstance(found, dict) and all(
+        isinstance(found.get(name), int | float) for name in names
+    )
 
 
 def _at_worst(worst: float | None) -> str:

@@ -3,8 +3,9 @@
 No student is asked here, so that a new one can be tried, too. Some sequences are read, in groups of
 neighbours from all over the store, and three questions asked:
 
-    text       is a record's token the text that stands where the store places it?
-               No: another tokenizer, another row, a wrong place.
+    text       is a record's token the text that stands where the store places it, and the end of
+               a turn what ends it there?
+               No: another tokenizer, another row, a wrong place; another chat template.
     entries    is the record's own log-probability that of its token among its entries?
                No: entries of another record.
     fit        does the distribution give more to the label that the text has than to the labels
@@ -19,15 +20,16 @@ one does, it is a proof; where neither does (an untrained teacher), nothing can 
 Shape legend: P = shared starts of a sequence.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from distill.data.dataset import Asked, StoreDataset
+from distill.data.end_check import odd_end
+from distill.data.evidence import CANNOT_TELL, FITS, LEAST_SEQUENCES, Evidence, is_clear
 from distill.data.left_out import in_blocks
 from logitstore.checking.text_check import TextCheck
 from logitstore.errors import InputError
@@ -44,47 +46,35 @@ _MOST_ODD = 0.1
 #: Nats between a record's own log-probability and that of its token among the entries: codes are
 #: rounded, to at most four steps of 1/96, and entries are scaled to sum to one with the tail.
 _ROUNDING = 0.15
-#: The least mass, and the least mean over its standard error, that make a difference clear.
-_CLEAR_MASS, _CLEAR_ERRORS = 0.05, 4.0
-_LEAST_SEQUENCES = 4
+#: The least mass that makes a difference clear.
+_CLEAR_MASS = 0.05
 #: A shift counts only if it fits so many times better.
 _TIMES_OWN = 2
-#: Who gives so much to the most probable token, on average, has been trained.
-SURE = 0.3
+#: The row of a sequence, and what is odd in it.
+_Found = tuple[int, str | None]
 _GO_ON = "--no_self_test trains all the same."
 
 
-class Tried(NamedTuple):
-    """What was found.
+@dataclass(frozen=True)
+class Tried(Evidence):
+    """What was found; the mean mass that records give to labels.
 
     Attributes:
         sequences: How many were read.
-        own: Mean mass that records give to the label of their place; None: no entries to tell.
-        other: Mean mass that they give to labels of another row.
-        sure: Mean mass of the most probable entry.
-        outcome: `fits`, or `cannot tell`.
     """
 
-    sequences: int
-    own: float | None
-    other: float | None
-    sure: float | None
-    outcome: str
+    sequences: int = 0
 
     @property
     def doubt(self) -> str:
         """Say what speaks for a mistake where nothing could be told; empty if nothing does."""
-        if self.outcome == "fits" or self.sure is None or self.sure < SURE:
+        if not self.is_doubtful:
             return ""
         return (
             f"the teacher is sure of what it says (its first entry has {self.sure:.0%} of the "
             f"mass), and gives {self.own:.0%} to the labels of its text, {self.other:.0%} to those "
             "of another row. Its tokenizer or its template may be another model's"
         )
-
-    def facts(self) -> dict[str, Any]:
-        """Describe it as JSON."""
-        return self._asdict()
 
 
 def try_records(data: StoreDataset) -> Tried:
@@ -102,8 +92,8 @@ def try_records(data: StoreDataset) -> Tried:
     asked = [each for each in map(data.asked, chosen) if each is not None]
     _check_entries(data, asked)
     masses = [] if not data.store.spec.has_ids else _masses(data, asked)
-    if len(masses) < _LEAST_SEQUENCES:
-        return Tried(len(asked), None, None, None, "cannot tell")
+    if len(masses) < LEAST_SEQUENCES:
+        return Tried(sequences=len(asked))
     return _fit(data, masses)
 
 
@@ -111,21 +101,38 @@ def _check_text(data: StoreDataset, chosen: Sequence[int]) -> None:
     """Compare the teacher's tokens with the text at their places, before anything is aligned."""
     store, teacher = data.store, data.teacher
     written = teacher.written(np.arange(teacher.size))
-    encoder = Tokenizer.from_str(teacher.to_json())
-    check = TextCheck(encoder, written, bool(store.spec.boundaries_of))
+    check = TextCheck(teacher.rewritten, written, bool(store.spec.boundaries_of))
     places = [int(data.sequences[i]) for i in chosen]
     read = zip(map(store.text, places), store.read_many(places), strict=True)
-    found = [(line.row, check.disagreement(line, records)) for line, records in read]
-    odd = [(row, why) for row, why in found if why is not None]
-    if len(odd) <= _MOST_ODD * len(found):
-        return
-    row, why = odd[0]
-    raise _misaligned(
+    # A server's answer is imported with the end that the teacher wrote, whatever its template does.
+    has_ends = not store.spec.boundaries_of and "imported" not in store.spec.rendering
+    ends = set(store.spec.eos_ids) if has_ends else set[int]()
+    found, odd_ends = list[_Found](), list[_Found]()
+    for line, records in read:
+        found.append((line.row, check.disagreement(line, records)))
+        odd_ends.append((line.row, odd_end(line, records, ends, written)))
+    _reject_odd(
         data,
-        f"in {len(odd)} of {len(found)} sequences the teacher's tokens are not the text at their "
-        f"places, as in row {row:,}, {why}. Its tokenizer, rows or places are others: capture it "
-        f"again, or see `logitstore verify {store.path} --deep`",
+        found,
+        "the teacher's tokens are not the text at their places",
+        "Its tokenizer, rows or places are others: capture it again, or see `logitstore verify "
+        f"{store.path} --deep`",
     )
+    _reject_odd(
+        data,
+        odd_ends,
+        "turns end otherwise than in the text",
+        "Tokens and text were written by two chat templates: capture it again",
+    )
+
+
+def _reject_odd(data: StoreDataset, found: Sequence[_Found], what: str, why: str) -> None:
+    """Reject a store of which more sequences are odd than a quirk of a tokenizer explains."""
+    odd = [(row, how) for row, how in found if how is not None]
+    if len(odd) > _MOST_ODD * len(found):
+        row, how = odd[0]
+        of = f"{len(odd)} of {len(found)} sequences"
+        raise _misaligned(data, f"in {of} {what}, as in row {row:,}, {how}. {why}")
 
 
 def _check_entries(data: StoreDataset, asked: Sequence[Asked]) -> None:
@@ -228,7 +235,7 @@ def _fit(data: StoreDataset, masses: Sequence[_Masses]) -> Tried:
     clear = []
     for by in SHIFTS:
         others = [each.shifted(by) for each in masses]
-        if _is_clear(_gains(others, own)) and _mean(others) > _TIMES_OWN * _mean(own):
+        if is_clear(_gains(others, own), _CLEAR_MASS) and _mean(others) > _TIMES_OWN * _mean(own):
             clear.append((_mean(others), by))
     if clear:
         most, by = max(clear)
@@ -240,11 +247,11 @@ def _fit(data: StoreDataset, masses: Sequence[_Masses]) -> Tried:
         )
     other = _of_other_rows(data, masses, own)
     gains = _gains(own, other)
-    outcome = "fits" if _is_clear(gains) else "cannot tell"
+    outcome = FITS if is_clear(gains, _CLEAR_MASS) else CANNOT_TELL
     first = [
         np.array([max(p for _, p in said) for said in each.entries if said]) for each in masses
     ]
-    return Tried(len(masses), _mean(own), _mean(other), _mean(first), outcome)
+    return Tried(_mean(own), _mean(other), _mean(first), outcome, len(masses))
 
 
 def _of_other_rows(
@@ -276,14 +283,6 @@ def _gains(these: Sequence[Floats], those: Sequence[Floats]) -> Floats:
     differences = [a[:n] - b[:n] for a, b, n in zip(these, those, counts, strict=True)]
     known = [d[np.isfinite(d)] for d in differences]
     return np.array([each.mean() for each in known if len(each)], np.float64)
-
-
-def _is_clear(gains: Floats) -> bool:
-    """Tell whether a gain is large, and far from what chance makes."""
-    if len(gains) < _LEAST_SEQUENCES or gains.mean() < _CLEAR_MASS:
-        return False
-    error = gains.std(ddof=1) / math.sqrt(len(gains))
-    return bool(gains.mean() >= _CLEAR_ERRORS * error)
 
 
 def _mean(masses: Sequence[Floats]) -> float:

@@ -178,7 +178,10 @@ def unasked(asked: Sequence[Question], rows: int) -> list[LeftOut]:
 
 def question_of(render: Renderer, segments: Sequence[Segment]) -> Question | None:
     """Split a row before its last supervised text into prompt and answer; None without either."""
-    last = max((n for n, s in enumerate(segments) if s.supervised and s.text), default=None)
+    texts = [s.text for s in segments]
+    if render.special is not None:  # what a template wrote behind the answer, a line break, is none
+        texts = [text.strip() for text in texts]
+    last = max((n for n, s in enumerate(segments) if s.supervised and texts[n]), default=None)
     if last is None:
         return None
     first = last

@@ -122,6 +122,7 @@ def _families_of_rows(
         supervise=settings.supervise,
         template_path=settings.chat_template_path,
         template_kwargs=settings.chat_template_kwargs,
+        parse_special=settings.parse_special,
     )
     files = SourceFiles(rows.files, rows.name)
     if BITS_PER_BYTE in settings.metrics:

@@ -61,6 +61,13 @@ class EvaluationSettings:
     text_column: str | None = setting(
         None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
     )
+    parse_special: bool = setting(
+        False,
+        _DATA,
+        "Read the names of the model's special tokens in a text as these tokens: for text that "
+        "its chat template wrote. They are context and are not counted, and no second BOS is "
+        "added.",
+    )
     references_column: str | None = setting(
         None,
         _DATA,
@@ -166,6 +173,11 @@ class EvaluationSettings:
             raise InputError(
                 f"{self.data}: none of --metrics {names} reads a dataset. Leave it out, or add "
                 "bits_per_byte."
+            )
+        if self.parse_special and self.data is None:
+            raise InputError(
+                "--parse-special: says how the text of a dataset is read, and none is given. "
+                "Leave it out; a store says itself how its text was read."
             )
         if self.references_column is not None and not self.answer_metrics:
             raise InputError(

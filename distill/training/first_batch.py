@@ -13,54 +13,39 @@ it: they are no evidence.
 Shape legend: N = labels; C = rows tried for each label.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from distill.data.self_test import SURE
+from distill.data.evidence import CANNOT_TELL, FITS, Evidence, is_clear
 from distill.head.query import HeadQuery
 from distill.head.student_head import StudentHead
 from logitstore.errors import InputError
 
 #: The first is the right one; -1 is the row of the label before. Then comes another sequence's.
 SHIFTS = (0, -1, -2)
-_LEAST_SEQUENCES, _CLEAR_NATS, _CLEAR_ERRORS = 4, 0.5, 4.0
+_CLEAR_NATS = 0.5
 #: Other rows count only if they are good: two rows that know nothing may differ, too.
 _MOST_OF_OWN = 0.6
 
 
-class FirstBatch(NamedTuple):
-    """What was found: cross-entropies in nats a label, None where there was nothing to compare.
-
-    Attributes:
-        own: With the right rows.
-        other: With those of another sequence.
-        sure: The mean probability of the student's most probable token.
-        outcome: `fits`, or `cannot tell`.
-    """
-
-    own: float | None
-    other: float | None
-    sure: float | None
-    outcome: str
+@dataclass(frozen=True)
+class FirstBatch(Evidence):
+    """What was found: cross-entropies in nats a label, with the right rows and with others."""
 
     @property
     def doubt(self) -> str:
         """Say what speaks for a mistake where nothing could be told; empty if nothing does."""
-        if self.outcome == "fits" or self.other is None or self.sure is None or self.sure < SURE:
+        if not self.is_doubtful:
             return ""
         return (
             f"the student is sure of what it says (its first token has {self.sure:.0%}), and the "
             f"labels of the first batch cost it {self.own:.2f} nats, those of other sequences "
             f"{self.other:.2f}. Its tokenizer may be another model's"
         )
-
-    def facts(self) -> dict[str, Any]:
-        """Describe it as JSON."""
-        return self._asdict()
 
 
 @torch.no_grad()
@@ -89,11 +74,11 @@ def try_first_batch(
     answer = head(model, seen, rows, HeadQuery(labels_N.repeat(len(places_CN)), 1))
     model.train(was_training)
     if not len(rows_N):
-        return FirstBatch(None, None, None, "cannot tell")
+        return FirstBatch()
     assert answer.top_logprobs_NK is not None
     sure = float(answer.top_logprobs_NK[: len(rows_N), 0].double().exp().mean())
     losses_CN = -answer.label_logprob_N.double().reshape(len(places_CN), -1)
-    return _judged(losses_CN, places_CN, example_N)._replace(sure=sure)
+    return replace(_judged(losses_CN, places_CN, example_N), sure=sure)
 
 
 def _shifted(example_N: Tensor, by: int) -> Tensor:
@@ -132,10 +117,10 @@ def _judged(losses_CN: Tensor, places_CN: list[Tensor], example_N: Tensor) -> Fi
         raise _misaligned(*min(others))
     other_N, is_other_N = losses_CN[-1], places_CN[-1] >= 0
     if not bool(is_other_N.any()):
-        return FirstBatch(float(own_N.mean()), None, None, "cannot tell")
+        return FirstBatch(float(own_N.mean()))
     fits = _is_clear(other_N - own_N, is_other_N, example_N)
     own, other = float(own_N.mean()), float(other_N[is_other_N].mean())
-    return FirstBatch(own, other, None, "fits" if fits else "cannot tell")
+    return FirstBatch(own, other, outcome=FITS if fits else CANNOT_TELL)
 
 
 def _is_clear(gain_N: Tensor, is_known_N: Tensor, example_N: Tensor) -> bool:
@@ -143,11 +128,7 @@ def _is_clear(gain_N: Tensor, is_known_N: Tensor, example_N: Tensor) -> bool:
     chosen_N = is_known_N & gain_N.isfinite()
     counts_B = torch.bincount(example_N[chosen_N])
     sums_B = gain_N.new_zeros(len(counts_B)).index_add(0, example_N[chosen_N], gain_N[chosen_N])
-    gains = (sums_B / counts_B)[counts_B > 0]
-    if len(gains) < _LEAST_SEQUENCES:
-        return False
-    error = float(gains.std()) / math.sqrt(len(gains))
-    return float(gains.mean()) >= max(_CLEAR_NATS, _CLEAR_ERRORS * error)
+    return is_clear((sums_B / counts_B)[counts_B > 0].cpu().numpy(), _CLEAR_NATS)
 
 
 def _misaligned(better: float, own: float, which: str) -> InputError:

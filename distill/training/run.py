@@ -48,6 +48,8 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     trainer.is_new = trainer.is_new or bool(student.student_config)
     if config.loss == AUTO and config.process_index == 0:
         print(_chosen(trainer.args.loss), file=sys.stderr)
+    if trainer.ends_listed and config.process_index == 0:
+        print(trainer.ends_listed, file=sys.stderr)
     config = trainer.args
     trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.

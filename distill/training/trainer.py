@@ -76,6 +76,7 @@ from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find
 from distill.student.encoder_decoder import SEEN, Sides
+from distill.student.generation_ends import list_ends
 from distill.training.config import CachedTeacherConfig
 from distill.training.first_batch import FirstBatch, try_first_batch
 from distill.training.loss_terms import (
@@ -169,6 +170,8 @@ class CachedTeacherTrainer(Trainer):
             self._note_test("records", try_records(self.data), args)
         if args.process_index == 0:
             warn_if_wrong(self.data)
+        #: What was changed of the student's own notion of where it stops, for people.
+        self.ends_listed = list_ends(model, student, self.data.reader.template)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
             evaluated = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)

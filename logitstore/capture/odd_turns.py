@@ -1,6 +1,7 @@
 """Say which turns of conversations a capture cannot use as they should be, and what to do."""
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 
 from logitstore.capture.sequences.row_reader import ENDLESS
@@ -33,7 +34,8 @@ class OddTurns:
 
     def __init__(self, task: Task, writer: CaptureWriter) -> None:
         self._name, self._writer = task.rows.name, writer
-        self._warned: set[str] = set()
+        self._first: dict[str, int] = {}
+        self._in_all: Counter[str] = Counter()
 
     def say(self, shard: int, turns: Mapping[str, int]) -> None:
         """Note a shard's turns by kind; warn of the first of each kind."""
@@ -41,8 +43,15 @@ class OddTurns:
         if not counts:
             return
         self._writer.note("turns", shard=shard, **counts)
-        for kind in counts.keys() - self._warned:
-            self._warned.add(kind)
+        self._in_all.update(counts)
+        for kind in counts.keys() - self._first.keys():
+            self._first[kind] = counts[kind]
             log.warning(
                 "%s: %d turns of shard %d are odd: %s", self._name, counts[kind], shard, _SAID[kind]
             )
+
+    def say_in_all(self) -> None:
+        """Warn at the end of all such turns, where there were more than in the first shard."""
+        for kind, count in self._in_all.items():
+            if count > self._first[kind]:
+                log.warning("%s: %d turns in all are odd: %s", self._name, count, _SAID[kind])

@@ -6,7 +6,9 @@ A capture may run in many processes at once; this is the life of one of them.
    process: shard i holds the same rows whoever writes it, on whichever day.
 2. *It opens the store, or begins it:* only after the teacher is loaded, has said the same of rows
    alone and in a batch and, in a long capture, has read some trial batches, so that a capture that
-   cannot work leaves nothing behind.
+   cannot work leaves nothing behind. Each other process tries its own teacher, on its own device,
+   before its first shard: the store has the figures of the process that began it, the journal those
+   of all others.
 3. *It takes a missing shard:* those of its rank, one after the other, or with `--claim` the next
    that nobody has (sharing/).
 4. *Rows become records:* the shard's rows are rendered, tokenised and cut to sequences; these are
@@ -40,6 +42,7 @@ from logitstore.capture.estimate.trial_batches import forecast_if_cheap
 from logitstore.capture.lost_rows import check_sample, warn_of_lost
 from logitstore.capture.passes.self_test import try_teacher
 from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.sequences.row_reader import ENDLESS
 from logitstore.capture.shard_worker import NOT_FINITE, ShardRecords, ShardWorker
 from logitstore.capture.sharing.sharing import (
     AGAIN,
@@ -162,7 +165,7 @@ class CaptureProcess:
         if task.wants_budget:
             measured["tokens_per_batch"] = find_budget(task, self.teacher, self.sample)
         budget = int((task.provenance | measured)["tokens_per_batch"])
-        measured |= self._self_test(budget)
+        measured |= self._self_test(budget) | _endless(self.sample)
         forecast = forecast_if_cheap(task, self.teacher, self.sample, budget)
         if forecast is not None:
             forecast.announce(self.events)
@@ -170,19 +173,23 @@ class CaptureProcess:
         return measured
 
     def _self_test(self, budget: int) -> dict[str, Any]:
-        """Try once in this process whether answers depend on the batch.
+        """Try once in this process, on its own device, whether answers depend on the batch.
 
         Returns:
             What was found, for the store and the journal; nothing where it was not tried.
         """
-        if self.has_tried or self.sample is None or not self.task.settings.self_test:
+        task = self.task
+        if self.has_tried or not task.settings.self_test:
             return {}
         self.has_tried = True
-        most = self.task.reader.limits.max_length
-        found = try_teacher(self.teacher, self.sample.sequences, budget, most)
+        # A rank that may not begin the store has not looked at rows yet.
+        sample = self.sample or take_sample(task.reader, task.text_bytes)
+        most = task.reader.limits.max_length
+        found = try_teacher(self.teacher, sample.sequences, budget, most)
         if found is None:
             return {}
-        found.check(str(self.task.provenance["teacher"]))
+        here = f" ({self.ranks})" if self.ranks.size > 1 else ""
+        found.check(f"{task.provenance['teacher']}{here}")
         return {"self_test": found.facts()}
 
     @cached_property
@@ -218,6 +225,7 @@ class CaptureProcess:
             beat = self.sharing.beat
             worker = ShardWorker(self.task, writer, teacher, budget, shown, beat, to_complete)
             self._do_shards(writer, worker)
+            worker.turns.say_in_all()
 
     def _do_shards(self, writer: CaptureWriter, worker: ShardWorker) -> None:
         committing: Future[int] | None = None
@@ -244,6 +252,12 @@ class CaptureProcess:
             return worker.commit(index, sequences)
         finally:
             self.sharing.done(index)
+
+
+def _endless(sample: Sample) -> dict[str, Any]:
+    """Describe for the store the turns of a sample that no token ends; nothing where all end."""
+    count = sample.turns[ENDLESS]
+    return {"turns": {"rows": sample.rows, ENDLESS: count}} if count else {}
 
 
 def _warn_of_skipped(store: LogitStore) -> None:

@@ -48,6 +48,9 @@ class ShardWorker:
         beat: Called often while work goes on, to keep the process's heartbeat.
         forecast: The forecast without costs, to be completed after the second batch; None if the
             costs were forecast already.
+
+    Attributes:
+        turns: Counts turns that are not as they should be.
     """
 
     def __init__(
@@ -65,7 +68,7 @@ class ShardWorker:
         self._teacher, self._reader = teacher, HalvingReader(teacher, writer.note)
         self._completer = Completer.of(teacher, task, budget, beat)
         self._batches_read = 0
-        self._turns = OddTurns(task, writer)
+        self.turns = OddTurns(task, writer)
 
     def read_shard(self, index: int) -> ShardRecords:
         """Read a shard with the teacher: all of its sequences in order, each with its records."""
@@ -133,7 +136,7 @@ class ShardWorker:
         if isinstance(reader, CompletedRows):
             self.writer.note("generated", shard=index, **reader.counts())
         if self.task.reader.turns:
-            self._turns.say(index, self.task.reader.turns)
+            self.turns.say(index, self.task.reader.turns)
         return sequences, weights
 
     def _after_batch(self, batch: Sequence[TeacherSequence], parts: Parts, seconds: float) -> None:

@@ -8,37 +8,33 @@ checked.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.storage.files import read_file
 from logitstore.text.token_bytes import written_bytes
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 _MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 
 
 class TextCheck:
-    """A check of records against their text, by a store's tokenizer.
+    """A check of records against their text, by the tokenizer of a store's teacher.
 
     Args:
-        tokenizer: The teacher's.
-        written: The bytes of each of its tokens.
+        rewritten: Encodes a text with it, and returns the bytes that the tokens write.
+        written: The bytes of each of its tokens; None for an id without a token.
         only_starts: Whether a record shares only its start with its token: where it ends is a
             student's business.
     """
 
     def __init__(
         self,
-        tokenizer: "Tokenizer",
+        rewritten: Callable[[str], bytes],
         written: Sequence[bytes | None],
         only_starts: bool = False,
     ) -> None:
-        self._tokenizer, self._written = tokenizer, written
+        self._rewritten, self._written = rewritten, written
         self._fits = _begins if only_starts else _fits
 
     @classmethod
@@ -53,9 +49,15 @@ class TextCheck:
             tokenizer = Tokenizer.from_buffer(raw)
             vocabulary = tokenizer.get_vocab()
             size = max(vocabulary.values(), default=-1) + 1
-            return cls(tokenizer, written_bytes(json.loads(raw), vocabulary, size), only_starts)
+            written = written_bytes(json.loads(raw), vocabulary, size)
         except Exception:  # the library raises the bare class, and any part may be missing
             return None
+
+        def rewritten(text: str) -> bytes:
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            return b"".join(written[i] or b"" for i in ids)
+
+        return cls(rewritten, written, only_starts)
 
     def disagreement(self, line: SequenceText, records: TokenRecords) -> str | None:
         """Describe the first record whose id does not decode to its text, or return None."""
@@ -76,9 +78,7 @@ class TextCheck:
     def _survives(self, line: SequenceText) -> bool:
         """Return whether encoding and decoding leave this text unchanged."""
         data = "".join(s.text for s in line.segments)
-        ids = self._tokenizer.encode(data, add_special_tokens=False).ids
-        written = b"".join(self._written[i] or b"" for i in ids)
-        return written in (data.encode(), b" " + data.encode())
+        return self._rewritten(data) in (data.encode(), b" " + data.encode())
 
 
 def _edges(line: SequenceText) -> set[int]:

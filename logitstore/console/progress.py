@@ -53,6 +53,11 @@ class Progress:
             if self._is_shown and self._bar is None:
                 self._print_line(shown)
 
+    def reach(self, done: int) -> None:
+        """Say how much is done in all; less than was said before changes nothing."""
+        if done > self._done:
+            self.update(done - self._done)
+
     def numbers(self) -> dict[str, Any]:
         """Return how far it is, at which speed, and the time left, as JSON."""
         elapsed = time.monotonic() - self._began

@@ -157,7 +157,8 @@ def _write_again(writer: StoreWriter, index: int, shard: Shard, offset: int) -> 
 def _provenance(stores: Sequence[LogitStore]) -> dict[str, Any]:
     """Return the first store's provenance without what holds for that store alone."""
     datasets = [s.provenance.get("dataset") for s in stores]
-    shared = {k: v for k, v in stores[0].provenance.items() if k != "self_test"}
+    of_one = ("self_test", "turns")
+    shared = {k: v for k, v in stores[0].provenance.items() if k not in of_one}
     return shared | {
         "dataset": " + ".join(str(d) for d in datasets),
         "settings": None,

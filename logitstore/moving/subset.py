@@ -62,7 +62,7 @@ def subset(
     label = f"subset of {source.digest}:".encode()
     digest = hashlib.sha256(label + numbers.astype("<i8").tobytes())
     plan = make_plan(digest.hexdigest(), chosen.text_bytes(), shard_text_bytes)
-    provenance = source.provenance | {
+    provenance = {k: v for k, v in source.provenance.items() if k != "turns"} | {  # of all rows
         "settings": None,  # a capture with these would write another store
         "subset_of": {"store": str(store), "digest": source.digest, "rows": str(rows)},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,8 @@ LINES, VALUES, TEXT, PARQUET = "lines", "values", "text", "parquet"
 #: What files of each ending hold.
 KINDS = {".jsonl": LINES, ".ndjson": LINES, ".json": VALUES, ".txt": TEXT, ".parquet": PARQUET}
 _COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+#: Is told, as a file is read, how many of its bytes have been.
+Seen = Callable[[int], None]
 _BLOCK_BYTES = 1024 * 1024
 _MOST_LINE_BYTES = 128 * 1024 * 1024
 
@@ -31,10 +33,12 @@ class File(NamedTuple):
     Attributes:
         path: Where it lies.
         name: What it is called in messages; its ending tells its kind.
+        longest_line_bytes: How long a line may be; None: as long as of any file of a dataset.
     """
 
     path: Path
     name: str
+    longest_line_bytes: int | None = None
 
     @classmethod
     def at(cls, path: Path) -> File:
@@ -57,6 +61,11 @@ class File(NamedTuple):
     def ending(self) -> str:
         """The last part of its name."""
         return Path(self.name).suffix
+
+    @property
+    def most_line_bytes(self) -> int:
+        """How long a line, or a value of a JSON list, may be: the whole of it is in memory."""
+        return _MOST_LINE_BYTES if self.longest_line_bytes is None else self.longest_line_bytes
 
 
 def expand(names: Sequence[str]) -> list[Path]:
@@ -91,8 +100,12 @@ def is_pattern(name: str) -> bool:
     return any(sign in name for sign in "*?[") and not Path(name).exists()
 
 
-def blocks_of(file: File) -> Iterator[bytes]:
+def blocks_of(file: File, seen: Seen | None = None) -> Iterator[bytes]:
     """Read a file, decompressed where its ending says so, a block at a time.
+
+    Args:
+        file: The file.
+        seen: Is told how far it was read.
 
     Raises:
         InputError: It is not compressed as its ending says, or cut off.
@@ -101,12 +114,16 @@ def blocks_of(file: File) -> Iterator[bytes]:
     with file.path.open("rb") as raw:
         if file.compression is None:
             while block := raw.read(_BLOCK_BYTES):
+                if seen is not None:
+                    seen(raw.tell())
                 yield block
             return
         try:
             packed = pa.PythonFile(raw, mode="r")
             with pa.input_stream(packed, compression=file.compression) as stream:
                 while block := stream.read(_BLOCK_BYTES):
+                    if seen is not None:
+                        seen(raw.tell())
                     yield block
         except OSError as error:  # Arrow's, of the decompression
             raise InputError(
@@ -115,15 +132,19 @@ def blocks_of(file: File) -> Iterator[bytes]:
             ) from error
 
 
-def lines_of(file: File) -> Iterator[tuple[int, str]]:
+def lines_of(file: File, seen: Seen | None = None) -> Iterator[tuple[int, str]]:
     """Read the lines of a file of UTF-8 text, each with its number; `\\n` ends one.
 
+    Args:
+        file: The file.
+        seen: Is told how far it was read.
+
     Raises:
-        InputError: A line that is not UTF-8, or longer than `most_line_bytes`; names it.
+        InputError: A line that is not UTF-8, or longer than the file's may be; names it.
         OSError: The file cannot be read.
     """
     number, pieces, size = 1, list[bytes](), 0
-    for block in blocks_of(file):
+    for block in blocks_of(file, seen):
         first, *others = block.split(b"\n")
         for after in others:
             pieces.append(first)
@@ -131,22 +152,17 @@ def lines_of(file: File) -> Iterator[tuple[int, str]]:
             first, pieces, size, number = after, [], 0, number + 1
         pieces.append(first)
         size += len(first)
-        if size > most_line_bytes():
+        if size > file.most_line_bytes:
             raise too_long(file, number)
     if size:
         yield number, _decoded(b"".join(pieces), file, number)
 
 
-def most_line_bytes() -> int:
-    """Return how long a line, or a value of a JSON list, may be: the whole of it is in memory."""
-    return _MOST_LINE_BYTES
-
-
 def too_long(file: File, number: int) -> InputError:
     """Make the error for a line, or a value, that does not fit in memory."""
     return InputError(
-        f"{file.name}: line {number:,} is longer than {most_line_bytes():,} bytes. Write a row a "
-        "line, and cut what is longer."
+        f"{file.name}: line {number:,} is longer than {file.most_line_bytes:,} bytes. Write a row "
+        "a line, and cut what is longer."
     )
 
 

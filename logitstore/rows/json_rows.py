@@ -20,9 +20,9 @@ from logitstore.errors import InputError
 from logitstore.rows.files import (
     LINES,
     File,
+    Seen,
     blocks_of,
     lines_of,
-    most_line_bytes,
     not_utf8,
     too_long,
 )
@@ -45,15 +45,19 @@ class Row(NamedTuple):
     is_suspect: bool = False
 
 
-def rows_of(file: File) -> Iterator[Row]:
+def rows_of(file: File, seen: Seen | None = None) -> Iterator[Row]:
     """Read the rows of a JSON file in order.
+
+    Args:
+        file: The file.
+        seen: Is told how far it was read.
 
     Raises:
         InputError: It is not JSON, not UTF-8, or holds something other than objects; names the
             line.
         OSError: It cannot be read.
     """
-    return _rows_of_lines(file) if file.kind == LINES else _Values(file).rows()
+    return _rows_of_lines(file, seen) if file.kind == LINES else _Values(file, seen).rows()
 
 
 def named(value: Any) -> str:
@@ -62,9 +66,9 @@ def named(value: Any) -> str:
     return "an object" if isinstance(value, dict) else kinds.get(type(value), "a number")
 
 
-def _rows_of_lines(file: File) -> Iterator[Row]:
+def _rows_of_lines(file: File, seen: Seen | None) -> Iterator[Row]:
     decoder = Decoder()
-    for number, line in lines_of(file):
+    for number, line in lines_of(file, seen):
         if not line or line.isspace():
             continue
         try:
@@ -102,8 +106,8 @@ class _Values:
     No more of the file is in memory than a block and one value.
     """
 
-    def __init__(self, file: File) -> None:
-        self._file, self._blocks = file, blocks_of(file)
+    def __init__(self, file: File, seen: Seen | None) -> None:
+        self._file, self._blocks = file, blocks_of(file, seen)
         self._decoder, self._utf8 = Decoder(), codecs.getincrementaldecoder("utf-8-sig")()
         self._text, self._at = "", 0
         self._line, self._line_start = 1, 0  # where `_at` is; and where that line starts
@@ -165,7 +169,7 @@ class _Values:
     def _read_on(self) -> bool:
         """Read as much again as is there; tell whether there was more."""
         wanted = max(len(self._text) - self._at, 1)
-        if wanted > most_line_bytes():
+        if wanted > self._file.most_line_bytes:
             raise too_long(self._file, self._line)
         pieces, size = [self._text[self._at :]], 0
         self._line_start -= self._at

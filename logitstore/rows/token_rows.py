@@ -7,7 +7,7 @@ another number a document. It is cut there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,11 @@ from logitstore.rows.kinds import MASKS
 from logitstore.text.token_ids import NO_LABEL, TokenRow
 
 _LENGTHS = "seq_lengths"
+#: Columns that say which tokens are there, and which of them begin a document.
+CUTS = ("attention_mask", "position_ids", _LENGTHS)
+#: Each document is a sequence of the store, which costs memory and disk whatever its length: a
+#: row of short ones may be short itself.
+MOST_DOCUMENTS = 16_384
 
 
 def documents_of(row: Mapping[str, list[Any] | None], where: str) -> list[TokenRow]:
@@ -35,29 +40,52 @@ def documents_of(row: Mapping[str, list[Any] | None], where: str) -> list[TokenR
     """
     columns = {name: _integers(values, f"{where}: {name}") for name, values in row.items()}
     ids = columns["input_ids"]
-    lengths = columns.pop(_LENGTHS, None)
-    for name, values in columns.items():
-        if len(values) != len(ids):
-            raise InputError(
-                f"{where}: {name} has {len(values):,} values, but there are {len(ids):,} "
-                "input_ids. Give one a token, or leave the column out."
-            )
-    is_wanted = np.ones(len(ids), np.bool_)
+    is_wanted = wanted_of(ids, columns, where)
+    if is_wanted is None:
+        is_wanted = np.ones(len(ids), np.bool_)
+    return [TokenRow(ids[at], is_wanted[at]) for at in document_places(len(ids), columns, where)]
+
+
+def wanted_of(ids: I64, columns: Mapping[str, I64], where: str) -> Bools | None:
+    """Find the tokens to train on, by `labels` and masks: (T,); None if there are neither.
+
+    Raises:
+        InputError: They do not belong to these tokens.
+    """
+    _check_lengths(len(ids), columns, ("labels", *MASKS), where)
+    wanted = [columns[mask] != 0 for mask in MASKS if mask in columns]
     if "labels" in columns:
-        is_wanted &= columns["labels"] != NO_LABEL
-        _check_labels(ids, columns["labels"], is_wanted, where)
-    for mask in set(MASKS) & set(columns):
-        is_wanted &= columns[mask] != 0
-    attention = columns.get("attention_mask", np.ones_like(ids))
-    begins = begins_of(attention) | _begins_by_length(lengths, attention, where)
-    is_token = attention != 0  # not padding
-    positions = columns.get("position_ids")
-    begins = begins[is_token]
-    if positions is not None:
-        begins |= _begins_by_position(positions[is_token], begins, where)
+        is_label: Bools = columns["labels"] != NO_LABEL
+        _check_labels(ids, columns["labels"], is_label, where)
+        wanted.append(is_label)
+    return np.logical_and.reduce(wanted) if wanted else None
+
+
+def document_places(count: int, columns: Mapping[str, I64], where: str) -> list[I64]:
+    """Find the places of the tokens of each document of a row, without padding; at least one.
+
+    Args:
+        count: The tokens of the row, padding included.
+        columns: Those of `CUTS` that it has.
+        where: Names the row in messages.
+
+    Raises:
+        InputError: They do not belong to these tokens, or make too many documents.
+    """
+    _check_lengths(count, columns, ("attention_mask", "position_ids"), where)
+    attention = columns.get("attention_mask", np.ones(count, np.int64))
+    begins = begins_of(attention) | _begins_by_length(columns.get(_LENGTHS), attention, where)
+    places = np.flatnonzero(attention)  # not padding
+    begins = begins[places]
+    if "position_ids" in columns:
+        begins |= _begins_by_position(columns["position_ids"][places], begins, where)
     cuts = np.flatnonzero(begins)[1:]
-    parts = zip(np.split(ids[is_token], cuts), np.split(is_wanted[is_token], cuts), strict=True)
-    return [TokenRow(*part) for part in parts]
+    if len(cuts) >= MOST_DOCUMENTS:
+        raise InputError(
+            f"{where}: is packed of {len(cuts) + 1:,} documents, expected at most "
+            f"{MOST_DOCUMENTS:,}. Cut it into rows of fewer, or drop it."
+        )
+    return np.split(places, cuts)
 
 
 def begins_of(attention: I64) -> Bools:
@@ -104,6 +132,17 @@ def _begins_by_position(positions: I64, begins: Bools, where: str) -> Bools:
         )
     begins_again: Bools = steps <= 0
     return begins_again
+
+
+def _check_lengths(
+    count: int, columns: Mapping[str, I64], names: Sequence[str], where: str
+) -> None:
+    for name in names:
+        if name in columns and len(columns[name]) != count:
+            raise InputError(
+                f"{where}: {name} has {len(columns[name]):,} values, but there are {count:,} "
+                "input_ids. Give one a token, or leave the column out."
+            )
 
 
 def _integers(values: list[Any] | None, where: str) -> I64:

@@ -112,8 +112,14 @@ def encode(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=_COMPACT, allow_nan=False)
 
 
-def flaw_of(value: Any) -> str | None:
-    """Find what makes readers disagree about a JSON value, or is no JSON; None: nothing does."""
+def flaw_of(value: Any, *, are_finite: bool = True) -> str | None:
+    """Find what makes readers disagree about a JSON value, or is no JSON; None: nothing does.
+
+    Args:
+        value: The value.
+        are_finite: Whether numbers must be finite. Other tools write what JSON does not have,
+            `-Infinity`, for the logarithm of zero.
+    """
     level, depth = [value], 0
     while level:
         if depth > MOST_NESTED:
@@ -126,7 +132,7 @@ def flaw_of(value: Any) -> str | None:
                 below += each.values()
             elif isinstance(each, list):
                 below += each
-            elif isinstance(each, float) and not math.isfinite(each):
+            elif are_finite and isinstance(each, float) and not math.isfinite(each):
                 return "holds NaN or an infinite number, which JSON does not have"
         level, depth = below, depth + 1
     return None

@@ -164,11 +164,11 @@ class ByteTokenizer:
         self._special = {token: i for token, i in vocabulary.items() if i in special}
         added = special | {t["id"] for t in content["added_tokens"]}
         self._marks = frozenset(i for i in added if self._written[i].strip())
-        self.adds_space = self._written_text("a") == b" a"
+        self.adds_space = self.rewritten("a") == b" a"
         mark = min(self._special, key=len, default="")
-        self.adds_space_after_special = self._written_text(f"{mark}a") == f"{mark} a".encode()
-        self.marks_spaces = self._written_text("a ,").removeprefix(b" ").startswith(b"a ")
-        self.joins_spaces = self._written_text("a \n a").removeprefix(b" ") in (b"a a", b"aa")
+        self.adds_space_after_special = self.rewritten(f"{mark}a") == f"{mark} a".encode()
+        self.marks_spaces = self.rewritten("a ,").removeprefix(b" ").startswith(b"a ")
+        self.joins_spaces = self.rewritten("a \n a").removeprefix(b" ") in (b"a a", b"aa")
 
     @property
     def bos_token(self) -> str | None:
@@ -221,7 +221,8 @@ class ByteTokenizer:
         """Return the name of a special token; None for none."""
         return None if token_id is None else self._written[token_id].decode()
 
-    def _written_text(self, text: str) -> bytes:
+    def rewritten(self, text: str) -> bytes:
+        """Encode a text, and return the bytes that its tokens write."""
         ids = self._backend.encode(text, add_special_tokens=False).ids
         return b"".join(self._written[i] for i in ids)
 

@@ -13,10 +13,16 @@ import pyarrow.parquet as pq
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from logitstore.checking.verify import verify_store
+from logitstore.moving.dumps.importing import import_dump
+from logitstore.moving.dumps.settings import ImportSettings
+from logitstore.store import LogitStore
 from logitstore.testing import tiny
 
 Floats = npt.NDArray[np.float64]
 NAME = "tiny/teacher"
+TEXTS = tiny.corpus()[36:]
+ENGLISH = tiny.corpus()[:8]
 
 
 @dataclass
@@ -141,3 +147,15 @@ def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
 def write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
     pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=3)
     return path
+
+
+def settings(of: Dumper, **more: Any) -> ImportSettings:
+    return ImportSettings(tokenizer=str(of.folder), **({"teacher": NAME} | more))
+
+
+def imported(path: Path, of: Dumper, **more: Any) -> tuple[LogitStore, dict[str, Any]]:
+    """Import a dump beside itself; whatever comes of it is whole."""
+    store, found = import_dump(path, path.with_suffix(".store"), settings(of, **more))
+    assert store is not None
+    assert verify_store(store.path, deep=True).damaged == []
+    return store, found

@@ -31,6 +31,7 @@ class Sample:
         text_bytes: Bytes of their text.
         statuses: Number of sequences by status.
         sequences: All sequences of these rows.
+        turns: Supervised turns of them that are not as they should be, by kind.
         seconds: Time that reading them took.
     """
 
@@ -39,6 +40,7 @@ class Sample:
     text_bytes: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
     sequences: list[TeacherSequence] = field(default_factory=list)
+    turns: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
     @property
@@ -65,7 +67,9 @@ def take_sample(reader: RowReader, text_bytes: I64) -> Sample:
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE_ROWS)).astype(np.int64))
     sample, has_shown_records, began = Sample(), False, time.monotonic()
     for row in (int(r) for r in chosen):
+        reader.turns.clear()
         sequences = reader.sequences(row)
+        sample.turns += reader.turns
         has_records = any(s.records for s in sequences)
         if sample.rows == 0 or (has_records and not has_shown_records):
             sample.first = marked_text(reader.wholes(row)[0], sequences)

@@ -7,7 +7,8 @@
                 [T][k]; with input_ids (and labels, masks), or with messages, which the teacher's
                 chat template writes
 
-The raw lists of a conversation may be of its supervised tokens alone.
+The raw lists of a conversation may be of its supervised tokens alone. A row of token ids may be
+packed of several documents (position_ids, seq_lengths, attention_mask), as in a capture.
 """
 
 from collections.abc import Mapping
@@ -17,19 +18,19 @@ import numpy as np
 import pyarrow as pa
 
 from logitstore.errors import InputError
-from logitstore.format.numpy_types import I64, Bools
+from logitstore.format.numpy_types import I64
 from logitstore.moving.dumps.keyed_lists import keyed_lists
 from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
 from logitstore.moving.dumps.row import (
     Dumped,
+    documents,
     flattened,
     integers,
-    plain,
+    messages_of,
     wanted,
 )
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.moving.nested import Nested
-from logitstore.text.conversation import read_messages
 
 PREPARED = ("input_ids", "target_token_ids", "target_logprobs")
 TARGETS = "target_token_ids"
@@ -52,7 +53,8 @@ def read_prepared(row: Mapping[str, Any], where: str) -> Dumped:
                 "data again."
             )
         lists = lists.where(np.asarray(mask.numbers(np.int64, 0)) != 0)
-    return _without_padding(row, Dumped(lists, ids, wanted(row, ids, where)), where)
+    is_wanted = wanted(row, ids, where)
+    return Dumped(lists, ids, is_wanted, documents=documents(row, len(ids), where))
 
 
 def read_raw(
@@ -72,7 +74,7 @@ def read_raw(
     """
     lists = _raw_lists(row, names, where, logprobs)
     if row.get("input_ids") is None:
-        conversation = read_messages(plain(row.get(messages)), where)
+        conversation = messages_of(row.get(messages), where)
         if not conversation:
             raise InputError(
                 f"{where}: has neither input_ids nor {messages}, so it cannot be told which tokens "
@@ -85,7 +87,7 @@ def read_raw(
     if is_wanted is not None and len(lists) == is_wanted.sum() != len(ids):
         lists = spread(lists, np.flatnonzero(is_wanted), len(ids))
     _check_tokens(lists, ids, f"lists of {logprobs}", where)
-    return _without_padding(row, Dumped(lists, ids, is_wanted), where)
+    return Dumped(lists, ids, is_wanted, documents=documents(row, len(ids), where))
 
 
 def _raw_lists(row: Mapping[str, Any], names: TokenNames, where: str, column: str) -> Lists:
@@ -170,20 +172,3 @@ def _ids_of(tokens: pa.Array, counts: I64, names: TokenNames, where: str) -> I64
         for name, t in zip(tokens.to_pylist(), owner.tolist(), strict=True)
     ]
     return int64s(ids)
-
-
-def _without_padding(row: Mapping[str, Any], dumped: Dumped, where: str) -> Dumped:
-    """Remove the tokens where `attention_mask` is zero."""
-    assert dumped.token_ids is not None
-    if row.get("attention_mask") is None:
-        return dumped
-    mask = integers(row["attention_mask"], f"{where}: attention_mask")
-    if len(mask) != len(dumped.token_ids):
-        reject_lengths(where, "values of attention_mask", len(mask), len(dumped.token_ids))
-    kept = np.flatnonzero(mask)
-    is_wanted: Bools | None = dumped.is_wanted
-    return Dumped(
-        dumped.lists.take(kept),
-        dumped.token_ids[kept],
-        None if is_wanted is None else is_wanted[kept],
-    )

@@ -10,7 +10,7 @@ from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import CAN_BE_MISSING
-from logitstore.moving.dumps.files import Dump, Place
+from logitstore.moving.dumps.files import Dump
 from logitstore.moving.dumps.lists import look_renormalised, sums
 from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.reading import Reader
@@ -30,7 +30,6 @@ class Survey:
     Attributes:
         reader: The reader of its rows.
         text_bytes: (rows,) bytes of text of each row.
-        places: (rows, 4) the place where each row begins.
         statuses: The number of rows by status.
         supervised: The number of tokens to train on.
         records: The number of those that have a list.
@@ -45,11 +44,11 @@ class Survey:
         telling: Lists that can show whether they were renormalised.
         fits: Lists that hold their own token, the token after it, and the token before it.
         looked_at: Lists that `fits` was counted over.
+        is_packed: Whether a row has several documents.
     """
 
     reader: Reader
     text_bytes: I64 = field(default_factory=lambda: np.zeros(0, np.int64))
-    places: I64 = field(default_factory=lambda: np.zeros((0, 4), np.int64))
     statuses: Counter[str] = field(default_factory=Counter)
     supervised: int = 0
     records: int = 0
@@ -64,17 +63,16 @@ class Survey:
     telling: int = 0
     fits: I64 = field(default_factory=lambda: np.zeros(3, np.int64))
     looked_at: int = 0
+    is_packed: bool = False
 
-    def count(self, placed: Placed, unsorted: int, left_out: int) -> None:
-        """Add the counts of one row."""
+    def count(self, placed: Placed) -> None:
+        """Add the counts of one row, or of one document in it."""
         lists = placed.lists
         self.statuses[placed.line.status] += 1
         self.supervised += placed.supervised
         self.records += len(lists)
         self.entries += len(lists.ids)
         self.unlisted += int(np.isnan(placed.own).sum())
-        self.unsorted += unsorted
-        self.left_out += left_out
         self.top_k = max(self.top_k, int(lists.counts.max(initial=0)))
         self.all_full &= bool((lists.counts == self.reader.vocab_size).all())
         self.left_over += float((1 - sums(lists)).sum())
@@ -123,24 +121,21 @@ def look_through(dump: Dump, settings: ImportSettings) -> Survey:
     settings.check()
     survey: Survey | None = None
     text_bytes: list[int] = []
-    places: list[Place] = []
     with progress(dump.size_bytes, "check", "B") as shown:
-        done = 0
-        for number, (place, where, row) in enumerate(dump.rows()):
+        for number, (where, row) in enumerate(dump.rows(shown.reach)):
             if survey is None:
                 survey = Survey(Reader.make(settings, row, where))
             placed, unsorted, left_out = survey.reader.read(row, number, where)
-            survey.count(placed, unsorted, left_out)
-            text_bytes.append(sum(len(s.text.encode()) for s in placed.line.segments))
-            places.append(place)
-            now = dump.bytes_before(place)
-            shown.update(now - done)
-            done = now
-        shown.update(dump.size_bytes - done)
+            for document in placed:
+                survey.count(document)
+            survey.is_packed |= len(placed) > 1
+            survey.unsorted += unsorted
+            survey.left_out += left_out
+            segments = (segment for each in placed for segment in each.line.segments)
+            text_bytes.append(sum(len(segment.text.encode()) for segment in segments))
     if survey is None:
         raise InputError(f"{dump.path}: 0 rows, so nothing to import. Give a dump with some.")
     survey.text_bytes = np.array(text_bytes, np.int64)
-    survey.places = np.array(places, np.int64)
     _check(survey, dump)
     return survey
 

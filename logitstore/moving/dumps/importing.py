@@ -6,6 +6,7 @@ says of all records (the longest list, the missing fields) is then known before 
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import dropwhile, islice
 from os import PathLike
 from typing import Any
 
@@ -14,13 +15,14 @@ import numpy as np
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.spec import SPEC_FILE, Plan, StoreSpec
+from logitstore.format.spec import SPEC_FILE, StoreSpec
 from logitstore.moving.dumps import lists as of_lists
-from logitstore.moving.dumps.files import Dump, Place
+from logitstore.moving.dumps.files import Dump, Row
 from logitstore.moving.dumps.first_pass import Survey, look_through
 from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.records import SequenceText
+from logitstore.rows.survey import DOCUMENTS
 from logitstore.storage.paths import StorePath, local_path, to_write
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.encode import RawRecords, encode_records
@@ -28,6 +30,7 @@ from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter, check_place, tokenizer_digests
 
 Pair = tuple[SequenceText, EncodedRecords | None]
+Numbered = Iterator[tuple[int, tuple[str, Row]]]
 
 
 def import_dump(
@@ -40,7 +43,8 @@ def import_dump(
     """Write a dump as a store, or resume writing it.
 
     Args:
-        path: A .parquet or .jsonl file, or a folder of either.
+        path: A .parquet, .jsonl or .json file (the last two also .gz or .zst), a folder of one
+            kind, or a pattern.
         out: The store's folder, or its URL.
         settings: What the dump does not say.
         dry_run: Read and check everything, and write nothing.
@@ -73,9 +77,10 @@ def import_dump(
     }
     writer = StoreWriter(out, spec, plan, survey.reader.files, provenance)
     missing = [] if writer.is_sealed else writer.missing()
+    rows = enumerate(dump.rows())  # once: a compressed file has no place to go on from
     with progress(len(missing), "import", "shards") as shown:
         for index in missing:
-            pairs = list(_pairs(dump, survey, spec, plan, index))
+            pairs = list(_pairs(rows, survey, spec, plan.shard_rows(index)))
             dump.check()  # before anything of these rows is committed
             writer.write_shard(index, pairs)
             shown.update(1)
@@ -95,6 +100,8 @@ def _spec(survey: Survey) -> StoreSpec:
             "chat_template_sha256": placer.template.digest,
             "chat_template_kwargs": dict(placer.kwargs or {}),
         }
+    if survey.is_packed:
+        rendering["obeys"] = [DOCUMENTS]
     rendering["imported"] = {
         "layout": reader.layout,
         "aligned_to": reader.aligned_to,
@@ -126,14 +133,18 @@ def _spec(survey: Survey) -> StoreSpec:
     )
 
 
-def _pairs(dump: Dump, survey: Survey, spec: StoreSpec, plan: Plan, index: int) -> Iterator[Pair]:
-    """Yield the rows of a shard, each with its records."""
-    first, stop = plan.shard_rows(index)
-    rows = dump.rows(Place(*(int(n) for n in survey.places[first])))
-    for number, (_, where, row) in zip(range(first, stop), rows, strict=False):
+def _pairs(rows: Numbered, survey: Survey, spec: StoreSpec, of: tuple[int, int]) -> Iterator[Pair]:
+    """Yield the sequences of a shard, which has the rows `of` the first to the last, not included.
+
+    Rows before the first are passed over.
+    """
+    first, stop = of
+    own = islice(dropwhile(lambda numbered: numbered[0] < first, rows), stop - first)
+    for number, (where, row) in own:
         placed, _, _ = survey.reader.read(row, number, where)
         try:
-            yield placed.line, _encoded(placed, spec, survey.reader.settings)
+            for each in placed:
+                yield each.line, _encoded(each, spec, survey.reader.settings)
         except InputError as e:
             raise InputError(f"{where}: {e}") from None
 

@@ -11,7 +11,7 @@ Shape legend: T = tokens of a row, n = records of it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,8 @@ class Placer:
     kwargs: Mapping[str, Any] | None = None
     moves_on: bool = False
 
-    def place(self, dumped: Dumped, row: int, where: str) -> Placed:
-        """Find the records of row number `row` in its text.
+    def place(self, dumped: Dumped, row: int, where: str) -> list[Placed]:
+        """Find the records of row number `row` in its text; one for each document in it.
 
         Raises:
             InputError: The row is of another kind than the first, or its lists do not belong to
@@ -93,22 +93,33 @@ class Placer:
                 "into two stores."
             )
         if dumped.messages is None:
-            return self._tokens(dumped, row, where)
+            return self._documents(dumped, row, where)
         if dumped.answer_ids is not None:
-            return self._answer(dumped, row, where)
-        return self._conversation(dumped, row, where)
+            return [self._answer(dumped, row, where)]
+        return [self._conversation(dumped, row, where)]
 
-    def _tokens(self, dumped: Dumped, row: int, where: str) -> Placed:
-        ids = dumped.token_ids
+    def _documents(self, dumped: Dumped, row: int, where: str) -> list[Placed]:
+        """Place each document of a row of token ids by itself: they are the row's parts."""
+        moved = self._moved(dumped)
+        whole = (np.arange(len(moved.lists)),)
+        placed: list[Placed] = []
+        bytes_before = 0
+        for part, places in enumerate(dumped.documents or whole):
+            placed.append(self._tokens(moved.take(places), (row, part, bytes_before), where))
+            bytes_before += len(placed[-1].line.supervised_bytes)
+        return placed
+
+    def _tokens(self, dumped: Dumped, at: tuple[int, int, int], where: str) -> Placed:
+        """Place the tokens of a text; `at` are its row, its part, and the bytes before that."""
+        ids, (row, part, bytes_before) = dumped.token_ids, at
         assert ids is not None
-        dumped = self._moved(dumped)
         is_wanted = dumped.is_wanted
         if is_wanted is None:
             is_wanted = dumped.lists.counts > 0
         segments, text = read_tokens(TokenRow(ids, is_wanted), self.tokenizer, where)
-        line = SequenceText(row, 0, text.status, segments)
+        line = SequenceText(row, part, text.status, segments, supervised_start=bytes_before)
         places = np.flatnonzero(text.has_record)
-        spans = (ids, text.byte_starts, text.byte_lengths)
+        spans = (ids, text.byte_starts + bytes_before, text.byte_lengths)
         return _placed(line, [array[places] for array in spans], dumped, places, ids)
 
     def _conversation(self, dumped: Dumped, row: int, where: str) -> Placed:
@@ -187,7 +198,7 @@ class Placer:
         """Shift lists to the tokens that they describe."""
         if not self.moves_on:
             return dumped
-        return Dumped(dumped.lists.moved_on(), dumped.token_ids, dumped.is_wanted)
+        return replace(dumped, lists=dumped.lists.moved_on())
 
 
 def _placed(

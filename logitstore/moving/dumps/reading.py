@@ -108,11 +108,12 @@ class Reader:
             vocab_size,
         )
 
-    def read(self, row: Row, number: int, where: str) -> tuple[Placed, int, int]:
+    def read(self, row: Row, number: int, where: str) -> tuple[list[Placed], int, int]:
         """Read row `number`.
 
         Returns:
-            The row; how many of its lists were not sorted; how many generated tokens were left out.
+            The documents of the row; how many of its lists were not sorted; how many generated
+            tokens were left out.
 
         Raises:
             InputError: The row is wrong; names the row and the token.
@@ -126,7 +127,8 @@ class Reader:
         lists, unsorted = checked(dumped.lists, self.vocab_size, where)
         placed = self.placer.place(replace(dumped, lists=lists), number, where)
         is_ordered = self.layout != RESPONSE  # whose lists are objects, in no order
-        return self._finished(placed, where), unsorted * is_ordered, dumped.left_out
+        finished = [self._finished(each, where) for each in placed]
+        return finished, unsorted * is_ordered, dumped.left_out
 
     def _dumped(self, row: Row, where: str) -> Dumped:
         if self.layout == PREPARED:
@@ -158,7 +160,7 @@ def layout_of(row: Mapping[str, Any], settings: ImportSettings, where: str) -> s
     """
     if responses.looks_like(row):
         return RESPONSE
-    if all(name in row for name in columns.PREPARED):
+    if all(row.get(name) is not None for name in columns.PREPARED):
         return PREPARED
     if settings.logprobs_column in row:
         return RAW
@@ -190,7 +192,7 @@ def _reject_idle(settings: ImportSettings, where: str) -> None:
 
 def _teacher(settings: ImportSettings, row: Row, where: str) -> tuple[str, str]:
     """Return the teacher's name and fingerprint: of its weights if a folder has them, or a name."""
-    name = settings.teacher or plain(row.get("model"))
+    name = settings.teacher or plain(row.get("model"), f"{where}: model")
     if not isinstance(name, str) or not name:
         raise InputError(
             f"{where}: does not say which teacher it is of. Name it with --teacher (its hub id, or "

@@ -22,9 +22,9 @@ from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.columns import spread
 from logitstore.moving.dumps.keyed_lists import keyed_lists
 from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
-from logitstore.moving.dumps.row import Dumped, integers, wanted
+from logitstore.moving.dumps.row import Dumped, integers, messages_of, wanted
 from logitstore.moving.dumps.token_names import TokenNames
-from logitstore.text.conversation import Message, read_messages
+from logitstore.text.conversation import Message
 
 _IDS = ("prompt_token_ids", "input_ids")
 _OF_A_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name")
@@ -119,7 +119,7 @@ def _scored(choice: Mapping[str, Any], prompt: I64 | None, where: str) -> Dumped
     generated = choice.get("token_ids") or ()
     messages = None
     if choice.get("messages") is not None:
-        messages = read_messages(choice["messages"], where)
+        messages = messages_of(choice["messages"], where)
     return Dumped(
         lists,
         prompt,
@@ -256,4 +256,5 @@ def _messages(choice: Mapping[str, Any], where: str) -> list[Message] | None:
     if not isinstance(answer, Mapping):
         answer = {"role": "assistant", "content": choice.get("text")}
     kept = {name: answer[name] for name in _OF_A_MESSAGE if answer.get(name)}
-    return read_messages([*asked, {"role": "assistant", "content": "", **kept}], where)
+    answer = {"role": "assistant", "content": "", **kept}
+    return [*messages_of(asked, where), *messages_of([answer], where)]

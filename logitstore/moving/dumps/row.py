@@ -1,7 +1,6 @@
 """Represent a row of a dump, and read the values that all layouts share."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,13 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64, Bools
 from logitstore.moving.dumps.lists import Lists
 from logitstore.moving.nested import Nested, nested
-from logitstore.text.conversation import Message
-from logitstore.text.token_ids import NO_LABEL
+from logitstore.rows.kinds import MASKS
+from logitstore.rows.token_rows import CUTS, document_places, wanted_of
+from logitstore.text.conversation import Message, read_messages, without_missing
+from logitstore.text.strict_json import Decoder, flaw_of, trouble
 
-#: Columns of zeros and ones, beside token ids.
-MASKS = ("completion_mask", "assistant_masks")
+#: Columns of zeros and ones that say what is trained on; what is padding is left out before.
+_MASKS = tuple(name for name in MASKS if name != "attention_mask")
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Dumped:
         messages: The messages of a conversation, the answer included.
         answer_ids: The tokens that the teacher generated as the last message; lists are for these.
         left_out: Tokens that were generated only because a server must generate some.
+        documents: Places of the tokens of each document that the row is packed of; None: one.
     """
 
     lists: Lists
@@ -43,6 +45,19 @@ class Dumped:
     messages: list[Message] | None = None
     answer_ids: I64 | None = None
     left_out: int = 0
+    documents: tuple[I64, ...] | None = None
+
+    def take(self, places: I64) -> "Dumped":
+        """Return some of the tokens of a row of token ids, as a row."""
+        assert self.token_ids is not None
+        own, ranks, is_wanted = self.token_logprobs, self.ranks, self.is_wanted
+        return Dumped(
+            self.lists.take(places),
+            self.token_ids[places],
+            None if is_wanted is None else is_wanted[places],
+            None if own is None else own[places],
+            None if ranks is None else ranks[places],
+        )
 
 
 def integers(value: Any, where: str) -> I64:
@@ -81,46 +96,65 @@ def flattened(value: Any, where: str) -> Nested:
     return Nested((np.array([len(column)]), *items.counts), items.values)
 
 
+def columns_of(row: Mapping[str, Any], names: Sequence[str], where: str) -> dict[str, I64]:
+    """Read those of some columns of whole numbers that a row has.
+
+    Raises:
+        InputError: One holds something else.
+    """
+    return {
+        name: integers(row[name], f"{where}: {name}") for name in names if row.get(name) is not None
+    }
+
+
 def wanted(row: Mapping[str, Any], ids: I64, where: str) -> Bools | None:
     """Return (T,) the tokens to train on by `labels` and masks; None if the row has neither.
 
     Raises:
         InputError: Labels or masks do not belong to these tokens.
     """
-    wanted_T: Bools | None = None
-    for name in ("labels", *MASKS):
-        if row.get(name) is None:
-            continue
-        values = integers(row[name], f"{where}: {name}")
-        if len(values) != len(ids):
-            raise InputError(
-                f"{where}: {name} has {len(values):,} values for {len(ids):,} tokens. Give one a "
-                "token, or leave the column out."
-            )
-        is_on = values != (NO_LABEL if name == "labels" else 0)
-        if name == "labels":
-            _check_labels(ids, values, is_on, where)
-        wanted_T = is_on if wanted_T is None else wanted_T & is_on
-    return wanted_T
+    return wanted_of(ids, columns_of(row, ("labels", *_MASKS), where), where)
 
 
-def _check_labels(ids: I64, labels: I64, is_on: Bools, where: str) -> None:
-    wrong = np.flatnonzero((labels != ids) & is_on)
-    if len(wrong):
-        t = int(wrong[0])
-        raise InputError(
-            f"{where}, token {t:,}: its label is {labels[t]}, expected the token itself "
-            f"({ids[t]}) or {NO_LABEL}. Labels lie on their own tokens: do not shift them."
-        )
+def documents(row: Mapping[str, Any], tokens: int, where: str) -> tuple[I64, ...]:
+    """Return the places of the tokens of each document of a row, without padding; at least one.
+
+    Raises:
+        InputError: What says where documents begin does not belong to these tokens.
+    """
+    return tuple(document_places(tokens, columns_of(row, CUTS, where), where))
 
 
-def plain(value: Any) -> Any:
-    """Convert to Python's own lists and dicts; JSON in a string is parsed."""
+def messages_of(value: Any, where: str) -> list[Message]:
+    """Read a conversation as a capture does; none where it is missing.
+
+    Raises:
+        InputError: It is none.
+    """
+    is_arrow = isinstance(value, pa.Scalar)  # which gives each object the keys of all others
+    flaw = None if is_arrow or isinstance(value, str) else flaw_of(value)
+    if flaw is not None:
+        raise InputError(f"{where}: messages {flaw}. Repair or drop the row.")
+    return read_messages(value.as_py() if is_arrow else value, where, is_exact=not is_arrow)
+
+
+def plain(value: Any, where: str) -> Any:
+    """Convert to Python's own lists and dicts; JSON in a string is decoded.
+
+    Raises:
+        InputError: It is JSON that readers would read in two ways.
+    """
     if isinstance(value, pa.Scalar):
-        value = value.as_py()
-    if isinstance(value, str) and value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
+        value = without_missing(value.as_py())
+    if not isinstance(value, str) or value[:1] not in ("[", "{"):
+        return value
+    try:
+        decoded, is_suspect = Decoder().decode(value)
+    except ValueError:
+        return value  # a text that begins like JSON
+    except RecursionError as e:
+        raise InputError(f"{where}: {trouble(e)}. Repair or drop the row.") from None
+    flaw = flaw_of(decoded, are_finite=False) if is_suspect else None
+    if flaw is not None:
+        raise InputError(f"{where}: {flaw}. Repair or drop the row.")
+    return decoded

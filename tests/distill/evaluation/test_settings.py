@@ -35,6 +35,10 @@ def test_of_both_sources_every_metric_can_be_measured() -> None:
             {"data": "d", "references_column": "r"},
             "--references-column r: none of --metrics bits_per_byte reads it",
         ),
+        (
+            {"store": "s", "metrics": ["uld"], "parse_special": True},
+            "--parse-special: says how the text of a dataset is read, and none is given.",
+        ),
     ],
 )
 def test_what_lacks_and_what_is_unused_is_an_error(given: dict[str, Any], says: str) -> None:

@@ -5,6 +5,9 @@ look like any others.
 """
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +21,14 @@ from logitstore.capture.passes import self_test
 from logitstore.capture.passes.self_test import SelfTest
 from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.teacher.head import TeacherHead
-from logitstore.errors import InputError
+from logitstore.console.launcher import Ranks
+from logitstore.errors import IncompleteStoreError, InputError
 from logitstore.info import facts, info_text
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from tests.kit.families import FAMILIES, V, build
+from tests.kit.paths import ROOT
 from tests.kit.rows import rows_file, texts_file
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -126,6 +131,70 @@ def test_a_resumed_store_is_tried_again_and_keeps_its_bytes(
     assert tree(tmp_path / "s") == before
     journal = (tmp_path / "s.journal.jsonl").read_text().splitlines()
     assert [json.loads(line)["event"] for line in journal].count("self-test") == 1
+
+
+def test_each_rank_proves_itself_before_its_first_shard(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has a device of its own, and it is broken: nothing of it is in the store."""
+    monkeypatch.setattr("logitstore.capture.sharing.sharing.PATIENCE_S", 0.3)
+    how: dict[str, Any] = {"shard_text_bytes": 200}
+    with pytest.raises(IncompleteStoreError, match="rank 0 of 2 waited"):
+        run(teacher, data, tmp_path / "s", ranks=Ranks(0, 2), **how)
+    there = tree(tmp_path / "s")
+    with monkeypatch.context() as broken:
+        shift_by_one(broken)
+        with pytest.raises(InputError, match=r" \(rank 1 of 2\): what it says of row") as stopped:
+            run(teacher, data, tmp_path / "s", ranks=Ranks(1, 2), **how)
+    assert stopped.value.kind == "self-test"
+    assert tree(tmp_path / "s") == there
+    with pytest.raises(IncompleteStoreError, match="waited for rank 0 to seal"):
+        run(teacher, data, tmp_path / "s", ranks=Ranks(1, 2), **how)
+    assert tree(tmp_path / "s").keys() > there.keys()
+    lines = (tmp_path / "s.journal.jsonl").read_text().splitlines()
+    noted = [json.loads(line) for line in lines if '"self-test"' in line]
+    assert [(line["sequences"], line["tolerance"]) for line in noted] == [(8, 1e-3)]
+
+
+BROKEN_RANK = """
+import os, sys
+from logitstore.capture.teacher.head import TeacherHead
+from logitstore.cli.app import main
+call = TeacherHead.__call__
+if os.environ["RANK"] == "1":
+    TeacherHead.__call__ = lambda self, inputs, at, *rest: call(self, inputs, at + 1, *rest)
+main()
+"""
+
+
+@pytest.mark.slow  # two processes that load torch
+@pytest.mark.parametrize("shared", [[], ["--claim"]], ids=["ranks", "claims"])
+def test_of_two_processes_the_broken_one_stops_by_name(
+    teacher: Path, data: Path, tmp_path: Path, shared: list[str]
+) -> None:
+    place = ["capture", str(teacher), str(data), "--out", str(tmp_path / "s"), "--top-k", "8"]
+    command = [sys.executable, "-c", BROKEN_RANK, *place, "--shard-text-bytes", "200", *shared]
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    kept |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    jobs = [
+        subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=kept | {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+        )
+        for rank in (0, 1)
+    ]
+    _, said = jobs[1].communicate(timeout=240)
+    assert jobs[1].returncode == 2
+    assert "(rank 1 of 2): what it says of row" in said
+    if not shared:
+        jobs[0].terminate()  # as a launcher does: nobody does the other's shards
+    jobs[0].communicate(timeout=240)
+    assert (jobs[0].returncode == 0) == bool(shared)
+    lines = (tmp_path / "s.journal.jsonl").read_text().splitlines()
+    wrote = {line["process"] for line in map(json.loads, lines) if line.get("committed")}
+    assert wrote == {jobs[0].pid}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

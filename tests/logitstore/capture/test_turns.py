@@ -15,8 +15,12 @@ import logitstore
 from distill.alignment.align import align
 from distill.data.targets import student_spans, teacher_spans
 from logitstore.errors import MismatchError
+from logitstore.info import facts, info_text
+from logitstore.moving.merge import merge
+from logitstore.moving.subset import subset
 from logitstore.rows.renderer import Renderer
 from logitstore.testing import tiny
+from logitstore.testing.stores import tree
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import templates
 from tests.kit.shapes import CALL, EMPTY_THINKING, NEXT_ROLE, SHAPES, TALKS
@@ -158,9 +162,54 @@ def test_turns_without_an_end_are_counted_and_said(
     noted = [line for line in journal(store) if line["event"] == "turns"]
     assert [line["without_end"] for line in noted] == [2, 2, 2]
     said = [r.getMessage() for r in caplog.records if "when to stop" in r.getMessage()]
-    assert len(said) == 1  # the journal has the rest
+    assert ["2 turns of shard 0" in said[0], "6 turns in all" in said[1]] == [True, True]
+    assert len(said) == 2  # the journal has the rest
     eos = store.spec.eos_ids[0]
     assert [int((store[i].token_ids == eos).sum()) for i in range(3)] == [1, 1, 1]
+
+
+def test_the_store_keeps_how_many_turns_lack_an_end_and_info_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the rows that were looked at before it began: no later byte of it may change."""
+    monkeypatch.setattr("logitstore.capture.estimate.sample._SAMPLE_ROWS", 4)
+    teacher = saved(tmp_path / "t", SHAPES["no end in the middle"].tokenizer())
+    rows = [{"messages": turns("a", "one", "b", "two", "c", str(i))} for i in range(8)]
+    store = capture(teacher, rows, tmp_path / "s", shard_text_bytes=900)
+    assert store.provenance["turns"] == {"rows": 4, "without_end": 8}
+    assert facts(store)["turns"] == {"rows": 4, "without_end": 8}
+    line = "turns     8 end without a token, of those in the 4 rows that were looked at"
+    assert line in info_text(facts(store))
+    before = tree(tmp_path / "s")
+    (tmp_path / "s" / "DONE").unlink()
+    (tmp_path / "s" / "shards" / "00001.zarr.zip").unlink()
+    capture(teacher, rows, tmp_path / "s", shard_text_bytes=900)
+    assert tree(tmp_path / "s") == before
+    # Of other rows it is not known.
+    cut = subset(tmp_path / "s", "0:2", tmp_path / "cut")
+    more = capture(teacher, rows[:3], tmp_path / "more")
+    both = merge([tmp_path / "cut", tmp_path / "more"], tmp_path / "both")
+    assert more.provenance["turns"] == {"rows": 3, "without_end": 6}
+    assert all("turns" not in each.provenance for each in (cut, both))
+    assert "turns " not in info_text(facts(cut))
+
+
+def test_a_store_whose_turns_all_end_has_no_word_of_it(tmp_path: Path) -> None:
+    teacher = saved(tmp_path / "t", SHAPES["every turn alike"].tokenizer())
+    store = capture(teacher, [{"messages": turns("a", "one", "b", "two")}], tmp_path / "s")
+    assert "turns" not in store.provenance
+    assert facts(store)["turns"] is None
+    assert "turns " not in info_text(facts(store))
+
+
+@pytest.mark.parametrize("said", [{}, [1], {"rows": 1}, {"rows": "x", "without_end": 2}])
+def test_what_anybody_may_have_written_into_a_store_is_no_reason_for_info_to_fail(
+    tmp_path: Path, said: Any
+) -> None:
+    teacher = saved(tmp_path / "t", SHAPES["every turn alike"].tokenizer())
+    store = capture(teacher, [{"messages": turns("a", "one")}], tmp_path / "s")
+    store.provenance["turns"] = said
+    assert "turns " not in info_text(facts(store))
 
 
 def test_an_end_that_only_the_model_lists_is_an_end_of_the_store(tmp_path: Path) -> None:
@@ -243,6 +292,28 @@ def test_the_end_of_an_answer_is_the_templates_where_the_model_lists_ordinary_te
     assert done
     assert all(store[i].token_ids[-1] == end for i in done)
     assert listed not in store.spec.eos_ids
+
+
+def test_a_last_turn_ends_as_the_template_ends_last_turns(tmp_path: Path) -> None:
+    """Not as it ends those in the middle, where the model lists ordinary text as its end."""
+    tokenizer = SHAPES["channels"].tokenizer()
+    model = tiny.llama(len(tokenizer))
+    listed = tokenizer("e").input_ids[0]
+    last, middle = tokenizer.convert_tokens_to_ids(["<|return|>", "<|end|>"])
+    with torch.no_grad():
+        model.lm_head.weight[listed] *= 5
+        model.lm_head.weight[[last, middle]] = 0
+    model.generation_config.eos_token_id = [listed]
+    teacher = tiny.save(tmp_path / "t", model, tokenizer)
+    rows = [{"messages": turns(t)} for t in tiny.corpus()[:5]]
+    store = capture(
+        teacher, rows, tmp_path / "s", generate=True, max_new_tokens=40, generate_temperature=1.0
+    )
+    done = [i for i in range(len(store)) if store.text(i).status == "ok"]
+    ends = {int(store[i].token_ids[-1]) for i in done}
+    assert last in ends
+    assert middle not in ends
+    assert "<|return|>" in {store.text(i).segments[-1].text for i in done}
 
 
 def test_spaces_in_front_of_an_end_stay_with_it_in_windows(tmp_path: Path) -> None:

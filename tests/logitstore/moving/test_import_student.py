@@ -20,8 +20,8 @@ from logitstore.store import LogitStore, open_store
 from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import dumps
-from tests.kit.dumps import Dumper
-from tests.logitstore.moving.test_import_dumps import ENGLISH, renormalised
+from tests.kit.dumps import ENGLISH, Dumper
+from tests.logitstore.moving.test_import_missing import renormalised
 
 LACKS_TOKENS = (
     "imported without the log-probability of every token, which {name} needs. Use --loss "

@@ -151,8 +151,8 @@ WRONG = (
         "another kind of file",
         RAW,
         nothing,
-        "teacher/model.safetensors: unknown kind of file; expected .parquet or .jsonl, found "
-        "'.safetensors'. Convert it.",
+        "teacher/model.safetensors: unknown kind of file; expected .parquet or .jsonl (this also "
+        "with .gz or .zst), found '.safetensors'. Convert it.",
         "logitstore import teacher/model.safetensors --out s --teacher t --tokenizer teacher",
     ),
     # ---- flags ----
@@ -227,15 +227,15 @@ WRONG = (
         "labels of another length",
         PREPARED,
         lambda rows: rows[2]["labels"].pop(),
-        "dump.jsonl: line 3: labels has 11 values for 12 tokens. Give one a token, or leave the "
-        "column out.",
+        "dump.jsonl: line 3: labels has 11 values, but there are 12 input_ids. Give one a token, "
+        "or leave the column out.",
     ),
     Wrong(
         "labels that are shifted",
         PREPARED,
         lambda rows: rows[0].update(labels=[*rows[0]["labels"][1:], -100]),
-        "dump.jsonl: line 1, token 0: its label is 278, expected the token itself (1) or -100. "
-        "Labels lie on their own tokens: do not shift them.",
+        "dump.jsonl: line 1: label 0 is 278, expected the token itself (1) or -100. Labels lie on "
+        "their own tokens here, as Trainer has them: do not shift them.",
     ),
     Wrong(
         "a mask of another shape",
@@ -406,10 +406,10 @@ def test_lines_that_are_no_rows_are_named(
     monkeypatch.chdir(here)
     good = json.dumps(dumper.raw(ROWS[0])).encode()
     for line, says in (
-        (b'{"logprobs": [', "is not JSON (JSONDecodeError: Expecting value"),
-        (b"\xff\xfe", "is not UTF-8. Write the file again as UTF-8."),
-        (b"[1, 2]", "is not an object, but list. Each line must be one object."),
-        (b"[" * 100_000, "is nested too deeply. Drop the line."),
+        (b'{"logprobs": [', "is not JSON (Expecting value at column 15). Each line must be one"),
+        (b"\xff\xfe", "is not UTF-8 (byte 0xFF). Convert the file: iconv"),
+        (b"[1, 2]", "holds a list, not an object. Each line must be one object"),
+        (b"[" * 100_000, "is nested deeper than 100 levels. Repair or drop the row."),
     ):
         (here / "dump.jsonl").write_bytes(good + b"\n\n" + line + b"\n")
         monkeypatch.setattr(sys, "argv", shlex.split(IMPORT))

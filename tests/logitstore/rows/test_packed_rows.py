@@ -1,5 +1,6 @@
 """Documents packed into a row of token ids: cut where the row says, and none sees another."""
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from logitstore.errors import InputError, MismatchError
-from logitstore.rows.token_rows import documents_of
+from logitstore.rows.token_rows import MOST_DOCUMENTS, documents_of
 from logitstore.testing import tiny
 from tests.kit import templates
 from tests.kit.talks import capture, dataset_of, trainer_of
@@ -174,3 +175,38 @@ def test_a_store_of_uncut_rows_is_not_gone_on_with(teacher: Path, tmp_path: Path
     assert capture(teacher, [row], tmp_path / "s").spec.rendering["obeys"] == ["documents"]
     with pytest.raises(MismatchError):
         capture(teacher, [row], tmp_path / "plain")
+
+
+def test_a_packed_document_costs_what_a_row_of_its_own_costs(teacher: Path, tmp_path: Path) -> None:
+    """However short: a bomb of documents is no more than the rows that it could have been."""
+    tokenizer = AutoTokenizer.from_pretrained(teacher)
+    parts = [tokenizer("ab"[i % 2]).input_ids for i in range(150)]
+    row = packed(parts, "position_ids")
+    held = []
+    for name, rows in (("packed", [row]), ("alone", [{"input_ids": part} for part in parts])):
+        tracemalloc.start()
+        store = capture(teacher, rows, tmp_path / name)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(store) == len(parts)
+        held.append((sum(f["file_bytes"] for f in store.shard_facts), peak))
+    assert held[0][0] < 1.1 * held[1][0]
+    assert held[0][1] < 1.2 * held[1][1]
+
+
+def test_a_row_of_more_documents_than_anybody_packs_is_refused() -> None:
+    """A row cannot be divided between shards, so all of it is in memory at once."""
+    count = MOST_DOCUMENTS + 1
+    ways: list[dict[str, Any]] = [
+        {"position_ids": [0] * count},
+        {"seq_lengths": [1] * count},
+        {"attention_mask": list(range(1, count + 1))},
+    ]
+    for columns in ways:
+        with pytest.raises(
+            InputError,
+            match=r"^row 3: is packed of 16,385 documents, expected at most 16,384\. Cut it into",
+        ):
+            documents_of({"input_ids": [5] * count, **columns}, "row 3")
+    most = {"input_ids": [5] * count, "seq_lengths": [2, *[1] * (count - 2)]}
+    assert len(documents_of(most, "row 3")) == MOST_DOCUMENTS

@@ -128,6 +128,41 @@ def test_files_that_are_read_as_another_tokenizer_are_refused(store: Path) -> No
         stored_tokenizer(LocalPath(store / "tokenizer"), "0" * 64, store)
 
 
+def test_a_tokenizer_is_read_once_for_the_same_files_and_anew_for_others(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    reads = stored.stored_tokenizer
+
+    def counts(folder: Path, *rest: Any) -> Any:
+        read.append(folder)
+        return reads(folder, *rest)
+
+    monkeypatch.setattr(stored, "_kept", {})
+    monkeypatch.setattr(stored, "stored_tokenizer", counts)
+    first = as_targets(open_store(store))
+    assert isinstance(first, ByteTokenizer)
+    copied = shutil.copytree(store, tmp_path / "elsewhere")
+    assert [as_targets(open_store(each)) for each in (store, copied)] == [first, first]
+    assert len(read) == 1
+    # Each has its own ends, whoever asked before.
+    opened = open_store(store)
+    opened.spec.tokenizer["eos_ids"] = [*first.eos_ids, 1]
+    assert 1 in as_targets(opened).eos_ids or 1 in first.eos_ids  # type: ignore[attr-defined]
+    assert first.eos_ids == as_targets(open_store(store)).eos_ids  # type: ignore[attr-defined]
+    # What has changed meanwhile is met as if it had never been read.
+    rotate(store / "tokenizer" / "tokenizer.json")
+    with pytest.raises(CorruptStoreError, match=r"tokenizer\.json"):
+        as_targets(open_store(store))
+    with pytest.raises(MismatchError, match="are read here as another tokenizer"):
+        stored.stored_bytes(LocalPath(store / "tokenizer"), first.fingerprint, store)
+    for folder in ("byte_bpe", "unigram", "sp_bpe"):
+        getattr(tiny, folder)().save_pretrained(tmp_path / folder)
+        made = ByteTokenizer.from_folder(tmp_path / folder)
+        stored.stored_bytes(tmp_path / folder, made.fingerprint, folder)
+    assert len(stored._kept) == 2
+
+
 # The tokenizer of a student whose boundaries a store has
 
 
