@@ -28,18 +28,21 @@ class Evidence:
         other: How well those of another row fit.
         sure: Mean probability of the most probable token.
         outcome: `FITS`, or `CANNOT_TELL`.
+        sequences: How many were read.
     """
 
     own: float | None = None
     other: float | None = None
     sure: float | None = None
     outcome: str = CANNOT_TELL
+    sequences: int = 0
 
     @property
     def is_doubtful(self) -> bool:
         """Whether who is asked is sure of something, and not of the labels."""
         is_told = self.outcome == FITS or self.own is None or self.other is None
-        return not is_told and self.sure is not None and self.sure >= SURE
+        is_sure = self.sure is not None and self.sure >= SURE
+        return is_sure and not is_told and self.sequences >= LEAST_SEQUENCES
 
     def facts(self) -> dict[str, Any]:
         """Describe it as JSON."""

@@ -57,13 +57,7 @@ _GO_ON = "--no_self_test trains all the same."
 
 @dataclass(frozen=True)
 class Tried(Evidence):
-    """What was found; the mean mass that records give to labels.
-
-    Attributes:
-        sequences: How many were read.
-    """
-
-    sequences: int = 0
+    """What was found; the mean mass that records give to labels."""
 
     @property
     def doubt(self) -> str:

@@ -1,35 +1,45 @@
-"""Try with the first batch whether a student's logits and its labels belong together.
+"""Try before the first step whether a student's logits and its labels belong together.
 
-The student, as it is before the first step, is asked for each label of the batch: with the logit
-row that predicts it, with the rows one and two before that, and with the row of another sequence.
-Where another row clearly predicts the labels better, they are shifted or swapped, and that is an
-error before the first step. Where the right row does, that is a proof. A new student predicts none
-of them better than another, so nothing can be told; the records of its teacher have been tried
-already (:mod:`distill.data.self_test`).
+The student is asked for each label of a few sequences from all over the store, collated as training
+does: with the logit row that predicts it, with the rows one and two before that, and with the rows
+of other sequences. Where another row clearly predicts the labels better, they are shifted or
+swapped, and that is an error before the first step. Where the right row does, that is a proof. A
+new student predicts none of them better than another, so nothing can be told; the records of its
+teacher have been tried already (:mod:`distill.data.self_test`).
 
 Rows behind the right one have read the label, so a model whose embeddings are tied may well repeat
 it: they are no evidence.
 
-Shape legend: N = labels; C = rows tried for each label.
+Shape legend: N = labels; C = rows tried for each label; n = labels of a batch; S = sequences.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
+from distill.data.dataset import StoreDataset
 from distill.data.evidence import CANNOT_TELL, FITS, Evidence, is_clear
+from distill.data.example import Example
+from distill.data.left_out import in_blocks
 from distill.head.query import HeadQuery
 from distill.head.student_head import StudentHead
 from logitstore.errors import InputError
 
-#: The first is the right one; -1 is the row of the label before. Then comes another sequence's.
-SHIFTS = (0, -1, -2)
+#: Sequences that are tried, and that are looked at to find as many with labels.
+_SEQUENCES, _LOOKED_AT = 8, 32
+#: The first is the right one; -1 is the row of the label before. Then come other sequences'.
+_SHIFTS = (0, -1, -2)
+_OTHERS = (1, -1)  # which sequence instead, counted from its own
+_NAMES = (*(f"{-by} before" for by in _SHIFTS[1:]), *["of another sequence"] * len(_OTHERS))
 _CLEAR_NATS = 0.5
 #: Other rows count only if they are good: two rows that know nothing may differ, too.
 _MOST_OF_OWN = 0.6
+#: Labels that cost less are known, whatever those of other sequences cost.
+_COSTLY_NATS = 1.0
+Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,101 +51,175 @@ class FirstBatch(Evidence):
         """Say what speaks for a mistake where nothing could be told; empty if nothing does."""
         if not self.is_doubtful:
             return ""
+        assert self.own is not None
+        assert self.other is not None
+        if self.own < max(_COSTLY_NATS, _MOST_OF_OWN * self.other):
+            return ""
         return (
             f"the student is sure of what it says (its first token has {self.sure:.0%}), and the "
-            f"labels of the first batch cost it {self.own:.2f} nats, those of other sequences "
-            f"{self.other:.2f}. Its tokenizer may be another model's"
+            f"labels of {self.sequences} sequences cost it {self.own:.2f} nats, those of other "
+            f"sequences {self.other:.2f}. Its tokenizer may be another model's"
         )
+
+
+def first_batches(
+    data: StoreDataset, collate: Callable[[Sequence[Example]], Batch], size: int
+) -> Iterator[Batch]:
+    """Collate a few sequences with labels from all over the store.
+
+    They are the same in every process. Most lie in shards that have been read by then.
+
+    Args:
+        data: The store as the student reads it.
+        collate: The collator of the run.
+        size: The most sequences of a batch that the device is known to hold.
+    """
+    # Of each block of neighbours one first: neighbours may be parts of one document.
+    spread = in_blocks(len(data), _LOOKED_AT, _SEQUENCES)
+    step = max(1, len(spread) // _SEQUENCES)
+    chosen = list[Example]()
+    for i in (i for first in range(step) for i in spread[first::step]):
+        example = data[int(i)]
+        chosen += [example] if example.is_label.any() else []
+        if len(chosen) == _SEQUENCES:
+            break
+    for start in range(0, len(chosen), size):
+        yield collate(chosen[start : start + size])
+
+
+class _Labels(NamedTuple):
+    """The labels of all batches, one after the other.
+
+    Attributes:
+        label_N: (N,) their ids.
+        row_N: (N,) the logit row in its batch that predicts each.
+        sequence_N: (N,) the sequence of each, counted over all batches.
+        first_B: Of each batch, its first label; then N.
+        batch_S: The batch of each sequence.
+    """
+
+    label_N: Tensor
+    row_N: Tensor
+    sequence_N: Tensor
+    first_B: list[int]
+    batch_S: list[int]
+
+    @classmethod
+    def of(cls, batches: Sequence[Batch]) -> Self:
+        labels, sequences, first_B, batch_S = list[Tensor](), list[Tensor](), [0], list[int]()
+        for i, batch in enumerate(batches):
+            labels.append(batch["labels"].flatten()[batch["rows"] + 1].long())
+            names, sequence_n = batch["example"].unique(return_inverse=True)
+            sequences.append(sequence_n + len(batch_S))
+            batch_S += [i] * len(names)
+            first_B.append(first_B[-1] + len(sequence_n))
+        row_N = torch.cat([batch["rows"] for batch in batches])
+        return cls(torch.cat(labels), row_N, torch.cat(sequences), first_B, batch_S)
+
+    def places(self) -> Tensor:
+        """List (C, N) the labels whose rows are tried for each label; -1 where there is none."""
+        shifted = [self._shifted(by) for by in _SHIFTS]
+        return torch.stack([*shifted, *(self._of_another(by) for by in _OTHERS)])
+
+    def _shifted(self, by: int) -> Tensor:
+        """Find (N,) the label so many further on in the same sequence."""
+        count = len(self.label_N)
+        place_N = torch.arange(count, device=self.label_N.device) + by
+        inside_N = place_N.clamp(0, max(count - 1, 0))
+        is_same_N = (inside_N == place_N) & (self.sequence_N[inside_N] == self.sequence_N)
+        return torch.where(is_same_N, place_N, -1)
+
+    def _of_another(self, by: int) -> Tensor:
+        """Find (N,) a label of another sequence, about as far from its beginning."""
+        if len(self.batch_S) < 2:
+            return torch.full_like(self.label_N, -1)
+        count_S = torch.bincount(self.sequence_N)
+        first_S = count_S.cumsum(0) - count_S
+        partner_S = torch.tensor(_partners(self.batch_S, by), device=count_S.device)
+        partner_N = partner_S[self.sequence_N]
+        rank_N = torch.arange(len(self.label_N), device=count_S.device) - first_S[self.sequence_N]
+        return first_S[partner_N] + torch.minimum(rank_N, count_S[partner_N] - 1)
+
+
+def _partners(batch_S: Sequence[int], by: int) -> list[int]:
+    """Choose another sequence for each, of its own batch where that has several."""
+    found = []
+    for sequence, batch in enumerate(batch_S):
+        group = [other for other, of in enumerate(batch_S) if of == batch]
+        group = group if len(group) > 1 else list(range(len(batch_S)))
+        found.append(group[(group.index(sequence) + by) % len(group)])
+    return found
 
 
 @torch.no_grad()
 def try_first_batch(
-    head: StudentHead, model: nn.Module, seen: Mapping[str, Any], batch: Mapping[str, Any]
+    head: StudentHead, model: nn.Module, batches: Sequence[tuple[Mapping[str, Any], Batch]]
 ) -> FirstBatch:
     """Compare how well a student predicts its labels with how well other logit rows would.
 
-    Every process must call it at the same time, since the model may be spread over them.
+    Every process must call it at the same time with as many batches, since the model may be spread
+    over them. They are asked for the same sequences, so that all or none of them stop.
 
     Args:
         head: The student's head.
         model: The student, or what a wrapper made of it. It is in evaluation mode meanwhile.
-        seen: What the model is given.
-        batch: The batch, unpacked, on the device.
+        batches: What the model is given, and the batch, unpacked, on the device; a pair each.
 
     Raises:
         InputError: Other rows predict the labels clearly better.
     """
-    rows_N, example_N = batch["rows"], batch["example"]
-    labels_N = batch["labels"].flatten()[rows_N + 1].long()
-    places_CN = [*(_shifted(example_N, by) for by in SHIFTS), _of_another(example_N)]
-    rows = torch.cat([rows_N[places.clamp(min=0)] for places in places_CN])
+    if not batches:
+        return FirstBatch()
+    labels = _Labels.of([batch for _, batch in batches])
+    places_CN = labels.places()
+    losses_CN = torch.full(places_CN.shape, torch.nan, dtype=torch.double, device=places_CN.device)
+    sure_N = torch.zeros_like(losses_CN[0])
     was_training = model.training
     model.eval()
-    answer = head(model, seen, rows, HeadQuery(labels_N.repeat(len(places_CN)), 1))
+    for (seen, _), start, stop in zip(batches, labels.first_B, labels.first_B[1:], strict=False):
+        candidate, asked = torch.nonzero((places_CN >= start) & (places_CN < stop), as_tuple=True)
+        rows = labels.row_N[places_CN[candidate, asked]]
+        answer = head(model, seen, rows, HeadQuery(labels.label_N[asked], 1))
+        losses_CN[candidate, asked] = -answer.label_logprob_N.double()
+        assert answer.top_logprobs_NK is not None
+        is_own = candidate == 0
+        sure_N[asked[is_own]] = answer.top_logprobs_NK[is_own, 0].double().exp()
     model.train(was_training)
-    if not len(rows_N):
-        return FirstBatch()
-    assert answer.top_logprobs_NK is not None
-    sure = float(answer.top_logprobs_NK[: len(rows_N), 0].double().exp().mean())
-    losses_CN = -answer.label_logprob_N.double().reshape(len(places_CN), -1)
-    return replace(_judged(losses_CN, places_CN, example_N), sure=sure)
+    return _judged(losses_CN, places_CN, labels.sequence_N, float(sure_N.mean()))
 
 
-def _shifted(example_N: Tensor, by: int) -> Tensor:
-    """Find (N,) the label so many further on in the same sequence; -1 where there is none."""
-    count = len(example_N)
-    place_N = torch.arange(count, device=example_N.device) + by
-    is_there_N = (place_N >= 0) & (place_N < count)
-    inside_N = place_N.clamp(0, max(count - 1, 0))
-    same_N = is_there_N & (example_N[inside_N] == example_N)
-    return torch.where(same_N, place_N, -1)
-
-
-def _of_another(example_N: Tensor) -> Tensor:
-    """Find (N,) a label of the next sequence that has labels, about as far from its beginning."""
-    counts_B = torch.bincount(example_N)
-    counts = counts_B[counts_B > 0]
-    if len(counts) < 2:
-        return torch.full_like(example_N, -1)
-    which_N = ((counts_B > 0).cumsum(0) - 1)[example_N]
-    first = counts.cumsum(0) - counts
-    rank_N = torch.arange(len(example_N), device=example_N.device) - first[which_N]
-    next_N = (which_N + 1) % len(counts)
-    place_N: Tensor = first[next_N] + torch.minimum(rank_N, counts[next_N] - 1)
-    return place_N
-
-
-def _judged(losses_CN: Tensor, places_CN: list[Tensor], example_N: Tensor) -> FirstBatch:
+def _judged(losses_CN: Tensor, places_CN: Tensor, sequence_N: Tensor, sure: float) -> FirstBatch:
     own_N, others = losses_CN[0], []
-    names = [*(f"{-by} before" for by in SHIFTS[1:]), "of another sequence"]
-    for name, losses_N, places_N in zip(names, losses_CN[1:], places_CN[1:], strict=True):
+    for name, losses_N, places_N in zip(_NAMES, losses_CN[1:], places_CN[1:], strict=True):
         is_known_N = places_N >= 0
-        if _is_clear(own_N - losses_N, is_known_N, example_N):
+        if _is_clear(own_N - losses_N, is_known_N, sequence_N):
             means = [float(each[is_known_N].mean()) for each in (own_N, losses_N)]
             others.append((means[1], means[0], name))
+    sequences = int(sequence_N.max()) + 1
     if others and min(others)[0] < _MOST_OF_OWN * min(others)[1]:
-        raise _misaligned(*min(others))
-    other_N, is_other_N = losses_CN[-1], places_CN[-1] >= 0
-    if not bool(is_other_N.any()):
-        return FirstBatch(float(own_N.mean()))
-    fits = _is_clear(other_N - own_N, is_other_N, example_N)
-    own, other = float(own_N.mean()), float(other_N[is_other_N].mean())
-    return FirstBatch(own, other, outcome=FITS if fits else CANNOT_TELL)
+        raise _misaligned(*min(others), sequences)
+    own = float(own_N.mean())
+    if sequences < 2:
+        return FirstBatch(own, sure=sure, sequences=sequences)
+    other_N = losses_CN[len(_SHIFTS)]
+    fits = _is_clear(other_N - own_N, torch.ones_like(own_N, dtype=torch.bool), sequence_N)
+    outcome = FITS if fits else CANNOT_TELL
+    return FirstBatch(own, float(other_N.mean()), sure, outcome, sequences)
 
 
-def _is_clear(gain_N: Tensor, is_known_N: Tensor, example_N: Tensor) -> bool:
+def _is_clear(gain_N: Tensor, is_known_N: Tensor, sequence_N: Tensor) -> bool:
     """Tell whether the mean gain of a sequence is large, and far from what chance makes."""
     chosen_N = is_known_N & gain_N.isfinite()
-    counts_B = torch.bincount(example_N[chosen_N])
-    sums_B = gain_N.new_zeros(len(counts_B)).index_add(0, example_N[chosen_N], gain_N[chosen_N])
+    counts_B = torch.bincount(sequence_N[chosen_N])
+    sums_B = gain_N.new_zeros(len(counts_B)).index_add(0, sequence_N[chosen_N], gain_N[chosen_N])
     return is_clear((sums_B / counts_B)[counts_B > 0].cpu().numpy(), _CLEAR_NATS)
 
 
-def _misaligned(better: float, own: float, which: str) -> InputError:
+def _misaligned(better: float, own: float, which: str, sequences: int) -> InputError:
     return InputError(
-        f"step 1: the logits {which} predict the labels of the first batch better than those that "
-        f"training would use, {better:.2f} against {own:.2f} nats a label, so the student would be "
-        "trained on the wrong ones. Check the model's code and its positions; --no_self_test "
-        "trains all the same.",
+        f"step 1: the logits {which} predict the labels of {sequences} sequences better than those "
+        f"that training would use, {better:.2f} against {own:.2f} nats a label, so the student "
+        "would be trained on the wrong ones. Check the model's code and its positions; "
+        "--no_self_test trains all the same.",
         kind="self-test",
     )

@@ -78,7 +78,7 @@ from distill.losses import find
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.student.generation_ends import list_ends
 from distill.training.config import CachedTeacherConfig
-from distill.training.first_batch import FirstBatch, try_first_batch
+from distill.training.first_batch import FirstBatch, first_batches, try_first_batch
 from distill.training.loss_terms import (
     Term,
     bad_rows,
@@ -165,8 +165,8 @@ class CachedTeacherTrainer(Trainer):
         self.usable = look_at(self.data, args)
         #: What tests before the first step found, as JSON.
         self.self_test: dict[str, Any] = {}
-        self._has_tried = args.no_self_test or not self.weights
-        if not self._has_tried:
+        self._has_tried = args.no_self_test
+        if self.weights and not args.no_self_test:
             self._note_test("records", try_records(self.data), args)
         if args.process_index == 0:
             warn_if_wrong(self.data)
@@ -240,10 +240,7 @@ class CachedTeacherTrainer(Trainer):
         assert isinstance(counts, Tensor)
         counts = counts.to(inputs["rows"].device).clamp(min=1)
         if model.training and not self._has_tried:
-            self._has_tried = True
-            seen, batch = self._seen(inputs), unpacked(inputs)
-            tried = try_first_batch(self.head, model, seen, batch)
-            self._note_test("student", tried, self.args, can_doubt=not self.is_new)
+            self._try_student(model)
         loss, terms = self._loss(model, inputs, counts)
         routed: Tensor | None = None
         if self._router_weight and model.training:
@@ -287,6 +284,15 @@ class CachedTeacherTrainer(Trainer):
         ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
         loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
         return loss, joined(shares)
+
+    def _try_student(self, model: nn.Module) -> None:
+        """Try whether logits and labels belong together, as many sequences at once as in a step."""
+        made = first_batches(self.data, self.data_collator, self._train_batch_size)
+        prepared = map(self._prepare_inputs, made)
+        batches = [(self._seen(inputs), unpacked(inputs)) for inputs in prepared]
+        tried = try_first_batch(self.head, model, batches)
+        self._has_tried = True
+        self._note_test("student", tried, self.args, can_doubt=not self.is_new)
 
     def _note_test(
         self,

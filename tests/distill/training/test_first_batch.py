@@ -51,19 +51,35 @@ def breaking(trainer: CachedTeacherTrainer, edit: Callable[[Batch], Tensor]) -> 
     trainer.data_collator = broken
 
 
+EDITS: dict[str, tuple[Callable[[Batch], Tensor], str]] = {
+    "shift by one": (lambda batch: batch["input_ids"].roll(1, 1), "1 before"),
+    "shift by two": (lambda batch: batch["input_ids"].roll(2, 1), "2 before"),
+    "another row": (lambda batch: batch["input_ids"].roll(-1, 0), "of another sequence"),
+    "another row back": (lambda batch: batch["input_ids"].roll(1, 0), "of another sequence"),
+}
+
+
 @pytest.mark.parametrize(
-    ("edit", "which"),
+    ("broken", "rows", "loss"),
     [
-        (lambda batch: batch["input_ids"].roll(1, 1), "1 before"),
-        (lambda batch: batch["input_ids"].roll(2, 1), "2 before"),
-        (lambda batch: batch["input_ids"].roll(-1, 0), "of another sequence"),
+        ("shift by one", 1, "tail_kl"),
+        ("shift by two", 1, "uld"),
+        ("shift by one", 3, "ce"),
+        ("another row", 2, "tail_kl"),
+        ("another row", 3, "tail_kl"),
+        ("another row back", 3, "tail_kl"),
+        ("shift by one", 8, "tail_kl"),
+        ("shift by two", 8, "tail_kl"),
+        ("another row", 8, "tail_kl"),
     ],
-    ids=["shift by one", "shift by two", "another row"],
 )
 def test_labels_in_a_wrong_place_stop_the_run_before_a_weight_is_touched(
-    store: FakeStore, tmp_path: Path, edit: Callable[[Batch], Tensor], which: str
+    store: FakeStore, tmp_path: Path, broken: str, rows: int, loss: str
 ) -> None:
-    trainer = run(store, tmp_path)
+    """However few sequences a batch has: one is usual for a large student."""
+    edit, which = EDITS[broken]
+    how: dict[str, Any] = {"per_device_train_batch_size": rows, "loss": loss}
+    trainer = run(store, tmp_path, **how)
     breaking(trainer, edit)
     before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
     with pytest.raises(
@@ -73,19 +89,22 @@ def test_labels_in_a_wrong_place_stop_the_run_before_a_weight_is_touched(
         trainer.train()
     assert stopped.value.kind == "self-test"
     torch.testing.assert_close(trainer.model.state_dict(), before)
-    again = run(store, tmp_path, no_self_test=True)
+    again = run(store, tmp_path, **how, no_self_test=True)
     breaking(again, edit)
     again.train()
     assert again.self_test == {}
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
 def test_a_student_that_knows_its_labels_is_sure_of_them(
-    store: FakeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: FakeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture, rows: int
 ) -> None:
-    trainer = run(store, tmp_path)
+    model = knowing()
+    model.name_or_path = "hub/student"  # only one that was trained is doubted
+    trainer = run(store, tmp_path, model, per_device_train_batch_size=rows)
     trainer.train()
     found = trainer.self_test["student"]
-    assert found["outcome"] == "fits"
+    assert (found["outcome"], found["sequences"]) == ("fits", 8)
     assert found["own"] + 2 < found["other"]
     assert trainer.self_test["records"]["outcome"] == "fits"
     assert "self_test" not in caplog.text
@@ -105,10 +124,10 @@ def test_of_a_new_student_nothing_can_be_told_and_nothing_is_said(
     trainer = run(store, tmp_path, made[kind](), loss=loss)
     with caplog.at_level(logging.WARNING):
         trainer.train()
+    assert trainer.self_test["student"]["outcome"] == "cannot tell"
     if loss == "ce":
-        assert trainer.self_test == {}
+        assert "records" not in trainer.self_test  # they are not trained on
     else:
-        assert trainer.self_test["student"]["outcome"] == "cannot tell"
         assert trainer.self_test["records"]["outcome"] == "fits"
     assert "self_test" not in caplog.text
 
@@ -145,7 +164,22 @@ def test_a_sure_student_that_does_not_know_its_labels_is_doubted(
     with torch.no_grad():
         order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
         model.lm_head.weight[:] = model.lm_head.weight[order]
-    trainer = run(store, tmp_path, model)
+    trainer = run(store, tmp_path, model, per_device_train_batch_size=3)
     trainer.train()
     assert trainer.self_test["student"]["outcome"] == "cannot tell"
+    assert "the labels of 8 sequences cost it" in caplog.text
     assert "Its tokenizer may be another model's. --no_self_test silences this." in caplog.text
+
+
+def test_of_too_few_sequences_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two sequences tell nothing from chance, and one text twice nothing from itself."""
+    for rows in (learnt.rows()[:2], learnt.rows()[:1] * 8):
+        store = FakeStore.from_teacher(knowing(), tiny.byte_bpe(), rows, tmp_path / "tokenizer")
+        model = knowing()
+        model.name_or_path = "hub/student"
+        trainer = run(store, tmp_path, model)
+        trainer.train()
+        assert trainer.self_test["student"]["outcome"] == "cannot tell"
+        assert "self_test" not in caplog.text
