@@ -43,8 +43,10 @@ from distill.alignment.entries_at import Texts
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.ways import Endings, Known, answers_of, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
+from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
 from distill.data.ragged import narrow
 from distill.data.targets import (
@@ -52,14 +54,14 @@ from distill.data.targets import (
     Ints,
     Pairs,
     aligned_pairs,
-    as_labels,
-    boundary_spans,
+    asks_at_boundaries,
     by_position,
     is_by_position,
     plain_pairs,
     student_spans,
     teacher_spans,
     teacher_tokenizer,
+    with_answers_at_labels,
     with_labels_between,
 )
 from distill.head.query import Partition
@@ -83,6 +85,7 @@ class _BothSides(NamedTuple):
     student: Spans  # of its labels; empty if the student cannot use the sequence
     tokens: TokenizedText | None
     text_changed: bool
+    answers: TokenRecords | None  # what was asked at the student's boundaries
 
     @property
     def ends(self) -> Ints:
@@ -207,9 +210,7 @@ class StoreDataset(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Make the examples of a batch with one read of the store; DataLoader calls this."""
-        chosen = [int(self.sequences[i]) for i in indices]
-        read = zip(self.store.read_many(chosen), map(self.store.text, chosen), strict=True)
-        both = [self._both_sides(records, text) for records, text in read]
+        both = self._both_sides([int(self.sequences[i]) for i in indices])
         if all(map(is_by_position, self.pairings.values())):
             return [self._example(sides, None) for sides in both]
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
@@ -224,22 +225,35 @@ class StoreDataset(Dataset[Example]):
         chosen = int(self.sequences[index])
         line, spans = self.store.text(chosen), _NO_SPANS
         if line.status == "split":  # which tokens a window has depends on the ends in its records
-            spans = self._placed(self.store.read_many([chosen])[0], line)
+            spans = self._placed(self._records([chosen])[0], line)
         return self.reader.explain(line, spans), line
 
-    def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
-        place = boundary_spans if self._is_at_boundaries else teacher_spans
-        return place(records, text, self.store.spec.eos_ids, self.teacher)
+    def _records(self, chosen: Sequence[int]) -> list[TokenRecords]:
+        """Read the records at the teacher's own tokens."""
+        if self.is_at_boundaries:
+            return self.store.read_around(chosen)
+        return self.store.read_many(chosen)
 
-    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
+    def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
+        return teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
+
+    def _both_sides(self, chosen: Sequence[int]) -> list[_BothSides]:
+        """Read sequences of the store, and tokenise them as the student does."""
+        answers: Sequence[TokenRecords | None] = [None] * len(chosen)
+        if self.is_at_boundaries:
+            answers = self.store.read_many(chosen)
+        read = zip(self._records(chosen), map(self.store.text, chosen), answers, strict=True)
+        return [self._sides(*each) for each in read]
+
+    def _sides(
+        self, records: TokenRecords, text: SequenceText, answers: TokenRecords | None
+    ) -> _BothSides:
         teacher = self._placed(records, text)
         read = self.reader.read(text, teacher)
         if read.tokens is None:
-            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed)
+            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed, answers)
         student = student_spans(read.tokens)
-        if self._is_at_boundaries:
-            teacher = as_labels(teacher, student)
-        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed)
+        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed, answers)
 
     def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
@@ -259,17 +273,22 @@ class StoreDataset(Dataset[Example]):
         pairs, mapping = self._paired(name, both, alignment)
         loss = find(name)
         has_labels = self.pairings[name].has_labels and not self.is_one_tokenizer
+        records, ways = both.records, pairs.ways
+        if ways is not None:
+            assert both.answers is not None
+            records = with_answers(records, both.answers)
         aligned = Aligned(
-            both.records,
+            records,
             pairs.table,
             mapping,
             self._l1_max if loss.has_bound else 0.0,
             tuple(self.store.spec.temperatures),
             pairs.written,
             pairs.space,
-            self._order if pairs.written.any() else None,
+            self._order if ways is not None or pairs.written.any() else None,
             self._texts(both) if has_labels else None,
             None if mapping is None else _label_ids(both),
+            ways,
         )
         return loss.arrays(aligned, self.options)
 
@@ -293,8 +312,7 @@ class StoreDataset(Dataset[Example]):
             return pairs
         is_other = both.student.is_eos.copy()
         is_other[both.student.is_eos] = ends != ends[-1]
-        kept = ~is_other[pairs.table[:, 2]]
-        return Pairs(pairs.table[kept], pairs.space[kept], pairs.written[kept])
+        return pairs.chosen(~is_other[pairs.table[:, 2]])
 
     def _pairs(
         self,
@@ -317,21 +335,36 @@ class StoreDataset(Dataset[Example]):
             )
         assert alignment is not None
         pairs = aligned_pairs(pairing, alignment, teacher, student)
-        if not pairing.has_between or self.is_one_tokenizer or mapping is None:
+        if self.is_one_tokenizer or mapping is None:
             return pairs
         made = mapping.made
+        if both.answers is not None and asks_at_boundaries(pairing):
+            known = self._known(both, both.answers, made)
+            return with_answers_at_labels(pairs, known, turn_starts(both.text))
+        if not pairing.has_between:
+            return pairs
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
 
+    def _known(self, both: _BothSides, answers: TokenRecords, made: EventMap) -> Known:
+        """Gather what is known of a sequence at the student's boundaries."""
+        starts = answers.byte_starts.astype(np.int64) - both.text.supervised_start
+        answer = answers_of(both.student, starts, answers.byte_lengths.astype(np.int64))
+        return Known(
+            both.teacher,
+            both.student,
+            with_answers(both.records, answers),
+            np.where(answer >= 0, answer + len(both.records), -1),
+            made,
+            self._order,
+            self._endings,
+        )
+
     def _texts(self, both: _BothSides) -> Texts:
-        label_bytes = None
-        if self._is_at_boundaries:
-            data, student = both.text.supervised_bytes, both.student
-            stops = (student.starts + student.lengths).tolist()
-            label_bytes = [data[a:b] for a, b in zip(student.starts.tolist(), stops, strict=True)]
-        return Texts(both.teacher, both.student, self._order, self._cuts, label_bytes)
+        return Texts(both.teacher, both.student, self._order, self._cuts)
 
     @property
-    def _is_at_boundaries(self) -> bool:
+    def is_at_boundaries(self) -> bool:
+        """Whether the store holds what the teacher was asked at the boundaries of a student."""
         return bool(self.store.spec.boundaries_of)
 
     @property
@@ -343,6 +376,10 @@ class StoreDataset(Dataset[Example]):
     def _order(self) -> Beginnings:
         written = [each or b"" for each in self.teacher.token_bytes]
         return Beginnings(written, int(self.store.spec.vocab_size))
+
+    @cached_property
+    def _endings(self) -> Endings:
+        return Endings(self.teacher, self._order)
 
     @cached_property
     def _cuts(self) -> Cuts:
@@ -358,7 +395,7 @@ class StoreDataset(Dataset[Example]):
             template = self.reader.template
             read_by = {
                 "store": self.store.digest,
-                "at_boundaries": self._is_at_boundaries,
+                "at_boundaries": self.is_at_boundaries and "around",
                 "sequences": len(self),
                 "max_length": self.max_length,
                 "template": None if template is None else template.source,
@@ -379,8 +416,7 @@ class StoreDataset(Dataset[Example]):
             index: Of the sequence, in this dataset.
             name: The loss whose pairs are wanted.
         """
-        chosen = int(self.sequences[index])
-        both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
+        (both,) = self._both_sides([int(self.sequences[index])])
         if both.tokens is None:
             return None
         alignment = align(both.teacher, both.student)
