@@ -14,7 +14,7 @@ import numpy as np
 
 from distill.alignment.align import Spans
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.cuts import LEAST_ASKED, Cuts
+from distill.alignment.cuts import LEAST_ASKED, Bools, Cuts
 from distill.alignment.event_map import PLAIN, EventMap
 from distill.alignment.map_entries import F32, F64, Came
 from distill.alignment.realised import label_share, possible
@@ -129,18 +129,33 @@ def fitting(
     """
     if texts.cuts is None or not sources.count.sum():
         return sources
-    before = at.label - 1
-    student = texts.student
-    ends = (student.starts + student.lengths)[before]
-    is_asked = (before >= 0) & (student.lengths[before] > 0) & (ends == student.starts[at.label])
-    is_asked &= (student.tails[before] == 0) & (student.lengths[at.label] > 0)
-    is_asked &= (at.space == PLAIN) & (at.written == 0)
+    is_asked, last = _behind_tokens(at, texts.student, label_ids)
     pair = np.repeat(np.arange(len(is_asked)), sources.count)
     own = records.token_ids[at.record].astype(np.int64)[pair]
     chosen = is_asked[pair] & (sources.logprobs >= np.log(LEAST_ASKED)) & (sources.source != own)
     entry = np.flatnonzero(chosen)
-    fits = texts.cuts.fits(label_ids[before[pair[entry]]], sources.source[entry].astype(np.int64))
+    fits = texts.cuts.fits(last[pair[entry]], sources.source[entry].astype(np.int64))
     return _without(sources, pair, entry[~fits])
+
+
+def own_fits(records: TokenRecords, at: Places, texts: Texts, label_ids: Ints) -> Bools:
+    """Tell (P,) where a record's own token would be left in, had another one come."""
+    fits = np.ones(len(at.record), np.bool_)
+    if texts.cuts is not None:
+        is_asked, last = _behind_tokens(at, texts.student, label_ids)
+        own = records.token_ids[at.record[is_asked]].astype(np.int64)
+        fits[is_asked] = texts.cuts.fits(last[is_asked], own)
+    return fits
+
+
+def _behind_tokens(at: Places, student: Spans, label_ids: Ints) -> tuple[Bools, Ints]:
+    """Tell (P,) which labels just go on where a token of the student ended, and (P,) which one."""
+    before = at.label - 1
+    ends = (student.starts + student.lengths)[before]
+    goes_on = (before >= 0) & (student.lengths[before] > 0) & (ends == student.starts[at.label])
+    goes_on &= (student.tails[before] == 0) & (student.lengths[at.label] > 0)
+    goes_on &= (at.space == PLAIN) & (at.written == 0)
+    return goes_on, label_ids[before]
 
 
 def _without(sources: Sources, pair: Ints, dropped: Ints) -> Sources:

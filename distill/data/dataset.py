@@ -38,8 +38,8 @@ from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.cuts import Cuts
-from distill.alignment.entries_at import Texts
+from distill.alignment.cuts import Bools, Cuts
+from distill.alignment.entries_at import Texts, own_fits
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
@@ -105,6 +105,8 @@ class Asked(NamedTuple):
         label_ids: (n,) the student's tokens.
         alignment: How both sides' places meet.
         pairs: The pairs of a loss; none if no loss was named.
+        fits: (P,) at which of them the teacher's own token would be in the target, had another one
+            come; elsewhere the student never writes it behind its last token.
         mapping: The map of the teacher's tokens in this row; None if the loss has none.
     """
 
@@ -115,6 +117,7 @@ class Asked(NamedTuple):
     label_ids: Ints
     alignment: Alignment
     pairs: Pairs
+    fits: Bools
     mapping: VocabularyMap | None
 
     @property
@@ -272,7 +275,6 @@ class StoreDataset(Dataset[Example]):
         """Make a loss's arrays of one sequence."""
         pairs, mapping = self._paired(name, both, alignment)
         loss = find(name)
-        has_labels = self.pairings[name].has_labels and not self.is_one_tokenizer
         records, ways = both.records, pairs.ways
         if ways is not None:
             assert both.answers is not None
@@ -286,7 +288,7 @@ class StoreDataset(Dataset[Example]):
             pairs.written,
             pairs.space,
             self._order if ways is not None or pairs.written.any() else None,
-            self._texts(both) if has_labels else None,
+            self._texts(both) if self._has_labels(name) else None,
             None if mapping is None else _label_ids(both),
             ways,
         )
@@ -423,6 +425,9 @@ class StoreDataset(Dataset[Example]):
         pairs, mapping = plain_pairs(np.zeros((0, 4), np.int64)), None
         if name is not None:
             pairs, mapping = self._paired(name, both, alignment)
+        fits = np.ones(len(pairs.table), np.bool_)
+        if name is not None and self._has_labels(name):
+            fits = own_fits(both.records, pairs.places, self._texts(both), _label_ids(both))
         return Asked(
             both.records,
             both.text,
@@ -431,8 +436,13 @@ class StoreDataset(Dataset[Example]):
             _label_ids(both),
             alignment,
             pairs,
+            fits,
             mapping,
         )
+
+    def _has_labels(self, name: str) -> bool:
+        """Tell whether a loss asks what the text shows of both tokenisations."""
+        return self.pairings[name].has_labels and not self.is_one_tokenizer
 
     @cached_property
     def _l1_max(self) -> float:

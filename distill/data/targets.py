@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from distill.alignment.align import Alignment, Spans
 from distill.alignment.beginnings import Beginnings
+from distill.alignment.entries_at import Places
 from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, PLAIN, EventMap
 from distill.alignment.realised import labels_between
 from distill.alignment.ways import Known, Ways, ways_at_starts, ways_between
@@ -183,6 +184,11 @@ class Pairs(NamedTuple):
     space: Ints
     written: Ints
     ways: Ways | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where the pairs stand: the last record and the last label of each."""
+        return Places(self.table[:, 1] - 1, self.table[:, 3] - 1, self.space, self.written)
 
     def chosen(self, which: Ints | npt.NDArray[np.bool_]) -> "Pairs":
         """Take some pairs, by their numbers or a mask."""
