@@ -320,7 +320,7 @@ class LogitStore:
             MismatchError: It lies in no store that it belongs to.
             IncompleteStoreError: The store around it lacks shards that it has.
         """
-        path, again = self.path.parent.parent, "Move it back to where it was captured."
+        path, again = self.path.resolve().parent.parent, "Move it back to where it was captured."
         try:
             outer = LogitStore(path, allow_partial=True, cache=self.cache)
         except NotAStoreError as error:

@@ -34,7 +34,7 @@ import numpy.typing as npt
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import KINDS as KINDS_OF_MAPS
 from distill.alignment.runs import Ints, runs
-from distill.data.dataset import Asked, StoreDataset
+from distill.data.dataset import StoreDataset
 from distill.data.judging import (
     FIRST,
     SORTS,
@@ -50,6 +50,7 @@ from distill.data.judging import (
 )
 from distill.data.left_out import Looker, check_usable, spread
 from distill.data.maps import count_pairs
+from distill.data.sides import Asked
 from distill.data.targets import aligned_pairs
 from distill.losses import advice, all_losses, find, option_values
 from distill.losses.loss import Pairing

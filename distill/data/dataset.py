@@ -30,7 +30,7 @@ pairs of a loss.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,17 +38,18 @@ from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.cuts import Bools, Cuts
+from distill.alignment.cuts import Cuts
 from distill.alignment.entries_at import Texts, own_fits
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
-from distill.alignment.ways import Endings, Known, answers_of, with_answers
+from distill.alignment.ways import Endings, Known, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
 from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
 from distill.data.ragged import narrow
+from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
     Arrays,
     Ints,
@@ -73,59 +74,7 @@ from distill.student.text import Explained, StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
-
-
-class _BothSides(NamedTuple):
-    """A sequence with its records, as both sides tokenise it."""
-
-    records: TokenRecords
-    text: SequenceText
-    teacher: Spans
-    student: Spans  # of its labels; empty if the student cannot use the sequence
-    tokens: TokenizedText | None
-    text_changed: bool
-    answers: TokenRecords | None  # what was asked at the student's boundaries
-
-    @property
-    def ends(self) -> Ints:
-        """Select the student's end tokens among its labels."""
-        assert self.tokens is not None
-        return self.tokens.token_ids[self.tokens.has_record][self.student.is_eos]
-
-
-class Asked(NamedTuple):
-    """What training asks of the student in a sequence, for those who count it.
-
-    Attributes:
-        records: The sequence's records.
-        text: Its text.
-        teacher: Places of the records.
-        student: Places of the labels.
-        label_ids: (n,) the student's tokens.
-        alignment: How both sides' places meet.
-        pairs: The pairs of a loss; none if no loss was named.
-        fits: (P,) at which of them the teacher's own token would be in the target, had another one
-            come; elsewhere the student never writes it behind its last token.
-        mapping: The map of the teacher's tokens in this row; None if the loss has none.
-    """
-
-    records: TokenRecords
-    text: SequenceText
-    teacher: Spans
-    student: Spans
-    label_ids: Ints
-    alignment: Alignment
-    pairs: Pairs
-    fits: Bools
-    mapping: VocabularyMap | None
-
-    @property
-    def sides(self) -> tuple[Alignment, Spans, Spans, Ints, Ints]:
-        """Both sides as :func:`distill.data.maps.count_pairs` takes them."""
-        record_ids = self.records.token_ids.astype(np.int64)
-        return self.alignment, self.teacher, self.student, record_ids, self.label_ids
-
+from logitstore.text.tokenizer import ByteTokenizer
 
 _NO_SPANS = Spans(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
@@ -240,7 +189,7 @@ class StoreDataset(Dataset[Example]):
     def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
         return teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
 
-    def _both_sides(self, chosen: Sequence[int]) -> list[_BothSides]:
+    def _both_sides(self, chosen: Sequence[int]) -> list[BothSides]:
         """Read sequences of the store, and tokenise them as the student does."""
         answers: Sequence[TokenRecords | None] = [None] * len(chosen)
         if self.is_at_boundaries:
@@ -250,15 +199,15 @@ class StoreDataset(Dataset[Example]):
 
     def _sides(
         self, records: TokenRecords, text: SequenceText, answers: TokenRecords | None
-    ) -> _BothSides:
+    ) -> BothSides:
         teacher = self._placed(records, text)
         read = self.reader.read(text, teacher)
         if read.tokens is None:
-            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed, answers)
+            return BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed, answers)
         student = student_spans(read.tokens)
-        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed, answers)
+        return BothSides(records, text, teacher, student, read.tokens, read.text_changed, answers)
 
-    def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
+    def _example(self, both: BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
         if tokens is None:
             nothing = np.zeros(0, np.int32)
@@ -271,7 +220,7 @@ class StoreDataset(Dataset[Example]):
         ids = tokens.token_ids.astype(np.int32)
         return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
 
-    def _arrays(self, name: str, both: _BothSides, alignment: Alignment | None) -> Arrays:
+    def _arrays(self, name: str, both: BothSides, alignment: Alignment | None) -> Arrays:
         """Make a loss's arrays of one sequence."""
         pairs, mapping = self._paired(name, both, alignment)
         loss = find(name)
@@ -289,13 +238,13 @@ class StoreDataset(Dataset[Example]):
             pairs.space,
             self._order if ways is not None or pairs.written.any() else None,
             self._texts(both) if self._has_labels(name) else None,
-            None if mapping is None else _label_ids(both),
+            None if mapping is None else both.label_ids,
             ways,
         )
         return loss.arrays(aligned, self.options)
 
     def _paired(
-        self, name: str, both: _BothSides, alignment: Alignment | None
+        self, name: str, both: BothSides, alignment: Alignment | None
     ) -> tuple[Pairs, VocabularyMap | None]:
         """List a loss's pairs of a sequence, and find the map of its row."""
         mapping = self.mappings[name]
@@ -304,7 +253,7 @@ class StoreDataset(Dataset[Example]):
             return pairs, None
         return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
 
-    def _without_other_ends(self, pairs: Pairs, both: _BothSides) -> Pairs:
+    def _without_other_ends(self, pairs: Pairs, both: BothSides) -> Pairs:
         """Leave out labels that end a turn with another token than the row's last one.
 
         The map sends all of the teacher's ends to one token, which would not be that label.
@@ -319,7 +268,7 @@ class StoreDataset(Dataset[Example]):
     def _pairs(
         self,
         pairing: Pairing,
-        both: _BothSides,
+        both: BothSides,
         alignment: Alignment | None,
         mapping: VocabularyMap | None,
     ) -> Pairs:
@@ -347,21 +296,22 @@ class StoreDataset(Dataset[Example]):
             return pairs
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
 
-    def _known(self, both: _BothSides, answers: TokenRecords, made: EventMap) -> Known:
+    def _known(self, both: BothSides, answers: TokenRecords, made: EventMap) -> Known:
         """Gather what is known of a sequence at the student's boundaries."""
-        starts = answers.byte_starts.astype(np.int64) - both.text.supervised_start
-        answer = answers_of(both.student, starts, answers.byte_lengths.astype(np.int64))
+        answer = np.full(len(both.student.starts), -1, np.int64)
+        number, label = both.answered().T
+        answer[label] = number + len(both.records)
         return Known(
             both.teacher,
             both.student,
             with_answers(both.records, answers),
-            np.where(answer >= 0, answer + len(both.records), -1),
+            answer,
             made,
             self._order,
             self._endings,
         )
 
-    def _texts(self, both: _BothSides) -> Texts:
+    def _texts(self, both: BothSides) -> Texts:
         return Texts(both.teacher, both.student, self._order, self._cuts)
 
     @property
@@ -427,17 +377,19 @@ class StoreDataset(Dataset[Example]):
             pairs, mapping = self._paired(name, both, alignment)
         fits = np.ones(len(pairs.table), np.bool_)
         if name is not None and self._has_labels(name):
-            fits = own_fits(both.records, pairs.places, self._texts(both), _label_ids(both))
+            fits = own_fits(both.records, pairs.places, self._texts(both), both.label_ids)
         return Asked(
             both.records,
             both.text,
             both.teacher,
             both.student,
-            _label_ids(both),
+            both.label_ids,
             alignment,
             pairs,
             fits,
             mapping,
+            both.answers,
+            both.answered(),
         )
 
     def _has_labels(self, name: str) -> bool:
@@ -461,9 +413,3 @@ class StoreDataset(Dataset[Example]):
         if key not in self._with_ends:
             self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
         return self._with_ends[key]
-
-
-def _label_ids(both: _BothSides) -> Ints:
-    """Take the student's tokens that are labels."""
-    assert both.tokens is not None
-    return both.tokens.token_ids[both.tokens.has_record].astype(np.int64)

@@ -5,15 +5,20 @@ what it writes next is the next byte of what the teacher writes.
 """
 
 import shutil
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 import logitstore
 from distill.data.dataset import StoreDataset
-from logitstore.errors import IncompleteStoreError, MismatchError
+from distill.data.self_test import try_records
+from logitstore.errors import IncompleteStoreError, InputError, MismatchError
+from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
@@ -62,8 +67,6 @@ def test_every_label_is_compared_with_tokens_that_go_on_and_those_behind_one_tha
     place: Path, kind: str
 ) -> None:
     store = logitstore.open_store(place / "store")
-    from transformers import AutoModelForCausalLM
-
     model = AutoModelForCausalLM.from_pretrained(place / "teacher").eval()
     teacher = ByteTokenizer(tiny.byte_bpe())
     written = [each or b"" for each in teacher.token_bytes]
@@ -147,3 +150,19 @@ def test_records_at_boundaries_without_those_around_them_are_refused(
     (whole / "shards" / "00001.zarr.zip").unlink()
     with pytest.raises(IncompleteStoreError, match=r"lacks 1 of the \d+ shards .* \(shard 1 first"):
         logitstore.open_store(within.path).read_around([0])
+
+
+def test_answers_of_other_boundaries_are_noticed_before_training(place: Path) -> None:
+    """As the records around them are: the entries of each are those of another one here."""
+    store = inside(logitstore.open_store(place / "store"))
+    data = StoreDataset(store, ByteTokenizer(tiny.byte_bpe(257)), ("mapped_kl",))
+    assert try_records(data).outcome == "cannot tell"
+    read = store.read_many
+
+    def shifted(indices: Iterable[int]) -> list[TokenRecords]:
+        found = read(indices)
+        return [replace(r, token_logprob=np.roll(r.token_logprob, 1)) for r in found]
+
+    store.read_many = shifted  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="two different log-probabilities"):
+        try_records(data)
