@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from logitstore.errors import IncompleteStoreError, MismatchError
+from logitstore.errors import IncompleteStoreError, MismatchError, NotAStoreError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
@@ -311,6 +311,52 @@ class LogitStore:
                 "resume it, or use what is there with --allow-partial."
             )
         return found
+
+    @cached_property
+    def outer(self) -> "LogitStore":
+        """The store around this one, whose records at a student's boundaries it holds.
+
+        Raises:
+            MismatchError: It lies in no store that it belongs to.
+            IncompleteStoreError: The store around it lacks shards that it has.
+        """
+        path, again = self.path.resolve().parent.parent, "Move it back to where it was captured."
+        try:
+            outer = LogitStore(path, allow_partial=True, cache=self.cache)
+        except NotAStoreError as error:
+            raise MismatchError(
+                f"{self.path}: holds records at the boundaries of a student, which are read beside "
+                f"those of the store around it, but {path} is no store. {again}"
+            ) from error
+        if self.spec.boundaries_of is None or not _is_inside(self, outer):
+            raise MismatchError(
+                f"{self.path}: does not belong to {path}, in which it lies. {again}"
+            )
+        ours, theirs = self._sequences_of_shards(), outer._sequences_of_shards()
+        if ours.items() <= theirs.items():
+            return outer
+        lacking = [shard for shard, count in ours.items() if theirs.get(shard) != count]
+        raise IncompleteStoreError(
+            f"{path}: lacks {len(lacking):,} of the {len(ours):,} shards that {self.path.name} in "
+            f"it has (shard {lacking[0]} first). Run the same `logitstore capture …` again."
+        )
+
+    def _sequences_of_shards(self) -> dict[int, int]:
+        counts = np.diff(self._table.first_sequence).tolist()
+        return dict(zip(self.shards, counts, strict=True))
+
+    def read_around(self, indices: Iterable[int]) -> list[TokenRecords]:
+        """Read the records that the store around this one has of the same sequences.
+
+        Raises:
+            IndexError: There is no such sequence.
+            MismatchError: This store lies in none that it belongs to.
+            CorruptStoreError: Bytes of one of them are damaged.
+        """
+        table, numbers = self.outer._table, []
+        for shard, place in map(self.locate, indices):
+            numbers.append(int(table.first_sequence[table.position(shard)]) + place)
+        return self.outer.read_many(numbers)
 
     @property
     def digest(self) -> str:

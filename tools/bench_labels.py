@@ -4,8 +4,9 @@
 
 For every ordered pair of eight real tokenizers and four kinds of text (`tools.label_texts`): a
 teacher that knows the text is sent through each kind of map, and what it asks the student for is
-compared with what the student's tokenizer writes there (`tools.label_counts`). Maps that learn have
-read the other half of the texts, of all kinds, as a store's own text would let them.
+compared with what the student's tokenizer writes there (`tools.label_counts`), less what training
+leaves out of such a map's target: tokens that the student would have cut elsewhere. Maps that learn
+have read the other half of the texts, of all kinds, as a store's own text would let them.
 
 Goals, for each pair and kind of text: events right for at least 0.985 of the labels, numerals and
 white space for 0.95 each, first tokens of a turn for 0.99; and total variation of at most 0.03, of
@@ -26,7 +27,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from distill.alignment.cuts import Cuts
 from distill.alignment.make_map import LEARNED, Seen, make_map
+from distill.losses.mapped_kl import OURS
 from logitstore.models.loading import load_tokenizer
 from logitstore.text.tokenizer import ByteTokenizer
 from tools.benchmark import goal, is_goal, surroundings, table
@@ -99,11 +102,14 @@ def measure(teacher: Reader, student: Reader, maps: Sequence[str]) -> dict[str, 
     found = {}
     end = student.tokenizer.eos_token_id
     assert end is not None, "each of these has an end"
+    written = [each or b"" for each in teacher.tokenizer.token_bytes]
+    cuts = Cuts(student.tokenizer, written)
     for name in maps:
         read = learnt if name in LEARNED else None
         made = make_map(name, teacher.tokenizer, student.tokenizer, read)
         made = made.with_ends(list(teacher.tokenizer.eos_ids), end)
-        found[name] = {kind: judge(made, each) for kind, each in pairs.items()}
+        fits = cuts.fits if name in OURS else None
+        found[name] = {kind: judge(made, each, fits) for kind, each in pairs.items()}
     return found
 
 

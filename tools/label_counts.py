@@ -8,6 +8,8 @@ to events of the student's vocabulary; the text says which event really came:
                       per label: what stays wrong however long one averages; mass that is sent to no
                       event counts as asked for and never coming
     paired            labels before which both sides have read the same bytes
+    cut               of these, the share whose teacher's token the student never writes behind its
+                      own last token: where a target leaves those out, they are not judged
     between           labels that begin inside a teacher's token whose bytes so far are written;
                       `sent between` of those have an event, the right one for `right between`
 
@@ -19,7 +21,7 @@ Shape legend: n = pairs.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,6 +139,8 @@ class Counted(NamedTuple):
         student: (n,) the label.
         sort: (n,) which of `SORTS` it is.
         is_first: (n,) whether it is the first of a turn or a text.
+        last: (n,) the student's token that ended just where the label begins; -1 for none, inside
+            of a teacher's token, and where a space in front is read in another way.
     """
 
     labels: dict[str, int]
@@ -146,12 +150,13 @@ class Counted(NamedTuple):
     student: Ints
     sort: Ints
     is_first: npt.NDArray[np.bool_]
+    last: Ints
 
 
 def counted(teacher: Side, student: Side) -> Counted:
     """Pair every label of the student with what the teacher asks for there."""
     count = dict.fromkeys((*SORTS, FIRST), 0)
-    found: list[tuple[int, int, int, int, int, bool]] = []
+    found: list[tuple[int, int, int, int, int, bool, int]] = []
     both = zip(teacher.labels, student.labels, student.texts, student.turns, strict=True)
     for t, s, text, turns in both:
         paired = {b: (a, 0) for a, b in shared_starts(t, s)}
@@ -170,12 +175,21 @@ def counted(teacher: Side, student: Side) -> Counted:
             a, written = paired[b]
             if t[a].token.is_sure:
                 space = _space(t[a], label)
-                found.append((t[a].token.id, written, space, label.token.id, sort, is_first))
-    teacher_ids, behind, spaces, student_ids, sorts, firsts = (
-        np.array(column, np.int64) for column in np.array(found).reshape(-1, 6).T
+                last = -1 if written or space != PLAIN else _last(s, b)
+                found.append((t[a].token.id, written, space, label.token.id, sort, is_first, last))
+    teacher_ids, behind, spaces, student_ids, sorts, firsts, lasts = (
+        np.array(column, np.int64) for column in np.array(found).reshape(-1, 7).T
     )
     is_first_n = firsts.astype(bool)
-    return Counted(count, teacher_ids, behind, spaces, student_ids, sorts, is_first_n)
+    return Counted(count, teacher_ids, behind, spaces, student_ids, sorts, is_first_n, lasts)
+
+
+def _last(student: Sequence[Label], b: int) -> int:
+    """Find the token that ended where label b begins, in the same stretch; -1 for none."""
+    label, before = student[b], student[b - 1]
+    if not b or not before.read < before.stop == label.read < label.stop:
+        return -1
+    return -1 if before.tail or label.head else before.token.id
 
 
 def _around(teacher: Sequence[Label], student: Sequence[Label]) -> dict[int, tuple[int, int]]:
@@ -210,12 +224,19 @@ def _space(teacher: Label, student: Label) -> int:
     return {(True, False): LESS_SPACE, (False, True): MORE_SPACE}.get(added, PLAIN)
 
 
-def judge(made: Any, pairs: Counted) -> dict[str, Any]:
+#: Tells (n,) whether a student would end a token where (n,) its last one ended, behind which (n,)
+#: the teacher's token follows.
+Fits = Callable[[Ints, Ints], npt.NDArray[np.bool_]]
+
+
+def judge(made: Any, pairs: Counted, fits: Fits | None = None) -> dict[str, Any]:
     """Judge a map by counts.
 
     Args:
         made: A `distill.alignment.event_map.EventMap`.
         pairs: The pairs of the two tokenizers that it maps.
+        fits: Tells which of the teacher's tokens a target leaves out: these are not judged. None:
+            no target leaves any out.
 
     Returns:
         JSON-ready: the figures above, how many bits a label tells as a token and as an event, and
@@ -231,12 +252,15 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
     order = np.lexsort((share, owner))  # the largest share of each comes last, and stays
     best[owner[order]] = event[order]
     is_right, is_sent = best == came, best >= 0
-    at = ~inside
+    at, is_cut = ~inside, _cut(pairs, fits)
+    paired = float(at.sum())
+    at &= ~is_cut
     total = sum(pairs.labels[sort] for sort in SORTS)
     figures: dict[str, Any] = {
         "right": _share(is_right[at]),
         "total variation": _variation(came[at], at[owner], owner, event, share, int(at.sum())),
-        "paired": float(at.sum()) / max(1, total),
+        "paired": paired / max(1, total),
+        "cut": float(is_cut.sum()) / max(1.0, paired),
         "between": float(inside.sum()) / max(1, total),
         "sent between": _share(is_sent[inside]),
         "right between": _share(is_right[inside & is_sent]),
@@ -249,6 +273,15 @@ def judge(made: Any, pairs: Counted) -> dict[str, Any]:
         figures[sort] = _share(is_right[chosen])
         figures["labels"][sort] = int(chosen.sum())
     return figures
+
+
+def _cut(pairs: Counted, fits: Fits | None) -> npt.NDArray[np.bool_]:
+    """Tell (n,) which pairs are of a teacher's token that the target would leave out there."""
+    is_cut = np.zeros(len(pairs.last), np.bool_)
+    asked = np.flatnonzero(pairs.last >= 0)
+    if fits is not None:
+        is_cut[asked] = ~fits(pairs.last[asked], pairs.teacher[asked])
+    return is_cut
 
 
 def _bits(ids: npt.NDArray[Any]) -> float:

@@ -18,12 +18,14 @@ class Beginnings:
     Attributes:
         written: As given.
         rank: (V,) int64, the place of each id in that order; -1 for those that write nothing.
+        ids: The ids that write something, in that order.
     """
 
     def __init__(self, written: Sequence[bytes], size: int = 0) -> None:
         self.written = written
         order = sorted((i for i, each in enumerate(written) if each), key=written.__getitem__)
         self._sorted = [written[i] for i in order]
+        self.ids: Ints = np.array(order, np.int64)
         self.rank: Ints = np.full(max(size, len(written)), -1, np.int64)
         self.rank[order] = np.arange(len(order))
         self._ranges: dict[tuple[int, int], tuple[int, int, int]] = {}

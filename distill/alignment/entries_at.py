@@ -2,23 +2,24 @@
 
 At a shared start they are the record's entries as they are. Where the label begins inside of the
 record's token they are those that go on from the bytes that the student has written, renormalised;
-see :mod:`distill.alignment.realised`.
+see :mod:`distill.alignment.realised`. Where it is known what follows a token that ends there, too,
+they are both, see :mod:`distill.alignment.ways`.
 
 Shape legend: P = pairs, M = entries of all pairs.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from distill.alignment.align import Spans
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.cuts import LEAST_ASKED, Cuts
+from distill.alignment.cuts import LEAST_ASKED, Bools, Cuts
 from distill.alignment.event_map import PLAIN, EventMap
 from distill.alignment.map_entries import F32, F64, Came
 from distill.alignment.realised import label_share, possible
 from distill.alignment.runs import Ints, lists_of
+from distill.alignment.ways import Ways
 from logitstore.records import TokenRecords
 
 #: Where less of a record's mass is left than this, it says nothing about what can follow.
@@ -34,15 +35,12 @@ class Texts:
         student: Places of the labels.
         order: The teacher's vocabulary.
         cuts: Knows what the student never writes behind a token; None: not asked.
-        label_bytes: The bytes of each label, if the records stand at the labels' own boundaries:
-            their tokens then end elsewhere, and do not go on into one another.
     """
 
     teacher: Spans
     student: Spans
     order: Beginnings
     cuts: Cuts | None = None
-    label_bytes: Sequence[bytes] | None = None
 
 
 @dataclass(frozen=True)
@@ -131,18 +129,33 @@ def fitting(
     """
     if texts.cuts is None or not sources.count.sum():
         return sources
-    before = at.label - 1
-    student = texts.student
-    ends = (student.starts + student.lengths)[before]
-    is_asked = (before >= 0) & (student.lengths[before] > 0) & (ends == student.starts[at.label])
-    is_asked &= (student.tails[before] == 0) & (student.lengths[at.label] > 0)
-    is_asked &= (at.space == PLAIN) & (at.written == 0)
+    is_asked, last = _behind_tokens(at, texts.student, label_ids)
     pair = np.repeat(np.arange(len(is_asked)), sources.count)
     own = records.token_ids[at.record].astype(np.int64)[pair]
     chosen = is_asked[pair] & (sources.logprobs >= np.log(LEAST_ASKED)) & (sources.source != own)
     entry = np.flatnonzero(chosen)
-    fits = texts.cuts.fits(label_ids[before[pair[entry]]], sources.source[entry].astype(np.int64))
+    fits = texts.cuts.fits(last[pair[entry]], sources.source[entry].astype(np.int64))
     return _without(sources, pair, entry[~fits])
+
+
+def own_fits(records: TokenRecords, at: Places, texts: Texts, label_ids: Ints) -> Bools:
+    """Tell (P,) where a record's own token would be left in, had another one come."""
+    fits = np.ones(len(at.record), np.bool_)
+    if texts.cuts is not None:
+        is_asked, last = _behind_tokens(at, texts.student, label_ids)
+        own = records.token_ids[at.record[is_asked]].astype(np.int64)
+        fits[is_asked] = texts.cuts.fits(last[is_asked], own)
+    return fits
+
+
+def _behind_tokens(at: Places, student: Spans, label_ids: Ints) -> tuple[Bools, Ints]:
+    """Tell (P,) which labels just go on where a token of the student ended, and (P,) which one."""
+    before = at.label - 1
+    ends = (student.starts + student.lengths)[before]
+    goes_on = (before >= 0) & (student.lengths[before] > 0) & (ends == student.starts[at.label])
+    goes_on &= (student.tails[before] == 0) & (student.lengths[at.label] > 0)
+    goes_on &= (at.space == PLAIN) & (at.written == 0)
+    return goes_on, label_ids[before]
 
 
 def _without(sources: Sources, pair: Ints, dropped: Ints) -> Sources:
@@ -163,6 +176,61 @@ def _without(sources: Sources, pair: Ints, dropped: Ints) -> Sources:
     return Sources(count, sources.source[kept], logprobs, rest, sources.scale + scale)
 
 
+def mixed_at(
+    records: TokenRecords,
+    at: Places,
+    ways: Ways,
+    made: EventMap,
+    order: Beginnings,
+    asked: tuple[Texts, Ints] | None = None,
+) -> Sources:
+    """List the entries of tokens that go on and of those behind a token that ended, as shares.
+
+    Args:
+        records: The records, and behind them what was asked at the labels.
+        at: Where the labels stand.
+        ways: The two ways in which the text can go on there.
+        made: Their map.
+        order: The teacher's vocabulary.
+        asked: Both tokenisations and the labels, where the student's own cuts are asked for.
+    """
+    goes = np.flatnonzero(ways.going >= 0)
+    ends = np.flatnonzero(ways.ended >= 0)
+    none = np.zeros(len(goes), np.int64)
+    begun = Places(ways.going[goes], at.label[goes], none, ways.written[goes])
+    going = sources_at(records, begun, made, order)
+    behind = Places(ways.ended[ends], at.label[ends], at.space[ends], np.zeros(len(ends), np.int64))
+    ended = sources_at(records, behind, made, None)
+    if asked is not None:
+        ended = fitting(ended, records, behind, *asked)
+    return _mixture((goes, going), (ends, ended), ways)
+
+
+def _mixture(goes: tuple[Ints, Sources], ends: tuple[Ints, Sources], ways: Ways) -> Sources:
+    """Weigh both parts, each with the probability of all that it holds, and divide by the sum."""
+    pairs = len(ways.going)
+    weights = np.full((2, pairs), -np.inf)
+    weights[0, goes[0]] = np.where(goes[1].count > 0, goes[1].scale, -np.inf)
+    # Of what the student would all have cut elsewhere, none can have come.
+    is_out = (ends[1].count == 0) & (weights[0, ends[0]] > -np.inf)
+    weights[1, ends[0]] = np.where(is_out, -np.inf, ways.log_ended[ends[0]] + ends[1].scale)
+    total = np.logaddexp(*weights)
+    share = weights - np.where(total > -np.inf, total, 0)
+    rest = np.where(total > -np.inf, -np.inf, 0.0)  # where no way is left, nothing is known
+    rest[ends[0]] = ends[1].rest + share[1, ends[0]]
+    owner = np.concatenate([np.repeat(at, part.count) for at, part in (goes, ends)])
+    logprobs = np.concatenate(
+        [
+            part.logprobs + np.repeat(share[way, at], part.count).astype(np.float32)
+            for way, (at, part) in enumerate((goes, ends))
+        ]
+    )
+    source = np.concatenate([part.source.astype(np.int64) for _, part in (goes, ends)])
+    order = np.argsort(owner, kind="stable")
+    count = np.bincount(owner, minlength=pairs)
+    return Sources(count, source[order], logprobs[order], rest, total)
+
+
 def came_at(
     records: TokenRecords,
     at: Places,
@@ -178,10 +246,7 @@ def came_at(
     be asked for with next to no weight. In the rest it has the weight of the text.
     """
     pairs = np.stack([at.record, at.label], 1)
-    if texts.label_bytes is None:
-        share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
-    else:
-        share = _whole_labels(records, at, texts, texts.label_bytes)
+    share = label_share(pairs, texts.teacher, texts.student, records, texts.order)
     place = _own_places(records.token_ids[at.record].astype(np.int64), at, made, sources)
     is_known = ~np.isnan(share) & (place >= 0)
     logprob = np.full(len(place), np.nan)
@@ -199,18 +264,3 @@ def _own_places(own: Ints, at: Places, made: EventMap, sources: Sources) -> Ints
     place = np.full(len(own), -1, np.int64)
     place[np.searchsorted(np.cumsum(sources.count), found, side="right")] = found
     return place
-
-
-def _whole_labels(
-    records: TokenRecords, at: Places, texts: Texts, label_bytes: Sequence[bytes]
-) -> F64:
-    """Compute (P,) 0 where the record's own token is all of the label or more, else NaN."""
-    own = records.token_ids[at.record].tolist()
-    added = texts.teacher.has_added_space[at.record].tolist()
-    is_end = texts.teacher.is_eos[at.record] & texts.student.is_eos[at.label]
-    begins = [
-        bool(label_bytes[label])
-        and texts.order.written[token][skipped:].startswith(label_bytes[label])
-        for token, skipped, label in zip(own, added, at.label.tolist(), strict=True)
-    ]
-    return np.where(np.array(begins, np.bool_) | is_end, 0.0, np.nan)

@@ -117,6 +117,8 @@ class VocabularyMap:
         source_M: npt.NDArray[np.unsignedinteger] | Ints,
         logprobs_M: F32,
         came: Came | None = None,
+        *,
+        is_mixed: bool = False,
     ) -> Sent:
         """Send the entries of some records to the student's events.
 
@@ -125,6 +127,7 @@ class VocabularyMap:
             source_M: The source of each entry, flat; a token's id is its plain source.
             logprobs_M: Their log-probabilities.
             came: What the text shows of the records' own tokens.
+            is_mixed: Whether entries of one record are read in several ways, so that any can meet.
         """
         if self.made.first is not None:
             return self._spread(count_P, source_M.astype(np.int64), logprobs_M, came)
@@ -136,7 +139,7 @@ class VocabularyMap:
             kept = _log1mexp(came.log_share[is_entry]).astype(np.float32)
             logprobs_M[came.place[is_entry]] += kept
             return _added_up(count_P, target_M, logprobs_M, came)
-        if self._can_meet and self.shares.take(source_M).any():
+        if is_mixed or (self._can_meet and self.shares.take(source_M).any()):
             return _added_up(count_P, target_M, logprobs_M)
         return _as_they_are(count_P, target_M, logprobs_M)
 

@@ -191,13 +191,18 @@ def label_share(
     return np.minimum(share, _LARGEST_LOG_SHARE)
 
 
+def goes_on(teacher: Spans) -> npt.NDArray[np.bool_]:
+    """Tell (n,) which records just go on where the last one ended."""
+    found = np.zeros(len(teacher.starts), np.bool_)
+    found[1:] = teacher.starts[1:] == (teacher.starts + teacher.lengths)[:-1]
+    found &= (teacher.heads == 0) & ~teacher.has_added_space & teacher.is_verbatim
+    found[1:] &= teacher.tails[:-1] == 0
+    return found
+
+
 def _breaks(teacher: Spans) -> Ints:
     """Count (n,) the places up to each record where it does not just go on where the last ended."""
-    goes_on = np.zeros(len(teacher.starts), np.bool_)
-    goes_on[1:] = teacher.starts[1:] == (teacher.starts + teacher.lengths)[:-1]
-    goes_on &= (teacher.heads == 0) & ~teacher.has_added_space & teacher.is_verbatim
-    goes_on[1:] &= teacher.tails[:-1] == 0
-    return np.cumsum(~goes_on)
+    return np.cumsum(~goes_on(teacher))
 
 
 def _chain(records: TokenRecords, first: Ints, stop: Ints) -> F64:

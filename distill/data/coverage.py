@@ -12,6 +12,9 @@ and of the covered ones, where the loss has a map of the vocabularies (:mod:`dis
     right           labels to which the map sends most of the teacher's own token there
     wrong           labels to which it sends nothing of that
 
+Not judged are tokens that the student never writes behind its own last one, where the loss leaves
+these out of its target (:mod:`distill.alignment.cuts`): `cut` is their share of the covered labels.
+
 A strict loss chooses its labels by what came, so that they are always right; it is judged at all
 shared starts, where its other targets could come as well.
 
@@ -31,7 +34,7 @@ import numpy.typing as npt
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import KINDS as KINDS_OF_MAPS
 from distill.alignment.runs import Ints, runs
-from distill.data.dataset import Asked, StoreDataset
+from distill.data.dataset import StoreDataset
 from distill.data.judging import (
     FIRST,
     SORTS,
@@ -47,6 +50,7 @@ from distill.data.judging import (
 )
 from distill.data.left_out import Looker, check_usable, spread
 from distill.data.maps import count_pairs
+from distill.data.sides import Asked
 from distill.data.targets import aligned_pairs
 from distill.losses import advice, all_losses, find, option_values
 from distill.losses.loss import Pairing
@@ -242,7 +246,7 @@ class _Counts:
         self._has_map = mapping is not None
         self._is_strict = loss is not None and data.pairings[loss].kind == "strict"
         self._judged = Tally(3)  # of a label, the event that came, and the record's source
-        self._totals = {kind: np.zeros(6) for kind in KINDS}
+        self._totals = {kind: np.zeros(7) for kind in KINDS}
         self._tails = np.zeros(len(TAIL_EDGES), np.int64)
         self._halves: tuple[list[Any], list[Any]] = ([], [])
         self._added, self._every = 0, max(1, sequences // FOLDED)
@@ -252,7 +256,7 @@ class _Counts:
         tail = np.exp(asked.records.tail_logmass.astype(np.float64)).clip(max=1)
         self._tails += np.bincount(np.searchsorted(TAIL_EDGES, tail), minlength=len(self._tails))
         n = len(asked.label_ids)
-        values = np.zeros((n, 6))
+        values = np.zeros((n, 7))
         values[:, 0] = 1
         values[asked.alignment.shared_starts[:, 1], 1] = 1
         values[runs(asked.pairs.table[:, 2], asked.pairs.table[:, 3])[1], 2] = 1
@@ -266,7 +270,8 @@ class _Counts:
             self._halves[which].append(asked.sides)
 
     def _judge(self, asked: Asked, made: EventMap, values: npt.NDArray[np.float64]) -> None:
-        pairs = asked.pairs
+        pairs = asked.pairs.chosen(asked.fits)
+        values[asked.pairs.table[~asked.fits, 2], 6] = 1
         if self._is_strict:
             starts = Pairing("starts", "strict")
             pairs = aligned_pairs(starts, asked.alignment, asked.teacher, asked.student)
@@ -328,7 +333,7 @@ class _Counts:
         return out_of_fold(canonical, (first, second)) or None
 
     def _shares(self, counts: npt.NDArray[np.float64]) -> Facts:
-        labels, shared, covered, right, wrong, judged = counts.tolist()
+        labels, shared, covered, right, wrong, judged, cut = counts.tolist()
         has_pairs = self._loss is not None
         return {
             "labels": int(labels),
@@ -336,6 +341,7 @@ class _Counts:
             "covered": _share(covered, labels) if has_pairs else None,
             "right": _share(right, judged) if self._has_map else None,
             "wrong": _share(wrong, judged) if self._has_map else None,
+            "cut": _share(cut, covered) if self._has_map else None,
         }
 
 

@@ -92,6 +92,10 @@ def _shares(facts: Facts) -> Iterator[str]:
     yield ""
     for name, about in COLUMNS.values():
         yield f"{name:<10}{about.format(loss=facts['loss'] or 'no loss')}"
+    if facts["kinds"]["all"]["cut"]:
+        cut = facts["kinds"]["all"]["cut"]
+        yield f"          {cut:.1%} of the covered are not judged: they are behind a token that the"
+        yield "          student would not have ended there, and in no target"
     if facts["map"] == "strict":
         yield "          for strict, of the shared: its labels are chosen by what came"
 

@@ -30,7 +30,7 @@ pairs of a loss.
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,27 +39,30 @@ from torch.utils.data import Dataset
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
 from distill.alignment.cuts import Cuts
-from distill.alignment.entries_at import Texts
+from distill.alignment.entries_at import Texts, own_fits
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.ways import Endings, Known, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
+from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
 from distill.data.ragged import narrow
+from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
     Arrays,
     Ints,
     Pairs,
     aligned_pairs,
-    as_labels,
-    boundary_spans,
+    asks_at_boundaries,
     by_position,
     is_by_position,
     plain_pairs,
     student_spans,
     teacher_spans,
     teacher_tokenizer,
+    with_answers_at_labels,
     with_labels_between,
 )
 from distill.head.query import Partition
@@ -71,55 +74,7 @@ from distill.student.text import Explained, StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
-
-
-class _BothSides(NamedTuple):
-    """A sequence with its records, as both sides tokenise it."""
-
-    records: TokenRecords
-    text: SequenceText
-    teacher: Spans
-    student: Spans  # of its labels; empty if the student cannot use the sequence
-    tokens: TokenizedText | None
-    text_changed: bool
-
-    @property
-    def ends(self) -> Ints:
-        """Select the student's end tokens among its labels."""
-        assert self.tokens is not None
-        return self.tokens.token_ids[self.tokens.has_record][self.student.is_eos]
-
-
-class Asked(NamedTuple):
-    """What training asks of the student in a sequence, for those who count it.
-
-    Attributes:
-        records: The sequence's records.
-        text: Its text.
-        teacher: Places of the records.
-        student: Places of the labels.
-        label_ids: (n,) the student's tokens.
-        alignment: How both sides' places meet.
-        pairs: The pairs of a loss; none if no loss was named.
-        mapping: The map of the teacher's tokens in this row; None if the loss has none.
-    """
-
-    records: TokenRecords
-    text: SequenceText
-    teacher: Spans
-    student: Spans
-    label_ids: Ints
-    alignment: Alignment
-    pairs: Pairs
-    mapping: VocabularyMap | None
-
-    @property
-    def sides(self) -> tuple[Alignment, Spans, Spans, Ints, Ints]:
-        """Both sides as :func:`distill.data.maps.count_pairs` takes them."""
-        record_ids = self.records.token_ids.astype(np.int64)
-        return self.alignment, self.teacher, self.student, record_ids, self.label_ids
-
+from logitstore.text.tokenizer import ByteTokenizer
 
 _NO_SPANS = Spans(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.bool_))
 
@@ -207,9 +162,7 @@ class StoreDataset(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Make the examples of a batch with one read of the store; DataLoader calls this."""
-        chosen = [int(self.sequences[i]) for i in indices]
-        read = zip(self.store.read_many(chosen), map(self.store.text, chosen), strict=True)
-        both = [self._both_sides(records, text) for records, text in read]
+        both = self._both_sides([int(self.sequences[i]) for i in indices])
         if all(map(is_by_position, self.pairings.values())):
             return [self._example(sides, None) for sides in both]
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
@@ -224,24 +177,37 @@ class StoreDataset(Dataset[Example]):
         chosen = int(self.sequences[index])
         line, spans = self.store.text(chosen), _NO_SPANS
         if line.status == "split":  # which tokens a window has depends on the ends in its records
-            spans = self._placed(self.store.read_many([chosen])[0], line)
+            spans = self._placed(self._records([chosen])[0], line)
         return self.reader.explain(line, spans), line
 
-    def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
-        place = boundary_spans if self._is_at_boundaries else teacher_spans
-        return place(records, text, self.store.spec.eos_ids, self.teacher)
+    def _records(self, chosen: Sequence[int]) -> list[TokenRecords]:
+        """Read the records at the teacher's own tokens."""
+        if self.is_at_boundaries:
+            return self.store.read_around(chosen)
+        return self.store.read_many(chosen)
 
-    def _both_sides(self, records: TokenRecords, text: SequenceText) -> _BothSides:
+    def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
+        return teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
+
+    def _both_sides(self, chosen: Sequence[int]) -> list[BothSides]:
+        """Read sequences of the store, and tokenise them as the student does."""
+        answers: Sequence[TokenRecords | None] = [None] * len(chosen)
+        if self.is_at_boundaries:
+            answers = self.store.read_many(chosen)
+        read = zip(self._records(chosen), map(self.store.text, chosen), answers, strict=True)
+        return [self._sides(*each) for each in read]
+
+    def _sides(
+        self, records: TokenRecords, text: SequenceText, answers: TokenRecords | None
+    ) -> BothSides:
         teacher = self._placed(records, text)
         read = self.reader.read(text, teacher)
         if read.tokens is None:
-            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed)
+            return BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed, answers)
         student = student_spans(read.tokens)
-        if self._is_at_boundaries:
-            teacher = as_labels(teacher, student)
-        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed)
+        return BothSides(records, text, teacher, student, read.tokens, read.text_changed, answers)
 
-    def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
+    def _example(self, both: BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
         if tokens is None:
             nothing = np.zeros(0, np.int32)
@@ -254,27 +220,31 @@ class StoreDataset(Dataset[Example]):
         ids = tokens.token_ids.astype(np.int32)
         return Example(ids, tokens.has_record, arrays, int(covered.sum()), skipped=False, row=row)
 
-    def _arrays(self, name: str, both: _BothSides, alignment: Alignment | None) -> Arrays:
+    def _arrays(self, name: str, both: BothSides, alignment: Alignment | None) -> Arrays:
         """Make a loss's arrays of one sequence."""
         pairs, mapping = self._paired(name, both, alignment)
         loss = find(name)
-        has_labels = self.pairings[name].has_labels and not self.is_one_tokenizer
+        records, ways = both.records, pairs.ways
+        if ways is not None:
+            assert both.answers is not None
+            records = with_answers(records, both.answers)
         aligned = Aligned(
-            both.records,
+            records,
             pairs.table,
             mapping,
             self._l1_max if loss.has_bound else 0.0,
             tuple(self.store.spec.temperatures),
             pairs.written,
             pairs.space,
-            self._order if pairs.written.any() else None,
-            self._texts(both) if has_labels else None,
-            None if mapping is None else _label_ids(both),
+            self._order if ways is not None or pairs.written.any() else None,
+            self._texts(both) if self._has_labels(name) else None,
+            None if mapping is None else both.label_ids,
+            ways,
         )
         return loss.arrays(aligned, self.options)
 
     def _paired(
-        self, name: str, both: _BothSides, alignment: Alignment | None
+        self, name: str, both: BothSides, alignment: Alignment | None
     ) -> tuple[Pairs, VocabularyMap | None]:
         """List a loss's pairs of a sequence, and find the map of its row."""
         mapping = self.mappings[name]
@@ -283,7 +253,7 @@ class StoreDataset(Dataset[Example]):
             return pairs, None
         return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
 
-    def _without_other_ends(self, pairs: Pairs, both: _BothSides) -> Pairs:
+    def _without_other_ends(self, pairs: Pairs, both: BothSides) -> Pairs:
         """Leave out labels that end a turn with another token than the row's last one.
 
         The map sends all of the teacher's ends to one token, which would not be that label.
@@ -293,13 +263,12 @@ class StoreDataset(Dataset[Example]):
             return pairs
         is_other = both.student.is_eos.copy()
         is_other[both.student.is_eos] = ends != ends[-1]
-        kept = ~is_other[pairs.table[:, 2]]
-        return Pairs(pairs.table[kept], pairs.space[kept], pairs.written[kept])
+        return pairs.chosen(~is_other[pairs.table[:, 2]])
 
     def _pairs(
         self,
         pairing: Pairing,
-        both: _BothSides,
+        both: BothSides,
         alignment: Alignment | None,
         mapping: VocabularyMap | None,
     ) -> Pairs:
@@ -317,21 +286,37 @@ class StoreDataset(Dataset[Example]):
             )
         assert alignment is not None
         pairs = aligned_pairs(pairing, alignment, teacher, student)
-        if not pairing.has_between or self.is_one_tokenizer or mapping is None:
+        if self.is_one_tokenizer or mapping is None:
             return pairs
         made = mapping.made
+        if both.answers is not None and asks_at_boundaries(pairing):
+            known = self._known(both, both.answers, made)
+            return with_answers_at_labels(pairs, known, turn_starts(both.text))
+        if not pairing.has_between:
+            return pairs
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
 
-    def _texts(self, both: _BothSides) -> Texts:
-        label_bytes = None
-        if self._is_at_boundaries:
-            data, student = both.text.supervised_bytes, both.student
-            stops = (student.starts + student.lengths).tolist()
-            label_bytes = [data[a:b] for a, b in zip(student.starts.tolist(), stops, strict=True)]
-        return Texts(both.teacher, both.student, self._order, self._cuts, label_bytes)
+    def _known(self, both: BothSides, answers: TokenRecords, made: EventMap) -> Known:
+        """Gather what is known of a sequence at the student's boundaries."""
+        answer = np.full(len(both.student.starts), -1, np.int64)
+        number, label = both.answered().T
+        answer[label] = number + len(both.records)
+        return Known(
+            both.teacher,
+            both.student,
+            with_answers(both.records, answers),
+            answer,
+            made,
+            self._order,
+            self._endings,
+        )
+
+    def _texts(self, both: BothSides) -> Texts:
+        return Texts(both.teacher, both.student, self._order, self._cuts)
 
     @property
-    def _is_at_boundaries(self) -> bool:
+    def is_at_boundaries(self) -> bool:
+        """Whether the store holds what the teacher was asked at the boundaries of a student."""
         return bool(self.store.spec.boundaries_of)
 
     @property
@@ -343,6 +328,10 @@ class StoreDataset(Dataset[Example]):
     def _order(self) -> Beginnings:
         written = [each or b"" for each in self.teacher.token_bytes]
         return Beginnings(written, int(self.store.spec.vocab_size))
+
+    @cached_property
+    def _endings(self) -> Endings:
+        return Endings(self.teacher, self._order)
 
     @cached_property
     def _cuts(self) -> Cuts:
@@ -358,7 +347,7 @@ class StoreDataset(Dataset[Example]):
             template = self.reader.template
             read_by = {
                 "store": self.store.digest,
-                "at_boundaries": self._is_at_boundaries,
+                "at_boundaries": self.is_at_boundaries and "around",
                 "sequences": len(self),
                 "max_length": self.max_length,
                 "template": None if template is None else template.source,
@@ -379,24 +368,33 @@ class StoreDataset(Dataset[Example]):
             index: Of the sequence, in this dataset.
             name: The loss whose pairs are wanted.
         """
-        chosen = int(self.sequences[index])
-        both = self._both_sides(self.store.read_many([chosen])[0], self.store.text(chosen))
+        (both,) = self._both_sides([int(self.sequences[index])])
         if both.tokens is None:
             return None
         alignment = align(both.teacher, both.student)
         pairs, mapping = plain_pairs(np.zeros((0, 4), np.int64)), None
         if name is not None:
             pairs, mapping = self._paired(name, both, alignment)
+        fits = np.ones(len(pairs.table), np.bool_)
+        if name is not None and self._has_labels(name):
+            fits = own_fits(both.records, pairs.places, self._texts(both), both.label_ids)
         return Asked(
             both.records,
             both.text,
             both.teacher,
             both.student,
-            _label_ids(both),
+            both.label_ids,
             alignment,
             pairs,
+            fits,
             mapping,
+            both.answers,
+            both.answered(),
         )
+
+    def _has_labels(self, name: str) -> bool:
+        """Tell whether a loss asks what the text shows of both tokenisations."""
+        return self.pairings[name].has_labels and not self.is_one_tokenizer
 
     @cached_property
     def _l1_max(self) -> float:
@@ -415,9 +413,3 @@ class StoreDataset(Dataset[Example]):
         if key not in self._with_ends:
             self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
         return self._with_ends[key]
-
-
-def _label_ids(both: _BothSides) -> Ints:
-    """Take the student's tokens that are labels."""
-    assert both.tokens is not None
-    return both.tokens.token_ids[both.tokens.has_record].astype(np.int64)

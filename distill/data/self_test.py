@@ -27,10 +27,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from distill.data.dataset import Asked, StoreDataset
+from distill.alignment.align import Spans
+from distill.data.dataset import StoreDataset
 from distill.data.end_check import odd_end
 from distill.data.evidence import CANNOT_TELL, FITS, LEAST_SEQUENCES, Evidence, is_clear
 from distill.data.left_out import in_blocks
+from distill.data.sides import Asked
 from logitstore.checking.text_check import TextCheck
 from logitstore.errors import InputError
 
@@ -84,6 +86,25 @@ def try_records(data: StoreDataset) -> Tried:
     chosen = in_blocks(len(data), _GROUPS * _NEIGHBOURS, _GROUPS)
     _check_text(data, chosen)
     asked = [each for each in map(data.asked, chosen) if each is not None]
+    if data.is_at_boundaries:
+        _tried(data, [_as_records(each) for each in asked])
+    return _tried(data, asked)
+
+
+def _as_records(asked: Asked) -> Asked:
+    """Take what was asked at the student's boundaries for the records of a sequence."""
+    answers = asked.answers
+    assert answers is not None
+    places = answers.byte_starts.astype(np.int64), answers.byte_lengths.astype(np.int64)
+    return asked._replace(
+        records=answers,
+        teacher=Spans(*places, is_eos=np.zeros(len(answers), np.bool_)),
+        alignment=asked.alignment._replace(shared_starts=asked.answered),
+    )
+
+
+def _tried(data: StoreDataset, asked: Sequence[Asked]) -> Tried:
+    """Ask the questions about entries and fit."""
     _check_entries(data, asked)
     masses = [] if not data.store.spec.has_ids else _masses(data, asked)
     if len(masses) < LEAST_SEQUENCES:

@@ -4,7 +4,6 @@ Shape legend: P = pairs.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,10 @@ import numpy.typing as npt
 
 from distill.alignment.align import Alignment, Spans
 from distill.alignment.beginnings import Beginnings
+from distill.alignment.entries_at import Places
 from distill.alignment.event_map import LESS_SPACE, MORE_SPACE, PLAIN, EventMap
 from distill.alignment.realised import labels_between
+from distill.alignment.ways import Known, Ways, ways_at_starts, ways_between
 from distill.losses.loss import Pairing
 from logitstore.errors import MismatchError
 from logitstore.records import SequenceText, TokenRecords
@@ -77,44 +78,6 @@ def _check_inside(starts: Ints, lengths: Ints, text: SequenceText) -> None:
             f"{first if first < 0 else last:,} of a text of {size:,} bytes, so its records are "
             "those of another text. Capture or import it again."
         )
-
-
-def boundary_spans(
-    records: TokenRecords, text: SequenceText, eos_ids: Sequence[int], teacher: ByteTokenizer
-) -> Spans:
-    """Place records that stand at the boundaries of a student's tokens, and are as long as these.
-
-    The token of such a record is the teacher's first of what follows: it may end elsewhere.
-    """
-    lengths = records.byte_lengths.astype(np.int64)
-    starts = records.byte_starts.astype(np.int64) - text.supervised_start
-    is_eos = (lengths == 0) & np.isin(records.token_ids, np.asarray(eos_ids, np.int64))
-    own, data = teacher.written(records.token_ids.astype(np.int64)), text.supervised_bytes
-    has_added_space = [
-        written[:1] == b" " and data[start : start + 1] != b" "
-        for written, start in zip(own, starts.tolist(), strict=True)
-    ]
-    return Spans(starts, lengths, is_eos, has_added_space=np.array(has_added_space, np.bool_))
-
-
-def as_labels(records: Spans, labels: Spans) -> Spans:
-    """Give records at a student's boundaries the true beginnings and ends of its labels.
-
-    A store does not say how far a label reaches into the context around it; a record at its
-    boundary was asked for just where it truly begins.
-    """
-    wide = np.flatnonzero(labels.lengths)
-    if not len(wide):
-        return records
-    at = np.searchsorted(labels.starts[wide], records.starts).clip(max=len(wide) - 1)
-    is_same = (labels.starts[wide][at] == records.starts) & (records.lengths > 0)
-    label = wide[at]
-    return replace(
-        records,
-        lengths=np.where(is_same, labels.lengths[label], records.lengths),
-        heads=np.where(is_same, labels.heads[label], 0),
-        tails=np.where(is_same, labels.tails[label], 0),
-    )
 
 
 def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
@@ -200,6 +163,11 @@ def is_by_position(pairing: Pairing) -> bool:
     return pairing.kind in ("positions", "sequence")
 
 
+def asks_at_boundaries(pairing: Pairing) -> bool:
+    """Tell whether a loss compares what can follow at any boundary of the student's tokens."""
+    return pairing.kind == "starts" and pairing.map is not None
+
+
 class Pairs(NamedTuple):
     """Pairs of a sequence, in the order of their labels.
 
@@ -208,11 +176,24 @@ class Pairs(NamedTuple):
             and the one behind its last.
         space: (P,) how the teacher's tokens are read there, of :mod:`distill.alignment.event_map`.
         written: (P,) bytes of the last record's token that are there already.
+        ways: How the text can go on at each, where the teacher was asked at the student's
+            boundaries; else None.
     """
 
     table: Ints
     space: Ints
     written: Ints
+    ways: Ways | None = None
+
+    @property
+    def places(self) -> Places:
+        """Where the pairs stand: the last record and the last label of each."""
+        return Places(self.table[:, 1] - 1, self.table[:, 3] - 1, self.space, self.written)
+
+    def chosen(self, which: Ints | npt.NDArray[np.bool_]) -> "Pairs":
+        """Take some pairs, by their numbers or a mask."""
+        ways = None if self.ways is None else self.ways.chosen(which)
+        return Pairs(self.table[which], self.space[which], self.written[which], ways)
 
 
 def plain_pairs(table: Ints) -> Pairs:
@@ -251,9 +232,31 @@ def with_labels_between(
     """Add the labels that begin inside one of the teacher's tokens, where enough is known there."""
     found = labels_between(teacher, student, records, made, order)
     chosen = found.mass >= LEAST_MASS
-    t, s = found.pairs[chosen].T
-    table = np.concatenate([pairs.table, np.stack([t, t + 1, s, s + 1], 1)])
-    space = np.concatenate([pairs.space, np.zeros(len(t), np.int64)])
-    written = np.concatenate([pairs.written, found.written[chosen]])
-    order_P = np.argsort(table[:, 2], kind="stable")
-    return Pairs(table[order_P], space[order_P], written[order_P])
+    return _with_labels(pairs, found.pairs[chosen], found.written[chosen])
+
+
+def with_answers_at_labels(pairs: Pairs, known: Known, fresh: Ints) -> Pairs:
+    """Compare all labels with what can follow there, as the teacher was asked at each of them.
+
+    Args:
+        pairs: Those at shared starts.
+        known: The sequence.
+        fresh: Bytes where stretches of supervised text begin.
+    """
+    at_starts, is_known = ways_at_starts(known, pairs.table[:, [0, 2]], pairs.space, fresh)
+    between, ways, is_answered = ways_between(known)
+    starts = pairs._replace(ways=at_starts).chosen(is_known)
+    ways = ways.chosen(is_answered)
+    return _with_labels(starts, between[is_answered], ways.written, ways)
+
+
+def _with_labels(pairs: Pairs, between: Ints, written: Ints, ways: Ways | None = None) -> Pairs:
+    """Add (Q, 2) records and labels that begin inside the records' tokens."""
+    t, s = between.T
+    both = Pairs(
+        np.concatenate([pairs.table, np.stack([t, t + 1, s, s + 1], 1)]),
+        np.concatenate([pairs.space, np.zeros(len(t), np.int64)]),
+        np.concatenate([pairs.written, written]),
+        None if pairs.ways is None or ways is None else Ways.joined(pairs.ways, ways),
+    )
+    return both.chosen(np.argsort(both.table[:, 2], kind="stable"))

@@ -21,9 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.beginnings import Beginnings
-from distill.alignment.entries_at import Places, Texts, came_at, fitting, sources_at
+from distill.alignment.entries_at import (
+    Places,
+    Sources,
+    Texts,
+    came_at,
+    fitting,
+    mixed_at,
+    sources_at,
+)
 from distill.alignment.map_entries import Sent, VocabularyMap
 from distill.alignment.runs import Ints, lists_of, runs
+from distill.alignment.ways import Ways
 from logitstore.format.fields import no_records
 from logitstore.format.logprob_codec import TOKEN_STEP
 from logitstore.records import STD_FLOOR, TokenRecords
@@ -53,6 +62,8 @@ class Aligned:
         order: The teacher's vocabulary, where some are written.
         texts: Both tokenisations, where the labels that came are to be told from others.
         label_ids: (L,) the student's tokens; None for a loss that compares no ids.
+        ways: How the text can go on at each pair, where the answers at the student's boundaries are
+            among the records; None: by the pair's own record alone.
     """
 
     records: TokenRecords
@@ -65,6 +76,7 @@ class Aligned:
     order: Beginnings | None = None
     texts: Texts | None = None
     label_ids: Ints | None = None
+    ways: Ways | None = None
 
     @property
     def last_record(self) -> Ints:
@@ -111,15 +123,15 @@ class Aligned:
             the arrays of :meth:`_cells`.
         """
         assert self.mapping is not None
-        at, made = self._places, self.mapping.made
-        sources, came = sources_at(self.records, at, made, self.order), None
+        sources, came = self._sources(), None
         if self.texts is not None:
-            texts, label_ids = self.texts, self.label_ids
-            assert label_ids is not None
-            sources = fitting(sources, self.records, at, texts, label_ids)
-            came = came_at(self.records, at, made, texts, label_ids, sources)
+            assert self.label_ids is not None
+            at, made = self._places, self.mapping.made
+            came = came_at(self.records, at, made, self.texts, self.label_ids, sources)
         rest = sources.rest
-        sent = self.mapping.send(sources.count, sources.source, sources.logprobs, came)
+        sent = self.mapping.send(
+            sources.count, sources.source, sources.logprobs, came, is_mixed=self.ways is not None
+        )
         if sent.left_out is not None:
             with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
                 rest = np.log(np.exp(rest, dtype=np.float64) + sent.left_out)
@@ -130,6 +142,20 @@ class Aligned:
             "rest_logmass": rest.astype(np.float32),
             **self._cells(sent),
         }
+
+    def _sources(self) -> Sources:
+        """List the teacher's entries at each pair by their sources, less what does not fit."""
+        assert self.mapping is not None
+        asked = None
+        if self.texts is not None:
+            assert self.label_ids is not None
+            asked = self.texts, self.label_ids
+        at, made = self._places, self.mapping.made
+        if self.ways is not None:
+            assert self.order is not None
+            return mixed_at(self.records, at, self.ways, made, self.order, asked)
+        sources = sources_at(self.records, at, made, self.order)
+        return sources if asked is None else fitting(sources, self.records, at, *asked)
 
     def _cells(self, sent: Sent) -> Arrays:
         """Find the event of each pair's label among those that the teacher gives mass to.

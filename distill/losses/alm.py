@@ -85,7 +85,7 @@ def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
 
 
 LOSS = Loss(
-    needs=frozenset({"token logprob", "byte spans", "own tokens"}),
+    needs=frozenset({"token logprob", "byte spans"}),
     pairing=Pairing("groups"),
     arrays=_arrays,
     ask=_ask,

@@ -11,7 +11,6 @@ A loss declares its needs beside its formula, in its `LOSS`, in these words:
     temperature      the log-normaliser at the temperature that the run asks for
     logit std        the standard deviation of logits, and the log-normaliser at it
     draws            draws from the tail
-    own tokens       records whose span is their token's, not that of a student's token
 """
 
 from collections.abc import Callable, Iterator
@@ -50,7 +49,6 @@ _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
     "token logprob": lambda store, *_: "token_logprob" not in store.spec.missing,
     "logit std": lambda store, *_: bool(store.spec.has_logit_std),
     "draws": lambda store, *_: bool(store.spec.draws),
-    "own tokens": lambda store, *_: not store.spec.boundaries_of,
 }
 
 
@@ -148,14 +146,6 @@ def _no_token_logprob(loss: _Rejected) -> str:
     )
 
 
-def _no_own_tokens(loss: _Rejected) -> str:
-    return (
-        f"its records are at the boundaries of {loss.student.name}, and say how probable the "
-        f"teacher's next token is there, not the student's, which {loss.name} compares. Use "
-        f"{loss.other}, or train without --boundaries."
-    )
-
-
 def _without(arrays: str, flag: str) -> Callable[[_Rejected], str]:
     return lambda loss: (
         f"captured without {flag.split()[0]}, so without {arrays}, which {loss.name} reads. Run "
@@ -171,7 +161,6 @@ _MESSAGES: dict[str, Callable[[_Rejected], str]] = {
     "tail": _no_tail,
     "token logprob": _no_token_logprob,
     "logit std": _without("logit_std and lognorm_std", "--logit-std"),
-    "own tokens": _no_own_tokens,
     "draws": _without("sample_ids and sample_counts", "--draws 50"),
 }
 

@@ -72,9 +72,11 @@ from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.data.self_test import Tried, try_records
+from distill.data.targets import asks_at_boundaries
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find
+from distill.losses.advice import TWO_TOKENIZERS
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.student.generation_ends import list_ends
 from distill.training.config import CachedTeacherConfig
@@ -582,21 +584,28 @@ def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) ->
 
 
 def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConfig) -> Store:
-    """Choose the records to learn from: at the teacher's own tokens, or at the student's.
+    """Choose where records are read: at the teacher's own tokens, or also at the student's.
 
     Raises:
         MismatchError: The store has none at the boundaries of this student.
-        InputError: A loss chooses its labels by the tokens of the teacher's text.
+        InputError: No loss asks what can follow there.
     """
     if not args.boundaries:
         return store
-    for name in args.loss_weights:
-        if find(name).pairing_of(args.loss_options).kind == "strict":
+    pairings = {name: find(name).pairing_of(args.loss_options) for name in args.loss_weights}
+    for name, pairing in pairings.items():
+        if pairing.kind == "strict":
             raise InputError(
                 f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
                 "at the boundaries of a student the teacher's tokens are not known. Leave "
                 "--map strict out, or --boundaries."
             )
+    if not any(map(asks_at_boundaries, pairings.values())):
+        raise InputError(
+            f"--boundaries: {', '.join(pairings) or 'ce'} would learn nothing from it, since only "
+            "losses that send the teacher's tokens to the student's ask what can follow a boundary "
+            f"of the student's. Use --loss {TWO_TOKENIZERS}, or leave --boundaries out."
+        )
     return store.boundaries_of(student.fingerprint, student.name)
 
 

@@ -33,7 +33,8 @@ def pairs(*both: tuple[int, int]) -> Counted:
     teacher, student = np.array(both).T
     zeros = np.zeros(len(both), np.int64)
     labels = dict.fromkeys((*SORTS, FIRST), 0) | {"words": len(both)}
-    return Counted(labels, teacher, zeros, zeros, student, zeros, zeros.astype(bool))
+    last = np.arange(len(both))  # each behind another token
+    return Counted(labels, teacher, zeros, zeros, student, zeros, zeros.astype(bool), last)
 
 
 def test_a_map_that_asks_for_what_comes_is_right() -> None:
@@ -50,6 +51,30 @@ def test_what_is_wrong_here_may_be_right_on_average() -> None:
 def test_mass_that_is_sent_nowhere_is_asked_for_and_never_comes() -> None:
     found = judge(OneToOne([-1, 1], [0, 1]), pairs((0, 0), (1, 1)))
     assert (found["right"], found["total variation"]) == (0.5, 0.5)
+
+
+def test_what_the_student_never_writes_behind_its_last_token_is_not_judged() -> None:
+    made = OneToOne([0, 1], [0, 1])
+    fits = lambda last, teacher: (last != 1) | (teacher != 0)  # noqa: E731
+    found = judge(made, pairs((1, 1), (0, 1), (1, 1), (0, 0)), fits)
+    assert (found["right"], found["total variation"], found["cut"]) == (1, 0, 0.25)
+    assert (found["paired"], found["labels"]["words"]) == (1, 3)
+    assert judge(made, pairs((1, 1), (0, 1), (1, 1), (0, 0)))["right"] == 0.75
+
+
+def test_the_last_token_is_the_one_that_ended_where_the_label_begins() -> None:
+    """Not that of another turn, and none in front of an end or inside one of the teacher's."""
+    joined, apart = (tokenizer(kind) for kind in ("digits joined", "digits apart"))
+    row = [Row("talk", ["who", "x = 1024", "what", "a letter"])]
+    read = side("", apart, row)
+    found = counted(read, read)
+    ids = [-1, *(label.token.id for label in read.labels[0])][:-1]
+    is_behind = ~found.is_first & (found.sort != SORTS.index("ends"))
+    assert found.last.tolist() == np.where(is_behind, ids, -1).tolist()
+    assert is_behind.sum() > 5
+    within = counted(side("", joined, row), read)
+    assert within.written.any()
+    assert (within.last[within.written > 0] == -1).all()
 
 
 def test_one_event_for_everything_is_right_and_says_nothing() -> None:

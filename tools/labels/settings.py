@@ -150,7 +150,7 @@ CONTENDERS: dict[str, Contender] = {
     "ce, counted twice": Contender(CE, {"ce_weight": 2.0}, students=_EVERY),
     "control": Contender("tail_kl", weights=WEIGHTS, store=RENUMBERED, students=(CONTROL,)),
     "exact stream": _mapped(WEIGHTS, boundaries=True),
-    "exact stream, map events": _mapped(boundaries=True, map="events"),
+    "exact stream, map counted": _mapped(boundaries=True, map="counted"),
     f"exact stream{_OPEN}": _mapped((), boundaries=True),
     f"exact stream, map events{_OPEN}": _mapped((), boundaries=True, map="events"),
     **dict(_maps()),

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from distill.alignment.cuts import Cuts
 from distill.alignment.make_map import KINDS as MAPS
 from distill.data.coverage import KINDS, coverage, of_pair
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
+from distill.data.judging import turn_starts
 from distill.losses import advice
 from distill.losses.requirements import check_needs
 from logitstore.capture import capture
@@ -140,6 +142,52 @@ def test_labels_inside_a_token_are_covered_as_training_covers_them(tmp_path: Pat
         assert share["covered"] * share["labels"] == pytest.approx(aligned)
         shares[between] = share["covered"]
     assert shares["on"] > shares["off"] == pytest.approx(share["shared_starts"])
+
+
+class NothingBehind(Cuts):
+    """A student that ends no token of one kind before anything that the teacher has."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+
+    def fits(self, last: Any, teacher_ids: Any) -> Any:
+        return (last != self.last) | (teacher_ids < 0)
+
+
+def test_what_the_student_would_have_cut_elsewhere_is_in_no_target_and_not_judged(
+    tmp_path: Path,
+) -> None:
+    """Fault: the default was judged by tokens that training leaves out of its targets."""
+    teacher, student, rows = tiny.unigram(), tiny.byte_bpe(), ragged_rows()
+    shares = {}
+    for kind in ("canonical", "prefix"):
+        _, data = pair(tmp_path / kind, teacher, student, rows, map=kind)
+        before = Counter[int]()
+        for i in range(len(data)):
+            asked = data.asked(i, "mapped_kl")
+            assert asked is not None
+            first, ends = set(turn_starts(asked.text).tolist()), asked.student.is_eos
+            for s in asked.pairs.table[:, 2].tolist():
+                if s and not ends[s] and int(asked.student.starts[s]) not in first:
+                    before[int(asked.label_ids[s - 1])] += 1
+        (last, count), *_ = before.most_common(1)
+        assert count > 3
+        whole = coverage(data)["kinds"]["all"]
+        data.__dict__["_cuts"] = NothingBehind(last)
+        share = coverage(data)["kinds"]["all"]
+        covered = share["covered"] * share["labels"]
+        is_ours = kind == "canonical"
+        assert share["cut"] * covered == pytest.approx(count if is_ours else 0)
+        assert share["covered"] == whole["covered"]
+        assert (share["right"] == whole["right"]) == (not is_ours)
+        shares[kind] = share
+    assert "are not judged" in table(
+        coverage(data) | {"kinds": shares_as_kinds(shares["canonical"])}
+    )
+
+
+def shares_as_kinds(share: dict[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(KINDS, share)
 
 
 def test_a_strict_loss_is_judged_where_its_other_targets_could_come(tmp_path: Path) -> None:

@@ -22,7 +22,6 @@ def store_of(fingerprint: str = "sha256:another", **spec: Any) -> SimpleNamespac
         "missing": (),
         "has_logit_std": True,
         "draws": 4,
-        "boundaries_of": None,
     }
     made = SimpleNamespace(**everything | spec)
     return SimpleNamespace(spec=made, path=Path("store"), provenance={}, digest="0")
@@ -38,7 +37,6 @@ def store_of(fingerprint: str = "sha256:another", **spec: Any) -> SimpleNamespac
         ("multilevel_ot", {"has_logit_std": False}, "mapped_kl"),
         ("uld", {"missing": ("tail_logmass",), "has_logit_std": False}, "alm"),
         ("uld", {"missing": ("token_logprob",)}, "mapped_kl"),
-        ("alm", {"boundaries_of": {"fingerprint": "a student's"}}, "mapped_kl"),
         ("mapped_kl", {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False}, "ce"),
     ],
 )
