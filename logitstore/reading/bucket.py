@@ -16,12 +16,10 @@ from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, s
 from logitstore.reading.prefetch import Prefetcher
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage import commit
-from logitstore.storage.files import file_sha256
+from logitstore.storage.files import MAX_TOKENIZER_BYTES, file_sha256
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
-#: The largest file of a tokenizer that is known takes 35 MB.
-_MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in order
 
 
@@ -144,7 +142,7 @@ def _names_in(folder: Path) -> set[str]:
 def _fetch_small(source: StorePath, digest: str) -> bytes:
     kind = None
     try:
-        data = source.read_limited(_MAX_TOKENIZER_BYTES)
+        data = source.read_limited(MAX_TOKENIZER_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         actual, kind = "nothing", "missing-file"
     except StorageError:

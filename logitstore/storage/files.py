@@ -16,6 +16,8 @@ Buffer = bytes | bytearray | memoryview
 #: `store.json` holds one number per shard; this is room for 900,000 of them.
 MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
+#: Of a file of a tokenizer; the largest that is known takes 35 MB.
+MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
 
 

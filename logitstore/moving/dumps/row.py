@@ -114,6 +114,16 @@ def _check_labels(ids: I64, labels: I64, is_on: Bools, where: str) -> None:
         )
 
 
+def number_of(value: Any) -> float | None:
+    """Return a number of JSON; None for anything else, or where no float is so large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
 def plain(value: Any) -> Any:
     """Convert to Python's own lists and dicts; JSON in a string is parsed."""
     if isinstance(value, pa.Scalar):
@@ -121,6 +131,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, str) and value[:1] in ("[", "{"):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value

@@ -254,7 +254,7 @@ def test_templates_and_conversations_survive_a_trip_to_a_worker() -> None:
     template = template_of(templates.gemma())
     assert pickle.loads(pickle.dumps(template)) == template
     talk = Conversation.choose(turns("ä", "🙂"), "all", tools=[{"n": 1}], kwargs={"k": None})
-    assert Conversation.from_json(talk.to_json()) == talk
+    assert Conversation.from_json(talk.to_json(), "row") == talk
     assert json.loads(talk.to_json())["supervised"] == [1]
 
 
