@@ -17,6 +17,7 @@ from logitstore.errors import InputError, in_a_line
 from logitstore.format.parquet_limits import PYARROW_ERRORS
 from logitstore.moving.dumps import responses
 from logitstore.moving.dumps.row import plain
+from logitstore.rows.files import most_line_bytes
 from logitstore.storage.files import FileSign, file_sign
 
 _ENDINGS = (".parquet", ".jsonl", ".json")
@@ -141,8 +142,13 @@ def _json_lines(file: Path, start: Place) -> Iterator[tuple[Place, str, Row]]:
     with file.open("rb") as f:
         f.seek(start.at)
         at, number = start.at, max(start.line - 1, 0)
-        for raw in f:
+        while raw := f.readline(most_line_bytes() + 1):
             number += 1
+            if len(raw) > most_line_bytes():
+                raise InputError(
+                    f"{file}: line {number:,} is longer than {most_line_bytes():,} bytes. Write a "
+                    "row a line, and cut what is longer."
+                )
             place, at = Place(start.file, at, number), at + len(raw)
             if raw.strip():
                 where = f"{file}: line {number:,}"

@@ -74,7 +74,7 @@ def flattened(value: Any, where: str) -> Nested:
         value = value.values if value.is_valid and hasattr(value, "values") else []
     try:
         column = value if isinstance(value, pa.Array) else pa.array(value or [])
-    except (pa.ArrowException, TypeError, OverflowError) as e:
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as e:
         reason = str(e).splitlines()[0].rstrip(".")
         raise InputError(f"{where}: cannot be read as lists ({reason}). Fix the row.") from None
     items = nested(column)

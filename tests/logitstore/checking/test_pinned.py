@@ -157,7 +157,7 @@ def test_a_wrong_checksum_of_a_member_is_found(store: Path) -> None:
 def test_thousands_of_lost_shards_are_told_in_a_few_lines(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight bytes of a `store.json` say of each that it is there; it cost an open file, and a line."""
+    """Eight bytes of a `store.json` say of each that it is there; that cost an open file."""
     looked_at: list[int] = []
     opened = verify._opened
 
