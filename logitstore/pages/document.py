@@ -114,7 +114,7 @@ def write_document(out: Path, text: str) -> int:
     Raises:
         InputError: The page cannot be written there.
     """
-    data = text.encode()
+    data = text.encode(errors="backslashreplace")  # halves of surrogate pairs, of JSON files
     try:
         commit.write_whole(out, data)
     except OSError as e:

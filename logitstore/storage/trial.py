@@ -50,6 +50,7 @@ def try_beside(path: Path, fs: Fs = OS_FS, *, commits: bool = True) -> None:
 
 def explain_trial(error: OSError, path: Located, option: str) -> StorageError:
     """Turn the failure of a trial, before there was anything to lose, into a StorageError."""
-    reason, step = why_failed(error, option)
+    unnamed = OSError(error.errno, error.strerror)  # not of a file that is gone already
+    reason, step = why_failed(unnamed, option)
     other = "" if option in step else f", or choose another {option}"
     return StorageError(f"{path}: {reason}. {step}{other}.", kind=failure_kind(error))
