@@ -218,7 +218,7 @@ def _difference(data: StoreDataset, line: SequenceText) -> str:
     if line.messages is None or template is None:
         return ""
     where = f"{data.store.path}: row {line.row:,}"
-    segments = template.segments(Conversation.from_json(line.messages), where)
+    segments = template.segments(Conversation.from_json(line.messages, where), where)
     written = "".join(s.text for s in segments if s.supervised).encode()
     own, low = line.supervised_bytes, line.supervised_start
     if line.status == "split":

@@ -14,7 +14,7 @@ from typing import Any
 
 from distill.losses import find
 from distill.losses.weights import parse_losses
-from distill.report.comparison import METRICS
+from distill.report.comparison import METRICS, is_number
 from distill.report.results import RunObject
 from logitstore.console.terminal import printable
 from logitstore.storage import commit
@@ -125,11 +125,11 @@ def _not_used(usable: Mapping[str, Any]) -> str | None:
 def _results(run: RunObject) -> str:
     """Write the table of results, between its marks."""
     found: dict[str, Any] = {
-        m.label: m.shown(run[m.name]) for m in METRICS if isinstance(run.get(m.name), int | float)
+        m.label: m.shown(run[m.name]) for m in METRICS if is_number(run.get(m.name))
     }
     for part, label in (("evaluation", "measured on"), ("judged", "judged by")):
-        facts = run.get(part) or {}
-        if facts:
+        facts = run.get(part)
+        if isinstance(facts, Mapping) and facts:
             found[label] = _place(facts.get("data") or facts.get("store"))
     return "\n".join([_BEGIN, "## Results", "", *_table(found), _END])
 

@@ -1,16 +1,16 @@
 """A student folder's `results.json`: its run as one JSON object, which evaluations complete."""
 
 import json
-import os
 import re
 import resource
 import sys
 from pathlib import Path
 from typing import Any
 
-from logitstore.errors import InputError, StorageError, in_a_line
+from logitstore.errors import InputError, in_a_line
 from logitstore.storage import commit
 from logitstore.storage.files import read_file
+from logitstore.storage.folder import LocalPath
 
 RESULTS_FILE = "results.json"
 _MAX_BYTES = 8 * 1024 * 1024
@@ -50,24 +50,21 @@ def read_results(folder: Path, *, writable: bool = True) -> RunObject | None:
     if not isinstance(run, dict) or "name" not in run:
         return None
     if writable:
-        check_writable(folder)
+        check_writable(folder, "MODEL")
     return run
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str) -> None:
     """Reject a folder that cannot be made or written to, before there is anything to write.
 
+    Args:
+        folder: The folder, which need not be there.
+        option: What names it on the command line, for the message.
+
     Raises:
-        StorageError: Names the part of its path that stands in the way.
+        MismatchError, StorageError: Names the part of its path that stands in the way.
     """
-    nearest = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not nearest.is_dir():
-        raise StorageError(f"{folder}: {nearest} is a file, not a folder. Use another folder.")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise StorageError(
-            f"{folder}: no permission to write to {nearest}. Fix its permissions, or use another "
-            "folder."
-        )
+    LocalPath(folder).try_writing(option, commits=False)
 
 
 def peak_rss_bytes() -> int:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, get_args
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -33,6 +32,7 @@ from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Option
 from distill.losses.weights import parse_losses
 from distill.student.arguments import StudentArguments
+from distill.training.flag_file import read_flag_file
 from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
@@ -130,8 +130,8 @@ class CachedTeacherConfig(LossFlags):
     boundaries: bool = field(
         default=False,
         metadata={
-            "help": "Learn at every boundary of this student's tokens, by the teacher's tokens that "
-            "go on there and by what follows one that ended there: its answers to that, which "
+            "help": "Learn at every boundary of this student's tokens, by the teacher's tokens "
+            "that go on there and by what follows one that ended there: its answers to that, which "
             "`logitstore capture --boundaries-of` adds to a store, and the store's own records."
         },
     )
@@ -505,20 +505,7 @@ class _Parser(HfArgumentParser):
 
     def flags_of(self, path: Path) -> list[str]:
         """Turn a file's keys into flags, so that both go through the same types and checks."""
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            why = " ".join(str(error).split())
-            raise InputError(
-                f"--config {path}: cannot be read as YAML ({why}). Give a file of lines such as "
-                "`learning_rate: 1e-4`."
-            ) from error
-        if not isinstance(loaded, dict):
-            found = "nothing" if loaded is None else type(loaded).__name__
-            raise InputError(
-                f"--config {path}: expected `key: value` lines, found {found}. Give lines such as "
-                "`learning_rate: 1e-4`."
-            )
+        loaded = read_flag_file(path)
         known = self.known_keys()
         flags: list[str] = []
         for key, value in loaded.items():

@@ -156,7 +156,7 @@ def _choose_checkpoint(config: CachedTeacherConfig, folder: Path) -> None:
 def _check_output(folder: Path, *, resuming: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder}: is a file. Name a folder, new or empty.")
-    check_writable(folder)
+    check_writable(folder, "--output_dir")
     entries = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
     if not entries or resuming:
         return

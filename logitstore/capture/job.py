@@ -26,9 +26,10 @@ from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks, find_ranks
 from logitstore.console.signals import stopper
 from logitstore.format.spec import SPEC_FILE
-from logitstore.storage.paths import StorePath, to_write
+from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore
-from logitstore.writing.writer import StoreWriter, check_place
+from logitstore.writing.places import try_place
+from logitstore.writing.writer import StoreWriter
 
 if TYPE_CHECKING:
     from logitstore.rows.sources import DatasetArg
@@ -44,9 +45,9 @@ def run_capture(
     ranks: Ranks | None = None,
 ) -> LogitStore:
     """Run the teacher over a dataset and write a store; see `logitstore.capture`."""
-    place = to_write(out)
     with stopper() as signals:
         ranks = find_ranks() if ranks is None else ranks
+        place = try_place(out)
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
         return CaptureProcess(
@@ -61,7 +62,7 @@ def run_preview(
     settings: CaptureSettings,
 ) -> Forecast:
     """Estimate what `run_capture` would do; see `logitstore.capture.preview`."""
-    place = None if out is None else to_write(out)
+    place = None if out is None else try_place(out, dry_run=True)
     task = prepare(os.fspath(teacher), dataset, settings)
     missing = own_missing = list(range(task.plan.shard_count))
     budget: int | None = None
@@ -69,8 +70,6 @@ def run_preview(
         begun = _begun(task, place)
         missing, own_missing = begun.missing(), begun.own.missing()
         budget = task.budget(begun.provenance)
-    elif place is not None:
-        check_place(place)
     sample = take_sample(task.reader, task.text_bytes)
     if task.student is not None:
         check_asked(task.student, sample.sequences)

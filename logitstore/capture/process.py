@@ -61,7 +61,7 @@ from logitstore.console.signals import Stopped, Stopper
 from logitstore.format.spec import SPEC_FILE
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.writer import check_place
+from logitstore.writing.places import check_place
 
 log = logging.getLogger(__name__)
 

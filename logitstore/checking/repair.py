@@ -17,7 +17,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from logitstore.checking.verify import Damage, verify_store
+from logitstore.checking.report import Damage
+from logitstore.checking.verify import verify_store
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,

@@ -8,14 +8,17 @@ checked.
 """
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from logitstore.errors import in_a_line
+from logitstore.models.loading import check_vocabulary
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.storage.files import read_file
+from logitstore.storage.files import MAX_TOKENIZER_BYTES, read_file
 from logitstore.text.token_bytes import written_bytes
 
-_MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
+log = logging.getLogger(__name__)
 
 
 class TextCheck:
@@ -45,12 +48,18 @@ class TextCheck:
         except ImportError:
             return None
         try:
-            raw = read_file(folder / "tokenizer.json", _MAX_TOKENIZER_BYTES)
+            check_vocabulary(folder)
+            raw = read_file(folder / "tokenizer.json", MAX_TOKENIZER_BYTES)
             tokenizer = Tokenizer.from_buffer(raw)
             vocabulary = tokenizer.get_vocab()
             size = max(vocabulary.values(), default=-1) + 1
             written = written_bytes(json.loads(raw), vocabulary, size)
-        except Exception:  # the library raises the bare class, and any part may be missing
+        except Exception as e:  # the library raises the bare class, and any part may be missing
+            log.warning(
+                "%s: cannot be loaded here (%s), so ids are not compared with the text.",
+                folder,
+                in_a_line(e),
+            )
             return None
 
         def rewritten(text: str) -> bytes:

@@ -10,11 +10,12 @@ and the results are compared.
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from logitstore.checking.nonsense import nonsense
+from logitstore.checking.report import Damage, VerifyReport
 from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
@@ -28,6 +29,7 @@ from logitstore.format.spec import (
     SPEC_FILE,
     STUDENT_FOLDER,
     TOKENIZER_FOLDER,
+    Plan,
     StoreHeader,
     StoreSpec,
     shard_name,
@@ -37,66 +39,13 @@ from logitstore.reading.listing import list_boundaries, list_shards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
-from logitstore.storage.files import MAX_SPEC_BYTES
+from logitstore.storage.files import MAX_SPEC_BYTES, MAX_TOKENIZER_BYTES
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
 
-_MOST_BYTES = 2**30  # of a tokenizer's file
-
-
-@dataclass(frozen=True)
-class Damage:
-    """A file that is not what was committed.
-
-    Attributes:
-        file: The name of the file, relative to the store.
-        rows: The first and last dataset row that cannot be trusted; None if not known.
-        reason: What is wrong.
-        kind: As of a `CorruptStoreError`: a short code that stays the same.
-    """
-
-    file: str
-    rows: tuple[int, int] | None
-    reason: str
-    kind: str = CorruptStoreError.kinds[0]
-
-    def __post_init__(self) -> None:
-        assert self.kind in CorruptStoreError.kinds, self.kind
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the damage as `logitstore verify --json` prints it."""
-        return asdict(self) | {"rows": list(self.rows) if self.rows else None}
-
-
-@dataclass
-class VerifyReport:
-    """The result of a check.
-
-    Attributes:
-        shards: The number of shards that were checked.
-        rows: The number of dataset rows in them.
-        is_complete: Whether the capture has finished.
-        damaged: All damage that was found.
-        boundaries: The results of the stores inside it, by folder; their damage is in `damaged`
-            too.
-    """
-
-    shards: int = 0
-    rows: int = 0
-    is_complete: bool = True
-    damaged: list[Damage] = field(default_factory=list)
-    boundaries: "dict[str, VerifyReport]" = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as `logitstore verify --json` prints it."""
-        inside = {name: report.to_json() for name, report in self.boundaries.items()}
-        return {
-            "shards": self.shards,
-            "rows": self.rows,
-            "complete": self.is_complete,
-            "damaged": [d.to_json() for d in self.damaged],
-        } | ({"boundaries": inside} if inside else {})
+_MISSING = CorruptStoreError.kinds[1]
+_MOST_LOST = 1000  # shards that are named one by one; a plan may list hundreds of thousands
 
 
 def verify_store(
@@ -185,7 +134,7 @@ def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
 
 
 def _check_file(
-    path: StorePath, name: str, digest: str, most_bytes: int = _MOST_BYTES
+    path: StorePath, name: str, digest: str, most_bytes: int = MAX_TOKENIZER_BYTES
 ) -> Iterator[Damage]:
     try:
         size = (path / name).size_bytes()
@@ -194,7 +143,7 @@ def _check_file(
             return
         sha256 = (path / name).sha256()
     except FileNotFoundError:
-        yield Damage(name, None, "is missing", "missing-file")
+        yield Damage(name, None, "is missing", _MISSING)
         return
     except StorageError:
         raise
@@ -231,9 +180,13 @@ def _check_seal(path: StorePath, header: StoreHeader) -> Iterator[Damage]:
 def _check_shards(
     path: StorePath, header: StoreHeader, report: VerifyReport, deep: bool, by_zarr: bool
 ) -> None:
-    plan = header.plan
+    plan, there = header.plan, set(list_shards(path, header.plan))
     indexed = _indexed(path) if report.is_complete else {}
-    there = set(range(plan.shard_count) if report.is_complete else list_shards(path, plan))
+    if report.is_complete:
+        report.damaged += _lost(path, plan, there)
+    held = range(plan.shard_count) if report.is_complete else there
+    report.shards = len(held)
+    report.rows = sum(stop - first for first, stop in map(plan.shard_rows, held))
     tokenizer = _tokenizer(path, header.spec) if deep else None
     check = (
         None
@@ -245,8 +198,6 @@ def _check_shards(
             name = f"{SHARDS_FOLDER}/{shard_name(index)}"
             first, stop = plan.shard_rows(index)
             if index in there:
-                report.shards += 1
-                report.rows += stop - first
                 try:
                     shard = _opened(path / name, header, index)
                     shard.archive.check_digest()
@@ -261,6 +212,20 @@ def _check_shards(
                         faults = list(_read_by_zarr(shard, header, index))
                     report.damaged += (Damage(name, *fault) for fault in faults)
             shown.update(1)
+
+
+def _lost(path: StorePath, plan: Plan, there: set[int]) -> Iterator[Damage]:
+    """Yield the shards that a finished store lacks; beyond the first thousand in one piece."""
+    lost = [index for index in range(plan.shard_count) if index not in there]
+    for index in lost[:_MOST_LOST]:
+        first, stop = plan.shard_rows(index)
+        name = f"{SHARDS_FOLDER}/{shard_name(index)}"
+        yield Damage(name, (first, stop - 1), f"{path / name}: the file is missing.", _MISSING)
+    if more := lost[_MOST_LOST:]:
+        name = f"{SHARDS_FOLDER}/{shard_name(more[0])}"
+        rows = (plan.shard_rows(more[0])[0], plan.shard_rows(more[-1])[1] - 1)
+        reason = f"{path / name}: the file is missing, and so are {len(more) - 1:,} after it."
+        yield Damage(name, rows, reason, _MISSING)
 
 
 def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:

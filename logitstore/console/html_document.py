@@ -20,6 +20,7 @@ from logitstore.errors import InputError
 from logitstore.storage import commit
 from logitstore.storage.files import open_file
 from logitstore.storage.paths import local_path
+from logitstore.storage.trial import explain_trial, try_beside
 
 _BEGIN = "<!doctype html>"
 
@@ -73,8 +74,14 @@ def check_place(place: str | os.PathLike[str]) -> Path:
     Raises:
         InputError: It is a folder, is in a bucket or in a folder that does not exist, or is a file
             that is not a page.
+        StorageError: The file system fails.
     """
     out = local_path(place, "a page", "-o")
+    if out.is_symlink() and not out.exists():
+        raise InputError(
+            f"{out}: is a link to {os.readlink(out)}, where nothing is. Make that file, or name "
+            "another with -o."
+        )
     if not out.parent.is_dir() or out.is_dir():
         fault = "it is a folder" if out.is_dir() else f"there is no folder {out.parent}"
         raise InputError(f"{out}: {fault}. Name a file in a folder that exists with -o.")
@@ -83,6 +90,10 @@ def check_place(place: str | os.PathLike[str]) -> Path:
             f"{out}: this file exists and is not a page for a browser, so it is kept. Name another "
             "with -o."
         )
+    try:
+        try_beside(out, commits=False)
+    except OSError as e:
+        raise explain_trial(e, out, "-o") from e
     return out
 
 
@@ -103,7 +114,7 @@ def write_document(out: Path, text: str) -> int:
     Raises:
         InputError: The page cannot be written there.
     """
-    data = text.encode()
+    data = text.encode(errors="backslashreplace")  # halves of surrogate pairs, of JSON files
     try:
         commit.write_whole(out, data)
     except OSError as e:

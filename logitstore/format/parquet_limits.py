@@ -40,7 +40,8 @@ _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _ZSTD, _UNCOMPRESSED = 6, 0
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = *range(1, 10), 12
 _MAX_DEPTH = 8
-_ROW_GROUPS = 4  # the field of the footer
+_SCHEMA, _ROW_GROUPS = 2, 4  # the fields of the footer
+_INT96 = 3
 
 
 @dataclass
@@ -104,13 +105,20 @@ def column_chunks(data: Bytes) -> list[list[ColumnChunk]]:
         ValueError: The footer cannot be parsed.
     """
     size = int.from_bytes(data[-8:-4], "little")
-    footer = _Thrift(data[len(data) - 8 - size : -8])
-    return [_columns(group) for group in footer.items_of(_ROW_GROUPS)]
+    footer = data[len(data) - 8 - size : -8]
+    # Of a group of columns there is no type. pyarrow goes by these, other readers by the chunks'.
+    types = [e[1] for e in _Thrift(footer).items_of(_SCHEMA) if isinstance(e, dict) and 1 in e]
+    if _INT96 in types:
+        raise ValueError("a column is of the type INT96, which is not written here")
+    return [_columns(group, types) for group in _Thrift(footer).items_of(_ROW_GROUPS)]
 
 
-def _columns(group: Any) -> list[ColumnChunk]:
+def _columns(group: Any, types: Sequence[Any]) -> list[ColumnChunk]:
     try:
-        return [_column(chunk) for chunk in group[1]]
+        chunks = group[1]
+        if [chunk[3][1] for chunk in chunks] != types:
+            raise ValueError("a column is of another type than the schema says")
+        return [_column(chunk) for chunk in chunks]
     except (KeyError, TypeError):
         raise ValueError("the footer lacks what every column has") from None
 

@@ -13,6 +13,7 @@ from urllib.request import getproxies
 
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.canonical_json import canonical_json
+from logitstore.storage.files import MAX_TOKENIZER_BYTES, read_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,12 +76,17 @@ def check_vocabulary(folder: Path) -> None:
     large id could ask for all memory. That of a name that is no folder is not looked at.
 
     Raises:
-        ValueError: An id is far above the number of tokens.
+        ValueError: An id is far above the number of tokens, or a file is no ordinary one, or larger
+            than a vocabulary can be.
     """
     for name in ("tokenizer.json", "vocab.json", "added_tokens.json"):
         try:
-            content = json.loads((folder / name).read_bytes())
-        except (OSError, ValueError):  # missing or damaged: whoever loads it says so
+            data = read_file(folder / name, MAX_TOKENIZER_BYTES)
+        except OSError:  # it is missing, or whoever loads it says why it cannot be read
+            continue
+        try:
+            content = json.loads(data)
+        except (ValueError, RecursionError):  # it is damaged: the same
             continue
         ids = _ids_in(content) if isinstance(content, dict) else []
         most = _FREE_IDS + _IDS_A_TOKEN * len(ids)
@@ -175,7 +181,7 @@ def _damage(folder: Path) -> str | None:
     for path in sorted(folder.iterdir()):
         try:
             if path.suffix == ".json":
-                json.loads(path.read_text(encoding="utf-8"))
+                json.loads(read_file(path, MAX_TOKENIZER_BYTES))
             elif path.suffix == ".safetensors":
                 from safetensors import safe_open
 

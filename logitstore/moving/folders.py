@@ -1,5 +1,6 @@
 """Open a finished store, read its tokenizer, and publish a folder that was written beside it."""
 
+import hashlib
 import logging
 import os
 from os import PathLike
@@ -8,7 +9,7 @@ from pathlib import Path
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.format.spec import StoreSpec
 from logitstore.storage import commit
-from logitstore.storage.files import file_sha256
+from logitstore.storage.files import MAX_TOKENIZER_BYTES, read_file
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 
@@ -91,16 +92,16 @@ def read_tokenizer(folder: Path, spec: StoreSpec) -> dict[str, bytes]:
     for name, digest in spec.tokenizer["files"].items():
         path = folder / name
         try:
-            is_same = file_sha256(path) == digest
+            data = read_file(path, MAX_TOKENIZER_BYTES)
         except (OSError, ValueError) as e:
             raise CorruptStoreError(
                 f"{path}: cannot be read ({e}). Restore the file from a copy.", path=path
             ) from None
-        if not is_same:
+        if hashlib.sha256(data).hexdigest() != digest:
             raise CorruptStoreError(
                 f"{path}: is not the file that belongs here (SHA-256 {digest[:12]}…). Restore it "
                 "from a copy.",
                 path=path,
             )
-        files[name] = path.read_bytes()
+        files[name] = data
     return files

@@ -24,6 +24,7 @@ from logitstore.moving.folders import open_finished, say_what_stays, tokenizer_f
 from logitstore.reading.shard import Shard
 from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore, open_store
+from logitstore.writing.places import try_place
 from logitstore.writing.writer import StoreWriter
 
 
@@ -51,6 +52,7 @@ def merge(
     if len(named) < len(stores):
         twice = named.most_common(1)[0][0]
         raise InputError(f"{twice}: is given twice. Name each store once.")
+    place = try_place(out)
     opened = [open_store(s, allow_partial=True) for s in stores]
     for other in opened[1:]:
         _check_content(opened[0], other)
@@ -58,13 +60,13 @@ def merge(
     if len(plans) == 1:
         for store in opened:
             say_what_stays(store)
-        return _union(opened, store_path(out))
+        return _union(opened, place)
     if len(plans) < len(opened):
         raise MismatchError(
             f"{', '.join(str(s.path) for s in opened)}: some are parts of one capture, others of "
             "another dataset. Merge the parts of each capture first, then the finished stores."
         )
-    return _one_after_the_other([open_finished(s) for s in stores], store_path(out))
+    return _one_after_the_other([open_finished(s) for s in stores], place)
 
 
 def _check_content(first: LogitStore, other: LogitStore) -> None:

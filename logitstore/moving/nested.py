@@ -32,17 +32,25 @@ class Nested(NamedTuple):
             missing: The number that replaces a null.
 
         Raises:
-            ValueError: A value is null and `missing` is not given, or a value is not a number.
+            ValueError: A value is null and `missing` is not given, or a value is not a number, or
+                not a whole one where those are asked for.
         """
         values = self.values
+        if _is_text(values.type):  # numpy would read "NaN" and "5", too
+            raise ValueError("a value is text, not a number")
         if values.null_count:
             if missing is None:
                 raise ValueError("a value is missing")
             values = pc.fill_null(values, missing)
         try:
-            return np.asarray(values.to_numpy(zero_copy_only=False), dtype)
+            given = values.to_numpy(zero_copy_only=False)
+            with np.errstate(invalid="ignore"):
+                made = np.asarray(given, dtype)
         except (TypeError, pa.ArrowException) as e:
             raise ValueError(f"{e}") from None
+        if given.dtype.kind == "f" and made.dtype.kind in "iu" and not np.array_equal(given, made):
+            raise ValueError("a value is no whole number")
+        return made
 
 
 def nested(column: pa.Array) -> Nested:
@@ -53,6 +61,10 @@ def nested(column: pa.Array) -> Nested:
         counts.append(lengths.to_numpy(zero_copy_only=False).astype(np.int64))
         column = column.flatten()
     return Nested(tuple(counts), column)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:

@@ -23,6 +23,7 @@ from logitstore.moving.folders import open_finished, tokenizer_files
 from logitstore.records import SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
+from logitstore.writing.places import try_place
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
 from logitstore.writing.writer import StoreWriter
 
@@ -58,6 +59,7 @@ def subset(
     """
     source = open_finished(store)
     numbers = chosen_rows(str(rows), source)
+    try_place(out)
     chosen = _Chosen(source, numbers)
     label = f"subset of {source.digest}:".encode()
     digest = hashlib.sha256(label + numbers.astype("<i8").tobytes())

@@ -7,7 +7,6 @@ renamed, so the root's `zarr.json` is written last, and without it nothing opens
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol
 
 from zarr.abc.store import Store
@@ -18,6 +17,7 @@ from logitstore.format.shard_group import GROUP_MEMBER
 from logitstore.moving.folders import publish_folder
 from logitstore.storage import commit
 from logitstore.storage.files import read_file
+from logitstore.storage.folder import LocalPath
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, local
 from logitstore.storage.retry import explain, retrying
@@ -29,7 +29,7 @@ class Target(Protocol):
     """The folder or bucket that an export is written to; names are relative to it."""
 
     def check_free(self) -> None:
-        """Raise MismatchError unless the place is empty."""
+        """Raise MismatchError unless the place is empty, StorageError if it cannot be written."""
 
     def begin(self) -> None:
         """Make the folder that must exist before anything is written."""
@@ -58,16 +58,17 @@ class Target(Protocol):
 
 def target_at(place: StorePath) -> Target:
     """Choose how an export is written to a place: only a folder can be renamed."""
-    return _Bucket(place) if isinstance(place, RemotePath) else _Folder(local(place))
+    return _Bucket(place) if isinstance(place, RemotePath) else _Folder(LocalPath(local(place)))
 
 
 class _Folder:
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: LocalPath) -> None:
         self._place, self._unnamed = place, commit.temporary(place)
 
     def check_free(self) -> None:
         if self._place.is_symlink() or self._place.exists():
             raise MismatchError(f"{self._place}: is there already, and {_AGAIN}.")
+        self._place.try_writing(commits=False)
 
     def begin(self) -> None:
         commit.make_folder(self._place.parent)
@@ -108,6 +109,7 @@ class _Bucket:
                 f"{self._place}: holds {names[0]} but no zarr.json: other files, or what an "
                 f"interrupted export left, and {_AGAIN}, or remove what is there."
             )
+        self._place.try_writing(commits=False)
 
     def begin(self) -> None:
         pass

@@ -1,7 +1,6 @@
 """Read a store's files from a bucket through the local cache; made anew in every process."""
 
 import hashlib
-import io
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,12 +15,10 @@ from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, s
 from logitstore.reading.prefetch import Prefetcher
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage import commit
-from logitstore.storage.files import file_sha256
+from logitstore.storage.files import MAX_TOKENIZER_BYTES, file_sha256, read_file
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
-#: The largest file of a tokenizer that is known takes 35 MB.
-_MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _AHEAD = 2  # shards fetched beyond the one that is read, when they are read in order
 
 
@@ -144,7 +141,7 @@ def _names_in(folder: Path) -> set[str]:
 def _fetch_small(source: StorePath, digest: str) -> bytes:
     kind = None
     try:
-        data = source.read_limited(_MAX_TOKENIZER_BYTES)
+        data = source.read_limited(MAX_TOKENIZER_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         actual, kind = "nothing", "missing-file"
     except StorageError:
@@ -165,7 +162,7 @@ def _fetch_small(source: StorePath, digest: str) -> bytes:
 
 
 def kept_array(cache: ShardCache, name: str, length: int, make: Callable[[], I64]) -> I64:
-    """Read an array from the cache, or make it and put it there.
+    """Read an array from the cache, or make it and put it there, with a digest at its end.
 
     Args:
         cache: The cache.
@@ -173,17 +170,16 @@ def kept_array(cache: ShardCache, name: str, length: int, make: Callable[[], I64
         length: The length that it must have.
         make: Makes the array.
     """
-    path = cache.folder / "sequences" / f"{hashlib.sha256(name.encode()).hexdigest()}.npy"
-    try:
-        kept = np.load(path, allow_pickle=False)
-        if kept.shape == (length,) and kept.dtype == np.int64:
-            return np.asarray(kept, np.int64)
-    except (OSError, ValueError, EOFError):  # missing, or damaged: then it is made again
-        pass
+    path = cache.folder / "sequences" / f"{hashlib.sha256(name.encode()).hexdigest()}.i64"
+    size = 8 * length + hashlib.sha256().digest_size
+    with suppress(OSError, ValueError):  # missing, or no ordinary file: then it is made again
+        kept = read_file(path, size)
+        whole = kept[: 8 * length]
+        if len(kept) == size and hashlib.sha256(whole).digest() == kept[8 * length :]:
+            return np.frombuffer(whole, "<i8").astype(np.int64)
     array = make()
-    data = io.BytesIO()
-    np.save(data, array)
+    data = array.astype("<i8").tobytes()
     with suppress(OSError):  # a full or read-only disk only costs the time to make it again
         path.parent.mkdir(parents=True, exist_ok=True)
-        commit.write_whole(path, data.getvalue())
+        commit.write_whole(path, data + hashlib.sha256(data).digest())
     return array

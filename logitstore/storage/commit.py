@@ -34,6 +34,8 @@ _SWEPT_TIMES = 16  # more than the workers that ever seal a store in the same se
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS)
 #: What file systems say that have no links for these two names, or for this user.
 _LINK_REFUSED = (*_NO_LINKS, errno.EINVAL, errno.EACCES, errno.EXDEV)
+#: What systems say that have no rename which never replaces.
+_NO_SUCH_RENAME = (errno.EPERM, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _AT_FDCWD = -100
 _RENAME_NOREPLACE = 1
 
@@ -63,8 +65,10 @@ class OsFs:
         try:
             os.link(source, target)
         except OSError as e:
-            if e.errno not in _LINK_REFUSED or not rename_if_free(source, target):
+            if e.errno not in _LINK_REFUSED:
                 raise
+            if not rename_if_free(source, target):
+                raise OSError(errno.EOPNOTSUPP, e.strerror, str(target)) from e
 
     def replace(self, source: Path, target: Path) -> None:
         source.replace(target)
@@ -91,16 +95,19 @@ def rename_if_free(source: Path, target: Path) -> bool:
 
     Raises:
         FileExistsError: The name is taken; nothing changed.
+        OSError: The file system failed otherwise.
     """
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):  # not Linux, or a C library from before 2018
         return False
     paths = (os.fsencode(source), os.fsencode(target))
-    failed = rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) != 0
-    if failed and ctypes.get_errno() == errno.EEXIST:
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
-    return not failed
+    if rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_NOREPLACE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_SUCH_RENAME:
+        return False
+    raise OSError(code, os.strerror(code), str(target))  # a FileExistsError, if it is one
 
 
 def make_folder(path: Path, fs: Fs = OS_FS) -> None:
@@ -258,24 +265,37 @@ def explain(error: OSError, path: Located) -> StorageError:
     """Turn a failure into a StorageError that says what to do about it."""
     if isinstance(error, StorageError):
         return error
-    reason, step = {
-        errno.ENOSPC: ("the disk is full", "Make room"),
-        errno.EDQUOT: ("your disk quota is used up", "Make room"),
-        errno.EACCES: ("no permission to write here", "Fix the folder's permissions"),
-        errno.EROFS: ("the file system is read-only", "Choose another --out"),
-        errno.ENOENT: (
-            "its folder is gone (was the store moved, or removed?)",
-            "Put it back, or name its new place with --out",
-        ),
-    }.get(error.errno or 0, (f"the file system refused ({error})", "Fix that"))
-    if error.errno in _NO_LINKS:
-        reason = f"this file system can neither hard-link nor rename without replacing ({error})"
-        step = "Write to a local disk with --out and copy the finished store"
+    reason, step = why_failed(error)
     return StorageError(
         f"{path}: {reason}. Nothing half-written is visible, and every shard committed before is "
         f"good. {step}, then run the same command again: it resumes.",
-        kind="disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None,
+        kind=failure_kind(error),
     )
+
+
+def failure_kind(error: OSError) -> str | None:
+    """Return the kind of the StorageError for a failure; None for the usual one."""
+    return "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+
+
+def why_failed(error: OSError, option: str = "--out") -> tuple[str, str]:
+    """Say why a file system fails, and what to do about it."""
+    if error.errno in _NO_LINKS:
+        return (
+            f"this file system can neither hard-link nor rename without replacing ({error})",
+            f"Write to a local disk with {option} and copy the finished store",
+        )
+    return {
+        errno.ENOSPC: ("the disk is full", "Make room"),
+        errno.EDQUOT: ("your disk quota is used up", "Make room"),
+        errno.EACCES: ("no permission to write here", "Fix the folder's permissions"),
+        errno.EROFS: ("the file system is read-only", f"Choose another {option}"),
+        errno.ENAMETOOLONG: ("its name is too long", f"Choose a shorter {option}"),
+        errno.ENOENT: (
+            "its folder is gone (was the store moved, or removed?)",
+            f"Put it back, or name its new place with {option}",
+        ),
+    }.get(error.errno or 0, (f"the file system refused ({error})", "Fix that"))
 
 
 def temporary(path: Path) -> Path:

@@ -16,6 +16,8 @@ Buffer = bytes | bytearray | memoryview
 #: `store.json` holds one number per shard; this is room for 900,000 of them.
 MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
+#: Of a file of a tokenizer; the largest that is known takes 35 MB.
+MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
 _PIECE_BYTES = 1024 * 1024
 
 
@@ -66,8 +68,8 @@ def read_file(path: Path, limit: int) -> bytes:
         OSError: It cannot be read.
         ValueError: It is not an ordinary file, or has more than `limit` bytes.
     """
-    with open_file(path) as f:
-        data = f.read(limit + 1)
+    with open_file(path) as f:  # room is made for as much as is asked for
+        data = f.read(min(limit, os.fstat(f.fileno()).st_size) + 1)
     if len(data) > limit:
         raise ValueError(f"it has more than {limit:,} bytes, the most it may have")
     return data

@@ -9,13 +9,14 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import PosixPath
+from pathlib import Path, PosixPath
 from typing import Self
 
 from logitstore.errors import MismatchError
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.files import Buffer, file_pieces, file_sha256, open_file, read_file
+from logitstore.storage.trial import explain_trial, try_beside
 
 #: What is appended to the name of a store for the file beside it.
 _LONGEST_BESIDE = ".journal.jsonl"
@@ -88,25 +89,49 @@ class LocalPath(PosixPath):
     def check_writable(self) -> None:
         """Accept every folder: stores can be written in folders."""
 
-    def check_access(self) -> None:
-        if self.is_symlink() and not self.exists():
+    def check_access(self, option: str = "--out") -> None:
+        if os.path.islink(self) and not os.path.exists(self):
             raise MismatchError(
                 f"{self}: is a link to {os.readlink(self)}, where nothing is. Make that folder, or "
-                "choose another --out."
+                f"choose another {option}."
             )
-        places = (self, *self.absolute().parents)
-        nearest = next(p for p in places if p.exists())
+        nearest = self._nearest()
         if not nearest.is_dir():
-            raise MismatchError(f"{nearest}: is a file, not a folder. Choose another --out.")
-        most = os.pathconf(nearest, "PC_NAME_MAX") - len(_LONGEST_BESIDE)
-        if len(os.fsencode(self.name)) > most:
-            raise MismatchError(
-                f"{self}: its name has {len(os.fsencode(self.name))} bytes, at most {most} leave "
-                "room for the names beside it. Choose a shorter --out."
-            )
+            raise MismatchError(f"{nearest}: is a file, not a folder. Choose another {option}.")
+        self._check_names(nearest, option)
         if not os.access(nearest, os.W_OK | os.X_OK):
-            denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            raise commit.explain(denied, nearest)
+            is_fixed = os.statvfs(nearest).f_flag & os.ST_RDONLY
+            code = errno.EROFS if is_fixed else errno.EACCES
+            raise explain_trial(OSError(code, os.strerror(code)), nearest, option)
+
+    def try_writing(self, option: str = "--out", *, commits: bool = True, fs: Fs = OS_FS) -> None:
+        self.check_access(option)
+        nearest = self._nearest()
+        try:
+            try_beside(nearest / "trial", fs, commits=commits)
+        except OSError as e:
+            raise explain_trial(e, nearest, option) from e
+
+    def _nearest(self) -> Path:
+        """Return this place, or the nearest above it where something is."""
+        # Not their own `exists`, which fails for a name that is too long.
+        own = self if self.name else self.absolute()
+        return next(p for p in (own, *self.absolute().parents) if os.path.exists(p))
+
+    def _check_names(self, nearest: Path, option: str) -> None:
+        """Check the length of every name that is to be made, and of those beside the last.
+
+        Raises:
+            MismatchError: One is too long.
+        """
+        most = os.pathconf(nearest, "PC_NAME_MAX")
+        *above, own = self.absolute().relative_to(nearest.absolute()).parts or (self.name,)
+        for name, room in (*((n, most) for n in above), (own, most - len(_LONGEST_BESIDE))):
+            if (size := len(os.fsencode(name))) > room:
+                raise MismatchError(
+                    f"{self}: its name has {size} bytes, at most {room} leave room for the names "
+                    f"beside it. Choose a shorter {option}."
+                )
 
     def check_conditional(self, data: bytes) -> None:
         """Accept every file system: a hard link never replaces a file."""

@@ -14,16 +14,20 @@ Credentials, regions and endpoints are those of the client libraries' own enviro
 
 import hashlib
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
 
 from logitstore.errors import InputError, StorageError
+from logitstore.storage.commit import TEMPORARY_PREFIX
 from logitstore.storage.retry import http_statuses, retrying
 
+TRIAL_PREFIX = f"{TEMPORARY_PREFIX}trial-"
 _READ_BYTES = 32 * 1024 * 1024
 _PART_BYTES = 16 * 1024 * 1024  # of a multipart upload
 _PARTS_AT_ONCE = 4
@@ -324,8 +328,30 @@ class RemotePath:
             )
         _filesystem(self.protocol, os.getpid())
 
-    def check_access(self) -> None:
+    def check_access(self, option: str = "--out") -> None:
         """Do nothing: the first request fails if access is denied."""
+
+    def try_writing(
+        self, option: str = "--out", *, commits: bool = True, fs: object = None
+    ) -> None:
+        """Write a small object below this prefix, and delete it again.
+
+        Raises:
+            StorageError: It cannot be written, or the service ignores that it must be new.
+        """
+        trial = self / f"{TRIAL_PREFIX}{secrets.token_hex(8)}"
+        data = trial.name.encode()
+        try:
+            if commits:
+                trial.create([data])
+                trial.check_conditional(data)
+            else:
+                trial.overwrite(data)
+        except StorageError as e:  # the user named this prefix, and no object below it
+            raise StorageError(str(e).replace(trial.url, self.url), kind=e.kind) from e
+        finally:
+            with suppress(StorageError):  # one that may only write leaves it there
+                trial.delete()
 
     def _put(self, data: bytes, mode: str) -> None:
         fs, key = self.client()

@@ -8,14 +8,15 @@ how one is committed. `store_path` makes one of what a user typed.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, Self
 
-from logitstore.errors import InputError
+from logitstore.errors import InputError, StorageError
 from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
 from logitstore.storage.files import Buffer
 from logitstore.storage.folder import LocalPath
-from logitstore.storage.objects import RemotePath
+from logitstore.storage.objects import TRIAL_PREFIX, RemotePath
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 #: A URL that went through pathlib, which leaves one of two slashes.
@@ -123,14 +124,30 @@ class StorePath(Protocol):
     def check_writable(self) -> None:
         """Raise InputError for a kind of place where no store can be written. Sends no request."""
 
-    def check_access(self) -> None:
+    def check_access(self, option: str = "--out") -> None:
         """Reject a place that is a file or below one, or where writing is not allowed.
 
         It checks what can be known without writing.
 
+        Args:
+            option: The option to name another place with, for the message.
+
         Raises:
             MismatchError: It is a file, or below one.
             StorageError: Writing is not allowed.
+        """
+
+    def try_writing(self, option: str = "--out", *, commits: bool = True, fs: Fs = OS_FS) -> None:
+        """Write something small here, and remove it again, to learn what would fail later.
+
+        Args:
+            option: The option to name another place with, for the message.
+            commits: Whether a name must be given only once, as that of a shard is.
+            fs: Writes in a folder.
+
+        Raises:
+            MismatchError: It is a file, or below one.
+            StorageError: Nothing can be written here, or only in a way that loses shards.
         """
 
     def check_conditional(self, data: bytes) -> None:
@@ -158,7 +175,7 @@ def store_path(place: str | os.PathLike[str] | StorePath) -> StorePath:
             f"the text {url} instead."
         )
     if not _URL.match(text):
-        return _at_home(LocalPath(text)) if text.startswith("~") else LocalPath(text)
+        return _named(_at_home(LocalPath(text)) if text.startswith("~") else LocalPath(text))
     protocol, rest = text.split("://", 1)
     rest = rest.rstrip("/")
     if protocol.lower() in _LOCAL:
@@ -166,6 +183,11 @@ def store_path(place: str | os.PathLike[str] | StorePath) -> StorePath:
     if not rest.strip("/"):
         raise InputError(f"{text}: names no store. Give its whole address, as in s3://bucket/name.")
     return RemotePath(f"{protocol.lower()}://{rest}")
+
+
+def _named(path: LocalPath) -> LocalPath:
+    """Give a folder that was typed as `.` or `..` its name: the journal beside it has that too."""
+    return path.resolve() if path.name in ("", "..") else path
 
 
 def _at_home(path: LocalPath) -> LocalPath:
@@ -187,7 +209,7 @@ def to_write(place: str | os.PathLike[str] | StorePath) -> StorePath:
     return path
 
 
-def local_path(place: str | os.PathLike[str], what: str, option: str) -> Path:
+def local_path(place: str | os.PathLike[str], what: str, option: str) -> LocalPath:
     """Parse the folder or file of this machine that a user named, where a URL is impossible.
 
     Args:
@@ -199,7 +221,7 @@ def local_path(place: str | os.PathLike[str], what: str, option: str) -> Path:
         InputError: It is a URL of a bucket.
     """
     path = store_path(place)
-    if not isinstance(path, Path):  # the difference that is asked for
+    if not isinstance(path, LocalPath):  # the difference that is asked for
         raise InputError(
             f"{path}: is in a bucket, but {what} must be on this machine. Name a place here with "
             f"{option}, and copy from or to the bucket with its own tools."
@@ -221,7 +243,10 @@ def remove_temporaries(folder: StorePath) -> None:
     Call it only when all shards exist: then a writer that is still running loses nothing by it.
     """
     for name in folder.names():
-        if name.startswith(TEMPORARY_PREFIX):
+        if name.startswith(TRIAL_PREFIX):
+            with suppress(StorageError):  # it is there because nothing may be deleted here
+                (folder / name).delete()
+        elif name.startswith(TEMPORARY_PREFIX):
             (folder / name).delete()
 
 

@@ -27,6 +27,7 @@ from logitstore.records import Segment
 from logitstore.text.conversation import Conversation, Message
 from logitstore.text.marked_turns import Prefixes, by_marks
 from logitstore.text.slots import calls_of
+from logitstore.text.strict_json import trouble
 from logitstore.text.supervised_turns import Writer, by_slots
 from logitstore.text.template_ends import find_ends
 from logitstore.text.tokenizer import ByteTokenizer, utf8
@@ -319,10 +320,12 @@ def parse_kwargs(text: str | Mapping[str, Any] | None, flag: str) -> dict[str, A
     if isinstance(text, str):
         try:
             variables = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            is_json = not isinstance(error, json.JSONDecodeError)
+            why = trouble(error) if is_json else f"{error.msg} at column {error.colno}"
             raise InputError(
-                f"{flag} {text}: is not JSON ({error.msg} at column {error.colno}). Give an object "
-                "such as '{\"enable_thinking\": false}'."
+                f"{flag} {text:.80}: is not JSON ({why}). Give an object such as "
+                "'{\"enable_thinking\": false}'."
             ) from error
     if not isinstance(variables, Mapping):
         raise InputError(

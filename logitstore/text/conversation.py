@@ -79,15 +79,35 @@ class Conversation:
         return json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Decode the JSON that :meth:`to_json` wrote."""
-        whole = json.loads(text)
-        tools = whole["tools"]
+    def from_json(cls, text: str, where: str) -> Self:
+        """Decode the JSON that :meth:`to_json` wrote; `where` names the row in messages.
+
+        Raises:
+            InputError: It is not JSON of a conversation.
+        """
+        try:
+            whole = json.loads(text)
+            messages, supervised, tools, kwargs = (
+                whole[name] for name in ("messages", "supervised", "tools", "kwargs")
+            )
+        except (ValueError, RecursionError, KeyError, TypeError):
+            messages = supervised = tools = kwargs = None
+        if not (
+            isinstance(messages, list)
+            and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages)
+            and isinstance(supervised, list)
+            and all(type(i) is int and 0 <= i < len(messages) for i in supervised)
+            and isinstance(tools, list | None)
+            and isinstance(kwargs, dict)
+        ):
+            raise InputError(
+                f"{where}: the store has the messages of this row in JSON that is no conversation. "
+                "Capture the dataset again with this version."
+            )
+        for number, message in enumerate(messages):
+            _check_content(message.get("content"), f"{where}: message {number}")
         return cls(
-            tuple(whole["messages"]),
-            tuple(whole["supervised"]),
-            None if tools is None else tuple(tools),
-            whole["kwargs"],
+            tuple(messages), tuple(supervised), None if tools is None else tuple(tools), kwargs
         )
 
 

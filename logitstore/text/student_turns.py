@@ -70,10 +70,10 @@ def read_turns(
         None where the template changes what is supervised.
 
     Raises:
-        InputError: The template rejects the conversation.
+        InputError: The template rejects the conversation, or the store has none.
     """
     assert line.messages is not None
-    conversation = Conversation.from_json(line.messages)
+    conversation = Conversation.from_json(line.messages, where)
     written: dict[str, Rendering] = {}
     for mode in _modes(rendering):
         written[mode] = template.render(conversation, where, mode)

@@ -9,6 +9,7 @@ A bucket cannot append, so there each process writes objects of its own, each an
 and complete after a hundred.
 """
 
+import errno
 import json
 import os
 import secrets
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 
 from logitstore.storage import commit
 from logitstore.storage.paths import StorePath
+from logitstore.storage.trial import explain_trial
 
 _LINES_AN_OBJECT = 100
 
@@ -87,6 +89,21 @@ class _Within:
     def within(self, folder: str) -> Notes:
         """Make the notes of a store inside this one."""
         return _Within(self._journal, f"{self._folder}/{folder}")
+
+
+def try_journal(store: StorePath) -> None:
+    """Reject a folder of a store, one that is there, if its journal could not be written.
+
+    Raises:
+        StorageError: The folder around it, or an older journal, cannot be written to.
+    """
+    if store.is_remote or not store.exists():
+        return
+    journal = store.with_name(f"{store.name}.journal.jsonl")
+    if not journal.exists():
+        journal.parent.try_writing(commits=False)
+    elif not os.access(str(journal), os.W_OK):
+        raise explain_trial(OSError(errno.EACCES, os.strerror(errno.EACCES)), journal, "--out")
 
 
 def _append_to(store: Path) -> Callable[[str], None]:

@@ -26,13 +26,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from logitstore.errors import CorruptStoreError, InputError, MismatchError
+from logitstore.errors import CorruptStoreError, InputError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import encode_index
 from logitstore.format.seal import seal_bytes, sealed_names
 from logitstore.format.spec import (
-    BOUNDARIES_FOLDER,
     DONE_FILE,
     INDEX_FILE,
     SHARDS_FOLDER,
@@ -51,24 +50,16 @@ from logitstore.reading.shard_head import Skimmed, index_line
 from logitstore.reading.threads import for_each
 from logitstore.records import SequenceText
 from logitstore.storage import commit
-from logitstore.storage.commit import OS_FS, TEMPORARY_PREFIX, Fs
+from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.paths import StorePath, remove_temporaries, to_write
 from logitstore.writing.journal import Journal, Notes
+from logitstore.writing.places import check_place
 from logitstore.writing.same_store import check_same
 from logitstore.writing.shard_builder import build_shard
 
 #: Looks at the lines of an index, and may raise.
 Check = Callable[[Sequence[Mapping[str, Any]]], None]
-_OURS = {
-    TOKENIZER_FOLDER,
-    STUDENT_FOLDER,
-    SHARDS_FOLDER,
-    BOUNDARIES_FOLDER,
-    SPEC_FILE,
-    INDEX_FILE,
-    DONE_FILE,
-}
 
 
 class StoreWriter:
@@ -314,31 +305,3 @@ def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def check_place(place: str | os.PathLike[str] | StorePath) -> None:
-    """Reject a place that no store can begin in; creates nothing.
-
-    Raises:
-        MismatchError: It is a file or below one, or holds something else.
-        StorageError: It cannot be read or written.
-        InputError: A URL that can only be read.
-    """
-    path = to_write(place)
-    try:
-        path.check_access()
-        found = path.names()
-    except FileNotFoundError:
-        found = []
-    except OSError as e:
-        raise commit.explain(e, path) from e
-    _check_free(path, found)
-
-
-def _check_free(path: StorePath, found: Sequence[str]) -> None:
-    strange = [n for n in found if n not in _OURS and not n.startswith(TEMPORARY_PREFIX)]
-    if strange or set(found) & {INDEX_FILE, DONE_FILE}:
-        raise MismatchError(
-            f"{path}: the folder holds something else ({', '.join(strange or found)}) and no "
-            "store. Choose another --out, or empty the folder."
-        )

@@ -270,6 +270,37 @@ def rows_with_nothing_where_values_must_be(store: Path) -> None:
     put_lines(store, parquet(with_segments(none)))
 
 
+def with_int96(data: bytes, *, in_schema: bool = False) -> bytes:
+    """A Parquet file whose first column of 64-bit integers is said to be one of INT96.
+
+    pyarrow goes by the schema alone, other readers by what the column says of itself.
+    """
+    size = int.from_bytes(data[-8:-4], "little")
+    body, footer, end = data[: -8 - size], data[-8 - size : -8], data[-8:]
+    of_schema, of_column = b"\x15\x04\x25", b"\x1c\x15\x04"  # Thrift: field 1 is 2, INT64
+    wanted = of_schema if in_schema else of_column
+    assert wanted in footer
+    return body + footer.replace(wanted, wanted.replace(b"\x04", b"\x06"), 1) + end
+
+
+@attack
+def rows_of_int96(store: Path) -> None:
+    """The rows' numbers are INT96, by their own words; by the schema they are not."""
+    put_lines(store, with_int96(members_of(store)["rows.parquet"]))
+
+
+@attack
+def rows_of_int96_by_the_schema(store: Path) -> None:
+    """The other way round."""
+    put_lines(store, with_int96(members_of(store)["rows.parquet"], in_schema=True))
+
+
+@attack
+def index_of_int96(store: Path) -> None:
+    """The same of the index."""
+    put_index(store, with_int96((store / "index.parquet").read_bytes()))
+
+
 @attack
 def rows_of_another_shard(store: Path) -> None:
     """Lines of rows 0 to 3 in the shard of rows 3 to 6."""

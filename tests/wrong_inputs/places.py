@@ -189,3 +189,7 @@ def _runs(here: Path) -> None:
     (here / "cut-state" / "checkpoint-2" / "optimizer.pt").write_bytes(b"PK\x03\x04")
     (here / "typo.yaml").write_text("learning_rte: 1e-4\n")
     (here / "list.yaml").write_text("- seed\n- 3\n")
+    (here / "bomb.yaml").write_text("seed: &a [1, 1]\nloss: &b [*a, *a]\nce_weight: [*b, *b]\n")
+    (here / "date.yaml").write_text("seed: 2026-13-40\n")
+    (here / "deep.yaml").write_text("seed: " + "[" * 9000 + "]" * 9000)
+    (here / "long.yaml").write_text("# \n" * 99_999)

@@ -94,7 +94,7 @@ def device_map_of(asked: str | Mapping[str, Any]) -> str | dict[str, Any]:
         return str(asked)
     try:
         device_map = json.loads(asked) if isinstance(asked, str) else dict(asked)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         device_map = None
     if not isinstance(device_map, dict) or not device_map:
         raise InputError(

@@ -15,7 +15,7 @@ import numpy as np
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
-from logitstore.format.spec import SPEC_FILE, StoreSpec
+from logitstore.format.spec import StoreSpec
 from logitstore.moving.dumps import lists as of_lists
 from logitstore.moving.dumps.files import Dump, Row
 from logitstore.moving.dumps.first_pass import Survey, look_through
@@ -23,11 +23,12 @@ from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.settings import ImportSettings
 from logitstore.records import SequenceText
 from logitstore.rows.survey import DOCUMENTS
-from logitstore.storage.paths import StorePath, local_path, to_write
+from logitstore.storage.paths import StorePath, local_path
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.encode import RawRecords, encode_records
+from logitstore.writing.places import try_place
 from logitstore.writing.plan import make_plan
-from logitstore.writing.writer import StoreWriter, check_place, tokenizer_digests
+from logitstore.writing.writer import StoreWriter, tokenizer_digests
 
 Pair = tuple[SequenceText, EncodedRecords | None]
 Numbered = Iterator[tuple[int, tuple[str, Row]]]
@@ -58,6 +59,7 @@ def import_dump(
         StorageError: The file system failed; what was committed stays good.
     """
     dump = Dump(local_path(path, "what is imported", "DUMP"))
+    try_place(out, dry_run=dry_run)
     survey = look_through(dump, settings)
     spec, plan = (
         _spec(survey),
@@ -66,8 +68,6 @@ def import_dump(
     dump.check()  # before the digest counts as that of the rows that were looked through
     counts = survey.facts() | {"shards": plan.shard_count, "missing": list(spec.missing)}
     if dry_run:
-        if not (to_write(out) / SPEC_FILE).exists():
-            check_place(out)
         return None, counts
     provenance = {
         "teacher": survey.reader.teacher,

@@ -8,6 +8,7 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.lists import Lists, int64s
+from logitstore.moving.dumps.row import number_of
 
 _MAX_ID_DIGITS = 18
 
@@ -37,8 +38,8 @@ def keyed_lists(values: Sequence[Any], where: str, tokens: I64 | None = None) ->
             ids.append(i)
             logprobs.append(_logprob(entry, f"{where}, token {t:,}"))
             if tokens is not None and tokens[t] == i and isinstance(entry, Mapping):
-                rank = entry.get("rank")
-                ranks[t] = rank if isinstance(rank, int) else np.nan
+                rank = number_of(entry.get("rank"))
+                ranks[t] = np.nan if rank is None else rank
     return Lists(int64s(counts), int64s(ids), np.array(logprobs, np.float64)), ranks
 
 
@@ -51,9 +52,10 @@ def _id(key: Any, where: str) -> int:
 
 def _logprob(entry: Any, where: str) -> float:
     value = entry.get("logprob") if isinstance(entry, Mapping) else entry
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = number_of(value)
+    if number is None:
         raise _malformed(where, entry)
-    return float(value)
+    return number
 
 
 def _malformed(where: str, value: Any) -> InputError:

@@ -123,6 +123,23 @@ def checked(lists: Lists, vocab_size: int, where: str) -> tuple[Lists, int]:
     return lists, unsorted
 
 
+def check_own(own: F64 | None, where: str) -> None:
+    """Check the log-probabilities of tokens themselves, (T,), where a dump has them.
+
+    Raises:
+        InputError: One is above 0; names the token.
+    """
+    if own is None:
+        return
+    over = np.flatnonzero(np.nan_to_num(own) > SUM_TOLERANCE)
+    if len(over):
+        t = int(over[0])
+        raise InputError(
+            f"{where}, token {t:,}: {own[t]:g} for the token itself is above 0, so it is not a "
+            f"log-probability. Are these probabilities or logits? {_HOW_FULL}."
+        )
+
+
 def check_largest(lists: Lists, vocab_size: int, where: str) -> None:
     """Check that lists can hold the most probable tokens: no other exceeds a list's last entry.
 

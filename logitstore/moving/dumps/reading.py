@@ -12,7 +12,13 @@ from logitstore.models.fingerprint import fingerprint_folder
 from logitstore.models.loading import load_tokenizer
 from logitstore.moving.dumps import columns, responses
 from logitstore.moving.dumps.files import Row
-from logitstore.moving.dumps.lists import UNKNOWN, check_largest, checked, without_extras
+from logitstore.moving.dumps.lists import (
+    UNKNOWN,
+    check_largest,
+    check_own,
+    checked,
+    without_extras,
+)
 from logitstore.moving.dumps.locate import Placed, Placer
 from logitstore.moving.dumps.row import Dumped, plain
 from logitstore.moving.dumps.settings import ImportSettings
@@ -125,6 +131,7 @@ class Reader:
             )
         dumped = self._dumped(row, where)
         lists, unsorted = checked(dumped.lists, self.vocab_size, where)
+        check_own(dumped.token_logprobs, where)
         placed = self.placer.place(replace(dumped, lists=lists), number, where)
         is_ordered = self.layout != RESPONSE  # whose lists are objects, in no order
         finished = [self._finished(each, where) for each in placed]

@@ -22,7 +22,7 @@ from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.columns import spread
 from logitstore.moving.dumps.keyed_lists import keyed_lists
 from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
-from logitstore.moving.dumps.row import Dumped, integers, messages_of, wanted
+from logitstore.moving.dumps.row import Dumped, integers, messages_of, number_of, wanted
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.conversation import Message
 
@@ -116,7 +116,7 @@ def _scored(choice: Mapping[str, Any], prompt: I64 | None, where: str) -> Dumped
         count = len(values) if isinstance(values, list) else 0
         reject_lengths(where, "lists of prompt_logprobs", count, len(prompt))
     lists, ranks = keyed_lists(values, where, prompt)
-    generated = choice.get("token_ids") or ()
+    generated = _list(choice, "token_ids", where)
     messages = None
     if choice.get("messages") is not None:
         messages = messages_of(choice["messages"], where)
@@ -167,10 +167,12 @@ def _chat(
 
     {"content": [{"token", "bytes", "logprob", "top_logprobs": [{"token", "bytes", …}]}]}
     """
-    content = [item for item in logprobs.get("content") or [] if isinstance(item, Mapping)]
+    content = _list(logprobs, "content", where)
     counts, ids, values = [], [], []
     for t, item in enumerate(content):
-        top = item.get("top_logprobs") or []
+        if not isinstance(item, Mapping):
+            raise InputError(f"{where}, token {t:,}: an entry has no token. Drop the row.")
+        top = _list(item, "top_logprobs", f"{where}, token {t:,}")
         counts.append(len(top))
         for entry in top:
             ids.append(_named(entry, names, f"{where}, token {t:,}"))
@@ -192,13 +194,16 @@ def _completion(
 
     {"tokens": […], "token_logprobs": […], "top_logprobs": [{token: log-probability}, …]}
     """
-    tokens, top = logprobs["tokens"], logprobs.get("top_logprobs") or []
-    own = logprobs.get("token_logprobs") or []
+    tokens, top, own = (
+        _list(logprobs, name, where) for name in ("tokens", "top_logprobs", "token_logprobs")
+    )
     for name, values_T in (("top_logprobs", top), ("token_logprobs", own)):
         if len(values_T) != len(tokens):
             reject_lengths(where, name, len(values_T), len(tokens))
     counts, ids, values = [], [], []
     for t, entries in enumerate(top):
+        if entries is not None and not isinstance(entries, Mapping):
+            raise InputError(f"{where}, token {t:,}: its top_logprobs are no object. Drop the row.")
         counts.append(len(entries or ()))
         for name, value in (entries or {}).items():
             ids.append(names.id_of(str(name), f"{where}, token {t:,}"))
@@ -211,7 +216,13 @@ def _completion(
         known = int64s(list(named))
     return _Generated(
         Lists(int64s(counts), int64s(ids), np.array(values, np.float64)),
-        np.array([np.nan if value is None else value for value in own], np.float64),
+        np.array(
+            [
+                np.nan if value is None else _number(value, f"{where}, token {t:,}")
+                for t, value in enumerate(own)
+            ],
+            np.float64,
+        ),
         known,
         np.full(len(known), np.nan),
         is_echo,
@@ -222,13 +233,26 @@ def _named(item: Any, names: TokenNames, where: str) -> int:
     if not isinstance(item, Mapping) or not isinstance(item.get("token"), str):
         raise InputError(f"{where}: an entry has no token. Drop the row.")
     data = item.get("bytes")
-    return names.id_of(item["token"], where, data if isinstance(data, list) else None)
+    if data is None:
+        return names.id_of(item["token"], where)
+    if not isinstance(data, list) or not all(type(b) is int and 0 <= b < 256 for b in data):
+        raise InputError(f"{where}: the bytes of {item['token']!r} are no bytes. Drop the row.")
+    return names.id_of(item["token"], where, data)
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    number = number_of(value)
+    if number is None:
         raise InputError(f"{where}: an entry has no log-probability. Drop the row.")
-    return float(value)
+    return number
+
+
+def _list(values: Mapping[str, Any], name: str, where: str) -> list[Any]:
+    """Return a list of an object; where there is none, an empty one."""
+    found = values.get(name)
+    if found is not None and not isinstance(found, list):
+        raise InputError(f"{where}: {name} is no list. Drop the row.")
+    return found or []
 
 
 def _token_ids(choice: Mapping[str, Any], count: int, where: str) -> I64:
@@ -249,12 +273,12 @@ def _prompt_ids(choice: Mapping[str, Any], where: str) -> I64 | None:
 
 def _messages(choice: Mapping[str, Any], where: str) -> list[Message] | None:
     """Return the request's messages and then the answer; None if the line has no messages."""
-    asked = choice.get("messages")
-    if asked is None:
+    if choice.get("messages") is None:
         return None
     answer = choice.get("message")
     if not isinstance(answer, Mapping):
         answer = {"role": "assistant", "content": choice.get("text")}
     kept = {name: answer[name] for name in _OF_A_MESSAGE if answer.get(name)}
+    asked = _list(choice, "messages", where)
     answer = {"role": "assistant", "content": "", **kept}
     return [*messages_of(asked, where), *messages_of([answer], where)]

@@ -89,7 +89,7 @@ def flattened(value: Any, where: str) -> Nested:
         value = value.values if value.is_valid and hasattr(value, "values") else []
     try:
         column = value if isinstance(value, pa.Array) else pa.array(value or [])
-    except (pa.ArrowException, TypeError, OverflowError) as e:
+    except (pa.ArrowException, TypeError, OverflowError, UnicodeError) as e:
         reason = str(e).splitlines()[0].rstrip(".")
         raise InputError(f"{where}: cannot be read as lists ({reason}). Fix the row.") from None
     items = nested(column)
@@ -123,6 +123,16 @@ def documents(row: Mapping[str, Any], tokens: int, where: str) -> tuple[I64, ...
         InputError: What says where documents begin does not belong to these tokens.
     """
     return tuple(document_places(tokens, columns_of(row, CUTS, where), where))
+
+
+def number_of(value: Any) -> float | None:
+    """Return a number of JSON; None for anything else, or where no float is so large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def messages_of(value: Any, where: str) -> list[Message]:

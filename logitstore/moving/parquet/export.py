@@ -48,6 +48,7 @@ def export_parquet(store: str | PathLike[str] | StorePath, out: str | PathLike[s
     """
     source, target = open_finished(store), local_path(out, "an export", "--out")
     _check_free(target)
+    target.try_writing(commits=False)
     unnamed = commit.temporary(target)
     try:
         commit.make_folder(unnamed / DATA_FOLDER)

@@ -21,15 +21,16 @@ from logitstore.format.fields import DRAWS, ENTRIES, Field, decode_fields, token
 from logitstore.format.logprob_codec import NEG_INF_CODE
 from logitstore.format.numpy_types import F64, U16, Array
 from logitstore.format.parquet_limits import PYARROW_ERRORS
-from logitstore.format.spec import SPEC_FILE, TOKENIZER_FOLDER
+from logitstore.format.spec import TOKENIZER_FOLDER
 from logitstore.moving.folders import read_tokenizer
 from logitstore.moving.nested import Nested, nested
 from logitstore.moving.parquet.columns import columns_of, schema_of
 from logitstore.moving.parquet.exported import EXPORT_AGAIN, Exported
 from logitstore.records import Segment, SequenceText
-from logitstore.storage.paths import StorePath, local_path, to_write
+from logitstore.storage.paths import StorePath, local_path
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.writer import StoreWriter, check_place
+from logitstore.writing.places import try_place
+from logitstore.writing.writer import StoreWriter
 
 Pair = tuple[SequenceText, EncodedRecords | None]
 
@@ -51,6 +52,7 @@ def reimport(
         CorruptStoreError: A file of the tokenizer is not what was exported.
         MismatchError: `out` holds something else.
     """
+    try_place(out)
     files = read_tokenizer(_tokenizer_of(found, tokenizer), found.spec)
     writer = StoreWriter(out, found.spec, found.plan, files, found.provenance)
     missing = [] if writer.is_sealed else writer.missing()
@@ -81,9 +83,8 @@ def check_export(
         CorruptStoreError: A file of the tokenizer is not what was exported.
         MismatchError: `out` holds something else.
     """
+    try_place(out, dry_run=True)
     read_tokenizer(_tokenizer_of(found, tokenizer), found.spec)
-    if not (to_write(out) / SPEC_FILE).exists():
-        check_place(out)
     sequences = 0
     for index in range(found.plan.shard_count):
         sequences += sum(1 for _ in _sequences(found, index))

@@ -13,15 +13,20 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
+from logitstore.checking import verify
 from logitstore.checking.nonsense import nonsense
+from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.distances import unpack
 from logitstore.format.spec import StoreHeader
 from logitstore.format.zip_archive import DIGEST_CHARS, END, Archive, pack
+from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
+from logitstore.storage.paths import StorePath
 from logitstore.testing import stores
+from tests.kit.hostile import edit_spec
 
 SHARD = "shards/00001.zarr.zip"
 
@@ -147,3 +152,28 @@ def test_a_wrong_checksum_of_a_member_is_found(store: Path) -> None:
     digest = hashlib.sha256(body).hexdigest().encode()
     (found,) = unsealed(store, body + data[len(body) : -DIGEST_CHARS] + digest)
     assert "token_ids/c/0 do not match their checksum" in found
+
+
+def test_thousands_of_lost_shards_are_told_in_a_few_lines(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight bytes of a `store.json` say of each that it is there; that cost an open file."""
+    looked_at: list[int] = []
+    opened = verify._opened
+
+    def counted(path: StorePath, header: StoreHeader, index: int) -> Shard:
+        looked_at.append(index)
+        return opened(path, header, index)
+
+    monkeypatch.setattr(verify, "_opened", counted)
+    edit_spec(store, lambda body: body["plan"].update(boundaries=[0, 3, *range(7, 20_000)]))
+    report = verify_store(store)
+    assert looked_at == [0, 1, 2]
+    assert (report.shards, report.rows) == (19_994, 19_999)
+    lost = [d for d in report.damaged if d.kind == "missing-file"]
+    assert len(lost) == 1001
+    assert [d.rows for d in (lost[0], lost[-1])] == [(8, 8), (1008, 19_998)]
+    assert "and so are 18,990 after it" in lost[-1].reason
+    done = repair_store(store)
+    assert done.missing_shards >= 19_991
+    assert not done.is_complete

@@ -227,6 +227,23 @@ def test_ids_write_the_text_whatever_the_tokenizer(captured: dict[str, Path], na
     assert seen > (30 if name != "wordpiece" else 0)
 
 
+def test_a_vocabulary_of_gigabytes_is_not_loaded_and_that_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The digests are right: whoever made the store made this file, too."""
+    bomb = json.dumps({"model": {"type": "BPE", "vocab": {"a": 0, "b": 40_000_000}, "merges": []}})
+    monkeypatch.setitem(stores.TOKENIZER_FILES, "tokenizer.json", bomb.encode())
+    stores.write(tmp_path / "s")
+
+    def load(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tokenizers.Tokenizer.from_buffer", load)
+    assert verify_store(tmp_path / "s", deep=True).damaged == []
+    assert "has a token with the id 40,000,000, but 2 tokens" in caplog.text
+    assert "ids are not compared with the text" in caplog.text
+
+
 def test_ids_that_do_not_write_the_text_are_damage(
     captured: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,21 @@
 """Loading a tokenizer, and the one error where there is none."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from logitstore.errors import InputError
 from logitstore.models.loading import check_vocabulary, load_tokenizer
 from logitstore.testing import tiny
+from logitstore.text.stored import files_to_store, stored_tokenizer
+from logitstore.text.tokenizer import ByteTokenizer
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -57,6 +64,32 @@ def test_an_id_that_asks_for_gigabytes_is_refused_before_anything_is_loaded(
     (tmp_path / name).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens"):
         load_tokenizer(tmp_path)
+
+
+def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path: Path) -> None:
+    """A pipe without a writer; and 20 GiB that take no room on the disk."""
+    os.mkfifo(tmp_path / "tokenizer.json")
+    with pytest.raises(InputError, match="not an ordinary file"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer.json").touch()
+    os.truncate(tmp_path / "tokenizer.json", 20 * 2**30)
+    with pytest.raises(InputError, match=r"more than 268,435,456 bytes"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_with_a_large_hole_is_read_and_stored(tmp_path: Path) -> None:
+    """The number of tokens decides and not the size that a store says, which may be any lie."""
+    words = Tokenizer(WordLevel({"[UNK]": 0, "a": 1, "b": 900_000}, unk_token="[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]").save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    tokenizer = ByteTokenizer(loaded)
+    assert (loaded("b a").input_ids, tokenizer.size) == ([900_000, 1], 900_001)
+    for name, data in files_to_store(loaded).items():
+        (tmp_path / name).write_bytes(data)
+    again = stored_tokenizer(tmp_path, tokenizer.fingerprint, "s")
+    assert again.by_bytes.size == tokenizer.size
 
 
 def test_ids_may_leave_gaps(tmp_path: Path) -> None:

@@ -358,6 +358,36 @@ WRONG = (
         f"token of teacher it is. {ASK}",
     ),
     Wrong(
+        "an id that is no whole number",
+        PREPARED,
+        sets(1, "target_token_ids", 2, 0, to=1.5),
+        "dump.jsonl: line 2: target_token_ids and target_logprobs: a value is no whole number. Fix "
+        "or drop the row.",
+    ),
+    Wrong(
+        "numbers as text",
+        PREPARED,
+        lambda rows: rows[1].update(
+            target_logprobs=[["NaN"] * len(each) for each in rows[1]["target_logprobs"]]
+        ),
+        "dump.jsonl: line 2: target_token_ids and target_logprobs: a value is text, not a number. "
+        "Fix or drop the row.",
+    ),
+    Wrong(
+        "half of a surrogate pair",
+        PREPARED,
+        sets(1, "target_logprobs", 0, to="\ud800"),
+        "dump.jsonl: line 2: target_logprobs: cannot be read as lists ('utf-8' codec can't encode "
+        "character '\\ud800' in position 0: surrogates not allowed). Fix the row.",
+    ),
+    Wrong(
+        "a token more probable than certain",
+        chat,
+        sets(*CHOICE, "logprobs", "content", 2, "logprob", to=5.0),
+        f"dump.jsonl: line 2, token 2: 5 for the token itself is above 0, so it is not a "
+        f"log-probability. Are these probabilities or logits? {FULL}",
+    ),
+    Wrong(
         "a key that is no id",
         SCORED,
         sets(0, "choices", 0, "prompt_logprobs", 1, "the", to={"logprob": -1.0}),

@@ -122,6 +122,22 @@ def test_counting_a_bucket_again_asks_nothing(bucket: Bucket, folder: Path) -> N
     assert bucket.requests == []
 
 
+def test_a_damaged_count_in_the_cache_is_made_again(bucket: Bucket, folder: Path) -> None:
+    """One flipped bit of it gave every sequence behind the place of another, without a word."""
+    url = bucket.upload(folder, "s")
+    store = open_store(url)
+    counts = store.token_counts
+    (kept,) = (store.cache.folder / "sequences").iterdir()
+    whole = kept.read_bytes()
+    for at in (0, 9, len(whole) - 1):
+        kept.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert open_store(url).token_counts.tolist() == counts.tolist()
+        assert kept.read_bytes() == whole
+    for odd in (b"", whole[:-1], whole + b"x"):
+        kept.write_bytes(odd)
+        assert open_store(url).token_counts.tolist() == counts.tolist()
+
+
 def test_a_shard_is_fetched_once_whatever_is_read(bucket: Bucket, folder: Path) -> None:
     url = bucket.upload(folder, "s")
     bucket.requests.clear()

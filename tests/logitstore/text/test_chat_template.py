@@ -245,17 +245,55 @@ def test_a_template_that_is_not_there_is_an_error_that_names_the_flag(tmp_path: 
 def test_variables_that_are_no_json_object_are_refused() -> None:
     assert parse_kwargs('{"a": [1]}', "--f") == {"a": [1]}
     assert parse_kwargs(None, "--f") == {}
-    for wrong, why in (("{a: 1}", "not JSON"), ("[1]", "expected a JSON object, found list")):
-        with pytest.raises(InputError, match=rf"--f .*{why}"):
+    for wrong, why in (
+        ("{a: 1}", "not JSON"),
+        ("[1]", "expected a JSON object, found list"),
+        ("[" * 100_000, "nested deeper"),
+        ('{"a": ' + "1" * 5000 + "}", "more than 4,300 digits"),
+    ):
+        with pytest.raises(InputError, match=rf"--f .*{why}") as caught:
             parse_kwargs(wrong, "--f")
+        assert len(str(caught.value)) < 400
 
 
 def test_templates_and_conversations_survive_a_trip_to_a_worker() -> None:
     template = template_of(templates.gemma())
     assert pickle.loads(pickle.dumps(template)) == template
     talk = Conversation.choose(turns("ä", "🙂"), "all", tools=[{"n": 1}], kwargs={"k": None})
-    assert Conversation.from_json(talk.to_json()) == talk
+    assert Conversation.from_json(talk.to_json(), "row") == talk
     assert json.loads(talk.to_json())["supervised"] == [1]
+
+
+WHOLE: dict[str, Any] = {
+    "messages": [{"role": "user", "content": "a"}], "supervised": [], "tools": None, "kwargs": {}
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "",
+        "null",
+        "[1]",
+        "[" * 100_000,
+        *(json.dumps({k: v for k, v in WHOLE.items() if k != name}) for name in WHOLE),
+        *(
+            json.dumps(WHOLE | {name: value})
+            for name, value in (
+                ("messages", None), ("messages", "ab"), ("messages", ["a"]), ("messages", [{}]),
+                ("messages", [{"role": 3}]), ("messages", [{"role": "user", "content": 3}]),
+                ("messages", [{"role": "user", "content": [{"type": "image"}]}]),
+                ("supervised", 3), ("supervised", [1]), ("supervised", [-1]),
+                ("supervised", ["0"]), ("supervised", [True]), ("tools", 3), ("tools", {}),
+                ("kwargs", None), ("kwargs", [1]),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_a_store_says_is_a_conversation_is_one_or_an_error(written: str) -> None:
+    """Text of strangers, which a KeyError or a TypeError once met far from here."""
+    with pytest.raises(InputError, match=r"^s: row 3"):
+        Conversation.from_json(written, "s: row 3")
 
 
 def test_missing_values_and_json_in_strings_are_what_arrow_makes_of_messages() -> None:

@@ -244,7 +244,8 @@ def test_a_long_conversation_in_windows_is_learnt_from_once(
     for student in (family, "mistral"):
         data = dataset_of(folders[student], store)
         whole = data.reader.template.segments(  # type: ignore[union-attr]
-            logitstore.text.conversation.Conversation.from_json(str(store.text(0).messages)), "row"
+            logitstore.text.conversation.Conversation.from_json(str(store.text(0).messages), "row"),
+            "row",
         )
         tokens = data.reader.tokenizer.encode(whole, add_eos=False, add_prefix=False)
         examples = [data[i] for i in range(len(data))]
