@@ -4,10 +4,32 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from logitstore.format.logprob_codec import NEG_INF_CODE
 from logitstore.format.spec import StoreSpec
+from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
 
 _SUM_TOLERANCE = 1e-5  # of a float32 sum over thousands of entries
+
+
+#: What is stored in every record of a field that an import's source does not have.
+_UNKNOWN_CODES = {"entropy": 0, "tail_logmass": NEG_INF_CODE}
+
+
+def known_unknowns(shard: Shard) -> Iterator[str]:
+    """Yield the fields that a store says it lacks, and yet has values of.
+
+    Raises:
+        CorruptStoreError: Bytes of the shard are damaged.
+    """
+    step = int(shard.spec.codec["records_per_chunk"])
+    for name, code in _UNKNOWN_CODES.items():
+        if name in shard.spec.missing:
+            starts = range(0, shard.size.records, step)
+            stops = (min(start + step, shard.size.records) for start in starts)
+            parts = (shard.array(name, *span) for span in zip(starts, stops, strict=True))
+            if any((part != code).any() for part in parts):
+                yield f"{name} holds values, but the store says that its source had none"
 
 
 def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> Iterator[str]:
@@ -41,6 +63,10 @@ def nonsense(records: TokenRecords, spec: StoreSpec, begin: int, end: int) -> It
         sorted_down = (np.diff(logprobs, axis=1) <= 0) | ~padded.mask[:, 1:]
     if not sorted_down.all() or (logprobs > 0).any():
         yield "entries are not sorted log-probabilities"
+    elif padded.ids is not None:
+        ties = (logprobs[:, 1:] == logprobs[:, :-1]) & padded.mask[:, 1:]
+        if (ties & (padded.ids[:, 1:] < padded.ids[:, :-1])).any():
+            yield "entries of the same log-probability are not in the order of their ids"
     for name in ("lognorm", "logit_std", "lognorm_std"):
         values = getattr(records, name)
         if values is not None and not np.isfinite(values).all():

@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from logitstore.checking.nonsense import nonsense
+from logitstore.checking.hidden import hidden
+from logitstore.checking.nonsense import known_unknowns, nonsense
 from logitstore.checking.report import Damage, VerifyReport
 from logitstore.checking.text_check import TextCheck
 from logitstore.console.progress import progress
@@ -114,7 +115,8 @@ def _check_boundaries(
         if any(d.file == SPEC_FILE for d in found.damaged):
             continue
         own = StoreHeader.read(inside)
-        if (own.spec.at_boundaries(None), own.plan) != (header.spec, header.plan):
+        described = (own.spec.at_boundaries(None), own.plan)
+        if own.spec.boundaries_of is None or described != (header.spec, header.plan):
             reason = "describes other records than those of the store around it"
             report.damaged.append(Damage(f"{folder}/{SPEC_FILE}", None, reason))
 
@@ -165,9 +167,6 @@ def _check_seal(path: StorePath, header: StoreHeader) -> Iterator[Damage]:
         return
     for name in (SPEC_FILE, INDEX_FILE):
         yield from _check_file(path, name, sealed[name], most[name])
-    recorded = {f"{TOKENIZER_FOLDER}/{n}": d for n, d in spec.tokenizer["files"].items()}
-    if any(sealed[name] != digest for name, digest in recorded.items()):
-        yield Damage(DONE_FILE, None, f"seals another tokenizer than {SPEC_FILE} describes")
     try:
         _ = LogitStore(path, allow_partial=True).shard_facts
     except CorruptStoreError as e:
@@ -283,6 +282,8 @@ def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int
             yield (line.row, line.row), reason
         if check is not None and (reason_ := check.disagreement(line, records)):
             yield (line.row, line.row), f"ids and text disagree: {reason_}"
+    if sum(statuses.values()) == len(shard):  # else their damage is known
+        yield from _check_together(shard)
     lost = sorted(set(range(shard.rows[0], shard.rows[1] + 1)) - ends.keys())
     if lost:
         yield (lost[0], lost[-1]), f"{len(lost)} rows have no line"
@@ -290,6 +291,16 @@ def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int
         yield shard.rows, "the supervised bytes do not add up to what the shard says"
     elif statuses != Counter(shard.about["statuses"]):
         yield shard.rows, "the statuses of its lines are not those that the shard says"
+
+
+def _check_together(shard: Shard) -> Iterator[tuple[tuple[int, int], str]]:
+    """Yield (rows, reason) for what is wrong with sequences that are readable one by one."""
+    try:
+        shard.sequence_rows()  # are in order
+        for reason in (*known_unknowns(shard), *hidden(shard)):
+            yield shard.rows, reason
+    except CorruptStoreError as e:
+        yield e.rows or shard.rows, str(e)
 
 
 def _read_by_zarr(

@@ -14,11 +14,14 @@ import pyarrow.parquet as pq
 
 from logitstore.format.canonical_json import parse_json
 from logitstore.format.encoded import NOTHING_MEASURED
+from logitstore.format.limits import check_ratio
 from logitstore.format.parquet_limits import (
+    CONTAINER_ITEMS,
     PYARROW_ERRORS,
     check_footer,
     column_chunks,
     columns_cost,
+    text_bytes,
 )
 from logitstore.format.spec import Plan
 from logitstore.storage.paths import StorePath
@@ -32,8 +35,9 @@ _SCHEMA = pa.schema(
         for name in sorted(NOTHING_MEASURED)
     ]
 )
-_BYTES_PER_SHARD = 4096  # a line takes about 300
-_MAX_LINES = 1024 * 1024  # of a row group, as Parquet writers cut them
+_FREE_BYTES, _BYTES_PER_SHARD = 64 * 1024, 4096  # a line takes about 300
+GROUP_LINES = 1024 * 1024  # as Parquet writers cut them
+_TEXTS = ["sha256", "statuses"]
 
 
 def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
@@ -59,7 +63,7 @@ def statuses_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 def most_bytes(plan: Plan) -> int:
     """Count the bytes that the index of a plan may have."""
-    return 64 * 1024 + _BYTES_PER_SHARD * plan.shard_count
+    return _FREE_BYTES + _BYTES_PER_SHARD * plan.shard_count
 
 
 def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:
@@ -80,10 +84,11 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
         raise ValueError(
             f"it is not the file that was sealed (SHA-256 {actual[:12]}…, not {digest[:12]}…)"
         )
-    view, groups = memoryview(data), -(-plan.shard_count // _MAX_LINES)
-    check_footer(view, groups)
+    view, (full, rest) = memoryview(data), divmod(plan.shard_count, GROUP_LINES)
+    sizes = [GROUP_LINES] * full + [rest] * (rest > 0)
+    check_footer(view, len(sizes))
     try:
-        lines = _decode(view, plan, groups)
+        lines = _decode(view, sizes)
     except PYARROW_ERRORS as e:
         raise ValueError(f"it cannot be decoded ({e})") from None
     if len(lines) != plan.shard_count:
@@ -93,19 +98,31 @@ def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]
     return lines
 
 
-def _decode(view: memoryview, plan: Plan, groups: int) -> list[dict[str, Any]]:
-    file = pq.ParquetFile(pa.BufferReader(view), page_checksum_verification=True)
-    if not file.schema_arrow.equals(_SCHEMA) or file.metadata.num_row_groups != groups:
+def _decode(view: memoryview, sizes: list[int]) -> list[dict[str, Any]]:
+    """Decode row groups of these many lines."""
+    file = pq.ParquetFile(
+        pa.BufferReader(view),
+        page_checksum_verification=True,
+        read_dictionary=_TEXTS,
+        thrift_container_size_limit=CONTAINER_ITEMS + len(sizes),
+    )
+    meta = file.metadata
+    if not meta.schema.to_arrow_schema().equals(_SCHEMA):
         raise ValueError("it does not have the columns of an index")
     chunks = column_chunks(view)
-    if [len(c) for c in chunks] != [len(_SCHEMA)] * groups:
-        raise ValueError("its footer has other row groups or columns than it must")
-    for columns in chunks:
+    held = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
+    if held != sizes or [len(c) for c in chunks] != [len(_SCHEMA)] * len(sizes):
+        raise ValueError(f"it has row groups of {held[:5]} lines, expected {sizes[:5]}")
+    lines: list[dict[str, Any]] = []
+    for group, columns in enumerate(chunks):
         cost = columns_cost(view, columns)
         cost.check()
-        if cost.values > min(plan.shard_count, _MAX_LINES):
+        if cost.values != sizes[group]:
             raise ValueError(f"it declares {cost.values} lines")
-    lines: list[dict[str, Any]] = file.read(use_threads=False).to_pylist()
+        # Texts stay references to a dictionary until their total size is known.
+        table = file.read_row_group(group, use_threads=False)
+        check_ratio(text_bytes(table), cost.stored)
+        lines += table.to_pylist()
     return lines
 
 

@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from logitstore.format.limits import check_ratio
 from logitstore.storage.file_bytes import Bytes
@@ -31,6 +33,8 @@ PYARROW_ERRORS = (
     OverflowError,
     LookupError,
 )
+#: Items of a list in a footer, beside the row groups.
+CONTAINER_ITEMS = 1024
 _FREE_VALUES = 65_536
 _BYTES_PER_VALUE = 4  # decoded, at least, of each value beyond the free ones
 _FOOTER_BYTES, _FOOTER_BYTES_PER_GROUP = 32 * 1024, 4 * 1024
@@ -67,6 +71,32 @@ class Cost:
         check_ratio(self.decoded, self.stored)
         if self.values > max(_FREE_VALUES, self.decoded // _BYTES_PER_VALUE):
             raise ValueError(f"it declares {self.values:,} values in {self.decoded:,} bytes")
+
+
+def text_bytes(table: pa.Table) -> int:
+    """Count the bytes of all strings of a table, each as often as it is referred to."""
+    arrays = (a for column in table.itercolumns() for chunk in column.chunks for a in _flat(chunk))
+    return sum(map(_string_bytes, arrays))
+
+
+def _flat(array: pa.Array) -> Iterator[pa.Array]:
+    if pa.types.is_list(array.type):
+        yield from _flat(array.flatten())
+    elif pa.types.is_struct(array.type):
+        for child in array.flatten():
+            yield from _flat(child)
+    else:
+        yield array
+
+
+def _string_bytes(array: pa.Array) -> int:
+    """Count the bytes of an array's strings, which are references to a dictionary; else 0."""
+    if not pa.types.is_dictionary(array.type) or len(array.dictionary) == 0:
+        return 0
+    lengths = pc.fill_null(pc.binary_length(array.dictionary), 0)
+    taken = lengths.to_numpy(zero_copy_only=False)
+    indices = pc.drop_null(array.indices).to_numpy(zero_copy_only=False)
+    return int(taken.astype(np.int64)[indices].sum())
 
 
 def check_footer(data: Bytes, groups: int) -> int:
@@ -179,6 +209,8 @@ class _Thrift:
         inner = fields.get(5 if kind == _DATA_PAGE else 7)
         if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or not isinstance(inner, dict):
             raise ValueError("a page is of a kind that is not written here")
+        if type(fields.get(4)) is not int:
+            raise ValueError("a page has no checksum")
         sizes: list[int] = [_size(n) for n in (decoded, stored, inner.get(1))]
         in_column = sizes[2] if kind == _DATA_PAGE else 0
         header = {"header_bytes": self._at, "stored": sizes[1], "decoded": sizes[0]}

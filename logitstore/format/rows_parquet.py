@@ -6,23 +6,23 @@ most damage; the digest (over everything in the line) catches the rest, a damage
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.kept_chunks import KEPT
 from logitstore.format.limits import check_ratio
 from logitstore.format.parquet_limits import (
+    CONTAINER_ITEMS,
     PYARROW_ERRORS,
     ColumnChunk,
     check_footer,
     column_chunks,
     columns_cost,
+    text_bytes,
 )
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.file_bytes import Bytes
@@ -32,7 +32,6 @@ GROUP_LINES = 64
 LINE_DIGEST_BYTES = 16
 _MAGIC_BYTES = 4
 _PARSED = 3  # bytes of a text in Python's objects for each of its own, about
-_CONTAINER_ITEMS = 1024  # of a list in the footer, beside the row groups
 _LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
 _REPEATED = [
@@ -154,7 +153,7 @@ class LinesReader:
             return _line(table[1].slice(place, 1).to_pylist()[0])
         lines = [_line(item) for item in table[1].to_pylist()]
         self._lines = (group, lines)
-        KEPT.note(self, table[1].nbytes + _PARSED * _expanded_bytes(table[1]))
+        KEPT.note(self, table[1].nbytes + _PARSED * text_bytes(table[1]))
         return lines[place]
 
     def drop(self) -> None:
@@ -223,7 +222,7 @@ class LinesReader:
             table.validate(full=True)
         except PYARROW_ERRORS as e:
             raise ValueError(f"row group {group} cannot be read ({e})") from None
-        check_ratio(_expanded_bytes(table), cost.stored)
+        check_ratio(text_bytes(table), cost.stored)
         if len(table) != min(GROUP_LINES, self.count - group * GROUP_LINES):
             raise ValueError(f"row group {group} has {len(table)} lines")
         return table
@@ -251,7 +250,7 @@ class LinesReader:
             metadata=self._meta,
             page_checksum_verification=True,
             read_dictionary=list(read_dictionary),
-            thrift_container_size_limit=_CONTAINER_ITEMS + self.groups,
+            thrift_container_size_limit=CONTAINER_ITEMS + self.groups,
         )
 
 
@@ -261,36 +260,6 @@ def _zeros(size: int) -> mmap.mmap:
         return mmap.mmap(-1, size, flags=flags)
     except OSError as e:
         raise MemoryError(f"no memory for {size:,} bytes ({e.strerror})") from None
-
-
-def _expanded_bytes(table: pa.Table) -> int:
-    """Count the bytes of all strings, each as often as it is referred to."""
-    total = 0
-    for column in table.itercolumns():
-        for chunk in column.chunks:
-            total += sum(_string_bytes(a) for a in _flat(chunk))
-    return total
-
-
-def _flat(array: pa.Array) -> Iterator[pa.Array]:
-    if pa.types.is_list(array.type):
-        yield from _flat(array.flatten())
-    elif pa.types.is_struct(array.type):
-        for child in array.flatten():
-            yield from _flat(child)
-    else:
-        yield array
-
-
-def _string_bytes(array: pa.Array) -> int:
-    if not pa.types.is_dictionary(array.type):
-        return int(array.nbytes)
-    if len(array.dictionary) == 0:
-        return 0
-    lengths = pc.fill_null(pc.binary_length(array.dictionary), 0)
-    taken = lengths.to_numpy(zero_copy_only=False)
-    indices = pc.drop_null(array.indices).to_numpy(zero_copy_only=False)
-    return int(taken.astype(np.int64)[indices].sum())
 
 
 def _line(item: dict[str, Any]) -> SequenceText:

@@ -19,6 +19,7 @@ from logitstore.format.spec import (
     SPEC_FILE,
     TOKENIZER_FOLDER,
     StoreSpec,
+    is_digest,
 )
 from logitstore.storage.files import MAX_SEAL_BYTES
 from logitstore.storage.paths import StorePath
@@ -49,8 +50,11 @@ def read_seal(store: StorePath, spec: StoreSpec) -> dict[str, str]:
         digests = dict(parse_json(raw)["sha256"])
     except (KeyError, TypeError) as e:
         raise ValueError(f"it is not a seal ({e!r})") from None
-    if not all(isinstance(digest, str) for digest in digests.values()):
-        raise ValueError("it has a digest that is no text")
+    if not all(map(is_digest, digests.values())):
+        raise ValueError("it has a digest that is not 64 hex digits")
     if sorted(digests) != sealed_names(spec) or raw != seal_bytes(digests):
         raise ValueError("it is not the seal that was written")
+    described = spec.tokenizer["files"].items()
+    if any(digests[f"{TOKENIZER_FOLDER}/{name}"] != digest for name, digest in described):
+        raise ValueError(f"it seals another tokenizer than {SPEC_FILE} describes")
     return digests

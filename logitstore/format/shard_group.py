@@ -27,8 +27,9 @@ def group_of(about: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": {"logitstore": about}}
 
 
-_MAX_GROUP_BYTES = 64 * 1024
+MAX_GROUP_BYTES = 64 * 1024
 _MAX_SIZE = 2**32 - 1
+_MAX_NUMBER = 2**53
 _ABOUT = {
     "version",
     "content_sha256",
@@ -62,7 +63,7 @@ def read_group(
     if GROUP_MEMBER not in archive.members:
         raise ValueError(f"there is no {GROUP_MEMBER}")
     size = archive.members[GROUP_MEMBER].size
-    if size > _MAX_GROUP_BYTES:
+    if size > MAX_GROUP_BYTES:
         raise ValueError(f"{GROUP_MEMBER} has {size} bytes, more than it can need")
     raw = archive.check_member(GROUP_MEMBER)
     try:
@@ -70,15 +71,17 @@ def read_group(
         about = dict(group["attributes"]["logitstore"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{GROUP_MEMBER} is not that of a shard") from None
-    expected = (spec.digest, plan.digest, index, list(plan.shard_rows(index)))
-    declared = (about["content_sha256"], about["plan_sha256"], about["shard"], about["rows"])
-    if about["version"] != FORMAT_VERSION or declared != expected:
+    rows = list(plan.shard_rows(index))
+    mine = {"version": FORMAT_VERSION, "shard": index, "rows": rows}
+    mine |= {"content_sha256": spec.digest, "plan_sha256": plan.digest}
+    if any(about[name] != value for name, value in mine.items()):
         raise ValueError(
             f"it says it is shard {about['shard']} with rows {about['rows']} of content "
-            f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows "
-            f"{list(plan.shard_rows(index))} of {spec.digest[:12]}…"
+            f"{str(about['content_sha256'])[:12]}…, expected shard {index} with rows {rows} of "
+            f"{spec.digest[:12]}…"
         )
-    if set(about) != _ABOUT or raw != canonical_json(group_of(about)):
+    # With `mine`, because 1 equals 1.0 and true.
+    if set(about) != _ABOUT or raw != canonical_json(group_of(about | mine)):
         raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
     return about, _size(about, spec, plan, index)
 
@@ -90,19 +93,23 @@ def _size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> Sha
     most = (_MAX_SIZE, _MAX_SIZE, records * spec.top_k, records * spec.draws)
     for name, limit in zip(vars(size), most, strict=True):
         count = vars(size)[name]
-        if type(count) is not int or not 0 <= count <= limit:
+        if not _is_whole(count) or count > min(limit, _MAX_SIZE):
             raise ValueError(f"it cannot hold {count} {name}")
     if size.sequences < stop - first:
         raise ValueError(f"{size.sequences} lines cannot be {stop - first} rows")
     statuses, fidelity = about["statuses"], about["fidelity"]
-    counted = isinstance(statuses, dict) and all(
-        type(n) is int and n >= 0 for n in statuses.values()
-    )
+    counted = isinstance(statuses, dict) and all(map(_is_whole, statuses.values()))
     if not counted or sum(statuses.values()) != size.sequences:
         raise ValueError("its statuses do not add up to its lines")
     if not isinstance(fidelity, dict) or set(fidelity) != set(NOTHING_MEASURED):
         raise ValueError("its fidelity has other fields than the format's")
-    numbers = [*fidelity.values(), about["supervised_bytes"]]
-    if not all(type(n) in (int, float) and -1 < n < 2**53 for n in numbers):
+    wholes = [about["supervised_bytes"], fidelity["dropped_entries"]]
+    if not all(_is_whole(n) and n < _MAX_NUMBER for n in wholes):
+        raise ValueError("it counts bytes or entries that cannot be")
+    if not all(type(n) in (int, float) and -1 < n < _MAX_NUMBER for n in fidelity.values()):
         raise ValueError("its fidelity holds a value that cannot be")
     return size
+
+
+def _is_whole(value: Any) -> bool:
+    return type(value) is int and value >= 0

@@ -12,6 +12,7 @@ digest, so a store can be resumed from a moved folder.
 import hashlib
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import pairwise
@@ -45,6 +46,8 @@ CODECS = ("portable", "compact")
 CAN_BE_MISSING = ("entropy", "tail_logmass", "token_logprob")
 
 _MAX_U16, _MAX_U32 = 0xFFFF, 0xFFFF_FFFF
+_MAX_ROW = 2**48 - 1
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_TEMPERATURES = 64
 _MAX_CHUNK_RECORDS, _MAX_CHUNK_ENTRIES = 65_536, 1_048_576
 
@@ -202,7 +205,7 @@ class Plan:
         if not _is_text(self.dataset_sha256):
             raise ValueError("dataset_sha256 is not a digest")
         cuts = self.boundaries
-        if len(cuts) < 2 or cuts[0] != 0 or not all(_is_count(c, 2**48) for c in cuts):
+        if len(cuts) < 2 or cuts[0] != 0 or not all(_is_count(c, _MAX_ROW) for c in cuts):
             raise ValueError("boundaries are not row numbers")
         if not all(a < b for a, b in pairwise(cuts)):
             raise ValueError("boundaries do not increase")
@@ -327,6 +330,11 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def is_digest(value: Any) -> bool:
+    """Tell whether a value is a SHA-256 as it is written here: 64 hex digits in lower case."""
+    return _is_text(value) and _DIGEST.fullmatch(value) is not None
+
+
 def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -359,7 +367,7 @@ def is_plain_name(name: str) -> bool:
 
 def _is_files(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        is_plain_name(name) and _is_text(digest) for name, digest in value.items()
+        is_plain_name(name) and is_digest(digest) for name, digest in value.items()
     )
 
 

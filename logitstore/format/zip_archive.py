@@ -99,6 +99,8 @@ def read_directory(tail: memoryview, size: int) -> dict[str, Member]:
     expected = (b"PK\5\6", 0, 0, count, count, length, first, DIGEST_CHARS)
     if record != expected or first + length != size - END.size - DIGEST_CHARS:
         raise ValueError("the end record is not where and what it must be: cut off?")
+    if size > _LIMIT_BYTES:
+        raise ValueError(f"{size} bytes is too large for a shard, which is below 4 GiB")
     if length > min(_MAX_DIRECTORY_BYTES, end):
         raise ValueError("the directory is larger than that of a shard")
     members: dict[str, Member] = {}

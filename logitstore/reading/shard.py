@@ -23,7 +23,7 @@ from logitstore.format.rows_parquet import LinesReader
 from logitstore.format.shard_arrays import open_arrays, read_offsets
 from logitstore.format.shard_group import read_group
 from logitstore.format.spec import Plan, StoreSpec
-from logitstore.format.zarr_arrays import StoredChunk
+from logitstore.format.zarr_arrays import ArraySpec, StoredChunk
 from logitstore.format.zip_archive import Archive
 from logitstore.reading.damage import damaged
 from logitstore.reading.sequences import SequenceReader
@@ -222,6 +222,23 @@ class Shard:
             yield from self._arrays[name].chunks(start, stop)
         except ValueError as e:
             raise damaged(self.path, self._row_of(i), str(e)) from None
+
+    @property
+    def array_specs(self) -> list[ArraySpec]:
+        """The arrays that have elements."""
+        return [reader.spec for reader in self._arrays.values()]
+
+    def all_chunks(self, name: str) -> Iterator[StoredChunk]:
+        """List the stored chunks of a whole array, not decoded.
+
+        Raises:
+            CorruptStoreError: Their bytes are damaged.
+        """
+        reader = self._arrays[name]
+        try:
+            yield from reader.chunks(0, reader.spec.shape[0])
+        except ValueError as e:
+            raise damaged(self.path, self.rows, str(e)) from None
 
     @property
     def record_offsets(self) -> I64:

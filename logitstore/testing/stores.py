@@ -110,6 +110,9 @@ def raw_records(
     token_logprob, entropy = logp[np.arange(n), tokens], -(np.exp(logp) * logp).sum(1)
     if "token_logprob" in store_spec.missing:
         token_logprob[::2] = -np.inf
+    if "tail_logmass" in store_spec.missing:  # what is left adds up to one
+        entries -= np.log(1 - rest)[:, None]
+        rest = np.zeros(n)
     with np.errstate(divide="ignore"):
         tail = np.log(rest)
     return RawRecords(

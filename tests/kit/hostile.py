@@ -86,12 +86,12 @@ def edit_spec(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
         put_members(store, members | {"zarr.json": canonical_json(group)}, shard)
 
 
-def edit_group(store: Path, change: Callable[[dict[str, Any]], None]) -> None:
+def edit_group(store: Path, change: Callable[[dict[str, Any]], None], shard: str = SHARD) -> None:
     """Change what the shard says of itself."""
-    members = members_of(store)
+    members = members_of(store, shard)
     group = json.loads(members["zarr.json"])
     change(group["attributes"]["logitstore"])
-    put_members(store, members | {"zarr.json": canonical_json(group)})
+    put_members(store, members | {"zarr.json": canonical_json(group)}, shard)
 
 
 def data_member(pieces: list[bytes]) -> bytes:

@@ -63,7 +63,7 @@ def null_in_seal(store: Path) -> None:
     ("change", "file", "says"),
     [
         (other_provenance, "store.json", "is not the one that the store was sealed with"),
-        (null_in_seal, "DONE", "has a digest that is no text"),
+        (null_in_seal, "DONE", "has a digest that is not 64 hex digits"),
     ],
 )
 def test_a_store_is_opened_as_it_was_sealed(

@@ -359,7 +359,7 @@ def test_a_seal_with_a_digest_that_is_no_text_is_damage(
     (copy / "DONE").write_bytes(seal_bytes(digests))
     for deep in (False, True):
         assert verify_store(copy, deep=deep).damaged[0].file == "DONE"
-    with pytest.raises(CorruptStoreError, match="a digest that is no text"):
+    with pytest.raises(CorruptStoreError, match="a digest that is not 64 hex digits"):
         len(open_store(copy))
 
 
