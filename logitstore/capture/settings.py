@@ -9,21 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from logitstore.capture.sampling import DEFAULT_MAX_NEW_TOKENS, Sampling
+from logitstore.capture.checked import Checked
+from logitstore.capture.sampling import DEFAULT_MAX_NEW_TOKENS
 from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.console.settings import not_recorded, setting
 from logitstore.errors import InputError
-from logitstore.format.chunk_codecs import pcodec_library
-from logitstore.format.spec import CODECS
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
-
-#: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
-AUTO = "auto"
-ON_NAN = ("stop", "skip")
-_MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
-_MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
-_MAX_SEED = 0xFFFF_FFFF
 
 # Headings of `logitstore capture --help`.
 _TEACHER = "Teacher"
@@ -36,7 +28,7 @@ PANELS = (_TEACHER, _DATA, _KEPT, _WRITTEN, _RUNNING)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptureSettings:
+class CaptureSettings(Checked):
     """The arguments of `logitstore.capture` besides teacher, dataset and folder.
 
     A setting with `is_recorded=False` belongs to this machine and this run, not to the store. One
@@ -332,126 +324,6 @@ class CaptureSettings:
                 f"exist: {', '.join(unknown)}. Run the `logitstore capture …` that made it."
             )
         return cls(**recorded)
-
-    def check(self) -> None:
-        """Reject values that are wrong for every teacher and dataset.
-
-        Raises:
-            InputError: Names the flag.
-            MissingLibraryError: It needs a library that is not installed.
-        """
-        if not 0 <= self.top_k <= _MAX_TOP_K:
-            raise InputError(f"--top-k is {self.top_k}, expected 0 to {_MAX_TOP_K}.")
-        if self.max_tail is not None and not 0 < self.max_tail < 1:
-            raise InputError(
-                f"--max-tail is {self.max_tail}, expected a probability between 0 and 1, such as "
-                "0.01."
-            )
-        self._check_temperatures()
-        self._check_draws()
-        self._check_generation()
-        self._check_tokens_per_batch()
-        if self.on_nan not in ON_NAN:
-            raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
-        if self.shard_text_bytes < 1:
-            raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
-        if not 0 <= self.max_lost <= 1:
-            raise InputError(f"--max-lost is {self.max_lost}, expected 0 to 1, such as 0.05.")
-        self._check_codec()
-
-    def _check_codec(self) -> None:
-        if self.codec not in CODECS:
-            raise InputError(f"--codec is {self.codec}, expected {' or '.join(CODECS)}.")
-        if self.codec == "compact":
-            pcodec_library()
-
-    def _check_tokens_per_batch(self) -> None:
-        tokens = self.tokens_per_batch
-        if isinstance(tokens, str) and tokens != AUTO:
-            raise InputError(f"--tokens-per-batch is {tokens}, expected a number or {AUTO}.")
-        if isinstance(tokens, int) and tokens < 1:
-            raise InputError(f"--tokens-per-batch is {tokens}, expected 1 or more.")
-
-    def _check_draws(self) -> None:
-        if not 0 <= self.draws <= _MAX_DRAWS:
-            raise InputError(f"--draws is {self.draws}, expected 0 to {_MAX_DRAWS}.")
-        if self.top_k == 0 and not self.draws:
-            raise InputError(
-                "--top-k is 0, so no entries would be kept, and no draws are asked for. Add "
-                "--draws 50 to draw from the whole distribution, or keep entries with --top-k 64."
-            )
-        if self.top_k == 0 and self.max_tail is not None:
-            raise InputError(
-                f"--max-tail is {self.max_tail}, but with --top-k 0 no entries are kept. Leave one "
-                "of the two out."
-            )
-        if self.draws and not self.ids:
-            raise InputError(
-                f"--draws is {self.draws}, but draws are token ids, and --no-ids keeps none. Leave "
-                "one of the two out."
-            )
-        if self.seed is not None and not 0 <= self.seed <= _MAX_SEED:
-            raise InputError(f"--seed is {self.seed}, expected 0 to {_MAX_SEED}.")
-        if self.seed is not None and not self.is_random:
-            raise InputError(
-                f"--seed is {self.seed}, but nothing is drawn at random. Leave it out, or ask for "
-                "--draws, or --generate with --generate-temperature."
-            )
-
-    @property
-    def is_random(self) -> bool:
-        """Tell whether the records depend on the seed."""
-        return self.draws > 0 or (self.generate and bool(self.generate_temperature))
-
-    @property
-    def sampling(self) -> Sampling | None:
-        """Return how completions are written; None if the dataset has them.
-
-        Raises:
-            InputError: Names the flag with an impossible value.
-        """
-        if not self.generate:
-            return None
-        return Sampling.of_flags(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.generate_temperature,
-            top_k=self.generate_top_k,
-            top_p=self.top_p,
-            stop=self.stop,
-            seed=self.seed,
-        )
-
-    def _check_generation(self) -> None:
-        if self.generate:
-            _ = self.sampling
-            for name in ("supervise", "supervised_text"):
-                if getattr(self, name) is not None:
-                    raise InputError(
-                        f"--{name.replace('_', '-')} is {getattr(self, name)}, but with --generate "
-                        "the completion that is written is supervised. Leave one of the two out."
-                    )
-            return
-        for name in ("max_new_tokens", "generate_temperature", "generate_top_k", "top_p", "stop"):
-            value = getattr(self, name)
-            if value not in (None, (), []):
-                shown = ", ".join(value) if name == "stop" else value
-                raise InputError(
-                    f"--{name.replace('_', '-')} is {shown}, but nothing is written without "
-                    "--generate. Leave it out, or add --generate."
-                )
-
-    def _check_temperatures(self) -> None:
-        for t in self.temperatures:
-            if not (0 < t < float("inf")) or t == 1:
-                raise InputError(
-                    f"--temperature is {t}, expected a positive number other than 1 (1 is always "
-                    "kept)."
-                )
-        if len(set(self.temperatures)) != len(self.temperatures):
-            raise InputError(
-                f"--temperature is given twice for one of {list(self.temperatures)}. "
-                "Give each once."
-            )
 
 
 #: Settings of this machine and this run, which do not decide what a store holds.

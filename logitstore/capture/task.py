@@ -16,11 +16,12 @@ import torch
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
+from logitstore.capture.checked import AUTO
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
-from logitstore.capture.settings import AUTO, CaptureSettings
+from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
