@@ -68,9 +68,9 @@ def import_(
     dump: Annotated[
         str,
         typer.Argument(
-            help="An export; or .parquet, .jsonl or .json files (the last two also .gz or .zst) with "
-            "lists of (id, log-probability) or responses of a server, a folder of such, or a "
-            "pattern."
+            help="An export; or .parquet, .jsonl or .json files (all but .parquet also .gz or "
+            ".zst) with lists of (id, log-probability) or responses of a server, a folder of such, "
+            "or a pattern."
         ),
     ],
     out: _StoreOpt,
