@@ -14,6 +14,12 @@ from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.statuses import left_out_of
 from logitstore.storage.paths import StorePath
 
+#: What a store says of the turns that were looked at before its capture began.
+_ODD_TURNS = {
+    "without_end": "that no token ends, so students do not learn from them when to stop",
+    "unwritten_tool_calls": "left out, whose tool calls the chat template does not write",
+}
+
 
 class Described(Protocol):
     """The part of a `LogitStore` that `facts` needs."""
@@ -206,13 +212,12 @@ def _self_test(found: object) -> dict[str, str]:
 
 
 def _turns(found: object) -> dict[str, str]:
-    """Say how many turns end without a token; nothing where all end, or that is not known."""
-    if not _has_numbers(found, "rows", "without_end"):
+    """Say how many turns are not as they should be; nothing where all are, or it is not known."""
+    if not _has_numbers(found, "rows"):
         return {}
-    return {
-        "turns": f"{found['without_end']:,} end without a token, of those in the {found['rows']:,} "
-        "rows that were looked at before the capture: no student learns from them when to stop"
-    }
+    kinds = [kind for kind in _ODD_TURNS if _has_numbers(found, kind)]
+    odd = [f"{found[kind]:,} {_ODD_TURNS[kind]}" for kind in kinds]
+    return {"turns": f"of {found['rows']:,} rows looked at: {'; '.join(odd)}"} if odd else {}
 
 
 def _has_numbers(found: object, *names: str) -> TypeGuard[dict[str, Any]]:

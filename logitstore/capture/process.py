@@ -42,7 +42,6 @@ from logitstore.capture.estimate.trial_batches import forecast_if_cheap
 from logitstore.capture.lost_rows import check_sample, warn_of_lost
 from logitstore.capture.passes.self_test import try_teacher
 from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.sequences.row_reader import ENDLESS
 from logitstore.capture.shard_worker import NOT_FINITE, ShardRecords, ShardWorker
 from logitstore.capture.sharing.sharing import (
     AGAIN,
@@ -165,7 +164,7 @@ class CaptureProcess:
         if task.wants_budget:
             measured["tokens_per_batch"] = find_budget(task, self.teacher, self.sample)
         budget = int((task.provenance | measured)["tokens_per_batch"])
-        measured |= self._self_test(budget) | _endless(self.sample)
+        measured |= self._self_test(budget) | _odd_turns(self.sample)
         forecast = forecast_if_cheap(task, self.teacher, self.sample, budget)
         if forecast is not None:
             forecast.announce(self.events)
@@ -254,10 +253,13 @@ class CaptureProcess:
             self.sharing.done(index)
 
 
-def _endless(sample: Sample) -> dict[str, Any]:
-    """Describe for the store the turns of a sample that no token ends; nothing where all end."""
-    count = sample.turns[ENDLESS]
-    return {"turns": {"rows": sample.rows, ENDLESS: count}} if count else {}
+def _odd_turns(sample: Sample) -> dict[str, Any]:
+    """Describe for the store the turns of a sample that cannot be used whole; mostly there is none.
+
+    A kind that there is none of has no key.
+    """
+    counts = {kind: count for kind, count in sample.turns.items() if count}
+    return {"turns": {"rows": sample.rows, **counts}} if counts else {}
 
 
 def _warn_of_skipped(store: LogitStore) -> None:

@@ -68,8 +68,9 @@ def import_(
     dump: Annotated[
         str,
         typer.Argument(
-            help="An export; or .parquet or .jsonl files with lists of (id, log-probability) or "
-            "responses of a server, or a folder of such."
+            help="An export; or .parquet, .jsonl or .json files (all but .parquet also .gz or "
+            ".zst) with lists of (id, log-probability) or responses of a server, a folder of such, "
+            "or a pattern."
         ),
     ],
     out: _StoreOpt,

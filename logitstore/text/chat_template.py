@@ -174,10 +174,10 @@ class ChatTemplate:
             for message in conversation.messages
         ]
         readings = [messages]
-        if any("content" in m and m["content"] is None for m in messages):
+        if any(m.get("content") is None for m in messages):
             readings += [
                 [{k: v for k, v in m.items() if v is not None} for m in messages],
-                [m | {"content": ""} if m.get("content", "") is None else m for m in messages],
+                [m | {"content": ""} if m.get("content") is None else m for m in messages],
             ]
         found: dict[int, tuple[list[Message], str]] = {}
         failed: InputError | None = None

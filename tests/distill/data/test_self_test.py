@@ -14,7 +14,7 @@ import pytest
 
 from distill.data.dataset import StoreDataset
 from distill.data.self_test import Tried, try_records
-from logitstore.errors import InputError
+from logitstore.errors import InputError, LogitStoreError
 from logitstore.records import TokenRecords
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
@@ -132,6 +132,33 @@ def test_records_in_a_wrong_place_stop_the_run(store: FakeStore, breaks: Break, 
     assert stopped.value.kind == "self-test"
     assert "--no_self_test trains all the same" in str(stopped.value)
     assert "fake-store: " in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ("loss", "more"), [("sampled_kl", {"draws": 8}), ("multilevel_ot", {"logit_std": True})]
+)
+def test_losses_of_other_arrays_are_no_less_safe(
+    loss: str, more: dict[str, Any], other_tokenizer: Path, tmp_path: Path
+) -> None:
+    tokenizer, rows = tiny.byte_bpe(), learnt.rows()
+    made = (learnt.model_of(tokenizer, rows), tokenizer, rows, tmp_path / "tokenizer")
+    honest = FakeStore.from_teacher(*made, rounded=True, **more)
+    assert tried(honest, losses=(loss,)).outcome == "fits"
+    breaks: list[Break] = [
+        shifted(1),
+        lambda store: replace(store, records=[*store.records[1:], store.records[0]]),
+        lambda store: renamed(swapped_rows(store)),
+        lambda store: edited(store, lambda r: replace(r, byte_starts=r.byte_starts + 1)),
+    ]
+    for breaks_it in breaks:
+        with pytest.raises(InputError) as stopped:
+            tried(breaks_it(honest), losses=(loss,))
+        assert stopped.value.kind == "self-test"
+    wrong = ByteTokenizer.from_folder(other_tokenizer).fingerprint
+    spec = replace(honest.spec, tokenizer_fingerprint=wrong)
+    with pytest.raises(LogitStoreError) as stopped_too:  # one needs the teacher's tokenizer
+        tried(replace(honest, spec=spec, tokenizer_path=other_tokenizer), losses=(loss,))
+    assert stopped_too.value.kind in ("self-test", "mismatch")
 
 
 def test_the_records_of_another_tokenizer_stop_the_run(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from distill.losses import all_losses
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError
 from logitstore.testing import tiny
@@ -93,6 +94,22 @@ def test_labels_in_a_wrong_place_stop_the_run_before_a_weight_is_touched(
     breaking(again, edit)
     again.train()
     assert again.self_test == {}
+
+
+@pytest.mark.parametrize("loss", [name for name in all_losses() if name != "tail_kl"])
+def test_an_honest_run_of_any_loss_is_told_to_fit(
+    loss: str, store: FakeStore, tmp_path: Path
+) -> None:
+    """`sampled_kl` reads draws, and `multilevel_ot` standard deviations, beside the entries."""
+    more: dict[str, Any] = {"sampled_kl": {"draws": 8}, "multilevel_ot": {"logit_std": True}}
+    if loss in more:
+        folder = tmp_path / "tokenizer"
+        made = (knowing(), tiny.byte_bpe(), learnt.rows(), folder)
+        store = FakeStore.from_teacher(*made, rounded=True, **more[loss])
+    trainer = run(store, tmp_path / "out", loss=loss)
+    trainer.train()
+    found = {name: each["outcome"] for name, each in trainer.self_test.items()}
+    assert found == {"records": "fits", "student": "fits"}
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])

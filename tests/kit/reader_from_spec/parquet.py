@@ -33,6 +33,7 @@ ROWS = pa.schema(
     ]
 )
 LINE = ("row", "part", "status", "supervised_start", "segments", "messages")
+PLAIN_TYPES = ("BOOLEAN", "INT32", "INT64", "DOUBLE", "BYTE_ARRAY")
 FREE, RATIO = 2 << 20, 32
 
 
@@ -114,6 +115,7 @@ def check_group(data, group, columns):
     for about in map(group.column, range(columns)):
         must(about.compression in ("ZSTD", "UNCOMPRESSED"), "compression of a column")
         must(about.file_path == "", "a column is in the file")
+        must(about.physical_type in PLAIN_TYPES, "type of a column")
         start = min(about.data_page_offset, about.dictionary_page_offset or 1 << 62)
         stop = start + about.total_compressed_size
         must(4 <= start <= stop <= len(data) - 12, "place of a column")

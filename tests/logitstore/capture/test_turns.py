@@ -145,6 +145,8 @@ def test_tool_calls_that_are_not_written_are_left_out_and_said(
     assert [store.text(i).status for i in range(2)] == ["unwritten_tool_calls", "ok"]
     assert store.text(1).supervised_bytes == b"It is 3."
     assert len(store[0]) == 0
+    assert store.provenance["turns"] == {"rows": 2, "unwritten_tool_calls": 2}
+    assert "turns     of 2 rows looked at: 2 left out, whose tool calls" in info_text(facts(store))
     (noted,) = [line for line in journal(store) if line["event"] == "turns"]
     assert (noted["unwritten_tool_calls"], noted["shard"]) == (2, 0)
     (said,) = [r.getMessage() for r in caplog.records if "call tools" in r.getMessage()]
@@ -178,7 +180,7 @@ def test_the_store_keeps_how_many_turns_lack_an_end_and_info_says_it(
     store = capture(teacher, rows, tmp_path / "s", shard_text_bytes=900)
     assert store.provenance["turns"] == {"rows": 4, "without_end": 8}
     assert facts(store)["turns"] == {"rows": 4, "without_end": 8}
-    line = "turns     8 end without a token, of those in the 4 rows that were looked at"
+    line = "turns     of 4 rows looked at: 8 that no token ends, so students do not learn from"
     assert line in info_text(facts(store))
     before = tree(tmp_path / "s")
     (tmp_path / "s" / "DONE").unlink()
@@ -202,7 +204,10 @@ def test_a_store_whose_turns_all_end_has_no_word_of_it(tmp_path: Path) -> None:
     assert "turns " not in info_text(facts(store))
 
 
-@pytest.mark.parametrize("said", [{}, [1], {"rows": 1}, {"rows": "x", "without_end": 2}])
+WRONG = [{}, [1], {"rows": 1}, {"rows": "x", "without_end": 2}, {"rows": 1, "without_end": "x"}]
+
+
+@pytest.mark.parametrize("said", WRONG)
 def test_what_anybody_may_have_written_into_a_store_is_no_reason_for_info_to_fail(
     tmp_path: Path, said: Any
 ) -> None:

@@ -175,6 +175,20 @@ def test_null_contents_are_not_the_word() -> None:
             assert not any(found.said(piece) for piece in found.pieces)
 
 
+def test_a_template_that_joins_contents_takes_one_that_is_not_there() -> None:
+    """As SmolLM's does: it fails on a null, and on a message without the key."""
+    joins = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+        "'<|im_end|>' + '\\n' }}{% endfor %}"
+    )
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+    for message in (call, call | {"content": None}):
+        talk = Conversation.choose([*turns("a"), message, *turns("b", "so")], "all")
+        found = template_of(joins).render(talk, "row 0")
+        assert [found.said(piece) for piece in found.pieces] == ["so"]
+        assert found.unwritten == (1,)
+
+
 def test_null_contents_stay_null_for_a_template_that_asks() -> None:
     asks = (
         "{% for m in messages %}{% if m.content is none %}<|im_start|>"
