@@ -321,8 +321,9 @@ def parse_kwargs(text: str | Mapping[str, Any] | None, flag: str) -> dict[str, A
         try:
             variables = json.loads(text)
         except (ValueError, RecursionError) as error:
-            is_json = not isinstance(error, json.JSONDecodeError)
-            why = trouble(error) if is_json else f"{error.msg} at column {error.colno}"
+            why = trouble(error)
+            if isinstance(error, json.JSONDecodeError):
+                why = f"{error.msg} at column {error.colno}"
             raise InputError(
                 f"{flag} {text:.80}: is not JSON ({why}). Give an object such as "
                 "'{\"enable_thinking\": false}'."

@@ -124,6 +124,15 @@ def test_no_markup_of_a_run_is_markup_of_the_page(hostile: list[Path], tmp_path:
     assert "\u202e" not in text
 
 
+def test_half_of_a_surrogate_pair_is_spelt_out(tmp_path: Path) -> None:
+    """JSON can say it, and no file of UTF-8 can hold it."""
+    runs = [{"name": f"n\ud800{i}", "seed": f"s\udfff{i}", "bits_per_byte": 1.0} for i in range(2)]
+    places = [student(tmp_path / str(i), run, []) for i, run in enumerate(runs)]
+    text = written(places, tmp_path / "r.html")
+    assert r"n\ud8000" in text
+    assert r"s\udfff1" in text
+
+
 def test_however_much_a_run_folder_holds_the_page_is_small(tmp_path: Path) -> None:
     log = [{"step": i, **{f"{n}_loss": i / 7 for n in "abcdefghijklmno"}} for i in range(3000)]
     texts = [SAMPLE | {"row": i, "answer": "&" * 5000} for i in range(300)]

@@ -84,6 +84,14 @@ def test_an_evaluation_renews_the_results_and_leaves_the_rest(tmp_path: Path) ->
     assert path.read_text() == "Mine alone."
 
 
+@pytest.mark.parametrize("odd", [[[]], "text", -1, True, 10**400, None])
+def test_a_run_object_of_any_shape_is_renewed(odd: object, tmp_path: Path) -> None:
+    """A student's folder is anybody's, and its evaluation may have taken hours by now."""
+    write_card(tmp_path, RUN)
+    renew_results(tmp_path, {**RUN, "evaluation": odd, "judged": odd, "time_s": odd, "rouge1": odd})
+    assert "measured on" not in (tmp_path / "README.md").read_text()
+
+
 def test_the_command_for_adapters_names_them_as_adapters() -> None:
     assert "pretrained=THIS_FOLDER" in card(RUN)
     text = card({**RUN, "lora": {"lora_r": 4}})
