@@ -78,7 +78,8 @@ def _judged(facts: Facts) -> str:
         return f"{facts['loss']}, which has no map of the vocabularies"
     if facts["same_tokenizer"]:
         return f"{facts['loss']}, each token as itself: both sides have one tokenizer"
-    return f"{facts['loss']} --map {facts['map']}"
+    between = " --between on" if facts["between"] == "on" else ""
+    return f"{facts['loss']} --map {facts['map']}{between}"
 
 
 def _shares(facts: Facts) -> Iterator[str]:

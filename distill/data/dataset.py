@@ -191,6 +191,18 @@ class StoreDataset(Dataset[Example]):
         }
         self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
 
+    def with_losses(self, losses: Sequence[str], **options: Any) -> "StoreDataset":
+        """Return the same store as this student reads it, for other losses and options."""
+        reader = self.reader
+        return StoreDataset(
+            self.store,
+            reader.tokenizer,
+            losses,
+            max_length=self.max_length,
+            template=reader.template,
+            **options,
+        )
+
     @property
     def partitions(self) -> Mapping[str, Partition]:
         """What the ids of a loss are events of, by its name; the ids of others are tokens."""

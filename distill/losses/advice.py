@@ -20,7 +20,7 @@ ONE_TOKENIZER, TWO_TOKENIZERS = "tail_kl", "mapped_kl"
 
 #: Where fewer labels than this have a pair, whole groups of tokens say more.
 LOW_SHARE = 0.4
-#: Where a larger share of the pairs asks for a wrong label, it is said.
+#: Where a larger share of the pairs asks for a wrong label, it is said, and not advised.
 MOST_WRONG = 0.05
 
 
@@ -72,6 +72,18 @@ ADVICE = (
         "the store was captured with --no-ids: only sorted values can be compared",
     ),
     Way(
+        "a wrong map",
+        "alm",
+        {},
+        "a map would ask for more than 5% wrong labels: groups of tokens need no map",
+    ),
+    Way(
+        "a wrong map",
+        "ce",
+        {},
+        "a map would ask for more than 5% wrong labels, and no other loss has what it needs",
+    ),
+    Way(
         "a new student",
         "mapped_kl",
         {"map": "events"},
@@ -90,8 +102,14 @@ ADVICE = (
 
 def _has_few_pairs(facts: Facts) -> bool:
     everything = facts["kinds"]["all"]
-    share = everything["covered"] if facts["has_ids"] else everything["shared_starts"]
+    share = (facts.get("by_map") or everything)["covered"]
+    if not facts["has_ids"]:
+        share = everything["shared_starts"]
     return bool(everything["labels"]) and (share or 0.0) < LOW_SHARE
+
+
+def _is_map_wrong(facts: Facts) -> bool:
+    return ((facts.get("by_map") or {}).get("wrong") or 0.0) > MOST_WRONG
 
 
 _HOLDS: Mapping[str, Callable[[Facts], bool]] = {
@@ -101,13 +119,18 @@ _HOLDS: Mapping[str, Callable[[Facts], bool]] = {
     "a student of bytes": lambda facts: bool(facts["byte_student"]),
     "few pairs": _has_few_pairs,
     "no ids": lambda facts: not facts["has_ids"],
+    "a wrong map": _is_map_wrong,
     "a new student": lambda facts: facts["weights"] == "new",
     "a trained student": lambda facts: facts["weights"] != "new",
 }
 
 
 def recommend(facts: Facts) -> Way:
-    """Choose a way to train for a pair of store and student, and say why."""
+    """Choose a way to train for a pair of store and student, and say why.
+
+    It does not depend on which loss was looked at: `by_map` has the figures of the map that would
+    be advised.
+    """
     lacks = _lacks(facts)
     way = next(
         way

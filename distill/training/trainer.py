@@ -66,7 +66,7 @@ from transformers.trainer_utils import (
 
 from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.collator import Collator
-from distill.data.coverage import warn_if_wrong
+from distill.data.coverage_warning import warn_if_wrong
 from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.data.coverage import of_pair
+from distill.data.coverage_of_pair import of_pair
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
 from distill.data.left_out import check_usable, usable, visible_difference
