@@ -1,6 +1,7 @@
 """The coverage of a store by a student of whom only the tokenizer is read, and the command."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from distill.data.coverage import Facts, coverage
@@ -9,12 +10,16 @@ from distill.data.dataset import StoreDataset
 from distill.losses import advice, all_losses, find, option_values
 from distill.losses.requirements import unmet
 from distill.losses.weights import check_effects, check_values, parse_losses
+from distill.student.template import template_of
 from logitstore import open_store
+from logitstore.console.entry import with_hyphens
 from logitstore.console.settings import with_settings
 from logitstore.errors import InputError
 from logitstore.models.loading import load_tokenizer
-from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
+
+#: Settings that the printed command does not repeat.
+_NOT_OF_A_RUN = ("loss", "map", "between", "sequences")
 
 
 @with_settings(CoverageSettings)
@@ -39,22 +44,23 @@ def of_pair(store: str, student: str, **settings: Any) -> Facts:
     opened = open_store(store, allow_partial=asked.allow_partial)
     tokenizer = load_tokenizer(student)
     reader = ByteTokenizer(tokenizer)
-    template = None
-    if opened.spec.rendering["kind"] == "conversation":
-        template = ChatTemplate.of(
-            tokenizer, reader, path=asked.chat_template_path, flag="--chat-template-path"
-        )
+    template = template_of(
+        opened.spec.rendering,
+        opened.path,
+        tokenizer,
+        reader,
+        path=asked.chat_template_path,
+        kwargs=asked.chat_template_kwargs,
+        spelt=with_hyphens,
+    )
     weights, told_by = advice.weights_of(student)
     way = _way_to_look_at(asked, opened, reader, weights)
     data = StoreDataset(
         opened, reader, way.losses, max_length=asked.max_length, template=template, **way.options
     )
     facts = coverage(data, sequences=asked.sequences, weights=weights, rejects_nothing=True)
-    more = {
-        "max_length": asked.max_length,
-        "chat_template_path": asked.chat_template_path,
-        "allow_partial": asked.allow_partial,
-    }
+    # The loss is what is advised, and all of the store is trained on.
+    more = {f.name: getattr(asked, f.name) for f in fields(asked) if f.name not in _NOT_OF_A_RUN}
     said = advice.command(advice.recommend(facts), student, store, weights, more)
     return facts | {"weights_told_by": told_by, "command": said}
 

@@ -65,6 +65,9 @@ class CoverageSettings:
         metavar="PATH",
         unset="the student's own",
     )
+    chat_template_kwargs: str | None = setting(
+        None, _READING, "Variables of the chat template for every row, as JSON.", metavar="JSON"
+    )
     allow_partial: bool = setting(False, _READING, "Also read a store that is not finished.")
 
     def check(self) -> None:
