@@ -85,8 +85,8 @@ def coverage(
 
     Returns:
         JSON-ready: shares by `KINDS` in `kinds`, `bits`, `vocabulary`, `folds`, `tails`,
-        `recommended`, its `options` and the `reason`; in `usable` what was left out and why; in
-        `by_map` the shares of covered and wrong labels of the map that would be advised.
+        `recommended`, its `options`, the `reason` and a `caution`; in `usable` what was left out
+        and why; in `by_map` the shares of covered and wrong labels of the map that would be advised
     """
     loss = loss or _mapping_loss(data)
     chosen, looker = spread(len(data), sequences), Looker(data)
@@ -112,6 +112,7 @@ def coverage(
         "options": dict(way.options),
         "flags": advice.flags(way),
         "reason": way.why,
+        "caution": advice.caution([way.loss], weights, one_tokenizer=data.is_one_tokenizer),
     }
 
 

@@ -106,6 +106,8 @@ def _notes(facts: Facts) -> Iterator[str]:
     if wrong is not None and wrong > advice.MOST_WRONG:
         said = f"{wrong:.0%} of the labels are not what {_judged(facts)} asks for"
         yield _wrapped(f"{said}: train with {facts['flags']}.", "careful     ")
+    if facts["caution"]:
+        yield _wrapped(f"{facts['caution']}.", "not sure    ")
     if bits is not None:
         yield (
             f"events      tell {bits['events']:.2f} of the {bits['tokens']:.2f} bits of a label: "

@@ -412,7 +412,8 @@ class StoreDataset(Dataset[Example]):
                 "at_boundaries": self.is_at_boundaries and "around",
                 "sequences": len(self),
                 "max_length": self.max_length,
-                "template": None if template is None else template.source,
+                "template": template
+                and [template.source, template.tool_source, dict(template.variables)],
             }
             made = map_of(kind, self.teacher, student, read_by, self.seen)
         return made.widened(int(self.store.spec.vocab_size))

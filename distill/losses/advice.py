@@ -5,7 +5,7 @@ has what its loss needs. No other file knows which loss is better where.
 """
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,13 @@ ONE_TOKENIZER, TWO_TOKENIZERS = "tail_kl", "mapped_kl"
 LOW_SHARE = 0.4
 #: Where a larger share of the pairs asks for a wrong label, it is said, and not advised.
 MOST_WRONG = 0.05
+
+
+#: What measured runs of a student that had learnt already say of every map.
+UNPROVEN = (
+    "no map has been shown to beat cross-entropy surely for a trained student at a gentle learning "
+    "rate; train --loss ce beside it"
+)
 
 
 class Way(NamedTuple):
@@ -146,6 +153,21 @@ def map_for(weights: str) -> str:
     """Return the map that is recommended for a student of another tokenizer."""
     where = "a new student" if weights == "new" else "a trained student"
     return next(way.options.get("map", "events") for way in ADVICE if way.where == where)
+
+
+def caution(losses: Iterable[str], weights: str, *, one_tokenizer: bool) -> str:
+    """Say in a line what is not known of a way to train; empty if nothing is to be said.
+
+    Args:
+        losses: Names of the losses.
+        weights: `new`, `trained` or `unknown`; one that is not known counts as trained.
+        one_tokenizer: Whether teacher and student have one tokenizer.
+    """
+    if one_tokenizer or weights == "new":
+        return ""
+    options = option_values({})
+    has_map = any(find(loss).pairing_of(options).map is not None for loss in losses if loss != "ce")
+    return UNPROVEN if has_map else ""
 
 
 def is_counting_worse(folds: Mapping[str, Mapping[str, float]]) -> bool:

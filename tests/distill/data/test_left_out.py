@@ -1,5 +1,6 @@
 """What a student cannot use is counted, said and shown; too much of it stops the run."""
 
+import json
 import shlex
 from dataclasses import fields, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distill.alignment.event_map import EventMap
 from distill.data.coverage_of_pair import of_pair
 from distill.data.coverage_settings import CoverageSettings
 from distill.data.coverage_table import table
@@ -29,6 +31,7 @@ from tests.kit.templates import CHATML, turns
 CONTENT = "m['content'] }}"
 CAPITALS = CHATML.replace(CONTENT, "m['content'] | upper }}")
 BACKWARDS = CHATML.replace(CONTENT, "m['content'][::-1] }}")
+MAP = EventMap.identity(300)
 REFUSES = "{{ raise_exception('no answers here') }}" + CHATML
 
 
@@ -155,6 +158,21 @@ def test_coverage_renders_as_training_would_and_its_command_says_how(
     assert read == given | {"chat_template_kwargs": {"shout": True}}
     own = {each.name for each in fields(CoverageSettings)} - {"sequences"}
     assert own == {"loss", "map", "between", *given} <= {each.name for each in fields(run)}
+
+
+def test_a_counted_map_of_other_template_variables_is_another_one(
+    chatty: Path, talk_store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted is a rendering, and variables decide what that is."""
+    asked: list[Any] = []
+    monkeypatch.setattr("distill.data.dataset.map_of", lambda *given: asked.append(given[3]) or MAP)
+    student = templates.FAMILIES["gemma"]()
+    for kwargs in ({}, {"shout": True}, {"shout": True}):
+        reader = ByteTokenizer(student)
+        template = ChatTemplate.of(student, reader, kwargs=kwargs)
+        StoreDataset(talk_store, reader, ("mapped_kl",), template=template)
+    first, second, again = map(json.dumps, asked)
+    assert first != second == again
 
 
 @pytest.mark.parametrize("flag", ["chat_template_path", "chat_template_kwargs"])
