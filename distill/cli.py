@@ -14,12 +14,13 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from distill.data.coverage_settings import PANELS as COVERAGE_PANELS
+from distill.data.coverage_settings import CoverageSettings
 from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
 from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.console.options import (
     JsonOpt,
-    PartialOpt,
     StoreArg,
     settings_from,
     with_options_of,
@@ -130,66 +131,25 @@ def compare(
 
 
 @app.command()
+@with_options_of(CoverageSettings, COVERAGE_PANELS)
 def coverage(
     store: StoreArg,
     student: Annotated[
         str, typer.Argument(help="The student: a transformers folder, or a hub id.")
     ],
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--map",
-            help="Map of the vocabularies to look at, as `distill train` takes it.",
-            metavar="KIND",
-            show_default="the recommended one",
-        ),
-    ] = None,
-    sequences: Annotated[
-        int | None,
-        typer.Option(
-            help="Look at N sequences, evenly spread over the store.",
-            metavar="N",
-            show_default="all of them",
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Student tokens of a row at most.",
-            metavar="N",
-            show_default="as many as the student reads",
-        ),
-    ] = None,
-    chat_template_path: Annotated[
-        str | None,
-        typer.Option(
-            help="Chat template of the student: a Jinja file, or the folder of a tokenizer.",
-            metavar="PATH",
-            show_default="the student's own",
-        ),
-    ] = None,
-    allow_partial: PartialOpt = False,
     as_json: JsonOpt = False,
+    **values: Any,
 ) -> None:
     """Print how to train a student from a store, and how right its labels would be."""
-    if sequences is not None and sequences < 1:
-        raise InputError(f"--sequences {sequences}: expected at least 1.")
-    if max_length is not None and max_length < 2:
-        raise InputError(f"--max-length {max_length}: expected at least 2 tokens.")
+    settings = settings_from(CoverageSettings, values)
+    CoverageSettings(**settings).check()
     with _talk_to_stderr():
-        from distill.data import coverage as reports
+        from distill.data.coverage import as_json as written
+        from distill.data.coverage_of_pair import of_pair
         from distill.data.coverage_table import table
 
-        facts = reports.of_pair(
-            store,
-            student,
-            map=kind,
-            sequences=sequences,
-            max_length=max_length,
-            chat_template_path=chat_template_path,
-            allow_partial=allow_partial,
-        )
-    print(reports.as_json(facts) if as_json else table(facts))
+        facts = of_pair(store, student, **settings)
+    print(written(facts) if as_json else table(facts))
 
 
 @app.command()

@@ -24,7 +24,6 @@ average over all text hides it.
 """
 
 import json
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +31,6 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.event_map import EventMap
-from distill.alignment.make_map import KINDS as KINDS_OF_MAPS
 from distill.alignment.runs import Ints, runs
 from distill.data.dataset import StoreDataset
 from distill.data.judging import (
@@ -52,20 +50,15 @@ from distill.data.left_out import Looker, check_usable, spread
 from distill.data.maps import count_pairs
 from distill.data.sides import Asked
 from distill.data.targets import aligned_pairs
-from distill.losses import advice, all_losses, find, option_values
+from distill.losses import advice, find, option_values
 from distill.losses.loss import Pairing
 from distill.losses.requirements import teacher_name, unmet
-from logitstore import open_store
 from logitstore.console.progress import progress
-from logitstore.errors import InputError, MismatchError
-from logitstore.models.loading import load_tokenizer
-from logitstore.text.chat_template import ChatTemplate
+from logitstore.errors import MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: The most sequences whose text a counted map is tried on.
 FOLDED = 4_000
-#: Number of sequences that are read before training, for the warning.
-SAMPLE = 32
 #: Upper edges of the bins of tail mass; the last is 1.
 TAIL_EDGES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 KINDS = ("all", *SORTS, FIRST)
@@ -93,10 +86,41 @@ def coverage(
 
     Returns:
         JSON-ready: shares by `KINDS` in `kinds`, `bits`, `vocabulary`, `folds`, `tails`,
-        `recommended`, its `options` and the `reason`; in `usable` what was left out and why.
+        `recommended`, its `options`, the `reason` and a `caution`; in `usable` what was left out
+        and why; in `by_map` the shares of covered and wrong labels of the map that would be advised
     """
     loss = loss or _mapping_loss(data)
     chosen, looker = spread(len(data), sequences), Looker(data)
+    counted = _counted(data, loss, chosen, looker)
+    found = looker.found()
+    if rejects_nothing:
+        check_usable(found, data.store.path, max_lost=1)
+    facts: Facts = _of_store(data) | {
+        "weights": weights,
+        "loss": loss,
+        "map": None if loss is None else data.pairings[loss].map,
+        "between": "on" if loss is not None and data.pairings[loss].has_between else "off",
+        "sequences": len(chosen),
+        "sequences_of": found.sequences,
+        "sequences_skipped": found.looked_at - found.used,
+        "usable": found.facts(),
+        **counted.figures(),
+    }
+    facts["by_map"] = _by_map(data, facts, chosen)
+    way = advice.recommend(facts)
+    return facts | {
+        "recommended": way.loss,
+        "options": dict(way.options),
+        "flags": advice.flags(way),
+        "reason": way.why,
+        "caution": advice.caution([way.loss], weights, one_tokenizer=data.is_one_tokenizer),
+    }
+
+
+def _counted(
+    data: StoreDataset, loss: str | None, chosen: Sequence[int], looker: Looker
+) -> "_Counts":
+    """Count what is asked for in some sequences, and what of them is not used."""
     counted = _Counts(data, loss, len(chosen))
     with progress(len(chosen), "count", "sequences") as shown:
         for i in chosen:
@@ -107,99 +131,26 @@ def coverage(
                 looker.count_used()
                 counted.add(asked)
             shown.update(1)
-    found = looker.found()
-    if rejects_nothing:
-        check_usable(found, data.store.path, max_lost=1)
-    facts: Facts = _of_store(data) | {
-        "weights": weights,
-        "loss": loss,
-        "map": None if loss is None else data.pairings[loss].map,
-        "sequences": len(chosen),
-        "sequences_of": found.sequences,
-        "sequences_skipped": found.looked_at - found.used,
-        "usable": found.facts(),
-        **counted.figures(),
-    }
-    way = advice.recommend(facts)
-    return facts | {
-        "recommended": way.loss,
-        "options": dict(way.options),
-        "flags": advice.flags(way),
-        "reason": way.why,
-    }
+    return counted
 
 
-def of_pair(
-    store: str,
-    student: str,
-    *,
-    map: str | None = None,
-    sequences: int | None = None,
-    max_length: int | None = None,
-    chat_template_path: str | None = None,
-    allow_partial: bool = False,
-) -> Facts:
-    """Count the :func:`coverage` of a store by a student, of which only the tokenizer is read.
+def _by_map(data: StoreDataset, facts: Facts, chosen: Sequence[int]) -> Facts | None:
+    """Find the shares of covered and wrong labels of the map that would be advised; None: of none.
 
-    Args:
-        store: The store.
-        student: Folder or hub id.
-        map: The map to look at; None: the one that is recommended.
-        sequences: The most sequences to read; None: all.
-        max_length: Student tokens a row may have.
-        chat_template_path: The student's chat template, if not its own.
-        allow_partial: Whether to read an unfinished store.
-
-    Returns:
-        The facts, and the `command` that trains as they recommend.
-
-    Raises:
-        InputError: The student can use nothing of the store; says why.
+    They are what was counted if that map was looked at, else it is tried on the same sequences.
     """
-    opened = open_store(store, allow_partial=allow_partial)
-    tokenizer = load_tokenizer(student)
-    reader = ByteTokenizer(tokenizer)
-    template = None
-    if opened.spec.rendering["kind"] == "conversation":
-        template = ChatTemplate.of(
-            tokenizer, reader, path=chat_template_path, flag="--chat-template-path"
-        )
-    weights, told_by = advice.weights_of(student)
-    options = {"map": map or advice.map_for(weights)}
-    if map:
-        _check_map(map, opened, reader)
-    name = advice.TWO_TOKENIZERS if map else _judged(opened, reader)
-    losses = [name] if name else []
-    data = StoreDataset(opened, reader, losses, max_length=max_length, template=template, **options)
-    facts = coverage(data, loss=name, sequences=sequences, weights=weights, rejects_nothing=True)
-    more = {
-        "max_length": max_length,
-        "chat_template_path": chat_template_path,
-        "allow_partial": allow_partial,
-    }
-    way = advice.recommend(facts)
-    said = advice.command(way, student, store, weights, more)
-    return facts | {"weights_told_by": told_by, "command": said}
-
-
-def _check_map(kind: str, store: Any, student: ByteTokenizer) -> None:
-    if kind not in KINDS_OF_MAPS:
-        raise InputError(f"--map {kind}: not known. Known: {', '.join(KINDS_OF_MAPS)}. Name one.")
-    lacks = list(unmet(store, student, advice.TWO_TOKENIZERS, option_values({})))
-    if lacks:
-        raise MismatchError(
-            f"--map {kind}: {store.path} holds no {' and no '.join(lacks)}, and a map sends "
-            "entries by their ids. Leave --map out, or run `logitstore capture …` again without "
-            "--no-ids and with --top-k 64."
-        )
-
-
-def _judged(store: Any, student: ByteTokenizer) -> str | None:
-    """Choose the loss to look at: the first that has a map and that the store can serve."""
-    options = option_values({})
-    served = [name for name in all_losses() if not any(unmet(store, student, name, options))]
-    mapping = [name for name in served if find(name).pairing_of(options).map is not None]
-    return next(iter([*mapping, *served]), None)
+    name, given = advice.TWO_TOKENIZERS, {"map": advice.map_for(facts["weights"])}
+    options = option_values(given)
+    if data.is_one_tokenizer or any(unmet(data.store, data.reader.tokenizer, name, options)):
+        return None
+    kinds = facts["kinds"]
+    if facts["loss"] != name or data.pairings[name] != find(name).pairing_of(options):
+        try:
+            tried = data.with_losses([name], **given)
+        except MismatchError:  # no token stands for another
+            return {"covered": 0.0, "wrong": None}
+        kinds = _counted(tried, name, chosen, Looker(tried)).figures()["kinds"]
+    return {figure: kinds["all"][figure] for figure in ("covered", "wrong")}
 
 
 def _mapping_loss(data: StoreDataset) -> str | None:
@@ -347,44 +298,6 @@ class _Counts:
 
 def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
-
-
-def warn_if_wrong(data: StoreDataset) -> None:
-    """Warn once, before training, if a loss asks for wrong labels or is silent about most."""
-    for name, pairing in data.pairings.items():
-        if pairing.map is None or data.is_one_tokenizer:
-            continue
-        facts = coverage(data, loss=name, sequences=SAMPLE)
-        everything = facts["kinds"]["all"]
-        if not everything["labels"]:
-            continue
-        trouble = _trouble(name, facts, data.losses)
-        if trouble:
-            warnings.warn(
-                f"{trouble} `distill coverage` shows all figures. PYTHONWARNINGS="
-                f'"ignore:{trouble.split(":")[0]}" silences this.',
-                stacklevel=2,
-            )
-            return
-
-
-def _trouble(name: str, facts: Facts, losses: Sequence[str]) -> str:
-    """Say what is wrong with a loss here, and which flags are better; empty if nothing is."""
-    everything = facts["kinds"]["all"]
-    where = f"{facts['student']} on {facts['store']}"
-    is_advised = name == facts["recommended"] and facts["map"] == facts["options"].get("map")
-    if (everything["wrong"] or 0.0) > advice.MOST_WRONG and not is_advised:
-        return (
-            f"wrong labels: {where}: {everything['wrong']:.0%} of the labels that {name} --map "
-            f"{facts['map']} compares are not what it asks for. Use {facts['flags']}."
-        )
-    if everything["covered"] < advice.LOW_SHARE and facts["recommended"] not in (name, *losses):
-        return (
-            f"low coverage: {where}: {name} compares {everything['covered']:.0%} of the labels, "
-            f"and for the others it says what --uncovered does. {facts['flags']} would learn more "
-            "here, or beside it."
-        )
-    return ""
 
 
 def as_json(facts: Facts) -> str:

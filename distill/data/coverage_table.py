@@ -78,7 +78,8 @@ def _judged(facts: Facts) -> str:
         return f"{facts['loss']}, which has no map of the vocabularies"
     if facts["same_tokenizer"]:
         return f"{facts['loss']}, each token as itself: both sides have one tokenizer"
-    return f"{facts['loss']} --map {facts['map']}"
+    between = " --between on" if facts["between"] == "on" else ""
+    return f"{facts['loss']} --map {facts['map']}{between}"
 
 
 def _shares(facts: Facts) -> Iterator[str]:
@@ -105,6 +106,8 @@ def _notes(facts: Facts) -> Iterator[str]:
     if wrong is not None and wrong > advice.MOST_WRONG:
         said = f"{wrong:.0%} of the labels are not what {_judged(facts)} asks for"
         yield _wrapped(f"{said}: train with {facts['flags']}.", "careful     ")
+    if facts["caution"]:
+        yield _wrapped(f"{facts['caution']}.", "not sure    ")
     if bits is not None:
         yield (
             f"events      tell {bits['events']:.2f} of the {bits['tokens']:.2f} bits of a label: "

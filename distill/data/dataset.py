@@ -140,6 +140,18 @@ class StoreDataset(Dataset[Example]):
         }
         self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
 
+    def with_losses(self, losses: Sequence[str], **options: Any) -> "StoreDataset":
+        """Return the same store as this student reads it, for other losses and options."""
+        reader = self.reader
+        return StoreDataset(
+            self.store,
+            reader.tokenizer,
+            losses,
+            max_length=self.max_length,
+            template=reader.template,
+            **options,
+        )
+
     @property
     def partitions(self) -> Mapping[str, Partition]:
         """What the ids of a loss are events of, by its name; the ids of others are tokens."""
@@ -350,7 +362,8 @@ class StoreDataset(Dataset[Example]):
                 "at_boundaries": self.is_at_boundaries and "around",
                 "sequences": len(self),
                 "max_length": self.max_length,
-                "template": None if template is None else template.source,
+                "template": template
+                and [template.source, template.tool_source, dict(template.variables)],
             }
             made = map_of(kind, self.teacher, student, read_by, self.seen)
         return made.widened(int(self.store.spec.vocab_size))

@@ -5,7 +5,7 @@ has what its loss needs. No other file knows which loss is better where.
 """
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +20,15 @@ ONE_TOKENIZER, TWO_TOKENIZERS = "tail_kl", "mapped_kl"
 
 #: Where fewer labels than this have a pair, whole groups of tokens say more.
 LOW_SHARE = 0.4
-#: Where a larger share of the pairs asks for a wrong label, it is said.
+#: Where a larger share of the pairs asks for a wrong label, it is said, and not advised.
 MOST_WRONG = 0.05
+
+
+#: What measured runs of a student that had learnt already say of every map.
+UNPROVEN = (
+    "no map has been shown to beat cross-entropy surely for a trained student at a gentle learning "
+    "rate; train --loss ce beside it"
+)
 
 
 class Way(NamedTuple):
@@ -72,6 +79,18 @@ ADVICE = (
         "the store was captured with --no-ids: only sorted values can be compared",
     ),
     Way(
+        "a wrong map",
+        "alm",
+        {},
+        "a map would ask for more than 5% wrong labels: groups of tokens need no map",
+    ),
+    Way(
+        "a wrong map",
+        "ce",
+        {},
+        "a map would ask for more than 5% wrong labels, and no other loss has what it needs",
+    ),
+    Way(
         "a new student",
         "mapped_kl",
         {"map": "events"},
@@ -90,8 +109,14 @@ ADVICE = (
 
 def _has_few_pairs(facts: Facts) -> bool:
     everything = facts["kinds"]["all"]
-    share = everything["covered"] if facts["has_ids"] else everything["shared_starts"]
+    share = (facts.get("by_map") or everything)["covered"]
+    if not facts["has_ids"]:
+        share = everything["shared_starts"]
     return bool(everything["labels"]) and (share or 0.0) < LOW_SHARE
+
+
+def _is_map_wrong(facts: Facts) -> bool:
+    return ((facts.get("by_map") or {}).get("wrong") or 0.0) > MOST_WRONG
 
 
 _HOLDS: Mapping[str, Callable[[Facts], bool]] = {
@@ -101,13 +126,18 @@ _HOLDS: Mapping[str, Callable[[Facts], bool]] = {
     "a student of bytes": lambda facts: bool(facts["byte_student"]),
     "few pairs": _has_few_pairs,
     "no ids": lambda facts: not facts["has_ids"],
+    "a wrong map": _is_map_wrong,
     "a new student": lambda facts: facts["weights"] == "new",
     "a trained student": lambda facts: facts["weights"] != "new",
 }
 
 
 def recommend(facts: Facts) -> Way:
-    """Choose a way to train for a pair of store and student, and say why."""
+    """Choose a way to train for a pair of store and student, and say why.
+
+    It does not depend on which loss was looked at: `by_map` has the figures of the map that would
+    be advised.
+    """
     lacks = _lacks(facts)
     way = next(
         way
@@ -123,6 +153,21 @@ def map_for(weights: str) -> str:
     """Return the map that is recommended for a student of another tokenizer."""
     where = "a new student" if weights == "new" else "a trained student"
     return next(way.options.get("map", "events") for way in ADVICE if way.where == where)
+
+
+def caution(losses: Iterable[str], weights: str, *, one_tokenizer: bool) -> str:
+    """Say in a line what is not known of a way to train; empty if nothing is to be said.
+
+    Args:
+        losses: Names of the losses.
+        weights: `new`, `trained` or `unknown`; one that is not known counts as trained.
+        one_tokenizer: Whether teacher and student have one tokenizer.
+    """
+    if one_tokenizer or weights == "new":
+        return ""
+    options = option_values({})
+    has_map = any(find(loss).pairing_of(options).map is not None for loss in losses if loss != "ce")
+    return UNPROVEN if has_map else ""
 
 
 def is_counting_worse(folds: Mapping[str, Mapping[str, float]]) -> bool:

@@ -1,8 +1,10 @@
-"""The losses of a run and their weights, as `--loss` names them."""
+"""The losses of a run, their weights and their options, as flags name them."""
 
 import math
+from collections.abc import Collection, Mapping
+from typing import Any
 
-from distill.losses import all_losses
+from distill.losses import all_losses, all_options
 from logitstore.errors import InputError
 
 
@@ -40,3 +42,43 @@ def _weight(text: str, number: str) -> float:
             "Write NAME:WEIGHT, such as uld:1.5."
         )
     return weight
+
+
+def check_values(options: Mapping[str, Any]) -> None:
+    """Reject a value that an option of a loss cannot have.
+
+    Args:
+        options: Values of options, by the names of their flags.
+
+    Raises:
+        InputError: Names the flag and what it may be.
+    """
+    for name, value in options.items():
+        option = all_options()[name]
+        if option.choices and value not in option.choices:
+            known = ", ".join(option.choices)
+            raise InputError(f"--{name} {value}: not known. Known: {known}. Name one.")
+        if not option.is_valid(value):
+            raise InputError(f"--{name} is {value}, expected {option.expected}.")
+
+
+def check_effects(options: Mapping[str, Any], loss: str, names: Collection[str]) -> None:
+    """Reject an option that no chosen loss reads.
+
+    Args:
+        options: Values of options, by the names of their flags.
+        loss: `--loss` as it was given, for messages.
+        names: The losses that it names.
+
+    Raises:
+        InputError: Names the flag and the losses that read it.
+    """
+    for name, value in options.items():
+        option = all_options()[name]
+        readers = [each for each, known in all_losses().items() if option in known.options]
+        if value != option.default and not set(readers) & set(names):
+            either = " or ".join(readers)
+            raise InputError(
+                f"--{name} {value} would have no effect: --loss {loss} is without {either}. "
+                f"Leave --{name} out, or add {either}."
+            )

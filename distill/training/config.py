@@ -30,7 +30,7 @@ from transformers.integrations.integration_utils import (
 from distill.losses import all_losses, all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Option
-from distill.losses.weights import parse_losses
+from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.student.arguments import StudentArguments
 from distill.training.flag_file import read_flag_file
 from distill.training.loss_terms import Uncovered
@@ -324,9 +324,7 @@ class CachedTeacherConfig(LossFlags):
 
     def _check_losses(self) -> None:
         """Check the losses and their options, as far as they do not depend on the pair."""
-        for name, option in all_options().items():
-            if not option.is_valid(value := getattr(self, name)):
-                raise InputError(f"--{name} is {value}, expected {option.expected}.")
+        check_values(self.loss_options)
         if self.uncovered not in (ways := get_args(Uncovered)):
             raise InputError(f"--uncovered is {self.uncovered}, expected {' or '.join(ways)}.")
         if self.loss != AUTO:  # also when ce_weight is not 0: a wrong name must not wait
@@ -342,24 +340,13 @@ class CachedTeacherConfig(LossFlags):
         """Reject flags that would do nothing with these losses."""
         if self.ce_weight == 0 and not weights:
             raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
-        for name, option in all_options().items():
-            self._check_option(getattr(self, name), option, weights)
+        check_effects(self.loss_options, self.loss, weights)
         if self.balance and not weights:
             raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
         if self.uncovered != "hard" and not weights:
             raise InputError(
                 f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
                 "teacher's pairs could cover. Leave --uncovered out."
-            )
-
-    def _check_option(self, value: object, option: Option, weights: Mapping[str, float]) -> None:
-        flag = f"--{option.name}"
-        readers = [name for name, loss in all_losses().items() if option in loss.options]
-        if value != option.default and not set(readers) & set(weights):
-            either = " or ".join(readers)
-            raise InputError(
-                f"{flag} {value} would have no effect: --loss {self.loss} is without {either}. "
-                f"Leave {flag} out, or add {either}."
             )
 
     def _reject_unused_flags(self) -> None:

@@ -134,16 +134,6 @@ def look_at(data: StoreDataset, args: CachedTeacherConfig, flag: str = "--store"
     return found
 
 
-def check_no_template(args: CachedTeacherConfig, store: StorePath) -> None:
-    """Reject flags about chat templates when the rows are not conversations."""
-    for flag in ("chat_template_path", "chat_template_kwargs"):
-        if getattr(args, flag) is not None:
-            raise InputError(
-                f"{store}: its rows are not conversations, so --{flag} {getattr(args, flag)} would "
-                f"have no effect. Leave it out."
-            )
-
-
 def check_student(
     model: PreTrainedModel, args: CachedTeacherConfig, student: ByteTokenizer
 ) -> None:

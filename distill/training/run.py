@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.example import Store
+from distill.losses import advice
 from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import write_card
@@ -51,6 +52,13 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if trainer.ends_listed and config.process_index == 0:
         print(trainer.ends_listed, file=sys.stderr)
     config = trainer.args
+    caution = advice.caution(
+        trainer.weights,
+        "new" if trainer.is_new else "trained",
+        one_tokenizer=trainer.data.is_one_tokenizer,
+    )
+    if caution and config.process_index == 0:
+        print(f"--loss {config.loss}: {caution}.", file=sys.stderr)
     trained = trainer.train(config.checkpoint)
     # Before evaluation, which --bf16_full_eval does in other weights.
     if student.lora_merge:

@@ -66,7 +66,7 @@ from transformers.trainer_utils import (
 
 from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.collator import Collator
-from distill.data.coverage import warn_if_wrong
+from distill.data.coverage_warning import warn_if_wrong
 from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
@@ -79,6 +79,7 @@ from distill.losses import find
 from distill.losses.advice import TWO_TOKENIZERS
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.student.generation_ends import list_ends
+from distill.student.template import template_of
 from distill.training.config import CachedTeacherConfig
 from distill.training.first_batch import FirstBatch, first_batches, try_first_batch
 from distill.training.loss_terms import (
@@ -99,7 +100,6 @@ from distill.training.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
     check_eval_store,
-    check_no_template,
     check_nothing_to_evaluate,
     check_student,
     look_at,
@@ -111,7 +111,7 @@ from logitstore import open_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.context_length import context_length
 from logitstore.storage import commit
-from logitstore.text.chat_template import ChatTemplate, parse_kwargs, read_template
+from logitstore.text.chat_template import ChatTemplate, read_template
 from logitstore.text.tokenizer import ByteTokenizer
 
 log = logging.getLogger(__name__)
@@ -631,19 +631,16 @@ def _dataset(
     model: PreTrainedModel,
     args: CachedTeacherConfig,
 ) -> StoreDataset:
-    template = None
-    if store.spec.rendering["kind"] == "conversation":
-        kwargs = parse_kwargs(args.chat_template_kwargs, "--chat_template_kwargs")
-        template = ChatTemplate.of(
-            tokenizer,
-            student,
-            path=args.chat_template_path,
-            kwargs=kwargs,
-            flag="--chat_template_path",
-        )
+    template = template_of(
+        store.spec.rendering,
+        store.path,
+        tokenizer,
+        student,
+        path=args.chat_template_path,
+        kwargs=args.chat_template_kwargs,
+    )
+    if template is not None:
         _check_template(store, template)
-    else:
-        check_no_template(args, store.path)
     readable = context_length(model.config)
     return StoreDataset(
         store,

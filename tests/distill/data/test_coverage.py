@@ -6,6 +6,7 @@ import re
 import shlex
 import warnings
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from distill.alignment.cuts import Cuts
 from distill.alignment.make_map import KINDS as MAPS
-from distill.data.coverage import KINDS, coverage, of_pair
+from distill.data.coverage import KINDS, coverage
+from distill.data.coverage_of_pair import of_pair
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
 from distill.data.judging import turn_starts
@@ -326,6 +328,53 @@ def test_training_warns_once_where_a_map_asks_for_wrong_labels(tmp_path: Path, k
         assert 'PYTHONWARNINGS="ignore:wrong labels"' in message
 
 
+def mislabelled(store: FakeStore) -> FakeStore:
+    """The same places in the text, but each with the token of the one before it."""
+    for i, own in enumerate(store.records):
+        ids, is_text = own.token_ids.copy(), ~np.isin(own.token_ids, store.spec.eos_ids)
+        ids[is_text] = np.roll(ids[is_text], 1)
+        store.records[i] = replace(own, token_ids=ids)
+    return store
+
+
+def test_a_map_that_asks_for_wrong_labels_is_not_advised_and_warned_of(tmp_path: Path) -> None:
+    """Whatever map is looked at: what the advised one asks for is known, too."""
+    store, data = pair(tmp_path, tiny.unigram(), tiny.byte_bpe(), ragged_rows())
+    assert coverage(data)["recommended"] == "mapped_kl"
+    data = StoreDataset(mislabelled(store), data.reader.tokenizer, ["mapped_kl"])
+    facts = coverage(data)
+    wrong = facts["kinds"]["all"]["wrong"]
+    assert wrong == facts["by_map"]["wrong"] > 0.4
+    assert (facts["recommended"], facts["flags"]) == ("alm", "--loss alm")
+    assert f"{wrong:.0%} of the labels are not what mapped_kl --map events asks for:" in table(
+        facts
+    )
+    for loss, kind in (("mapped_kl", "prefix"), ("mapped_kl", "strict"), ("uld", "events")):
+        other = StoreDataset(store, data.reader.tokenizer, [loss], map=kind)
+        looked_at = coverage(other)
+        assert looked_at["by_map"] == facts["by_map"]
+        assert looked_at["reason"] == facts["reason"]
+    with pytest.warns(
+        UserWarning, match=r"wrong labels: .* mapped_kl --map events .* Use --loss alm\."
+    ):
+        trainer_of(
+            tiny.llama(len(tiny.byte_bpe())),
+            store,
+            tmp_path / "a",
+            loss="mapped_kl",
+            no_self_test=True,
+        )
+
+
+def test_without_what_alm_needs_either_cross_entropy_is_advised() -> None:
+    kinds = {"all": {"labels": 9, "shared_starts": 0.9, "covered": 0.9, "wrong": 0.06}}
+    facts = {"same_tokenizer": False, "has_ids": True, "has_entries": True, "kinds": kinds}
+    facts |= {"byte_student": False, "weights": "trained", "by_map": kinds["all"]}
+    assert advice.recommend(facts).loss == "alm"
+    assert advice.recommend(facts | {"missing": ["token_logprob"]}).loss == "ce"
+    assert advice.recommend(facts | {"by_map": {"covered": 0.9, "wrong": 0.05}}).loss == "mapped_kl"
+
+
 def test_training_warns_once_where_mapped_kl_would_see_little(tmp_path: Path) -> None:
     """And says what to use, and how to be left alone."""
     tokenizer = tiny.unigram()
@@ -367,13 +416,28 @@ def test_the_command_reads_a_store_and_a_tokenizer(
     assert set(facts["folds"]) == {"canonical", "counted"}
     status, out, _ = run(*asked, "--map", "prefix", "--json")
     assert (status, json.loads(out)["map"]) == (0, "prefix")
+    for flags, loss, kind, between in (
+        (("--loss", "mapped_kl:2", "--between", "on"), "mapped_kl", "events", "on"),
+        (("--loss", "uld,mapped_kl", "--map", "prefix"), "mapped_kl", "prefix", "off"),
+        (("--between", "on"), "mapped_kl", "events", "on"),
+        (("--loss", "alm"), "alm", None, "off"),
+    ):
+        facts = json.loads(run(*asked, *flags, "--json")[1])
+        assert (facts["loss"], facts["map"], facts["between"]) == (loss, kind, between)
+        assert (facts["recommended"], facts["options"]) == ("mapped_kl", {"map": "events"})
+    assert "judged      mapped_kl --map events --between on\n" in run(*asked, "--between", "on")[1]
     status, out, _ = run(*asked, "--sequences", "2")
     assert status == 0
     assert "sequences   2 of 2 with records that were looked at (of 6) can be used; below," in out
     for bad, message in (
         ((*asked, "--sequences", "0"), "--sequences 0"),
         ((*asked, "--max-length", "1"), "--max-length 1"),
-        ((*asked, "--map", "nonsense"), "--map nonsense: not known. Known: prefix, "),
+        ((*asked, "--map", "nonsense"), "--map nonsense: not known. Known: events, "),
+        ((*asked, "--between", "perhaps"), "--between perhaps: not known. Known: off, on."),
+        ((*asked, "--loss", "kl"), "--loss kl: no loss is called 'kl'. Known: ce, "),
+        ((*asked, "--loss", "tail_kl"), "tail_kl compares tokens by id"),
+        ((*asked, "--loss", "uld", "--map", "prefix"), "--map prefix would have no effect: "),
+        ((*asked, "--loss", "ce"), "--loss ce: cross-entropy asks nothing of a teacher"),
         (("coverage", str(store), str(tmp_path / "nothing")), "AutoTokenizer cannot load it"),
         (("coverage", str(tmp_path), str(tmp_path / "student")), "not a store"),
     ):

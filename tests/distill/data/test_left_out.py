@@ -1,6 +1,8 @@
 """What a student cannot use is counted, said and shown; too much of it stops the run."""
 
-from dataclasses import replace
+import json
+import shlex
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill.data.coverage import of_pair
+from distill.alignment.event_map import EventMap
+from distill.data.coverage_of_pair import of_pair
+from distill.data.coverage_settings import CoverageSettings
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
 from distill.data.left_out import check_usable, usable, visible_difference
+from distill.training.config import parse
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
 from logitstore.store import LogitStore
-from logitstore.testing import tiny
+from logitstore.testing import stores, tiny
 from logitstore.testing.fake_store import FakeStore
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
@@ -26,6 +31,7 @@ from tests.kit.templates import CHATML, turns
 CONTENT = "m['content'] }}"
 CAPITALS = CHATML.replace(CONTENT, "m['content'] | upper }}")
 BACKWARDS = CHATML.replace(CONTENT, "m['content'][::-1] }}")
+MAP = EventMap.identity(300)
 REFUSES = "{{ raise_exception('no answers here') }}" + CHATML
 
 
@@ -125,6 +131,57 @@ def test_of_a_large_store_an_even_part_is_looked_at_and_it_is_said(tmp_path: Pat
     assert "that were looked at" in found.text()
     with pytest.raises(InputError, match=r"4 of 4 sequences that were looked at \(of 8\)"):
         check_usable(found, "store", 0.05)
+
+
+def test_coverage_renders_as_training_would_and_its_command_says_how(
+    chatty: Path, talk_store: LogitStore, tmp_path: Path
+) -> None:
+    """Every flag that it was given and that a run has, in words that train reads as they were."""
+    template = tmp_path / "some capitals.jinja"
+    template.write_text(
+        CHATML.replace(CONTENT, "(m['content'] | upper if shout else m['content']) }}")
+    )
+    given: dict[str, Any] = {
+        "chat_template_path": str(template),
+        "chat_template_kwargs": '{"shout": true}',
+        "max_length": 500,
+        "allow_partial": True,
+    }
+    store, student = str(talk_store.path), str(chatty)
+    facts = of_pair(store, student, **given, sequences=4)
+    assert facts["usable"]["by_student"][0]["reason"] == "template_changed_text"
+    without = of_pair(store, student, **(given | {"chat_template_kwargs": None}))
+    assert without["usable"]["by_student"] == []
+    run, of_student = parse(shlex.split(facts["command"])[2:])
+    assert (run.store, of_student.model_name_or_path) == (store, student)
+    read = {name: getattr(run, name) for name in given}
+    assert read == given | {"chat_template_kwargs": {"shout": True}}
+    own = {each.name for each in fields(CoverageSettings)} - {"sequences"}
+    assert own == {"loss", "map", "between", *given} <= {each.name for each in fields(run)}
+
+
+def test_a_counted_map_of_other_template_variables_is_another_one(
+    chatty: Path, talk_store: LogitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is counted is a rendering, and variables decide what that is."""
+    asked: list[Any] = []
+    monkeypatch.setattr("distill.data.dataset.map_of", lambda *given: asked.append(given[3]) or MAP)
+    student = templates.FAMILIES["gemma"]()
+    for kwargs in ({}, {"shout": True}, {"shout": True}):
+        reader = ByteTokenizer(student)
+        template = ChatTemplate.of(student, reader, kwargs=kwargs)
+        StoreDataset(talk_store, reader, ("mapped_kl",), template=template)
+    first, second, again = map(json.dumps, asked)
+    assert first != second == again
+
+
+@pytest.mark.parametrize("flag", ["chat_template_path", "chat_template_kwargs"])
+def test_coverage_refuses_a_template_where_training_would(tmp_path: Path, flag: str) -> None:
+    stores.write(tmp_path / "s")
+    tiny.byte_bpe().save_pretrained(tmp_path / "student")
+    said = f"--{flag.replace('_', '-')} {{}} would have no effect"
+    with pytest.raises(InputError, match=said):
+        of_pair(str(tmp_path / "s"), str(tmp_path / "student"), **{flag: "{}"})
 
 
 def test_coverage_looks_at_all_sequences_and_says_what_it_left_out(

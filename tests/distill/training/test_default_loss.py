@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import logitstore
+from distill.losses.advice import UNPROVEN, caution
 from logitstore.errors import MismatchError
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
@@ -39,6 +40,7 @@ def test_a_run_without_a_loss_says_and_records_what_it_takes(
     assert status == 0, err
     line = f"--loss {loss}, the default where teacher and student have {both}"
     assert err.splitlines().count(line) == 1
+    assert err.splitlines().count(f"--loss {loss}: {UNPROVEN}.") == (student == "other")
     assert json.loads(out)["loss"] == loss
     assert json.loads((place / "out/results.json").read_text())["loss"] == loss
     origin = json.loads((place / "out/checkpoint-1/distill.json").read_text())
@@ -55,6 +57,30 @@ def test_a_run_without_a_loss_says_and_records_what_it_takes(
     status, _, err = run(*goes_on, "--loss", "uld")
     assert status == 2
     assert f"trained with --loss {loss}, but this run has uld" in err
+
+
+@pytest.mark.parametrize("weights", ["new", "trained"])
+def test_what_no_map_is_known_to_do_is_said_of_a_student_that_has_learnt(
+    place: Path, run: Run, weights: str
+) -> None:
+    named = "--student_config" if weights == "new" else "--model_name_or_path"
+    typed = ["train", named, "other", "--store", "store", "--use_cpu", "--loss", "uld,mapped_kl"]
+    status, _, err = run(*typed, "--output_dir", "out", "--max_steps", "1")
+    assert status == 0, err
+    is_said = f"--loss uld,mapped_kl: {UNPROVEN}." in err.splitlines()
+    assert is_said == (weights == "trained")
+    if weights == "new":
+        for gone in (place / "other").glob("model*"):
+            gone.unlink()
+    said = " ".join(run("coverage", "store", "other")[1].split())
+    assert (f"not sure {UNPROVEN}." in said) == (weights == "trained")
+
+
+def test_a_loss_without_a_map_is_said_nothing_of() -> None:
+    for losses in (["alm"], ["uld"], ["ce"], []):
+        assert caution(losses, "trained", one_tokenizer=False) == ""
+    assert caution(["alm", "mapped_kl"], "unknown", one_tokenizer=False) == UNPROVEN
+    assert caution(["tail_kl"], "trained", one_tokenizer=True) == ""
 
 
 def test_a_loss_that_is_given_is_left_alone(tmp_path: Path) -> None:
