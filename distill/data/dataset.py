@@ -45,6 +45,7 @@ from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
+from distill.data.family import Family
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
 from distill.data.ragged import narrow
 from distill.data.targets import (
@@ -281,7 +282,20 @@ class StoreDataset(Dataset[Example]):
         pairs = self._pairs(self.pairings[name], both, alignment, mapping)
         if mapping is None:
             return pairs, None
+        if self.is_one_tokenizer:
+            pairs, is_itself = self._of_family(pairs, both)
+            if is_itself:
+                return pairs, mapping
         return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
+
+    def _of_family(self, pairs: Pairs, both: _BothSides) -> tuple[Pairs, bool]:
+        """Leave out what one side alone has a token for; tell whether ends are themselves, too."""
+        sides, ids = (both.teacher, both.student), _label_ids(both)
+        kept = self._family.known(pairs, sides, ids)
+        if not kept.all():
+            pairs = Pairs(pairs.table[kept], pairs.space[kept], pairs.written[kept])
+        record_ids = both.records.token_ids.astype(np.int64)
+        return pairs, self._family.have_one_end(pairs, sides, (record_ids, ids))
 
     def _without_other_ends(self, pairs: Pairs, both: _BothSides) -> Pairs:
         """Leave out labels that end a turn with another token than the row's last one.
@@ -289,7 +303,7 @@ class StoreDataset(Dataset[Example]):
         The map sends all of the teacher's ends to one token, which would not be that label.
         """
         ends = both.ends
-        if self.is_one_tokenizer or not len(ends) or (ends == ends[-1]).all():
+        if not len(ends) or (ends == ends[-1]).all():
             return pairs
         is_other = both.student.is_eos.copy()
         is_other[both.student.is_eos] = ends != ends[-1]
@@ -334,10 +348,18 @@ class StoreDataset(Dataset[Example]):
     def _is_at_boundaries(self) -> bool:
         return bool(self.store.spec.boundaries_of)
 
-    @property
+    @cached_property
     def is_one_tokenizer(self) -> bool:
-        """Whether teacher and student have the same tokenizer, however padded their heads are."""
-        return bool(self.store.spec.tokenizer_fingerprint == self.reader.tokenizer.fingerprint)
+        """Whether teacher and student have one tokenizer, but for roles of tokens.
+
+        However padded their heads are, and whatever few tokens were added behind the last.
+        """
+        return self.teacher.is_one_with(self.reader.tokenizer)
+
+    @cached_property
+    def _family(self) -> Family:
+        appends_eos = self.store.spec.rendering["kind"] not in ("conversation", "tokens")
+        return Family(self.teacher, self.reader.tokenizer, appends_eos=appends_eos)
 
     @cached_property
     def _order(self) -> Beginnings:
@@ -352,8 +374,7 @@ class StoreDataset(Dataset[Example]):
         """Make the map of a kind, for every id that the teacher's head has."""
         student = self.reader.tokenizer
         if self.is_one_tokenizer:
-            # Each token is itself, even one of several with equal bytes, or an end.
-            made = EventMap.identity(student.size)
+            made = self._family.map()
         else:
             template = self.reader.template
             read_by = {
@@ -405,13 +426,14 @@ class StoreDataset(Dataset[Example]):
     def _ending(self, mapping: VocabularyMap, ends: Ints) -> VocabularyMap:
         """Send the teacher's end tokens to the token that ends this row's turns.
 
-        A chat template may end a turn with another token than the student's EOS. Where both sides
-        have one tokenizer, every token is already sent to itself.
+        A chat template may end a turn with another token than the student's EOS, to which maps of
+        two tokenizers already send them.
         """
-        student = self.reader.tokenizer
-        if self.is_one_tokenizer or not len(ends) or ends[-1] == student.eos_token_id:
+        eos = self.reader.tokenizer.eos_token_id
+        end = int(ends[-1]) if len(ends) else eos
+        if end is None or (end == eos and not self.is_one_tokenizer):
             return mapping
-        key = id(mapping), int(ends[-1])
+        key = id(mapping), end
         if key not in self._with_ends:
             self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
         return self._with_ends[key]

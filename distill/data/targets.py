@@ -18,7 +18,7 @@ from distill.losses.loss import Pairing
 from logitstore.errors import MismatchError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.crossings import find_crossings
-from logitstore.text.stored import stored_tokenizer
+from logitstore.text.stored import stored_bytes
 from logitstore.text.token_ids import begins_bare
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
@@ -129,7 +129,7 @@ def teacher_tokenizer(store: Any, student: ByteTokenizer) -> ByteTokenizer:
     expected = store.spec.tokenizer_fingerprint
     if expected == student.fingerprint:
         return student.with_ends(store.spec.eos_ids)
-    teacher = stored_tokenizer(store.tokenizer_path, expected, store.path).by_bytes
+    teacher = stored_bytes(store.tokenizer_path, expected, store.path)
     return teacher.with_ends(store.spec.eos_ids)
 
 

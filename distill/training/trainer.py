@@ -75,6 +75,7 @@ from distill.data.self_test import Tried, try_records
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find
+from distill.losses.requirements import has_tokenizer_of
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.training.config import CachedTeacherConfig
 from distill.training.first_batch import FirstBatch, try_first_batch
@@ -155,7 +156,7 @@ class CachedTeacherTrainer(Trainer):
         if args.packing:
             check_packing(model)
         opened = _opened(store, args.store, args)
-        args = args.settled(one_tokenizer=opened.spec.tokenizer_fingerprint == student.fingerprint)
+        args = args.settled(one_tokenizer=has_tokenizer_of(opened, student))
         self.weights = args.loss_weights
         self.options = args.loss_options
         self.store: Store = _at_boundaries(opened, student, args)

@@ -16,11 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.loading import load_or_explain, load_tokenizer, saved_files
+from logitstore.storage.files import file_sha256
 from logitstore.text.tokenizer import ByteTokenizer, fingerprint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+#: Tokenizers that were read, by what they were read from; one of 150,000 tokens takes seconds.
+_kept: dict[tuple[object, ...], ByteTokenizer] = {}
+_MOST_KEPT = 2
 _AGAIN = "Copy the store again, or capture with a teacher whose tokenizer transformers can load."
 
 
@@ -60,6 +64,24 @@ def stored_tokenizer(folder: Path, expected: str, where: object) -> Stored:
         "the teacher's probabilities to wrong tokens. Install the versions of transformers and "
         "tokenizers that it was captured with, or capture it again with these."
     )
+
+
+def stored_bytes(folder: Path, expected: str, where: object) -> ByteTokenizer:
+    """Return the same with the bytes of its tokens, read once in this process for the same files.
+
+    The files are hashed at every call, so what has changed since is never served.
+
+    Raises:
+        InputError, MismatchError: As for :func:`stored_tokenizer`.
+    """
+    files = sorted((path.name, file_sha256(path)) for path in folder.iterdir() if path.is_file())
+    key = (expected, *files)
+    if key not in _kept:
+        made = stored_tokenizer(folder, expected, where).by_bytes
+        while len(_kept) >= _MOST_KEPT:
+            del _kept[next(iter(_kept))]
+        _kept[key] = made
+    return _kept[key]
 
 
 def files_to_store(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
