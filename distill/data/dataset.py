@@ -46,7 +46,7 @@ from distill.alignment.map_entries import VocabularyMap
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
 from distill.data.family import Family
-from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
+from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
 from distill.data.ragged import narrow
 from distill.data.targets import (
     Arrays,
@@ -376,13 +376,12 @@ class StoreDataset(Dataset[Example]):
         if self.is_one_tokenizer:
             made = self._family.map()
         else:
-            template = self.reader.template
             read_by = {
                 "store": self.store.digest,
                 "at_boundaries": self._is_at_boundaries,
                 "sequences": len(self),
                 "max_length": self.max_length,
-                "template": None if template is None else template.source,
+                "template": rendered_by(self.reader.template),
             }
             made = map_of(kind, self.teacher, student, read_by, self.seen)
         return made.widened(int(self.store.spec.vocab_size))
