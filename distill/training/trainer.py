@@ -243,7 +243,7 @@ class CachedTeacherTrainer(Trainer):
             tried = try_first_batch(self.head, model, seen, batch)
             self._note_test("student", tried, self.args, can_doubt=not self.is_new)
         loss, terms = self._loss(model, inputs, counts)
-        routed: Tensor | None = None
+        routed, learnt = None, loss
         if self._router_weight and model.training:
             share = self._counts([inputs])[0] / counts[0]
             found = self.head.router_loss
@@ -255,7 +255,7 @@ class CachedTeacherTrainer(Trainer):
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._meter.add(inputs, means, bounds, routed)
             if self._untrained is not None:
-                self._untrained.add(loss, len(inputs["rows"]))
+                self._untrained.add(learnt, len(inputs["rows"]))
             # DDP and FSDP average gradients over ranks, which the factor undoes.
             loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
