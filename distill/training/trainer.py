@@ -39,7 +39,9 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
     kd_loss                what the distillation terms add to `loss`: their weighted sum
     kd_gap                 certified: the part of kd_loss of losses that state a bound, had it come
                            from the live teacher's full vocabulary, differs by at most so much
-    covered_fraction       labels that a teacher pair covers; for the others see --uncovered
+    covered_fraction       labels that a pair of any loss covers; beside it, of several losses,
+                           covered_fraction_uld, …: labels that its own pairs cover. For the others
+                           see --uncovered, loss by loss
     store_wait_fraction    of the time of steps, spent waiting for data
     tokens_per_second      input tokens without padding, over all processes
     skipped_sequences      so far, rows that this student cannot read (when not 0)
@@ -83,6 +85,7 @@ from distill.training.loss_terms import (
     Term,
     bad_rows,
     counts_of,
+    covered_fractions,
     joined,
     named,
     placed,
@@ -490,10 +493,10 @@ class CachedTeacherTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        *flat, covered = self._evaluated_sums().tolist()
-        triples = torch.tensor(flat, dtype=torch.float64).reshape(-1, 3)
+        names, sums = ["ce", *self.weights], self._evaluated_sums()
+        triples = sums[: 3 * len(names)].double().reshape(-1, 3)
+        covered, *each = sums[3 * len(names) :].tolist()
         values, bounds = (triples[:, :2] / triples[:, 2:].clamp(min=1)).T.tolist()
-        names = ["ce", *self.weights]
         report = named(
             dict(zip(names, values, strict=True)),
             dict(zip(names, bounds, strict=True)),
@@ -501,7 +504,8 @@ class CachedTeacherTrainer(Trainer):
         )
         report["loss"] = self.args.ce_weight * report["ce_loss"] + report.get("kd_loss", 0.0)
         if self.weights:
-            report["covered_fraction"] = covered / max(float(triples[0, 2]), 1)
+            of_losses = dict(zip(self.weights, each, strict=False))  # of several
+            report |= covered_fractions(covered, of_losses, float(triples[0, 2]))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in report.items()}
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 
