@@ -46,13 +46,11 @@ class Between(NamedTuple):
         pairs: (P, 2) int64, the record that covers each label's start, and the label.
         written: (P,) int64, the bytes of the record's token that are there already.
         mass: (P,) float64, of the record's entries that begin with these bytes and are longer.
-        bound: (P,) float64, at most so much of the distribution is missing.
     """
 
     pairs: Ints
     written: Ints
     mass: F64
-    bound: F64
 
 
 def labels_between(
@@ -60,8 +58,7 @@ def labels_between(
 ) -> Between:
     """Find the labels that begin inside one of the teacher's tokens, with what is known there."""
     if not len(teacher.starts) or not len(student.starts):
-        nothing = np.zeros(0)
-        return Between(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), nothing, nothing)
+        return Between(np.zeros((0, 2), np.int64), np.zeros(0, np.int64), np.zeros(0))
     record = np.searchsorted(teacher.starts, student.starts, side="right") - 1
     at = np.maximum(record, 0)
     inside = student.starts - teacher.starts[at]
@@ -72,9 +69,7 @@ def labels_between(
     record = at[label]
     written = inside[label] + teacher.heads[record] + teacher.has_added_space[record]
     mass = possible(records, record, written, made, order).mass
-    tail = np.exp(records.tail_logmass[record].astype(np.float64))
-    bound = np.divide(tail, tail + mass, out=np.ones_like(mass), where=tail + mass > 0)
-    return Between(np.stack([record, label], 1), written, mass, np.where(mass > 0, bound, 1.0))
+    return Between(np.stack([record, label], 1), written, mass)
 
 
 class Possible(NamedTuple):

@@ -46,8 +46,9 @@ from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.ways import Endings, Known, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
+from distill.data.family import Family
 from distill.data.judging import turn_starts
-from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of
+from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
 from distill.data.ragged import narrow
 from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
@@ -263,7 +264,20 @@ class StoreDataset(Dataset[Example]):
         pairs = self._pairs(self.pairings[name], both, alignment, mapping)
         if mapping is None:
             return pairs, None
+        if self.is_one_tokenizer:
+            pairs, is_itself = self._of_family(pairs, both)
+            if is_itself:
+                return pairs, mapping
         return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
+
+    def _of_family(self, pairs: Pairs, both: BothSides) -> tuple[Pairs, bool]:
+        """Leave out what one side alone has a token for; tell whether ends are themselves, too."""
+        sides, ids = (both.teacher, both.student), both.label_ids
+        kept = self._family.known(pairs, sides, ids)
+        if not kept.all():
+            pairs = pairs.chosen(kept)
+        record_ids = both.records.token_ids.astype(np.int64)
+        return pairs, self._family.have_one_end(pairs, sides, (record_ids, ids))
 
     def _without_other_ends(self, pairs: Pairs, both: BothSides) -> Pairs:
         """Leave out labels that end a turn with another token than the row's last one.
@@ -271,7 +285,7 @@ class StoreDataset(Dataset[Example]):
         The map sends all of the teacher's ends to one token, which would not be that label.
         """
         ends = both.ends
-        if self.is_one_tokenizer or not len(ends) or (ends == ends[-1]).all():
+        if not len(ends) or (ends == ends[-1]).all():
             return pairs
         is_other = both.student.is_eos.copy()
         is_other[both.student.is_eos] = ends != ends[-1]
@@ -331,10 +345,18 @@ class StoreDataset(Dataset[Example]):
         """Whether the store holds what the teacher was asked at the boundaries of a student."""
         return bool(self.store.spec.boundaries_of)
 
-    @property
+    @cached_property
     def is_one_tokenizer(self) -> bool:
-        """Whether teacher and student have the same tokenizer, however padded their heads are."""
-        return bool(self.store.spec.tokenizer_fingerprint == self.reader.tokenizer.fingerprint)
+        """Whether teacher and student have one tokenizer, but for roles of tokens.
+
+        However padded their heads are, and whatever few tokens were added behind the last.
+        """
+        return self.teacher.is_one_with(self.reader.tokenizer)
+
+    @cached_property
+    def _family(self) -> Family:
+        appends_eos = self.store.spec.rendering["kind"] not in ("conversation", "tokens")
+        return Family(self.teacher, self.reader.tokenizer, appends_eos=appends_eos)
 
     @cached_property
     def _order(self) -> Beginnings:
@@ -353,17 +375,14 @@ class StoreDataset(Dataset[Example]):
         """Make the map of a kind, for every id that the teacher's head has."""
         student = self.reader.tokenizer
         if self.is_one_tokenizer:
-            # Each token is itself, even one of several with equal bytes, or an end.
-            made = EventMap.identity(student.size)
+            made = self._family.map()
         else:
-            template = self.reader.template
             read_by = {
                 "store": self.store.digest,
                 "at_boundaries": self.is_at_boundaries and "around",
                 "sequences": len(self),
                 "max_length": self.max_length,
-                "template": template
-                and [template.source, template.tool_source, dict(template.variables)],
+                "template": rendered_by(self.reader.template),
             }
             made = map_of(kind, self.teacher, student, read_by, self.seen)
         return made.widened(int(self.store.spec.vocab_size))
@@ -416,13 +435,14 @@ class StoreDataset(Dataset[Example]):
     def _ending(self, mapping: VocabularyMap, ends: Ints) -> VocabularyMap:
         """Send the teacher's end tokens to the token that ends this row's turns.
 
-        A chat template may end a turn with another token than the student's EOS. Where both sides
-        have one tokenizer, every token is already sent to itself.
+        A chat template may end a turn with another token than the student's EOS, to which maps of
+        two tokenizers already send them.
         """
-        student = self.reader.tokenizer
-        if self.is_one_tokenizer or not len(ends) or ends[-1] == student.eos_token_id:
+        eos = self.reader.tokenizer.eos_token_id
+        end = int(ends[-1]) if len(ends) else eos
+        if end is None or (end == eos and not self.is_one_tokenizer):
             return mapping
-        key = id(mapping), int(ends[-1])
+        key = id(mapping), end
         if key not in self._with_ends:
             self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
         return self._with_ends[key]

@@ -9,14 +9,14 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from distill.alignment.align import Alignment, Spans
-from distill.alignment.event_map import EventMap
+from distill.alignment.event_map import SPACES, EventMap
 from distill.alignment.make_map import LEARNED, Seen, make_map
 from distill.alignment.runs import Ints
 from distill.data.targets import aligned_pairs
@@ -24,6 +24,7 @@ from distill.losses.loss import Pairing
 from logitstore.errors import MismatchError
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage.commit import write_whole
+from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: Changes when a map of the same pair would be another one.
@@ -62,17 +63,39 @@ def map_of(
     }
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     file = ShardCache.chosen().folder / "maps" / f"{key[:32]}.npz"
-    if file.exists():
-        return _load(file, about)
-    made = make_map(kind, teacher, student, count() if kind in LEARNED else None)
-    if not (made.event >= 0).any():
+    is_kept = file.exists()
+    if is_kept:
+        made = _load(file, about)
+    else:
+        made = make_map(kind, teacher, student, count() if kind in LEARNED else None)
+    if not _says_something(made, teacher.eos_ids):
         raise MismatchError(
             f"--map {kind}: no token of the teacher ({teacher.name}) means anything that the "
             f"student ({student.name}) can write. Use --loss alm or uld, which compare no tokens, "
             "or check that both tokenizers are of text."
         )
-    _keep(file, made, about)
+    if not is_kept:
+        _keep(file, made, about)
     return made
+
+
+def _says_something(made: EventMap, ends: Sequence[int]) -> bool:
+    """Tell whether a map sends any token of text somewhere: ends always meet."""
+    every = [np.array(ends, np.int64) + space * made.tokens for space in range(SPACES)]
+    is_text = np.ones(made.sources, np.bool_)
+    is_text[np.concatenate(every)] = False
+    if made.first is not None:
+        is_text = np.repeat(is_text, np.diff(made.first))
+    return bool((made.event[is_text] >= 0).any())
+
+
+def rendered_by(template: ChatTemplate | None) -> str | None:
+    """Compute a digest of all that decides what a chat template writes; None for none."""
+    if template is None:
+        return None
+    decides = [template.source, template.tool_source, dict(template.variables)]
+    said = json.dumps([*decides, template.closing, template.end_ids], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def count_pairs(sides: Iterable[tuple[Alignment, Spans, Spans, Ints, Ints]]) -> Seen:

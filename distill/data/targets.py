@@ -205,20 +205,33 @@ def plain_pairs(table: Ints) -> Pairs:
 def aligned_pairs(pairing: Pairing, alignment: Alignment, teacher: Spans, student: Spans) -> Pairs:
     """Select the pairs of a kind, without labels that begin inside one of the teacher's tokens.
 
-    Where tokens are compared by their bytes, a label must write the bytes of the text; and where
+    A label must write the bytes of the text, and in a group all tokens of both sides must. Where
     one side alone writes an added space in front of its token, the teacher's are read without it;
     where the student alone does, nothing but the token that came is known.
     """
     if pairing.kind == "groups":
-        return plain_pairs(alignment.groups)
+        return plain_pairs(verbatim_groups(alignment, teacher, student))
     t, s = (alignment.strict if pairing.kind == "strict" else alignment.shared_starts).T
-    if pairing.map is None:
-        return plain_pairs(np.stack([t, t + 1, s, s + 1], 1))
     is_text = student.is_verbatim[s]
     t, s = t[is_text], s[is_text]
+    if pairing.map is None:
+        return plain_pairs(np.stack([t, t + 1, s, s + 1], 1))
     has, wants = teacher.has_added_space[t], student.has_added_space[s]
     space = np.where(has & ~wants, LESS_SPACE, np.where(wants & ~has, MORE_SPACE, PLAIN))
     return Pairs(np.stack([t, t + 1, s, s + 1], 1), space, np.zeros(len(t), np.int64))
+
+
+def verbatim_groups(alignment: Alignment, teacher: Spans, student: Spans) -> Ints:
+    """Select (G, 4) the groups in which every token of both sides writes the bytes of the text.
+
+    A normaliser may have changed them: the two sides are then asked for two different texts.
+    """
+    groups = alignment.groups
+    is_text = np.ones(len(groups), np.bool_)
+    for side, first in ((teacher, 0), (student, 2)):
+        others = np.concatenate([[0], np.cumsum(~side.is_verbatim)])
+        is_text &= others[groups[:, first]] == others[groups[:, first + 1]]
+    return groups[is_text]
 
 
 def with_labels_between(

@@ -3,7 +3,8 @@
     agreement         of shared starts: both sides' most probable tokens write the same bytes
     agreement_prefix  likewise, or the bytes of one begin with those of the other: the two may then
                       differ in nothing but where their tokens end
-    uld               mean over groups of equal bytes of the truncated ULD, with its certified gap
+    uld               mean over groups of equal bytes of the truncated ULD, with its certified gap;
+                      without groups in which a token of either side writes other bytes
     calibration       expected calibration error on the store's text, the student's and the
                       teacher's
 
@@ -24,7 +25,12 @@ from torch import nn
 from distill.alignment.align import align
 from distill.data.example import Store
 from distill.data.ragged import rectangles, tensors_of
-from distill.data.targets import student_spans, teacher_spans, teacher_tokenizer
+from distill.data.targets import (
+    student_spans,
+    teacher_spans,
+    teacher_tokenizer,
+    verbatim_groups,
+)
 from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.settings import STORE_METRICS
 from distill.evaluation.sums import Agreement, Calibrations, Part, Predicted, Sum, UldDistance
@@ -186,11 +192,13 @@ class _Parts:
             self.refusal = self.refusal or read.refusal
             return None
         labels = np.flatnonzero(tokens.has_record)
-        found = align(teacher, student_spans(tokens))
+        student = student_spans(tokens)
+        found = align(teacher, student)
         groups = None
         if self._has_groups:
             l1_max = float(self._store.fidelity.l1_max)
-            aligned = Aligned(records, found.groups, l1_max=l1_max)
+            pairs = verbatim_groups(found, teacher, student)
+            aligned = Aligned(records, pairs, l1_max=l1_max)
             groups = rectangles(tensors_of(ULD.arrays(aligned, option_values({}))))
         return Part(tokens.token_ids, labels, found.shared_starts, records, groups)
 

@@ -94,7 +94,7 @@ class Agreement:
 
     def __init__(self, teacher: ByteTokenizer, student: ByteTokenizer) -> None:
         self._teacher, self._student = _written(teacher), _written(student)
-        self._has_same_ids = teacher.fingerprint == student.fingerprint
+        self._has_same_ids = teacher.is_one_with(student)
         self._shared = self._equal = self._compatible = 0
 
     def add(self, part: Part, predicted: Predicted) -> None:

@@ -173,24 +173,29 @@ class Aligned:
         return cells
 
     def entries_by_id(self) -> Arrays:
-        """Name the teacher's entries by the student's ids; -inf for those without one.
+        """Name the teacher's entries by the student's ids; those without one are dropped.
 
         Returns:
-            The arrays of :meth:`entries`, and `entry_ids` (M,).
+            The arrays of :meth:`entries`, and `entry_ids` (M,), distinct in a pair.
         """
         assert self.records.entry_ids is not None
         assert self.mapping is not None
         arrays = self.entries()
         _, (ids,) = lists_of(self.records.entry_count, self.last_record, self.records.entry_ids)
-        target = self.mapping.ids[ids]
-        logprobs = np.where(target >= 0, arrays["entry_logprobs"], np.float32(-np.inf))
-        return {**arrays, "entry_ids": target, "entry_logprobs": logprobs}
+        count = arrays["entry_count"].astype(np.int64)
+        sent = self.mapping.send(count, ids, arrays["entry_logprobs"])
+        return {
+            "entry_count": sent.count.astype(np.int32),
+            "entry_ids": sent.ids,
+            "entry_logprobs": sent.logmass,
+            "tail_logmass": arrays["tail_logmass"],
+        }
 
     def draws(self) -> Arrays:
         """Name the draws from the teacher's tail by the student's ids; 0 times those without one.
 
         Returns:
-            `draw_count` (P,), `draw_ids` (D,) and `draw_times` (D,).
+            `draw_count` (P,), `draw_ids` (D,), distinct in a pair, and `draw_times` (D,).
         """
         records = self.records
         assert self.mapping is not None
@@ -198,14 +203,18 @@ class Aligned:
         assert records.sample_counts is not None
         assert records.draw_count is not None
         record, _ = runs(np.zeros_like(records.draw_count), records.draw_count)
-        # An id drawn more than 255 times is stored again with the rest; as a target it is one.
-        draws = records.sample_ids.astype(np.int64)
-        is_new = np.diff(record, prepend=-1).astype(bool) | np.diff(draws, prepend=-1).astype(bool)
+        target = self.mapping.ids[records.sample_ids.astype(np.int64)]
+        order = np.lexsort((target, record))
+        record, target = record[order], target[order]
+        # An id drawn more than 255 times is stored again with the rest, and two ends are one event
+        # to another end: as a target each is one.
+        is_new = np.diff(record, prepend=-1).astype(bool)
+        is_new |= np.diff(target, prepend=-2).astype(bool)
         first = np.flatnonzero(is_new)
-        times = np.bincount(np.cumsum(is_new) - 1, records.sample_counts, len(first))
+        times = np.bincount(np.cumsum(is_new) - 1, records.sample_counts[order], len(first))
         distinct = np.bincount(record[first], minlength=len(records))
         count, (ids, times) = lists_of(
-            distinct, self.last_record, self.mapping.ids[draws[first]], times.astype(np.int32)
+            distinct, self.last_record, target[first], times.astype(np.int32)
         )
         return {
             "draw_count": count.astype(np.int32),

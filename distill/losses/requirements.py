@@ -7,18 +7,21 @@ A loss declares its needs beside its formula, in its `LOSS`, in these words:
     tail             the probability beyond the entries; an import may lack it
     token logprob    the log-probability of every token itself; an import may lack some
     byte spans       where tokens lie in the text; every store of format 1 has them
-    same tokenizer   one vocabulary on both sides, known by the tokenizers' fingerprints
+    same tokenizer   one vocabulary on both sides, whatever roles its tokens have, see
+                     :mod:`logitstore.text.vocabulary`
     temperature      the log-normaliser at the temperature that the run asks for
     logit std        the standard deviation of logits, and the log-normaliser at it
     draws            draws from the tail
 """
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from distill.losses import all_losses, find, option_values
 from distill.losses.loss import Options
 from logitstore.errors import MismatchError
+from logitstore.text.stored import stored_bytes
 from logitstore.text.tokenizer import ByteTokenizer
 
 
@@ -33,13 +36,25 @@ class Described(Protocol):
     def path(self) -> Any: ...
     @property
     def digest(self) -> str: ...
+    @property
+    def tokenizer_path(self) -> Path: ...
+
+
+def has_tokenizer_of(store: Described, student: ByteTokenizer) -> bool:
+    """Tell whether a store's teacher and the student have one tokenizer, but for roles of tokens.
+
+    Raises:
+        LogitStoreError: The store's tokenizer cannot be read as the one that it was.
+    """
+    known = store.spec.tokenizer_fingerprint
+    if known == student.fingerprint:
+        return True
+    return stored_bytes(store.tokenizer_path, known, store.path).is_one_with(student)
 
 
 #: The check of each need, in the order in which they are made.
 _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
-    "same tokenizer": lambda store, student, _: (
-        store.spec.tokenizer_fingerprint == student.fingerprint
-    ),
+    "same tokenizer": lambda store, student, _: has_tokenizer_of(store, student),
     "entries": lambda store, *_: bool(store.spec.top_k),
     "ids": lambda store, *_: bool(store.spec.has_ids),
     "temperature": lambda store, _, options: (

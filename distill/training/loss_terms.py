@@ -204,6 +204,16 @@ def _pair_of_each(arrays: Mapping[str, Tensor], labels: int) -> Tensor:
     return pair_N
 
 
+def covered_of(batch: Batch) -> dict[str, Tensor]:
+    """Mark (N,) the labels that each loss covers."""
+    marked = {}
+    for name, arrays in batch["teacher"].items():
+        marked[name] = torch.zeros_like(batch["rows"], dtype=torch.bool)
+        for each in ("index", *(member + INDEX for member in members_of(arrays))):
+            marked[name][arrays[each].long()] = True
+    return marked
+
+
 def _labels_of_each(pair_N: Tensor, pairs: int) -> Tensor:
     """Count (P,) the labels that each pair covers; those of no pair are counted last, and left."""
     is_in_N = pair_N.where(pair_N >= 0, pairs)
@@ -240,7 +250,8 @@ def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
     """Sum up, for each row, the value, bound and count of each term, and its covered labels.
 
     Returns:
-        (B, 3 * terms + 1).
+        (B, 3 * terms + 1), and where there are several losses a column more for each, the labels
+        that its own pairs cover.
     """
     example_N, size = batch["example"], len(batch["aligned"])
     columns = [
@@ -248,7 +259,21 @@ def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
         for term in terms.values()
         for each_P in (term.values_P, term.bound_P, torch.ones_like(term.bound_P))
     ]
-    return torch.stack([*columns, batch["aligned"].to(columns[0].dtype)], 1)
+    by_loss = covered_of(batch).values() if len(batch["teacher"]) > 1 else ()
+    covered = [
+        columns[0].new_zeros(size).index_add(0, example_N, is_covered_N.to(columns[0].dtype))
+        for is_covered_N in by_loss
+    ]
+    return torch.stack([*columns, batch["aligned"].to(columns[0].dtype), *covered], 1)
+
+
+def covered_fractions(
+    covered: float, of_losses: Mapping[str, float], labels: float
+) -> dict[str, float]:
+    """Name the shares of labels that a pair of any loss covers, and of each of several losses."""
+    counts = {"covered_fraction": covered}
+    counts |= {f"covered_fraction_{name}": count for name, count in of_losses.items()}
+    return {name: count / max(labels, 1) for name, count in counts.items()}
 
 
 def named(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.training.loss_terms import named
+from distill.training.loss_terms import covered_fractions, covered_of, named
 from logitstore.text.token_ids import NO_LABEL
 
 
@@ -22,6 +22,7 @@ class Meter:
 
     def __init__(self, terms: Sequence[str]) -> None:
         self.terms = tuple(terms)
+        self._several = self.terms[1:] if len(terms) > 2 else ()  # losses beside ce
         self.reset()
 
     def reset(self) -> None:
@@ -79,7 +80,10 @@ class Meter:
         ]
         self._has_router = routed is not None
         last = means[0].new_zeros(()) if routed is None else routed
-        sums = torch.stack([x.detach().float() for x in (*means, *bounds, *facts, last)])
+        by_loss = covered_of(batch).values() if self._several else ()
+        covered = [is_covered_N.sum() for is_covered_N in by_loss]
+        every = (*means, *bounds, *covered, *facts, last)
+        sums = torch.stack([x.detach().float() for x in every])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def report(self, accelerator: Any, weights: Mapping[str, float]) -> dict[str, float]:
@@ -96,14 +100,15 @@ class Meter:
         bounds = (x / self._steps for x in summed[count : 2 * count])
         report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
 
+        of_losses = dict(zip(self._several, summed[2 * count :], strict=False))
         covered, labels, tokens, skipped, changed, alone, routed, wait_s, busy_s = summed[
-            2 * count :
+            2 * count + len(of_losses) :
         ]
         if self._has_router:
             report["aux_loss"] = routed / self._steps
         busy_here_s = busy_s / accelerator.num_processes
         if weights:
-            report["covered_fraction"] = covered / max(labels, 1)
+            report |= covered_fractions(covered, of_losses, labels)
         report["store_wait_fraction"] = wait_s / busy_s
         report["tokens_per_second"] = tokens / busy_here_s
         self._total_tokens += tokens

@@ -39,7 +39,9 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
     kd_loss                what the distillation terms add to `loss`: their weighted sum
     kd_gap                 certified: the part of kd_loss of losses that state a bound, had it come
                            from the live teacher's full vocabulary, differs by at most so much
-    covered_fraction       labels that a teacher pair covers; for the others see --uncovered
+    covered_fraction       labels that a pair of any loss covers; beside it, of several losses,
+                           covered_fraction_uld, …: labels that its own pairs cover. For the others
+                           see --uncovered, loss by loss
     store_wait_fraction    of the time of steps, spent waiting for data
     tokens_per_second      input tokens without padding, over all processes
     skipped_sequences      so far, rows that this student cannot read (when not 0)
@@ -77,6 +79,7 @@ from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find
 from distill.losses.advice import TWO_TOKENIZERS
+from distill.losses.requirements import has_tokenizer_of
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.student.generation_ends import list_ends
 from distill.student.template import template_of
@@ -86,6 +89,7 @@ from distill.training.loss_terms import (
     Term,
     bad_rows,
     counts_of,
+    covered_fractions,
     joined,
     named,
     placed,
@@ -158,7 +162,7 @@ class CachedTeacherTrainer(Trainer):
         if args.packing:
             check_packing(model)
         opened = _opened(store, args.store, args)
-        args = args.settled(one_tokenizer=opened.spec.tokenizer_fingerprint == student.fingerprint)
+        args = args.settled(one_tokenizer=has_tokenizer_of(opened, student))
         self.weights = args.loss_weights
         self.options = args.loss_options
         self.store: Store = _at_boundaries(opened, student, args)
@@ -244,7 +248,7 @@ class CachedTeacherTrainer(Trainer):
         if model.training and not self._has_tried:
             self._try_student(model)
         loss, terms = self._loss(model, inputs, counts)
-        routed: Tensor | None = None
+        routed, learnt = None, loss
         if self._router_weight and model.training:
             share = self._counts([inputs])[0] / counts[0]
             found = self.head.router_loss
@@ -256,7 +260,7 @@ class CachedTeacherTrainer(Trainer):
             bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
             self._meter.add(inputs, means, bounds, routed)
             if self._untrained is not None:
-                self._untrained.add(loss, len(inputs["rows"]))
+                self._untrained.add(learnt, len(inputs["rows"]))
             # DDP and FSDP average gradients over ranks, which the factor undoes.
             loss = loss * self.accelerator.num_processes
         return (loss, terms) if return_outputs else loss
@@ -500,10 +504,10 @@ class CachedTeacherTrainer(Trainer):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
         )
-        *flat, covered = self._evaluated_sums().tolist()
-        triples = torch.tensor(flat, dtype=torch.float64).reshape(-1, 3)
+        names, sums = ["ce", *self.weights], self._evaluated_sums()
+        triples = sums[: 3 * len(names)].double().reshape(-1, 3)
+        covered, *each = sums[3 * len(names) :].tolist()
         values, bounds = (triples[:, :2] / triples[:, 2:].clamp(min=1)).T.tolist()
-        names = ["ce", *self.weights]
         report = named(
             dict(zip(names, values, strict=True)),
             dict(zip(names, bounds, strict=True)),
@@ -511,7 +515,8 @@ class CachedTeacherTrainer(Trainer):
         )
         report["loss"] = self.args.ce_weight * report["ce_loss"] + report.get("kd_loss", 0.0)
         if self.weights:
-            report["covered_fraction"] = covered / max(float(triples[0, 2]), 1)
+            of_losses = dict(zip(self.weights, each, strict=False))  # of several
+            report |= covered_fractions(covered, of_losses, float(triples[0, 2]))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in report.items()}
         return output._replace(metrics={**(output.metrics or {}), **metrics})
 

@@ -28,7 +28,10 @@ class Untrained:
         self._labels = 0
 
     def add(self, loss: Tensor, labels: int) -> None:
-        """Count the loss of a micro-batch, without waiting for it, and its labels."""
+        """Count the loss of a micro-batch's labels, without waiting for it, and these labels.
+
+        What a router's loss adds is not of any label: a student may not be trained by that alone.
+        """
         size = loss.detach().abs().float()
         self._loss = size if self._loss is None else self._loss + size
         self._labels += labels

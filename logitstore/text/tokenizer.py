@@ -21,6 +21,7 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -34,6 +35,7 @@ from logitstore.text.ends import named_ends, turn_ends, turn_events
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_bytes import standins, written_bytes
 from logitstore.text.token_spans import Spelling, spans_from_offsets, spelling
+from logitstore.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -195,6 +197,21 @@ class ByteTokenizer:
         other = copy.copy(self)
         other.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *marks]))
         return other
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """What its ids mean, and how text becomes ids, whatever roles some of them have."""
+        backend = self._backend
+        return Vocabulary.of(json.loads(backend.to_str()), backend.encode_special_tokens)
+
+    def is_one_with(self, other: ByteTokenizer) -> bool:
+        """Tell whether both give equal tokens equal ids; roles, such as EOS, may differ.
+
+        A base model and its fine-tune for chats have one tokenizer in this sense. The fingerprints
+        tell more: whether one is exactly the other.
+        """
+        is_equal = self.fingerprint == other.fingerprint
+        return is_equal or self.vocabulary.is_one_with(other.vocabulary)
 
     def first_mark(self, text: str) -> int | None:
         """Find the special or added token that a text begins with; None if it begins otherwise."""

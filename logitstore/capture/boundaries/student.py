@@ -89,7 +89,7 @@ class Student:
             CorruptStoreError: It is the one that a store keeps, and its files have changed.
         """
         found, tokenizer = _load(name)
-        if tokenizer.fingerprint == teacher.fingerprint:
+        if tokenizer.is_one_with(teacher):
             raise InputError(
                 f"{_FLAG} {name}: its tokenizer is the teacher's own, so every boundary has a "
                 f"record already. Leave {_FLAG} out."

@@ -12,7 +12,17 @@ from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
 
 
-def store_of(fingerprint: str = "sha256:another", **spec: Any) -> SimpleNamespace:
+@pytest.fixture(autouse=True)
+def other_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tokenizer of a store whose spec names `ANOTHER`."""
+    tiny.unigram().save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.chdir(tmp_path)
+
+
+ANOTHER = ByteTokenizer(tiny.unigram()).fingerprint
+
+
+def store_of(fingerprint: str = ANOTHER, **spec: Any) -> SimpleNamespace:
     """A store that holds all there is, but for what is given."""
     everything = {
         "tokenizer_fingerprint": fingerprint,
@@ -24,7 +34,8 @@ def store_of(fingerprint: str = "sha256:another", **spec: Any) -> SimpleNamespac
         "draws": 4,
     }
     made = SimpleNamespace(**everything | spec)
-    return SimpleNamespace(spec=made, path=Path("store"), provenance={}, digest="0")
+    held = {"path": Path("store"), "tokenizer_path": Path("tokenizer"), "provenance": {}}
+    return SimpleNamespace(spec=made, digest="0", **held)
 
 
 @pytest.mark.parametrize(

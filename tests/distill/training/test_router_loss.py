@@ -1,5 +1,6 @@
 """A mixture of experts keeps the loss that its own forward would add."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
-from tests.kit.students import logged, ragged_rows, trainer_of
+from tests.kit.students import estranged, logged, ragged_rows, trainer_of
 
 
 def mixtral(weight: float, *, is_on: bool = True) -> MixtralForCausalLM:
@@ -102,6 +103,16 @@ def test_equal_micro_batches_count_once_together(store: FakeStore, tmp_path: Pat
         found.append(logged(trainer)[0])
     assert found[0]["aux_loss"] == pytest.approx(found[1]["aux_loss"], rel=1e-5)
     assert found[0]["loss"] == pytest.approx(found[1]["loss"], rel=1e-5)
+
+
+def test_a_router_loss_alone_is_no_training(store: FakeStore, tmp_path: Path) -> None:
+    """No pair covers a label and nothing stands in: what the router learns is of no label."""
+    lost = estranged(replace(store, records=list(store.records)))
+    alone = replace(lost, records=lost.records[3:4] * 2, texts=lost.texts[3:4] * 2)
+    how: dict[str, Any] = {"loss": "uld", "ce_weight": 0.0, "uncovered": "none", "max_steps": 2}
+    with pytest.raises(InputError, match=r"the loss was 0 in each of the 2 steps") as refused:
+        trained(mixtral(10.0), alone, tmp_path, no_self_test=True, **how)
+    assert refused.value.kind == "untrained"
 
 
 def test_a_router_loss_that_is_not_known_is_refused() -> None:
