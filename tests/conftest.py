@@ -6,13 +6,16 @@ new ones.
 
 import gc
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from logitstore.testing.fixtures import bucket, fresh_clients, s3_server
 from tests.kit.browser import browser
+from tests.kit.handing_out import pytest_xdist_make_scheduler
 from tests.kit.paths import ROOT
 from tests.kit.teacher import teacher
 from tests.kit.time_by_file import (
@@ -28,6 +31,7 @@ __all__ = [
     "pytest_runtest_logstart",
     "pytest_runtest_makereport",
     "pytest_terminal_summary",
+    "pytest_xdist_make_scheduler",
     "s3_server",
     "teacher",
 ]  # fixtures, made when a test asks for them, and hooks
@@ -44,6 +48,10 @@ os.environ |= {
     "XDG_CACHE_HOME": _CACHE.name,
 }
 
+# What is compiled once need not be compiled by every process that a test starts.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True)
 settings.register_profile("nightly", max_examples=5000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
@@ -53,6 +61,8 @@ LONGEST = (
     "tools/test_demo.py",
     "distill/training/test_exactness.py",
     "real/test_real_labels.py",
+    "real/test_real_templates.py",
+    "real/test_real_bert.py",
     "distill/training/test_trainer.py",
     "distill/test_cli.py",
     "test_readme.py",
@@ -73,9 +83,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave out of every later collection what the imports made and nothing frees.
+    """Collect garbage rarely, and leave out of it what the imports made."""
+    gc.set_threshold(20_000, 10, 10)  # tests make many objects that live as long as they do
+    leave_to_itself()
 
-    accelerate collects before each training, and half a million objects take it half a second.
+
+@pytest.fixture(scope="module", autouse=True)
+def _leave_what_was_made_before() -> Iterator[None]:
+    """Leave out of later collections what a file made and its caches keep."""
+    yield
+    leave_to_itself()
+
+
+def leave_to_itself() -> None:
+    """Leave all that is there out of every later collection.
+
+    accelerate collects before each training. Half a million objects of the imports take it half a
+    second, and tokenizers that a file has loaded many times that.
     """
     gc.collect()
     gc.freeze()

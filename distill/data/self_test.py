@@ -20,7 +20,7 @@ one does, it is a proof; where neither does (an untrained teacher), nothing can 
 Shape legend: P = shared starts of a sequence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -191,14 +191,14 @@ class _Masses(NamedTuple):
     """
 
     row: int
-    entries: list[list[tuple[bytes, float]]]
+    entries: list["_Entries"]
     labels: list[bytes]
     at: list[int]
 
     def given_to(self, labels: Sequence[bytes]) -> Floats:
         """Compute the mass that each record gives to what a label writes."""
         pairs = zip(self.entries, labels, strict=True)
-        return np.array([_mass(entries, label) for entries, label in pairs], np.float64)
+        return np.array([entries.mass(label) for entries, label in pairs], np.float64)
 
     def shifted(self, by: int) -> Floats:
         """Compute the mass at the label so many further on; NaN where there is none."""
@@ -208,12 +208,22 @@ class _Masses(NamedTuple):
         return np.where(is_there, self.given_to(chosen), np.nan)
 
 
-def _mass(entries: Sequence[tuple[bytes, float]], label: bytes) -> float:
-    """Add up the entries that write the beginning of a label, or begin with it."""
-    label = label.removeprefix(b" ") or label
-    return sum(
-        p for written, p in entries if written.startswith(label) or label.startswith(written)
-    )
+class _Entries(list[tuple[bytes, float]]):
+    """What each entry of a record writes, at least a byte, and its probability."""
+
+    def __init__(self, said: Iterable[tuple[bytes, float]]) -> None:
+        super().__init__(said)
+        self._by_byte: dict[int, list[tuple[bytes, float]]] = {}
+        for written, p in self:
+            self._by_byte.setdefault(written[0], []).append((written, p))
+
+    def mass(self, label: bytes) -> float:
+        """Add up the entries that write the beginning of a label, or begin with it."""
+        label = label.removeprefix(b" ") or label
+        alike = self._by_byte.get(label[0], ()) if label else self
+        return sum(
+            p for written, p in alike if written.startswith(label) or label.startswith(written)
+        )
 
 
 def _masses(data: StoreDataset, asked: Sequence[Asked]) -> list[_Masses]:
@@ -239,7 +249,7 @@ def _of_sequence(data: StoreDataset, asked: Asked) -> _Masses | None:
         ids, mask = padded.ids[t], padded.mask[t]
         said = zip(ids[mask].tolist(), np.exp(padded.logprobs[t][mask]).tolist(), strict=True)
         of_record = (((written[i] or b"") if i < len(written) else b"", p) for i, p in said)
-        entries.append([(b.removeprefix(b" ") or b, p) for b, p in of_record if b])
+        entries.append(_Entries((b.removeprefix(b" ") or b, p) for b, p in of_record if b))
     labels = data.reader.tokenizer.written(asked.label_ids)
     return _Masses(asked.text.row, entries, labels, starts[:, 1].tolist())
 

@@ -151,8 +151,12 @@ class FakeStore:
         store = cls([], [], spec, folder)
         for number, segments in enumerate(rows):
             tokens = reader.encode(segments)
-            records, l1 = _records(teacher, tokens, spec, rounded, shifted)
-            store.records.append(_with_optional(teacher, tokens, records, spec))
+            records, l1 = _no_records(), 0.0
+            if tokens.has_record.any():
+                logits = _logits(teacher, tokens.token_ids)
+                records, l1 = _records(logits, tokens, spec, rounded, shifted)
+                records = _with_optional(logits, tokens, records, spec)
+            store.records.append(records)
             store.texts.append(SequenceText(number, 0, tokens.status, segments))
             store.fidelity.l1_max = max(store.fidelity.l1_max, l1)
         store.digest = f"fake-{hashlib.sha256(repr(rows).encode()).hexdigest()}"
@@ -180,14 +184,12 @@ def _logits(model: PreTrainedModel, token_ids: np.ndarray[Any, Any]) -> torch.Te
 
 
 def _records(
-    model: PreTrainedModel, tokens: TokenizedText, spec: FakeSpec, rounded: bool, shifted: bool
+    logits: torch.Tensor, tokens: TokenizedText, spec: FakeSpec, rounded: bool, shifted: bool
 ) -> tuple[TokenRecords, float]:
     """Return the records of a sequence without optional arrays, and their largest L1 distance."""
     places = np.flatnonzero(tokens.has_record)
     n = len(places)
-    if n == 0:
-        return _no_records(), 0.0
-    logprobs = dense_logprobs(model, tokens.token_ids)[places - (0 if shifted else 1)]
+    logprobs = logits.double().log_softmax(-1)[places - (0 if shifted else 1)]
     own = logprobs[np.arange(n), tokens.token_ids[places]].numpy()
     top, ids = logprobs.topk(min(spec.top_k, logprobs.shape[1]))
     tail = np.log(np.maximum(1 - top.exp().sum(-1).numpy(), 0) + 1e-300)
@@ -218,13 +220,10 @@ def _rounded(*columns: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]
 
 
 def _with_optional(
-    model: PreTrainedModel, tokens: TokenizedText, records: TokenRecords, spec: FakeSpec
+    logits: torch.Tensor, tokens: TokenizedText, records: TokenRecords, spec: FakeSpec
 ) -> TokenRecords:
     """Add the arrays that only some stores have."""
-    places = np.flatnonzero(tokens.has_record)
-    if not len(places):
-        return records
-    logits = _logits(model, tokens.token_ids)[places - 1].double()
+    logits = logits[np.flatnonzero(tokens.has_record) - 1].double()
     logprobs = logits.log_softmax(-1)
     if spec.temperatures:
         norms = torch.stack([(logprobs / t).logsumexp(-1) for t in spec.temperatures], 1)

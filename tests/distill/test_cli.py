@@ -1,10 +1,13 @@
 """`distill` as it is typed: a store in, a student folder and one JSON object out."""
 
+import importlib
+import io
 import json
-import os
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from distill import cli
 from logitstore.capture import capture
 from logitstore.testing import tiny
 from tests.kit.commands import Run
+from tests.kit.forks import forget_modules, forked
 from tests.kit.paths import ROOT
 from tests.kit.students import t5
 
@@ -352,20 +356,35 @@ def test_help_imports_no_torch() -> None:
     assert "evaluate" in done.stdout
 
 
+class Chatty(MetaPathFinder):
+    """Prints a line when a module is about to be imported, as transformers does of wandb."""
+
+    def find_spec(self, name: str, *_: Any) -> None:
+        if name in ("distill.training.config", "distill.training.run"):
+            print(f"[INFO] Running {name}")
+
+
 def test_stdout_is_for_the_answer_whatever_libraries_print(here: Path) -> None:
     """As transformers does where its Trainer is imported beside an offline wandb."""
     flags = {"model_name_or_path": "student", "store": "nowhere", "output_dir": "never-made"}
     command = [part for name, value in flags.items() for part in (f"--{name}", str(here / value))]
-    done = subprocess.run(
-        [sys.executable, "-m", "distill", "train", *command],
-        env=os.environ | {"WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "WANDB" in done.stderr
-    assert "nowhere: no store.json" in done.stderr
+
+    def run() -> tuple[object, str, str]:
+        forget_modules("distill")
+        sys.meta_path.insert(0, Chatty())
+        sys.argv = ["distill", "train", *command]
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try:
+                importlib.import_module("distill.cli").main()
+            except SystemExit as ended:
+                return ended.code, out.getvalue(), err.getvalue()
+        return 0, out.getvalue(), err.getvalue()
+
+    code, out, err = forked(run)
+    assert (code, out) == (2, "")
+    for module in ("config", "run"):
+        assert f"[INFO] Running distill.training.{module}" in err
+    assert "nowhere: no store.json" in err
 
 
 def test_every_flag_is_in_the_help(run: Run) -> None:

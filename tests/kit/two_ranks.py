@@ -1,25 +1,27 @@
 """What each of two processes does for `test_world_size.py`.
 
 torchrun --nproc-per-node=2 -m tests.kit.two_ranks FOLDER [--shards | --packed]
-python -m tests.kit.two_ranks FOLDER …      # two forks of one process, which loads torch once
+fork_both(FOLDER)      # two forks of this process, which need not load torch
 """
 
 import json
-import os
 import pickle
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
+from tests.kit.curves import STEPS
+from tests.kit.forks import Fork
 from tests.kit.students import logged, trainer_of
 
-STEPS = 24
 #: In the middle of an epoch: one has two steps.
-SAVED_STEP = 11
+SAVED_STEP = STEPS // 2 - 1
 #: Four sequences a step, on one process or two.
 ONE = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 TWO = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
@@ -62,10 +64,9 @@ def prepared(store: FakeStore, out: Path, **more: Any) -> Noting:
     return trainer
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    sharded = "--shards" in sys.argv
-    how = PACKED if "--packed" in sys.argv else TWO | (SHARDS if sharded else {})
+def main(folder: Path, *flags: str) -> None:
+    sharded = "--shards" in flags
+    how = PACKED if "--packed" in flags else TWO | (SHARDS if sharded else {})
     store = pickle.loads((folder / "store").read_bytes())
     # A run of shards goes on from its own checkpoint, others from that of one process.
     begun = folder / ("two" if sharded else "one") / f"checkpoint-{SAVED_STEP}"
@@ -78,27 +79,23 @@ def main() -> None:
     trainer.end()
 
 
-def begin(rank: int, port: int) -> int:
-    """Fork a rank with the environment that torchrun would give it; return its process id."""
-    child = os.fork()
-    if child == 0:
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-        main()
-        sys.exit()
-    return child
-
-
-def fork_both() -> int:
-    """Run both ranks; return 1 if one of them failed."""
+def fork_both(folder: Path) -> None:
+    """Run both ranks, with the environment that torchrun would give them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    children = [begin(rank, port) for rank in range(2)]
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    return int(any(statuses))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+
+    def begin() -> None:
+        for state in (AcceleratorState, GradientState, PartialState):
+            state._reset_state()  # this process has been the only one so far
+        main(folder)
+
+    both = [Fork(begin, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    for each in both:
+        each.result()
 
 
 if __name__ == "__main__":
-    sys.exit(main() if "RANK" in os.environ else fork_both())
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -6,27 +6,22 @@ with the letter that a reader sees, which is said not to be verbatim.
 
 import unicodedata
 from functools import cache
+from pathlib import Path
 
 import pytest
 
-from logitstore.models.loading import load_tokenizer
-from tests.kit.agreement import Pair, Read, assert_same_pairs, read
+from tests.kit.agreement import Read, assert_same_pairs, read
 from tests.real import test_real_labels as real
+from tests.real.vocabularies import file_of, pair
 from tools.label_counts import Row
 
-FOLDER = real.FOLDER / "tokenizers" / "bert"
 pytestmark = [
     real.pytestmark,
     pytest.mark.skipif(
-        not (FOLDER / "tokenizer.json").exists(),
-        reason=f"{FOLDER} is not there: `python -m tools.real_parts` fetches it",
+        not Path(file_of("bert")).exists(),
+        reason=f"{file_of('bert')} is not there: `python -m tools.real_parts` fetches it",
     ),
 ]
-
-
-@cache
-def pair(name: str) -> Pair:
-    return Pair.of(load_tokenizer(FOLDER.with_name(name), local_files_only=True))
 
 
 def _has_marks(row: Row) -> bool:

@@ -7,42 +7,30 @@ same laws hold for tiny stand-ins everywhere (tests/distill/alignment/test_disag
 import hashlib
 from functools import cache
 from itertools import permutations
+from pathlib import Path
 
 import pytest
-from transformers import PreTrainedTokenizerBase
 
 from distill.alignment.make_map import make_map
-from logitstore.models.loading import load_tokenizer
-from tests.kit.agreement import Pair, Read, assert_same_pairs, read
-from tests.kit.paths import ROOT
+from tests.kit.agreement import Read, assert_same_pairs, read
+from tests.real.vocabularies import ALL, FOLDER, file_of, marked, pair
 from tools import bench_labels
 from tools.label_counts import Counted, Row, Side, counted, judge, rows, side
 from tools.label_texts import KINDS, texts
 from tools.real_parts import TOKENIZERS
 
-FOLDER = ROOT / "build" / "real"
 MISSING = [
-    str(place)
+    place
     for place in (
-        *(FOLDER / "tokenizers" / name / "tokenizer.json" for name in TOKENIZERS),
-        *(FOLDER / "texts" / f"{name}.txt" for name in ("prose", "scripts")),
+        *map(file_of, TOKENIZERS),
+        *(str(FOLDER / "texts" / f"{name}.txt") for name in ("prose", "scripts")),
     )
-    if not place.exists()
+    if not Path(place).exists()
 ]
 pytestmark = pytest.mark.skipif(
     bool(MISSING),
     reason=f"{''.join(MISSING[:1])} is not there: `python -m tools.real_parts` fetches it",
 )
-
-
-@cache
-def loaded(name: str) -> PreTrainedTokenizerBase:
-    return load_tokenizer(FOLDER / "tokenizers" / name, local_files_only=True)
-
-
-@cache
-def pair(name: str) -> Pair:
-    return Pair.of(loaded(name))
 
 
 @cache
@@ -73,7 +61,7 @@ def reads(name: str) -> list[Read]:
     return found
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", ALL)
 def test_tokens_write_the_bytes_that_the_definition_says(name: str) -> None:
     ours, plain = pair(name)
     special = plain.special
@@ -84,12 +72,14 @@ def test_tokens_write_the_bytes_that_the_definition_says(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("name", ALL)
 def test_each_label_lies_where_the_definition_has_it(name: str) -> None:
     assert sum(len(each.plain) for each in reads(name)) > 5_000
 
 
-@pytest.mark.parametrize(("teacher", "student"), list(permutations(TOKENIZERS, 2)))
+@pytest.mark.parametrize(
+    ("teacher", "student"), [marked(*names) for names in permutations(TOKENIZERS, 2)]
+)
 def test_the_same_labels_are_paired_as_by_the_definition(teacher: str, student: str) -> None:
     both = zip(reads(teacher), reads(student), strict=True)
     assert sum(assert_same_pairs(t, s) for t, s in both) > 3_000
@@ -122,7 +112,7 @@ def pairs_of(teacher: str, student: str) -> tuple[Counted, Counted]:
 
 @cache
 def sides(name: str) -> tuple[Side, Side]:
-    halves = [texts(kind, learnt=120_000, judged=30_000) for kind in KINDS]
+    halves = [texts(kind, learnt=60_000, judged=15_000) for kind in KINDS]
     learnt = [row for half in halves for row in rows(half.learnt, seed=2)]
     judged = [row for half in halves for row in rows(half.judged, seed=1)]
     return side(name, pair(name).plain, learnt), side(name, pair(name).plain, judged)

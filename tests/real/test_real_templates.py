@@ -5,6 +5,7 @@ some of these models are fetched by `python -m tools.real_parts`; the others are
 tiny one that has the marks of the template.
 """
 
+import copy
 import re
 from collections import Counter
 from functools import cache
@@ -16,7 +17,6 @@ import numpy as np
 import pytest
 
 from logitstore.errors import InputError
-from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment, SequenceText
 from logitstore.testing import tiny
 from logitstore.text.chat_template import ChatTemplate
@@ -24,8 +24,8 @@ from logitstore.text.conversation import Conversation
 from logitstore.text.ends import CALLS, THINKING
 from logitstore.text.student_turns import read_turns
 from logitstore.text.tokenizer import ByteTokenizer
-from tests.kit.paths import ROOT
 from tests.kit.shapes import TALKS
+from tests.real.vocabularies import file_of, loaded, marked, pair
 
 _TRL = find_spec("trl")
 FOLDER = Path(_TRL.origin or "").parent / "chat_templates" if _TRL else Path("missing")
@@ -51,8 +51,7 @@ REAL = {
 Side = tuple[Any, ByteTokenizer, ChatTemplate]
 
 
-def made(tokenizer: Any) -> Side:
-    reader = ByteTokenizer(tokenizer)
+def made(tokenizer: Any, reader: ByteTokenizer) -> Side:
     template = ChatTemplate.of(tokenizer, reader)
     return tokenizer, reader.with_ends(template.end_ids), template
 
@@ -63,7 +62,7 @@ def side(name: str) -> Side:
     tokenizer = tiny.byte_bpe(300, bos=True)
     tokenizer.add_tokens(sorted(set(_MARK.findall(source))), special_tokens=True)
     tokenizer.chat_template = source
-    return made(tokenizer)
+    return made(tokenizer, ByteTokenizer(tokenizer))
 
 
 def answers(talk: str) -> list[set[str]]:
@@ -145,18 +144,14 @@ def test_a_real_student_reads_what_another_real_template_wrote(name: str) -> Non
     assert counts["read"] >= 44, counts
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in ("gemma3", "deepseek") else ()) for n in REAL],
-)
+@pytest.mark.parametrize("name", [marked(name) for name in REAL])
 def test_a_real_tokenizer_ends_its_turns_with_its_own_end(name: str) -> None:
-    folder = ROOT / "build" / "real" / "tokenizers" / name
     template, ends = REAL[name]
-    if not (folder / "tokenizer.json").exists() or template not in NAMES:
-        pytest.skip(f"{folder} is not there: `python -m tools.real_parts` fetches it")
-    tokenizer = load_tokenizer(folder, local_files_only=True)
+    if not Path(file_of(name)).exists() or template not in NAMES:
+        pytest.skip(f"{file_of(name)} is not there: `python -m tools.real_parts` fetches it")
+    tokenizer = copy.copy(loaded(name))
     tokenizer.chat_template = (FOLDER / f"{template}.jinja").read_text(encoding="utf-8")
-    _, reader, written = made(tokenizer)
+    _, reader, written = made(tokenizer, pair(name).ours)
     for talk in ("three turns", "a line break at the end", "other scripts", "another family's end"):
         found = written.render(Conversation.choose(TALKS[talk], "all"), talk)
         tokens = reader.encode(found.segments, add_eos=False, add_prefix=False)

@@ -9,9 +9,11 @@ libraries' words included. Adding a way to be wrong is adding an entry:
       says: the whole message, with `<here>` for that folder and `<digest>` for digests
 """
 
+import os
 import re
 import shlex
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,12 +94,15 @@ def as_pinned(text: str, here: Path) -> str:
     return re.sub(r"\b[0-9a-f]{8,64}\b", "<digest>", text.replace(str(here), "<here>"))
 
 
-def everything(folder: Path) -> dict[str, bytes | None]:
-    """All files and folders below, by relative name."""
-    return {
-        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
-        for p in folder.rglob("*")
-    }
+def everything(folder: Path) -> dict[str, tuple[int, ...] | None]:
+    """All files and folders below; of a file, what writing to it or replacing it changes."""
+    found: dict[str, tuple[int, ...] | None] = {}
+    for parent, folders, files in os.walk(folder):
+        found |= {os.path.join(parent, name): None for name in folders}
+        for path in (os.path.join(parent, name) for name in files):
+            about = os.stat(path, follow_symlinks=False)
+            found[path] = (about.st_ino, about.st_size, about.st_mtime_ns)
+    return found
 
 
 # ---- what every message has ----
@@ -112,6 +117,7 @@ STEPS = re.compile(
 )
 
 
+@cache
 def flags_of(program: str, command: str) -> set[str]:
     """Every spelling of every flag that a command has, and the names of its arguments."""
     if (program, command) == ("distill", "train"):
@@ -123,6 +129,7 @@ def flags_of(program: str, command: str) -> set[str]:
     return {"--help", *(flag for param in params for flag in param.opts)}
 
 
+@cache
 def commands_of(program: str) -> set[str]:
     app = logitstore_cli.app if program == "logitstore" else distill_cli.app
     found: Any = typer.main.get_command(app)

@@ -12,12 +12,13 @@ from distill.data.row_order import RowOrder, window_of
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
+from tests.kit import curves
 from tests.kit.curves import Record, assert_same, curve
 from tests.kit.students import ragged_rows
-from tests.kit.two_ranks import Noting, prepared
+from tests.kit.two_ranks import SAVED_STEP, Noting, prepared
 
-#: Of four rows each, so three epochs of 32 rows.
-STEPS = {"max_steps": 24, "train_sampling_strategy": "group_by_length"}
+#: Of four rows each, so two or three epochs of 32 rows.
+STEPS = {"max_steps": max(16, curves.STEPS), "train_sampling_strategy": "group_by_length"}
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,12 @@ def test_a_step_has_the_same_rows_however_it_is_cut_and_wherever_the_run_was_int
     }
     curves = {name: curve(run) for name, run in runs.items()}
     assert steps_of(runs["a"]) == steps_of(runs["b"])
-    assert len(steps_of(runs["a"])) == 24
+    assert len(steps_of(runs["a"])) == STEPS["max_steps"]
     assert_same(record_property, "by length: 4 x 1 = 1 x 4", curves["b"], curves["a"])
     how = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
     again = prepared(store, tmp_path / "c", **how, **STEPS)
-    found = curve(again, checkpoint=str(tmp_path / "a" / "checkpoint-11"))
-    assert steps_of(again) == steps_of(runs["a"])[11:]
+    found = curve(again, checkpoint=str(tmp_path / "a" / f"checkpoint-{SAVED_STEP}"))
+    assert steps_of(again) == steps_of(runs["a"])[SAVED_STEP:]
     assert_same(record_property, "by length, resumed as 2 x 2 = 1 x 4", found, curves["a"])
 
 

@@ -1,14 +1,16 @@
 """A loss is one file: everything else finds what that file says, and no other names it."""
 
 import ast
+import io
 import json
-import subprocess
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from distill.losses import all_losses, all_options
+from tests.kit.forks import forget_modules, forked
 from tests.kit.paths import ROOT
 
 #: Cross-entropy as a loss of its own, with arrays, a flag and a paper that nobody else has.
@@ -109,10 +111,15 @@ print(json.dumps(facts))
 def shown(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("losses")
     (folder / "toy.py").write_text(TOY)
-    command = [sys.executable, "-W", "ignore", "-c", RUN, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+
+    def run() -> str:
+        forget_modules("distill", "tests.kit")  # which have asked for all losses already
+        sys.argv = ["-c", str(folder)]
+        with redirect_stdout(io.StringIO()) as printed:
+            exec(RUN, {"__name__": "__main__"})
+        return printed.getvalue().splitlines()[-1]
+
+    found: dict[str, object] = json.loads(forked(run))
     return found
 
 

@@ -20,7 +20,7 @@ from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import Record, assert_same, of_log
 from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows
-from tests.kit.two_ranks import ONE, SAVED_STEP, Noting, prepared
+from tests.kit.two_ranks import ONE, SAVED_STEP, Noting, fork_both, prepared
 
 KEYS = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "covered_fraction")
 
@@ -48,15 +48,14 @@ def one(store: FakeStore, folder: Path) -> Noting:
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+Ranks = dict[str, list[dict[str, Any]]]
 
 
-def launched(
-    folder: Path, store: FakeStore, *flags: str, by: tuple[str, ...] = TORCHRUN
-) -> dict[str, list[dict[str, Any]]]:
-    """What each of two processes found, whole and resumed from the checkpoint of one."""
+def launched(folder: Path, store: FakeStore, *flags: str) -> Ranks:
+    """What each of two processes of torchrun found, whole and resumed from one's checkpoint."""
     (folder / "store").write_bytes(pickle.dumps(store))
     done = subprocess.run(
-        [sys.executable, *by, "-m", "tests.kit.two_ranks", str(folder), *flags],
+        [sys.executable, *TORCHRUN, "-m", "tests.kit.two_ranks", str(folder), *flags],
         capture_output=True,
         text=True,
         timeout=240,
@@ -65,6 +64,11 @@ def launched(
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return found_in(folder)
+
+
+def found_in(folder: Path) -> Ranks:
+    """What both processes have written."""
     return {
         name: [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in (0, 1)]
         for name in ("two", "resumed")
@@ -72,8 +76,11 @@ def launched(
 
 
 @pytest.fixture(scope="module")
-def two(store: FakeStore, folder: Path, one: Noting) -> dict[str, list[dict[str, Any]]]:
-    return launched(folder, store, by=())
+def two(store: FakeStore, folder: Path, one: Noting) -> Ranks:
+    """The same of two forks of this process."""
+    (folder / "store").write_bytes(pickle.dumps(store))
+    fork_both(folder)
+    return found_in(folder)
 
 
 def in_order(ranks: list[dict[str, Any]]) -> list[int]:
@@ -87,7 +94,7 @@ def rows_of(trainer: Noting) -> list[int]:
 
 
 def test_two_processes_make_the_run_of_one(
-    one: Noting, two: dict[str, list[dict[str, Any]]], record_property: Record
+    one: Noting, two: Ranks, record_property: Record
 ) -> None:
     found = two["two"]
     assert in_order(found) == rows_of(one)
@@ -99,7 +106,7 @@ def test_two_processes_make_the_run_of_one(
 
 
 def test_two_processes_go_on_where_one_was(
-    one: Noting, two: dict[str, list[dict[str, Any]]], record_property: Record
+    one: Noting, two: Ranks, record_property: Record
 ) -> None:
     found = two["resumed"]
     assert in_order(found) == rows_of(one)[4 * SAVED_STEP :]
@@ -111,7 +118,7 @@ def test_one_process_goes_on_where_two_were(
     store: FakeStore,
     folder: Path,
     one: Noting,
-    two: dict[str, list[dict[str, Any]]],
+    two: Ranks,
     tmp_path: Path,
     record_property: Record,
 ) -> None:

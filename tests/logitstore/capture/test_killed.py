@@ -1,11 +1,15 @@
 """`kill -9` at random moments of a real capture; the tool that does it 200 times does six here."""
 
+import importlib
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 
+from tests.kit.forks import forked
 from tests.kit.paths import ROOT
 
 TOOL = ROOT / "tools" / "kill_capture.py"
@@ -21,7 +25,14 @@ def kill(times: int, *more: str) -> str:
 
 def test_kills_lose_nothing_that_was_committed_here_or_at_a_students_boundaries() -> None:
     """With a store inside the store, both of which every kill may hit."""
-    said = kill(6, "--boundaries")
+
+    def run() -> str:
+        sys.argv = [str(TOOL), "--kills", "6", "--seed", "6", "--boundaries"]
+        with redirect_stdout(io.StringIO()) as printed:
+            importlib.import_module("tools.kill_capture").main()
+        return printed.getvalue()
+
+    said: str = forked(run)
     assert said.startswith("6 kills survived")
     assert "byte-identical" in said
 
