@@ -406,11 +406,12 @@ def test_the_cache_is_chosen_by_argument_then_environment_then_home(
 def test_a_damaged_copy_that_was_evicted_is_not_blamed_on_the_bucket(
     bucket: Bucket, url: str
 ) -> None:
-    expected = read_all(open_store(url))
+    expected, text = read_all(open_store(url)), open_store(url).text(0)
     store = open_store(url)
     assert len(store[0]) == 8
     for path in cached(store):  # as a disk does it: the open file is what is damaged
         data = path.read_bytes()
         path.write_bytes(data[:40] + bytes(len(data) - 140) + data[-100:])
         path.unlink()
+    assert store.text(0) == text  # of the damaged file: the records are kept from before
     assert read_all(store) == expected
