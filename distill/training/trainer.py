@@ -75,8 +75,7 @@ from distill.data.self_test import Tried, try_records
 from distill.data.targets import asks_at_boundaries
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
-from distill.losses import find
-from distill.losses.advice import TWO_TOKENIZERS
+from distill.losses import advice, find
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.training.config import CachedTeacherConfig
 from distill.training.first_batch import FirstBatch, try_first_batch
@@ -171,6 +170,8 @@ class CachedTeacherTrainer(Trainer):
             self._note_test("records", try_records(self.data), args)
         if args.process_index == 0:
             warn_if_wrong(self.data)
+            if args.boundaries:
+                log.warning("%s: %s.", self.store.path, advice.BOUNDARIES)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
             evaluated = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
@@ -595,7 +596,7 @@ def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConf
         raise InputError(
             f"--boundaries: {', '.join(pairings) or 'ce'} would learn nothing from it, since only "
             "losses that send the teacher's tokens to the student's ask what can follow a boundary "
-            f"of the student's. Use --loss {TWO_TOKENIZERS}, or leave --boundaries out."
+            f"of the student's. Use --loss {advice.TWO_TOKENIZERS}, or leave --boundaries out."
         )
     return store.boundaries_of(student.fingerprint, student.name)
 
