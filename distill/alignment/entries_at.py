@@ -211,9 +211,11 @@ def _mixture(goes: tuple[Ints, Sources], ends: tuple[Ints, Sources], ways: Ways)
     pairs = len(ways.going)
     weights = np.full((2, pairs), -np.inf)
     weights[0, goes[0]] = np.where(goes[1].count > 0, goes[1].scale, -np.inf)
-    # Of what the student would all have cut elsewhere, none can have come.
-    is_out = (ends[1].count == 0) & (weights[0, ends[0]] > -np.inf)
-    weights[1, ends[0]] = np.where(is_out, -np.inf, ways.log_ended[ends[0]] + ends[1].scale)
+    weights[1, ends[0]] = ways.log_ended[ends[0]] + ends[1].scale
+    # Where next to nothing fits behind the token that ended, nothing is known.
+    is_out = np.zeros(pairs, np.bool_)
+    is_out[ends[0]] = ends[1].count == 0
+    weights[0, is_out] = -np.inf
     total = np.logaddexp(*weights)
     share = weights - np.where(total > -np.inf, total, 0)
     rest = np.where(total > -np.inf, -np.inf, 0.0)  # where no way is left, nothing is known

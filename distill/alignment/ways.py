@@ -26,7 +26,9 @@ to be guessed:
     whether the token at s is an entry of its record. If it is, all sums run over entries alone and
     nothing is missing; if not, nothing is known, and the label has no pair
     whether it ended at b, where the teacher was not asked what would follow c (c is no token that
-    its tokenizer writes for these bytes; the token began in context, or with an added space)
+    its tokenizer writes for these bytes; the token began in context, or with an added space), or
+    where no token of the student's begins at s, so that it is not known which of the teacher's
+    tokens the student would have cut at b
 
 Without the first, at most t / (t + Z) of the distribution is missing, t the tail of the record at
 s. Tokens that the student would have cut elsewhere are left out of both parts, and of Z.
@@ -179,9 +181,9 @@ def ways_at_starts(known: Known, pairs: Ints, space: Ints, fresh: Ints) -> tuple
     t, s = pairs.T
     before = np.maximum(t - 1, 0)
     own = known.records.token_ids[before].astype(np.int64)
-    is_begun = np.isin(student.starts[s], fresh) & (student.lengths[s] > 0)
-    crosses = (t > 0) & goes_on(teacher)[t] & (space == PLAIN) & ~is_begun
-    crosses &= _is_plain(teacher)[before]
+    is_first = np.isin(student.starts[s], fresh) & (student.lengths[s] > 0)
+    crosses = (t > 0) & goes_on(teacher)[t] & (space == PLAIN) & ~is_first
+    crosses &= _is_plain(teacher)[before] & _is_begun(known, before)
     at = np.flatnonzero(crosses)
     crosses[at] = known.endings.token_of(own[at], teacher.lengths[before[at]]) == own[at]
     at = np.flatnonzero(crosses)
@@ -217,13 +219,22 @@ def ways_between(known: Known) -> tuple[Ints, Ways, Bools]:
         ended=np.where(may_end, known.answer[label], -1),
         log_ended=np.where(may_end, log_ended, 0.0),
     )
-    return found.pairs, ways, (found.mass > 0) & (~may_end | (ways.ended >= 0))
+    is_known = (found.mass > 0) & (~may_end | (ways.ended >= 0)) & _is_begun(known, record)
+    return found.pairs, ways, is_known
+
+
+def _is_begun(known: Known, record: Ints) -> Bools:
+    """Tell (P,) whether a token of the student's begins where a record's token does."""
+    student = known.student
+    begun = student.starts[student.lengths > 0]
+    return np.asarray(np.isin(known.teacher.starts[record], begun), np.bool_)
 
 
 def _is_plain(teacher: Spans) -> Bools:
     """Tell (n,) which tokens are just the text that they cover."""
-    is_plain = teacher.is_verbatim & ~teacher.has_added_space & ~teacher.is_eos
-    return is_plain & (teacher.heads == 0) & (teacher.lengths > 0)
+    is_plain: Bools = teacher.is_verbatim & ~teacher.has_added_space & ~teacher.is_eos
+    is_plain &= (teacher.heads == 0) & (teacher.lengths > 0)
+    return is_plain
 
 
 def _logprob_of(records: TokenRecords, record: Ints, ids: Ints) -> F64:

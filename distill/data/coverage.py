@@ -33,6 +33,7 @@ import numpy.typing as npt
 from distill.alignment.event_map import EventMap
 from distill.alignment.runs import Ints, runs
 from distill.data.dataset import StoreDataset
+from distill.data.example import Store
 from distill.data.judging import (
     FIRST,
     SORTS,
@@ -54,7 +55,7 @@ from distill.losses import advice, find, option_values
 from distill.losses.loss import Pairing
 from distill.losses.requirements import teacher_name, unmet
 from logitstore.console.progress import progress
-from logitstore.errors import MismatchError
+from logitstore.errors import IncompleteStoreError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: The most sequences whose text a counted map is tried on.
@@ -169,9 +170,19 @@ def _of_store(data: StoreDataset) -> Facts:
         "missing": list(store.spec.missing),
         "has_entries": bool(store.spec.top_k),
         "has_draws": bool(store.spec.draws),
+        "has_boundaries": _has_boundaries(store, student),
         "byte_student": max(map(len, filter(None, student.token_bytes)), default=0) <= 1,
         "vocabulary": _vocabularies(data.teacher, student),
     }
+
+
+def _has_boundaries(store: Store, student: ByteTokenizer) -> bool:
+    """Tell whether a store also has what its teacher said at this student's boundaries."""
+    try:
+        store.boundaries_of(student.fingerprint, student.name)
+    except (MismatchError, IncompleteStoreError):
+        return False
+    return True
 
 
 def _vocabularies(teacher: ByteTokenizer, student: ByteTokenizer) -> Facts:

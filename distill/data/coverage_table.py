@@ -122,6 +122,8 @@ def _notes(facts: Facts) -> Iterator[str]:
         )
         yield _wrapped(said, "vocabulary  ")
     yield _tail(facts)
+    if facts["has_boundaries"]:
+        yield _wrapped(f"{advice.BOUNDARIES}.", "boundaries  ")
 
 
 def _counting(folds: Mapping[str, Mapping[str, float]] | None) -> Iterator[str]:

@@ -22,6 +22,8 @@ ONE_TOKENIZER, TWO_TOKENIZERS = "tail_kl", "mapped_kl"
 LOW_SHARE = 0.4
 #: Where a larger share of the pairs asks for a wrong label, it is said, and not advised.
 MOST_WRONG = 0.05
+#: What is known of `--boundaries`, in one clause.
+BOUNDARIES = "--boundaries TODO"
 
 
 #: What measured runs of a student that had learnt already say of every map.

@@ -130,9 +130,9 @@ class CachedTeacherConfig(LossFlags):
     boundaries: bool = field(
         default=False,
         metadata={
-            "help": "Learn at every boundary of this student's tokens, by the teacher's tokens "
-            "that go on there and by what follows one that ended there: its answers to that, which "
-            "`logitstore capture --boundaries-of` adds to a store, and the store's own records."
+            "help": "Learn at every boundary of this student's tokens, from the teacher's tokens "
+            "that go on there and from what follows one that ended there, which `logitstore "
+            "capture --boundaries-of` adds to a store."
         },
     )
     loss: str = field(

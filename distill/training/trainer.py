@@ -77,8 +77,7 @@ from distill.data.self_test import Tried, try_records
 from distill.data.targets import asks_at_boundaries
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
-from distill.losses import find
-from distill.losses.advice import TWO_TOKENIZERS
+from distill.losses import advice, find
 from distill.losses.requirements import has_tokenizer_of
 from distill.student.encoder_decoder import SEEN, Sides
 from distill.student.generation_ends import list_ends
@@ -176,6 +175,8 @@ class CachedTeacherTrainer(Trainer):
             self._note_test("records", try_records(self.data), args)
         if args.process_index == 0:
             warn_if_wrong(self.data)
+            if args.boundaries:
+                log.warning("%s: %s.", self.store.path, advice.BOUNDARIES)
         #: What was changed of the student's own notion of where it stops, for people.
         self.ends_listed = list_ends(model, student, self.data.reader.template)
         held_out: StoreDataset | None = None
@@ -609,7 +610,7 @@ def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConf
         raise InputError(
             f"--boundaries: {', '.join(pairings) or 'ce'} would learn nothing from it, since only "
             "losses that send the teacher's tokens to the student's ask what can follow a boundary "
-            f"of the student's. Use --loss {TWO_TOKENIZERS}, or leave --boundaries out."
+            f"of the student's. Use --loss {advice.TWO_TOKENIZERS}, or leave --boundaries out."
         )
     return store.boundaries_of(student.fingerprint, student.name)
 

@@ -324,3 +324,14 @@ def at_the_boundary(teacher: Teacher, path: Path, byte: int) -> Chances:
     if begun not in WRITTEN:
         return {follows(path, byte): 1.0}
     return first_letters(teacher, (*path[:before], WRITTEN.index(begun)), range(len(WRITTEN)))
+
+
+def test_a_token_behind_an_end_and_what_is_left_of_another_meet_at_their_event() -> None:
+    """Though no two whole tokens have one event, nor what is left of any two."""
+    remainder = np.array([3 * SPACES, 3 * SPACES, 3 * SPACES, 3 * SPACES + 1])  # of the last one
+    sent = VocabularyMap(EventMap(np.array([0, 1, 2] * SPACES + [1], np.int32), remainder)).send(
+        np.array([2]), np.array([1, 3 * SPACES]), np.log([0.3, 0.6]).astype(np.float32),
+        is_mixed=True,
+    )  # fmt: skip
+    assert sent.ids.tolist() == [1]
+    assert np.exp(sent.logmass) == pytest.approx([0.9])

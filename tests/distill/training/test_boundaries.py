@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import logitstore
+from distill.data.coverage import of_pair
+from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
+from distill.losses import advice
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
@@ -103,9 +106,12 @@ def test_in_conversations_each_side_has_its_own_template_and_every_label_a_recor
 
 
 def test_a_run_learns_from_them_and_without_the_flag_from_the_ordinary_records(
-    place: Path,
+    place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with_them, without = trainer(place), trainer(place, boundaries=False)
+    without = trainer(place, boundaries=False)
+    assert advice.BOUNDARIES not in caplog.text
+    with_them = trainer(place)
+    assert advice.BOUNDARIES in caplog.text
     outer = logitstore.open_store(place / "store")
     assert without.store.digest == outer.digest
     assert with_them.store.digest == next(iter(outer.boundaries.values())).digest
@@ -138,6 +144,16 @@ def test_losses_that_ask_nothing_there_do_not_take_them(place: Path) -> None:
             trainer(place, loss=name)
     with pytest.raises(InputError, match="--boundaries: a strict mapped_kl"):
         trainer(place, loss="mapped_kl", map="strict")
+
+
+def test_coverage_says_what_is_known_of_them_where_a_store_has_them(place: Path) -> None:
+    said = {
+        name: table(of_pair(str(place / name), str(place / "student"), sequences=2))
+        for name in ("store", "bare")
+    }
+    first = advice.BOUNDARIES.split(":")[0]
+    assert ("boundaries  " in said["store"], first in said["store"]) == (True, True)
+    assert "boundaries  " not in said["bare"]
 
 
 def test_a_store_without_them_is_refused(place: Path) -> None:
