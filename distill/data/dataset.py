@@ -69,6 +69,7 @@ from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
 from distill.losses.loss import Pairing
 from distill.losses.requirements import check_needs
+from distill.student.odd_turns import Turns
 from distill.student.text import Explained, StudentReader
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
@@ -86,6 +87,7 @@ class _BothSides(NamedTuple):
     tokens: TokenizedText | None
     text_changed: bool
     answers: TokenRecords | None  # what was asked at the student's boundaries
+    turns: Turns
 
     @property
     def ends(self) -> Ints:
@@ -108,6 +110,7 @@ class Asked(NamedTuple):
         fits: (P,) at which of them the teacher's own token would be in the target, had another one
             come; elsewhere the student never writes it behind its last token.
         mapping: The map of the teacher's tokens in this row; None if the loss has none.
+        turns: Of a conversation, its supervised turns.
     """
 
     records: TokenRecords
@@ -119,6 +122,7 @@ class Asked(NamedTuple):
     pairs: Pairs
     fits: Bools
     mapping: VocabularyMap | None
+    turns: Turns
 
     @property
     def sides(self) -> tuple[Alignment, Spans, Spans, Ints, Ints]:
@@ -266,9 +270,12 @@ class StoreDataset(Dataset[Example]):
         teacher = self._placed(records, text)
         read = self.reader.read(text, teacher)
         if read.tokens is None:
-            return _BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed, answers)
+            none = _NO_SPANS, None, read.text_changed
+            return _BothSides(records, text, teacher, *none, answers, read.turns)
         student = student_spans(read.tokens)
-        return _BothSides(records, text, teacher, student, read.tokens, read.text_changed, answers)
+        return _BothSides(
+            records, text, teacher, student, read.tokens, read.text_changed, answers, read.turns
+        )
 
     def _example(self, both: _BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
@@ -451,6 +458,7 @@ class StoreDataset(Dataset[Example]):
             pairs,
             fits,
             mapping,
+            both.turns,
         )
 
     def _has_labels(self, name: str) -> bool:
