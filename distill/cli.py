@@ -234,6 +234,9 @@ def _left_out(run: dict[str, Any]) -> Iterator[str]:
         left_out = [LeftOut.from_facts(each) for each in run.get(part, {}).get("left_out", ())]
         if left_out:
             yield left_out_text(left_out, unit)
+        turns = [LeftOut.from_facts(each) for each in run.get(part, {}).get("turns", ())]
+        if turns:
+            yield left_out_text(turns, "turns", ", for this student", "not whole")
 
 
 def _judged(run: dict[str, Any], metrics: Sequence[str]) -> dict[str, str]:

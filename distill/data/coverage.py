@@ -129,7 +129,7 @@ def _counted(
             if asked is None:
                 looker.look(i)
             else:
-                looker.count_used()
+                looker.count_used(asked.text, asked.turns)
                 counted.add(asked)
             shown.update(1)
     return counted

@@ -216,9 +216,12 @@ class StoreDataset(Dataset[Example]):
         teacher = self._placed(records, text)
         read = self.reader.read(text, teacher)
         if read.tokens is None:
-            return BothSides(records, text, teacher, _NO_SPANS, None, read.text_changed, answers)
+            none = _NO_SPANS, None, read.text_changed
+            return BothSides(records, text, teacher, *none, answers, read.turns)
         student = student_spans(read.tokens)
-        return BothSides(records, text, teacher, student, read.tokens, read.text_changed, answers)
+        return BothSides(
+            records, text, teacher, student, read.tokens, read.text_changed, answers, read.turns
+        )
 
     def _example(self, both: BothSides, alignment: Alignment | None) -> Example:
         tokens, row = both.tokens, both.text.row
@@ -422,6 +425,7 @@ class StoreDataset(Dataset[Example]):
             mapping,
             both.answers,
             both.answered(),
+            both.turns,
         )
 
     def _has_labels(self, name: str) -> bool:

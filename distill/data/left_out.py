@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from distill.data.dataset import StoreDataset
+from distill.student.odd_turns import OddTurns, Turns
 from distill.student.text import REFUSED
 from logitstore.console.left_out import LeftOut, is_surely_more, left_out_text, lost
 from logitstore.console.progress import progress
@@ -46,6 +47,7 @@ class Usable(NamedTuple):
         used: Of these, that it can use.
         by_capture: What the capture left without records.
         by_student: What the student cannot use of what was looked at.
+        turns: Turns that it does not learn whole, of those of the used conversations.
         example: One row that the student loses, in words; empty if it loses none.
     """
 
@@ -55,7 +57,13 @@ class Usable(NamedTuple):
     used: int
     by_capture: list[LeftOut]
     by_student: list[LeftOut]
+    turns: list[LeftOut]
     example: str
+
+    @property
+    def is_all(self) -> bool:
+        """Whether the student can use all of the store that has records."""
+        return not self.lost and not self.turns
 
     @property
     def lost(self) -> int:
@@ -71,6 +79,7 @@ class Usable(NamedTuple):
             "used": self.used,
             "by_capture": [each.facts() for each in self.by_capture],
             "by_student": [each.facts() for each in self.by_student],
+            "turns": [each.facts() for each in self.turns],
             "example": self.example,
         }
 
@@ -79,15 +88,16 @@ class Usable(NamedTuple):
         """Read what `facts` wrote."""
         sides = {
             side: [LeftOut.from_facts(each) for each in facts[side]]
-            for side in ("by_capture", "by_student")
+            for side in ("by_capture", "by_student", "turns")
         }
         return cls(**{**facts, **sides})
 
     def text(self) -> str:
-        """Write the table of what is not used, for people; empty if all is used."""
+        """Write the table of what is not used, for people; empty if all is used, and whole."""
         parts = [left_out_text(self.by_capture, "sequences", ", by the capture")]
         seen = "" if self.looked_at == self.with_records else " that were looked at"
         parts.append(left_out_text(self.by_student, "sequences", f"{seen}, by this student"))
+        parts.append(left_out_text(self.turns, "turns", f"{seen}, for this student", "not whole"))
         return "\n".join(part for part in parts if part)
 
 
@@ -102,20 +112,23 @@ class Looker:
         self._data, self._seen = data, 0
         self._counts: Counter[str] = Counter()
         self._first: dict[str, tuple[int, str]] = {}
+        self._turns = OddTurns()
 
     def look(self, index: int) -> None:
         """Look at a sequence of the dataset."""
         self._seen += 1
         read, line = self._data.read_alone(index)
         if read.tokens is not None:
+            self._turns.add(read.turns, line.row)
             return
         self._counts[read.reason] += 1
         if read.reason not in self._first:
             self._first[read.reason] = (line.row, read.refusal or _difference(self._data, line))
 
-    def count_used(self) -> None:
-        """Count a sequence that is known to be of use."""
+    def count_used(self, line: SequenceText, turns: Turns) -> None:
+        """Count a sequence that is known to be of use, and its turns."""
         self._seen += 1
+        self._turns.add(turns, line.row)
 
     def found(self) -> Usable:
         """Say what was found."""
@@ -131,6 +144,7 @@ class Looker:
             used=self._seen - self._counts.total(),
             by_capture=self._by_capture(),
             by_student=by_student,
+            turns=self._turns.found(),
             example=next(filter(None, examples), ""),
         )
 

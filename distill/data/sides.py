@@ -9,6 +9,7 @@ from distill.alignment.cuts import Bools
 from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.ways import answers_of
 from distill.data.targets import Ints, Pairs
+from distill.student.odd_turns import Turns
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.tokenizer import TokenizedText
 
@@ -23,6 +24,7 @@ class BothSides(NamedTuple):
     tokens: TokenizedText | None
     text_changed: bool
     answers: TokenRecords | None  # what was asked at the student's boundaries
+    turns: Turns
 
     @property
     def ends(self) -> Ints:
@@ -62,6 +64,7 @@ class Asked(NamedTuple):
         mapping: The map of the teacher's tokens in this row; None if the loss has none.
         answers: What the teacher was asked at the student's boundaries; None where it was not.
         answered: (A, 2) int64, numbers of an answer and of the label with bytes that it is for.
+        turns: Of a conversation, its supervised turns.
     """
 
     records: TokenRecords
@@ -75,6 +78,7 @@ class Asked(NamedTuple):
     mapping: VocabularyMap | None
     answers: TokenRecords | None
     answered: Ints
+    turns: Turns
 
     @property
     def sides(self) -> tuple[Alignment, Spans, Spans, Ints, Ints]:

@@ -41,6 +41,7 @@ from distill.losses.aligned import Aligned
 from distill.losses.requirements import check_needs, teacher_name
 from distill.losses.uld import LOSS as ULD
 from distill.student.encoder_decoder import Sides
+from distill.student.odd_turns import OddTurns
 from distill.student.text import StudentReader
 from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
@@ -110,6 +111,7 @@ def judge(
         "sequences": parts.read,
         "sequences_skipped": parts.skipped,
         "left_out": [each.facts() for each in parts.left_out],
+        "turns": [each.facts() for each in parts.turns.found()],
         "labels": parts.labels,
         **counts,
     }
@@ -148,6 +150,7 @@ class _Parts:
         labels: So far, in them.
         skipped: Sequences so far that the student cannot read.
         refusal: What its chat template said when it first refused one.
+        turns: Those that it does not write whole.
     """
 
     def __init__(
@@ -159,6 +162,7 @@ class _Parts:
         self._lost: Counter[str] = Counter()
         self._first_rows: dict[str, int] = {}
         self.refusal = ""
+        self.turns = OddTurns()
 
     @property
     def left_out(self) -> list[LeftOut]:
@@ -191,6 +195,7 @@ class _Parts:
             self._first_rows.setdefault(read.reason, line.row)
             self.refusal = self.refusal or read.refusal
             return None
+        self.turns.add(read.turns, line.row)
         labels = np.flatnonzero(tokens.has_record)
         student = student_spans(tokens)
         found = align(teacher, student)

@@ -107,7 +107,8 @@ def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
         "steps": run.get("steps"),
         "tokens read": metrics.get("train_tokens"),
         "sequences": run.get("sequences"),
-        "sequences not used": _not_used(run.get("usable") or {}),
+        "sequences not used": _counted(run, "by_capture", "by_student"),
+        "turns not whole": _counted(run, "turns"),
         "seed": run.get("seed"),
     }
     if run.get("loss") == "ce":
@@ -115,9 +116,10 @@ def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
-def _not_used(usable: Mapping[str, Any]) -> str | None:
-    """Say how many sequences were not used, and why; None where all were, or it is not known."""
-    left_out = [*usable.get("by_capture", ()), *usable.get("by_student", ())]
+def _counted(run: RunObject, *parts: str) -> str | None:
+    """Say how many were not used or not whole, and why; None where all were, or it is not known."""
+    usable = run.get("usable") or {}
+    left_out = [each for part in parts for each in usable.get(part, ())]
     said = ", ".join(f"{each['count']:,} {each['reason']}" for each in left_out)
     return said or None
 

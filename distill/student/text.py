@@ -14,7 +14,6 @@ for white space at its ends, makes the line `text_changed`, and one may refuse i
 counted and left out, with the reason (:mod:`distill.data.left_out`).
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.alignment.align import Spans
+from distill.student.odd_turns import Turns
 from logitstore.errors import InputError
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.paths import StorePath
@@ -33,17 +33,6 @@ from logitstore.text.student_turns import StudentTurns, read_turns
 from logitstore.text.token_ids import begins_bare, for_student
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
-log = logging.getLogger(__name__)
-
-_ENDLESS_TURNS = (
-    "the student's chat template writes no token that ends %d of its turns, so the student does "
-    "not learn from them when to stop. Give a template that ends every turn with "
-    "--chat_template_path."
-)
-_UNWRITTEN_CALLS = (
-    "the student's chat template does not write the tool calls of %d turns, so they are left out. "
-    "Give a template that writes tool calls with --chat_template_path."
-)
 #: Why a student can make nothing of a line, besides what the line itself says.
 CHANGED, REFUSED, BEYOND = "template_changed_text", "template_refused", "beyond_max_length"
 _ENDLESS = ("unfinished", "stopped")
@@ -56,10 +45,12 @@ class StudentText(NamedTuple):
     Attributes:
         tokens: None where the student can make nothing of the line.
         text_changed: Because its chat template changes supervised text.
+        turns: Of a conversation, its supervised turns.
     """
 
     tokens: TokenizedText | None
     text_changed: bool = False
+    turns: Turns = Turns()
 
 
 class Explained(NamedTuple):
@@ -69,11 +60,13 @@ class Explained(NamedTuple):
         tokens: None where the student can make nothing of the line.
         reason: Why, by its name in :mod:`logitstore.format.statuses`.
         refusal: What its chat template said when it refused the line.
+        turns: Of a conversation, its supervised turns.
     """
 
     tokens: TokenizedText | None
     reason: str = ""
     refusal: str = ""
+    turns: Turns = Turns()
 
 
 class StudentReader:
@@ -101,7 +94,6 @@ class StudentReader:
         self.tokenizer, self.path, self.template = tokenizer, path, template
         self.rendering, self.are_tokens = rendering, rendering["kind"] == "tokens"
         self.max_length = max_length
-        self._warned: set[str] = set()
 
     def read(self, line: SequenceText, teacher: Spans) -> StudentText:
         """Tokenise a line for the student.
@@ -111,7 +103,7 @@ class StudentReader:
             teacher: Its records, as :func:`distill.data.targets.teacher_spans` places them.
         """
         found = self.explain(line, teacher)
-        return StudentText(found.tokens, found.reason == CHANGED)
+        return StudentText(found.tokens, found.reason == CHANGED, found.turns)
 
     def explain(self, line: SequenceText, teacher: Spans) -> Explained:
         """Tokenise a line for the student, or say why that cannot be done; as for `read`."""
@@ -156,22 +148,10 @@ class StudentReader:
         )
         if found is None:
             return Explained(None, CHANGED)
-        self._warn_of_turns(line, found)
         tokens = _with_given_spaces(found.tokens, found.segments, self.tokenizer)
         if line.status == "split" and tokens.status == "ok":
             tokens = self._window(tokens, line, teacher)
-        return self._usable(tokens.cut(self.max_length))
-
-    def _warn_of_turns(self, line: SequenceText, found: StudentTurns) -> None:
-        """Warn of the first row with turns that the student's template does not write as it should.
-
-        What is not its template's fault is the teacher's: a turn that it was not done with.
-        """
-        endless = found.endless if line.status == "ok" else 0
-        for kind, count in ((_ENDLESS_TURNS, endless), (_UNWRITTEN_CALLS, found.unwritten)):
-            if count and kind not in self._warned:
-                self._warned.add(kind)
-                log.warning("%s: row %d: %s", self.path, line.row, kind % count)
+        return self._usable(tokens.cut(self.max_length))._replace(turns=_turns_of(line, found))
 
     def _own_text(self, line: SequenceText, messages: str, teacher: Spans) -> Explained:
         """Tokenise a text whose prompt is another for the student than it was for the teacher."""
@@ -207,6 +187,17 @@ class StudentReader:
         taken = tokens.take(chosen, is_label[chosen])
         starts = np.where(taken.has_record, taken.byte_starts - line.supervised_start, 0)
         return replace(taken, byte_starts=starts)
+
+
+def _turns_of(line: SequenceText, found: StudentTurns) -> Turns:
+    """Count the turns of a line; those of a row in several windows are of its first.
+
+    A turn that the teacher was not done with has no end by the teacher's fault, not the template's.
+    """
+    if line.part:
+        return Turns()
+    unfinished = int(line.status in _ENDLESS)
+    return Turns(found.turns, max(found.endless - unfinished, 0), found.unwritten)
 
 
 def _with_given_spaces(

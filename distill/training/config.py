@@ -478,6 +478,11 @@ class _Parser(HfArgumentParser):
             help="Settings that belong together, listed below; the file and flags win over them.",
         )
         self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
+        self.add_argument(
+            "--json",
+            action="store_true",
+            help="Print an error as JSON to stdout, too; a finished run is printed so anyhow.",
+        )
 
     def add_argument(self, *names: str, **more: Any) -> Any:
         """Declare a flag with underscores alone: `parse` converts the spelling with hyphens."""
@@ -497,7 +502,7 @@ class _Parser(HfArgumentParser):
         flags: list[str] = []
         for key, value in loaded.items():
             name = with_underscores(f"--{key}").removeprefix("--")
-            if name not in known or name in ("config", "help"):
+            if name not in known or name in ("config", "help", "json"):
                 raise InputError(f"--config {path}: " + _unknown(str(key), known, "key"))
             choices = next((a.choices for a in self._actions if a.dest == name), None)
             flags += _as_flags(name, _as_written(value, choices))

@@ -127,11 +127,17 @@ def look_at(data: StoreDataset, args: CachedTeacherConfig, flag: str = "--store"
     """
     found = usable(data, MOST_LOOKED_AT)
     check_usable(found, data.store.path, args.max_lost, flag)
-    lines = left_out_lines(found)
-    if lines and args.process_index == 0:
-        level = logging.WARNING if found.lost else logging.INFO
-        log.log(level, "%s %s:\n%s", flag, data.store.path, "\n".join(lines))
+    if args.process_index == 0:
+        say(found, data.store.path, flag)
     return found
+
+
+def say(found: Usable, store: StorePath, flag: str = "--store") -> None:
+    """Log the table of what a student cannot use of a store; as a warning, if it could be."""
+    lines = left_out_lines(found)
+    if lines:
+        level = logging.INFO if found.is_all else logging.WARNING
+        log.log(level, "%s %s:\n%s", flag, store, "\n".join(lines))
 
 
 def check_student(

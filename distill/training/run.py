@@ -20,6 +20,7 @@ from distill.student.arguments import StudentArguments
 from distill.student.loading import make_student
 from distill.training.checkpoints import newest_whole
 from distill.training.config import CachedTeacherConfig
+from distill.training.preflight import say
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
 from logitstore.errors import InputError
@@ -110,6 +111,8 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
                 f"no {CURVES_FILE}: matplotlib is not installed (pip install 'logitstore[report]')"
             )
             print(line, file=sys.stderr)
+    if config.process_index == 0 and not trainer.usable.is_all:
+        say(trainer.usable, trainer.store.path)  # again: what was said before step 1 is far above
     if config.world_size > 1:
         trainer.end()
     return run

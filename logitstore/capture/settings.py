@@ -73,8 +73,8 @@ class CaptureSettings(Checked):
     draws: int = setting(
         0,
         _KEPT,
-        "Tokens to draw at random per record, with replacement, from outside its entries, which "
-        "the loss sampled_kl reads. They are the same in any batch and on any rank.",
+        "Tokens to draw at random per record, with replacement, from its tail, which the loss "
+        "sampled_kl reads. They are the same in any batch and on any rank.",
         metavar="N",
     )
     boundaries_of: str | None = setting(

@@ -91,18 +91,21 @@ def is_surely_more(count: int, seen: int, of: int, most: float) -> bool:
     return share > most + by_chance
 
 
-def left_out_text(left_out: Sequence[LeftOut], unit: str = "rows", seen: str = "") -> str:
+def left_out_text(
+    left_out: Sequence[LeftOut], unit: str = "rows", seen: str = "", head: str = "not used"
+) -> str:
     """Write the table as text, without a line break at its end; empty if nothing was left out.
 
     Args:
         left_out: The reasons.
         unit: What is counted.
         seen: What the counts are about, where that is not everything.
+        head: What they are all, in a word or two.
     """
     if not left_out:
         return ""
     total = sum(each.count for each in left_out)
-    lines = [f"not used    {total:,} of {left_out[0].of:,} {unit}{seen}"]
+    lines = [f"{head:<12}{total:,} of {left_out[0].of:,} {unit}{seen}"]
     lines.append(f"{unit:>12}{'share':>8}{'first row':>11}")
     for each in sorted(left_out, key=lambda each: (-each.count, each.reason)):
         first = "-" if each.first_row is None else f"{each.first_row:,}"

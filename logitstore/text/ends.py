@@ -80,6 +80,11 @@ def turn_events(
     return events[is_last], at[is_last]
 
 
+def count_turns(segments: Sequence[Segment]) -> int:
+    """Count the supervised turns of a text: the places where one should end."""
+    return len(_wanted_ends(segments))
+
+
 def count_endless(segments: Sequence[Segment], byte_starts: I64, is_eos: Bools) -> int:
     """Count the turns that no token ends: a student cannot learn from them when to stop.
 
@@ -88,6 +93,13 @@ def count_endless(segments: Sequence[Segment], byte_starts: I64, is_eos: Bools) 
         byte_starts: (T,) supervised bytes before each token of it.
         is_eos: (T,) whether the token ends a turn.
     """
+    places, wanted = np.unique(np.array(_wanted_ends(segments), np.int64), return_counts=True)
+    ended = (np.count_nonzero(is_eos & (byte_starts == place)) for place in places)
+    return int(sum(max(n - m, 0) for n, m in zip(wanted.tolist(), ended, strict=True)))
+
+
+def _wanted_ends(segments: Sequence[Segment]) -> list[int]:
+    """List where turns should end, in supervised bytes."""
     done, open_at, found = 0, None, []
     for segment in segments:
         if segment.supervised:
@@ -96,8 +108,4 @@ def count_endless(segments: Sequence[Segment], byte_starts: I64, is_eos: Bools) 
         elif segment.text and open_at is not None:
             found.append(open_at)
             open_at = None
-    if open_at is not None:
-        found.append(open_at)
-    places, wanted = np.unique(np.array(found, np.int64), return_counts=True)
-    ended = (np.count_nonzero(is_eos & (byte_starts == place)) for place in places)
-    return int(sum(max(n - m, 0) for n, m in zip(wanted.tolist(), ended, strict=True)))
+    return found if open_at is None else [*found, open_at]

@@ -14,7 +14,7 @@ from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
-from logitstore.text.ends import count_endless
+from logitstore.text.ends import count_endless, count_turns
 from logitstore.text.matching import (
     Match,
     Stretch,
@@ -39,12 +39,14 @@ class StudentTurns(NamedTuple):
         tokens: Its tokens; `byte_starts` count in the supervised text of the store's row.
         unwritten: Supervised turns that are left out: their tool calls are not written.
         endless: Supervised turns that no token ends.
+        turns: All supervised turns, those that are left out, too.
     """
 
     segments: tuple[Segment, ...]
     tokens: TokenizedText
     unwritten: int = 0
     endless: int = 0
+    turns: int = 0
 
 
 def read_turns(
@@ -117,7 +119,8 @@ def _encoded(
     kept = _ended(segments, has_end)
     tokens = tokenizer.encode(kept, add_eos=False, add_prefix=False)
     endless = count_endless(kept, tokens.byte_starts, tokens.is_eos)
-    return StudentTurns(kept, tokens, len(rendering.unwritten), endless)
+    unwritten = len(rendering.unwritten)
+    return StudentTurns(kept, tokens, unwritten, endless, count_turns(kept) + unwritten)
 
 
 def _at_matches(

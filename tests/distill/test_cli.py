@@ -63,7 +63,7 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
         "--eval_store", str(here / "reversed"),
     )  # fmt: skip
     assert status == 0
-    found = json.loads(stdout)  # nothing else is on stdout
+    found = json.loads(stdout)  # nothing else is on stdout, with --json and without
     assert found == json.loads((out / "results.json").read_text())
     assert "ce_loss" in stderr
     expected = {

@@ -25,6 +25,7 @@ from logitstore.testing.fake_store import FakeStore
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import talks, templates
+from tests.kit.commands import Run
 from tests.kit.students import ragged_rows
 from tests.kit.templates import CHATML, turns
 
@@ -131,6 +132,27 @@ def test_of_a_large_store_an_even_part_is_looked_at_and_it_is_said(tmp_path: Pat
     assert "that were looked at" in found.text()
     with pytest.raises(InputError, match=r"4 of 4 sequences that were looked at \(of 8\)"):
         check_usable(found, "store", 0.05)
+
+
+def test_training_ends_with_what_it_began_with_if_anything_was_lost(
+    chatty: Path, tmp_path: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was said before the first step is far above by then; nothing is said of no loss."""
+    talks.capture(chatty, [{"messages": turns("Who?", "I", "Who?", "You")}] * 2, tmp_path / "s")
+    endless = tmp_path / "endless.jinja"
+    endless.write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
+    typed = ["train", "--model_name_or_path", chatty, "--store", tmp_path / "s", "--use_cpu"]
+    typed += ["--max_steps", "1", "--loss", "uld", "--logging_steps", "1"]
+    for name, flags, times in (("a", ["--chat_template_path", endless], 2), ("b", [], 0)):
+        caplog.clear()
+        status, out, err = run(*typed, "--output_dir", tmp_path / name, *flags)
+        assert status == 0, err
+        said = [each.getMessage() for each in caplog.records]
+        assert sum("not whole" in each for each in said) == times
+        found = json.loads(out)["usable"]["turns"]
+        assert [(each["count"], each["of"]) for each in found] == [(4, 4)] * bool(times)
+        card = (tmp_path / name / "README.md").read_text()
+        assert ("| turns not whole | 4 turns" in card) == bool(times)
 
 
 def test_coverage_renders_as_training_would_and_its_command_says_how(

@@ -13,6 +13,9 @@ import torch
 
 import logitstore
 from distill.alignment.align import align
+from distill.data.coverage_of_pair import of_pair
+from distill.data.coverage_table import table
+from distill.data.left_out import usable
 from distill.data.targets import student_spans, teacher_spans
 from logitstore.errors import MismatchError
 from logitstore.info import facts, info_text
@@ -354,9 +357,8 @@ def test_the_template_of_the_next_role_closes_the_last_turn(tmp_path: Path) -> N
     assert logitstore.open_store(tmp_path / "s").is_complete
 
 
-def test_a_student_says_once_what_its_template_does_not_write(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_turns_that_a_student_does_not_learn_whole_are_counted(tmp_path: Path) -> None:
+    """Of all turns of the rows that it can use, and said where those are that it cannot."""
     called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
     rows = [{"messages": [*turns("1+2?"), called, *turns("So?", "It is 3.")]} for _ in range(3)]
     store = capture(
@@ -364,17 +366,38 @@ def test_a_student_says_once_what_its_template_does_not_write(
     )
     student = saved(tmp_path / "student", SHAPES["no end in the middle"].tokenizer(), 1)
     data = dataset_of(student, store)
-    with caplog.at_level(logging.WARNING):
-        read = [labels(data, i)[1] for i in range(3)]
+    read = [labels(data, i)[1] for i in range(3)]
     assert [int(spans.lengths.sum()) for spans in read] == [len("It is 3.")] * 3
-    said = [r.getMessage() for r in caplog.records if "chat template" in r.getMessage()]
-    assert len([text for text in said if "tool calls of 1 turns" in text]) <= 1
-    endless = dataset_of(student, capture(
+    (unwritten,) = usable(data).turns
+    assert (unwritten.reason, unwritten.count, unwritten.of) == ("turns_without_calls", 3, 6)
+    talk = turns("a", "one", "b", "two")
+    plain = capture(
         saved(tmp_path / "plain", templates.chatml()),
-        [{"messages": turns("a", "one", "b", "two")}] * 2, tmp_path / "p",
-    ))  # fmt: skip
-    with caplog.at_level(logging.WARNING):
-        _ = [labels(endless, i) for i in range(2)]
-    said = [r.getMessage() for r in caplog.records if "chat template" in r.getMessage()]
-    assert sum("tool calls of 1 turns" in text for text in said) == 1
-    assert sum("ends 1 of its turns" in text for text in said) == 1
+        [{"messages": talk[:2]}, *[{"messages": talk}] * 9], tmp_path / "p",
+    )  # fmt: skip
+    found = usable(dataset_of(student, plain))
+    (endless,) = found.turns
+    assert (found.used, found.looked_at, found.lost, found.is_all) == (10, 10, 0, False)
+    assert (endless.reason, endless.count, endless.of) == ("turns_without_end", 9, 19)
+    assert endless.first_row == 1
+    facts = of_pair(str(plain.path), str(student))
+    assert facts["usable"] == found.facts()
+    text = " ".join(table(facts).split())
+    assert "10 of 10 with records can be used" in text
+    assert "not whole 9 of 19 turns, for this student turns" in text
+    assert "9 47.4% 1 turns_without_end: " in text
+    assert "does not learn from them when to stop" in text
+    assert usable(dataset_of(tmp_path / "plain", plain)).is_all
+
+
+@pytest.mark.parametrize("overflow", ["split", "truncate"])
+def test_turns_of_a_row_are_counted_once_however_it_was_cut(tmp_path: Path, overflow: str) -> None:
+    student = saved(tmp_path / "student", SHAPES["no end in the middle"].tokenizer(), 1)
+    teacher = saved(tmp_path / "plain", templates.chatml())
+    rows = [{"messages": turns("a", "one two three", "b", "four five six. " * 20)}] * 2
+    store = capture(teacher, rows, tmp_path / "s", overflow=overflow, max_length=90)
+    found = [store.text(i) for i in range(len(store))]
+    assert {line.status[:5] for line in found} == {overflow[:5]}
+    assert (len(found) > len(rows)) == (overflow == "split")
+    (endless,) = usable(dataset_of(student, store)).turns
+    assert (endless.count, endless.of) == (2, 4)

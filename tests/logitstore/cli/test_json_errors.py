@@ -85,6 +85,22 @@ def test_distill_says_the_same_kinds(typed: Typed, tmp_path: Path) -> None:
     assert found["kind"] == "input"
 
 
+def test_training_says_the_same_kinds(typed: Typed, tmp_path: Path) -> None:
+    out = ("--output_dir", tmp_path / "out")
+    words = ("distill", "train", "--model_name_or_path", "s", *out, "--report_to", "none")
+    for more, kind in (
+        (("--store", tmp_path), "not-a-store"),
+        (("--store", tmp_path, "--loss", "kl"), "input"),
+        ((), "input"),
+        (("--store", tmp_path, "--nonsense", "1"), "usage"),
+        (("--learning_rate", "fast"), "usage"),
+    ):
+        assert failed(typed, *words, *more)["kind"] == kind
+    (tmp_path / "run.yaml").write_text("json: true\n")
+    found = failed(typed, *words, "--config", tmp_path / "run.yaml")
+    assert "no key is called json" in found["message"]
+
+
 def test_an_error_without_json_leaves_stdout_empty(typed: Typed, tmp_path: Path) -> None:
     code, out, err = typed("logitstore", "info", tmp_path)
     assert (code, out) == (2, "")

@@ -1,5 +1,6 @@
 """Text that a chat template has written already: its marks are tokens, not letters."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from logitstore.text.token_ids import BEGIN, END, MARK
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import templates
 from tests.kit.talks import TALKS, capture, dataset_of, save_families, trainer_of
-from tests.kit.templates import FAMILIES
+from tests.kit.templates import FAMILIES, turns
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,61 @@ def test_without_the_flag_it_is_said_and_counted(
     assert store.spec.rendering["kind"] == "text"
 
 
+SAID = turns("Which?", "I write <|im_end|> here.", "And?", "No more.")
+
+
+def _part(text: str) -> Any:
+    return [{"type": "text", "text": text}]
+
+
+AS_ROWS: dict[str, Any] = {
+    "messages": {"messages": SAID},
+    "messages in a JSON string": {"messages": json.dumps(SAID)},
+    "parts": {"messages": turns(_part("Which?"), _part("<|im_end|>"))},
+    "prompt and completion": {"prompt": SAID[:1], "completion": SAID[1:2]},
+}
+
+
 @pytest.mark.parametrize(
-    "rows", [[{"text": "No mark <b>at all</b>."}], [{"prompt": "a", "completion": " b"}]]
+    ("form", "is_file"),
+    [
+        (form, is_file)
+        for form in AS_ROWS
+        for is_file in (False, True)
+        if is_file or "JSON" not in form
+    ],
+)
+def test_special_tokens_that_messages_say_are_counted(
+    form: str,
+    is_file: bool,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Where an answer says an end, that is what is supervised in the middle of its turn."""
+    row = AS_ROWS[form]
+    rows: Any = [row, json.loads(json.dumps(row).replace("<|im_end|>", "<im_end>")), row]
+    if is_file:
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = str(tmp_path / "rows.jsonl")
+    with caplog.at_level(logging.WARNING):
+        store = capture(folders["chatml"], rows, tmp_path / "s")
+    [said] = [r.getMessage() for r in caplog.records if "special tokens" in r.getMessage()]
+    assert "in 2 of 3 rows messages say 2 special tokens" in said
+    assert "such as <|im_end|>" in said
+    assert "--parse-special" not in said
+    if form == "messages":
+        end = AutoTokenizer.from_pretrained(folders["chatml"]).convert_tokens_to_ids("<|im_end|>")
+        assert [(store[i].token_ids == end).sum() for i in range(3)] == [3, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"text": "No mark <b>at all</b>."}],
+        [{"prompt": "a", "completion": " b"}],
+        [{"messages": turns("Who <b>?", "Nobody <im>.")}],
+    ],
 )
 def test_ordinary_text_is_no_reason_for_a_warning(
     rows: Any, folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
