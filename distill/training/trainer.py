@@ -53,50 +53,33 @@ Shape legend: N = labels, P = pairs of a loss.
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import (
-    EvalLoopOutput,
     TrainOutput,
 )
 
-from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.collator import Collator
 from distill.data.coverage_warning import warn_if_wrong
 from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
-from distill.data.self_test import Tried, try_records
-from distill.data.targets import asks_at_boundaries
-from distill.head.query import HeadAnswer, Partition
+from distill.data.self_test import try_records
+from distill.head.query import Partition
 from distill.head.student_head import StudentHead
-from distill.losses import advice, find
+from distill.losses import advice
 from distill.losses.requirements import has_tokenizer_of
-from distill.student.encoder_decoder import SEEN, Sides
+from distill.student.encoder_decoder import Sides
 from distill.student.generation_ends import list_ends
-from distill.student.template import template_of
 from distill.training.config import CachedTeacherConfig
-from distill.training.first_batch import FirstBatch, first_batches, try_first_batch
-from distill.training.loss_terms import (
-    Term,
-    bad_rows,
-    counts_of,
-    covered_fractions,
-    joined,
-    named,
-    placed,
-    query_of,
-    row_sums,
-    terms_of,
-    unpacked,
-)
+from distill.training.evaluating_trainer import EvaluatingTrainer
 from distill.training.meter import Meter
 from distill.training.one_cycle import one_cycle, parse_one_cycle
 from distill.training.preflight import (
@@ -108,19 +91,18 @@ from distill.training.preflight import (
     look_at,
     settings_of,
 )
-from distill.training.router_loss import router_loss, router_weight
+from distill.training.router_loss import router_weight
+from distill.training.sources import at_boundaries, dataset_of_run, store_of_run
 from distill.training.untrained import Untrained
-from logitstore import open_store
-from logitstore.errors import InputError, MismatchError
-from logitstore.models.context_length import context_length
+from logitstore.errors import InputError
 from logitstore.storage import commit
-from logitstore.text.chat_template import ChatTemplate, read_template
+from logitstore.text.chat_template import read_template
 from logitstore.text.tokenizer import ByteTokenizer
 
 log = logging.getLogger(__name__)
 
 
-class CachedTeacherTrainer(Trainer):
+class CachedTeacherTrainer(EvaluatingTrainer):
     """`transformers.Trainer` whose loss comes from a store instead of a teacher.
 
     Args:
@@ -136,11 +118,6 @@ class CachedTeacherTrainer(Trainer):
         LogitStoreError: Before anything is trained or written, when store, student and settings
             do not fit together.
     """
-
-    # The loss below is already divided by the counts of the whole accumulated batch.
-    # Read by transformers >= 5.19; the floor in pyproject.toml says so.
-    loss_is_scaled_for_ga = True
-    args: CachedTeacherConfig
 
     def __init__(
         self,
@@ -160,12 +137,12 @@ class CachedTeacherTrainer(Trainer):
         check_student(model, args, student)
         if args.packing:
             check_packing(model)
-        opened = _opened(store, args.store, args)
+        opened = store_of_run(store, args.store, args)
         args = args.settled(one_tokenizer=has_tokenizer_of(opened, student))
         self.weights = args.loss_weights
         self.options = args.loss_options
-        self.store: Store = _at_boundaries(opened, student, args)
-        self.data = _dataset(self.store, student, processing_class, model, args)
+        self.store: Store = at_boundaries(opened, student, args)
+        self.data = dataset_of_run(self.store, student, processing_class, model, args)
         #: What of the store this student can use; counted before the first step.
         self.usable = look_at(self.data, args)
         #: What tests before the first step found, as JSON.
@@ -181,9 +158,11 @@ class CachedTeacherTrainer(Trainer):
         self.ends_listed = list_ends(model, student, self.data.reader.template)
         held_out: StoreDataset | None = None
         if eval_store is not None or args.eval_store:
-            evaluated = _at_boundaries(_opened(eval_store, args.eval_store, args), student, args)
+            evaluated = at_boundaries(
+                store_of_run(eval_store, args.eval_store, args), student, args
+            )
             check_eval_store(evaluated, self.store, args)
-            held_out = _dataset(evaluated, student, processing_class, model, args)
+            held_out = dataset_of_run(evaluated, student, processing_class, model, args)
             look_at(held_out, args, "--eval_store")
         else:
             check_nothing_to_evaluate(args)
@@ -226,184 +205,7 @@ class CachedTeacherTrainer(Trainer):
         self._rows: list[int] = []  # of the dataset, in this step of this process
         self._untrained: Untrained | None = None
 
-    # ---- the loss ----
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Tensor | int | None = None,
-    ) -> Any:
-        """Compute a micro-batch's share of the loss of its whole accumulated, distributed batch.
-
-        Args:
-            model: The model, or what a wrapper made of it.
-            inputs: A batch as :mod:`distill.data.dataset` lays it out, on the device.
-            return_outputs: Whether to return `(loss, terms)`.
-            num_items_in_batch: Counts of the whole batch, one a term; None: this is all of it.
-        """
-        counts = self._counts([inputs]) if num_items_in_batch is None else num_items_in_batch
-        assert isinstance(counts, Tensor)
-        counts = counts.to(inputs["rows"].device).clamp(min=1)
-        if model.training and not self._has_tried:
-            self._try_student(model)
-        loss, terms = self._loss(model, inputs, counts)
-        routed, learnt = None, loss
-        if self._router_weight and model.training:
-            share = self._counts([inputs])[0] / counts[0]
-            found = self.head.router_loss
-            routed = router_loss(found, self._router_weight, model, share)
-            loss = loss + routed
-        if model.training:
-            means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
-            self._stop_if_not_finite(loss, dict(zip(terms, means, strict=True)), terms, inputs)
-            bounds = [t.bound_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
-            self._meter.add(inputs, means, bounds, routed)
-            if self._untrained is not None:
-                self._untrained.add(learnt, len(inputs["rows"]))
-            # DDP and FSDP average gradients over ranks, which the factor undoes.
-            loss = loss * self.accelerator.num_processes
-        return (loss, terms) if return_outputs else loss
-
-    def _loss(
-        self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
-    ) -> tuple[Tensor, dict[str, Term]]:
-        """Compute the loss and its terms, piece by piece if the batch is cut.
-
-        The terms then have no gradient: it is taken already.
-        """
-        inputs = unpacked(inputs)
-        pieces: Pieces | None = inputs.get("pieces") if torch.is_grad_enabled() else None
-        by_start = {} if pieces is None else {piece.start: piece for piece in pieces.each}
-        shares: list[dict[str, Term]] = []
-
-        def objective(answer: HeadAnswer, start: int, stop: int) -> Tensor:
-            teacher = inputs["teacher"]
-            if by_start and stop - start < len(inputs["rows"]):
-                teacher = piece_of(teacher, by_start[start])
-            terms = terms_of(teacher, answer, self.options, self.args.uncovered)
-            shares.append(terms if pieces is None else placed(terms, start))
-            means = [t.values_P.sum() / n for t, n in zip(terms.values(), counts, strict=True)]
-            return self._total(terms, means)
-
-        query = query_of(inputs, self.options, self._partitions())
-        ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
-        loss = self.head.loss(model, self._seen(inputs), inputs["rows"], query, objective, ranges)
-        return loss, joined(shares)
-
-    def _try_student(self, model: nn.Module) -> None:
-        """Try whether logits and labels belong together, as many sequences at once as in a step."""
-        made = first_batches(self.data, self.data_collator, self._train_batch_size)
-        prepared = map(self._prepare_inputs, made)
-        batches = [(self._seen(inputs), unpacked(inputs)) for inputs in prepared]
-        tried = try_first_batch(self.head, model, batches)
-        self._has_tried = True
-        self._note_test("student", tried, self.args, can_doubt=not self.is_new)
-
-    def _note_test(
-        self,
-        name: str,
-        found: Tried | FirstBatch,
-        args: CachedTeacherConfig,
-        *,
-        can_doubt: bool = True,
-    ) -> None:
-        """Keep what a test found, and warn of what it doubts."""
-        self.self_test[name] = found.facts()
-        if can_doubt and found.doubt and args.process_index == 0:
-            log.warning("%s: %s. --no_self_test silences this.", self.store.path, found.doubt)
-
-    def _seen(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Choose what the model itself is given, as it would be by any other collator."""
-        seen: dict[str, Any] = {key: inputs[key].long() for key in SEEN if key in inputs}
-        if "position_ids" in seen:
-            # Models make the mask of packed sequences where they are given no other, nor a cache.
-            del seen["attention_mask"]
-            seen["use_cache"] = False
-        return seen
-
-    def _terms(self, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Term]:
-        inputs = unpacked(inputs)
-        query = query_of(inputs, self.options, self._partitions())
-        answer = self.head(model, self._seen(inputs), inputs["rows"], query)
-        return terms_of(inputs["teacher"], answer, self.options, self.args.uncovered)
-
-    def _partitions(self) -> Mapping[str, Partition]:
-        """Return what the ids of losses are events of, on the device, where they stay.
-
-        They depend on both tokenizers alone, so evaluation has the same ones.
-        """
-        if self._on_device is None:
-            of_loss = self.data.partitions.items()
-            self._on_device = {name: each.to(self.args.device) for name, each in of_loss}
-        return self._on_device
-
-    def _total(self, terms: Mapping[str, Term], means: list[Tensor]) -> Tensor:
-        """Weight and add the terms; the sum depends on the student even if nothing is to learn."""
-        loss = terms["ce"].values_P[:0].sum()
-        ce, *others = means
-        kd = sum((w * mean for w, mean in zip(self.weights.values(), others, strict=True)), loss)
-        if self.args.ce_weight:  # 0 times an infinite loss is NaN
-            loss = loss + self.args.ce_weight * ce
-        return loss + (self._balance(ce, kd) * kd if self.args.balance else kd)
-
-    def _balance(self, ce: Tensor, kd: Tensor) -> Tensor:
-        """Compute CE / KD of the whole distributed batch, without gradient; 1 if KD is not > 0."""
-        both = torch.stack([ce.detach(), kd.detach()])
-        whole_ce, whole_kd = self.accelerator.reduce(both, "sum")
-        return torch.where(whole_kd > 0, whole_ce / whole_kd, 1)
-
-    def _counts(self, batches: list[dict[str, Any]]) -> Tensor:
-        """Count the values of each term in these batches of this process."""
-        losses = tuple(self.weights)
-        counts = [counts_of(batch, losses, self.args.uncovered) for batch in batches]
-        return torch.tensor(counts, dtype=torch.long).reshape(-1, 1 + len(self.weights)).sum(0)
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
-        """Count over all micro-batches and processes; Trainer's hook, here with a count a term."""
-        counts: Tensor = self.accelerator.reduce(self._counts(batch_samples).to(device), "sum")
-        return counts
-
-    def _stop_if_not_finite(
-        self,
-        loss: Tensor,
-        means: Mapping[str, Tensor],
-        terms: Mapping[str, Term],
-        inputs: Mapping[str, Any],
-    ) -> None:
-        if not bool(torch.isfinite(loss)):
-            parts = ", ".join(f"{name} {mean.item():g}" for name, mean in means.items())
-            raise InputError(
-                f"step {self.state.global_step + 1}, {_rows(bad_rows(terms, inputs))}: the loss is "
-                f"{loss.item():g} ({parts}); training stopped before this step touched the "
-                "weights. Lower --learning_rate or raise --warmup_steps; with --fp16, try --bf16."
-            )
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm)  # type: ignore[no-untyped-call]
-        # With fp16, infinite gradients are how the loss scaler finds its scale.
-        if not self.args.fp16 and not bool(torch.isfinite(torch.as_tensor(norm))):
-            raise InputError(
-                f"step {self.state.global_step + 1}, {_rows(self._rows)}: the gradient norm is "
-                f"{torch.as_tensor(norm).item():g} though the loss is finite; training stopped "
-                "before this step touched the weights. Lower --learning_rate; with --bf16, try "
-                "without."
-            )
-        return norm
-
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Move a batch to the device.
-
-        DeepSpeed would also round the teacher's float32 to the model's dtype.
-        """
-        ours = ("teacher", "pieces")
-        prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in ours})
-        teacher = {
-            name: {key: array.to(self.args.device) for key, array in arrays.items()}
-            for name, arrays in inputs["teacher"].items()
-        }
-        return {**prepared, "teacher": teacher, "pieces": inputs.get("pieces")}
+    # ---- the order of rows ----
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
@@ -471,60 +273,6 @@ class CachedTeacherTrainer(Trainer):
             logs |= report if "loss" in logs else self._meter.totals()
         super().log(logs, start_time)
 
-    # ---- evaluation ----
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[Tensor | None, None, None]:
-        """Add a batch to the sums of :meth:`evaluation_loop`, row by row."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(inputs, self._terms(model, inputs))
-        # This gather drops the rows that were repeated to give every process as many.
-        total = self.accelerator.gather_for_metrics(sums).cpu().double().sum(0)
-        self._eval_sums = total if self._eval_sums is None else self._eval_sums + total
-        return None, None, None
-
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """Evaluate as Trainer does, but with sums that are divided once.
-
-        Trainer's mean of batch means depends on the size of batches.
-        """
-        self._eval_sums = None
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
-        names, sums = ["ce", *self.weights], self._evaluated_sums()
-        triples = sums[: 3 * len(names)].double().reshape(-1, 3)
-        covered, *each = sums[3 * len(names) :].tolist()
-        values, bounds = (triples[:, :2] / triples[:, 2:].clamp(min=1)).T.tolist()
-        report = named(
-            dict(zip(names, values, strict=True)),
-            dict(zip(names, bounds, strict=True)),
-            self.weights,
-        )
-        report["loss"] = self.args.ce_weight * report["ce_loss"] + report.get("kd_loss", 0.0)
-        if self.weights:
-            of_losses = dict(zip(self.weights, each, strict=False))  # of several
-            report |= covered_fractions(covered, of_losses, float(triples[0, 2]))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in report.items()}
-        return output._replace(metrics={**(output.metrics or {}), **metrics})
-
-    def _evaluated_sums(self) -> Tensor:
-        assert self._eval_sums is not None  # a dataset without rows is rejected when it is made
-        return self._eval_sums
-
     # ---- the end ----
 
     def _finalize_training(self, *args: Any, **kwargs: Any) -> Any:
@@ -574,85 +322,3 @@ class CachedTeacherTrainer(Trainer):
             "sequences": len(self.data),
             "settings": settings_of(args, template),
         }
-
-
-def _rows(rows: Sequence[int]) -> str:
-    """Name rows of the dataset in a message: if there are many, the first eight."""
-    shown = ", ".join(f"{row:,}" for row in rows[:8]) + (", …" if len(rows) > 8 else "")
-    return f"row{'' if len(rows) == 1 else 's'} {shown} of the dataset"
-
-
-def _opened(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:
-    if store is not None:
-        return store
-    assert path is not None
-    return open_store(path, allow_partial=args.allow_partial)
-
-
-def _at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConfig) -> Store:
-    """Choose where records are read: at the teacher's own tokens, or also at the student's.
-
-    Raises:
-        MismatchError: The store has none at the boundaries of this student.
-        InputError: No loss asks what can follow there.
-    """
-    if not args.boundaries:
-        return store
-    pairings = {name: find(name).pairing_of(args.loss_options) for name in args.loss_weights}
-    for name, pairing in pairings.items():
-        if pairing.kind == "strict":
-            raise InputError(
-                f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
-                "at the boundaries of a student the teacher's tokens are not known. Leave "
-                "--map strict out, or --boundaries."
-            )
-    if not any(map(asks_at_boundaries, pairings.values())):
-        raise InputError(
-            f"--boundaries: {', '.join(pairings) or 'ce'} would learn nothing from it, since only "
-            "losses that send the teacher's tokens to the student's ask what can follow a boundary "
-            f"of the student's. Use --loss {advice.TWO_TOKENIZERS}, or leave --boundaries out."
-        )
-    return store.boundaries_of(student.fingerprint, student.name)
-
-
-def _check_template(store: Store, template: ChatTemplate) -> None:
-    """Reject another chat template than the one whose boundaries a store has records at.
-
-    Raises:
-        MismatchError: It is another.
-    """
-    known = (store.spec.boundaries_of or {}).get("chat_template_sha256", template.digest)
-    if known != template.digest:
-        raise MismatchError(
-            f"{store.path}: has records at the boundaries of this student with chat template "
-            f"{known[:12]}…, but this run's is {template.digest[:12]}…. Give that template with "
-            "--chat_template_path, or train without --boundaries."
-        )
-
-
-def _dataset(
-    store: Store,
-    student: ByteTokenizer,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    args: CachedTeacherConfig,
-) -> StoreDataset:
-    template = template_of(
-        store.spec.rendering,
-        store.path,
-        tokenizer,
-        student,
-        path=args.chat_template_path,
-        kwargs=args.chat_template_kwargs,
-    )
-    if template is not None:
-        _check_template(store, template)
-    readable = context_length(model.config)
-    return StoreDataset(
-        store,
-        student,
-        tuple(args.loss_weights),
-        max_length=min([n for n in (args.max_length, readable) if n], default=None),
-        template=template,
-        **args.loss_options,
-    )

@@ -1,0 +1,98 @@
+"""Open what a run learns from: the store, its records at a student's boundaries, its rows."""
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from distill.data.dataset import StoreDataset
+from distill.data.example import Store
+from distill.data.targets import asks_at_boundaries
+from distill.losses import find
+from distill.losses.advice import TWO_TOKENIZERS
+from distill.student.template import template_of
+from distill.training.config import CachedTeacherConfig
+from logitstore import open_store
+from logitstore.errors import InputError, MismatchError
+from logitstore.models.context_length import context_length
+from logitstore.text.chat_template import ChatTemplate
+from logitstore.text.tokenizer import ByteTokenizer
+
+
+def store_of_run(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:
+    """Return a store that is open already, or open the one that the run names."""
+    if store is not None:
+        return store
+    assert path is not None
+    return open_store(path, allow_partial=args.allow_partial)
+
+
+def at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConfig) -> Store:
+    """Choose where records are read: at the teacher's own tokens, or also at the student's.
+
+    Raises:
+        MismatchError: The store has none at the boundaries of this student.
+        InputError: No loss asks what can follow there.
+    """
+    if not args.boundaries:
+        return store
+    pairings = {name: find(name).pairing_of(args.loss_options) for name in args.loss_weights}
+    for name, pairing in pairings.items():
+        if pairing.kind == "strict":
+            raise InputError(
+                f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
+                "at the boundaries of a student the teacher's tokens are not known. Leave "
+                "--map strict out, or --boundaries."
+            )
+    if not any(map(asks_at_boundaries, pairings.values())):
+        raise InputError(
+            f"--boundaries: {', '.join(pairings) or 'ce'} would learn nothing from it, since only "
+            "losses that send the teacher's tokens to the student's ask what can follow a boundary "
+            f"of the student's. Use --loss {TWO_TOKENIZERS}, or leave --boundaries out."
+        )
+    return store.boundaries_of(student.fingerprint, student.name)
+
+
+def _check_template(store: Store, template: ChatTemplate) -> None:
+    """Reject another chat template than the one whose boundaries a store has records at.
+
+    Raises:
+        MismatchError: It is another.
+    """
+    known = (store.spec.boundaries_of or {}).get("chat_template_sha256", template.digest)
+    if known != template.digest:
+        raise MismatchError(
+            f"{store.path}: has records at the boundaries of this student with chat template "
+            f"{known[:12]}…, but this run's is {template.digest[:12]}…. Give that template with "
+            "--chat_template_path, or train without --boundaries."
+        )
+
+
+def dataset_of_run(
+    store: Store,
+    student: ByteTokenizer,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    args: CachedTeacherConfig,
+) -> StoreDataset:
+    """Make the rows of a store for a student, in its chat template and as long as it reads.
+
+    Raises:
+        LogitStoreError: Store, student and settings do not fit together.
+    """
+    template = template_of(
+        store.spec.rendering,
+        store.path,
+        tokenizer,
+        student,
+        path=args.chat_template_path,
+        kwargs=args.chat_template_kwargs,
+    )
+    if template is not None:
+        _check_template(store, template)
+    readable = context_length(model.config)
+    return StoreDataset(
+        store,
+        student,
+        tuple(args.loss_weights),
+        max_length=min([n for n in (args.max_length, readable) if n], default=None),
+        template=template,
+        **args.loss_options,
+    )
