@@ -22,6 +22,7 @@ from logitstore.format.spec import StoreHeader
 from logitstore.format.zip_archive import DIGEST_CHARS, END, Archive, pack
 from logitstore.records import TokenRecords
 from logitstore.testing import stores
+from tests.kit.made_stores import put
 
 SHARD = "shards/00001.zarr.zip"
 
@@ -29,7 +30,7 @@ SHARD = "shards/00001.zarr.zip"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pinned") / "s"
-    stores.write(path, stores.spec(temperatures=(2.0,), logit_std=True))
+    put(path, stores.spec(temperatures=(2.0,), logit_std=True))
     return path
 
 
