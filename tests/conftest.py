@@ -58,21 +58,25 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 #: By what the end of a run says. They are begun first, so that no process is left alone with one.
 LONGEST = (
-    "tools/test_demo.py",
-    "distill/training/test_exactness.py",
     "real/test_real_labels.py",
     "real/test_real_templates.py",
     "real/test_real_bert.py",
-    "distill/training/test_trainer.py",
-    "distill/test_cli.py",
-    "test_readme.py",
-    "distill/training/test_cached_losses.py",
-    "distill/training/test_world_size.py",
-    "logitstore/capture/test_killed.py",
-    "logitstore/capture/test_batching.py",
-    "logitstore/storage/test_remote_faults.py",
+    "tools/test_demo.py",
     "logitstore/reading/test_attacks.py",
+    "distill/training/test_exactness.py",
+    "distill/training/test_cached_losses.py",
+    "distill/test_cli.py",
+    "logitstore/capture/test_generate.py",
+    "logitstore/text/test_conversations.py",
+    "logitstore/moving/test_zarr_export.py",
     "wrong_inputs/test_wrong_inputs.py",
+    "distill/training/test_uncovered.py",
+    "distill/training/test_trainer.py",
+    "tools/test_gpu.py",
+    "logitstore/capture/test_killed.py",
+    "logitstore/capture/test_estimate.py",
+    "logitstore/storage/test_remote_faults.py",
+    "distill/student/test_adapters.py",
 )
 
 

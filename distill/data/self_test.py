@@ -220,7 +220,9 @@ class _Entries(list[tuple[bytes, float]]):
     def mass(self, label: bytes) -> float:
         """Add up the entries that write the beginning of a label, or begin with it."""
         label = label.removeprefix(b" ") or label
-        alike = self._by_byte.get(label[0], ()) if label else self
+        alike: Sequence[tuple[bytes, float]] = self
+        if label:
+            alike = self._by_byte.get(label[0], [])
         return sum(
             p for written, p in alike if written.startswith(label) or label.startswith(written)
         )

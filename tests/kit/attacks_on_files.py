@@ -331,9 +331,9 @@ def rows_that_are_not_parquet(store: Path) -> None:
 
 @attack
 def index_of_a_huge_count(store: Path) -> None:
-    """Ten million lines for three shards."""
+    """Two million lines for three shards."""
     table = index_table(store)
-    many = pa.table({n: pa.repeat(table[n][0], 10_000_000) for n in table.column_names})
+    many = pa.table({n: pa.repeat(table[n][0], 2_000_000) for n in table.column_names})
     put_index(store, parquet(many.cast(table.schema), row_group_size=1 << 24))
 
 

@@ -1,8 +1,9 @@
 """Maps of a store's teacher to a student: kept, loaded, carried to workers; and their targets."""
 
+import functools
 import multiprocessing
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,22 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     return FakeStore.from_teacher(teacher, reader, rows, folder, top_k=16)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
+def shared_maps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep each map for all tests that do not look at what is kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOGITSTORE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where maps are kept, with nothing in it."""
     monkeypatch.setenv("LOGITSTORE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache" / "maps"
 
 
+@functools.cache
 def student(kind: str) -> ByteTokenizer:
     return ByteTokenizer(tokenizers.build(kind))
 

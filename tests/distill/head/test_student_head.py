@@ -1,6 +1,7 @@
 """StudentHead: what the model's own logits say, in chunks, in any wrapper, in little memory."""
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -252,8 +253,17 @@ def test_the_rest_is_right_where_subtraction_would_see_nothing() -> None:
     assert ((subtracted / want.exp())[want < -20] - 1).abs().min() > 0.5
 
 
-@pytest.mark.parametrize("chunk_tokens", [2, 3, 100])
-@pytest.mark.parametrize("width", [1, 2, 7])
+#: Every width and every chunk; the widest in pieces and whole.
+CHECKED = ((1, 2), (2, 3), (7, 2), (7, 100))
+
+
+@pytest.mark.parametrize(
+    ("width", "chunk_tokens"),
+    [
+        pytest.param(*each, marks=() if each in CHECKED else pytest.mark.slow)
+        for each in product((1, 2, 7), (2, 3, 100))
+    ],
+)
 def test_gradcheck(width: int, chunk_tokens: int) -> None:
     """By finite differences: odd shapes, ids and top k beyond the vocabulary, a row of padding."""
     gen = torch.Generator().manual_seed(width)

@@ -86,9 +86,14 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("rounded", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 2.0, 0.5])
-@pytest.mark.parametrize("kind", DIVERGENCES)
+@pytest.mark.parametrize(
+    ("kind", "temperature", "rounded"),
+    [
+        (kind, temperature, (k + t) % 2 == 0)  # every two values together, once or more
+        for k, kind in enumerate(DIVERGENCES)
+        for t, temperature in enumerate((1.0, 2.0, 0.5))
+    ],
+)
 def test_tail_kl_of_a_store_is_the_live_divergence(
     student: PreTrainedModel,
     teacher: PreTrainedModel,

@@ -27,6 +27,7 @@ from logitstore.records import TokenRecords
 from logitstore.storage.paths import StorePath
 from logitstore.testing import stores
 from tests.kit.hostile import edit_spec
+from tests.kit.made_stores import put
 
 SHARD = "shards/00001.zarr.zip"
 
@@ -34,7 +35,7 @@ SHARD = "shards/00001.zarr.zip"
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pinned") / "s"
-    stores.write(path, stores.spec(temperatures=(2.0,), logit_std=True))
+    put(path, stores.spec(temperatures=(2.0,), logit_std=True))
     return path
 
 

@@ -16,12 +16,13 @@ from logitstore.cli.app import app
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.format.spec import StoreHeader
 from logitstore.testing import stores, tiny
+from tests.kit.made_stores import put
 from tests.logitstore.storage.test_commit_faults import CrashingFs, InjectedCrashError
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     return tmp_path / "s"
 
 
@@ -111,7 +112,7 @@ def test_a_damaged_shard_of_an_unfinished_store_is_repaired_too(tmp_path: Path) 
     flip(tmp_path / "s" / "shards" / "00001.zarr.zip")
     assert repair_store(tmp_path / "s").missing_shards == 2
     stores.write(tmp_path / "s")
-    stores.write(tmp_path / "whole")
+    put(tmp_path / "whole")
     assert stores.tree(tmp_path / "s") == stores.tree(tmp_path / "whole")
 
 

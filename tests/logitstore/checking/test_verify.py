@@ -23,12 +23,13 @@ from logitstore.format.zip_archive import Archive, pack
 from logitstore.reading.shard import Shard
 from logitstore.records import TokenRecords
 from logitstore.testing import stores, tiny
+from tests.kit.made_stores import put
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("verify") / "s"
-    stores.write(path, stores.spec(temperatures=(2.0,), logit_std=True, draws=3))
+    put(path, stores.spec(temperatures=(2.0,), logit_std=True, draws=3))
     return path
 
 
@@ -38,7 +39,7 @@ def test_a_whole_store_is_said_to_be_whole(whole: Path) -> None:
         assert (report.shards, report.rows, report.damaged) == (3, 12, [])
 
 
-@pytest.mark.parametrize("flips", [200, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_every_flipped_byte_is_found_and_its_file_named(
     whole: Path, tmp_path: Path, flips: int
 ) -> None:
@@ -264,7 +265,7 @@ def test_ids_that_do_not_write_the_text_are_damage(
 def test_parts_of_a_row_that_overlap_and_rows_without_a_line_are_damage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores.write(tmp_path / "s", parts=2)
+    put(tmp_path / "s", parts=2)
     assert verify_store(tmp_path / "s", deep=True).damaged == []
     good = Shard.text
     monkeypatch.setattr(Shard, "text", lambda self, i: good(self, i)._replace(part=0))
@@ -309,7 +310,7 @@ def test_zarr_is_a_second_opinion(
 ) -> None:
     """What it decodes otherwise is damage; that of one array, and of the shard's rows."""
     of = stores.spec(codec=codec, temperatures=(2.0, 0.5), draws=3, chunks=(3, 7))
-    stores.write(tmp_path / "s", of)
+    put(tmp_path / "s", of)
     asked = ("verify", str(tmp_path / "s"), "--deep", "--zarr")
     assert run(*asked)[:2] == (0, "3 shards, 12 rows: whole\n")
     right = Shard.array

@@ -12,6 +12,7 @@ import pytest
 from logitstore.console.terminal import printable
 from logitstore.testing import stores, tiny
 from tests.kit.commands import Run
+from tests.kit.made_stores import put
 from tests.kit.rows import texts_file
 
 
@@ -22,7 +23,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    stores.write(tmp_path / "s", stores.spec(temperatures=(2.0,)))
+    put(tmp_path / "s", stores.spec(temperatures=(2.0,)))
     return tmp_path / "s"
 
 
@@ -71,7 +72,7 @@ def test_module_and_script_are_the_same_command() -> None:
 
 def test_text_that_a_terminal_would_obey_is_shown_escaped(run: Run, tmp_path: Path) -> None:
     assert printable("a\x1b[31mred\u202eb\n") == r"a\x1b[31mred\u202eb\n"
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     _, out, _ = run("show", tmp_path / "s", 0)
     assert "\x1b" not in out
 

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from logitstore.console.escaped import Escaped, escaped_output, print_coloured
 from logitstore.console.terminal import coloured
 from logitstore.inspection.sequence import sequence_text
-from logitstore.testing import stores
 from tests.kit.hostile import edit_spec
+from tests.kit.made_stores import put
 from tests.logitstore.cli.conftest import Typed
 
 EVIL = "\x1b]0;OWNED\x07\x1b[31m\u202e\x9b2J\rover\u2028\x00"
@@ -86,7 +86,7 @@ def test_the_streams_are_the_callers_again_afterwards() -> None:
 def test_what_a_store_says_of_its_teacher_is_escaped(
     typed: Typed, tmp_path: Path, where: str
 ) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
 
     def change(body: dict[str, Any]) -> None:
         part = body["provenance"] if where == "teacher" else body["content"]["teacher"]

@@ -12,13 +12,13 @@ import pytest
 
 from logitstore.capture import job
 from logitstore.console.signals import Stopped
-from logitstore.testing import stores
+from tests.kit.made_stores import put
 from tests.logitstore.cli.conftest import Typed
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     return tmp_path / "s"
 
 

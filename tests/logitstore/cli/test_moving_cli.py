@@ -8,11 +8,12 @@ from logitstore.store import open_store
 from logitstore.testing import stores, tiny
 from tests.kit import dumps
 from tests.kit.commands import Run
+from tests.kit.made_stores import put
 
 
 def test_out_and_in_again(run: Run, tmp_path: Path) -> None:
     store, export, back = tmp_path / "s", tmp_path / "e", tmp_path / "b"
-    stores.write(store)
+    put(store)
     code, out, _ = run("export", store, "--to", "parquet", "--out", export)
     assert (code, out.split(":")[1][:17]) == (0, " 3 Parquet files,")
     code, out, _ = run("import", export, "--out", back, "--dry-run")
@@ -26,7 +27,7 @@ def test_out_and_in_again(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_that_moved(run: Run, tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     run("export", tmp_path / "s", "--to", "parquet", "--out", tmp_path / "e")
     (tmp_path / "e" / "tokenizer").rename(tmp_path / "t")
     code, _, err = run("import", tmp_path / "e" / "data", "--out", tmp_path / "b")
@@ -80,7 +81,7 @@ def test_a_teacher_that_is_a_folder_is_known_by_its_weights(run: Run, tmp_path: 
 
 
 def test_merge_and_subset(run: Run, tmp_path: Path) -> None:
-    stores.write(tmp_path / "one")
+    put(tmp_path / "one")
     stores.write(tmp_path / "a", shards=(0, 2), seal=False)
     stores.write(tmp_path / "b", shards=(1,), seal=False)
     words = ["merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "m"]
@@ -94,7 +95,7 @@ def test_merge_and_subset(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_wrong_request_is_one_message_and_writes_nothing(run: Run, tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     stores.write(tmp_path / "part", shards=(0,), seal=False)
     run("export", tmp_path / "s", "--to", "parquet", "--out", tmp_path / "e")
     shutil.copytree(tmp_path / "s", tmp_path / "full")

@@ -12,8 +12,9 @@ from logitstore.cli.app import app, main
 from logitstore.moving.parquet.export import export_parquet
 from logitstore.moving.subset import subset
 from logitstore.store import open_store
-from logitstore.testing import stores, tiny
+from logitstore.testing import tiny
 from logitstore.testing.buckets import Bucket
+from tests.kit.made_stores import put
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -63,7 +64,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Two stores of different rows, an export, a teacher and rows for it: all on this machine."""
     folder = tmp_path_factory.mktemp("here")
-    stores.write(folder / "store")
+    put(folder / "store")
     subset(folder / "store", "0:4", folder / "other")
     export_parquet(folder / "store", folder / "export")
     tokenizer = tiny.unigram()

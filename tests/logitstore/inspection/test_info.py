@@ -10,6 +10,7 @@ from logitstore import open_store
 from logitstore.format.spec import StoreSpec
 from logitstore.info import facts, info_text, uld_within
 from logitstore.testing import stores
+from tests.kit.made_stores import put
 
 VARIANTS = {
     "short heads": stores.spec(top_k=3),
@@ -41,7 +42,7 @@ def exact_and_stored(of: StoreSpec, path: Path) -> tuple[np.ndarray, np.ndarray,
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_uld_from_a_store_is_within_what_info_says(tmp_path: Path, name: str) -> None:
-    of = stores.write(tmp_path / "s", VARIANTS[name])
+    of = put(tmp_path / "s", VARIANTS[name])
     within = uld_within(open_store(tmp_path / "s"))
     exact, cut, _ = exact_and_stored(of, tmp_path / "s")
     gap = np.abs(exact - cut)
@@ -54,7 +55,7 @@ def test_uld_from_a_store_is_within_what_info_says(tmp_path: Path, name: str) ->
 
 
 def test_the_worst_is_that_of_the_worst_record(tmp_path: Path) -> None:
-    of = stores.write(tmp_path / "s", VARIANTS["short heads"])
+    of = put(tmp_path / "s", VARIANTS["short heads"])
     store = open_store(tmp_path / "s")
     largest = max(math.exp(store[i].tail_logmass.max()) for i in range(12) if len(store[i]))
     worst = min(2 * largest + store.fidelity.l1_max, 2.0)
@@ -63,7 +64,7 @@ def test_the_worst_is_that_of_the_worst_record(tmp_path: Path) -> None:
 
 
 def test_info_says_it_in_words(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     said = info_text(facts(open_store(tmp_path / "s")))
     line = next(line for line in said.splitlines() if line.startswith("ULD"))
     assert "from this store is within 1." in line

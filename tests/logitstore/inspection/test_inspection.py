@@ -38,12 +38,13 @@ from logitstore.storage.files import file_sha256
 from logitstore.store import LogitStore
 from logitstore.testing import stores, tiny
 from logitstore.writing.writer import StoreWriter
+from tests.kit.made_stores import put
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     path = tmp_path_factory.mktemp("inspection") / "s"
-    stores.write(path)
+    put(path)
     return open_store(path)
 
 
@@ -167,7 +168,7 @@ def test_spaces_at_the_ends_of_a_token_are_marked() -> None:
 
 @pytest.mark.parametrize("of", [stores.spec(ids=False), stores.spec(top_k=0, draws=4)])
 def test_stores_without_ids_or_entries_are_shown(tmp_path: Path, of: object) -> None:
-    stores.write(tmp_path / "s", of)  # type: ignore[arg-type]
+    put(tmp_path / "s", of)  # type: ignore[arg-type]
     opened = open_store(tmp_path / "s")
     i = longest(opened)
     found = sequence_facts(opened, i)
@@ -238,7 +239,7 @@ def test_a_store_does_not_differ_from_itself(store: LogitStore) -> None:
 def test_fewer_entries_differ_by_no_more_than_their_tails(tmp_path: Path) -> None:
     """The same teacher at two k: ULD is what moved from entries into the tail, twice."""
     for k in (3, 12):
-        stores.write(tmp_path / str(k), stores.spec(top_k=k))
+        put(tmp_path / str(k), stores.spec(top_k=k))
     a, b = (open_store(tmp_path / str(k)) for k in (3, 12))
     found = diff(a, b)
     assert found["spec"] == {"capture.top_k": [3, 12]}
@@ -269,7 +270,7 @@ def test_stores_without_a_common_row_are_refused(tmp_path: Path) -> None:
 
 
 def test_notebooks_show_a_store_and_records_and_run_nothing_of_it(tmp_path: Path) -> None:
-    stores.write(tmp_path / "<img src=x onerror=alert(1)>")
+    put(tmp_path / "<img src=x onerror=alert(1)>")
     store = open_store(tmp_path / "<img src=x onerror=alert(1)>")
     assert "<img" not in store._repr_html_()
     assert "&lt;img" in store._repr_html_()

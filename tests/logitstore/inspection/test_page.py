@@ -28,12 +28,13 @@ from logitstore.testing import stores
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
 from tests.kit.browser import ATTACK, Browser
+from tests.kit.made_stores import put
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     path = tmp_path_factory.mktemp("page") / "s"
-    stores.write(path, stores.spec(top_k=16))
+    put(path, stores.spec(top_k=16))
     return open_store(path)
 
 
@@ -130,7 +131,7 @@ def test_what_is_not_known_has_no_curve(tmp_path: Path) -> None:
         "draws": stores.spec(top_k=0, draws=4),
         "import": stores.spec(missing=missing),
     }.items():
-        stores.write(tmp_path / name, of)
+        put(tmp_path / name, of)
         opened = open_store(tmp_path / name)
         assert curves(opened) is None
         write_page(opened, tmp_path / "r.html")

@@ -20,6 +20,7 @@ from logitstore.moving.parquet.exported import find_export
 from logitstore.moving.parquet.reimport import check_export, reimport
 from logitstore.store import open_store
 from logitstore.testing import stores
+from tests.kit.made_stores import put
 from tests.kit.paths import GOLDEN
 
 SPECS: dict[str, tuple[StoreSpec, int]] = {
@@ -40,7 +41,7 @@ def back(export: Path, out: Path) -> Path:
 @pytest.mark.parametrize("name", SPECS)
 def test_export_and_import_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     of, parts = SPECS[name]
-    stores.write(tmp_path / "s", of, parts=parts)
+    put(tmp_path / "s", of, parts=parts)
     export_parquet(tmp_path / "s", tmp_path / "e")
     assert stores.tree(back(tmp_path / "e", tmp_path / "b")) == stores.tree(tmp_path / "s")
 
@@ -52,7 +53,7 @@ def test_stores_of_every_time_come_back(golden: str, tmp_path: Path) -> None:
 
 
 def test_what_a_store_does_not_know_is_null_and_stays_unknown(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s", stores.spec(missing=("entropy", "token_logprob")))
+    put(tmp_path / "s", stores.spec(missing=("entropy", "token_logprob")))
     assert np.isnan(open_store(tmp_path / "s")[0].entropy).all()
     export_parquet(tmp_path / "s", tmp_path / "e")
     table = pq.read_table(tmp_path / "e" / "data")
@@ -69,7 +70,7 @@ def test_datasets_and_pyarrow_read_what_the_store_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    stores.write(tmp_path / "s", stores.spec(temperatures=(2.0,), max_tail=0.1), parts=2)
+    put(tmp_path / "s", stores.spec(temperatures=(2.0,), max_tail=0.1), parts=2)
     export_parquet(tmp_path / "s", tmp_path / "e")
     store = open_store(tmp_path / "s")
     read = datasets.load_dataset(str(tmp_path / "e"), cache_dir=str(tmp_path / "cache"))
@@ -103,7 +104,7 @@ def test_the_pages_of_an_export_have_checksums_and_the_groups_are_small(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("logitstore.moving.parquet.export._GROUP_LINES", 5)
-    stores.write(tmp_path / "s", boundaries=(0, 12))
+    put(tmp_path / "s", boundaries=(0, 12))
     export_parquet(tmp_path / "s", tmp_path / "e")
     (file,) = (tmp_path / "e" / "data").iterdir()
     found = pq.ParquetFile(file).metadata
@@ -118,7 +119,7 @@ def test_the_pages_of_an_export_have_checksums_and_the_groups_are_small(
 
 
 def test_an_export_replaces_nothing_and_appears_whole(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     (tmp_path / "e").mkdir()
     with pytest.raises(MismatchError, match=r"e: is there already.* Choose another --out\."):
         export_parquet(tmp_path / "s", tmp_path / "e")
@@ -136,7 +137,7 @@ def test_an_import_that_was_stopped_goes_on(
 ) -> None:
     from logitstore.writing.writer import StoreWriter
 
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     export_parquet(tmp_path / "s", tmp_path / "e")
     whole = StoreWriter.write_shard
 
@@ -255,7 +256,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
 @pytest.mark.parametrize("name", CHANGES)
 def test_an_export_that_was_changed_is_refused(name: str, tmp_path: Path) -> None:
     change, says = CHANGES[name]
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     export_parquet(tmp_path / "s", tmp_path / "e")
     change(tmp_path / "e")
     with pytest.raises((InputError, CorruptStoreError), match=says):
@@ -264,7 +265,7 @@ def test_an_export_that_was_changed_is_refused(name: str, tmp_path: Path) -> Non
 
 
 def test_a_dry_run_reads_everything_and_writes_nothing(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     export_parquet(tmp_path / "s", tmp_path / "e")
     found = find_export(tmp_path / "e")
     assert found is not None

@@ -16,6 +16,7 @@ from logitstore.records import TokenRecords
 from logitstore.store import LogitStore, open_store
 from logitstore.testing import stores
 from logitstore.writing.writer import StoreWriter
+from tests.kit.made_stores import put
 
 EVERYTHING = stores.spec(temperatures=(2.0,), logit_std=True, draws=3, max_tail=0.1)
 
@@ -46,7 +47,7 @@ def assert_whole(path: Path) -> None:
 
 
 def test_the_union_of_split_captures_is_the_one_capture_byte_for_byte(tmp_path: Path) -> None:
-    stores.write(tmp_path / "one", EVERYTHING)
+    put(tmp_path / "one", EVERYTHING)
     stores.write(tmp_path / "a", EVERYTHING, shards=(0, 2), seal=False)
     stores.write(tmp_path / "b", EVERYTHING, shards=(1,), seal=False)
     union = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "u")
@@ -55,7 +56,7 @@ def test_the_union_of_split_captures_is_the_one_capture_byte_for_byte(tmp_path: 
 
 
 def test_a_union_that_is_not_all_of_a_capture_stays_unfinished(tmp_path: Path) -> None:
-    stores.write(tmp_path / "one")
+    put(tmp_path / "one")
     stores.write(tmp_path / "a", shards=(0,), seal=False)
     stores.write(tmp_path / "b", shards=(2,), seal=False)
     union = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "u")
@@ -67,7 +68,7 @@ def test_a_union_that_is_not_all_of_a_capture_stays_unfinished(tmp_path: Path) -
 
 
 def test_a_store_may_take_in_the_parts_of_another(tmp_path: Path) -> None:
-    stores.write(tmp_path / "one")
+    put(tmp_path / "one")
     stores.write(tmp_path / "a", shards=(0,), seal=False)
     stores.write(tmp_path / "b", shards=(1, 2), seal=False)
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "a")
@@ -75,14 +76,14 @@ def test_a_store_may_take_in_the_parts_of_another(tmp_path: Path) -> None:
 
 
 def test_a_shard_in_both_is_one_shard_if_it_is_the_same_bytes(tmp_path: Path) -> None:
-    stores.write(tmp_path / "a")
+    put(tmp_path / "a")
     stores.write(tmp_path / "b", shards=(1,), seal=False)
     merge([tmp_path / "b", tmp_path / "a"], tmp_path / "u")
     assert stores.tree(tmp_path / "u") == stores.tree(tmp_path / "a")
 
 
 def test_other_bytes_for_the_same_rows_are_refused(tmp_path: Path) -> None:
-    stores.write(tmp_path / "a")
+    put(tmp_path / "a")
     other = stores.spec()
     plan = Plan("d" * 64, (0, 3, 7, 12))
     writer = StoreWriter(tmp_path / "b", other, plan, stores.TOKENIZER_FILES)
@@ -119,7 +120,7 @@ def other_dataset(path: Path, of: Any = EVERYTHING) -> None:
 
 
 def test_rows_of_the_second_dataset_follow_those_of_the_first(tmp_path: Path) -> None:
-    stores.write(tmp_path / "a", EVERYTHING)
+    put(tmp_path / "a", EVERYTHING)
     other_dataset(tmp_path / "b")
     union = merge([tmp_path / "a", tmp_path / "b"], tmp_path / "u")
     a, b = open_store(tmp_path / "a"), open_store(tmp_path / "b")
@@ -134,17 +135,17 @@ def test_rows_of_the_second_dataset_follow_those_of_the_first(tmp_path: Path) ->
 
 
 def test_the_order_of_datasets_is_the_order_they_are_named_in(tmp_path: Path) -> None:
-    stores.write(tmp_path / "a", EVERYTHING)
+    put(tmp_path / "a", EVERYTHING)
     other_dataset(tmp_path / "b")
     union = merge([tmp_path / "b", tmp_path / "a"], tmp_path / "u")
     assert_has_rows(union, open_store(tmp_path / "a"), list(range(12)), offset=5)
 
 
 def test_stores_that_cannot_be_one_are_refused(tmp_path: Path) -> None:
-    stores.write(tmp_path / "a", EVERYTHING)
+    put(tmp_path / "a", EVERYTHING)
     other_dataset(tmp_path / "b")
-    stores.write(tmp_path / "k", stores.spec(top_k=5))
-    stores.write(tmp_path / "cut", EVERYTHING, boundaries=(0, 12))
+    put(tmp_path / "k", stores.spec(top_k=5))
+    put(tmp_path / "cut", EVERYTHING, boundaries=(0, 12))
     stores.write(tmp_path / "part", EVERYTHING, boundaries=(0, 6, 12), shards=(0,), seal=False)
     shutil.copytree(tmp_path / "a", tmp_path / "twin")
     cases: dict[tuple[str, ...], tuple[type[Exception], str]] = {
@@ -166,7 +167,7 @@ def test_stores_that_cannot_be_one_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_records_of_a_subset_are_the_originals_to_the_bit(parts: int, tmp_path: Path) -> None:
-    stores.write(tmp_path / "s", EVERYTHING, parts=parts)
+    put(tmp_path / "s", EVERYTHING, parts=parts)
     chosen = tmp_path / "rows.txt"
     chosen.write_text("10\n\n2\n3 \n6\n4\n")
     new = subset(tmp_path / "s", chosen, tmp_path / "n", shard_text_bytes=40)
@@ -180,7 +181,7 @@ def test_the_records_of_a_subset_are_the_originals_to_the_bit(parts: int, tmp_pa
 
 
 def test_a_range_of_rows(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     of = open_store(tmp_path / "s")
     assert_has_rows(subset(tmp_path / "s", "3:8", tmp_path / "n"), of, [3, 4, 5, 6, 7])
     assert_has_rows(subset(tmp_path / "s", "9:", tmp_path / "m"), of, [9, 10, 11])
@@ -188,7 +189,7 @@ def test_a_range_of_rows(tmp_path: Path) -> None:
 
 
 def test_the_fidelity_of_a_subset_is_what_its_shards_say(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s", EVERYTHING)
+    put(tmp_path / "s", EVERYTHING)
     of = open_store(tmp_path / "s")
     new = subset(tmp_path / "s", "0:5", tmp_path / "n")
     records = [r for i in range(5) for r in [of[i]] if len(r)]
@@ -204,7 +205,7 @@ def test_the_fidelity_of_a_subset_is_what_its_shards_say(tmp_path: Path) -> None
 
 
 def test_rows_without_records_make_a_store_all_the_same(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     (tmp_path / "rows").write_text("4\n9\n")
     new = subset(tmp_path / "s", tmp_path / "rows", tmp_path / "n")
     assert [len(r) for r in new] == [0, 0]
@@ -214,7 +215,7 @@ def test_rows_without_records_make_a_store_all_the_same(tmp_path: Path) -> None:
 def test_a_subset_that_was_stopped_goes_on_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     subset(tmp_path / "s", "1:9", tmp_path / "whole", shard_text_bytes=30)
     whole = StoreWriter.write_shard
 
@@ -234,7 +235,7 @@ def test_a_subset_that_was_stopped_goes_on_to_the_same_bytes(
 
 
 def test_rows_that_cannot_be_chosen_are_one_clear_error_each(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     files = {"word": "1\ntwo\n", "twice": "1\n2\n1\n", "beyond": "3\n12\n", "nothing": "\n"}
     files |= {"negative": "-1\n", "huge": "9" * 40}
     for name, text in files.items():
@@ -260,7 +261,7 @@ def test_rows_that_cannot_be_chosen_are_one_clear_error_each(tmp_path: Path) -> 
 
 
 def test_a_subset_of_a_damaged_store_is_refused(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     shard = tmp_path / "s" / "shards" / "00001.zarr.zip"
     data = bytearray(shard.read_bytes())
     data[len(data) // 3] ^= 1
@@ -273,7 +274,7 @@ def test_a_subset_of_a_damaged_store_is_refused(tmp_path: Path) -> None:
 def test_a_subset_of_what_does_not_know_its_entropy_does_not_know_it_either(
     tmp_path: Path,
 ) -> None:
-    stores.write(tmp_path / "s", stores.spec(missing=("entropy",)))
+    put(tmp_path / "s", stores.spec(missing=("entropy",)))
     new = subset(tmp_path / "s", "0:3", tmp_path / "n")
     assert new.spec.missing == ("entropy",)
     assert np.isnan(new[0].entropy).all()
@@ -281,7 +282,7 @@ def test_a_subset_of_what_does_not_know_its_entropy_does_not_know_it_either(
 
 def test_a_range_beyond_the_last_row_is_refused(tmp_path: Path) -> None:
     """It took the rows there were, without a word."""
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     with pytest.raises(InputError, match=r"ends at 13, but .*s has 12 rows.*--rows 9:$"):
         subset(tmp_path / "s", "9:13", out=tmp_path / "new")
     assert not (tmp_path / "new").exists()

@@ -33,6 +33,7 @@ from logitstore.moving.zarr_export import export_zarr
 from logitstore.store import LogitStore, open_store
 from logitstore.testing import stores
 from logitstore.testing.buckets import Bucket
+from tests.kit.made_stores import put
 from tests.kit.paths import ROOT
 
 EVERYTHING = stores.spec(
@@ -62,7 +63,7 @@ def test_every_field_of_a_record_is_described() -> None:
 
 
 def exported(tmp_path: Path, of: StoreSpec | None = None, **how: Any) -> LogitStore:
-    stores.write(tmp_path / "s", of, **how)
+    put(tmp_path / "s", of, **how)
     export_zarr(tmp_path / "s", tmp_path / "e")
     return open_store(tmp_path / "s")
 
@@ -214,7 +215,7 @@ def test_memory_is_bounded_by_blocks_not_by_the_store(
         held.append(sum(map(len, self._held)))
 
     monkeypatch.setattr(zarr_export.GrowingArray, "append", watched)
-    stores.write(tmp_path / "s", boundaries=(0, 14))
+    put(tmp_path / "s", boundaries=(0, 14))
     export_zarr(tmp_path / "s", tmp_path / "e")
     # Files of the tokenizer come whole; they are shorter than a block.
     assert max(held) < 32
@@ -225,7 +226,7 @@ def nothing_left(folder: Path) -> bool:
 
 
 def test_a_damaged_store_leaves_nothing_behind(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     path = tmp_path / "s" / "shards" / "00002.zarr.zip"
     data = bytearray(path.read_bytes())
     data[60] ^= 1
@@ -236,7 +237,7 @@ def test_a_damaged_store_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -250,7 +251,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 def test_of_two_exports_to_one_folder_the_first_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     finish = zarr_export._finish
 
     def late(*given: Any) -> None:
@@ -279,7 +280,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[LogitStoreError], str]] = 
 @pytest.mark.parametrize("what", WRONG)
 def test_wrong_places_are_one_error(tmp_path: Path, what: str) -> None:
     spoil, error, message = WRONG[what]
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     spoil(tmp_path)
     with pytest.raises(error, match=message):
         export_zarr(tmp_path / "s", tmp_path / "e")
@@ -287,13 +288,13 @@ def test_wrong_places_are_one_error(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize("out", ["nope://x/y", "zip://a::s3://b/c", "s3://"])
 def test_addresses_that_cannot_be_are_one_error(tmp_path: Path, out: str) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     with pytest.raises(InputError):
         export_zarr(tmp_path / "s", out)
 
 
 def test_into_memory(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     url = f"memory://{uuid.uuid4().hex}/e"
     export_zarr(tmp_path / "s", url)
     assert_same(open_store(tmp_path / "s"), xr.open_zarr(url).load())
@@ -302,7 +303,7 @@ def test_into_memory(tmp_path: Path) -> None:
 
 
 def test_from_a_bucket_into_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     url = bucket.upload(tmp_path / "s", "s")
     bucket.fail("PUT", "e/entropy/c/0", "503")
     bucket.fail("PUT", "e/zarr.json", "lost")
@@ -316,13 +317,13 @@ def test_from_a_bucket_into_a_bucket(bucket: Bucket, tmp_path: Path) -> None:
 def test_a_bucket_is_written_by_the_client_that_is_there_already(
     bucket: Bucket, tmp_path: Path
 ) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     export_zarr(tmp_path / "s", f"{bucket.url}/e")
     assert len(S3FileSystem._cache) == 1  # one that zarr makes for itself is never closed
 
 
 def test_a_bucket_that_refuses_is_left_as_it_was(bucket: Bucket, tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     bucket.fail("PUT", "e/entropy/c/0", "403", times=99)
     with pytest.raises(StorageError, match="access was refused"):
         export_zarr(tmp_path / "s", f"{bucket.url}/e")
@@ -335,7 +336,7 @@ def test_a_bucket_that_refuses_is_left_as_it_was(bucket: Bucket, tmp_path: Path)
 
 
 def test_from_the_command_line(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     words = ["export", str(tmp_path / "s"), "--to", "zarr", "--out"]
     done = CliRunner().invoke(app, [*words, str(tmp_path / "e")])
     assert done.stdout == f"{tmp_path / 'e'}: 21 zarr arrays, 68 records, 408 entries\n"

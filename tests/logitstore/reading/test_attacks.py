@@ -21,9 +21,8 @@ from logitstore.store import open_store
 from logitstore.testing import stores
 from tests.kit.attacks_on_files import ATTACKS
 from tests.kit.attacks_on_shards import edit_index
-from tests.kit.hostile import (
-    outcomes,
-)
+from tests.kit.hostile import outcomes
+from tests.kit.made_stores import put
 
 LIMIT_BYTES = 100 * 1024 * 1024
 
@@ -33,7 +32,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     """Every attack once, in one victim."""
     folder = tmp_path_factory.mktemp("attacks")
     whole = folder / "whole"
-    stores.write(whole, stores.spec(chunks=(4, 32768)))
+    put(whole, stores.spec(chunks=(4, 32768)))
     for name, spoil in ATTACKS.items():
         spoil(Path(shutil.copytree(whole, folder / name)))
     try:
@@ -82,7 +81,7 @@ def test_no_flipped_bit_of_the_text_ends_the_process() -> None:
 def test_chunks_whose_sizes_wrap_around_are_refused_when_the_array_is_opened(
     tmp_path: Path,
 ) -> None:
-    stores.write(tmp_path / "s", stores.spec(chunks=(4, 512)))
+    put(tmp_path / "s", stores.spec(chunks=(4, 512)))
     edit_index(tmp_path / "s", lambda p: p[0].__setitem__(1, 2**64 - 40))
     with pytest.raises(CorruptStoreError, match="token_ids: a chunk reaches outside the member"):
         open_store(tmp_path / "s").text(3)
@@ -90,7 +89,7 @@ def test_chunks_whose_sizes_wrap_around_are_refused_when_the_array_is_opened(
 
 def test_a_device_in_the_place_of_a_file_is_not_read(tmp_path: Path) -> None:
     """A tokenizer that is a link to /dev/zero would be hashed for ever."""
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     (tmp_path / "s" / "tokenizer" / "tokenizer.json").unlink()
     (tmp_path / "s" / "tokenizer" / "tokenizer.json").symlink_to("/dev/null")
     (damage,) = verify_store(tmp_path / "s").damaged

@@ -14,6 +14,7 @@ from logitstore.format.kept_chunks import KEPT, KeptChunks
 from logitstore.reading.shard import Shard
 from logitstore.store import LogitStore
 from logitstore.testing import stores
+from tests.kit.made_stores import put
 
 
 def kept_bytes(shards: list[Shard]) -> int:
@@ -33,7 +34,7 @@ def test_all_open_shards_together_keep_no_more_than_the_limit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     boundaries = tuple(range(13))
-    stores.write(tmp_path / "s", stores.spec(chunks=(2048, 32_768)), boundaries)
+    put(tmp_path / "s", stores.spec(chunks=(2048, 32_768)), boundaries)
     without_limit = kept_bytes(all_read(open_store(tmp_path / "s")))
     limit = without_limit // 4
     monkeypatch.setattr(KEPT, "limit_bytes", limit)
@@ -69,7 +70,7 @@ def test_a_few_bytes_in_large_chunks_are_a_bomb(
 ) -> None:
     """The records of the sequence are few; the chunks around them are not."""
     monkeypatch.setattr(shard_arrays, "_has_bomb", lambda *_: False)
-    stores.write(tmp_path / "s", stores.spec(chunks=LARGE_CHUNKS))
+    put(tmp_path / "s", stores.spec(chunks=LARGE_CHUNKS))
     assert sum(p.stat().st_size for p in (tmp_path / "s" / "shards").iterdir()) < 200_000
     with pytest.raises(CorruptStoreError, match="declare that they become"):
         open_store(tmp_path / "s")[0]

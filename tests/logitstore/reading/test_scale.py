@@ -28,6 +28,7 @@ from logitstore.storage.files import file_sha256
 from logitstore.storage.paths import store_path
 from logitstore.testing import stores
 from logitstore.testing.buckets import Bucket
+from tests.kit.made_stores import put
 from tests.kit.paths import ROOT
 
 SHARDS, ROWS_A_SHARD = 10_000, 2_000
@@ -131,7 +132,7 @@ def test_opening_ten_thousand_shards_of_a_bucket_is_one_index_read(
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """100 shards of one row each."""
     path = tmp_path_factory.mktemp("many") / "s"
-    stores.write(path, stores.spec(vocab_size=50, top_k=3), tuple(range(101)))
+    put(path, stores.spec(vocab_size=50, top_k=3), tuple(range(101)))
     return path
 
 
@@ -206,7 +207,7 @@ def test_a_pass_over_a_store_larger_than_the_limit_stays_below_it(large: tuple[P
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_end_of_a_shard_says_what_the_whole_says(tmp_path: Path, parts: int) -> None:
-    of = stores.write(tmp_path / "s", parts=parts)
+    of = put(tmp_path / "s", parts=parts)
     plan = Plan("d" * 64, (0, 3, 7, 12))
     for index in range(3):
         path = store_path(tmp_path / "s") / "shards" / shard_name(index)
@@ -220,7 +221,7 @@ def test_the_end_of_a_shard_says_what_the_whole_says(tmp_path: Path, parts: int)
 
 
 def test_a_flipped_byte_never_changes_what_the_end_says(tmp_path: Path) -> None:
-    of = stores.write(tmp_path / "s", parts=2)
+    of = put(tmp_path / "s", parts=2)
     plan, path = Plan("d" * 64, (0, 3, 7, 12)), tmp_path / "s" / "shards" / shard_name(1)
     data, rng, refused = path.read_bytes(), np.random.default_rng(0), 0
 

@@ -14,6 +14,7 @@ from logitstore import open_store
 from logitstore.errors import CorruptStoreError
 from logitstore.storage.file_bytes import FileBytes
 from logitstore.testing import stores
+from tests.kit.made_stores import put
 from tests.kit.paths import ROOT
 
 READS = """
@@ -42,7 +43,7 @@ for cut in (size // 2, 4096, 1, 0):
 
 
 def test_no_read_of_a_file_that_was_cut_ends_the_process(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s", stores.spec(vocab_size=5000, top_k=64))
+    put(tmp_path / "s", stores.spec(vocab_size=5000, top_k=64))
     shard = tmp_path / "s" / "shards" / "00000.zarr.zip"
     assert shard.stat().st_size > 2 * 4096
     done = subprocess.run(
@@ -58,7 +59,7 @@ def test_no_read_of_a_file_that_was_cut_ends_the_process(tmp_path: Path) -> None
 
 
 def test_a_shard_that_is_put_back_by_copying_over_it_reads_again(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     shard = tmp_path / "s" / "shards" / "00001.zarr.zip"
     whole = shard.read_bytes()
     store = open_store(tmp_path / "s")

@@ -28,6 +28,7 @@ from logitstore.store import LogitStore
 from logitstore.testing import stores
 from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.writer import StoreWriter
+from tests.kit.made_stores import put
 
 VARIANTS = {
     "plain": stores.spec(),
@@ -47,7 +48,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_was_written_is_read(tmp_path: Path, name: str) -> None:
-    of = stores.write(tmp_path / "s", VARIANTS[name])
+    of = put(tmp_path / "s", VARIANTS[name])
     store = open_store(tmp_path / "s")
     assert len(store) == 12
     for i in range(12):
@@ -89,7 +90,7 @@ def assert_close(store: LogitStore, i: int, raw: object, of: StoreSpec) -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_zarr_opens_every_array_and_agrees(tmp_path: Path, name: str) -> None:
-    stores.write(tmp_path / "s", VARIANTS[name])
+    put(tmp_path / "s", VARIANTS[name])
     store = open_store(tmp_path / "s")
     first = 0
     for path in sorted((tmp_path / "s" / "shards").iterdir()):
@@ -113,7 +114,7 @@ def test_zarr_opens_every_array_and_agrees(tmp_path: Path, name: str) -> None:
 def test_the_text_is_a_parquet_file_that_others_read(tmp_path: Path) -> None:
     import fsspec
 
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     shard = tmp_path / "s" / "shards" / "00000.zarr.zip"
     with fsspec.open(f"zip://rows.parquet::{shard}") as f:
         table = pq.read_table(f)
@@ -147,7 +148,7 @@ def test_an_unfinished_store_says_so_and_reads_what_is_there(tmp_path: Path) -> 
 
 
 def test_a_store_travels_to_other_processes(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     store = open_store(tmp_path / "s")
     want = store[3].token_ids
     again = pickle.loads(pickle.dumps(store))
@@ -159,7 +160,7 @@ def test_a_store_travels_to_other_processes(tmp_path: Path) -> None:
 
 
 def test_read_many_is_reading_one_by_one(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     store = open_store(tmp_path / "s")
     wanted = [11, 0, 5, 5, -1]
     for i, records in zip(wanted, store.read_many(wanted), strict=True):
@@ -167,7 +168,7 @@ def test_read_many_is_reading_one_by_one(tmp_path: Path) -> None:
 
 
 def test_reading_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     code = (
         "import sys, logitstore; s = logitstore.open_store(sys.argv[1]); s[0]; s.text(0); "
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
@@ -178,7 +179,7 @@ def test_reading_needs_neither_torch_nor_transformers(tmp_path: Path) -> None:
 
 
 def test_fidelity_of_the_store_is_that_of_its_records(tmp_path: Path) -> None:
-    of = stores.write(tmp_path / "s", stores.spec(max_tail=0.2, top_k=10))
+    of = put(tmp_path / "s", stores.spec(max_tail=0.2, top_k=10))
     store = open_store(tmp_path / "s")
     whole = [store[i] for i in range(len(store))]
     tails = np.exp(np.concatenate([r.tail_logmass for r in whole]).astype(np.float64))
@@ -199,7 +200,7 @@ def test_what_is_not_a_store_is_said_to_be_none(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     spec = tmp_path / "s" / "store.json"
     spec.write_text(json.dumps(json.loads(spec.read_text()) | {"version": 2}))
     with pytest.raises(FormatError, match="format version 2, this reader knows version 1"):
@@ -207,15 +208,15 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path: Path) -> None:
 
 
 def test_a_missing_shard_is_found_when_the_store_is_opened(tmp_path: Path) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     (tmp_path / "s" / "shards" / "00001.zarr.zip").unlink()
     with pytest.raises(CorruptStoreError, match=r"00001.zarr.zip: the file is missing.*3 to 6"):
         open_store(tmp_path / "s")
 
 
 def test_a_shard_of_another_store_is_not_read(tmp_path: Path) -> None:
-    stores.write(tmp_path / "a")
-    stores.write(tmp_path / "b", stores.spec(top_k=7))
+    put(tmp_path / "a")
+    put(tmp_path / "b", stores.spec(top_k=7))
     name = "shards/00001.zarr.zip"
     (tmp_path / "a" / name).write_bytes((tmp_path / "b" / name).read_bytes())
     with pytest.raises(CorruptStoreError, match="rows 3 to 6"):
@@ -224,7 +225,7 @@ def test_a_shard_of_another_store_is_not_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 30, 200])
 def test_a_truncated_shard_raises_and_the_others_still_read(tmp_path: Path, cut: int) -> None:
-    stores.write(tmp_path / "s")
+    put(tmp_path / "s")
     path = tmp_path / "s" / "shards" / "00001.zarr.zip"
     path.write_bytes(path.read_bytes()[:-cut] if cut else b"")
     store = open_store(tmp_path / "s")

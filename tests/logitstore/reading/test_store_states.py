@@ -7,6 +7,7 @@ damaged, and what each row must read as.
 
 import shutil
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,26 @@ def row_of_store(store: LogitStore, row: int) -> tuple[dict[str, Any], str]:
     return {n: getattr(records, n) for n in TokenRecords.__slots__}, text.supervised_bytes.decode()
 
 
+SPEC = stores.spec(chunks=(4, 8))
+
+
+@cache
+def whole() -> tuple[dict[int, tuple[dict[str, Any], str]], dict[str, bytes]]:
+    """What each row of a store without any mishap reads as, and its files."""
+    with tempfile.TemporaryDirectory(prefix="states-") as folder:
+        path = Path(folder) / "whole"
+        stores.write(path, SPEC, PLAN.boundaries)
+        store = open_store(path)
+        rows = {row: row_of_store(store, row) for row in range(PLAN.rows)}
+        return rows, stores.tree(path)
+
+
+@cache
+def lines_of(row: int) -> list[Any]:
+    """The lines of a row, with their records."""
+    return list(stores.row_sequences(SPEC, row))
+
+
 class StoreMachine(RuleBasedStateMachine):
     """A store on disk beside the dict that it must agree with."""
 
@@ -44,17 +65,13 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="states-"))
         self.path = self.folder / "s"
-        self.spec = stores.spec(chunks=(4, 8))
         self.committed: set[int] = set()
         self.damaged: set[int] = set()
         self.sealed = False
 
     @initialize()
     def begin(self) -> None:
-        stores.write(self.folder / "whole", self.spec, PLAN.boundaries)
-        whole = open_store(self.folder / "whole")
-        self.rows = {row: row_of_store(whole, row) for row in range(PLAN.rows)}
-        self.tree = stores.tree(self.folder / "whole")
+        self.rows, self.tree = whole()
         self.writer()
 
     def teardown(self) -> None:
@@ -62,14 +79,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     def writer(self, fs: Any = None) -> StoreWriter:
         files = (stores.TOKENIZER_FILES, {"tokens_per_batch": 64})
-        return StoreWriter(self.path, self.spec, PLAN, *files, **({"fs": fs} if fs else {}))
+        return StoreWriter(self.path, SPEC, PLAN, *files, **({"fs": fs} if fs else {}))
 
     def shard(self, index: int) -> Path:
         return self.path / "shards" / shard_name(index)
 
     def sequences(self, index: int, seed: int = 0) -> list[Any]:
-        rows = range(*PLAN.shard_rows(index))
-        lines = [s for row in rows for s in stores.row_sequences(self.spec, row)]
+        lines = [line for row in range(*PLAN.shard_rows(index)) for line in lines_of(row)]
         if seed:  # a twin that kept no records of anything
             return [(line, None) for line, _ in lines]
         return lines

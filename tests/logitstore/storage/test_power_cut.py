@@ -78,7 +78,9 @@ def names(folder: Path) -> dict[str, int]:
     return {p.name: p.stat().st_ino for p in folder.iterdir() if p.name != "s.journal.jsonl"}
 
 
-@pytest.mark.parametrize("luck", [None, 1, 2, 3])
+@pytest.mark.parametrize(
+    "luck", [None, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))]
+)
 def test_a_power_cut_at_any_step_leaves_a_store_that_resumes(
     tmp_path: Path, luck: int | None
 ) -> None:

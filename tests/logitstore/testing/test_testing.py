@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import fsspec
@@ -21,6 +22,7 @@ from logitstore.records import Segment
 from logitstore.testing import buckets, stores, tiny
 from logitstore.testing.buckets import Bucket, forget_clients
 from logitstore.testing.fake_store import FakeStore
+from tests.kit.made_stores import put
 
 #: Module, a library that it needs, the extra that brings it.
 NEEDS = [
@@ -69,6 +71,18 @@ def test_a_written_store_opens(tmp_path: Path) -> None:
     stores.write(tmp_path / "store", stores.spec(top_k=4))
     store = logitstore.open_store(tmp_path / "store")
     assert (len(store), store.spec.top_k) == (12, 4)
+
+
+@pytest.mark.parametrize("how", [{}, {"parts": 2}, {"boundaries": (0, 4, 8)}], ids=str)
+def test_a_store_that_is_put_is_the_one_that_is_written(tmp_path: Path, how: Any) -> None:
+    of = put(tmp_path / "put", stores.spec(top_k=4), **how)
+    put(tmp_path / "again", stores.spec(top_k=4), **how)
+    assert stores.write(tmp_path / "written", stores.spec(top_k=4), **how) == of
+    written = stores.tree(tmp_path / "written")
+    assert stores.tree(tmp_path / "put") == stores.tree(tmp_path / "again") == written
+    journals = [tmp_path / f"{name}.journal.jsonl" for name in ("put", "written")]
+    lines = [len(path.read_text().splitlines()) for path in journals]
+    assert lines[0] == lines[1]
 
 
 def test_a_fake_store_holds_what_its_teacher_predicts(tmp_path: Path) -> None:
