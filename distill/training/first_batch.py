@@ -63,8 +63,8 @@ class FirstBatch(Evidence):
 
 
 def first_batches(
-    data: StoreDataset, collate: Callable[[Sequence[Example]], Batch], size: int
-) -> Iterator[Batch]:
+    data: StoreDataset, collate: Callable[[Any], Any], size: int
+) -> Iterator[dict[str, Any]]:
     """Collate a few sequences with labels from all over the store.
 
     They are the same in every process. Most lie in shards that have been read by then.
