@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import io
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -64,18 +63,11 @@ def demo_here(out: Path, *, killed: bool = False) -> str:
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as printed:
         patch.setattr("tools.demo.__main__.Commands", partial(InThisProcess, killed=killed))
-        processes_are_forks(patch)
         try:
             main(quick=True, out=out)
         finally:
             signal.signal(signal.SIGTERM, handler)
     return printed.getvalue()
-
-
-def processes_are_forks(patch: pytest.MonkeyPatch) -> None:
-    """Let the process that trains the teacher begin with torch, which this one has loaded."""
-    fork = multiprocessing.get_context("fork")
-    patch.setattr("tools.demo.hub.multiprocessing.get_context", lambda _: fork)
 
 
 @pytest.fixture(scope="module")
