@@ -81,7 +81,7 @@ def stored_bytes(folder: Path, expected: str, where: object) -> ByteTokenizer:
         while len(_kept) >= _MOST_KEPT:
             del _kept[next(iter(_kept))]
         _kept[key] = made
-    return _kept[key]
+    return _kept[key].named(str(folder))
 
 
 def files_to_store(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:

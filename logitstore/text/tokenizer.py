@@ -198,6 +198,14 @@ class ByteTokenizer:
         other.eos_ids = tuple(dict.fromkeys([*self.eos_ids, *marks]))
         return other
 
+    def named(self, name: str) -> Self:
+        """Return the same tokenizer under another name in messages."""
+        if name == self.name:
+            return self
+        other = copy.copy(self)
+        other.name = name
+        return other
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """What its ids mean, and how text becomes ids, whatever roles some of them have."""
