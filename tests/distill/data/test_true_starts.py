@@ -68,7 +68,7 @@ def test_at_the_edge_of_a_window_no_label_is_compared_that_begins_before_it(
     data = dataset(tmp_path, teacher, tiny.byte_bpe(600, bos=True), windows)
     crossing = 0
     for row in range(len(windows)):
-        tokens, _ = data.reader.read(data.store.text(row), _no_ends())
+        tokens, *_ = data.reader.read(data.store.text(row), _no_ends())
         assert tokens is not None
         head = int(tokens.heads[tokens.has_record][0])
         crossing += head > 0

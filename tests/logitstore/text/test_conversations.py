@@ -90,7 +90,7 @@ def test_across_templates_every_byte_and_every_turn_end_is_aligned(
     for i in range(len(data)):
         line, records, example = store.text(i), store[i], data[i]
         assert example.aligned == example.is_label.sum()
-        tokens, _ = data.reader.read(
+        tokens, *_ = data.reader.read(
             line, teacher_spans(records, line, store.spec.eos_ids, data.teacher)
         )
         assert tokens is not None

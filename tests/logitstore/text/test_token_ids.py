@@ -64,7 +64,7 @@ def test_token_rows_teach_any_student(
     for i in range(len(data)):
         assert data[i].aligned == data[i].is_label.sum()
         line = store.text(i)
-        tokens, _ = data.reader.read(
+        tokens, *_ = data.reader.read(
             line, teacher_spans(store[i], line, store.spec.eos_ids, data.teacher)
         )
         assert tokens is not None
@@ -142,7 +142,7 @@ def test_packed_texts_keep_their_ends(folders: dict[str, Path], tmp_path: Path) 
     for student in FAMILIES:
         data = dataset_of(folders[student], store)
         ours = teacher_spans(store[0], store.text(0), store.spec.eos_ids, data.teacher)
-        tokens, _ = data.reader.read(store.text(0), ours)
+        tokens, *_ = data.reader.read(store.text(0), ours)
         assert tokens is not None
         assert tokens.byte_starts[tokens.is_eos & tokens.has_record].tolist() == [7, 12]
 
