@@ -90,7 +90,7 @@ def agreeing(store: FakeStore, model: Any, tokenizer: Any) -> FakeStore:
     records = []
     for each, line in zip(store.records, store.texts, strict=True):
         spans = teacher_spans(each, line, store.spec.eos_ids, teacher)
-        tokens, *_ = StudentReader(student, store.spec.rendering, store.path).read(line, spans)
+        tokens = StudentReader(student, store.spec.rendering, store.path).read(line, spans).tokens
         assert tokens is not None
         places = np.flatnonzero(tokens.has_record)
         best = dense_logprobs(model, tokens.token_ids)[places - 1].argmax(-1).tolist()
