@@ -246,7 +246,8 @@ class CachedTeacherTrainer(Trainer):
             tried = try_first_batch(self.head, model, seen, batch)
             self._note_test("student", tried, self.args, can_doubt=not self.is_new)
         loss, terms = self._loss(model, inputs, counts)
-        routed, learnt = None, loss
+        learnt = loss
+        routed: Tensor | None = None
         if self._router_weight and model.training:
             share = self._counts([inputs])[0] / counts[0]
             found = self.head.router_loss
