@@ -259,7 +259,7 @@ def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
         for term in terms.values()
         for each_P in (term.values_P, term.bound_P, torch.ones_like(term.bound_P))
     ]
-    by_loss = covered_of(batch).values() if len(batch["teacher"]) > 1 else ()
+    by_loss = list(covered_of(batch).values()) if len(batch["teacher"]) > 1 else []
     covered = [
         columns[0].new_zeros(size).index_add(0, example_N, is_covered_N.to(columns[0].dtype))
         for is_covered_N in by_loss

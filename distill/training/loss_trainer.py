@@ -80,7 +80,8 @@ class LossTrainer(Trainer):
         if model.training and not self._has_tried:
             self._try_student(model)
         loss, terms = self._loss(model, inputs, counts)
-        routed, learnt = None, loss
+        learnt = loss
+        routed: Tensor | None = None
         if self._router_weight and model.training:
             share = self._counts([inputs])[0] / counts[0]
             found = self.head.router_loss

@@ -80,7 +80,7 @@ class Meter:
         ]
         self._has_router = routed is not None
         last = means[0].new_zeros(()) if routed is None else routed
-        by_loss = covered_of(batch).values() if self._several else ()
+        by_loss = list(covered_of(batch).values()) if self._several else []
         covered = [is_covered_N.sum() for is_covered_N in by_loss]
         every = (*means, *bounds, *covered, *facts, last)
         sums = torch.stack([x.detach().float() for x in every])

@@ -1,6 +1,7 @@
 """Of several losses it is logged how much each covers, not only how much they do together."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> FakeStore:
     )
 
 
-def covered(arrays: dict[str, np.ndarray]) -> int:
+def covered(arrays: dict[str, Any]) -> int:
     """Labels that a pair of the loss covers: each is listed in an array whose name says so."""
     listed = [each for name, each in arrays.items() if name == "index" or name.endswith("_index")]
     return len(set(np.concatenate(listed).tolist()))
