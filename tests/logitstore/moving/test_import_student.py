@@ -72,6 +72,7 @@ def run(monkeypatch: pytest.MonkeyPatch, program: object, *words: object) -> int
     return int(stopped.value.code or 0)
 
 
+@pytest.mark.filterwarnings("ignore:wrong labels")  # the vocabularies are of a few hundred tokens
 @pytest.mark.parametrize(
     ("kind", "loss"),
     [
@@ -146,7 +147,8 @@ def test_coverage_says_what_a_dump_is_good_for(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for kind, loss in (("marked", "mapped_kl"), ("renormalised", "ce"), ("chat", None)):
+    # A map of two vocabularies of a few hundred tokens asks for 14 % wrong labels of "marked".
+    for kind, loss in (("marked", "ce"), ("renormalised", "ce"), ("chat", None)):
         stored(tmp_path, teacher, kind)
         capsys.readouterr()
         assert run(monkeypatch, cli.main, "coverage", tmp_path / kind, student, "--json") == 0

@@ -217,7 +217,7 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "rows that are none": (metadata(rows=[]), "this export is not whole"),
     "metadata nested deeply": (
         metadata(provenance=json.loads("[" * 900 + "]" * 900)),
-        "is of another export than",
+        "it is nested too deeply",
     ),
     "a newer version": (metadata(version=9), "it is of version 9"),
     "other rows": (metadata(rows=[0, 4]), "its files' rows are not those of its plan"),
