@@ -11,6 +11,7 @@ and of the covered ones, where the loss has a map of the vocabularies (:mod:`dis
 
     right           labels to which the map sends most of the teacher's own token there
     wrong           labels to which it sends nothing of that
+    judged          how many of them, a number: both are shares of these
 
 Not judged are tokens that the student never writes behind its own last one, where the loss leaves
 these out of its target (:mod:`distill.alignment.cuts`): `cut` is their share of the covered labels.
@@ -149,9 +150,9 @@ def _by_map(data: StoreDataset, facts: Facts, chosen: Sequence[int]) -> Facts | 
         try:
             tried = data.with_losses([name], **given)
         except MismatchError:  # no token stands for another
-            return {"covered": 0.0, "wrong": None}
+            return {"covered": 0.0, "wrong": None, "judged": 0}
         kinds = _counted(tried, name, chosen, Looker(tried)).figures()["kinds"]
-    return {figure: kinds["all"][figure] for figure in ("covered", "wrong")}
+    return {figure: kinds["all"][figure] for figure in ("covered", "wrong", "judged")}
 
 
 def _mapping_loss(data: StoreDataset) -> str | None:
@@ -303,6 +304,7 @@ class _Counts:
             "covered": _share(covered, labels) if has_pairs else None,
             "right": _share(right, judged) if self._has_map else None,
             "wrong": _share(wrong, judged) if self._has_map else None,
+            "judged": int(judged) if self._has_map else None,
             "cut": _share(cut, covered) if self._has_map else None,
         }
 

@@ -102,9 +102,9 @@ def _shares(facts: Facts) -> Iterator[str]:
 
 
 def _notes(facts: Facts) -> Iterator[str]:
-    wrong, bits = facts["kinds"]["all"]["wrong"], facts["bits"]
-    if wrong is not None and wrong > advice.MOST_WRONG:
-        said = f"{wrong:.0%} of the labels are not what {_judged(facts)} asks for"
+    everything, bits = facts["kinds"]["all"], facts["bits"]
+    if advice.asks_wrong_labels(everything):
+        said = f"{everything['wrong']:.0%} of the labels are not what {_judged(facts)} asks for"
         yield _wrapped(f"{said}: train with {facts['flags']}.", "careful     ")
     if facts["caution"]:
         yield _wrapped(f"{facts['caution']}.", "not sure    ")

@@ -34,7 +34,7 @@ def _trouble(name: str, facts: Facts, losses: Sequence[str]) -> str:
     """Say what is wrong with a loss here, and which flags are better; empty if nothing is."""
     everything = facts["kinds"]["all"]
     where = f"{facts['student']} on {facts['store']}"
-    if (everything["wrong"] or 0.0) > advice.MOST_WRONG:
+    if advice.asks_wrong_labels(everything):
         return (
             f"wrong labels: {where}: {everything['wrong']:.0%} of the labels that {name} --map "
             f"{facts['map']} compares are not what it asks for. Use {facts['flags']}."

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from distill.losses import find, option_values
+from logitstore.console.left_out import is_surely_more
 
 #: Figures of a pair of store and student, as :mod:`distill.data.coverage` counts them.
 Facts = Mapping[str, Any]
@@ -120,8 +121,20 @@ def _has_few_pairs(facts: Facts) -> bool:
     return bool(everything["labels"]) and (share or 0.0) < LOW_SHARE
 
 
+def asks_wrong_labels(figures: Facts) -> bool:
+    """Tell whether more labels are wrong than is fine, by more than chance makes of so few.
+
+    Args:
+        figures: Of `distill coverage`: the share that is `wrong`, of how many that were `judged`.
+    """
+    wrong, judged = figures.get("wrong"), figures.get("judged")
+    if wrong is None or not judged:
+        return False
+    return is_surely_more(round(wrong * judged), judged, judged + 1, MOST_WRONG)
+
+
 def _is_map_wrong(facts: Facts) -> bool:
-    return ((facts.get("by_map") or {}).get("wrong") or 0.0) > MOST_WRONG
+    return asks_wrong_labels(facts.get("by_map") or {})
 
 
 _HOLDS: Mapping[str, Callable[[Facts], bool]] = {

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import logitstore
-from distill.data.coverage import of_pair
+from distill.data.coverage_of_pair import of_pair
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
 from distill.losses import advice
@@ -21,6 +21,9 @@ from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import templates
 from tests.kit.rows import rows_file, texts_file
+
+#: The vocabularies are of a few hundred tokens.
+pytestmark = pytest.mark.filterwarnings("ignore:wrong labels")
 
 
 @pytest.fixture(scope="module")
