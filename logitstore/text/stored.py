@@ -15,7 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from logitstore.errors import InputError, MismatchError
-from logitstore.models.loading import load_or_explain, load_tokenizer, saved_files
+from logitstore.models.loading import (
+    check_vocabulary,
+    load_or_explain,
+    load_tokenizer,
+    saved_files,
+)
 from logitstore.storage.files import file_sha256
 from logitstore.text.tokenizer import ByteTokenizer, fingerprint
 
@@ -141,6 +146,7 @@ def _to_the_letter(folder: Path) -> PreTrainedTokenizerBase:
     def load() -> PreTrainedTokenizerBase:
         from transformers import PreTrainedTokenizerFast
 
+        check_vocabulary(folder)
         loaded: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(
             str(folder), local_files_only=True
         )

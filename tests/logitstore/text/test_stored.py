@@ -227,3 +227,24 @@ def stored_files_of(tokenizer: PreTrainedTokenizerFast) -> dict[str, bytes]:
     from logitstore.models.loading import saved_files
 
     return saved_files(tokenizer)
+
+
+# A vocabulary of all memory
+
+
+def test_an_id_that_asks_for_all_memory_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny.byte_bpe()
+    made.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    content["model"]["vocab"]["zzz"] = 20_000_000
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+
+    def load(*_: object, **__: object) -> None:
+        pytest.fail("it was loaded")
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.from_pretrained", load)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", load)
+    with pytest.raises(InputError, match="has a token with the id 20,000,000"):
+        stored_tokenizer(tmp_path, "0" * 64, "a store")
