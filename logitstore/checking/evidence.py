@@ -118,8 +118,7 @@ def better_place(
     for name, costs in others:
         known = [~np.isnan(each) for each in costs]
         if is_clear(_gains(costs, own), _CLEAR_NATS):
-            means = [_mean(these, known) for these in (costs, own)]
-            found.append(Better(*means, name))
+            found.append(Better(_mean(costs, known), _mean(own, known), name))
     best = min(found, default=None)
     return best if best and best.cost < _MOST_OF_OWN * best.own else None
 
