@@ -40,7 +40,7 @@ def main() -> None:
         open_store(args.store), ByteTokenizer.from_folder(args.student), ["mapped_kl"], map=args.map
     )
     found = np.concatenate(list(_labels(data, args.map, args.every)), 1)
-    print("\n".join(table(*_rows(found))))
+    print(table(_rows(found)))
 
 
 def _labels(data: StoreDataset, kind: str, every: int) -> Iterator[F64]:
@@ -68,7 +68,7 @@ def _labels(data: StoreDataset, kind: str, every: int) -> Iterator[F64]:
         yield np.stack([between.mass, tail, *said])
 
 
-def _rows(found: F64) -> tuple[list[str], list[list[str]]]:
+def _rows(found: F64) -> list[list[str]]:
     mass, tail, surprise, entropy = found
     head = ["mass", "labels", "at least", "tail / mass", "surprise", "entropy", "too much"]
     rows = [["none", f"{np.mean(mass == 0):.1%}", "", "", "", "", ""]]
@@ -86,7 +86,7 @@ def _rows(found: F64) -> tuple[list[str], list[list[str]]]:
             f"{entropy[of].mean():.2f}",
             f"{error.mean():+.2f} ± {2 * error.std() / np.sqrt(of.sum()):.2f}",
         ])  # fmt: skip
-    return head, rows
+    return [head, *rows]
 
 
 if __name__ == "__main__":
