@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
-#: What the copy does without. Post-processors add BOS, and trim the spaces off some offsets.
-_NOT_COPIED = ("truncation", "padding", "post_processor")
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
@@ -140,7 +137,8 @@ class ByteTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise InputError(_not_fast(tokenizer))
-        content = json.loads(backend.to_str())
+        as_json = backend.to_str()
+        content = json.loads(as_json)
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         special = {t["id"] for t in content["added_tokens"] if t["special"]}
         special.update(tokenizer.all_special_ids)
@@ -160,7 +158,10 @@ class ByteTokenizer:
         self.is_standin = np.array(standins(content, vocabulary, self.size), np.bool_)
         self._written = [text or b"" for text in written]
         self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
-        self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
+        self._backend = Tokenizer.from_str(as_json)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.post_processor = None  # it adds BOS, and trims the spaces off some offsets
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self.prefix = _prefix_ids(self._backend, backend.post_processor)
         self._special = {token: i for token, i in vocabulary.items() if i in special}
