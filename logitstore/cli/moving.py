@@ -89,7 +89,22 @@ def import_(
 ) -> None:
     """Make a store of what other tools wrote, or of an export. Run it again to resume.
 
-    Every row is checked before anything is written.
+    Every row is checked before anything is written. These are read, each by its keys:
+
+    vLLM and servers like OpenAI's: choices with logprobs, or prompt_logprobs with prompt_token_ids;
+    beside them the request's messages, labels.
+
+    SGLang: meta_info with input_top_logprobs and input_token_logprobs, or output_top_logprobs and
+    output_token_logprobs; beside them input_ids or messages.
+
+    axolotl: input_ids, target_token_ids and target_logprobs (labels, target_mask); or logprobs with
+    input_ids or messages.
+
+    TRL: logprobs and logprob_token_ids, with prompt_ids and completion_ids, or with input_ids and
+    labels or prompt_length (actual_logprobs).
+
+    DistillKit: input_ids, compressed_logprobs and bytepacked_indices; or input_ids, token_ids and
+    top_values.
     """
     settings = settings_from(ImportSettings, values)
     from logitstore.moving.parquet.exported import find_export

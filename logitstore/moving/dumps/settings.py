@@ -67,6 +67,13 @@ class ImportSettings:
     messages_column: str = setting(
         "messages", _DUMP, "Column of the conversation, in raw rows.", metavar="NAME"
     )
+    compression_config: str | None = setting(
+        None,
+        _DUMP,
+        "How DistillKit packed its rows: the file that its sampler wrote.",
+        metavar="FILE",
+        unset="compression_config.yaml beside the dump",
+    )
     supervise: str | None = setting(
         None,
         _CONVERSATIONS,
