@@ -15,12 +15,17 @@ from logitstore.console.options import (
 from logitstore.console.settings import described, flag_of
 from logitstore.errors import InputError
 from logitstore.moving.dumps.settings import PANELS, ImportSettings
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.plan import DEFAULT_IN_WORDS
 
 _StoreOpt = Annotated[
     str, typer.Option(help="Store to make or resume: a folder, or s3://…", metavar="STORE")
 ]
-_ShardOpt = Annotated[int, typer.Option(help="Bytes of text per shard, about.", metavar="N")]
+_ShardOpt = Annotated[
+    int | None,
+    typer.Option(
+        help="Bytes of text per shard, about.", metavar="N", show_default=DEFAULT_IN_WORDS
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -152,7 +157,7 @@ def subset(
         ),
     ],
     out: _StoreOpt,
-    shard_text_bytes: _ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: _ShardOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Write some rows of a store as a store of their own, numbered anew in their order."""
