@@ -28,7 +28,9 @@ class SupervisedBytes:
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        bounds, before, supervised = [], [], []
+        bounds: list[int] = []
+        before: list[int] = []
+        supervised: list[bool] = []
         stretches: list[list[int]] = []
         place = counted = 0
         for text, is_supervised, _ in segments:
