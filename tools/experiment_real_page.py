@@ -122,6 +122,8 @@ def goals(runs: Sequence[Run]) -> dict[str, Any]:
 
 def tables(runs: Sequence[Run]) -> str:
     """Format the goals, then a table for each setting."""
+    if not runs:
+        return "Nothing has been measured yet."
     found = grouped(runs)
     return "\n\n".join([_facts(runs), *_goals(runs), *_settings(found)])
 

@@ -163,14 +163,26 @@ class LineIndex:
         messages = Strings.of(data, chunks[_MESSAGES], held["messages"])
         if texts is None or messages is None:
             return None
-        numbers = [_numbers(held[name]) for name in ("row", "part", "supervised_start")]
-        cuts = _numbers(held["segments"].offsets)
-        lists = [_shared(each) for each in (held["status"], held["digest"], role)]
-        are_supervised = supervised.to_pylist()
-        nbytes = sum(each.nbytes for each in (*numbers, cuts, texts, messages))
-        nbytes += sum(_POINTER_BYTES * len(each) for each in (*lists, are_supervised))
-        nbytes += sum(len(value) for each in lists for value in {*each} if value is not None)
-        return cls(*numbers, *lists[:2], cuts, lists[2], are_supervised, texts, messages, nbytes)
+        rows, parts, starts = (_numbers(held[n]) for n in ("row", "part", "supervised_start"))
+        statuses, digests, roles = map(_shared, (held["status"], held["digest"], role))
+        cuts, are_supervised = _numbers(held["segments"].offsets), supervised.to_pylist()
+        nbytes = sum(each.nbytes for each in (rows, parts, starts, cuts))
+        nbytes += texts.nbytes + messages.nbytes
+        nbytes += _POINTER_BYTES * (len(statuses) + len(digests) + len(roles) + len(are_supervised))
+        nbytes += sum(len(each) for each in {*statuses, *digests, *roles} if each is not None)
+        return cls(
+            rows=rows,
+            parts=parts,
+            supervised_starts=starts,
+            statuses=statuses,
+            digests=digests,
+            cuts=cuts,
+            roles=roles,
+            supervised=are_supervised,
+            texts=texts,
+            messages=messages,
+            nbytes=nbytes,
+        )
 
     def read(self, data: Bytes) -> Pages:
         """Read the pages that hold the group's texts.

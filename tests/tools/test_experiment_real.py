@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 
 from logitstore.testing import tiny
 from tools import workers
-from tools.experiment_real_page import Line, goals, grouped, keep, line_of, tables
+from tools.experiment_real_page import KEPT, MARK, SAID, Line, goals, grouped, keep, line_of, tables
 from tools.real import cost, parts
 from tools.real.bodies import embedding_for, pieces_of, same_tokens, student_of
 from tools.real.questions import Question, _of_source, _of_topic, part_of
-from tools.real.settings import CONTENDERS, CPU, GPU, QUICK, SETTINGS, Job, Setting, jobs
+from tools.real.settings import CONTENDERS, CPU, GPU, QUICK, Job, Setting, jobs
 from tools.workers import Run, lacking
 
 WORK = "tools.real.students"
@@ -209,7 +209,9 @@ def test_every_contender_has_its_baseline_and_the_most_decisive_come_first(scale
     names = [job.name for group in groups for job in group]
     assert len(set(names)) == len(names)
     assert names[0] == "pruned/answers/ce/0"
-    assert {f"{'/'.join(s)}/ce/{seed}" for s in SETTINGS for seed in scale.seeds} <= set(names)
+    assert {f"{'/'.join(s)}/ce/{seed}" for s in scale.settings for seed in scale.seeds} <= set(
+        names
+    )
     is_minor = [not job.made.is_major for group in groups for job in group]
     assert is_minor == sorted(is_minor)
     assert {job.contender for group in groups for job in group} == set(CONTENDERS)
@@ -224,7 +226,7 @@ def test_the_cost_counts_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["healing pruned"] == QUICK.heal.steps * QUICK.rows * 140 * 3
     cached = len([j for g in jobs(QUICK, "new/*") for j in g if j.contender != "untrained"])
     assert found["training new"] == pytest.approx(
-        cached / 2 * QUICK.rates["new"].steps * QUICK.rows * (140 + 200) * 3
+        cached / 2 * QUICK.rates["new"].steps * QUICK.rows * (140 + 150) * 3
     )
     assert min(found.values()) > 0
 
@@ -301,3 +303,8 @@ def test_conclusions_stay_when_tables_are_made_again(
     assert keep(tmp_path) == first
     assert said.read_text().startswith("Conclusions.\n\n<!--")
     assert len(json.loads((tmp_path / "kept.json").read_text())) == 12
+
+
+def test_what_is_kept_has_the_tables_of_its_runs() -> None:
+    said = SAID.read_text(encoding="utf-8")
+    assert said.split(MARK)[1].strip() == tables(json.loads(KEPT.read_text()))

@@ -17,7 +17,7 @@ from tools.benchmark import table
 from tools.real.settings import TEACHER, UNTRAINED, Job, Scale, jobs
 
 #: Of texts and of questions with their answers.
-_BYTES_A_TOKEN, _TOKENS = 3.5, {"text": 140, "answers": 200}
+_BYTES_A_TOKEN, _TOKENS = 3.5, {"text": 140, "answers": 150}
 #: About what is left of a vocabulary that is cut down to the texts.
 _TRIMMED = 9_000
 _WHOLE = {"pruned": 49_152, "foreign": 32_000, "new": 32_000}

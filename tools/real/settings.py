@@ -4,7 +4,7 @@ To add a contender, add a line to `CONTENDERS`. One that this version of `distil
 left out of a run with a note.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -23,6 +23,21 @@ DATA = {
     "text": "documentation and sources",
     "answers": "the teacher's answers to questions over documentation",
 }
+
+
+class Setting(NamedTuple):
+    """What the contenders of a comparison have in common."""
+
+    student: str
+    data: str
+
+    @property
+    def rate(self) -> str:
+        return "new" if self.student == "new" else "trained"
+
+
+#: The most decisive first.
+SETTINGS = [Setting(student, data) for student in STUDENTS for data in ("answers", "text")]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +59,8 @@ class Scale:
         rows: Rows of a batch.
         top_k: Entries of a record.
         seeds: Seeds of the order of rows, and of new weights.
+        settings: Students and data, the most decisive first.
+        minor_data: Data of the contenders that are not major.
     """
 
     is_real: bool
@@ -59,6 +76,8 @@ class Scale:
     rows: int
     top_k: int
     seeds: tuple[int, ...]
+    settings: Sequence[Setting] = tuple(SETTINGS)
+    minor_data: Sequence[str] = tuple(DATA)
 
 
 #: Two cores, six hours in the background.
@@ -67,15 +86,17 @@ CPU = Scale(
     is_trimmed=True,
     stride=3,
     new=Shape(width=192, layers=4, vocabulary=0),
-    text_bytes={"before": 900_000, "rows": 200_000, "heldout": 40_000},
-    prompts={"train": 3_000, "heldout": 200},
-    answer_tokens=24,
-    heal=Rate(1e-3, 250),
+    text_bytes={"before": 900_000, "rows": 200_000, "heldout": 20_000},
+    prompts={"train": 800, "heldout": 100},  # a run reads 200 of them
+    answer_tokens=20,
+    heal=Rate(1e-3, 200),
     heals=1,
-    rates={"trained": Rate(1e-4, 40), "new": Rate(1e-3, 150)},
+    rates={"trained": Rate(1e-4, 25), "new": Rate(1e-3, 120)},
     rows=8,
     top_k=64,
     seeds=(0, 1, 2),
+    settings=[s for s in SETTINGS if s != Setting("new", "answers")],
+    minor_data=("answers",),
 )
 #: One GPU, eight minutes with what was carried there.
 GPU = Scale(
@@ -160,29 +181,6 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
-def _seeds(scale: Scale, setting: "Setting", contender: str) -> tuple[int, ...]:
-    """List the seeds that can make a difference."""
-    if contender == TEACHER:
-        return scale.seeds[:1]
-    is_same = contender == UNTRAINED and setting.student != "new"
-    return scale.seeds[: scale.heals] if is_same else scale.seeds
-
-
-class Setting(NamedTuple):
-    """What the contenders of a comparison have in common."""
-
-    student: str
-    data: str
-
-    @property
-    def rate(self) -> str:
-        return "new" if self.student == "new" else "trained"
-
-
-#: The most decisive first.
-SETTINGS = [Setting(student, data) for student in STUDENTS for data in ("answers", "text")]
-
-
 class Job(NamedTuple):
     """One student to train and measure.
 
@@ -227,7 +225,8 @@ def jobs(scale: Scale, patterns: str = "*") -> list[list[Job]]:
     found = [
         [Job(setting, name, seed, seed % scale.heals) for seed in _seeds(scale, setting, name)]
         for is_major in (True, False)
-        for setting in SETTINGS
+        for setting in scale.settings
+        if is_major or setting.data in scale.minor_data
         for name, each in CONTENDERS.items()
         if each.is_major == is_major and setting.student in each.students
     ]
@@ -236,3 +235,11 @@ def jobs(scale: Scale, patterns: str = "*") -> list[list[Job]]:
         for group in found
     ]
     return [group for group in chosen if group]
+
+
+def _seeds(scale: Scale, setting: Setting, contender: str) -> tuple[int, ...]:
+    """List the seeds that can make a difference."""
+    if contender == TEACHER:
+        return scale.seeds[:1]
+    is_same = contender == UNTRAINED and setting.student != "new"
+    return scale.seeds[: scale.heals] if is_same else scale.seeds
