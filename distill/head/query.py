@@ -171,6 +171,7 @@ class HeadQuery:
             an evaluation. Where `top_k_mask_N` is False they are arbitrary.
         lookups: Ids to look up, by a name that the caller chooses.
         ranking: Columns to choose for whole sequences; None for none.
+        has_logits: Whether all logits are wanted, which are as large as a chunk of them.
     """
 
     labels_N: Tensor
@@ -180,6 +181,7 @@ class HeadQuery:
     has_top_ids: bool = False
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     ranking: Ranking | None = None
+    has_logits: bool = False
 
     def part(self, start: int, stop: int) -> "HeadQuery":
         """Return the same query for positions start to stop."""
@@ -221,6 +223,7 @@ class HeadAnswer:
         found: The answer to each lookup, by its name.
         column_logprobs_Nk: (N, k) at the ranked columns of the position's sequence, the one with
             most mass first, of logits at one scale; -inf beyond V.
+        logits_NV: (N, V) the logits themselves.
     """
 
     label_logprob_N: Tensor
@@ -228,6 +231,7 @@ class HeadAnswer:
     top_ids_NK: Tensor | None = None
     found: Mapping[str, Found] = field(default_factory=dict)
     column_logprobs_Nk: Tensor | None = None
+    logits_NV: Tensor | None = None
 
     @classmethod
     def of(cls, flat: Mapping[str, Tensor]) -> "HeadAnswer":
@@ -240,7 +244,7 @@ class HeadAnswer:
 
 #: Names of the tensors of an answer; those of a lookup follow its name.
 LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
-TOP_IDS = "top_ids_NK"
+TOP_IDS, LOGITS = "top_ids_NK", "logits_NV"
 AT_IDS, REST = ".at_ids", ".rest"
 
 
@@ -262,6 +266,8 @@ def answer_rows(
     # New tensors, not views of the logits: an in-place change to one must not change the others.
     label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
     answer = {LABEL: label_c}
+    if query.has_logits:
+        answer[LOGITS] = logits_cV.clone()
     if query.top_k:
         columns_V = query.top_k_columns_V
         listed_cV = (
