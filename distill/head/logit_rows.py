@@ -32,6 +32,7 @@ from distill.head.query import (
     HeadQuery,
     Lookup,
     Ranking,
+    listed,
     rank_columns,
     widened,
 )
@@ -178,8 +179,7 @@ def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
     if not query.top_k:
         nothing = logits_cV.new_zeros(len(logits_cV), 0)
         return nothing, nothing.long()
-    columns_V = query.top_k_columns_V
-    listed_cV = logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
+    listed_cV = listed(logits_cV, query.top_k_columns_V)
     values_cK, ids_cK = listed_cV.topk(min(query.top_k, logits_cV.shape[1]))
     missing = (0, query.top_k - values_cK.shape[1])
     values_cK = nn.functional.pad(values_cK, missing, value=-torch.inf)

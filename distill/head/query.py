@@ -165,8 +165,8 @@ class HeadQuery:
         labels_N: (N,) int64 in [0, V), the student's own tokens.
         top_k: Number of the largest log-probabilities wanted; 0 for none.
         top_k_mask_N: (N,) bool, where `top_k` is wanted; None for everywhere.
-        top_k_columns_V: (V,) bool, the tokens that `top_k` chooses from; None for all. The
-            log-probabilities remain those over the full vocabulary.
+        top_k_columns_V: (V,) bool, the tokens that `top_k` chooses from; None for all. A head may
+            be padded beyond them. The log-probabilities remain those over the full vocabulary.
         has_top_ids: Whether the tokens of `top_k` are wanted too, in a run without gradient such as
             an evaluation. Where `top_k_mask_N` is False they are arbitrary.
         lookups: Ids to look up, by a name that the caller chooses.
@@ -269,10 +269,7 @@ def answer_rows(
     if query.has_logits:
         answer[LOGITS] = logits_cV.clone()
     if query.top_k:
-        columns_V = query.top_k_columns_V
-        listed_cV = (
-            logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
-        )
+        listed_cV = listed(logits_cV, query.top_k_columns_V)
         answer[TOP] = _top(listed_cV, log_z_c, query.top_k, query.top_k_mask_N)
         if query.has_top_ids:
             ids_cK = listed_cV.topk(min(query.top_k, listed_cV.shape[1])).indices
@@ -288,6 +285,14 @@ def answer_rows(
         ids_ck = columns_Sk[query.ranking.sequence_N]
         answer[COLUMNS] = _at(scaled_cV, scaled_cV.logsumexp(-1), ids_ck)
     return answer
+
+
+def listed(logits_cV: Tensor, columns_V: Tensor | None) -> Tensor:
+    """Make the logits of other tokens than these -inf; of None, none."""
+    if columns_V is None:
+        return logits_cV
+    beyond = (0, logits_cV.shape[1] - len(columns_V))
+    return logits_cV.masked_fill(~nn.functional.pad(columns_V, beyond), -torch.inf)
 
 
 def widened(logits: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ class Pairing(NamedTuple):
     has_between: bool = False
     has_labels: bool = False
 
+    @property
+    def compares_tokens(self) -> bool:
+        """Tell whether each label is compared with what the teacher's tokens are sent to."""
+        return self.map is not None and self.kind in ("starts", "strict")
+
 
 class Option(NamedTuple):
     """A flag of `distill train` that a loss adds.
@@ -107,6 +112,8 @@ class Ask(NamedTuple):
         has_rest: Whether the mass outside the ids is wanted too.
         columns: Number of columns of each sequence, at one scale of logits; 0 for none.
         has_logits: Whether all logits are wanted, of a chunk of the batch at a time.
+        has_top_of_first_event: Whether `top_k` chooses from the tokens of event 0 alone, where the
+            ids are events.
     """
 
     top_k: int = 0
@@ -115,6 +122,7 @@ class Ask(NamedTuple):
     has_rest: bool = True
     columns: int = 0
     has_logits: bool = False
+    has_top_of_first_event: bool = False
 
 
 @dataclass(frozen=True)

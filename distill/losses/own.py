@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from distill.losses import all_losses, keep
+from distill.losses import all_losses, all_options, keep
 from distill.losses.loss import Loss
 from logitstore.errors import InputError, in_a_line
 
@@ -26,7 +26,7 @@ def use(loss: Loss) -> str:
     """Make a loss known by the name of its function; return its address.
 
     Raises:
-        InputError: It has no declaration, or the name is another loss's.
+        InputError: It has no declaration, its name is another loss's, or it wants a flag.
     """
     name = loss.name
     if name in _TAKEN or name in all_losses() or not name.isidentifier():
@@ -35,6 +35,15 @@ def use(loss: Loss) -> str:
             f"{name!r}, which is taken or no name. Rename the function.",
             kind="own-loss",
         )
+    known_options = all_options()
+    for option in loss.options:
+        if known_options.get(option.name) is not option:
+            raise InputError(
+                f"{loss.home}: declares the flag --{option.name}, and a loss of your own can read "
+                "those that are there, but add none. Leave it out of options=…, and use a constant "
+                "of your module.",
+                kind="own-loss",
+            )
     if _in_modules(loss.home) is not loss:
         _given[loss.home] = loss
     keep(name, loss)

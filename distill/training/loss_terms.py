@@ -94,6 +94,7 @@ def query_of(
         labels_N,
         max((ask.top_k for ask in asks.values()), default=0),
         _where_top_k(asks, indices, rows_N),
+        _columns_of_top_k(asks, partitions),
         lookups={
             name: _lookup(ask, ask.ids_PK, indices[name], len(rows_N), partitions.get(name))
             for name, ask in asks.items()
@@ -115,6 +116,30 @@ def _where_top_k(
     for index_P in wanting:
         wanted_N[index_P] = True
     return wanted_N
+
+
+def _columns_of_top_k(
+    asks: Mapping[str, Ask], partitions: Mapping[str, Partition]
+) -> Tensor | None:
+    """Find (V,) the tokens that the largest log-probabilities are chosen from; None: all.
+
+    Raises:
+        InputError: Two losses choose from different ones, and a head answers once.
+    """
+    chosen = {
+        name: partitions[name].of_V == 0
+        for name, ask in asks.items()
+        if ask.top_k and ask.has_top_of_first_event and name in partitions
+    }
+    if not chosen:
+        return None
+    asking = [name for name, ask in asks.items() if ask.top_k]
+    if len(asking) > 1:
+        raise InputError(
+            f"--loss {','.join(asking)}: each reads the student's most probable tokens, and not "
+            "among the same ones, which one answer of its head cannot have. Train with one of them."
+        )
+    return chosen[asking[0]]
 
 
 def _lookup(

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TrainerCallback
 import distill
 from distill.losses import find, own
 from distill.losses.declared import NEEDS
-from distill.losses.loss import Loss, Student
+from distill.losses.loss import Loss, Option, Student
 from distill.losses.requirements import _IS_MET
 from distill.losses.weights import parse_losses
 from distill.report.model_card import card
@@ -285,6 +285,13 @@ def test_a_name_that_is_taken_is_refused() -> None:
 
     with pytest.raises(InputError, match="found 'uld', which is taken"):
         own.use(distill.loss()(uld))
+
+
+def test_a_flag_of_its_own_is_refused() -> None:
+    """Flags are those that there are: the command line is read before a module is imported."""
+    mine = declared(lambda t, s, o: s.rest(), options=(Option("sharpness", 1.0, "Of mine."),))
+    with pytest.raises(InputError, match="mine: declares the flag --sharpness, and a loss of your"):
+        own.use(mine)
 
 
 def test_workers_that_begin_anew_find_it_by_its_address() -> None:
