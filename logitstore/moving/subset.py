@@ -12,6 +12,7 @@ from os import PathLike
 import numpy as np
 
 from logitstore.console.progress import progress
+from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan
