@@ -196,8 +196,8 @@ def _cells(metric: str, line: Line | None) -> tuple[str, str]:
 
 
 def keep(folder: Path) -> str:
-    """Write the files that are kept, and return the tables."""
-    runs = read(folder)
+    """Add the results of a folder to the files that are kept, and return the tables."""
+    runs = read(folder, json.loads(KEPT.read_text()) if KEPT.exists() else ())
     KEPT.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
     said = SAID.read_text(encoding="utf-8").split(MARK)[0].strip() if SAID.exists() else ""
     shown = tables(runs)

@@ -56,6 +56,10 @@ class CaptureWriter:
             return list(range(self.plan.shard_count))
         return sorted({i for writer in self._both for i in writer.missing()})
 
+    def has_shard(self, index: int) -> bool:
+        """Tell whether a shard is there, in both stores, without a look at all others."""
+        return all(writer.has_shard(index) for writer in self._both)
+
     @property
     def is_sealed(self) -> bool:
         """Tell whether nothing more will be written."""
@@ -64,7 +68,7 @@ class CaptureWriter:
     def write_shard(self, index: int, own: Sequences, boundaries: Sequences) -> None:
         """Commit the shard of each store that lacks it."""
         for writer, sequences in zip(self._both, (own, boundaries), strict=False):
-            if index in writer.missing():
+            if not writer.has_shard(index):
                 writer.write_shard(index, sequences)
 
     def seal(self) -> None:

@@ -195,6 +195,9 @@ def test_results_of_several_machines_are_merged_and_conclusions_stay(
     assert len(read(tmp_path)) == 7
     assert "| alm | **-0.1000** |" in shown
     assert "| uld | +0.1000 |" in shown
+    for file in tmp_path.glob("results*.jsonl"):
+        file.unlink()
+    assert keep(tmp_path) == shown  # what was kept stays, though its folder is gone
 
 
 def test_what_is_kept_has_the_tables_of_its_runs() -> None:
