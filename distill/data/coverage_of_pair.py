@@ -93,5 +93,5 @@ def _judged(store: Any, student: ByteTokenizer) -> list[str]:
     """Choose the loss to look at: the first that has a map and that the store can serve."""
     options = option_values({})
     served = [name for name in all_losses() if not any(unmet(store, student, name, options))]
-    mapping = [name for name in served if find(name).pairing_of(options).map is not None]
+    mapping = [name for name in served if find(name).pairing_of(options).compares_tokens]
     return [*mapping, *served][:1]

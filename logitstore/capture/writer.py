@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from logitstore.capture.boundaries.student import Student
-from logitstore.capture.lost_rows import check_shards
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -23,6 +22,7 @@ from logitstore.format.spec import (
 )
 from logitstore.records import SequenceText
 from logitstore.storage.paths import StorePath
+from logitstore.writing.some_records import check_shards
 from logitstore.writing.writer import StoreWriter, tokenizer_digests
 
 Sequences = Sequence[tuple[SequenceText, EncodedRecords | None]]

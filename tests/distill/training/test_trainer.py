@@ -314,7 +314,7 @@ def test_a_term_of_weight_0_cannot_spoil_the_loss(
     trainer = trainer_of(model, store, tmp_path, ce_weight=0.0, loss="uld:1")
     infinite, index = torch.tensor([torch.inf]), torch.tensor([0])
     terms = {"ce": Term(infinite, index, 0 * index)}
-    assert trainer._total(terms, [infinite.sum(), torch.tensor(0.25)]) == 0.25
+    assert trainer.batch_loss.total(terms, [infinite.sum(), torch.tensor(0.25)]) == 0.25
 
 
 # ---- evaluation ----

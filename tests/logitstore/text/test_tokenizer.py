@@ -101,7 +101,7 @@ def test_offsets_and_bytes_find_the_same_spans(kind, text):
     offsets = np.array(encoding.offsets, np.int64)
     every = np.ones(len(written), bool)
     by_offsets = spans_from_offsets(data, offsets, b"".join(written), lengths, every)
-    by_bytes = tokenizer._spans(data, np.array(encoding.ids), encoding)
+    by_bytes = tokenizer._spans(data, np.array(encoding.ids), encoding.ids, encoding)
     assert by_offsets is not None
     assert by_bytes is not None
     np.testing.assert_array_equal(by_offsets, by_bytes[0])
