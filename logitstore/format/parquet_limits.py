@@ -43,6 +43,8 @@ _MAX_HEADER_BYTES = 256
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _ZSTD, UNCOMPRESSED = 6, 0
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = *range(1, 10), 12
+_INTEGERS, _TRUTHS = frozenset((_I16, _I32, _I64)), frozenset((_TRUE, _FALSE))
+_WIDTHS = {_BYTE: 1, _DOUBLE: 8}
 _MAX_DEPTH = 8
 _SCHEMA, _ROW_GROUPS = 2, 4  # the fields of the footer
 _INT96 = 3
@@ -260,15 +262,28 @@ class _Thrift:
     def _fields(self) -> Iterator[tuple[int, int]]:
         """Yield (number, type) of each field; the caller then reads the field's value."""
         number = 0
-        while (head := self._byte()) != 0:
+        while head := self._byte():
             step = head >> 4
-            before, number = number, number + step if step else self._integer()
-            if number <= before:  # fields ascend, so none is there twice
-                raise ValueError("a Thrift struct has its fields out of order")
+            number = number + step if step else self._number(number)
             yield number, head & 15
 
+    def _number(self, before: int) -> int:
+        """Read the number of a field that is not given as a step from the one before."""
+        number = self._integer()
+        if number <= before:  # fields ascend, so none is there twice
+            raise ValueError("a Thrift struct has its fields out of order")
+        return number
+
     def _struct(self, depth: int) -> dict[int, Any]:
-        return {number: self._value(kind, depth) for number, kind in self._fields()}
+        """Read all fields: as `_fields` and `_value` do, but most are integers, and many."""
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            step, kind = head >> 4, head & 15
+            number = number + step if step else self._number(number)
+            is_plain = kind in _INTEGERS and depth <= _MAX_DEPTH
+            fields[number] = self._integer() if is_plain else self._value(kind, depth)
+        return fields
 
     def _list_head(self) -> tuple[int, int]:
         head = self._byte()
@@ -280,19 +295,21 @@ class _Thrift:
     def _value(self, kind: int, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise ValueError("a Thrift struct is nested too deeply")
-        if kind in (_TRUE, _FALSE):
-            return kind == _TRUE
-        if kind in (_I16, _I32, _I64):
+        if kind in _INTEGERS:
             return self._integer()
+        if kind == _BINARY:
+            return self._skip(self._varint())
         if kind == _STRUCT:
             return self._struct(depth + 1)
         if kind == _LIST:
             count, item = self._list_head()
-            if item in (_TRUE, _FALSE):
+            if item in _TRUTHS:
                 return self._skip(count)
             return [self._value(item, depth + 1) for _ in range(count)]
-        if kind in (_BYTE, _DOUBLE, _BINARY):
-            return self._skip({_BYTE: 1, _DOUBLE: 8}.get(kind) or self._varint())
+        if kind in _TRUTHS:
+            return kind == _TRUE
+        if kind in _WIDTHS:
+            return self._skip(_WIDTHS[kind])
         raise ValueError("a Thrift struct has a field that is not written here")
 
     def _skip(self, count: int) -> None:
@@ -305,7 +322,10 @@ class _Thrift:
         return (value >> 1) ^ -(value & 1)
 
     def _varint(self) -> int:
-        value = shift = 0
+        value, shift = self._byte(), 7
+        if value < 128:  # as nearly all are
+            return value
+        value &= 127
         while True:
             byte = self._byte()
             value |= (byte & 127) << shift
@@ -316,10 +336,13 @@ class _Thrift:
                 raise ValueError("a Thrift number is too long")
 
     def _byte(self) -> int:
-        if self._at >= len(self._data):
-            raise ValueError("a Thrift struct is cut off")
-        self._at += 1
-        return self._data[self._at - 1]
+        at = self._at
+        try:
+            byte = self._data[at]
+        except IndexError:
+            raise ValueError("a Thrift struct is cut off") from None
+        self._at = at + 1
+        return byte
 
 
 def _size(value: Any) -> int:

@@ -62,7 +62,7 @@ def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
 def test_an_id_that_asks_for_gigabytes_is_refused_before_anything_is_loaded(
     tmp_path: Path, name: str, content: dict[str, object]
 ) -> None:
-    """However the JSON is spaced: most files are only searched for so long a number."""
+    """However the JSON is spaced."""
     for spacing in ({}, {"separators": (",", ":")}, {"indent": 1, "separators": (" ,", " :\n\t ")}):
         (tmp_path / name).write_text(json.dumps(content, **spacing))  # type: ignore[arg-type]
         with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens"):

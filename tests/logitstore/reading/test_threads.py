@@ -27,7 +27,7 @@ from tests.kit.made_stores import put
 def store_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     put(tmp_path / "s", stores.spec(draws=3, chunks=(4, 9)))
     monkeypatch.setattr(parallel, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(parallel, "_cores", lambda: 4)
+    monkeypatch.setattr(parallel, "cores", lambda: 4)
     return tmp_path / "s"
 
 
