@@ -223,12 +223,13 @@ def make_map(
     """Make the map of a kind: a few seconds for 150,000 tokens.
 
     Args:
-        kind: One of `KINDS`.
+        kind: One of `KINDS` or `OF_LOSSES`.
         teacher: The teacher's tokenizer.
         student: The student's.
         seen: Pairs seen in the store's text, for kinds in `LEARNED`.
     """
-    return KINDS[kind](_Pair(teacher, student), nothing_seen() if seen is None else seen)
+    made = {**KINDS, **OF_LOSSES}[kind]
+    return made(_Pair(teacher, student), nothing_seen() if seen is None else seen)
 
 
 def _prefix(pair: _Pair, _seen: Seen) -> EventMap:
@@ -391,7 +392,7 @@ def _known(target: Ids | Ints) -> Ints:
     return np.flatnonzero(target >= 0)
 
 
-#: Every kind of map, by the name that `--map` gives it, or a loss that asks for it.
+#: Every kind of map, by the name that `--map` gives it.
 KINDS: dict[str, Callable[[_Pair, Seen], EventMap]] = {
     "prefix": _prefix,
     "strict": _strict,
@@ -401,7 +402,8 @@ KINDS: dict[str, Callable[[_Pair, Seen], EventMap]] = {
     "p_kl": _p_kl,
     "p_kl_weighted": _p_kl_weighted,
     "mined": _mined,
-    "twins": _twins,
 }
+#: Those that no flag names, for the losses that ask for them.
+OF_LOSSES: dict[str, Callable[[_Pair, Seen], EventMap]] = {"twins": _twins}
 #: Kinds that learn from the store's text.
 LEARNED = frozenset({"counted", "events"})

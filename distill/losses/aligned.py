@@ -184,9 +184,10 @@ class Aligned:
             `apart_event` (P,), the event of the others, -1 for none; and `share` (P,), of the
             teacher's vocabulary that the student has.
         """
-        assert self.records.entry_ids is not None
+        records, last = self.records, self.last_record
+        assert records.entry_ids is not None
         assert self.mapping is not None
-        records, last, made = self.records, self.last_record, self.mapping.made
+        made = self.mapping.made
         count, (ids, logprobs) = lists_of(
             records.entry_count, last, records.entry_ids, records.entry_logprobs
         )

@@ -34,7 +34,7 @@ def arrays_for(
             aligned = aligned.at_temperature(options["temperature"])
         if kind == "sequence":
             return _of_sequence(aligned, needs, columns)
-        made = {"index": aligned.last_label}
+        made: Arrays = {"index": aligned.last_label}
         if kind == "groups":
             made |= aligned.labels()
         if "token logprob" in needs:
@@ -50,7 +50,7 @@ def arrays_for(
 
 def _of_sequence(aligned: Aligned, needs: Needs, columns: int) -> Arrays:
     """Take the arrays of each of its labels; the sequence is one pair, on its first."""
-    made = {
+    made: Arrays = {
         "index": aligned.last_label[:1],
         "token_index": aligned.last_label,
         "token_pair": np.zeros_like(aligned.last_label),

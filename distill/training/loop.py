@@ -228,9 +228,11 @@ class Batches:
 
 def _bare(model: nn.Module) -> nn.Module:
     """Take off what DistributedDataParallel and the like put around a student."""
-    while not hasattr(model, "get_output_embeddings") and hasattr(model, "module"):
-        model = model.module
-    return model
+    bare: Any = model
+    while not hasattr(bare, "get_output_embeddings") and hasattr(bare, "module"):
+        bare = bare.module
+    found: nn.Module = bare
+    return found
 
 
 def _device_of(model: nn.Module) -> torch.device:

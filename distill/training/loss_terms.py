@@ -186,10 +186,14 @@ def terms_of(
 def _term(name: str, values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
     """Make a term; its bound is 0 for a loss whose target does not include what was cut off."""
     both = values if isinstance(values, tuple) else (values,)
-    if not all(isinstance(x, Tensor) and x.shape == index_P.shape for x in both):
+    if not all(_is_of_pairs(x, len(index_P)) for x in both):
         raise _wrong_shape(name, both, len(index_P))
     bound_P = both[1] if len(both) > 1 else torch.zeros_like(both[0]).detach()
     return Term(both[0], index_P, bound_P)
+
+
+def _is_of_pairs(found: object, pairs: int) -> bool:
+    return isinstance(found, Tensor) and tuple(found.shape) == (pairs,)
 
 
 def _wrong_shape(name: str, values: tuple[Any, ...], pairs: int) -> InputError:

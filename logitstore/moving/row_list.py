@@ -4,20 +4,29 @@ import re
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
 from logitstore.errors import InputError, StorageError
 from logitstore.format.numpy_types import I64
 from logitstore.storage import commit
-from logitstore.store import LogitStore
 
 _RANGE = re.compile(r"(\d*):(\d*)")
 _MAX_DIGITS = 15
 _HOW = "Give a file with one row number a line, or a range such as 0:1000."
 
 
-def chosen_rows(rows: str, store: LogitStore) -> I64:
+class _Rows(Protocol):
+    """The part of a store that says which rows there are."""
+
+    @property
+    def path(self) -> Any: ...
+    @property
+    def plan(self) -> Any: ...
+
+
+def chosen_rows(rows: str, store: _Rows) -> I64:
     """Return the row numbers that `--rows` names, ascending.
 
     Raises:
@@ -54,9 +63,9 @@ def write_rows(path: str | PathLike[str], rows: Iterable[int]) -> None:
         ) from error
 
 
-def _read_range(rows: str, store: LogitStore) -> I64:
+def _read_range(rows: str, store: _Rows) -> I64:
     first, stop = rows.split(":")
-    held = store.plan.rows
+    held = int(store.plan.rows)
     if stop and int(stop) > held:
         raise InputError(
             f"--rows {rows}: ends at {int(stop):,}, but {store.path} has {held:,} rows. Leave the "

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -99,6 +100,11 @@ class FakeStore:
     def first_rows(self) -> dict[str, int]:
         """Return the first dataset row of every status."""
         return {text.status: text.row for text in reversed(self.texts)}
+
+    @property
+    def plan(self) -> SimpleNamespace:
+        """How many rows there are."""
+        return SimpleNamespace(rows=max((text.row for text in self.texts), default=-1) + 1)
 
     @property
     def sequence_rows(self) -> Ints:

@@ -353,6 +353,7 @@ def test_the_command_line_runs_the_module_that_it_names(here: Path) -> None:
 
 def test_nothing_else_does(here: Path) -> None:
     """Neither a file of flags, nor a string in Python, nor the results of somebody's run."""
+    sys.path.append(str(here))  # it could be imported from here
     (here / "run.yaml").write_text("loss: named_by_me:mine\n")
     with pytest.raises(InputError, match=r"--config run.yaml: loss names named_by_me:mine, a mod"):
         parse([*FLAGS, "--config", "run.yaml"])

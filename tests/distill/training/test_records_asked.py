@@ -1,7 +1,6 @@
 """A run may ask for some rows, entries or tokens of a store: as if the store held no others."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,7 @@ WIDTH = len(tiny.byte_bpe())
 def store_of(folder: Path, *, own: bool = False, **how: Any) -> FakeStore:
     tokenizer = tiny.byte_bpe() if own else tiny.unigram()
     teacher = tiny.llama(len(tokenizer), seed=7)
-    made = FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder, **how)
-    made.plan = SimpleNamespace(rows=8)  # type: ignore[attr-defined]
-    return made
+    return FakeStore.from_teacher(teacher, tokenizer, ragged_rows(), folder, **how)
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +117,7 @@ def test_what_an_import_lacks_cannot_filter(
     store: FakeStore, student: PreTrainedModel, tmp_path: Path
 ) -> None:
     spec = type(store.spec)(**vars(store.spec) | {"missing": ("entropy",)})
-    blind = FakeStore(**{k: v for k, v in vars(store).items() if k != "plan"} | {"spec": spec})
-    blind.plan = store.plan  # type: ignore[attr-defined]
+    blind = FakeStore(**vars(store) | {"spec": spec})
     with pytest.raises(MismatchError, match="without the entropy of every token, which --token_f"):
         trainer_of(student, blind, tmp_path, token_filter="entropy>1")
 
