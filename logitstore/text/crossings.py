@@ -72,8 +72,9 @@ def find_crossings(
     """
     supervised = "".join(s.text for s in segments if s.supervised).encode()
     is_known = ~is_eos & (token_ids < tokenizer.size)
-    pieces = tokenizer.written(np.where(is_known, token_ids, 0))
-    written = [piece if known else b"" for piece, known in zip(pieces, is_known, strict=True)]
+    written = tokenizer.written(np.where(is_known, token_ids, 0))
+    for i in np.flatnonzero(~is_known).tolist():
+        written[i] = b""
     spelt = _spelling(supervised, starts, lengths, written)
     heads, tails = np.zeros_like(starts), np.zeros_like(starts)
     within = lengths.copy()

@@ -237,7 +237,7 @@ class ByteTokenizer:
 
     def written(self, ids: I64) -> list[bytes]:
         """List the bytes that each token writes; a special token writes its name."""
-        return [self._written[i] for i in ids]
+        return [self._written[i] for i in ids.tolist()]
 
     def written_lengths(self, ids: I64) -> I64:
         """Count the bytes that each token writes."""
