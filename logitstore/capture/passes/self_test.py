@@ -29,11 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.passes.engine import Engine
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.errors import InputError
-from logitstore.models.output_embedding import logits_of
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +93,7 @@ class SelfTest(NamedTuple):
 
 
 def try_teacher(
-    teacher: TeacherPass,
+    teacher: Engine,
     sequences: Sequence[TeacherSequence],
     budget: int,
     max_length: int | None = None,
@@ -114,7 +113,7 @@ def try_teacher(
     if len(chosen) < 2:
         return None
     try:
-        alone = [_alone(teacher, each) for each in chosen]
+        alone = [teacher.alone(each) for each in chosen]
         together = _together(teacher, chosen[::-1])[::-1]
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
@@ -126,12 +125,11 @@ def try_teacher(
     return None
 
 
-def tolerance_of(teacher: TeacherPass) -> float:
+def tolerance_of(teacher: Engine) -> float:
     """Return the difference that is taken for rounding, in nats."""
-    said = teacher.spec.teacher
-    if "quantization" in said or getattr(teacher.model, "is_quantized", False):
+    if teacher.is_quantized:
         return _QUANTISED
-    return TOLERANCES.get(str(said["dtype"]), _QUANTISED)
+    return TOLERANCES.get(str(teacher.spec.teacher["dtype"]), _QUANTISED)
 
 
 def _chosen(
@@ -153,17 +151,7 @@ def _chosen(
     return chosen
 
 
-@torch.no_grad()
-def _alone(teacher: TeacherPass, sequence: TeacherSequence) -> Tensor:
-    """Compute (tokens - 1,) log-probabilities from the model's own logits of one sequence."""
-    ids = torch.from_numpy(sequence.text.token_ids)[None].to(teacher.device)
-    logits = logits_of(teacher.model(input_ids=ids, attention_mask=torch.ones_like(ids)))[0, :-1]
-    logits = logits.float()
-    own = logits.gather(1, ids[0, 1:, None].to(logits.device))[:, 0]
-    return (own - logits.logsumexp(1)).cpu()
-
-
-def _together(teacher: TeacherPass, sequences: Sequence[TeacherSequence]) -> list[Tensor]:
+def _together(teacher: Engine, sequences: Sequence[TeacherSequence]) -> list[Tensor]:
     """Compute the same of all of them as a capture does."""
     said = teacher.forward(sequences)
     return [said.result.token_logprob[said.sequence_n == n] for n in range(len(sequences))]

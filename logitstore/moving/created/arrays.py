@@ -64,6 +64,7 @@ def _on_host(values: Any, where: str) -> Array:
     if type(values).__module__.split(".")[0] == "torch":
         return _of_torch(values)
     if hasattr(values, "__dlpack__"):
+        more: dict[str, Any] = {}
         for more in ({}, {"device": "cpu"}):  # numpy 2.1 and newer copy from a device
             try:
                 return np.from_dlpack(values, **more)
