@@ -29,10 +29,10 @@ import numpy.typing as npt
 
 from distill.alignment.align import Spans
 from distill.data.dataset import StoreDataset
-from distill.data.end_check import odd_end
-from distill.data.evidence import CANNOT_TELL, FITS, LEAST_SEQUENCES, Evidence, is_clear
 from distill.data.left_out import in_blocks
 from distill.data.sides import Asked
+from logitstore.checking.evidence import CANNOT_TELL, FITS, LEAST_SEQUENCES, Evidence, is_clear
+from logitstore.checking.odd_places import MOST_ODD, odd_places
 from logitstore.checking.text_check import TextCheck
 from logitstore.errors import InputError
 
@@ -43,8 +43,6 @@ _STARTS = 48  # of a sequence
 _ENTRIES = 16  # of a record
 #: Labels that are tried in the place of the right one, by how many tokens further they stand.
 SHIFTS = (-2, -1, 1, 2)
-#: Sequences that may be odd: a tokenizer's quirk is not another store.
-_MOST_ODD = 0.1
 #: Nats between a record's own log-probability and that of its token among the entries: codes are
 #: rounded, to at most four steps of 1/96, and entries are scaled to sum to one with the tail.
 _ROUNDING = 0.15
@@ -52,8 +50,6 @@ _ROUNDING = 0.15
 _CLEAR_MASS = 0.05
 #: A shift counts only if it fits so many times better.
 _TIMES_OWN = 2
-#: The row of a sequence, and what is odd in it.
-_Found = tuple[int, str | None]
 _GO_ON = "--no_self_test trains all the same."
 
 
@@ -121,33 +117,16 @@ def _check_text(data: StoreDataset, chosen: Sequence[int]) -> None:
     read = zip(map(store.text, places), store.read_many(places), strict=True)
     # A server's answer is imported with the end that the teacher wrote, whatever its template does.
     has_ends = not store.spec.boundaries_of and "imported" not in store.spec.rendering
-    ends = set(store.spec.eos_ids) if has_ends else set[int]()
-    found, odd_ends = list[_Found](), list[_Found]()
-    for line, records in read:
-        found.append((line.row, check.disagreement(line, records)))
-        odd_ends.append((line.row, odd_end(line, records, ends, written)))
-    _reject_odd(
-        data,
-        found,
-        "the teacher's tokens are not the text at their places",
-        "Its tokenizer, rows or places are others: capture it again, or see `logitstore verify "
-        f"{store.path} --deep`",
+    odd = odd_places(read, check, store.spec.eos_ids if has_ends else (), written)
+    if odd is None:
+        return
+    advice = (
+        "Tokens and text were written by two chat templates: capture it again"
+        if odd.is_end
+        else "Its tokenizer, rows or places are others: capture it again, or see "
+        f"`logitstore verify {store.path} --deep`"
     )
-    _reject_odd(
-        data,
-        odd_ends,
-        "turns end otherwise than in the text",
-        "Tokens and text were written by two chat templates: capture it again",
-    )
-
-
-def _reject_odd(data: StoreDataset, found: Sequence[_Found], what: str, why: str) -> None:
-    """Reject a store of which more sequences are odd than a quirk of a tokenizer explains."""
-    odd = [(row, how) for row, how in found if how is not None]
-    if len(odd) > _MOST_ODD * len(found):
-        row, how = odd[0]
-        of = f"{len(odd)} of {len(found)} sequences"
-        raise _misaligned(data, f"in {of} {what}, as in row {row:,}, {how}. {why}")
+    raise _misaligned(data, f"{odd.what}. {advice}")
 
 
 def _check_entries(data: StoreDataset, asked: Sequence[Asked]) -> None:
@@ -155,8 +134,8 @@ def _check_entries(data: StoreDataset, asked: Sequence[Asked]) -> None:
     spec = data.store.spec
     if not spec.has_ids or not spec.top_k or "tail_logmass" in spec.missing:
         return
-    off = [each for each in asked if _share_off(each) > _MOST_ODD]
-    if len(off) > _MOST_ODD * len(asked):
+    off = [each for each in asked if _share_off(each) > MOST_ODD]
+    if len(off) > MOST_ODD * len(asked):
         raise _misaligned(
             data,
             f"in {len(off)} of {len(asked)} sequences records say of their own token two different "

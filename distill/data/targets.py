@@ -26,10 +26,6 @@ from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 Ints = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]
 
-#: A label inside one of the teacher's tokens is compared where so much of the record's mass begins
-#: with the bytes that are there already.
-LEAST_MASS = 0.05
-
 
 def teacher_spans(
     records: TokenRecords, text: SequenceText, eos_ids: Sequence[int], teacher: ByteTokenizer
@@ -242,9 +238,13 @@ def with_labels_between(
     made: EventMap,
     order: Beginnings,
 ) -> Pairs:
-    """Add the labels that begin inside one of the teacher's tokens, where enough is known there."""
+    """Add the labels that begin inside one of the teacher's tokens, where its token is an entry.
+
+    However little mass begins with the bytes that are there already, it says what follows as well
+    as much of it does: `tools.between_mass` measures it.
+    """
     found = labels_between(teacher, student, records, made, order)
-    chosen = found.mass >= LEAST_MASS
+    chosen = found.mass > 0
     return _with_labels(pairs, found.pairs[chosen], found.written[chosen])
 
 

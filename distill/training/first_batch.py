@@ -17,15 +17,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from distill.data.dataset import StoreDataset
-from distill.data.evidence import CANNOT_TELL, FITS, Evidence, is_clear
 from distill.data.example import Example
 from distill.data.left_out import in_blocks
 from distill.head.query import HeadQuery
 from distill.head.student_head import StudentHead
+from logitstore.checking.evidence import (
+    Better,
+    CostEvidence,
+    Floats,
+    better_place,
+    fit,
+)
 from logitstore.errors import InputError
 
 #: Sequences that are tried, and that are looked at to find as many with labels.
@@ -34,32 +41,17 @@ _SEQUENCES, _LOOKED_AT = 8, 32
 _SHIFTS = (0, -1, -2)
 _OTHERS = (1, -1)  # which sequence instead, counted from its own
 _NAMES = (*(f"{-by} before" for by in _SHIFTS[1:]), *["of another sequence"] * len(_OTHERS))
-_CLEAR_NATS = 0.5
-#: Other rows count only if they are good: two rows that know nothing may differ, too.
-_MOST_OF_OWN = 0.6
-#: Labels that cost less are known, whatever those of other sequences cost.
-_COSTLY_NATS = 1.0
 Batch = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class FirstBatch(Evidence):
+class FirstBatch(CostEvidence):
     """What was found: cross-entropies in nats a label, with the right rows and with others."""
 
     @property
     def doubt(self) -> str:
         """Say what speaks for a mistake where nothing could be told; empty if nothing does."""
-        if not self.is_doubtful:
-            return ""
-        assert self.own is not None
-        assert self.other is not None
-        if self.own < max(_COSTLY_NATS, _MOST_OF_OWN * self.other):
-            return ""
-        return (
-            f"the student is sure of what it says (its first token has {self.sure:.0%}), and the "
-            f"labels of {self.sequences} sequences cost it {self.own:.2f} nats, those of other "
-            f"sequences {self.other:.2f}. Its tokenizer may be another model's"
-        )
+        return self.doubt_of("the student", "labels")
 
 
 def first_batches(
@@ -189,37 +181,24 @@ def try_first_batch(
 
 
 def _judged(losses_CN: Tensor, places_CN: Tensor, sequence_N: Tensor, sure: float) -> FirstBatch:
-    own_N, others = losses_CN[0], []
-    for name, losses_N, places_N in zip(_NAMES, losses_CN[1:], places_CN[1:], strict=True):
-        is_known_N = places_N >= 0
-        if _is_clear(own_N - losses_N, is_known_N, sequence_N):
-            means = [float(each[is_known_N].mean()) for each in (own_N, losses_N)]
-            others.append((means[1], means[0], name))
-    sequences = int(sequence_N.max()) + 1
-    if others and min(others)[0] < _MOST_OF_OWN * min(others)[1]:
-        raise _misaligned(*min(others), sequences)
-    own = float(own_N.mean())
-    if sequences < 2:
-        return FirstBatch(own, sure=sure, sequences=sequences)
-    other_N = losses_CN[len(_SHIFTS)]
-    fits = _is_clear(other_N - own_N, torch.ones_like(own_N, dtype=torch.bool), sequence_N)
-    outcome = FITS if fits else CANNOT_TELL
-    return FirstBatch(own, float(other_N.mean()), sure, outcome, sequences)
+    costs_CN = torch.where(places_CN >= 0, losses_CN, torch.nan).cpu().numpy()
+    ends = torch.bincount(sequence_N).cumsum(0)[:-1].cpu().numpy()
+    own, *others = (list[Floats](np.split(costs_N, ends)) for costs_N in costs_CN)
+    better = better_place(own, zip(_NAMES, others, strict=True))
+    if better is not None:
+        raise _misaligned(better, len(own))
+    mean = float(costs_CN[0].mean())
+    if len(own) < 2:
+        return FirstBatch(mean, sure=sure, sequences=len(own))
+    other = float(costs_CN[len(_SHIFTS)].mean())
+    return FirstBatch(mean, other, sure, fit(own, others[len(_SHIFTS) - 1]), len(own))
 
 
-def _is_clear(gain_N: Tensor, is_known_N: Tensor, sequence_N: Tensor) -> bool:
-    """Tell whether the mean gain of a sequence is large, and far from what chance makes."""
-    chosen_N = is_known_N & gain_N.isfinite()
-    counts_B = torch.bincount(sequence_N[chosen_N])
-    sums_B = gain_N.new_zeros(len(counts_B)).index_add(0, sequence_N[chosen_N], gain_N[chosen_N])
-    return is_clear((sums_B / counts_B)[counts_B > 0].cpu().numpy(), _CLEAR_NATS)
-
-
-def _misaligned(better: float, own: float, which: str, sequences: int) -> InputError:
+def _misaligned(better: Better, sequences: int) -> InputError:
     return InputError(
-        f"step 1: the logits {which} predict the labels of {sequences} sequences better than those "
-        f"that training would use, {better:.2f} against {own:.2f} nats a label, so the student "
-        "would be trained on the wrong ones. Check the model's code and its positions; "
-        "--no_self_test trains all the same.",
+        f"step 1: the logits {better.name} predict the labels of {sequences} sequences better than "
+        f"those that training would use, {better.cost:.2f} against {better.own:.2f} nats a label, "
+        "so the student would be trained on the wrong ones. Check the model's code and its "
+        "positions; --no_self_test trains all the same.",
         kind="self-test",
     )

@@ -40,6 +40,7 @@ from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import Sample, sample_text, take_sample
 from logitstore.capture.estimate.trial_batches import forecast_if_cheap
 from logitstore.capture.lost_rows import check_sample, warn_of_lost
+from logitstore.capture.passes.check_places import check_places
 from logitstore.capture.passes.choose import load_engine
 from logitstore.capture.passes.engine import NOT_FINITE, Engine
 from logitstore.capture.passes.self_test import try_teacher
@@ -175,7 +176,7 @@ class CaptureProcess:
         return measured
 
     def _self_test(self, budget: int) -> dict[str, Any]:
-        """Try once in this process, on its own device, whether answers depend on the batch.
+        """Try once in this process, on its own device, whether text, tokens and answers fit.
 
         Returns:
             What was found, for the store and the journal; nothing where it was not tried.
@@ -186,12 +187,14 @@ class CaptureProcess:
         self.has_tried = True
         # A rank that may not begin the store has not looked at rows yet.
         sample = self.sample or take_sample(task.reader, task.text_bytes)
-        most = task.reader.limits.max_length
-        found = try_teacher(self.teacher, sample.sequences, budget, most)
+        name = str(task.provenance["teacher"]) + (f" ({self.ranks})" if self.ranks.size > 1 else "")
+        check_places(task.reader.tokenizer, sample.sequences, name)
+        found = try_teacher(self.teacher, sample.sequences, budget, task.reader.limits.max_length)
         if found is None:
             return {}
-        here = f" ({self.ranks})" if self.ranks.size > 1 else ""
-        found.check(f"{task.provenance['teacher']}{here}")
+        found.check(name)
+        if found.doubt:
+            log.warning("%s: %s. --no-self-test silences this.", name, found.doubt)
         return {"self_test": found.facts()}
 
     @cached_property

@@ -296,9 +296,10 @@ class CaptureSettings(Checked):
     self_test: bool = setting(
         True,
         _RUNNING,
-        "Read eight rows alone and together before the first shard: where the teacher's answers "
-        "differ by more than rounding, the capture stops. The difference is kept in the store.",
-        switch_help="Do not try first whether the teacher's answers depend on what is in a batch.",
+        "Try some rows before the first shard: tokens are held to their text, and eight rows are "
+        "read alone and together. Where the teacher's answers differ by more than rounding, the "
+        "capture stops. The difference is kept in the store.",
+        switch_help="Do not try first whether text, tokens and the teacher's answers fit.",
         is_recorded=False,
         is_estimated=False,
     )

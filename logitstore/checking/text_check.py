@@ -11,14 +11,28 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, Protocol
+
+import numpy.typing as npt
 
 from logitstore.errors import in_a_line
 from logitstore.models.loading import check_vocabulary
-from logitstore.records import SequenceText, TokenRecords
+from logitstore.records import SequenceText
 from logitstore.storage.files import MAX_TOKENIZER_BYTES, read_file
 from logitstore.text.token_bytes import written_bytes
 
 log = logging.getLogger(__name__)
+
+
+class Placed(Protocol):
+    """Tokens that lie in the supervised text of a row, as records do, or the tokens of a row."""
+
+    @property
+    def token_ids(self) -> npt.NDArray[Any]: ...
+    @property
+    def byte_starts(self) -> npt.NDArray[Any]: ...
+    @property
+    def byte_lengths(self) -> npt.NDArray[Any]: ...
 
 
 class TextCheck:
@@ -68,11 +82,11 @@ class TextCheck:
 
         return cls(rewritten, written, only_starts)
 
-    def disagreement(self, line: SequenceText, records: TokenRecords) -> str | None:
+    def disagreement(self, line: SequenceText, records: Placed) -> str | None:
         """Describe the first record whose id does not decode to its text, or return None."""
         text = line.supervised_bytes
         edges = _edges(line)
-        for t in range(len(records)):
+        for t in range(len(records.token_ids)):
             start = int(records.byte_starts[t]) - line.supervised_start
             stop = start + int(records.byte_lengths[t])
             token = int(records.token_ids[t])

@@ -58,6 +58,18 @@ class Forwarded(NamedTuple):
     refused: Mapping[int, str] = MappingProxyType({})
 
 
+class Alone(NamedTuple):
+    """Holds what the teacher says of a sequence of T tokens that it reads by itself.
+
+    Attributes:
+        own: (T - 1,) log-probability of each token but the first.
+        logprobs: (T - 1, V) the whole distributions; None from an engine that says only a part.
+    """
+
+    own: Tensor
+    logprobs: Tensor | None = None
+
+
 class Engine(Protocol):
     """Turns batches of token sequences into arrays.
 
@@ -99,5 +111,5 @@ class Engine(Protocol):
     def most_probable(self, batch: Sequence[TeacherSequence], count: int) -> HeadResult:
         """Find the `count` most probable tokens (or all there are), whatever the spec keeps."""
 
-    def alone(self, sequence: TeacherSequence) -> Tensor:
-        """Compute (tokens - 1,) log-probabilities of a sequence by itself, the plainest way."""
+    def alone(self, sequence: TeacherSequence) -> Alone:
+        """Ask about a sequence by itself, the plainest way."""

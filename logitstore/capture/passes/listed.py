@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from logitstore.capture.passes.encoding import Encoding
-from logitstore.capture.passes.engine import Forwarded
+from logitstore.capture.passes.engine import Alone, Forwarded
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.summary import HeadResult
 from logitstore.errors import InputError
@@ -87,9 +87,9 @@ class ListedEngine(Encoding):
         """Find the most probable tokens: no more than the spec keeps, which the engine gives."""
         return self._read(batch, None).result
 
-    def alone(self, sequence: TeacherSequence) -> Tensor:
+    def alone(self, sequence: TeacherSequence) -> Alone:
         """Ask about one sequence while the engine has nothing else of ours to read."""
-        return self.forward([sequence]).result.token_logprob
+        return Alone(self.forward([sequence]).result.token_logprob)
 
     def check_probe(self, said: Said) -> None:
         """Check what is said of a few tokens, before anything is written.

@@ -1,10 +1,17 @@
-"""Try before a capture whether a row's log-probabilities depend on how it is read.
+"""Try before a capture whether the teacher's answers are about the tokens that they are taken for.
 
-Eight sequences are read twice: one by one by the model alone, whose logits are taken as they are,
-row t - 1 for token t; and all together, in another order and with padding, as a capture reads its
-batches (`teacher_pass.py`). The log-probability of every token must be the same, up to rounding.
-It is not where rows see each other or their padding, where records are another row's or shifted by
-one, and where the head makes other logits than the model.
+That tokens are their text is tried before (`check_places.py`). Here two questions are asked:
+
+    the batch  does the teacher say the same of a row alone and among others?
+               No: rows see each other or their padding, records are another row's or shifted.
+    fit        do logits predict the token behind them better than those one and two before it do,
+               and better than the tokens of another row?
+               No: a model of another alignment, or, if it is sure, of another tokenizer.
+
+For the first, eight sequences are read twice: one by one by the model alone, whose logits are
+taken as they are, row t - 1 for token t; and all together, in another order and with padding, as a
+capture reads its batches (`teacher_pass.py`). The log-probability of every token must be the same,
+up to rounding. The second is asked of those logits; of an untrained teacher nothing can be told.
 
 **Tolerance**, of the mean over a sequence of |difference in log p|, in nats (the worst sequence
 counts). Means, since in half precision a token that the teacher thinks impossible may move by far
@@ -17,6 +24,8 @@ more than the others. Measured on tiny models of nine families and of 12 layers,
                rounded by what is in the batch
 
 A misplaced token costs nats, and a whole sequence of them that many on average.
+
+Shape legend: T = tokens of a sequence; C = places whose logits are tried for each token.
 """
 
 import logging
@@ -32,6 +41,14 @@ from torch import Tensor
 from logitstore.capture.passes.engine import Engine
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.checking.evidence import (
+    LEAST_SEQUENCES,
+    Better,
+    CostEvidence,
+    Floats,
+    better_place,
+    fit,
+)
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -39,6 +56,8 @@ log = logging.getLogger(__name__)
 TOLERANCES = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.2}
 _QUANTISED = 0.5
 _SEQUENCES = 8
+#: Logits that are tried in the place of a token's own: so many before it.
+_EARLIER = (1, 2)
 #: Tokens of a sequence at most: a [tokens, vocabulary] tensor of it is made.
 _TOKENS = 256
 #: Each next sequence is cut so much shorter, so that there is padding even where all are long.
@@ -55,6 +74,8 @@ class SelfTest(NamedTuple):
         largest_mean: The largest mean of a sequence, which the tolerance is about.
         tolerance: The largest that is taken for rounding.
         row: The dataset's row of that sequence.
+        better: Logits of another place that predict the tokens better; None: there are none.
+        fit: How well the logits fit the tokens, in nats a token.
     """
 
     sequences: int
@@ -63,6 +84,13 @@ class SelfTest(NamedTuple):
     largest_mean: float
     tolerance: float
     row: int
+    better: Better | None = None
+    fit: CostEvidence = CostEvidence()
+
+    @property
+    def doubt(self) -> str:
+        """Say what speaks for another model's tokenizer; empty if nothing does."""
+        return self.fit.doubt_of("the teacher", "tokens")
 
     def facts(self) -> dict[str, Any]:
         """Describe it as a store has it, rounded up to one digit: the rest is of one machine."""
@@ -75,14 +103,25 @@ class SelfTest(NamedTuple):
         }
 
     def check(self, model: str) -> None:
-        """Reject a teacher whose answers depend on what a row is read with.
+        """Reject a teacher whose answers depend on the batch, or are about other tokens.
 
         Raises:
             InputError: Says what was compared, and what to try.
         """
-        if self.largest_mean <= self.tolerance:
-            return
-        raise InputError(
+        if self.largest_mean > self.tolerance:
+            raise self._depends_on_batch(model)
+        if self.better is not None:
+            raise InputError(
+                f"{model}: its logits {self.better.name} the place of a token predict the tokens "
+                f"of {self.sequences} sequences better than those that are due, "
+                f"{self.better.cost:.2f} against {self.better.own:.2f} nats a token. Its records "
+                "would be about other tokens. Check the model's code and its positions; "
+                "--no-self-test captures all the same.",
+                kind="self-test",
+            )
+
+    def _depends_on_batch(self, model: str) -> InputError:
+        return InputError(
             f"{model}: what it says of row {self.row:,} depends on the batch: read alone and among "
             f"{self.sequences - 1} others with padding, the log-probabilities of its tokens differ "
             f"by {self.largest_mean:.2g} nats on average (at most {self.tolerance:g} is rounding). "
@@ -113,7 +152,7 @@ def try_teacher(
     if len(chosen) < 2:
         return None
     try:
-        alone = [teacher.alone(each) for each in chosen]
+        alone = [_alone(teacher, *pair) for pair in zip(chosen, _others(chosen), strict=True)]
         together = _together(teacher, chosen[::-1])[::-1]
     except (RuntimeError, MemoryError) as e:
         if not is_out_of_memory(e):
@@ -151,6 +190,54 @@ def _chosen(
     return chosen
 
 
+class _Alone(NamedTuple):
+    """What the model says of a sequence that it reads alone.
+
+    Attributes:
+        logprobs: (T - 1,) log-probability of each token but the first.
+        earlier: (C, T - 1) what each costs by earlier logits, in nats; NaN where there are none.
+        other: (T - 1,) what the tokens of another row cost in their place; NaN where it has ended,
+            or where only a part of the distributions is known.
+        sure: (T - 1,) the probability of the most probable token.
+    """
+
+    logprobs: Tensor
+    earlier: Floats
+    other: Floats
+    sure: Floats
+
+
+def _others(chosen: Sequence[TeacherSequence]) -> list[TeacherSequence]:
+    """Choose another sequence for each: the next one, and the first for the last."""
+    return [*chosen[1:], chosen[0]]
+
+
+def _alone(teacher: Engine, sequence: TeacherSequence, other: TeacherSequence) -> _Alone:
+    """Ask what is said of one sequence for its tokens, and for those of another.
+
+    An engine that says only a part of a distribution is asked for its tokens alone.
+    """
+    own, logprobs = teacher.alone(sequence)
+    tokens = sequence.text.token_ids[1:]
+    earlier = np.full((len(_EARLIER), len(tokens)), np.nan)
+    others, sure = np.full(len(tokens), np.nan), np.full(len(tokens), np.nan)
+    if logprobs is None:
+        return _Alone(own, earlier, others, sure)
+
+    def said(rows: Tensor, tokens: np.ndarray) -> Tensor:
+        """Take the log-probability of a token from each row, as far as both go."""
+        n = min(len(rows), len(tokens))
+        chosen = torch.from_numpy(tokens[:n]).to(rows.device)
+        return rows[:n].gather(1, chosen[:, None])[:, 0].cpu()
+
+    for costs, by in zip(earlier, _EARLIER, strict=True):
+        costs[by:] = -said(logprobs[:-by], tokens[by:]).double().numpy()
+    found = -said(logprobs, other.text.token_ids[1:]).double().numpy()
+    others[: len(found)] = found
+    sure = logprobs.amax(1).double().exp().cpu().numpy()
+    return _Alone(own, earlier, others, sure)
+
+
 def _together(teacher: Engine, sequences: Sequence[TeacherSequence]) -> list[Tensor]:
     """Compute the same of all of them as a capture does."""
     said = teacher.forward(sequences)
@@ -159,13 +246,16 @@ def _together(teacher: Engine, sequences: Sequence[TeacherSequence]) -> list[Ten
 
 def _compared(
     chosen: Sequence[TeacherSequence],
-    alone: Sequence[Tensor],
+    alone: Sequence[_Alone],
     together: Sequence[Tensor],
     tolerance: float,
 ) -> SelfTest:
-    found = [_difference(one, other) for one, other in zip(alone, together, strict=True)]
+    found = [_difference(a.logprobs, other) for a, other in zip(alone, together, strict=True)]
     means = [float(each.mean()) if len(each) else 0.0 for each in found]
     worst = int(np.argmax(means))
+    own = [-each.logprobs.double().numpy() for each in alone]
+    names = [f"{by} before" for by in _EARLIER]
+    earlier = zip(names, zip(*(each.earlier for each in alone), strict=True), strict=True)
     return SelfTest(
         sequences=len(chosen),
         tokens=sum(map(len, found)),
@@ -173,6 +263,22 @@ def _compared(
         largest_mean=means[worst],
         tolerance=tolerance,
         row=chosen[worst].line.row,
+        better=better_place(own, earlier),
+        fit=_fit(own, alone),
+    )
+
+
+def _fit(own: Sequence[Floats], alone: Sequence[_Alone]) -> CostEvidence:
+    """Compare what tokens cost in their own place and in that of another row's."""
+    others = [each.other for each in alone]
+    if len(own) < LEAST_SEQUENCES or np.isnan(np.concatenate(others)).all():
+        return CostEvidence(sequences=len(own))
+    return CostEvidence(
+        own=float(np.concatenate(own).mean()),
+        other=float(np.nanmean(np.concatenate(others))),
+        sure=float(np.concatenate([each.sure for each in alone]).mean()),
+        outcome=fit(own, others),
+        sequences=len(own),
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from logitstore.capture.boundaries.branches import BranchReader, placed
 from logitstore.capture.passes.encoding import Encoding
-from logitstore.capture.passes.engine import Forwarded
+from logitstore.capture.passes.engine import Alone, Forwarded
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
@@ -82,13 +82,13 @@ class TeacherPass(Encoding):
         return self._forward(TeacherHead(self.model, HeadSettings(count)), batch)[0]
 
     @torch.no_grad()
-    def alone(self, sequence: TeacherSequence) -> Tensor:
-        """Compute (tokens - 1,) log-probabilities from the model's own logits of one sequence."""
+    def alone(self, sequence: TeacherSequence) -> Alone:
+        """Take the model's own logits of one sequence."""
         ids = torch.from_numpy(sequence.text.token_ids)[None].to(self.device)
         logits = logits_of(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)))[0, :-1]
-        logits = logits.float()
-        own = logits.gather(1, ids[0, 1:, None].to(logits.device))[:, 0]
-        return (own - logits.logsumexp(1)).cpu()
+        logprobs = logits.float().log_softmax(1)
+        own = logprobs.gather(1, ids[0, 1:, None].to(logprobs.device))[:, 0]
+        return Alone(own.cpu(), logprobs)
 
     @property
     def versions(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from distill.alignment.entries_at import LEAST_LEFT, Texts
 from distill.alignment.event_map import NEVER, SPACES, EventMap
 from distill.alignment.map_entries import VocabularyMap
 from distill.alignment.realised import label_share, labels_between
+from distill.data.targets import plain_pairs, with_labels_between
 from distill.losses.aligned import Aligned
 from logitstore.records import TokenRecords
 
@@ -167,6 +168,21 @@ def test_a_label_between_two_starts_is_answered_by_what_the_student_would_write_
     assert found.pairs.tolist() == [[j, label] for j, label, _, _ in expected]
     assert found.written.tolist() == [n for _, _, n, _ in expected]
     np.testing.assert_allclose(found.mass, [mass for *_, mass in expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("mass", "has_target"), [(0.5, True), (1e-4, True), (None, False)])
+def test_a_label_inside_a_token_has_a_target_wherever_that_token_is_an_entry(
+    mass: float | None, has_target: bool
+) -> None:
+    """Given that the teacher's token came, little of its mass says as much as more of it does."""
+    own, other = WRITTEN.index(b"ab"), WRITTEN.index(b"b")
+    records = records_of([own], [{other: 0.4} | ({} if mass is None else {own: mass})])
+    teacher, student = spans_of([2], ends=False), spans_of([1, 1], ends=False)
+    start = plain_pairs(np.array([[0, 1, 0, 1]]))
+    made = a_map(0, 5, is_spread=False)
+    found = with_labels_between(start, teacher, student, records, made, ORDER)
+    assert found.table[:, 2].tolist() == ([0, 1] if has_target else [0])
+    assert found.written.tolist() == ([0, 1] if has_target else [0])
 
 
 def is_longer(v: int, begin: bytes) -> bool:

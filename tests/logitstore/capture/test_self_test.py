@@ -1,14 +1,16 @@
-"""Before a capture, rows are read alone and in a batch: a difference beyond rounding stops it.
+"""Before a capture, rows are held to their text, and read alone and in a batch: a mistake stops it.
 
-Alignment is broken on purpose, in each way that a teacher pass could; the records themselves would
-look like any others.
+Alignment is broken on purpose, in each way that a teacher pass or the reading of rows could; the
+records themselves would look like any others. (A swapped template: test_end_check.py.)
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import logitstore
 from logitstore.capture.passes import self_test
 from logitstore.capture.passes.self_test import SelfTest
 from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.sequences.row_reader import RowReader
+from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead
 from logitstore.console.launcher import Ranks
 from logitstore.errors import IncompleteStoreError, InputError
@@ -27,6 +31,8 @@ from logitstore.info import facts, info_text
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
+from logitstore.text.tokenizer import TokenizedText
+from tests.kit import learnt
 from tests.kit.families import FAMILIES, V, build
 from tests.kit.paths import ROOT
 from tests.kit.rows import rows_file, texts_file
@@ -98,6 +104,107 @@ def test_a_teacher_pass_that_misplaces_records_stops_before_anything_is_written(
         assert stopped.value.kind == "self-test"
         assert list(tmp_path.iterdir()) == []
         assert run(teacher, data, tmp_path / "all-the-same", self_test=False).is_complete
+
+
+def tokens_edited(edit: Callable[[list[TeacherSequence]], list[TokenizedText]]) -> Break:
+    """Give the sequences of a row other tokens than those of its text."""
+
+    def breaks(patch: pytest.MonkeyPatch) -> None:
+        honest = RowReader.sequences
+
+        def edited(self: RowReader, row: int) -> list[TeacherSequence]:
+            found = [honest(self, i) for i in (row, (row + 1) % len(self.rows))]
+            texts = edit([sequence for each in found for sequence in each])
+            return [replace(s, text=t) for s, t in zip(found[0], texts, strict=False)]
+
+        patch.setattr(RowReader, "sequences", edited)
+
+    return breaks
+
+
+def other_tokenizer(sequences: list[TeacherSequence]) -> list[TokenizedText]:
+    """The ids that a vocabulary of another order has for the same tokens."""
+    return [replace(s.text, token_ids=(s.text.token_ids * 7 + 13) % 290) for s in sequences]
+
+
+def wrong_offset(sequences: list[TeacherSequence]) -> list[TokenizedText]:
+    return [replace(s.text, byte_starts=s.text.byte_starts + s.text.has_record) for s in sequences]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [other_tokenizer, wrong_offset, lambda sequences: [s.text for s in sequences[1:]]],
+    ids=["another tokenizer", "wrong byte offset", "another row"],
+)
+def test_tokens_that_are_not_the_text_stop_it_before_anything_is_written(
+    teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: Any
+) -> None:
+    with monkeypatch.context() as broken:
+        tokens_edited(edit)(broken)
+        with pytest.raises(
+            InputError,
+            match=r"in \d+ of 20 sequences the teacher's tokens are not the text at their places, "
+            r"as in row 0, record \d+: token \d+ writes b'.*', not b'.*'\. Text and tokens are not "
+            r"of the same tokenizer or row.*--no-self-test",
+        ) as stopped:
+            run(teacher, data, tmp_path / "s")
+        assert stopped.value.kind == "self-test"
+        assert list(tmp_path.iterdir()) == []
+        assert run(teacher, data, tmp_path / "all-the-same", self_test=False).is_complete
+
+
+@pytest.fixture(scope="module")
+def knowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that knows the first rows of the corpus by heart."""
+    model = learnt.model_of(tiny.byte_bpe(), learnt.rows())
+    return tiny.save(tmp_path_factory.mktemp("learnt") / "teacher", model, tiny.byte_bpe())
+
+
+def test_a_model_that_answers_about_the_token_after_the_next_stops_it(
+    knowing: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone and in a batch alike: each hidden state is that of the token behind its own."""
+    load = TeacherPass.__init__
+
+    def early(self: TeacherPass, *args: Any, **more: Any) -> None:
+        load(self, *args, **more)
+        norm: Any = self.model.base_model.norm
+        norm.register_forward_hook(lambda _m, _i, out: out.roll(-1, 1))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(TeacherPass, "__init__", early)
+        with pytest.raises(
+            InputError,
+            match=r"its logits 1 before the place of a token predict the tokens of 8 sequences "
+            r"better than those that are due, 0\.\d\d against \d+\.\d\d nats a token",
+        ) as stopped:
+            run(knowing, data, tmp_path / "s")
+    assert stopped.value.kind == "self-test"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sure_teacher_that_does_not_know_the_text_is_doubted(
+    knowing: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its folder has the tokenizer of another model, with as many tokens in another order."""
+    says = "Its tokenizer may be another model's"
+    run(knowing, data, tmp_path / "honest")
+    assert says not in caplog.text
+    content = json.loads((knowing / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    letters = sorted(token for token in vocabulary if vocabulary[token] > 4)
+    content["model"]["vocab"] = vocabulary | {
+        token: vocabulary[other]
+        for token, other in zip(letters, [*letters[50:], *letters[:50]], strict=True)
+    }
+    other = shutil.copytree(knowing, tmp_path / "other")
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    assert run(other, data, tmp_path / "s").is_complete
+    assert "the teacher is sure of what it says (its first token has " in caplog.text
+    assert says in caplog.text
+    caplog.clear()
+    run(other, data, tmp_path / "without", self_test=False)
+    assert says not in caplog.text
 
 
 def test_what_was_found_is_in_the_store_in_info_and_changes_no_shard(

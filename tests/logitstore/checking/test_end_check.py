@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distill.data.end_check import odd_end
 from distill.data.self_test import try_records
+from logitstore.checking.end_check import odd_end
 from logitstore.errors import InputError
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.rows.renderer import Renderer
@@ -120,13 +120,18 @@ def swapped(monkeypatch: pytest.MonkeyPatch, template: str) -> None:
 ROWS = [{"messages": templates.turns(f"{i}?", text)} for i, text in enumerate(tiny.corpus()[:12])]
 
 
-def test_a_swapped_template_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swapped_template_stops_a_capture_and_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No guard on changed text speaks: the student's template writes each content as it is."""
     teacher = saved(tmp_path / "t", templates.CHATML)
     assert try_records(dataset_of(teacher, capture(teacher, ROWS, tmp_path / "honest")))
     with monkeypatch.context() as broken:
         swapped(broken, OTHER_END)
-        store = capture(teacher, ROWS, tmp_path / "s")
+        with pytest.raises(InputError, match="in 12 of 12 sequences turns end otherwise") as early:
+            capture(teacher, ROWS, tmp_path / "s")
+        assert early.value.kind == "self-test"
+        store = capture(teacher, ROWS, tmp_path / "s", self_test=False)
     with pytest.raises(
         InputError, match=r"in 12 of 12 sequences turns end otherwise than in the text, .*two chat"
     ) as stopped:

@@ -8,12 +8,13 @@ space aside.
 
 from collections.abc import Collection, Sequence
 
-from logitstore.records import SequenceText, TokenRecords
+from logitstore.checking.text_check import Placed
+from logitstore.records import SequenceText
 
 
 def odd_end(
     line: SequenceText,
-    records: TokenRecords,
+    records: Placed,
     ends: Collection[int],
     written: Sequence[bytes],
 ) -> str | None:
@@ -21,12 +22,12 @@ def odd_end(
 
     Args:
         line: The text. One that ends with a turn says nothing of its end.
-        records: Its records.
+        records: Its records, or its tokens.
         ends: Ids of the teacher's tokens that end a turn.
         written: What each of the teacher's tokens writes.
     """
     behind = _behind(line)
-    for t in range(len(records)):
+    for t in range(len(records.token_ids)):
         token = int(records.token_ids[t])
         if int(records.byte_lengths[t]) or token not in ends:
             continue
