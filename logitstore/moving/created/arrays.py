@@ -1,5 +1,6 @@
 """Copy arrays of any library to numpy: of torch, JAX, CuPy, or whatever has `__dlpack__`."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -64,9 +65,13 @@ def _on_host(values: Any, where: str) -> Array:
     if type(values).__module__.split(".")[0] == "torch":
         return _of_torch(values)
     if hasattr(values, "__dlpack__"):
-        for more in ({}, {"device": "cpu"}):  # numpy 2.1 and newer copy from a device
+        ways: tuple[Callable[[], Array], ...] = (
+            lambda: np.from_dlpack(values),
+            lambda: np.from_dlpack(values, device="cpu"),  # numpy 2.1 copies from a device
+        )
+        for way in ways:
             try:
-                return np.from_dlpack(values, **more)
+                return way()
             except (RuntimeError, TypeError, BufferError, ValueError):  # not on the host; no type
                 continue
     try:

@@ -125,7 +125,7 @@ class Texts:
         self._supervise: Supervise = "last" if supervise == "last" else "all"
         self._kwargs: Mapping[str, Any] | None = None
         self._template: ChatTemplate | None = None
-        idle = {"add_eos": add_eos or None} if kind in (TOKENS, TALK) else {}
+        idle: dict[str, Any] = {"add_eos": add_eos or None} if kind in (TOKENS, TALK) else {}
         if kind == TALK:
             self._kwargs = parse_kwargs(template_kwargs, "--chat-template-kwargs")
             self._template = ChatTemplate.of(

@@ -70,7 +70,7 @@ class Packing:
             MissingLibraryError: PyYAML is not installed.
         """
         try:
-            import yaml
+            import yaml  # type: ignore[import-untyped]
         except ImportError as e:
             raise MissingLibraryError(
                 f"{path}: PyYAML is needed to read it. Run `pip install pyyaml`."

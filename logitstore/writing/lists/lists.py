@@ -328,9 +328,9 @@ def fewest(lists: Lists, max_tail: float) -> Lists:
     return lists.where((left_before > max_tail) | (rank == 0))
 
 
-def padded(lists: Lists) -> tuple[F32, I64]:
-    """Return (n, K) log-probabilities and ids, padded with -inf and 0."""
-    mask = np.arange(int(lists.counts.max(initial=0))) < lists.counts[:, None]
+def padded(lists: Lists, width: int = 0) -> tuple[F32, I64]:
+    """Return (n, K) log-probabilities and ids, padded with -inf and 0; K is `width` or more."""
+    mask = np.arange(int(lists.counts.max(initial=width))) < lists.counts[:, None]
     logprobs = np.full(mask.shape, -np.inf, np.float32)
     ids = np.zeros(mask.shape, np.int64)
     logprobs[mask], ids[mask] = lists.logprobs, lists.ids

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 import logitstore
+from distill.data.dataset import StoreDataset
 from logitstore.capture.job import run_capture
 from logitstore.capture.settings import CaptureSettings
 from logitstore.format.logprob_codec import ENTROPY_STEP, TAIL_STEP, TOKEN_STEP
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.store import LogitStore
 from logitstore.testing import stores
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import dumps
 from tests.kit.created import created, log_softmax, logits_of, settings, with_entries, with_logits
 from tests.kit.dumps import ENGLISH, TEXTS, Dumper
@@ -259,6 +261,20 @@ def test_a_row_without_records_is_counted(teacher: Dumper, tmp_path: Path) -> No
     store = logitstore.open_store(tmp_path / "s")
     assert store.statuses == {"no_lists": 1, "empty": 1, "ok": 1}
     assert [len(store[i]) for i in range(3)] == [0, 0, len(teacher.ids(ENGLISH[0])) - 1]
+
+
+@pytest.mark.parametrize("add_eos", [False, True])
+def test_a_student_is_given_an_end_where_the_teacher_had_one(
+    add_eos: bool, teacher: Dumper, tmp_path: Path
+) -> None:
+    """And every other token's distribution, at the label that it is of."""
+    text, eos = ENGLISH[0], teacher.tokenizer.eos_token_id
+    ids = [*teacher.ids(text), *([eos] if add_eos else [])]
+    rows = [(text, {"logits": logits_of(teacher, ids)})]
+    store = created(tmp_path / "s", teacher, rows, top_k=8, add_eos=add_eos)
+    example = StoreDataset(store, ByteTokenizer(teacher.tokenizer), ("tail_kl",))[0]
+    assert example.token_ids.tolist() == ids
+    assert int(example.is_label.sum()) == len(store[0]) == len(ids) - 1
 
 
 WITHOUT_TORCH = """
