@@ -30,12 +30,12 @@ class CheckedShards:
     As a context it appends to its file, and removes it if all went through.
 
     Attributes:
-        path: The store.
+        shards: The folder of its shards.
         file: Where they are remembered; None: nowhere.
         known: The stamp that each had.
     """
 
-    path: StorePath
+    shards: Path
     file: Path | None
     known: Mapping[int, Stamp]
     _written: IO[str] | None = None
@@ -53,11 +53,11 @@ class CheckedShards:
             is_resumed: Whether to believe it; else it is forgotten.
         """
         if not isinstance(path, Path):
-            return cls(path, None, {})
+            return cls(Path(), None, {})
         content = [str(path.resolve()), header.spec.digest, header.plan.digest, what, _CHECKS]
         name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
         file = ShardCache.chosen().folder / _FOLDER / f"{name}.jsonl"
-        return cls(path, file, _read(file) if is_resumed else {})
+        return cls(path / SHARDS_FOLDER, file, _read(file) if is_resumed else {})
 
     def has(self, index: int) -> bool:
         """Tell whether a shard was found whole, and its file is as it was then."""
@@ -65,8 +65,7 @@ class CheckedShards:
 
     def add(self, index: int) -> None:
         """Note that a shard is whole."""
-        stamp = self._stamp(index)
-        if self._written is not None and stamp is not None:
+        if self._written is not None and (stamp := self._stamp(index)) is not None:
             self._written.write(json.dumps([index, *stamp]) + "\n")
             self._written.flush()
 
@@ -92,7 +91,7 @@ class CheckedShards:
 
     def _stamp(self, index: int) -> Stamp | None:
         try:
-            found = Path(self.path / SHARDS_FOLDER / shard_name(index)).stat()  # type: ignore[arg-type]
+            found = (self.shards / shard_name(index)).stat()
         except OSError:
             return None
         return found.st_size, found.st_mtime_ns, found.st_ctime_ns
