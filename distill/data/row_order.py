@@ -64,6 +64,7 @@ class RowOrder(Sampler[int]):
         # Raw bits are the part of numpy's generators that never changes between versions.
         bits = np.random.PCG64(int.from_bytes(key))
         order = _order(key, bits, self.rows)
+        parts: Iterator[Ints]
         if self.lengths is None:
             parts = map(order, _ranges(0, self.rows, _MOST_AT_ONCE))
         else:

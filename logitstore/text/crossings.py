@@ -85,7 +85,7 @@ def find_crossings(
     text = _Text(segments, tokenizer, is_conversation)
     if tokenizer.joins_spaces:  # ` the` may stand for more white space than its own
         is_odd |= ~is_eos & text.supervised.begins_stretch(starts)
-    for i in np.flatnonzero(is_odd):
+    for i in np.flatnonzero(is_odd).tolist():
         token = int(token_ids[i]), written[i]
         within[i], fit = text.fit(*token, int(starts[i]), int(lengths[i]))
         heads[i], tails[i], has_added_space[i], is_verbatim[i] = fit
