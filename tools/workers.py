@@ -87,7 +87,7 @@ class Run:
 
     @property
     def work(self) -> Work:
-        return import_module(self.module)  # type: ignore[return-value]
+        return import_module(self.module)
 
 
 def known(folder: Path, results: Path) -> set[tuple[str, str]]:

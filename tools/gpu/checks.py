@@ -17,7 +17,7 @@ FOLDER = Path("tests/gpu")
 def measure(device: Device, partial: stage.Partial) -> dict[str, Any]:
     """Run one file of tests after the other; those of a run that was cut off are not run again."""
     known = partial.known()
-    results = {"files": [], "passed": 0, "failed": {}, "skipped": {}} | known
+    results: dict[str, Any] = {"files": [], "passed": 0, "failed": {}, "skipped": {}} | known
     for file in sorted(path.name for path in FOLDER.glob("test_*.py")):
         if file not in results["files"]:
             found = run(file, device)

@@ -181,7 +181,8 @@ def is_trained(run: Run, student: str, seed: int) -> bool:
 def train_before(run: Run, student: str, seed: int) -> float:
     """Train a student by cross-entropy on another text, and keep it; return its bits per byte."""
     tokenizer = tokenizer_of(run.folder, student)
-    model: Any = new_student(run.scale.student, tokenizer, seed).to(run.device)
+    model: Any = new_student(run.scale.student, tokenizer, seed)
+    model.to(run.device)
     texts = parts.texts_of(run.folder, "before")
     train_on_texts(model, tokenizer, texts, run.scale.before, run.scale.before_rows, seed)
     bits = bits_per_byte(model, heldout_of(run.folder, student)).bits_per_byte

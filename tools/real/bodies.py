@@ -44,7 +44,7 @@ def student_of(
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         kept[name] = embedding
     student.load_state_dict(kept)
-    student.tie_weights()  # type: ignore[no-untyped-call]
+    student.tie_weights()
     return student
 
 
@@ -76,7 +76,8 @@ def embedding_for(
         whole: The teacher's tokenizer.
         student: The student's tokenizer.
     """
-    weights = teacher.get_input_embeddings().weight.detach().float()
+    embedding: Any = teacher.get_input_embeddings()
+    weights = embedding.weight.detach().float()
     pieces = pieces_of(whole, student)
     mean = weights.mean(0)
     return torch.stack([weights[ids].mean(0) if len(ids) else mean for ids in pieces])

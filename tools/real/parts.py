@@ -20,6 +20,7 @@ module is in any other part.
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,11 @@ def prepare(folder: Path, scale: Scale) -> None:
         _half(folder, name)
     _answers(folder)
     for name, make in _tokenizers(folder, scale).items():
-        _once(folder / "tokenizers" / name, lambda part, make=make: make().save_pretrained(part))
+        _once(folder / "tokenizers" / name, partial(_save, make))
+
+
+def _save(make: Callable[[], Any], folder: Path) -> None:
+    make().save_pretrained(folder)
 
 
 def teacher_of(folder: Path, scale: Scale) -> Path:
@@ -117,7 +122,7 @@ def _texts(folder: Path, scale: Scale) -> None:
     sources = _split(library_sources(), rest)
     for name in SHARES:
         rows = [row for text in (*prose[name], *sources[name]) for row in rows_of(text)]
-        _once(folder / f"{name}.jsonl", lambda part, rows=rows: write_texts(part, rows))
+        _once(folder / f"{name}.jsonl", partial(write_texts, rows=rows))
 
 
 def _split(documents: Iterable[tuple[str, Read]], sizes: Mapping[str, int]) -> dict[str, list[str]]:
@@ -147,9 +152,9 @@ def _questions(folder: Path, scale: Scale) -> None:
         taken = found[: scale.prompts[part]]
         assert len(taken) == scale.prompts[part], f"{part}: {len(found):,} questions are too few"
         rows = [each._asdict() for each in taken]
-        _once(folder / f"questions-{part}.jsonl", lambda to, rows=rows: _write(to, rows))
+        _once(folder / f"questions-{part}.jsonl", partial(_write, rows=rows))
         prompts = [{"messages": [_said("user", each.prompt)]} for each in taken]
-        _once(folder / f"prompts-{part}.jsonl", lambda to, rows=prompts: _write(to, rows))
+        _once(folder / f"prompts-{part}.jsonl", partial(_write, rows=prompts))
 
 
 def _said(role: str, content: str) -> dict[str, str]:
@@ -167,7 +172,7 @@ def _capture(folder: Path, name: str, source: str, scale: Scale) -> None:
     store = store_path(folder, name)
     if (store / "DONE").exists():
         return
-    writes = {"generate": True, "max_new_tokens": scale.answer_tokens}
+    writes: dict[str, Any] = {"generate": True, "max_new_tokens": scale.answer_tokens}
     logitstore.capture(
         teacher_of(folder, scale),
         str(folder / f"{source}.jsonl"),
@@ -277,7 +282,7 @@ def _made_up_teacher(folder: Path, made: Path) -> None:
     tokenizer.chat_template = TEMPLATE.replace("\n\n", "\nIt is").replace("{{ bos_token }}", "")
     model = models.new_model(Shape(width=32, layers=3, vocabulary=600), tokenizer, 0)
     model.config.tie_word_embeddings = True
-    model.tie_weights()  # type: ignore[no-untyped-call]
+    model.tie_weights()
     models.save(made, model, tokenizer)
 
 

@@ -71,7 +71,7 @@ def store_of(folder: Path, name: str, student: str, scale: Scale) -> Store:
 
 @lru_cache
 def _bytes_per_token(folder: Path, data: str) -> float:
-    return round(facts(open_store(parts.store_path(folder, data)))["bytes_per_token"], 1)
+    return float(round(facts(open_store(parts.store_path(folder, data)))["bytes_per_token"], 1))
 
 
 @lru_cache(1)
@@ -86,7 +86,8 @@ def embedding_of(folder: Path, student: str, scale: Scale) -> torch.Tensor:
     teacher, whole = teacher_of(folder, scale), tokenizer_of(folder, "whole")
     own = tokenizer_of(folder, student)
     if student == "pruned":
-        weights = teacher.get_input_embeddings().weight.detach()
+        embedding: Any = teacher.get_input_embeddings()
+        weights: torch.Tensor = embedding.weight.detach()
         return weights[list(same_tokens(whole, own))] if scale.is_trimmed else weights
     return embedding_for(teacher, whole, own)
 
@@ -118,7 +119,8 @@ def train_before(run: Run, student: str, number: int) -> float:
     """Heal a student of the teacher by cross-entropy, and keep it; return its bits per byte."""
     scale: Scale = run.scale
     tokenizer = tokenizer_of(run.folder, student)
-    model: Any = _of_teacher(run.folder, student, scale).to(run.device)
+    model: Any = _of_teacher(run.folder, student, scale)
+    model.to(run.device)
     texts = texts_of(run.folder, "before")
     train_on_texts(model, tokenizer, texts, scale.heal, scale.rows, number)
     bits = bits_per_byte(model, heldout_of(run.folder, student, "text")).bits_per_byte

@@ -208,14 +208,14 @@ class ByClaim:
                 elif not self._is_done(index, writer):
                     claimed.append(index)
             while claimed := [i for i in claimed if not self._is_done(i, writer)]:
-                taken = self._claims.take([f"{index:05d}" for index in claimed])
-                index = None if taken is None else int(taken)
-                if index is not None and self._is_done(index, writer):
-                    self._claims.release(f"{index:05d}")  # committed since
-                    continue
-                if index is not None:
-                    self._claimed_here.add(index)
-                yield index
+                name = self._claims.take([f"{index:05d}" for index in claimed])
+                if name is None:
+                    yield None
+                elif self._is_done(int(name), writer):
+                    self._claims.release(name)  # committed since
+                else:
+                    self._claimed_here.add(int(name))
+                    yield int(name)
 
     def done_by_others(self) -> list[int]:
         newly_done, self._newly_done = self._newly_done, []
