@@ -16,11 +16,13 @@ import typer
 
 from distill.data.coverage_settings import PANELS as COVERAGE_PANELS
 from distill.data.coverage_settings import CoverageSettings
+from distill.data.orders import BY
 from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
 from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.console.options import (
     JsonOpt,
+    PartialOpt,
     StoreArg,
     settings_from,
     with_options_of,
@@ -147,9 +149,59 @@ def coverage(
         from distill.data.coverage import as_json as written
         from distill.data.coverage_of_pair import of_pair
         from distill.data.coverage_table import table
+        from distill.losses.own import import_named
 
+        import_named(settings.get("loss") or "")
         facts = of_pair(store, student, **settings)
     print(written(facts) if as_json else table(facts))
+
+
+@app.command()
+def select(
+    store: StoreArg,
+    keep: Annotated[
+        float, typer.Option(help="Share of the rows to keep, above 0 and at most 1.", metavar="F")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="File to write, a row number a line.", metavar="FILE")
+    ],
+    over: Annotated[
+        str | None,
+        typer.Option(
+            help="Store of a smaller model over the same text, for the gain.", metavar="STORE"
+        ),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option(
+            help="What rows are ordered by: " + ", ".join(BY) + ".",
+            metavar="NAME",
+            show_default="gain",
+        ),
+    ] = None,
+    highest: Annotated[
+        bool | None,
+        typer.Option(
+            "--highest/--lowest",
+            help="Which end to keep.",
+            show_default="highest of gain, length and agreement, lowest of surprise and entropy",
+        ),
+    ] = None,
+    allow_partial: PartialOpt = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Choose rows of a store to train on: those that its teacher knows better than a small model.
+
+    Writes their numbers in the order of the dataset, for `distill train --rows` and `logitstore
+    subset --rows`. --top-k 0 stores suffice, of either tokenizer (MiniPLM, arXiv:2410.17215).
+    """
+    from distill.data.selection import select as run_selection
+    from distill.data.selection import table
+
+    facts = run_selection(
+        store, out, keep=keep, over=over, by=by, highest=highest, allow_partial=allow_partial
+    )
+    print(json.dumps(facts, indent=1) if as_json else table(facts))
 
 
 @app.command()

@@ -29,7 +29,7 @@ import numpy as np
 
 from distill.alignment.cuts import Cuts
 from distill.alignment.make_map import LEARNED, Seen, make_map
-from distill.losses.mapped_kl import OURS
+from distill.losses.maps import OURS
 from logitstore.models.loading import load_tokenizer
 from logitstore.text.tokenizer import ByteTokenizer
 from tools.benchmark import goal, is_goal, surroundings, table

@@ -45,7 +45,7 @@ from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
 EVENTS = "mapped_kl over events"
-LOSSES = ("uld", "mapped_kl", EVENTS, "tail_kl", "multilevel_ot", "alm", "sampled_kl")
+LOSSES = ("uld", "mapped_kl", EVENTS, "tail_kl", "multilevel_ot", "alm", "sampled_kl", "gold")
 RECOMPUTED, IN_FORWARD = "chunked CE, recomputed", "chunked CE, in the forward"
 SORTED, TRL = "ULD, both sides sorted", "ULD, TRL"
 
@@ -171,6 +171,10 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
         partitions = {name: Partition(torch.from_numpy(of_V), int(of_V.max()) + 1)}
         partitions = {name: each.to(sizes.device) for name, each in partitions.items()}
         arrays = {name: teacher_arrays(name, sizes) | {"entry_ids": listed_events(of_V, sizes)}}
+    if name == "gold":  # half of the student's tokens are the teacher's too, each an event
+        of_V = np.maximum(np.arange(sizes.V, dtype=np.int32) - sizes.V // 2, 0)
+        partitions = {name: Partition(torch.from_numpy(of_V), int(of_V.max()) + 1)}
+        partitions = {name: each.to(sizes.device) for name, each in partitions.items()}
     hidden, weight, labels = hidden_and_weight(sizes)
     model, settings = HeadOnly(weight), option_values({})
     head = StudentHead(model)
@@ -268,7 +272,7 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
     first = np.concatenate([[0], stop[:-1]])
     every = np.arange(sizes.N)
     owner = np.repeat(np.arange(len(stop)), stop - first)
-    by_group = name in ("uld", "alm")
+    by_group = name in ("uld", "alm", "gold")
     count = len(stop) if by_group else sizes.N
     head = np.sort(rng.exponential(size=(count, K)) ** 3, 1)[:, ::-1] + 1e-3
     logprobs = np.log(0.92 * head / head.sum(1, keepdims=True)).astype(np.float32)
@@ -284,6 +288,21 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
             "tail_logmass": tail,
             "log_scale": np.zeros(count, np.float32),
             "codec_bound": np.zeros(count, np.float32),
+            "earlier_index": every[is_earlier],
+            "earlier_pair": owner[is_earlier],
+        }
+    if name == "gold":
+        is_earlier, events = every != stop[owner] - 1, sizes.V - sizes.V // 2 - 1
+        few = rng.choice(events, K // 2, replace=False)
+        return {
+            "index": index,
+            "entry_ids": 1 + (few + rng.integers(events, size=(count, 1))) % events,
+            "entry_logmass": logprobs[:, ::2],
+            "other_logprobs": logprobs[:, 1::2],
+            "tail_logmass": tail,
+            "apart_event": np.zeros(count, np.int64),
+            "share": np.full(count, 0.5, np.float32),
+            "log_scale": np.zeros(count, np.float32),
             "earlier_index": every[is_earlier],
             "earlier_pair": owner[is_earlier],
         }

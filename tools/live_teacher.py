@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
 
+from distill.training.batch_loss import seen_of
 from distill.training.config import CachedTeacherConfig
 from distill.training.loss_terms import Term
 from distill.training.trainer import CachedTeacherTrainer
@@ -42,7 +43,7 @@ class LiveTeacherTrainer(CachedTeacherTrainer):
         self, model: nn.Module, inputs: dict[str, Any], counts: Tensor
     ) -> tuple[Tensor, dict[str, Term]]:
         """Return cross-entropy as with a store, plus the KL to the teacher's distribution."""
-        seen, rows_N = self._seen(inputs), inputs["rows"]
+        seen, rows_N = seen_of(inputs), inputs["rows"]
         labels_N = inputs["labels"].flatten()[rows_N + 1]
         with torch.no_grad():
             teacher_NV = self.teacher(**seen).logits.flatten(0, 1)[rows_N].float().log_softmax(-1)

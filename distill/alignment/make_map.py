@@ -17,6 +17,9 @@ token of the student's own tokenisation of b(v), and ψ(u) the first token of th
     events        events are what both can express: connected components of v with φ*(v), u with
                   ψ(u), and the pairs seen in the store's text at least three times and in a tenth
                   of either one's meetings
+    twins         not of `--map`: each of the student's tokens that has a twin is an event, and all
+                  others together are event 0, to which the teacher's others are sent. (GOLD's
+                  hybrid)
 
 The teacher's end-of-text tokens are one event, the student's EOS. Other special tokens write no
 text: they are sent nowhere. A teacher's token that stands in for a byte (`<0xE2>`) is sent to the
@@ -236,6 +239,18 @@ def _strict(pair: _Pair, _seen: Seen) -> EventMap:
     return EventMap(pair.sent(pair.twins), pair.remainder)
 
 
+def _twins(pair: _Pair, _seen: Seen) -> EventMap:
+    """Make an event of each token that both sides have, and one, the first, of all others."""
+    target, size = pair.sent(pair.twins), pair.teacher.size
+    whole = target[:size]
+    matched = np.unique(whole[whole >= 0])
+    of_token = np.zeros(pair.student.size, np.int32)
+    of_token[matched] = 1 + np.arange(len(matched))
+    sent = np.where(target >= 0, of_token[np.maximum(target, 0)], target)
+    sent[:size][whole < 0] = 0
+    return EventMap(sent.astype(np.int32), pair.remainder, of_token=of_token)
+
+
 def _canonical(pair: _Pair, _seen: Seen) -> EventMap:
     return EventMap(pair.canonical, pair.remainder)
 
@@ -376,7 +391,7 @@ def _known(target: Ids | Ints) -> Ints:
     return np.flatnonzero(target >= 0)
 
 
-#: Every kind of map, by the name that `--map` gives it.
+#: Every kind of map, by the name that `--map` gives it, or a loss that asks for it.
 KINDS: dict[str, Callable[[_Pair, Seen], EventMap]] = {
     "prefix": _prefix,
     "strict": _strict,
@@ -386,6 +401,7 @@ KINDS: dict[str, Callable[[_Pair, Seen], EventMap]] = {
     "p_kl": _p_kl,
     "p_kl_weighted": _p_kl_weighted,
     "mined": _mined,
+    "twins": _twins,
 }
 #: Kinds that learn from the store's text.
 LEARNED = frozenset({"counted", "events"})

@@ -10,7 +10,6 @@ Shape legend: N = labels of a batch; P = pairs of a loss; L = labels that belong
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,14 +33,15 @@ class Piece(NamedTuple):
     members: dict[str, dict[str, slice]]  # the further labels of each loss's pairs, by their name
 
 
-@dataclass(frozen=True)
 class Pieces:
     """The pieces of a batch, in order.
 
-    It is not a tuple, so that code that moves tensors to a device passes it on unchanged.
+    It is neither tuple nor dataclass, so that code that moves tensors to a device passes it on
+    unchanged: accelerate would make a list of the one, Lightning refuses the other.
     """
 
-    each: tuple[Piece, ...]
+    def __init__(self, each: tuple[Piece, ...]) -> None:
+        self.each = each
 
 
 def cut(

@@ -19,6 +19,7 @@ from distill.data.ragged import tensors_of
 from distill.data.targets import Arrays
 from distill.losses import find, option_values
 from distill.losses.aligned import nothing
+from distill.losses.loss import Loss
 from distill.student.encoder_decoder import Sides
 from logitstore.text.token_ids import NO_LABEL
 
@@ -45,7 +46,8 @@ class Collator:
             layout: Lays sequences into rows.
         """
         self.sides, self.layout = sides, layout
-        self.pad_id, self.losses, self.chunk_tokens = pad_id, tuple(losses), chunk_tokens
+        self.pad_id, self.chunk_tokens = pad_id, chunk_tokens
+        self._losses = {name: find(name) for name in losses}  # a worker may begin without them
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         batch = self._rows(examples)
@@ -54,7 +56,7 @@ class Collator:
             "skipped": np.array([e.skipped for e in examples]),
             "text_changed": np.array([e.text_changed for e in examples]),
         }
-        teacher = {name: _joined(name, examples) for name in self.losses}
+        teacher = {name: _joined(name, each, examples) for name, each in self._losses.items()}
         pieces = self.chunk_tokens and cut(teacher, batch["example"], self.chunk_tokens)
         tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}
         numbers = torch.tensor([e.row for e in examples])  # int64: a store may count that far
@@ -88,7 +90,7 @@ class Collator:
         return batch
 
 
-def _joined(name: str, examples: Sequence[Example]) -> Arrays:
+def _joined(name: str, loss: Loss, examples: Sequence[Example]) -> Arrays:
     """Join one loss's arrays of all examples, with label and pair numbers of the batch."""
     parts: dict[str, list[npt.NDArray[Any]]] = {}
     labels = pairs = 0
@@ -102,4 +104,4 @@ def _joined(name: str, examples: Sequence[Example]) -> Arrays:
             pairs += len(arrays["index"])
         labels += int(np.count_nonzero(example.is_label))
     joined = {key: np.concatenate(arrays) for key, arrays in parts.items()}
-    return joined or find(name).arrays(nothing(), option_values({}))
+    return joined or loss.arrays(nothing(), option_values({}))

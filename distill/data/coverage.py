@@ -156,7 +156,7 @@ def _by_map(data: StoreDataset, facts: Facts, chosen: Sequence[int]) -> Facts | 
 
 
 def _mapping_loss(data: StoreDataset) -> str | None:
-    with_map = [name for name, pairing in data.pairings.items() if pairing.map is not None]
+    with_map = [name for name, pairing in data.pairings.items() if pairing.compares_tokens]
     return next(iter([*with_map, *data.losses]), None)
 
 

@@ -14,7 +14,7 @@ SAMPLE = 32
 def warn_if_wrong(data: StoreDataset) -> None:
     """Warn once, before training, if a loss asks for wrong labels or is silent about most."""
     for name, pairing in data.pairings.items():
-        if pairing.map is None or data.is_one_tokenizer:
+        if not pairing.compares_tokens or data.is_one_tokenizer:
             continue
         facts = coverage(data, loss=name, sequences=SAMPLE)
         everything = facts["kinds"]["all"]

@@ -28,6 +28,7 @@ Shape legend: B = sequences, R = rows (B of them unless packed), T = padded leng
 pairs of a loss.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -50,6 +51,7 @@ from distill.data.family import Family
 from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
 from distill.data.ragged import narrow
+from distill.data.records_asked import check_filter, cut_entries, holds_for, parse_filter
 from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
     Arrays,
@@ -95,6 +97,9 @@ class StoreDataset(Dataset[Example]):
         losses: Names of the losses to prepare for, of :func:`distill.losses.all_losses`.
         max_length: Student tokens a row may have.
         template: The student's chat template, for a store of conversations.
+        rows: Numbers of the dataset's rows to use; None: all.
+        top_k: How many entries of a record to use, of those stored; None: all.
+        token_filter: Of :func:`distill.data.records_asked.parse_filter`; None: all tokens.
         **options: Options of losses, by the names of their flags; the others have their defaults.
 
     Raises:
@@ -110,26 +115,37 @@ class StoreDataset(Dataset[Example]):
         *,
         max_length: int | None = None,
         template: ChatTemplate | None = None,
+        rows: Ints | None = None,
+        top_k: int | None = None,
+        token_filter: str | None = None,
         **options: Any,
     ) -> None:
         for name in losses:
             check_needs(store, student, name, **options)
+        self.rows, self.top_k, self.token_filter = rows, top_k, token_filter
+        self._conditions = parse_filter(token_filter) if token_filter else ()
+        check_filter(store, self._conditions)
         self.store, self.losses, self.max_length = store, tuple(losses), max_length
         self.options = option_values(options)
-        self.pairings = {name: find(name).pairing_of(self.options) for name in losses}
+        self._found = {name: find(name) for name in losses}  # a worker may begin without them
+        self.pairings = {name: each.pairing_of(self.options) for name, each in self._found.items()}
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
         #: The tokenizer of the store's teacher.
         self.teacher = teacher_tokenizer(store, student)
         counts = np.asarray(store.token_counts)
-        self.sequences = np.flatnonzero(counts > 0)
+        held = counts > 0
+        if rows is not None:
+            held &= np.isin(np.asarray(store.sequence_rows), rows)
+        self.sequences = np.flatnonzero(held)
         #: Number of records of each sequence: a guess at its length before its text is read.
         self.records: Ints = counts[self.sequences]
-        self.without_records = len(store) - len(self.sequences)
+        self.without_records = int(np.sum(counts == 0))
         if not len(self.sequences):
+            which = "that --rows names" if rows is not None else f"of its {len(store):,} sequences"
             raise InputError(
-                f"{store.path}: none of its {len(store):,} sequences has a record to train on. "
+                f"{store.path}: none {which} has a record to train on. "
                 f"`logitstore info {store.path}` says why."
             )
         made: dict[str, VocabularyMap] = {}
@@ -150,6 +166,9 @@ class StoreDataset(Dataset[Example]):
             losses,
             max_length=self.max_length,
             template=reader.template,
+            rows=self.rows,
+            top_k=self.top_k,
+            token_filter=self.token_filter,
             **options,
         )
 
@@ -196,8 +215,14 @@ class StoreDataset(Dataset[Example]):
     def _records(self, chosen: Sequence[int]) -> list[TokenRecords]:
         """Read the records at the teacher's own tokens."""
         if self.is_at_boundaries:
-            return self.store.read_around(chosen)
-        return self.store.read_many(chosen)
+            return self._cut(self.store.read_around(chosen))
+        return self._cut(self.store.read_many(chosen))
+
+    def _cut(self, records: list[TokenRecords]) -> list[TokenRecords]:
+        """Leave out the entries that the run does not ask for."""
+        if self.top_k is None:
+            return records
+        return [cut_entries(each, self.top_k) for each in records]
 
     def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
         return teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
@@ -206,7 +231,7 @@ class StoreDataset(Dataset[Example]):
         """Read sequences of the store, and tokenise them as the student does."""
         answers: Sequence[TokenRecords | None] = [None] * len(chosen)
         if self.is_at_boundaries:
-            answers = self.store.read_many(chosen)
+            answers = self._cut(self.store.read_many(chosen))
         read = zip(self._records(chosen), map(self.store.text, chosen), answers, strict=True)
         return [self._sides(*each) for each in read]
 
@@ -239,11 +264,13 @@ class StoreDataset(Dataset[Example]):
     def _arrays(self, name: str, both: BothSides, alignment: Alignment | None) -> Arrays:
         """Make a loss's arrays of one sequence."""
         pairs, mapping = self._paired(name, both, alignment)
-        loss = find(name)
+        loss = self._found[name]
         records, ways = both.records, pairs.ways
         if ways is not None:
             assert both.answers is not None
             records = with_answers(records, both.answers)
+        if self._conditions:
+            pairs = pairs.chosen(holds_for(records, pairs.table, self._conditions))
         aligned = Aligned(
             records,
             pairs.table,
@@ -387,8 +414,17 @@ class StoreDataset(Dataset[Example]):
                 "max_length": self.max_length,
                 "template": rendered_by(self.reader.template),
             }
+            if self.rows is not None:
+                read_by["rows"] = self.rows_digest
             made = map_of(kind, self.teacher, student, read_by, self.seen)
         return made.widened(int(self.store.spec.vocab_size))
+
+    @property
+    def rows_digest(self) -> str | None:
+        """What the chosen rows are, in a few letters; None for all."""
+        if self.rows is None:
+            return None
+        return hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()[:16]
 
     def seen(self) -> Seen:
         """Count the pairs of tokens that begin at the same places of the store's text."""

@@ -28,7 +28,15 @@ from torch import Tensor
 
 from distill.head.logit_rows import LogitRows
 from distill.head.output_head import OutputHead, Pull, without_autocast
-from distill.head.query import COLUMNS, HeadAnswer, HeadQuery, Ranking, rank_columns, widened
+from distill.head.query import (
+    COLUMNS,
+    LOGITS,
+    HeadAnswer,
+    HeadQuery,
+    Ranking,
+    rank_columns,
+    widened,
+)
 from distill.head.scaled_rows import ScaledRows
 
 #: The loss of a chunk from its answer, for positions [start, stop).
@@ -81,6 +89,32 @@ def in_the_forward(
             head, query, ranges, objective, hidden_ND, *head.weights
         )
     return loss
+
+
+def in_turn(
+    head: OutputHead,
+    hidden_ND: Tensor,
+    query: HeadQuery,
+    ranges: Sequence[tuple[int, int]],
+    objective: Objective,
+) -> Tensor:
+    """Add up `objective` over chunks, where no gradient is wanted; the memory is that of one.
+
+    Args:
+        head: As for :func:`in_the_forward`, and so are the others.
+        hidden_ND: Likewise.
+        query: Likewise.
+        ranges: Likewise.
+        objective: Likewise.
+    """
+    values = []
+    with without_autocast(hidden_ND):
+        for start, stop in ranges:
+            rows = LogitRows(head.logits(hidden_ND[start:stop]), query.part(start, stop))
+            values.append(objective(HeadAnswer.of(rows.answer), start, stop))
+            del rows  # before the next chunk's are made
+    head.close()
+    return torch.stack(values).sum()
 
 
 class _Recomputed(torch.autograd.Function):
@@ -145,12 +179,15 @@ def _in_parts(
     mass_SV: Tensor | None = None
     for places, part in parts:
         logits_cV = widened(head.logits(hidden_ND[places]))
+        rows = logits_cV.clone() if part.ranking is not None and part.has_logits else None
         if part.ranking is not None:
             if mass_SV is None:
                 mass_SV = logits_cV.new_zeros(part.ranking.sequences, logits_cV.shape[1])
             # This subtracts each row's mean, which changes no log-probability computed below.
             scales.append(ScaledRows(logits_cV, part.ranking, mass_SV).scale_c2)
         answers.append(LogitRows(logits_cV, replace(part, ranking=None)).answer)
+        if rows is not None:
+            answers[-1][LOGITS] = rows
     answer = {name: torch.cat([each[name] for each in answers]) for name in answers[0]}
     if query.ranking is None or mass_SV is None:
         return answer, None

@@ -25,12 +25,14 @@ from distill.head.query import (
     AT_IDS,
     COLUMNS,
     LABEL,
+    LOGITS,
     REST,
     TOP,
     TOP_IDS,
     HeadQuery,
     Lookup,
     Ranking,
+    listed,
     rank_columns,
     widened,
 )
@@ -56,6 +58,7 @@ class LogitRows:
     ) -> None:
         logits_cV, query = widened(logits_cV), query.indexing()
         self._query = query
+        self._logits_cV = logits_cV.clone() if query.has_logits else None
         # First, since it subtracts each row's mean, which changes no log-probability below.
         self._scaled = _scaled(logits_cV, query.ranking, columns_Sk)
         self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
@@ -79,6 +82,8 @@ class LogitRows:
     def _answer(self) -> dict[str, Tensor]:
         log_z_c1 = (self._scaled or self._softmax).log_z_c[:, None]
         answer = {LABEL: self._label_c - log_z_c1.squeeze(1)}
+        if self._logits_cV is not None:
+            answer[LOGITS] = self._logits_cV
         if self._query.top_k:
             answer[TOP] = self._top_cK - log_z_c1
             if self._query.has_top_ids:
@@ -120,6 +125,8 @@ class LogitRows:
         else:
             at_cK, rest_c = slopes[self._shared + AT_IDS], slopes.get(self._shared + REST)
             slope_cV = self._softmax.slope(total_c, at_cK, rest_c)
+        if LOGITS in slopes:
+            slope_cV.add_(slopes[LOGITS])
         slope_cV.scatter_add_(1, self._query.labels_N[:, None], slopes[LABEL][:, None])
         if TOP in slopes:
             slope_cV.scatter_add_(1, self._top_ids_cK, slopes[TOP])
@@ -172,8 +179,7 @@ def _largest(logits_cV: Tensor, query: HeadQuery) -> tuple[Tensor, Tensor]:
     if not query.top_k:
         nothing = logits_cV.new_zeros(len(logits_cV), 0)
         return nothing, nothing.long()
-    columns_V = query.top_k_columns_V
-    listed_cV = logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
+    listed_cV = listed(logits_cV, query.top_k_columns_V)
     values_cK, ids_cK = listed_cV.topk(min(query.top_k, logits_cV.shape[1]))
     missing = (0, query.top_k - values_cK.shape[1])
     values_cK = nn.functional.pad(values_cK, missing, value=-torch.inf)

@@ -165,12 +165,13 @@ class HeadQuery:
         labels_N: (N,) int64 in [0, V), the student's own tokens.
         top_k: Number of the largest log-probabilities wanted; 0 for none.
         top_k_mask_N: (N,) bool, where `top_k` is wanted; None for everywhere.
-        top_k_columns_V: (V,) bool, the tokens that `top_k` chooses from; None for all. The
-            log-probabilities remain those over the full vocabulary.
+        top_k_columns_V: (V,) bool, the tokens that `top_k` chooses from; None for all. A head may
+            be padded beyond them. The log-probabilities remain those over the full vocabulary.
         has_top_ids: Whether the tokens of `top_k` are wanted too, in a run without gradient such as
             an evaluation. Where `top_k_mask_N` is False they are arbitrary.
         lookups: Ids to look up, by a name that the caller chooses.
         ranking: Columns to choose for whole sequences; None for none.
+        has_logits: Whether all logits are wanted, which are as large as a chunk of them.
     """
 
     labels_N: Tensor
@@ -180,6 +181,7 @@ class HeadQuery:
     has_top_ids: bool = False
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     ranking: Ranking | None = None
+    has_logits: bool = False
 
     def part(self, start: int, stop: int) -> "HeadQuery":
         """Return the same query for positions start to stop."""
@@ -221,6 +223,7 @@ class HeadAnswer:
         found: The answer to each lookup, by its name.
         column_logprobs_Nk: (N, k) at the ranked columns of the position's sequence, the one with
             most mass first, of logits at one scale; -inf beyond V.
+        logits_NV: (N, V) the logits themselves.
     """
 
     label_logprob_N: Tensor
@@ -228,6 +231,7 @@ class HeadAnswer:
     top_ids_NK: Tensor | None = None
     found: Mapping[str, Found] = field(default_factory=dict)
     column_logprobs_Nk: Tensor | None = None
+    logits_NV: Tensor | None = None
 
     @classmethod
     def of(cls, flat: Mapping[str, Tensor]) -> "HeadAnswer":
@@ -240,7 +244,7 @@ class HeadAnswer:
 
 #: Names of the tensors of an answer; those of a lookup follow its name.
 LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
-TOP_IDS = "top_ids_NK"
+TOP_IDS, LOGITS = "top_ids_NK", "logits_NV"
 AT_IDS, REST = ".at_ids", ".rest"
 
 
@@ -262,11 +266,10 @@ def answer_rows(
     # New tensors, not views of the logits: an in-place change to one must not change the others.
     label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
     answer = {LABEL: label_c}
+    if query.has_logits:
+        answer[LOGITS] = logits_cV.clone()
     if query.top_k:
-        columns_V = query.top_k_columns_V
-        listed_cV = (
-            logits_cV if columns_V is None else logits_cV.masked_fill(~columns_V, -torch.inf)
-        )
+        listed_cV = listed(logits_cV, query.top_k_columns_V)
         answer[TOP] = _top(listed_cV, log_z_c, query.top_k, query.top_k_mask_N)
         if query.has_top_ids:
             ids_cK = listed_cV.topk(min(query.top_k, listed_cV.shape[1])).indices
@@ -282,6 +285,14 @@ def answer_rows(
         ids_ck = columns_Sk[query.ranking.sequence_N]
         answer[COLUMNS] = _at(scaled_cV, scaled_cV.logsumexp(-1), ids_ck)
     return answer
+
+
+def listed(logits_cV: Tensor, columns_V: Tensor | None) -> Tensor:
+    """Make the logits of other tokens than these -inf; of None, none."""
+    if columns_V is None:
+        return logits_cV
+    beyond = (0, logits_cV.shape[1] - len(columns_V))
+    return logits_cV.masked_fill(~nn.functional.pad(columns_V, beyond), -torch.inf)
 
 
 def widened(logits: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.head.chunked import Objective, in_the_forward, recomputed
+from distill.head.chunked import Objective, in_the_forward, in_turn, recomputed
 from distill.head.output_head import AnyHead, LinearHead, OutputHead, is_plain_linear
 from distill.head.query import HeadAnswer, HeadQuery, answer_rows, column_mass, rank_columns
 from logitstore.errors import InputError
@@ -119,10 +119,10 @@ class StudentHead:
     ) -> Tensor:
         """Run the model, and add up `objective` over the answers to `query`, chunk by chunk.
 
-        The gradient is taken in the forward pass, which saves a quarter of the head's arithmetic.
-        Where that is impossible (no ranges; float16, whose small gradients need the loss scale that
-        only the backward pass knows; the model's own logits), `objective` is called once, with the
-        answer for all positions.
+        The gradient is taken in the forward pass, which saves a quarter of the head's arithmetic;
+        where none is wanted, none is taken. Where that is impossible (no ranges; float16, whose
+        small gradients need the loss scale that only the backward pass knows; the model's own
+        logits), `objective` is called once, with the answer for all positions.
 
         Args:
             model_or_wrapped: As for `__call__`.
@@ -139,6 +139,8 @@ class StudentHead:
         """
 
         def chunked(head: OutputHead, hidden_ND: Tensor) -> dict[str, Tensor]:
+            if ranges and not torch.is_grad_enabled():
+                return {"loss": in_turn(head, hidden_ND, query, ranges, objective)}
             if ranges and hidden_ND.dtype != torch.float16 and not _is_float16_autocast(hidden_ND):
                 return {"loss": in_the_forward(head, hidden_ND, query, ranges, objective)}
             return whole(recomputed(head, hidden_ND, query, self.chunk_tokens))

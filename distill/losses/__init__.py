@@ -2,7 +2,8 @@
 
 A file of this folder that defines a `LOSS` (see :mod:`distill.losses.loss`) is a loss with the
 file's name; no other list of them exists. They are imported when they are first needed:
-`import distill.losses` alone does not import torch.
+`import distill.losses` alone does not import torch. A loss of the user's own is here as soon as a
+run names it, under the name of its function (:mod:`distill.losses.own`).
 """
 
 import importlib
@@ -14,9 +15,13 @@ if TYPE_CHECKING:
     from distill.losses.loss import Loss, Option
 
 
+#: Losses that are not ours, by name.
+_OWN: "dict[str, Loss]" = {}
+
+
 @cache
 def all_losses() -> "dict[str, Loss]":
-    """List every loss by its name, in order."""
+    """List every loss of ours by its name, in order."""
     losses: dict[str, Loss] = {}
     for module in pkgutil.iter_modules(__path__):
         loss = getattr(importlib.import_module(f"{__name__}.{module.name}"), "LOSS", None)
@@ -26,8 +31,18 @@ def all_losses() -> "dict[str, Loss]":
 
 
 def find(name: str) -> "Loss":
-    """Find the loss of a name that exists."""
-    return all_losses()[name]
+    """Find the loss of a name that exists: one of ours, or one that a run has named."""
+    return all_losses().get(name) or _OWN[name]
+
+
+def is_own(name: str) -> bool:
+    """Tell whether a name is that of a loss of the user's own."""
+    return name in _OWN and name not in all_losses()
+
+
+def keep(name: str, loss: "Loss") -> None:
+    """Keep a loss of the user's own under a name, instead of what had it before."""
+    _OWN[name] = loss
 
 
 def all_options() -> "dict[str, Option]":

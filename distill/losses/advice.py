@@ -184,7 +184,8 @@ def caution(losses: Iterable[str], weights: str, *, one_tokenizer: bool) -> str:
     if one_tokenizer or weights == "new":
         return ""
     options = option_values({})
-    has_map = any(find(loss).pairing_of(options).map is not None for loss in losses if loss != "ce")
+    pairings = [find(loss).pairing_of(options) for loss in losses if loss != "ce"]
+    has_map = any(pairing.compares_tokens for pairing in pairings)
     return UNPROVEN if has_map else ""
 
 

@@ -172,6 +172,48 @@ class Aligned:
             cells["cell_share"] = made.divided[:, labels].T
         return cells
 
+    def divided_entries(self) -> Arrays:
+        """Divide the teacher's entries into those that the student has a token for, and others.
+
+        Needs a map whose event 0 is of the tokens that one side alone has. Within one tokenizer
+        there are no such events, nor such entries.
+
+        Returns:
+            `entry_count` (P,), `entry_ids` and `entry_logmass` (M,) of the first; `other_count`
+            (P,) and `other_logprobs` of the others, most probable first; `tail_logmass` (P,);
+            `apart_event` (P,), the event of the others, -1 for none; and `share` (P,), of the
+            teacher's vocabulary that the student has.
+        """
+        assert self.records.entry_ids is not None
+        assert self.mapping is not None
+        records, last, made = self.records, self.last_record, self.mapping.made
+        count, (ids, logprobs) = lists_of(
+            records.entry_count, last, records.entry_ids, records.entry_logprobs
+        )
+        event, of_all = made.event[ids.astype(np.int64)], made.event[: made.tokens]
+        is_other, has_others = event <= 0, made.of_token is not None
+        if not has_others:
+            is_other, of_all = np.zeros(len(event), np.bool_), of_all + 1
+        owner = np.repeat(np.arange(len(last)), count)
+        sent = self.mapping.send(
+            np.bincount(owner[~is_other], minlength=len(last)), ids[~is_other], logprobs[~is_other]
+        )
+        tail = records.tail_logmass[last]
+        if sent.left_out is not None:
+            with np.errstate(divide="ignore"):  # log 0 = -inf: nothing is left over
+                tail = np.log(np.exp(tail, dtype=np.float64) + sent.left_out).astype(np.float32)
+        share = np.mean(of_all > 0) if len(of_all) else 1.0
+        return {
+            "entry_count": sent.count.astype(np.int32),
+            "entry_ids": sent.ids,
+            "entry_logmass": sent.logmass,
+            "other_count": np.bincount(owner[is_other], minlength=len(last)).astype(np.int32),
+            "other_logprobs": logprobs[is_other],
+            "tail_logmass": tail,
+            "apart_event": np.full(len(last), 0 if has_others else -1, np.int32),
+            "share": np.full(len(last), share, np.float32),
+        }
+
     def entries_by_id(self) -> Arrays:
         """Name the teacher's entries by the student's ids; those without one are dropped.
 

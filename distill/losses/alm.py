@@ -19,21 +19,11 @@ Refs: arXiv:2503.20083. Shape legend: G = groups.
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from distill.losses.aligned import Aligned, Arrays
-from distill.losses.loss import (
-    Ask,
-    Loss,
-    Option,
-    Options,
-    Pairing,
-    Paper,
-    Student,
-    Teacher,
-)
+from distill.losses.declared import loss
+from distill.losses.loss import Option, Options, Paper, Student, Teacher
 
 TEMPERATURE = 100.0
 #: A group surer than this has rounded to certainty: a float32 sum of log-probabilities is known to
@@ -69,27 +59,9 @@ def alm(
     return -(a_G.exp() * b_G - torch.expm1(a_G) * (-torch.expm1(b_G)).log())
 
 
-def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    """Take the teacher's log-probability of each group, and the labels that write its bytes."""
-    logprob = aligned.token_logprob().astype(np.float32)
-    return {"index": aligned.last_label, "logprob": logprob, **aligned.labels()}
-
-
-def _ask(_teacher: Teacher, _options: Options) -> Ask:
-    return Ask()
-
-
-def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
-    student_P = student.added_up(teacher["token_index"], teacher["token_pair"])
-    return alm(student_P, teacher["logprob"], options["alm_temperature"])
-
-
-LOSS = Loss(
-    needs=frozenset({"token logprob", "byte spans"}),
-    pairing=Pairing("groups"),
-    arrays=_arrays,
-    ask=_ask,
-    values=_values,
+@loss(
+    needs={"token logprob", "byte spans"},
+    pairs="groups",
     options=(
         Option(
             "alm_temperature",
@@ -105,3 +77,7 @@ LOSS = Loss(
     ),
     order=6,
 )
+def LOSS(teacher: Teacher, student: Student, options: Options) -> Tensor:
+    """Compare what both sides give the bytes of each group."""
+    student_P = student.added_up(teacher["token_index"], teacher["token_pair"])
+    return alm(student_P, teacher["logprob"], options["alm_temperature"])

@@ -1,9 +1,10 @@
 """The description of a loss, so that no code outside its file needs to know its name.
 
-A loss is a function of aligned rows. The same file of `distill/losses/` has a :class:`Loss` named
-`LOSS`: what it needs of a store, how it pairs the two tokenisations, how its arrays are made of the
-teacher's records (on the CPU, in DataLoader workers), what it asks of the student's head, and its
-values. The name of the file is the name of the loss for `--loss`.
+A loss is a function of aligned rows with a declaration above it (:mod:`distill.losses.declared`):
+what it needs of a store, how it pairs the two tokenisations, how its arrays are made of the
+teacher's records (on the CPU, in DataLoader workers), and what it asks of the student's head. Ours
+are the `LOSS` of a file of `distill/losses/`, and `--loss` has the file's name; one of your own is
+`--loss my_module:my_loss`.
 
     class        seen by                          holds
     Aligned      `arrays`                         one sequence's records, paired with its labels
@@ -28,20 +29,28 @@ Shape legend: N = labels, P = pairs of a loss, K = entries or ids of a pair, M =
 labels that belong to pairs, k = columns of a sequence.
 """
 
+import importlib
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from distill.head.query import HeadAnswer
+from distill.losses import keep
 from distill.losses.aligned import Aligned, Arrays
+from logitstore.errors import InputError
 
 #: Every option of every loss, by name.
 Options = Mapping[str, Any]
 #: What `arrays` returned, on the device.
 Teacher = Mapping[str, Tensor]
+
+
+#: Which records and labels are a pair.
+Kind = Literal["starts", "strict", "groups", "positions", "sequence"]
 
 
 class Pairing(NamedTuple):
@@ -62,10 +71,15 @@ class Pairing(NamedTuple):
             cut elsewhere.
     """
 
-    kind: Literal["starts", "strict", "groups", "positions", "sequence"]
+    kind: Kind
     map: str | None = None
     has_between: bool = False
     has_labels: bool = False
+
+    @property
+    def compares_tokens(self) -> bool:
+        """Tell whether each label is compared with what the teacher's tokens are sent to."""
+        return self.map is not None and self.kind in ("starts", "strict")
 
 
 class Option(NamedTuple):
@@ -97,6 +111,9 @@ class Ask(NamedTuple):
         temperature: Divides the logits before the softmax of the look-up.
         has_rest: Whether the mass outside the ids is wanted too.
         columns: Number of columns of each sequence, at one scale of logits; 0 for none.
+        has_logits: Whether all logits are wanted, of a chunk of the batch at a time.
+        has_top_of_first_event: Whether `top_k` chooses from the tokens of event 0 alone, where the
+            ids are events.
     """
 
     top_k: int = 0
@@ -104,6 +121,8 @@ class Ask(NamedTuple):
     temperature: float = 1.0
     has_rest: bool = True
     columns: int = 0
+    has_logits: bool = False
+    has_top_of_first_event: bool = False
 
 
 @dataclass(frozen=True)
@@ -154,6 +173,15 @@ class Student:
         share_Pr = teacher["cell_share"]
         return (share_Pr * cell_Pr.masked_fill(share_Pr == 0, 0)).sum(1)
 
+    def label(self) -> Tensor:
+        """Take (P,) the log-probability of each pair's label: of a group or sequence, of one."""
+        return self.answer.label_logprob_N[self.index_P]
+
+    def logits(self) -> Tensor:
+        """Take (P, V) the logits, float32 or wider; of a student whose head is padded, all."""
+        assert self.answer.logits_NV is not None, "logits were not asked for"
+        return self.answer.logits_NV[self.index_P]
+
     def added_up(self, index_L: Tensor, pair_L: Tensor) -> Tensor:
         """Sum up (P,) the log-probabilities of the labels `index_L`, each for its pair."""
         label_N = self.answer.label_logprob_N
@@ -163,6 +191,10 @@ class Student:
         """Take (L, k) log-probabilities of those labels at the columns of their sequence."""
         assert self.answer.column_logprobs_Nk is not None, "columns were not asked for"
         return self.answer.column_logprobs_Nk[index_L]
+
+
+#: The function that a declaration stands above.
+Values = Callable[[Teacher, Student, Options], Tensor | tuple[Tensor, Tensor]]
 
 
 class Paper(NamedTuple):
@@ -196,19 +228,49 @@ class Loss:
         cited: The paper to cite.
         order: Its place in lists. If a store cannot serve one loss, the message names the first
             that it can serve.
+        home: `module:function`, where it is declared; empty where it is not.
     """
 
     needs: frozenset[str] | Callable[[Options], frozenset[str]]
     pairing: Pairing | Callable[[Options], Pairing]
     arrays: Callable[[Aligned, Options], Arrays]
     ask: Callable[[Teacher, Options], Ask]
-    values: Callable[[Teacher, Student, Options], Tensor | tuple[Tensor, Tensor]]
+    values: Values
     cell: Callable[[Teacher, Student, Options], Tensor | None] = lambda *_: None
     weight: float = 1.0
     options: tuple[Option, ...] = ()
     has_bound: bool = False
     cited: Paper | None = None
     order: int = 100
+    home: str = ""
+
+    def __str__(self) -> str:
+        """Return the address by which `--loss` names it."""
+        return self.home
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Callable[[str], "Loss"], tuple[str]]:
+        """Pickle its address alone, as functions are: for DataLoader workers that begin anew."""
+        if "<" in self.home or not self.home:
+            raise InputError(
+                f"{self.home or 'a loss without a declaration'}: a process that begins anew could "
+                "not find it, as it is not a name of a module. Declare it at the top of a module, "
+                "or use workers that fork, or --dataloader_num_workers 0.",
+                kind="own-loss",
+            )
+        return _at, (self.home,)
+
+    @property
+    def name(self) -> str:
+        """The name of its function, which one of the user's own has in logs."""
+        return self.home.rpartition(":")[2].rpartition(".")[2]
+
+    @property
+    def is_ours(self) -> bool:
+        """Tell whether it is a file of this folder."""
+        return self.home.startswith(f"{__package__}.")
 
     @property
     def is_of_sequences(self) -> bool:
@@ -222,3 +284,12 @@ class Loss:
     def pairing_of(self, options: Options) -> Pairing:
         """Return how it pairs records with labels in a run with these options."""
         return self.pairing(options) if callable(self.pairing) else self.pairing
+
+
+def _at(home: str) -> Loss:
+    """Import a loss by its address, which this program wrote itself."""
+    module, _, name = home.partition(":")
+    found: Loss = operator.attrgetter(name)(importlib.import_module(module))
+    if not found.is_ours:
+        keep(found.name, found)  # in a process that begins anew
+    return found

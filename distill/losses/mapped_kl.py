@@ -18,16 +18,8 @@ Shape legend: N = positions, K = largest count of mapped ids.
 import torch
 from torch import Tensor
 
-from distill.losses.aligned import Aligned, Arrays
-from distill.losses.loss import (
-    Ask,
-    Loss,
-    Option,
-    Options,
-    Pairing,
-    Student,
-    Teacher,
-)
+from distill.losses.declared import loss
+from distill.losses.loss import Options, Student, Teacher
 
 
 def mapped_kl(
@@ -66,61 +58,13 @@ def _term(log_t: Tensor, log_p: Tensor) -> Tensor:
     return torch.where(log_t > -torch.inf, log_t.exp() * (log_t - log_p), 0)
 
 
-#: Maps that ask what the text shows; the others are as they were published.
-OURS = ("events", "counted", "canonical")
-PUBLISHED = ("prefix", "strict", "p_kl", "p_kl_weighted", "mined")
-
-
-def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    return {"index": aligned.last_label, **aligned.mapped_entries()}
-
-
-def _ask(teacher: Teacher, _options: Options) -> Ask:
-    return Ask(ids_PK=teacher["entry_ids"])
-
-
-def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+@loss(
+    needs={"entries", "ids", "tail", "byte spans"},
+    cell=lambda teacher, student, _options: student.cell(teacher),
+    order=1,
+)
+def LOSS(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+    """Compare at the tokens, or groups of them, that the run's map sends the entries to."""
     return mapped_kl(
         student.at_ids(), student.rest(), teacher["entry_logmass"], teacher["rest_logmass"]
     )
-
-
-def _pairing(options: Options) -> Pairing:
-    kind = options["map"]
-    return Pairing(
-        "strict" if kind == "strict" else "starts",
-        kind,
-        has_between=options["between"] == "on" and kind != "strict",
-        has_labels=kind in OURS,
-    )
-
-
-LOSS = Loss(
-    needs=frozenset({"entries", "ids", "tail", "byte spans"}),
-    pairing=_pairing,
-    arrays=_arrays,
-    ask=_ask,
-    values=_values,
-    cell=lambda teacher, student, _options: student.cell(teacher),
-    options=(
-        Option(
-            "map",
-            default="events",
-            help="mapped_kl: how the teacher's tokens become the student's. events: both in groups "
-            "of tokens that either can express. counted: as often as the student writes each where "
-            "the teacher writes that, in the store's text. canonical: the student's own first "
-            "token of the same bytes. prefix: its longest. strict: the token of equal bytes, where "
-            "both sides end together. p_kl, p_kl_weighted: the student's tokens become the "
-            "teacher's. mined: the token of the least edit distance.",
-            choices=(*OURS, *PUBLISHED),
-        ),
-        Option(
-            "between",
-            default="off",
-            help="mapped_kl: whether labels that begin inside one of the teacher's tokens are "
-            "compared too, by what can follow there.",
-            choices=("off", "on"),
-        ),
-    ),
-    order=1,
-)

@@ -24,21 +24,12 @@ rows and columns of a transport plan.
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from distill.losses.aligned import Aligned, Arrays
-from distill.losses.loss import (
-    Ask,
-    Loss,
-    Options,
-    Pairing,
-    Paper,
-    Student,
-    Teacher,
-)
+from distill.losses.declared import loss
+from distill.losses.loss import Options, Paper, Student, Teacher
 
 COLUMNS = 50
 SL_WEIGHT = SD_WEIGHT = 0.1
@@ -138,33 +129,10 @@ def _renormalised(logprobs_Tk: Tensor) -> Tensor:
     return hat_Tk.masked_fill(~is_row_T1, -torch.inf)
 
 
-def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    """Take the teacher's columns at each label; the sequence is one pair, on its first."""
-    return {
-        "index": aligned.last_label[:1],
-        "token_index": aligned.last_label,
-        "token_pair": np.zeros_like(aligned.last_label),
-        "token_logprobs": aligned.columns(COLUMNS),
-    }
-
-
-def _ask(_teacher: Teacher, _options: Options) -> Ask:
-    return Ask(columns=COLUMNS)
-
-
-def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
-    lengths = torch.bincount(teacher["token_pair"], minlength=len(teacher["index"])).tolist()
-    return multilevel_ot(
-        student.columns(teacher["token_index"]), teacher["token_logprobs"], lengths
-    )
-
-
-LOSS = Loss(
-    needs=frozenset({"entries", "ids", "logit std"}),
-    pairing=Pairing("sequence"),
-    arrays=_arrays,
-    ask=_ask,
-    values=_values,
+@loss(
+    needs={"entries", "ids", "logit std"},
+    pairs="sequence",
+    columns=COLUMNS,
     weight=0.15,
     cited=Paper(
         "2412.14528",
@@ -173,3 +141,9 @@ LOSS = Loss(
     ),
     order=5,
 )
+def LOSS(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+    """Compare the columns of each sequence, ranked on either side."""
+    lengths = torch.bincount(teacher["token_pair"], minlength=len(teacher["index"])).tolist()
+    return multilevel_ot(
+        student.columns(teacher["token_index"]), teacher["token_logprobs"], lengths
+    )

@@ -20,16 +20,8 @@ Shape legend: N = positions, K = entries, D = distinct draws.
 import torch
 from torch import Tensor
 
-from distill.losses.aligned import Aligned, Arrays
-from distill.losses.loss import (
-    Ask,
-    Loss,
-    Options,
-    Pairing,
-    Paper,
-    Student,
-    Teacher,
-)
+from distill.losses.declared import loss
+from distill.losses.loss import Options, Paper, Student, Teacher
 
 
 def sampled_kl(
@@ -64,15 +56,13 @@ def sampled_kl(
     return torch.where(target > -torch.inf, target.exp() * (target - student), 0).sum(-1)
 
 
-def _arrays(aligned: Aligned, _options: Options) -> Arrays:
-    return {"index": aligned.last_label, **aligned.entries_by_id(), **aligned.draws()}
-
-
-def _ask(teacher: Teacher, _options: Options) -> Ask:
-    return Ask(ids_PK=torch.cat([teacher["entry_ids"], teacher["draw_ids"]], 1), has_rest=False)
-
-
-def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+@loss(
+    needs={"ids", "tail", "draws", "same tokenizer", "byte spans"},
+    cited=Paper("2503.16870", "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs"),
+    order=3,
+)
+def LOSS(teacher: Teacher, student: Student, _options: Options) -> Tensor:
+    """Compare at the teacher's entries, and at the tokens that were drawn from its tail."""
     logprobs_PK, entries = student.at_ids(), teacher["entry_ids"].shape[1]
     return sampled_kl(
         logprobs_PK[:, :entries],
@@ -81,14 +71,3 @@ def _values(teacher: Teacher, student: Student, _options: Options) -> Tensor:
         teacher["tail_logmass"],
         teacher["draw_times"],
     )
-
-
-LOSS = Loss(
-    needs=frozenset({"ids", "tail", "draws", "same tokenizer", "byte spans"}),
-    pairing=Pairing("starts", "canonical"),
-    arrays=_arrays,
-    ask=_ask,
-    values=_values,
-    cited=Paper("2503.16870", "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs"),
-    order=3,
-)

@@ -27,16 +27,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from distill.losses.aligned import Aligned, Arrays
-from distill.losses.loss import (
-    Ask,
-    Loss,
-    Option,
-    Options,
-    Pairing,
-    Student,
-    Teacher,
-)
+from distill.losses.declared import loss
+from distill.losses.loss import Option, Options, Student, Teacher
 
 Kind = Literal["forward", "reverse", "jsd", "skew"]
 
@@ -111,26 +103,6 @@ def _mixture(log_q: Tensor, log_p: Tensor, share: float) -> Tensor:
     return mixed.masked_fill(~has_any, -torch.inf)
 
 
-def _arrays(aligned: Aligned, options: Options) -> Arrays:
-    """Take entries and tail at a temperature; an id maps to itself, or to no token."""
-    tempered = aligned.at_temperature(options["temperature"])
-    return {"index": aligned.last_label, **tempered.mapped_entries()}
-
-
-def _ask(teacher: Teacher, options: Options) -> Ask:
-    return Ask(ids_PK=teacher["entry_ids"], temperature=options["temperature"])
-
-
-def _values(teacher: Teacher, student: Student, options: Options) -> Tensor:
-    return tail_kl(
-        student.at_ids(),
-        student.rest(),
-        teacher["entry_logmass"],
-        teacher["rest_logmass"],
-        options["tail_kl_kind"],
-    )
-
-
 def _cell(teacher: Teacher, student: Student, options: Options) -> Tensor | None:
     """Find the entry that the label is, or the rest.
 
@@ -141,12 +113,8 @@ def _cell(teacher: Teacher, student: Student, options: Options) -> Tensor | None
     return student.cell(teacher) if is_mean else None
 
 
-LOSS = Loss(
-    needs=frozenset({"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"}),
-    pairing=Pairing("starts", "canonical"),
-    arrays=_arrays,
-    ask=_ask,
-    values=_values,
+@loss(
+    needs={"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"},
     cell=_cell,
     options=(
         Option("tail_kl_kind", "forward", "Which divergence tail_kl is.", choices=get_args(Kind)),
@@ -160,3 +128,12 @@ LOSS = Loss(
     ),
     order=2,
 )
+def LOSS(teacher: Teacher, student: Student, options: Options) -> Tensor:
+    """Compare at the teacher's own tokens, and in what is left, at the run's temperature."""
+    return tail_kl(
+        student.at_ids(),
+        student.rest(),
+        teacher["entry_logmass"],
+        teacher["rest_logmass"],
+        options["tail_kl_kind"],
+    )

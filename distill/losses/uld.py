@@ -25,16 +25,8 @@ import torch
 from torch import Tensor
 
 from distill.losses.aligned import TOKEN_LOGPROB_ERROR_NATS, Aligned, Arrays
-from distill.losses.loss import (
-    Ask,
-    Loss,
-    Option,
-    Options,
-    Pairing,
-    Paper,
-    Student,
-    Teacher,
-)
+from distill.losses.declared import loss
+from distill.losses.loss import Option, Options, Pairing, Paper, Student, Teacher
 
 #: Rounding error of 1 - sum(p), in units of epsilon: a smaller s - u is noise, without a sign.
 ROUNDING = 16
@@ -108,35 +100,19 @@ def _arrays(aligned: Aligned, _options: Options) -> Arrays:
     }
 
 
-def _ask(teacher: Teacher, _options: Options) -> Ask:
-    return Ask(top_k=teacher["entry_logprobs"].shape[1])
-
-
-def _values(teacher: Teacher, student: Student, _options: Options) -> tuple[Tensor, Tensor]:
-    values_P, gap_P = uld(
-        student.top(teacher["entry_logprobs"].shape[1]),
-        teacher["entry_logprobs"],
-        teacher["tail_logmass"],
-        student_log_scale_N=student.added_up(teacher["earlier_index"], teacher["earlier_pair"]),
-        teacher_log_scale_N=teacher["log_scale"],
-    )
-    return values_P, gap_P + teacher["codec_bound"]
-
-
 def _is_by_position(options: Options) -> bool:
     return bool(options["pairing"] == "position")
 
 
-LOSS = Loss(
+@loss(
     # By position a pair has no earlier token, whose log-probability would be read.
     needs=lambda options: (
         frozenset({"entries", "tail", "byte spans"})
         | (frozenset() if _is_by_position(options) else {"token logprob"})
     ),
-    pairing=lambda options: Pairing("positions" if _is_by_position(options) else "groups"),
+    pairs=lambda options: Pairing("positions" if _is_by_position(options) else "groups"),
+    top_k="entries",
     arrays=_arrays,
-    ask=_ask,
-    values=_values,
     weight=1.5,
     options=(
         Option(
@@ -153,3 +129,13 @@ LOSS = Loss(
     ),
     order=4,
 )
+def LOSS(teacher: Teacher, student: Student, _options: Options) -> tuple[Tensor, Tensor]:
+    """Compare the last positions of groups, scaled by the probability of what is before them."""
+    values_P, gap_P = uld(
+        student.top(teacher["entry_logprobs"].shape[1]),
+        teacher["entry_logprobs"],
+        teacher["tail_logmass"],
+        student_log_scale_N=student.added_up(teacher["earlier_index"], teacher["earlier_pair"]),
+        teacher_log_scale_N=teacher["log_scale"],
+    )
+    return values_P, gap_P + teacher["codec_bound"]

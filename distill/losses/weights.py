@@ -4,12 +4,16 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from distill.losses import all_losses, all_options
+from distill.losses import all_losses, all_options, find
+from distill.losses.loss import Loss
+from distill.losses.own import is_address, known, split_address
 from logitstore.errors import InputError
 
 
 def parse_losses(text: str) -> dict[str, float]:
     """Parse `--loss`: `"uld:1.5,mapped_kl"` is `{"uld": 1.5, "mapped_kl": 1.0}`, `"ce"` is `{}`.
+
+    A loss of one's own, `my_module:my_loss:0.5`, is `{"my_loss": 0.5}`; nothing is imported for it.
 
     Raises:
         InputError: For an unknown or repeated name, or a weight that is not a number above 0.
@@ -19,7 +23,10 @@ def parse_losses(text: str) -> dict[str, float]:
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, colon, number = (piece.strip() for piece in part.partition(":"))
-        if name not in all_losses():
+        if is_address(part):
+            name, number = _own(text, part)
+            colon = number
+        elif name not in all_losses():
             known = ", ".join(["ce", *all_losses()])
             raise InputError(
                 f"--loss {text}: no loss is called {name!r}. Known: {known}. "
@@ -27,8 +34,33 @@ def parse_losses(text: str) -> dict[str, float]:
             )
         if name in weights:
             raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
-        weights[name] = _weight(text, number) if colon else all_losses()[name].weight
+        weights[name] = _weight(text, number) if colon else find(name).weight
     return weights
+
+
+def _own(text: str, part: str) -> tuple[str, str]:
+    """Find a loss of the user's own; its name, and the weight behind its address."""
+    address, number = split_address(part)
+    found = known(address)
+    if found is None:
+        raise InputError(
+            f"--loss {text}: {address} is no loss that was imported, and a name alone imports "
+            f"nothing. Give --loss {address} on the command line; in Python import it, and give "
+            "the function itself: loss=….",
+            kind="own-loss",
+        )
+    return found.name, number
+
+
+def known_in(text: str) -> list[Loss]:
+    """List the losses of a `--loss` that this process knows, of a run that may be anybody's."""
+    found = []
+    for part in text.split(","):
+        if is_address(part):
+            found.append(known(split_address(part)[0]))
+        else:
+            found.append(all_losses().get(part.partition(":")[0].strip()))
+    return [each for each in found if each is not None]
 
 
 def _weight(text: str, number: str) -> float:
@@ -75,7 +107,9 @@ def check_effects(options: Mapping[str, Any], loss: str, names: Collection[str])
     """
     for name, value in options.items():
         option = all_options()[name]
-        readers = [each for each, known in all_losses().items() if option in known.options]
+        own = {each: find(each) for each in names if each not in all_losses()}
+        every = {**all_losses(), **own}
+        readers = [each for each, known in every.items() if option in known.options]
         if value != option.default and not set(readers) & set(names):
             either = " or ".join(readers)
             raise InputError(

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from distill.losses import find
-from distill.losses.weights import parse_losses
+from distill.losses.weights import known_in
 from distill.report.comparison import METRICS, is_number
 from distill.report.results import RunObject
 from logitstore.console.terminal import printable
@@ -137,7 +136,7 @@ def _results(run: RunObject) -> str:
 
 
 def _citations(run: RunObject) -> list[str]:
-    papers = [find(name).cited for name in parse_losses(str(run["loss"]))]
+    papers = [loss.cited for loss in known_in(str(run["loss"]))]
     links = [
         f"* {paper.title}, [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})"
         for paper in papers

@@ -27,12 +27,15 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from distill.losses import all_losses, all_options, option_values
+from distill.data.records_asked import parse_filter
+from distill.losses import all_losses, all_options, find, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
-from distill.losses.loss import Option
+from distill.losses.loss import Loss, Option
+from distill.losses.own import addresses_in, import_named, use
 from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.student.arguments import StudentArguments
 from distill.training.flag_file import read_flag_file
+from distill.training.kd_schedule import parse_schedule
 from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.presets import PRESETS, described, flags_of
@@ -141,6 +144,8 @@ class CachedTeacherConfig(LossFlags):
             "help": f"`{AUTO}`: {ONE_TOKENIZER} where teacher and student have one tokenizer, else "
             f"{TWO_TOKENIZERS}. Or `ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: "
             + ", ".join(all_losses())
+            + ". Or a function of your own that @distill.loss declares, `my_module:my_loss`: that "
+            "imports my_module, which runs it."
         },
     )
     ce_weight: float = field(
@@ -172,6 +177,31 @@ class CachedTeacherConfig(LossFlags):
             "same; so does that of a label within a group of tokens, where the loss compares "
             "groups. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
             "`scale`: nothing, but the others weigh what they weigh with `hard`."
+        },
+    )
+    rows: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on some rows of the store alone: a file with a row number a line, such "
+            "as `distill select` and `logitstore split` write, or a range A:B."
+        },
+    )
+    train_top_k: int | None = field(
+        default=None,
+        metadata={"help": "Use the K most probable entries of a token; all others join the tail."},
+    )
+    token_filter: str | None = field(
+        default=None,
+        metadata={
+            "help": "Compare only where this holds of the teacher, in nats: entropy>2, or "
+            "surprise>1,entropy<5. Elsewhere it is as if no pair covered a label (--uncovered)."
+        },
+    )
+    kd_schedule: str | None = field(
+        default=None,
+        metadata={
+            "help": "Multiply the distillation terms with a factor that goes from the first step "
+            "to the last, linear:0.2..1 or cosine:1..0."
         },
     )
     max_length: int | None = field(
@@ -220,6 +250,8 @@ class CachedTeacherConfig(LossFlags):
     )
 
     def __post_init__(self) -> None:
+        if isinstance(self.loss, Loss):
+            self.loss = use(self.loss)
         if not self.output_dir:
             raise InputError("--output_dir is required: an empty folder for the student.")
         if not self.store:
@@ -319,6 +351,10 @@ class CachedTeacherConfig(LossFlags):
                         f"--{flag} {getattr(self, flag)} would have no effect beside --one_cycle, "
                         f"which is a schedule by itself. Leave one of the two out."
                     )
+        if self.token_filter is not None:
+            parse_filter(self.token_filter)
+        if self.kd_schedule is not None:
+            parse_schedule(self.kd_schedule)
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 
@@ -341,6 +377,12 @@ class CachedTeacherConfig(LossFlags):
         if self.ce_weight == 0 and not weights:
             raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
         check_effects(self.loss_options, self.loss, weights)
+        for flag in ("token_filter", "kd_schedule"):
+            if getattr(self, flag) is not None and not weights:
+                raise InputError(
+                    f"--{flag} {getattr(self, flag)} would have no effect: --loss ce compares "
+                    f"nothing with a teacher. Leave --{flag} out."
+                )
         if self.balance and not weights:
             raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
         if self.uncovered != "hard" and not weights:
@@ -418,6 +460,7 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
     in_file, from_file = files.parse_known_args(from_file)
     preset = chosen.preset or in_file.preset
+    _import_own(flags, from_file, chosen.config)
     first = _without_overridden(flags_of(preset), [*from_file, *flags]) if preset else []
     try:
         # The last of two flags wins, so the preset comes first, then the file.
@@ -435,6 +478,25 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     return config, student
 
 
+def _import_own(flags: Sequence[str], from_file: Sequence[str], path: str) -> None:
+    """Import the losses that the command line names; a file may be from others, and names none.
+
+    Raises:
+        InputError: The file names one, or one cannot be imported.
+    """
+    of_loss = ArgumentParser(add_help=False, allow_abbrev=False)
+    of_loss.add_argument("--loss", nargs="?")
+    typed, in_file = (of_loss.parse_known_args(list(each))[0].loss for each in (flags, from_file))
+    if typed is not None:
+        import_named(typed)
+    elif in_file is not None and (named := next(addresses_in(in_file), None)):
+        raise InputError(
+            f"--config {path}: loss names {named}, a module to import and so to run, which a file "
+            f"cannot ask for. Give --loss {in_file} on the command line; it wins over the file.",
+            kind="own-loss",
+        )
+
+
 def _without_overridden(preset: list[str], given: Sequence[str]) -> list[str]:
     """Drop from a preset its schedule if another is given, and what another loss cannot use."""
     names = {flag.split("=")[0].lstrip("-") for flag in given if flag[:2] == "--"}
@@ -445,7 +507,7 @@ def _without_overridden(preset: list[str], given: Sequence[str]) -> list[str]:
         names |= schedules
     if "loss" in names:
         losses = _losses_of(given)
-        read = {option.name for name in losses for option in all_losses()[name].options}
+        read = {option.name for name in losses for option in find(name).options}
         names |= all_options().keys() - read
         names |= set() if losses else {"uncovered"}
     return [flag for flag in preset if flag.split("=")[0][2:] not in names]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
@@ -25,8 +24,8 @@ class EvaluatingTrainer(LossTrainer):
     ) -> tuple[Tensor | None, None, None]:
         """Add a batch to the sums of :meth:`evaluation_loop`, row by row."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            sums = row_sums(inputs, self._terms(model, inputs))
+        with self.compute_loss_context_manager():
+            sums = row_sums(inputs, self.batch_loss.terms(model, inputs))
         # This gather drops the rows that were repeated to give every process as many.
         total = self.accelerator.gather_for_metrics(sums).cpu().double().sum(0)
         self._eval_sums = total if self._eval_sums is None else self._eval_sums + total

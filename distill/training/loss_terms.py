@@ -42,6 +42,7 @@ from distill.data.ragged import rectangles
 from distill.head.query import HeadAnswer, HeadQuery, Lookup, Partition, Ranking
 from distill.losses import find
 from distill.losses.loss import Ask, Options, Student
+from logitstore.errors import InputError
 
 Batch = Mapping[str, Any]
 _NO_PARTITIONS: Mapping[str, Partition] = MappingProxyType({})
@@ -93,12 +94,14 @@ def query_of(
         labels_N,
         max((ask.top_k for ask in asks.values()), default=0),
         _where_top_k(asks, indices, rows_N),
+        _columns_of_top_k(asks, partitions),
         lookups={
             name: _lookup(ask, ask.ids_PK, indices[name], len(rows_N), partitions.get(name))
             for name, ask in asks.items()
             if ask.ids_PK is not None
         },
         ranking=Ranking(batch["example"], len(batch["aligned"]), columns) if columns else None,
+        has_logits=any(ask.has_logits for ask in asks.values()),
     )
 
 
@@ -113,6 +116,30 @@ def _where_top_k(
     for index_P in wanting:
         wanted_N[index_P] = True
     return wanted_N
+
+
+def _columns_of_top_k(
+    asks: Mapping[str, Ask], partitions: Mapping[str, Partition]
+) -> Tensor | None:
+    """Find (V,) the tokens that the largest log-probabilities are chosen from; None: all.
+
+    Raises:
+        InputError: Two losses choose from different ones, and a head answers once.
+    """
+    chosen = {
+        name: partitions[name].of_V == 0
+        for name, ask in asks.items()
+        if ask.top_k and ask.has_top_of_first_event and name in partitions
+    }
+    if not chosen:
+        return None
+    asking = [name for name, ask in asks.items() if ask.top_k]
+    if len(asking) > 1:
+        raise InputError(
+            f"--loss {','.join(asking)}: each reads the student's most probable tokens, and not "
+            "among the same ones, which one answer of its head cannot have. Train with one of them."
+        )
+    return chosen[asking[0]]
 
 
 def _lookup(
@@ -140,14 +167,14 @@ def terms_of(
 ) -> dict[str, Term]:
     """Compute `ce`, then the term of each loss of the batch or of a piece of it, in its order."""
     ce_N = -answer.label_logprob_N
-    terms = {"ce": _term(ce_N, torch.arange(len(ce_N), device=ce_N.device))}
+    terms = {"ce": _term("ce", ce_N, torch.arange(len(ce_N), device=ce_N.device))}
     stand_in_N = ce_N if uncovered == "hard" else torch.zeros_like(ce_N)
     # Autocast around the model's forward would take matrix products of a loss in half precision,
     # whose range e^(-cost / 0.1) of a transport plan leaves.
     with torch.autocast(ce_N.device.type, enabled=False):
         for name, arrays in teacher.items():
             student, loss = Student(name, arrays["index"], answer), find(name)
-            term = _term(loss.values(arrays, student, options), arrays["index"])
+            term = _term(name, loss.values(arrays, student, options), arrays["index"])
             if uncovered == "hard":
                 term = _completed(term, loss.cell(arrays, student, options), answer)
             if uncovered != "none":
@@ -156,12 +183,26 @@ def terms_of(
     return terms
 
 
-def _term(values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
+def _term(name: str, values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
     """Make a term; its bound is 0 for a loss whose target does not include what was cut off."""
-    if isinstance(values, tuple):
-        values_P, bound_P = values
-        return Term(values_P, index_P, bound_P)
-    return Term(values, index_P, torch.zeros_like(values).detach())
+    both = values if isinstance(values, tuple) else (values,)
+    if not all(isinstance(x, Tensor) and x.shape == index_P.shape for x in both):
+        raise _wrong_shape(name, both, len(index_P))
+    bound_P = both[1] if len(both) > 1 else torch.zeros_like(both[0]).detach()
+    return Term(both[0], index_P, bound_P)
+
+
+def _wrong_shape(name: str, values: tuple[Any, ...], pairs: int) -> InputError:
+    """Say what a function returned that is no loss: a mean, say, or a value for each id."""
+    found = ", ".join(
+        f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        for x in values
+    )
+    return InputError(
+        f"--loss {name}: expected one value for each pair, a tensor of shape ({pairs},), found "
+        f"{found}. Return the values as they are: the mean is taken over the whole batch later.",
+        kind="own-loss",
+    )
 
 
 def _completed(of_pairs: Term, cell_P: Tensor | None, answer: HeadAnswer) -> Term:

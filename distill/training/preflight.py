@@ -6,7 +6,7 @@ import logging
 import zipfile
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from safetensors import safe_open
 from transformers import PreTrainedModel
@@ -40,6 +40,9 @@ _COMPUTED = (
     "ce_weight",
     "balance",
     "uncovered",
+    "train_top_k",
+    "token_filter",
+    "kd_schedule",
     "max_length",
     "chat_template_kwargs",
     "seed",
@@ -119,7 +122,16 @@ def check_eval_store(held_out: Described, store: Described, args: CachedTeacherC
         )
 
 
-def look_at(data: StoreDataset, args: CachedTeacherConfig, flag: str = "--store") -> Usable:
+class Losing(Protocol):
+    """How much a run may lose of its store, and which of its processes says so."""
+
+    @property
+    def max_lost(self) -> float: ...
+    @property
+    def process_index(self) -> int: ...
+
+
+def look_at(data: StoreDataset, args: Losing, flag: str = "--store") -> Usable:
     """Count what the student can use of a store, say what it cannot, and reject too much of that.
 
     Raises:
@@ -207,7 +219,7 @@ def settings_of(args: CachedTeacherConfig, chat_template: object = None) -> dict
         *_COMPUTED,
         *args.loss_options,
         *_RESTORED,
-        *(_LENGTHS if args.one_cycle is not None else ()),
+        *(_LENGTHS if args.one_cycle is not None or args.kd_schedule is not None else ()),
     ]
     template = chat_template and hashlib.sha256(repr(chat_template).encode()).hexdigest()
     settings = {"sequences_per_step": per_step, "chat_template": template}

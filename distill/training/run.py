@@ -25,6 +25,9 @@ from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
 from logitstore.errors import InputError
 
+#: Flags that are said of a run only where they were given.
+_CHOSEN = ("rows", "train_top_k", "token_filter", "kd_schedule")
+
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     """Train the student, save it to `config.output_dir`, and return the run object.
@@ -90,6 +93,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "store": config.store,
         "store_digest": trainer.store.digest,
         "boundaries": config.boundaries,
+        **{name: getattr(config, name) for name in _CHOSEN if getattr(config, name) is not None},
         "teacher": _teacher(store),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,

@@ -1,22 +1,51 @@
 """Open what a run learns from: the store, its records at a student's boundaries, its rows."""
 
+from collections.abc import Mapping
+from typing import Any, Protocol
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.dataset import StoreDataset
 from distill.data.example import Store
+from distill.data.records_asked import check_top_k
 from distill.data.targets import asks_at_boundaries
 from distill.losses import find
 from distill.losses.advice import TWO_TOKENIZERS
 from distill.student.template import template_of
-from distill.training.config import CachedTeacherConfig
 from logitstore import open_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.context_length import context_length
+from logitstore.moving.row_list import chosen_rows
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.tokenizer import ByteTokenizer
 
 
-def store_of_run(store: Store | None, path: str | None, args: CachedTeacherConfig) -> Store:
+class Reading(Protocol):
+    """How a run reads its store: the part of its settings that decides it."""
+
+    @property
+    def loss_weights(self) -> dict[str, float]: ...
+    @property
+    def loss_options(self) -> dict[str, Any]: ...
+    @property
+    def boundaries(self) -> bool: ...
+    @property
+    def allow_partial(self) -> bool: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def chat_template_path(self) -> str | None: ...
+    @property
+    def chat_template_kwargs(self) -> Mapping[str, Any] | str | None: ...
+    @property
+    def rows(self) -> str | None: ...
+    @property
+    def train_top_k(self) -> int | None: ...
+    @property
+    def token_filter(self) -> str | None: ...
+
+
+def store_of_run(store: Store | None, path: str | None, args: Reading) -> Store:
     """Return a store that is open already, or open the one that the run names."""
     if store is not None:
         return store
@@ -24,7 +53,7 @@ def store_of_run(store: Store | None, path: str | None, args: CachedTeacherConfi
     return open_store(path, allow_partial=args.allow_partial)
 
 
-def at_boundaries(store: Store, student: ByteTokenizer, args: CachedTeacherConfig) -> Store:
+def at_boundaries(store: Store, student: ByteTokenizer, args: Reading) -> Store:
     """Choose where records are read: at the teacher's own tokens, or also at the student's.
 
     Raises:
@@ -69,30 +98,57 @@ def dataset_of_run(
     store: Store,
     student: ByteTokenizer,
     tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    args: CachedTeacherConfig,
+    model: PreTrainedModel | None,
+    args: Reading,
+    *,
+    for_training: bool = True,
 ) -> StoreDataset:
     """Make the rows of a store for a student, in its chat template and as long as it reads.
+
+    Args:
+        store: The store.
+        student: The student's tokenizer, by bytes.
+        tokenizer: The same.
+        model: The student, which reads so many tokens; None: it is not known how many.
+        args: How to read.
+        for_training: Whether to read only the rows, entries and tokens that the run asks for; a
+            held-out store is read whole.
 
     Raises:
         LogitStoreError: Store, student and settings do not fit together.
     """
-    template = template_of(
-        store.spec.rendering,
-        store.path,
-        tokenizer,
-        student,
-        path=args.chat_template_path,
-        kwargs=args.chat_template_kwargs,
-    )
+    template = template_of(store, tokenizer, student, args)
     if template is not None:
         _check_template(store, template)
-    readable = context_length(model.config)
+    readable = None if model is None else context_length(model.config)
+    asked = _asked(store, args) if for_training else {}
     return StoreDataset(
         store,
         student,
         tuple(args.loss_weights),
         max_length=min([n for n in (args.max_length, readable) if n], default=None),
         template=template,
+        **asked,
         **args.loss_options,
     )
+
+
+def _asked(store: Store, args: Reading) -> dict[str, Any]:
+    """Return the part of a store that a run trains on, as the dataset takes it.
+
+    Raises:
+        InputError: A flag of it would have no effect, or names what is not there.
+    """
+    needs = {name: find(name).needs_of(args.loss_options) for name in args.loss_weights}
+    if args.train_top_k is not None and not any("entries" in each for each in needs.values()):
+        raise InputError(
+            f"--train_top_k {args.train_top_k} would have no effect: --loss "
+            f"{','.join(needs) or 'ce'} compares no entries. Leave it out."
+        )
+    with_draws = [name for name, each in needs.items() if "draws" in each]
+    check_top_k(store, args.train_top_k, with_draws)
+    return {
+        "rows": None if args.rows is None else chosen_rows(args.rows, store),
+        "top_k": args.train_top_k,
+        "token_filter": args.token_filter,
+    }

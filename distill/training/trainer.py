@@ -37,6 +37,7 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
 
     ce_loss, uld_loss, …   each term, unweighted, the cross-entropy that stands in included
     kd_loss                what the distillation terms add to `loss`: their weighted sum
+    kd_factor              what --kd_schedule multiplies that with in the last step, if it is given
     kd_gap                 certified: the part of kd_loss of losses that state a bound, had it come
                            from the live teacher's full vocabulary, differs by at most so much
     covered_fraction       labels that a pair of any loss covers; beside it, of several losses,
@@ -72,16 +73,18 @@ from distill.data.example import Store
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.data.self_test import try_records
-from distill.head.query import Partition
 from distill.head.student_head import StudentHead
 from distill.losses import advice
 from distill.losses.requirements import has_tokenizer_of
 from distill.student.encoder_decoder import Sides
 from distill.student.generation_ends import list_ends
+from distill.training.batch_loss import BatchLoss
 from distill.training.config import CachedTeacherConfig
 from distill.training.evaluating_trainer import EvaluatingTrainer
+from distill.training.kd_schedule import parse_schedule
 from distill.training.meter import Meter
 from distill.training.one_cycle import one_cycle, parse_one_cycle
+from distill.training.own_loss import try_own_losses
 from distill.training.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
@@ -139,8 +142,7 @@ class CachedTeacherTrainer(EvaluatingTrainer):
             check_packing(model)
         opened = store_of_run(store, args.store, args)
         args = args.settled(one_tokenizer=has_tokenizer_of(opened, student))
-        self.weights = args.loss_weights
-        self.options = args.loss_options
+        weights = args.loss_weights
         self.store: Store = at_boundaries(opened, student, args)
         self.data = dataset_of_run(self.store, student, processing_class, model, args)
         #: What of the store this student can use; counted before the first step.
@@ -148,7 +150,8 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         #: What tests before the first step found, as JSON.
         self.self_test: dict[str, Any] = {}
         self._has_tried = args.no_self_test
-        if self.weights and not args.no_self_test:
+        try_own_losses(self.data)
+        if weights and not args.no_self_test:
             self._note_test("records", try_records(self.data), args)
         if args.process_index == 0:
             warn_if_wrong(self.data)
@@ -162,7 +165,9 @@ class CachedTeacherTrainer(EvaluatingTrainer):
                 store_of_run(eval_store, args.eval_store, args), student, args
             )
             check_eval_store(evaluated, self.store, args)
-            held_out = dataset_of_run(evaluated, student, processing_class, model, args)
+            held_out = dataset_of_run(
+                evaluated, student, processing_class, model, args, for_training=False
+            )
             look_at(held_out, args, "--eval_store")
         else:
             check_nothing_to_evaluate(args)
@@ -173,8 +178,17 @@ class CachedTeacherTrainer(EvaluatingTrainer):
             processing_class.chat_template = read_template(
                 args.chat_template_path, "--chat_template_path"
             )
-        self.head = StudentHead(model)
+        #: The loss of a batch, which evaluation divides by rows.
+        self.batch_loss = BatchLoss(
+            self.data,
+            StudentHead(model),
+            weights,
+            ce_weight=args.ce_weight,
+            uncovered=args.uncovered,
+            summed=self._summed if args.balance else None,
+        )
         self._router_weight = router_weight(model)
+        self._kd_schedule = parse_schedule(args.kd_schedule) if args.kd_schedule else None
         seed = args.seed if args.data_seed is None else args.data_seed
         lengths = self.data.records if args.train_sampling_strategy == "group_by_length" else None
         self._order = RowOrder(len(self.data), seed, self.store.digest, lengths)
@@ -199,11 +213,15 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         #: What was measured last in training, of the steps after the last log too.
         self.last_report: dict[str, float] = {}
         self._eval_sums: Tensor | None = None
-        self._on_device: dict[str, Partition] | None = None
         #: Whether the student's weights are random, so that it cannot know any text.
         self.is_new = not getattr(model, "name_or_path", "")
         self._rows: list[int] = []  # of the dataset, in this step of this process
         self._untrained: Untrained | None = None
+
+    def _summed(self, here: Tensor) -> Tensor:
+        """Add up a tensor over all processes."""
+        everywhere: Tensor = self.accelerator.reduce(here, "sum")
+        return everywhere
 
     # ---- the order of rows ----
 
@@ -270,6 +288,8 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         if "loss" in logs or "train_runtime" in logs:  # the latter once, at the end
             report = self._meter.report(self.accelerator, self.weights)
             self.last_report = report or self.last_report
+            if report and self._kd_schedule is not None:
+                report["kd_factor"] = self.batch_loss.kd_factor
             logs |= report if "loss" in logs else self._meter.totals()
         super().log(logs, start_time)
 
@@ -317,8 +337,9 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         written_by = self.data.reader.template
         if written_by is not None:
             template = (written_by.source, written_by.tool_source)
+        rows = {} if self.data.rows is None else {"rows": self.data.rows_digest}
         return {
             "store_digest": self.store.digest,
             "sequences": len(self.data),
-            "settings": settings_of(args, template),
+            "settings": settings_of(args, template) | rows,
         }

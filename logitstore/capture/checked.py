@@ -36,7 +36,7 @@ class Checked:
     tokens_per_batch: int | str | None
     on_nan: str
     max_lost: float
-    shard_text_bytes: int
+    shard_text_bytes: int | None
     codec: str
     engine: str
     server: str | None
@@ -68,7 +68,7 @@ class Checked:
         self._check_tokens_per_batch()
         if self.on_nan not in ON_NAN:
             raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
-        if self.shard_text_bytes < 1:
+        if self.shard_text_bytes is not None and self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
         if not 0 <= self.max_lost <= 1:
             raise InputError(f"--max-lost is {self.max_lost}, expected 0 to 1, such as 0.05.")

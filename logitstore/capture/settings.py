@@ -15,7 +15,7 @@ from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.console.settings import not_recorded, setting
 from logitstore.errors import InputError
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.plan import DEFAULT_IN_WORDS
 
 # Headings of `logitstore capture --help`.
 _TEACHER = "Teacher"
@@ -311,11 +311,12 @@ class CaptureSettings(Checked):
         is_recorded=False,
         is_estimated=False,
     )
-    shard_text_bytes: int = setting(
-        DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: int | None = setting(
+        None,
         _RUNNING,
         "Bytes of text per shard, about: the most work that a crash can cost.",
         metavar="N",
+        unset=DEFAULT_IN_WORDS,
     )
     codec: str = setting(
         "portable",

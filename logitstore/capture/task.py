@@ -8,6 +8,7 @@ every process and at every resume.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,8 @@ from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
     from logitstore.rows.sources import DatasetArg
+
+_version_of = cache(version)  # which parses a package's whole description, of torch 40 KB
 
 
 _SERVER_TOKENS = 65_536
@@ -295,7 +298,7 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
         "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
         # Of the package itself as it was imported: a checkout need not be installed.
         "versions": {"logitstore": logitstore.__version__}
-        | {p: version(p) for p in ("torch", "transformers")},
+        | {p: _version_of(p) for p in ("torch", "transformers")},
     }
 
 

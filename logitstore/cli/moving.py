@@ -1,4 +1,4 @@
-"""`logitstore export`, `import`, `merge` and `subset`."""
+"""`logitstore export`, `import`, `merge`, `split` and `subset`."""
 
 import json
 from typing import Annotated, Any
@@ -15,12 +15,17 @@ from logitstore.console.options import (
 from logitstore.console.settings import described, flag_of
 from logitstore.errors import InputError
 from logitstore.moving.dumps.settings import PANELS, ImportSettings
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.plan import DEFAULT_IN_WORDS
 
 _StoreOpt = Annotated[
     str, typer.Option(help="Store to make or resume: a folder, or s3://…", metavar="STORE")
 ]
-_ShardOpt = Annotated[int, typer.Option(help="Bytes of text per shard, about.", metavar="N")]
+_ShardOpt = Annotated[
+    int | None,
+    typer.Option(
+        help="Bytes of text per shard, about.", metavar="N", show_default=DEFAULT_IN_WORDS
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("export")(export)
     app.command("import")(import_)
     app.command("merge")(merge)
+    app.command("split")(split)
     app.command("subset")(subset)
 
 
@@ -152,13 +158,43 @@ def subset(
         ),
     ],
     out: _StoreOpt,
-    shard_text_bytes: _ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: _ShardOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Write some rows of a store as a store of their own, numbered anew in their order."""
     from logitstore.moving.subset import subset as run
 
     _print_info(run(store, rows, out, shard_text_bytes=shard_text_bytes), as_json)
+
+
+def split(
+    store: StoreArg,
+    share: Annotated[
+        float,
+        typer.Option("--eval", help="Share of the texts to hold out, such as 0.02.", metavar="F"),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Folder to make: train.txt and eval.txt, lists of rows, and eval, a store.",
+            metavar="FOLDER",
+        ),
+    ],
+    seed: Annotated[int, typer.Option(help="Which texts: others with another.", metavar="N")] = 0,
+    as_json: JsonOpt = False,
+) -> None:
+    """Hold a part of the texts out, to train on the rest: `distill train --rows`, `--eval_store`.
+
+    Rows of the same text fall on the same side, and so do the windows of a row.
+    """
+    from logitstore.moving.split import split as run
+
+    done = run(store, out, share=share, seed=seed)
+    text = (
+        "{eval_store}: {held_out_rows:,} of {rows:,} rows held out\n"
+        "train on the rest with --store {store} --rows {train_rows} --eval_store {eval_store}"
+    )
+    typer.echo(json.dumps(done) if as_json else text.format(**done))
 
 
 def _reject_idle(dump: str, settings: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ _FOOTER_BYTES, _FOOTER_BYTES_PER_GROUP = 32 * 1024, 4 * 1024
 _MAGIC = b"PAR1"
 _MAX_HEADER_BYTES = 256
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
-_ZSTD, _UNCOMPRESSED = 6, 0
+_ZSTD, UNCOMPRESSED = 6, 0
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = *range(1, 10), 12
 _MAX_DEPTH = 8
 _SCHEMA, _ROW_GROUPS = 2, 4  # the fields of the footer
@@ -128,6 +128,26 @@ class ColumnChunk(NamedTuple):
         return self.start, self.start + self.stored
 
 
+class Page(NamedTuple):
+    """A page of a column, as its header describes it.
+
+    Attributes:
+        is_dictionary: Whether it holds the column's different values, and not the column.
+        start: Its first byte in the file, behind the header.
+        stored: Its bytes in the file.
+        decoded: Its bytes once decompressed.
+        values: The values of the column in it, nulls included.
+        checksum: CRC-32 of its bytes in the file.
+    """
+
+    is_dictionary: bool
+    start: int
+    stored: int
+    decoded: int
+    values: int
+    checksum: int
+
+
 def column_chunks(data: Bytes) -> list[list[ColumnChunk]]:
     """List the columns of every row group; call `check_footer` first.
 
@@ -170,30 +190,36 @@ def columns_cost(data: Bytes, columns: Sequence[ColumnChunk]) -> Cost:
     """
     total = Cost()
     for number, chunk in enumerate(columns):
-        if chunk.codec not in (_ZSTD, _UNCOMPRESSED):
+        if chunk.codec not in (_ZSTD, UNCOMPRESSED):
             raise ValueError(f"column {number} is compressed by codec {chunk.codec}")
         stop = chunk.start + chunk.stored
         if not 4 <= chunk.start <= stop <= len(data) - 12:
             raise ValueError(f"column {number} lies outside the file")
-        one = _chunk_cost(data, chunk.start, stop)
-        if one.values != chunk.values:
+        pages = pages_of(data, chunk)
+        values = sum(page.values for page in pages)
+        if values != chunk.values:
             raise ValueError(f"column {number} has another number of values")
         total.stored += chunk.stored
-        total.decoded += one.decoded
-        total.values = max(total.values, one.values)
+        total.decoded += sum(page.decoded for page in pages)
+        total.values = max(total.values, values)
     return total
 
 
-def _chunk_cost(data: Bytes, start: int, stop: int) -> Cost:
-    cost, cursor = Cost(), start
+def pages_of(data: Bytes, chunk: ColumnChunk) -> list[Page]:
+    """List the pages of a column; call `columns_cost` first.
+
+    Raises:
+        ValueError: A header cannot be parsed, or a page reaches outside the column.
+    """
+    pages, cursor = [], chunk.start
+    stop = chunk.start + chunk.stored
     while cursor < stop:
-        page = _Thrift(data[cursor : min(cursor + _MAX_HEADER_BYTES, stop)]).page()
-        cursor += page["header_bytes"] + page["stored"]
-        cost.decoded += page["decoded"]
-        cost.values += page["values"]
+        page = _Thrift(data[cursor : min(cursor + _MAX_HEADER_BYTES, stop)]).page(cursor)
+        cursor = page.start + page.stored
+        pages.append(page)
     if cursor != stop:
         raise ValueError("a page reaches outside its column")
-    return cost
+    return pages
 
 
 class _Thrift:
@@ -202,19 +228,24 @@ class _Thrift:
     def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._at = data, 0
 
-    def page(self) -> dict[str, int]:
-        """Read the header of a page: the sizes of header and page, and the number of values."""
+    def page(self, start: int) -> Page:
+        """Read the header of a page that begins at `start` of the file."""
         fields = self._struct(0)
         kind, decoded, stored = (fields.get(i) for i in (1, 2, 3))
-        inner = fields.get(5 if kind == _DATA_PAGE else 7)
+        inner, checksum = fields.get(5 if kind == _DATA_PAGE else 7), fields.get(4)
         if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or not isinstance(inner, dict):
             raise ValueError("a page is of a kind that is not written here")
-        if type(fields.get(4)) is not int:
+        if type(checksum) is not int:
             raise ValueError("a page has no checksum")
-        sizes: list[int] = [_size(n) for n in (decoded, stored, inner.get(1))]
-        in_column = sizes[2] if kind == _DATA_PAGE else 0
-        header = {"header_bytes": self._at, "stored": sizes[1], "decoded": sizes[0]}
-        return header | {"values": in_column}
+        sizes = [_size(n) for n in (decoded, stored, inner.get(1))]
+        return Page(
+            is_dictionary=kind == _DICTIONARY_PAGE,
+            start=start + self._at,
+            stored=sizes[1],
+            decoded=sizes[0],
+            values=sizes[2] if kind == _DATA_PAGE else 0,
+            checksum=checksum & 0xFFFF_FFFF,
+        )
 
     def items_of(self, wanted: int) -> Iterator[Any]:
         """Yield the items of a list that is a field of this struct, one at a time."""

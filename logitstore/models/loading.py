@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import tempfile
 from collections.abc import Callable
@@ -27,6 +28,9 @@ GIVE_A_MODEL = (
 )
 #: Ids that a vocabulary may leave out: so many, and so many more for each token.
 _FREE_IDS, _IDS_A_TOKEN = 1_000_000, 4
+#: A number as long as that in JSON, outside a string; in most files there is none, and a search for
+#: it takes a tenth of the time of reading 150,000 tokens.
+_LONG_NUMBER = re.compile(rb"[:,\[]\s*\d{%d}" % len(str(_FREE_IDS)))
 _Loaded = TypeVar("_Loaded")
 
 
@@ -83,6 +87,8 @@ def check_vocabulary(folder: Path) -> None:
         try:
             data = read_file(folder / name, MAX_TOKENIZER_BYTES)
         except OSError:  # it is missing, or whoever loads it says why it cannot be read
+            continue
+        if not _LONG_NUMBER.search(data):
             continue
         try:
             content = json.loads(data)

@@ -6,10 +6,8 @@ capture.
 """
 
 import hashlib
-import re
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
 
 import numpy as np
 
@@ -20,16 +18,13 @@ from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan
 from logitstore.moving.fidelity import Fidelity, of_parts
 from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.moving.row_list import chosen_rows
 from logitstore.records import SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.places import try_place
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
+from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter
-
-_RANGE = re.compile(r"(\d*):(\d*)")
-_MAX_DIGITS = 15
-_HOW = "Give a file with one row number a line, or a range such as 0:1000."
 
 Pair = tuple[SequenceText, EncodedRecords | None]
 
@@ -39,7 +34,7 @@ def subset(
     rows: str | PathLike[str],
     out: str | PathLike[str] | StorePath,
     *,
-    shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: int | None = None,
 ) -> LogitStore:
     """Write a store of some rows of another store, or resume writing it.
 
@@ -47,16 +42,19 @@ def subset(
         store: The store's folder, or its URL.
         rows: A file with one row number a line, or a range ``A:B`` (B not included).
         out: The new store's folder, or its URL.
-        shard_text_bytes: Approximate bytes of text in a shard.
+        shard_text_bytes: Approximate bytes of text in a shard; None: 4 MiB, or as many as make no
+            more than 100,000 shards.
 
     Returns:
         The new store.
 
     Raises:
-        InputError: `rows` names a row that the store does not have.
+        InputError: `rows` names a row that the store does not have, or a shard would have no text.
         MismatchError: `out` holds something else.
         CorruptStoreError: Bytes of the store are damaged.
     """
+    if shard_text_bytes is not None and shard_text_bytes < 1:
+        raise InputError(f"--shard-text-bytes is {shard_text_bytes}, expected 1 or more.")
     source = open_finished(store)
     numbers = chosen_rows(str(rows), source)
     try_place(out)
@@ -78,56 +76,6 @@ def subset(
     if not writer.is_sealed:
         writer.seal()
     return open_store(out)
-
-
-def chosen_rows(rows: str, store: LogitStore) -> I64:
-    """Return the row numbers that `--rows` names, ascending.
-
-    Raises:
-        InputError: It names no row, names one twice, or names one that the store does not have.
-    """
-    named = _read_range(rows, store) if _RANGE.fullmatch(rows) else _read_file(Path(rows))
-    if not len(named):
-        raise InputError(f"--rows {rows}: names no row of {store.path}. {_HOW}")
-    ordered = np.sort(named)
-    twice = np.flatnonzero(np.diff(ordered) == 0)
-    if len(twice):
-        raise InputError(f"--rows {rows}: row {ordered[twice[0]]:,} is there twice. Name it once.")
-    if ordered[-1] >= store.plan.rows:
-        raise InputError(
-            f"--rows {rows}: there is no row {ordered[-1]:,} in {store.path}; it holds 0 to "
-            f"{store.plan.rows - 1:,}. Name rows of this store."
-        )
-    return ordered
-
-
-def _read_range(rows: str, store: LogitStore) -> I64:
-    first, stop = rows.split(":")
-    held = store.plan.rows
-    if stop and int(stop) > held:
-        raise InputError(
-            f"--rows {rows}: ends at {int(stop):,}, but {store.path} has {held:,} rows. Leave the "
-            f"end out for all that follow: --rows {first}:"
-        )
-    return np.arange(int(first or 0), int(stop or held), dtype=np.int64)
-
-
-def _read_file(path: Path) -> I64:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise InputError(f"--rows {path}: neither a file nor a range. {_HOW}") from None
-    except OSError as e:
-        raise InputError(f"--rows {path}: cannot be read ({e.strerror}). {_HOW}") from e
-    except UnicodeDecodeError:
-        raise InputError(f"--rows {path}: is not text. {_HOW}") from None
-    numbers = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip()]
-    for number, text in numbers:
-        if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
-            raise InputError(
-                f"--rows {path}: line {number:,} is {text[:40]!r}, expected a row number. {_HOW}"
-            )
-    return np.array([int(text) for _, text in numbers], np.int64)
 
 
 class _Chosen:

@@ -101,6 +101,11 @@ class FakeStore:
         return {text.status: text.row for text in reversed(self.texts)}
 
     @property
+    def sequence_rows(self) -> Ints:
+        """The dataset row of each sequence."""
+        return np.array([text.row for text in self.texts], np.int64)
+
+    @property
     def token_counts(self) -> Ints:
         """The number of records of each sequence."""
         return np.array([len(r) for r in self.records], np.int64)

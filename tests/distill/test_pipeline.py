@@ -167,7 +167,7 @@ def test_cached_uld_is_the_live_full_vocabulary_one_within_its_certified_gap(
         indices = range(start, min(start + 6, len(data)))
         batch = collate([data[i] for i in indices])
         with torch.no_grad():
-            term = trainer._terms(model, batch)["uld"]
+            term = trainer.batch_loss.terms(model, batch)["uld"]
         want = []
         for i in indices:
             segments = store.text(int(data.sequences[i])).segments

@@ -16,7 +16,8 @@ from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import KINDS, Seen, make_map, nothing_seen
 from distill.data.dataset import StoreDataset
 from distill.data.maps import map_of
-from distill.losses.mapped_kl import OURS, mapped_kl
+from distill.losses.mapped_kl import mapped_kl
+from distill.losses.maps import OURS
 from distill.losses.tail_kl import tail_kl
 from logitstore.errors import MismatchError
 from logitstore.records import Segment

@@ -416,9 +416,9 @@ def test_balance_with_nothing_to_scale_adds_it_as_it_is(
     """A divergence of 0, or a mapped one just below: CE over it would be no size at all."""
     store = store_of(student, tmp_path)
     trainer = trainer_of(student, store, tmp_path, loss="tail_kl", balance=True)
-    assert trainer._balance(torch.tensor(2.0), torch.tensor(0.0)) == 1
-    assert trainer._balance(torch.tensor(2.0), torch.tensor(-1e-9)) == 1
-    assert trainer._balance(torch.tensor(2.0), torch.tensor(4.0)) == 0.5
+    assert trainer.batch_loss.balance(torch.tensor(2.0), torch.tensor(0.0)) == 1
+    assert trainer.batch_loss.balance(torch.tensor(2.0), torch.tensor(-1e-9)) == 1
+    assert trainer.batch_loss.balance(torch.tensor(2.0), torch.tensor(4.0)) == 0.5
 
 
 # ---- what is refused ----

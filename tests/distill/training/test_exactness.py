@@ -145,7 +145,7 @@ def test_a_cached_teacher_trains_as_a_live_one_within_the_certified_gap(
     trained = prepared(store, tmp_path, **how)
     both = [prepared(each, tmp_path, **how) for each in (store, everything(tmp_path / "t"))]
     for run in both:
-        run.head = trained.head  # they read the same student
+        run.batch_loss.head = trained.head  # they read the same student
     figures, values = [], []
 
     class Compare(TrainerCallback):

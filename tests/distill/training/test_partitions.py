@@ -79,12 +79,13 @@ def test_only_the_losses_that_have_a_partition_ask_for_events(
     trainer = trainer_of(tiny.llama(WIDTH), store, tmp_path, loss="mapped_kl,alm")
     batch = unpacked(trainer.data_collator([trainer.data[i] for i in range(3)]))
     partition = Partition(torch.zeros(WIDTH, dtype=torch.int32), 1)
-    plain = query_of(batch, trainer.options)
-    grouped = query_of(batch, trainer.options, {"mapped_kl": partition})
+    plain = query_of(batch, trainer.data.options)
+    grouped = query_of(batch, trainer.data.options, {"mapped_kl": partition})
     assert {name: each.partition for name, each in plain.lookups.items()} == {"mapped_kl": None}
     assert grouped.lookups["mapped_kl"].partition is partition
     assert (
-        query_of(batch, trainer.options, {"alm": partition}).lookups.keys() == plain.lookups.keys()
+        query_of(batch, trainer.data.options, {"alm": partition}).lookups.keys()
+        == plain.lookups.keys()
     )
     assert grouped.part(0, 2).lookups["mapped_kl"].partition is partition
     assert grouped.indexing().lookups["mapped_kl"].partition is partition

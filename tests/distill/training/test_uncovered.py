@@ -89,7 +89,7 @@ def gradient(
     batches = [collate([trainer.data[next(rows)] for _ in range(size)]) for size in sizes]
     if chunk_tokens == 75:  # longer than every sequence
         assert len(batches[0]["pieces"].each) > 1
-    counts = trainer._counts(batches)
+    counts = trainer.batch_loss.counts(batches)
     model = trainer.head._model
     model.zero_grad()
     for batch in batches:

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.data.collator import Collator
-from distill.losses.mapped_kl import OURS, PUBLISHED, mapped_kl
+from distill.losses.mapped_kl import mapped_kl
+from distill.losses.maps import OURS, PUBLISHED
 from distill.training.loss_terms import query_of, unpacked
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
@@ -143,7 +144,7 @@ def by_definition(trainer: CachedTeacherTrainer, batch: Any) -> Tensor:
     """sum_e t(e) log(t(e) / p(e)) - log p(y) + sum_e share(y, e) log p(e), or -log p(y)."""
     unpacked_batch = unpacked(batch)
     arrays = unpacked_batch["teacher"]["mapped_kl"]
-    labels = query_of(unpacked_batch, trainer.options).labels_N
+    labels = query_of(unpacked_batch, trainer.data.options).labels_N
     made = trainer.data.mappings["mapped_kl"].made  # type: ignore[union-attr]
     with torch.no_grad():
         logits = trainer.model(batch["input_ids"].long(), batch["attention_mask"]).logits

@@ -1,0 +1,37 @@
+"""The flags of losses that send the teacher's tokens to the student's, and what they choose."""
+
+from distill.losses.loss import Option, Options, Pairing
+
+#: Maps that ask what the text shows; the others are as they were published.
+OURS = ("events", "counted", "canonical")
+PUBLISHED = ("prefix", "strict", "p_kl", "p_kl_weighted", "mined")
+
+MAP = Option(
+    "map",
+    default="events",
+    help="mapped_kl: how the teacher's tokens become the student's. events: both in groups "
+    "of tokens that either can express. counted: as often as the student writes each where "
+    "the teacher writes that, in the store's text. canonical: the student's own first "
+    "token of the same bytes. prefix: its longest. strict: the token of equal bytes, where "
+    "both sides end together. p_kl, p_kl_weighted: the student's tokens become the "
+    "teacher's. mined: the token of the least edit distance.",
+    choices=(*OURS, *PUBLISHED),
+)
+BETWEEN = Option(
+    "between",
+    default="off",
+    help="mapped_kl: whether labels that begin inside one of the teacher's tokens are "
+    "compared too, by what can follow there.",
+    choices=("off", "on"),
+)
+
+
+def by_map(options: Options) -> Pairing:
+    """Pair what begins together, and send the teacher's tokens to the student's as the run asks."""
+    kind = options["map"]
+    return Pairing(
+        "strict" if kind == "strict" else "starts",
+        kind,
+        has_between=options["between"] == "on" and kind != "strict",
+        has_labels=kind in OURS,
+    )
