@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-if [ -x build/vllm/bin/vllm ]; then
+if build/vllm/bin/python -c "import vllm" 2>/dev/null; then
     exit 0
 fi
 mkdir -p build

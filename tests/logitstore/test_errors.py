@@ -22,6 +22,7 @@ KINDS = {
         "lost-rows",
         "self-test",
         "untrained",
+        "own-loss",
         "engine",
     ),
     "MissingLibraryError": ("missing-library",),

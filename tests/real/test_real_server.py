@@ -18,7 +18,7 @@ from logitstore.testing import tiny
 from tests.kit.paths import ROOT
 from tests.kit.rows import texts_file
 
-VLLM = Path(os.environ.get("VLLM_ENV", ROOT / "build" / "vllm")) / "bin" / "vllm"
+VLLM = Path(os.environ.get("VLLM_ENV", ROOT / "build" / "vllm")) / "bin" / "python"
 #: Loading takes minutes on a busy machine.
 STARTS_WITHIN_S = 600
 K = 16
@@ -43,7 +43,18 @@ def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"]
+    # The build for CPUs has another name, which its `vllm serve` does not find itself by.
+    words = [
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        str(model),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--enforce-eager",
+    ]
     words += ["--dtype", "float32", "--max-model-len", "256", "--max-logprobs", str(K)]
     log = tmp_path_factory.mktemp("log") / "vllm.log"
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 from logitstore.errors import InputError
 from logitstore.format.spec import CODECS, Plan
 from logitstore.moving.dumps.settings import ALIGNED
+from logitstore.writing.plan import MOST_SHARDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: Rows of a shard: a kill costs those of the shards that are not full.
 _SHARD_ROWS = 256
-#: More shards make a store slow to open and its plan large.
-_MOST_SHARDS = 100_000
 _MAX_TOP_K = 0xFFFF
 
 
@@ -73,6 +72,6 @@ class CreateSettings:
 
     def plan(self, dataset_sha256: str) -> Plan:
         """Cut the rows into shards of equally many."""
-        least = -(-self.rows // _MOST_SHARDS)
+        least = -(-self.rows // MOST_SHARDS)
         size = self.shard_rows or max(_SHARD_ROWS, least)
         return Plan(dataset_sha256, (*range(0, self.rows, size), self.rows))
