@@ -5,6 +5,7 @@
     text = store.text(0)            # SequenceText
 
 Importing this package imports neither torch nor transformers; `capture` does, when it is called.
+`create` writes a store from logits that come from elsewhere, without torch.
 """
 
 import importlib
@@ -18,6 +19,7 @@ from logitstore.writing.writer import StoreWriter
 
 if TYPE_CHECKING:
     from logitstore.capture import capture
+    from logitstore.moving.created.create import create
 
 __version__ = "0.1.0"
 
@@ -33,6 +35,7 @@ __all__ = [
     "TokenRecords",
     "__version__",
     "capture",
+    "create",
     "open_store",
 ]
 
@@ -40,4 +43,6 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name == "capture":  # a subpackage that can be called; imported when first asked for
         return importlib.import_module("logitstore.capture")
+    if name == "create":  # so is whatever it needs
+        return importlib.import_module("logitstore.moving.created.create").create
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

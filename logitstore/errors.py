@@ -26,7 +26,8 @@ that a caller would handle in another way.
                           out-of-memory: the device has no room for one sequence;
                           lost-rows: no row, or too few, can be used; self-test: records, text
                           and labels do not belong together; untrained: a run that trained
-                          nothing; own-loss: a loss of the user's own that cannot be trained with
+                          nothing; own-loss: a loss of the user's own that cannot be trained with;
+                          engine: the server that runs the teacher fails, or gives too little
     MissingLibraryError   missing-library
     StorageError          storage; disk-full: no space, or a quota is used up
     BusyError             busy
@@ -120,7 +121,16 @@ class CorruptStoreError(LogitStoreError):
 class InputError(LogitStoreError, ValueError):
     """An error for a dataset, a model or a setting from the user that cannot be used as it is."""
 
-    kinds = ("input", "usage", "out-of-memory", "lost-rows", "self-test", "untrained", "own-loss")
+    kinds = (
+        "input",
+        "usage",
+        "out-of-memory",
+        "lost-rows",
+        "self-test",
+        "untrained",
+        "own-loss",
+        "engine",
+    )
 
 
 class MissingLibraryError(LogitStoreError, ImportError):

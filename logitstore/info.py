@@ -194,10 +194,18 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
             f"{each['file_bytes']:,} bytes{state}"
         )
     if "missing" in capture:
-        lines["missing"] = f"{', '.join(capture['missing'])}: not in the data that was imported"
+        lines["missing"] = f"{', '.join(capture['missing'])}: not {_source(about)}"
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
     return lines
+
+
+def _source(about: Mapping[str, Any]) -> str:
+    """Name what a store was made of that lacks a field."""
+    if "engine" in about["teacher"]:
+        return f"said by the engine ({about['teacher']['engine']})"
+    given = "created" in about["rendering"]
+    return "in what a program gave" if given else "in the data that was imported"
 
 
 def _self_test(found: object) -> dict[str, str]:

@@ -6,6 +6,8 @@ On a store of real text with a made-up teacher of another tokenizer, 64 entries 
 
 * the process's time for each step from a row to a batch, per token of the student: records, text,
   tokenising, alignment, the teacher's arrays, the batch. One after the other, without workers;
+* the text of a row alone, in random order, beside how others read the same rows: `datasets` from
+  the Arrow copy that it makes, and a row group of the store's own Parquet file by pyarrow;
 * bytes that go to the device, over those of the decoded records that they were made of;
 * the share of a batch that is padding: rows in their order, packed, or grouped by length;
 * the share of a step that a student of 100 million parameters waits for its batch, without workers
@@ -22,6 +24,8 @@ import statistics
 import sys
 import tempfile
 import time
+import zipfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields
@@ -29,7 +33,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
 
+import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -42,6 +48,7 @@ from distill.data.packing import Layout, one_a_row, packed
 from distill.data.row_order import RowOrder
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
+from logitstore.format.rows_parquet import GROUP_LINES, MEMBER
 from logitstore.records import TokenRecords
 from logitstore.store import LogitStore
 from logitstore.text.tokenizer import ByteTokenizer
@@ -158,6 +165,49 @@ def kept_bytes(examples: Sequence[Example]) -> int:
     )
 
 
+# ---- text ----
+
+
+def text_of(store: LogitStore, tokens: int, repeats: int, folder: Path) -> dict[str, Any]:
+    """Return microseconds a token to read the text of every row in random order."""
+    order = list(RowOrder(len(store), 0, store.digest))
+    readers = {"ours": store.text, **_others(store, folder)}
+    spent: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(repeats + 1):  # the first fills caches
+        for name, read in readers.items():
+            began = time.process_time()
+            for i in order:
+                read(i)
+            spent[name].append((time.process_time() - began) / tokens * 1e6)
+    least = {name: min(times[1:]) for name, times in spent.items()}
+    return {
+        "us_per_token": least,
+        "time of a row group by pyarrow": goal(least["ours"] / least["pyarrow"], at_most=0.5),
+    }
+
+
+def _others(store: LogitStore, folder: Path) -> dict[str, Callable[[int], Any]]:
+    """Read the rows' text as others do, from the store's own files."""
+    assert isinstance(store.path, Path)
+    files, first = [], [0]
+    for shard in sorted((store.path / "shards").iterdir()):
+        with zipfile.ZipFile(shard) as archive:
+            files.append(folder / f"{shard.name}.parquet")
+            files[-1].write_bytes(archive.read(MEMBER))
+        first.append(first[-1] + pq.read_metadata(files[-1]).num_rows)
+    datasets.disable_progress_bars()
+    copied = datasets.Dataset.from_parquet([str(f) for f in files], cache_dir=str(folder / "cache"))
+    opened = [pq.ParquetFile(file, page_checksum_verification=True) for file in files]
+
+    def by_group(i: int) -> Any:
+        shard = bisect_right(first, i) - 1
+        group, place = divmod(i - first[shard], GROUP_LINES)
+        table = opened[shard].read_row_group(group, columns=["segments"], use_threads=False)
+        return table.slice(place, 1).to_pylist()
+
+    return {"datasets": lambda i: copied[i]["segments"], "pyarrow": by_group}
+
+
 # ---- padding ----
 
 
@@ -233,6 +283,7 @@ def measure(folder: Path, sizes: Sizes) -> dict[str, Any]:
         "rows": len(data),
         "tokens": int(lengths.sum()),
         "losses": {loss: way_of(store, student, loss, sizes.repeats) for loss in LOSSES},
+        "text": text_of(store, int(lengths.sum()), sizes.repeats, folder),
         "padding": padding(data, lengths),
         "workers": {str(n): wait_of(store, tokenizer, sizes, n) for n in (0, 2)},
     }
@@ -244,16 +295,20 @@ def shown(report: dict[str, Any]) -> str:
         [loss, *(f"{each['us_per_token'][part]:.2f}" for part in (*PARTS, "all"))]
         for loss, each in report["losses"].items()
     ]
+    texts = report["text"]["us_per_token"]
+    read = table([["us a token, text", *texts], ["", *(f"{each:.2f}" for each in texts.values())]])
     shares = [f"{share:.3f}" for share in report["padding"]["padded_share"].values()]
     padded = table([["", *report["padding"]["padded_share"]], ["padded share", *shares]])
     figures = [
         f"  {name}: {what}: {said(figure, 'at most')}"
-        for part in ("losses", "padding", "workers")
-        for name, each in ({part: report[part]} if part == "padding" else report[part]).items()
+        for part in ("losses", "text", "padding", "workers")
+        for name, each in (
+            {part: report[part]} if part in ("text", "padding") else report[part]
+        ).items()
         for what, figure in each.items()
         if is_goal(figure)
     ]
-    return "\n".join([table(rows), "", padded, "", *figures])
+    return "\n".join([table(rows), "", read, "", padded, "", *figures])
 
 
 def main() -> None:

@@ -4,7 +4,8 @@
 
 A report is what `python -m tools.bench_… --json` printed; the page adds nothing to it and leaves
 nothing out. `bash tools/bench.sh` makes both. The experiment, which takes hours, is not run again:
-its section is made from the results that `tools.experiment_page` keeps.
+its section is made from the results that `tools.experiment_page` keeps. What people counted and
+wrote down by hand is in `what_a_store_survives.md`: the page ends with it, as it stands there.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from typing import Any
 from tools import experiment_page
 from tools.benchmark import is_goal
 
+#: The section that people write.
+WRITTEN = Path(__file__).with_name("what_a_store_survives.md")
 _SURROUNDINGS = ("machine", "versions", "date", "command")
 #: What names the members of a list, in the order of preference.
 _NAMES = ("name", "V", "tokens", "length")
@@ -40,7 +43,8 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
         reports: The report of each benchmark, by its name (`bench_losses`).
     """
     sections = [_section(name, report) for name, report in sorted(reports.items())]
-    return "\n".join([_INTRODUCTION, _experiment(), *sections])
+    written = WRITTEN.read_text(encoding="utf-8")
+    return "\n".join([_INTRODUCTION, _experiment(), *sections, written])
 
 
 def _experiment() -> str:

@@ -31,7 +31,7 @@ from logitstore.reading.shard_cache import FOLDER_VARIABLE
 from tools.experiment_labels_page import keep, read, tables
 from tools.labels import parts
 from tools.labels.settings import FULL, QUICK, Job, Scale, jobs
-from tools.labels.workers import Run, known, run_all
+from tools.workers import Run, known, run_all
 
 
 def main() -> None:
@@ -80,10 +80,11 @@ def _run_or_list(args: argparse.Namespace, scale: Scale, deadline: float) -> Non
     print(f"{sum(map(len, lacking)):,} jobs to run", file=sys.stderr)
     os.environ.setdefault(FOLDER_VARIABLE, str((args.folder / "cache").resolve()))
     with tempfile.TemporaryDirectory() as shared:
-        count = run_all(
-            Run(args.folder, scale, results, args.device, args.workers, deadline, Path(shared)),
-            lacking,
+        run = Run(
+            "tools.labels.students",
+            *(args.folder, scale, results, args.device, args.workers, deadline, Path(shared)),
         )
+        count = run_all(run, lacking)
     print(f"{count:,} jobs were run")
 
 

@@ -57,9 +57,16 @@ class Case(NamedTuple):
     device: str
 
 
-def read(folder: Path) -> list[Run]:
-    """Read all results of a folder; of those of one job and start, the latest of its file."""
+def read(folder: Path, kept: Iterable[Run] = ()) -> list[Run]:
+    """Read all results of a folder; of those of one job and start, the latest of its file.
+
+    Args:
+        folder: The folder.
+        kept: Results of before, whose folder may be gone: those of the folder count instead.
+    """
     found: dict[tuple[str, str, str], Run] = {}
+    for run in kept:
+        found[run["name"], run["start"], run["device"]] = run
     for file in sorted(folder.glob("results*.jsonl")):
         for run in map(json.loads, file.read_text().splitlines()):
             found[run["name"], run["start"], run["device"]] = run
@@ -185,8 +192,8 @@ def _share(key: Key, line: Line, found: Mapping[Key, Line]) -> str:
 
 
 def keep(folder: Path) -> str:
-    """Write the files that are kept, and return the tables."""
-    runs = read(folder)
+    """Add the results of a folder to the files that are kept, and return the tables."""
+    runs = read(folder, json.loads(KEPT.read_text()) if KEPT.exists() else ())
     KEPT.write_text("[\n" + ",\n".join(json.dumps(run) for run in runs) + "\n]\n")
     said = SAID.read_text(encoding="utf-8").split(MARK)[0].strip() if SAID.exists() else ""
     shown = tables(runs)

@@ -2,8 +2,9 @@
 
 Text and both tokenizers are real (documents that come with Python, byte-level BPE learned from
 them), so tokenising, alignment and the maps between vocabularies are those of a real run. Only the
-distributions are not: each record has K random entries with 92 % of the mass. The time that the
-student's side takes does not depend on their values.
+distributions are not: each record has K entries with 92 % of the mass, of 256 tokens that a row
+draws, frequent ones more often than rare ones. How probable they are, and how many different ones
+there are, decides what the student's side asks about them.
 
 Shape legend: n = records of a sequence, K = entries.
 """
@@ -30,6 +31,7 @@ from tools.store_sizes import spec_of
 
 K = 64
 HEAD_MASS = 0.92
+_POOL = 256
 
 
 def texts(count: int, characters: int) -> list[str]:
@@ -98,9 +100,12 @@ def _sequences(
 def heads(n: int, vocabulary: int, rng: np.random.Generator) -> dict[str, npt.NDArray[Any]]:
     """Make n distributions of K distinct tokens each, most probable first."""
     mass_nK = np.sort(rng.exponential(size=(n, K)) ** 3, 1)[:, ::-1] + 1e-3
-    some_K = rng.choice(vocabulary, K, replace=False)
+    often_V = 1 / (np.arange(vocabulary) + 10)  # learned tokens stand in the order of frequency
+    pool = min(_POOL, vocabulary)
+    some = rng.choice(vocabulary, pool, replace=False, p=often_V / often_V.sum())
+    order_nK = np.argsort(rng.random((n, pool)), 1)[:, :K]
     return {
-        "entry_ids": (some_K + rng.integers(vocabulary, size=(n, 1))) % vocabulary,
+        "entry_ids": some[order_nK],
         "entry_logprobs": np.log(
             HEAD_MASS * mass_nK / mass_nK.sum(1, keepdims=True), dtype=np.float64
         ).astype(np.float32),

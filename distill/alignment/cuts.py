@@ -26,10 +26,13 @@ Bools = npt.NDArray[np.bool_]
 #: An entry that is less probable than this is not asked about: there are many, and all of them
 #: together have little mass.
 LEAST_ASKED = 0.01
-#: Answers that are kept.
-_MOST_KNOWN = 2**22
 #: A question is one integer: the student's token above so many bits of the teacher's.
 _ID_BITS = 32
+#: Answers are kept in a table: a question's hash names one of so many rows, of so many slots. In a
+#: full row, another one loses its place. (Memory is taken for rows that are used alone.)
+_ROW_BITS, _SLOTS = 20, 4
+#: Fibonacci hashing: the odd integer nearest to 2^64 divided by the golden ratio.
+_MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
 
 
 class Cuts:
@@ -44,7 +47,9 @@ class Cuts:
     def __init__(self, student: ByteTokenizer, written: Sequence[bytes]) -> None:
         self._student, self._writer, self._written = student, Writer(student), written
         self._stands_alone: dict[int, bool] = {}
-        self._known: dict[int, bool] = {}  # the same few last tokens come again and again
+        # The same few last tokens come again and again. What is kept of a question is the integer
+        # after it, doubled, and its answer: one value, since threads share it; 0 is nothing.
+        self._known = np.zeros((1 << _ROW_BITS, _SLOTS), np.int64)
 
     def __reduce__(self) -> tuple[type["Cuts"], tuple[ByteTokenizer, Sequence[bytes]]]:
         """Send a worker what it asks; what was found stays here."""
@@ -61,26 +66,34 @@ class Cuts:
             False only where the student's own tokens of both together are known, and none of them
             ends there.
         """
-        distinct, which = np.unique((last << _ID_BITS) + teacher_ids, return_inverse=True)
-        if len(self._known) > _MOST_KNOWN:
-            self._known = {}
-        keys = distinct.tolist()
-        self._ask([key for key in keys if key not in self._known])
-        return np.fromiter(map(self._known.__getitem__, keys), np.bool_, len(keys))[which]
+        questions = (last << _ID_BITS) + teacher_ids
+        hashes = questions.astype(np.uint64) * _MULTIPLIER
+        rows = (hashes >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
+        held = self._known[rows]
+        is_it = held >> 1 == questions[:, None] + 1
+        answers: Bools = ((held & 1).astype(np.bool_) & is_it).any(1)
+        new = np.flatnonzero(~is_it.any(1))
+        if len(new):
+            distinct, which = np.unique(questions[new], return_inverse=True)
+            answers[new] = self._ask(distinct.tolist())[which]
+            slots = np.where((held[new] == 0).any(1), (held[new] == 0).argmax(1), new % _SLOTS)
+            self._known[rows[new], slots] = (questions[new] + 1) * 2 + answers[new]
+        return answers
 
-    def _ask(self, keys: Sequence[int]) -> None:
+    def _ask(self, keys: Sequence[int]) -> Bools:
+        """Ask the student's tokenizer, as for `fits`, about last tokens and what follows them."""
         token_bytes, asked = self._student.token_bytes, []
-        for key in keys:
+        for number, key in enumerate(keys):
             last, following = key >> _ID_BITS, key & (1 << _ID_BITS) - 1
             begin = token_bytes[last] or b""
             end = self._written[following] if following < len(self._written) else b""
             if begin and end and self._is_alone(last):
-                asked.append((key, begin, end))
-            else:
-                self._known[key] = True
+                asked.append((number, begin, end))
         tokens = self._writer.all([begin + end for _, begin, end in asked])
-        for (key, begin, _), own in zip(asked, tokens, strict=True):
-            self._known[key] = self._has_end_at(own, len(begin))
+        fits = np.ones(len(keys), np.bool_)
+        for (number, begin, _), own in zip(asked, tokens, strict=True):
+            fits[number] = self._has_end_at(own, len(begin))
+        return fits
 
     def _is_alone(self, token: int) -> bool:
         """Tell whether the student writes the bytes of a token as that token."""

@@ -44,15 +44,7 @@ def of_pair(store: str, student: str, **settings: Any) -> Facts:
     opened = open_store(store, allow_partial=asked.allow_partial)
     tokenizer = load_tokenizer(student)
     reader = ByteTokenizer(tokenizer)
-    template = template_of(
-        opened.spec.rendering,
-        opened.path,
-        tokenizer,
-        reader,
-        path=asked.chat_template_path,
-        kwargs=asked.chat_template_kwargs,
-        spelt=with_hyphens,
-    )
+    template = template_of(opened, tokenizer, reader, asked, spelt=with_hyphens)
     weights, told_by = advice.weights_of(student)
     way = _way_to_look_at(asked, opened, reader, weights)
     data = StoreDataset(

@@ -42,7 +42,9 @@ def teacher_spans(
         MismatchError: A record lies beyond the text.
     """
     ids, lengths = records.token_ids.astype(np.int64), records.byte_lengths.astype(np.int64)
-    is_eos = (lengths == 0) & np.isin(ids, np.asarray(eos_ids, np.int64))
+    is_eos, ends = lengths == 0, {*eos_ids}
+    without_bytes = np.flatnonzero(is_eos)  # few: mostly the last
+    is_eos[without_bytes] = [i in ends for i in ids[without_bytes].tolist()]
     starts = records.byte_starts.astype(np.int64) - text.supervised_start
     _check_inside(starts, lengths, text)
     found = find_crossings(

@@ -125,7 +125,8 @@ class StudentReader:
             )
         else:
             # A window is the end of its row only where the teacher, too, had the end there.
-            is_whole = line.status in ("ok", "truncated")
+            ends = self.rendering.get("add_eos", True)
+            is_whole = ends and line.status in ("ok", "truncated")
             add_eos = is_whole or bool(teacher.is_eos[-1:].any())
             tokens = self.tokenizer.encode(
                 line.segments, max_length=self.max_length, add_eos=add_eos

@@ -117,14 +117,7 @@ def dataset_of_run(
     Raises:
         LogitStoreError: Store, student and settings do not fit together.
     """
-    template = template_of(
-        store.spec.rendering,
-        store.path,
-        tokenizer,
-        student,
-        path=args.chat_template_path,
-        kwargs=args.chat_template_kwargs,
-    )
+    template = template_of(store, tokenizer, student, args)
     if template is not None:
         _check_template(store, template)
     readable = None if model is None else context_length(model.config)

@@ -31,6 +31,11 @@ def capture_again(store: str | os.PathLike[str] | StorePath) -> None:
             f"{path}: was imported from {dataset}, not captured. Run the same `logitstore import …`"
             " as then: it does only what is missing."
         )
+    if "created" in provenance:
+        raise InputError(
+            f"{path}: was written by a program (`logitstore.create`), not captured. Run the same "
+            "program again: it adds only the rows that are missing."
+        )
     if not isinstance(settings, dict) or not teacher or not dataset:
         raise InputError(
             f"{path}: the store does not say how it was captured (it was written by an older "

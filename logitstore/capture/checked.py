@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from logitstore.capture.passes.server.options import Options
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
 from logitstore.format.chunk_codecs import pcodec_library
@@ -10,6 +11,8 @@ from logitstore.format.spec import CODECS
 #: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
 AUTO = "auto"
 ON_NAN = ("stop", "skip")
+TRANSFORMERS, SERVER = "transformers", "server"
+ENGINES = (TRANSFORMERS, SERVER)
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 _MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
 _MAX_SEED = 0xFFFF_FFFF
@@ -33,8 +36,17 @@ class Checked:
     tokens_per_batch: int | str | None
     on_nan: str
     max_lost: float
-    shard_text_bytes: int
+    shard_text_bytes: int | None
     codec: str
+    engine: str
+    server: str | None
+    engine_args: Sequence[str]
+    logit_std: bool
+    boundaries_of: str | None
+    quantization: object
+    device: str | None
+    device_map: object
+    attn_implementation: str | None
 
     def check(self) -> None:
         """Reject values that are wrong for every teacher and dataset.
@@ -56,11 +68,58 @@ class Checked:
         self._check_tokens_per_batch()
         if self.on_nan not in ON_NAN:
             raise InputError(f"--on-nan is {self.on_nan}, expected {' or '.join(ON_NAN)}.")
-        if self.shard_text_bytes < 1:
+        if self.shard_text_bytes is not None and self.shard_text_bytes < 1:
             raise InputError(f"--shard-text-bytes is {self.shard_text_bytes}, expected 1 or more.")
         if not 0 <= self.max_lost <= 1:
             raise InputError(f"--max-lost is {self.max_lost}, expected 0 to 1, such as 0.05.")
         self._check_codec()
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        if self.engine not in ENGINES:
+            raise InputError(f"--engine is {self.engine}, expected {' or '.join(ENGINES)}.")
+        if self.engine == TRANSFORMERS:
+            for flag, value in (("--server", self.server), ("--engine-args", self.engine_args)):
+                if value:
+                    shown = value if isinstance(value, str) else " ".join(value)
+                    raise InputError(
+                        f"{flag} is {shown}, but --engine is {TRANSFORMERS}, which has none. Leave "
+                        f"it out, or add --engine {SERVER}."
+                    )
+            return
+        if not self.server:
+            raise InputError(
+                f"--engine {SERVER} needs the address of one. Give it with --server, such as "
+                "http://localhost:8000."
+            )
+        Options.of(self.engine_args)
+        self._check_server()
+
+    def _check_server(self) -> None:
+        """Reject what a server does not say: it gives entries and the token's own alone."""
+        if self.top_k < 1:
+            raise InputError(
+                f"--top-k is {self.top_k}, but a server gives entries alone. Ask for some."
+            )
+        for flag, value in self._needs_logits().items():
+            if value not in (None, False, 0, (), []):
+                raise InputError(
+                    f"{flag} is {value}, which needs the teacher in this process, and --engine is "
+                    f"{SERVER}. Leave it out, or use --engine {TRANSFORMERS}."
+                )
+
+    def _needs_logits(self) -> dict[str, object]:
+        return {
+            "--temperature": self.temperatures,
+            "--logit-std": self.logit_std,
+            "--draws": self.draws,
+            "--generate": self.generate,
+            "--boundaries-of": self.boundaries_of,
+            "--quantization": self.quantization,
+            "--device": self.device,
+            "--device-map": self.device_map,
+            "--attn-implementation": self.attn_implementation,
+        }
 
     def _check_codec(self) -> None:
         if self.codec not in CODECS:

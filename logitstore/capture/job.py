@@ -17,7 +17,7 @@ from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import take_sample
 from logitstore.capture.estimate.trial_batches import forecast_capture
-from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.passes.choose import load_engine
 from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.task import Task, prepare
@@ -75,12 +75,11 @@ def run_preview(
         check_asked(task.student, sample.sequences)
     if not missing or not (sample.records or task.settings.generate):
         return Forecast.before_teacher(task, sample, missing, own_missing)
-    device, on_nan = task.device(Ranks()), task.settings.on_nan
-    teacher_pass = TeacherPass(task.teacher, task.spec, device, on_nan=on_nan)
+    engine = load_engine(task, Ranks())
     if budget is None and task.wants_budget:
-        budget = find_budget(task, teacher_pass, sample)
+        budget = find_budget(task, engine, sample)
     budget = budget or int(task.provenance["tokens_per_batch"])
-    return forecast_capture(task, teacher_pass, sample, missing, budget, own_missing=own_missing)
+    return forecast_capture(task, engine, sample, missing, budget, own_missing=own_missing)
 
 
 def _begun(task: Task, out: StorePath) -> CaptureWriter:

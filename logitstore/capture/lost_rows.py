@@ -7,23 +7,19 @@ flag asked for (`--overflow skip`) and rows without text do not count as lost.
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.settings import CaptureSettings
 from logitstore.console.left_out import LeftOut, is_surely_more, lost
 from logitstore.errors import InputError
-from logitstore.format.index import statuses_of
 from logitstore.format.statuses import left_out_of
-from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore
+from logitstore.writing.some_records import reasons_in_words
 
 log = logging.getLogger(__name__)
-
-_MOST_NAMED = 2
 
 
 def check_sample(sample: Sample, dataset: str, rows: int, settings: CaptureSettings) -> None:
@@ -42,7 +38,7 @@ def check_sample(sample: Sample, dataset: str, rows: int, settings: CaptureSetti
     is_all = sample.rows == rows
     if is_all and not sample.records and not settings.generate:
         raise InputError(
-            f"{dataset}: none of its {rows:,} rows gives a record: {_named(left_out)}",
+            f"{dataset}: none of its {rows:,} rows gives a record: {reasons_in_words(left_out)}",
             kind="lost-rows",
         )
     count = lost(left_out)
@@ -52,33 +48,10 @@ def check_sample(sample: Sample, dataset: str, rows: int, settings: CaptureSetti
     looked_at += "" if is_all else f" that were looked at (of {rows:,})"
     raise InputError(
         f"{dataset}: {looked_at} would have no records, more than --max-lost {settings.max_lost:g}:"
-        f" {_named([each for each in left_out if each.is_lost])} To leave them out, add "
+        f" {reasons_in_words([each for each in left_out if each.is_lost])} To leave them out, add "
         "--max-lost 1.",
         kind="lost-rows",
     )
-
-
-def check_shards(store: StorePath) -> Callable[[Sequence[Mapping[str, Any]]], None]:
-    """Make a check of all shards of a store, before it is sealed.
-
-    Args:
-        store: The store, for messages.
-
-    Returns:
-        A function of the lines of its index, which raises InputError if no shard has a record.
-    """
-
-    def check(shards: Sequence[Mapping[str, Any]]) -> None:
-        if any(shard["records"] for shard in shards):
-            return
-        statuses = statuses_of(shards)
-        raise InputError(
-            f"{store}: no row has a record, so it is not sealed, and no student can be trained "
-            f"from it: {_named(left_out_of(statuses))} Then capture into another --out.",
-            kind="lost-rows",
-        )
-
-    return check
 
 
 def warn_of_lost(store: LogitStore, settings: CaptureSettings) -> None:
@@ -92,7 +65,7 @@ def warn_of_lost(store: LogitStore, settings: CaptureSettings) -> None:
             f"{count:,}",
             f"{len(store):,}",
             settings.max_lost,
-            _named([each for each in left_out if each.is_lost]),
+            reasons_in_words([each for each in left_out if each.is_lost]),
         )
 
 
@@ -110,14 +83,3 @@ def _asked_for(left_out: Iterable[LeftOut], settings: CaptureSettings) -> list[L
     asked = {"not_finite"} if settings.on_nan == "skip" else set()
     asked |= {"too_long"} if settings.overflow == "skip" else set()
     return [replace(each, is_lost=each.is_lost and each.reason not in asked) for each in left_out]
-
-
-def _named(left_out: Sequence[LeftOut]) -> str:
-    """Name the most frequent reasons, each with its first row and what to do."""
-    parts = [
-        f"{each.count:,} {each.reason}"
-        + ("" if each.first_row is None else f" (first: row {each.first_row:,})")
-        + f": {each.why}. {each.step}"
-        for each in left_out[:_MOST_NAMED]
-    ]
-    return " ".join(parts) or "the dataset has no rows."

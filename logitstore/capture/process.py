@@ -41,9 +41,10 @@ from logitstore.capture.estimate.sample import Sample, sample_text, take_sample
 from logitstore.capture.estimate.trial_batches import forecast_if_cheap
 from logitstore.capture.lost_rows import check_sample, warn_of_lost
 from logitstore.capture.passes.check_places import check_places
+from logitstore.capture.passes.choose import load_engine
+from logitstore.capture.passes.engine import NOT_FINITE, Engine
 from logitstore.capture.passes.self_test import try_teacher
-from logitstore.capture.passes.teacher_pass import TeacherPass
-from logitstore.capture.shard_worker import NOT_FINITE, ShardRecords, ShardWorker
+from logitstore.capture.shard_worker import ShardRecords, ShardWorker
 from logitstore.capture.sharing.sharing import (
     AGAIN,
     POLL_S,
@@ -166,6 +167,8 @@ class CaptureProcess:
             measured["tokens_per_batch"] = find_budget(task, self.teacher, self.sample)
         budget = int((task.provenance | measured)["tokens_per_batch"])
         measured |= self._self_test(budget) | _odd_turns(self.sample)
+        if self.teacher.versions:
+            measured["versions"] = task.provenance["versions"] | dict(self.teacher.versions)
         forecast = forecast_if_cheap(task, self.teacher, self.sample, budget)
         if forecast is not None:
             forecast.announce(self.events)
@@ -195,12 +198,9 @@ class CaptureProcess:
         return {"self_test": found.facts()}
 
     @cached_property
-    def teacher(self) -> TeacherPass:
+    def teacher(self) -> Engine:
         """Load the teacher, once."""
-        task = self.task
-        return TeacherPass(
-            task.teacher, task.spec, task.device(self.ranks), on_nan=task.settings.on_nan
-        )
+        return load_engine(self.task, self.ranks)
 
     def _do_missing(self, writer: CaptureWriter) -> None:
         missing = self.sharing.missing(writer)

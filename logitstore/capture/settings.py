@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
-from logitstore.capture.checked import Checked
+from logitstore.capture.checked import ENGINES, TRANSFORMERS, Checked
 from logitstore.capture.sampling import DEFAULT_MAX_NEW_TOKENS
 from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.console.settings import not_recorded, setting
 from logitstore.errors import InputError
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.plan import DEFAULT_IN_WORDS
 
 # Headings of `logitstore capture --help`.
 _TEACHER = "Teacher"
@@ -200,6 +200,30 @@ class CaptureSettings(Checked):
         metavar="N",
         unset="an eighth of the maximum length",
     )
+    engine: str = setting(
+        TRANSFORMERS,
+        _TEACHER,
+        "What runs the teacher: transformers, here; or a server, which `server` names.",
+        metavar="|".join(ENGINES),
+        is_recorded=False,  # the spec names another than the first, whose settings are not kept
+    )
+    server: str | None = setting(
+        None,
+        _TEACHER,
+        "Server that has the teacher: vLLM's, another with its prompt_logprobs, or SGLang's. Of "
+        "TEACHER only configuration and tokenizer are read here. A key for the server is taken "
+        "from the environment (LOGITSTORE_SERVER_KEY).",
+        metavar="URL",
+        is_recorded=False,
+    )
+    engine_args: Sequence[str] = setting(
+        (),
+        _TEACHER,
+        "Option of a server: concurrency=16, requests_per_s=0 (any number), timeout_s=600, "
+        "model=NAME (its name for the teacher), api=vllm or sglang.",
+        metavar="KEY=VALUE",
+        is_recorded=False,
+    )
     revision: str | None = setting(
         None, _TEACHER, "Branch, tag or commit of a hub model.", metavar="NAME", unset="main"
     )
@@ -287,11 +311,12 @@ class CaptureSettings(Checked):
         is_recorded=False,
         is_estimated=False,
     )
-    shard_text_bytes: int = setting(
-        DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: int | None = setting(
+        None,
         _RUNNING,
         "Bytes of text per shard, about: the most work that a crash can cost.",
         metavar="N",
+        unset=DEFAULT_IN_WORDS,
     )
     codec: str = setting(
         "portable",

@@ -6,10 +6,10 @@ from typing import NamedTuple
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
 from logitstore.capture.odd_turns import OddTurns
+from logitstore.capture.passes.engine import NOT_FINITE, Engine, SequenceRecords
 from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
-from logitstore.capture.passes.teacher_pass import SequenceRecords, TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.capture.writer import CaptureWriter
@@ -30,10 +30,6 @@ class ShardRecords(NamedTuple):
 
     own: ShardSequences
     boundaries: ShardSequences
-
-
-#: The status of a sequence whose logits were not finite, with `--on-nan skip`.
-NOT_FINITE = "not_finite"
 
 
 class ShardWorker:
@@ -57,7 +53,7 @@ class ShardWorker:
         self,
         task: Task,
         writer: CaptureWriter,
-        teacher: TeacherPass,
+        teacher: Engine,
         budget: int,
         progress: Progress,
         beat: Callable[[], None],
@@ -83,7 +79,7 @@ class ShardWorker:
             for i, part in zip(batch, encoded, strict=True):
                 records[i] = part
                 if part.own is None:
-                    lines[i] = self._not_finite(lines[i])
+                    lines[i] = self._skipped(lines[i], part)
             self.progress.update(
                 sum(weights[i] for i in batch),
                 tokens=sum(sequences[i].length for i in batch),
@@ -116,9 +112,10 @@ class ShardWorker:
         if shards:
             self.progress.update(self.task.work_of(shards))
 
-    def _not_finite(self, line: SequenceText) -> SequenceText:
-        self.writer.note("not finite", row=line.row, part=line.part)
-        return line._replace(status=NOT_FINITE)
+    def _skipped(self, line: SequenceText, records: SequenceRecords) -> SequenceText:
+        event, why = records.status.replace("_", " "), {"why": records.why} if records.why else {}
+        self.writer.note(event, row=line.row, part=line.part, **why)
+        return line._replace(status=records.status)
 
     def _tokenise(self, index: int) -> tuple[list[TeacherSequence], list[int]]:
         """Make the sequences of a shard, with what each adds to the progress (bytes of text)."""

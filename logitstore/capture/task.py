@@ -8,6 +8,7 @@ every process and at every resume.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import torch
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
-from logitstore.capture.checked import AUTO
+from logitstore.capture.checked import AUTO, SERVER, TRANSFORMERS
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
@@ -45,6 +46,11 @@ from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
     from logitstore.rows.sources import DatasetArg
+
+_version_of = cache(version)  # which parses a package's whole description, of torch 40 KB
+
+
+_SERVER_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,7 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
         quantization=settings.quantization,
         attn_implementation=settings.attn_implementation,
         device_map=settings.device_map,
+        is_elsewhere=settings.engine == SERVER,
     )
     if settings.top_k > teacher.vocab_size:
         raise InputError(
@@ -228,6 +235,7 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
     their digests, and can be resumed.
     """
     sampling, limits = settings.sampling, reader.limits
+    engine = None if settings.engine == TRANSFORMERS else settings.engine
     spec = StoreSpec(
         teacher={
             "fingerprint": teacher.fingerprint,
@@ -235,6 +243,7 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "dtype": teacher.dtype,
             "vocab_size": teacher.vocab_size,
             **_given("quantization", teacher.quantization),
+            **_given("engine", engine),
         },
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
@@ -256,6 +265,7 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "logit_std": settings.logit_std,
             "draws": settings.draws,
             **_given("seed", (settings.seed or 0) if settings.draws else None),
+            **_given("missing", ["entropy"] if settings.engine == SERVER else None),
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
@@ -277,15 +287,21 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
     """Record how the store was made, for people and for `logitstore repair --capture`."""
     named = names_of(dataset)
     asked = settings.tokens_per_batch
+    can_repeat = named is not None and settings.engine == TRANSFORMERS  # its address is not kept
     return {
         "teacher": teacher,
         "revision": settings.revision,
         "dataset": type(dataset).__name__ if named is None else " + ".join(named),
         **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
-        "settings": None if named is None else settings.recorded(),
-        "tokens_per_batch": asked if isinstance(asked, int) else DEFAULT_TOKENS_PER_BATCH,
+        "settings": settings.recorded() if can_repeat else None,
+        "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
         # Of the package itself as it was imported: a checkout need not be installed.
         "versions": {"logitstore": logitstore.__version__}
-        | {p: version(p) for p in ("torch", "transformers")},
+        | {p: _version_of(p) for p in ("torch", "transformers")},
     }
+
+
+def _default_tokens(settings: CaptureSettings) -> int:
+    """Return how many tokens a batch has: of a server's, enough to keep it busy."""
+    return _SERVER_TOKENS if settings.engine == SERVER else DEFAULT_TOKENS_PER_BATCH

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from logitstore.capture.boundaries.student import Student
-from logitstore.capture.lost_rows import check_shards
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -23,6 +22,7 @@ from logitstore.format.spec import (
 )
 from logitstore.records import SequenceText
 from logitstore.storage.paths import StorePath
+from logitstore.writing.some_records import check_shards
 from logitstore.writing.writer import StoreWriter, tokenizer_digests
 
 Sequences = Sequence[tuple[SequenceText, EncodedRecords | None]]
@@ -56,6 +56,10 @@ class CaptureWriter:
             return list(range(self.plan.shard_count))
         return sorted({i for writer in self._both for i in writer.missing()})
 
+    def has_shard(self, index: int) -> bool:
+        """Tell whether a shard is there, in both stores, without a look at all others."""
+        return all(writer.has_shard(index) for writer in self._both)
+
     @property
     def is_sealed(self) -> bool:
         """Tell whether nothing more will be written."""
@@ -64,7 +68,7 @@ class CaptureWriter:
     def write_shard(self, index: int, own: Sequences, boundaries: Sequences) -> None:
         """Commit the shard of each store that lacks it."""
         for writer, sequences in zip(self._both, (own, boundaries), strict=False):
-            if index in writer.missing():
+            if not writer.has_shard(index):
                 writer.write_shard(index, sequences)
 
     def seal(self) -> None:

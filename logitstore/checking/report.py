@@ -35,7 +35,8 @@ class VerifyReport:
     """The result of a check.
 
     Attributes:
-        shards: The number of shards that were checked.
+        shards: The number of shards that the store should have.
+        checked_before: How many of them an interrupted check had found whole.
         rows: The number of dataset rows in them.
         is_complete: Whether the capture has finished.
         damaged: All damage that was found.
@@ -48,13 +49,19 @@ class VerifyReport:
     is_complete: bool = True
     damaged: list[Damage] = field(default_factory=list)
     boundaries: "dict[str, VerifyReport]" = field(default_factory=dict)
+    checked_before: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as `logitstore verify --json` prints it."""
         inside = {name: report.to_json() for name, report in self.boundaries.items()}
-        return {
-            "shards": self.shards,
-            "rows": self.rows,
-            "complete": self.is_complete,
-            "damaged": [d.to_json() for d in self.damaged],
-        } | ({"boundaries": inside} if inside else {})
+        before = {"checked_before": self.checked_before} if self.checked_before else {}
+        return (
+            {
+                "shards": self.shards,
+                "rows": self.rows,
+                "complete": self.is_complete,
+                "damaged": [d.to_json() for d in self.damaged],
+            }
+            | before
+            | ({"boundaries": inside} if inside else {})
+        )

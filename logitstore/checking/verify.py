@@ -8,16 +8,15 @@ and the results are compared.
 """
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from logitstore.checking.hidden import hidden
-from logitstore.checking.nonsense import known_unknowns, nonsense
+from logitstore.checking.checked_shards import CheckedShards
+from logitstore.checking.in_parallel import checked_in_parallel
 from logitstore.checking.report import Damage, VerifyReport
-from logitstore.checking.text_check import TextCheck
+from logitstore.checking.shard_check import ShardCheck
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
 from logitstore.format.index import most_bytes
@@ -37,16 +36,26 @@ from logitstore.format.spec import (
 )
 from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_boundaries, list_shards
-from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
-from logitstore.reading.shard_head import index_line
 from logitstore.storage.files import MAX_SPEC_BYTES, MAX_TOKENIZER_BYTES
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
 
 _MISSING = CorruptStoreError.kinds[1]
+#: A process takes a second to begin, and decodes as much meanwhile as a few shards of this size.
+_WORTH_A_PROCESS = 8
 _MOST_LOST = 1000  # shards that are named one by one; a plan may list hundreds of thousands
+
+
+class _How(NamedTuple):
+    """The arguments of a check, as `verify_store` describes them."""
+
+    deep: bool
+    by_zarr: bool
+    allow_partial: bool
+    jobs: int
+    resume: bool
 
 
 def verify_store(
@@ -55,6 +64,8 @@ def verify_store(
     deep: bool = False,
     by_zarr: bool = False,
     allow_partial: bool = False,
+    jobs: int = 1,
+    resume: bool = False,
 ) -> VerifyReport:
     """Check the digests of a store and, on request, its values.
 
@@ -64,16 +75,35 @@ def verify_store(
         deep: Also decode everything and check the values.
         by_zarr: With `deep`: also decode the arrays by zarr, and compare.
         allow_partial: Check what an unfinished capture has committed.
+        jobs: How many shards are checked at a time: with `deep` each in a process of its own, so a
+            script that asks for several needs `if __name__ == "__main__":`.
+        resume: Leave out shards that an interrupted check of the same kind found whole, and whose
+            files have not been written to since. Only for a folder.
 
     Raises:
         NotAStoreError: There is no store here.
         FormatError: The store has a newer format version.
         IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
-        InputError: `by_zarr` without `deep`.
+        InputError: `by_zarr` without `deep`; no jobs; `resume` for a bucket.
     """
-    if by_zarr and not deep:
+    path, how = store_path(path), _How(deep, by_zarr, allow_partial, jobs, resume)
+    _check_arguments(path, how)
+    return _verified(path, how)
+
+
+def _check_arguments(path: StorePath, how: _How) -> None:
+    if how.by_zarr and not how.deep:
         raise InputError("--zarr is a second opinion on what is decoded: add --deep.")
-    path = store_path(path)
+    if how.jobs < 1:
+        raise InputError(f"--jobs is {how.jobs}, expected 1 or more.")
+    if how.resume and isinstance(path, RemotePath):
+        raise InputError(
+            f"{path}: --resume knows by a file's times whether it is as it was checked, and a "
+            "bucket's objects have none that can be relied on. Leave it out."
+        )
+
+
+def _verified(path: StorePath, how: _How) -> VerifyReport:
     report = VerifyReport()
     try:
         header = StoreHeader.read(path)
@@ -81,7 +111,7 @@ def verify_store(
         report.damaged.append(Damage(SPEC_FILE, None, str(e)))
         return report
     report.is_complete = (path / DONE_FILE).exists()
-    if not report.is_complete and not allow_partial:
+    if not report.is_complete and not how.allow_partial:
         held = LogitStore(path, allow_partial=True)
         raise IncompleteStoreError(
             f"{path}: holds {held.rows_held:,} of {held.plan.rows:,} rows; the capture has not "
@@ -92,23 +122,18 @@ def verify_store(
         report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
         report.damaged += _check_seal(path, header)
-    _check_shards(path, header, report, deep, by_zarr)
+    _check_shards(path, header, report, how)
     if header.spec.boundaries_of is None:
-        _check_boundaries(path, header, report, deep, by_zarr, allow_partial)
+        _check_boundaries(path, header, report, how)
     return report
 
 
 def _check_boundaries(
-    path: StorePath,
-    header: StoreHeader,
-    report: VerifyReport,
-    deep: bool,
-    by_zarr: bool,
-    allow_partial: bool,
+    path: StorePath, header: StoreHeader, report: VerifyReport, how: _How
 ) -> None:
     """Check the stores inside a store, each as a store, and that it belongs there."""
     for inside in list_boundaries(path):
-        found = verify_store(inside, deep=deep, by_zarr=by_zarr, allow_partial=allow_partial)
+        found = _verified(inside, how)
         folder = f"{BOUNDARIES_FOLDER}/{inside.name}"
         report.boundaries[folder] = found
         report.damaged += [replace(d, file=f"{folder}/{d.file}") for d in found.damaged]
@@ -176,9 +201,7 @@ def _check_seal(path: StorePath, header: StoreHeader) -> Iterator[Damage]:
             yield Damage(INDEX_FILE, None, str(e))
 
 
-def _check_shards(
-    path: StorePath, header: StoreHeader, report: VerifyReport, deep: bool, by_zarr: bool
-) -> None:
+def _check_shards(path: StorePath, header: StoreHeader, report: VerifyReport, how: _How) -> None:
     plan, there = header.plan, set(list_shards(path, header.plan))
     indexed = _indexed(path) if report.is_complete else {}
     if report.is_complete:
@@ -186,30 +209,19 @@ def _check_shards(
     held = range(plan.shard_count) if report.is_complete else there
     report.shards = len(held)
     report.rows = sum(stop - first for first, stop in map(plan.shard_rows, held))
-    tokenizer = _tokenizer(path, header.spec) if deep else None
-    check = (
-        None
-        if tokenizer is None
-        else TextCheck.from_folder(tokenizer, header.spec.boundaries_of is not None)
-    )
-    with progress(plan.shard_count, "verify", "shards") as shown:
-        for index in range(plan.shard_count):
-            name = f"{SHARDS_FOLDER}/{shard_name(index)}"
-            first, stop = plan.shard_rows(index)
-            if index in there:
-                try:
-                    shard = _opened(path / name, header, index)
-                    shard.archive.check_digest()
-                    for member in shard.archive.names if deep else ():
-                        shard.archive.check_member(member)
-                    report.damaged += _check_index(shard, index, indexed.get(index))
-                except CorruptStoreError as e:
-                    report.damaged.append(Damage(name, e.rows or (first, stop - 1), str(e), e.kind))
-                else:
-                    faults = list(_read_all(shard, check)) if deep else []
-                    if by_zarr and not faults:
-                        faults = list(_read_by_zarr(shard, header, index))
-                    report.damaged += (Damage(name, *fault) for fault in faults)
+    tokenizer = _tokenizer(path, header.spec) if how.deep else None
+    check = ShardCheck(path, header, how.deep, how.by_zarr, tokenizer)
+    checked = CheckedShards.of(path, header, (how.deep, how.by_zarr), is_resumed=how.resume)
+    wanted = [index for index in sorted(there) if not checked.has(index)]
+    report.checked_before = len(there) - len(wanted)
+    with progress(len(wanted), "verify", "shards") as shown, checked:
+        tasks = ((index, indexed.get(index)) for index in wanted)
+        least = _WORTH_A_PROCESS if how.deep else 1
+        jobs = max(1, min(how.jobs, len(wanted) // least))
+        for index, damaged in checked_in_parallel(check, tasks, jobs):
+            report.damaged += damaged
+            if not damaged:
+                checked.add(index)
             shown.update(1)
 
 
@@ -227,14 +239,6 @@ def _lost(path: StorePath, plan: Plan, there: set[int]) -> Iterator[Damage]:
         yield Damage(name, rows, reason, _MISSING)
 
 
-def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
-    """Open a shard; one in a bucket is downloaded again, whatever the cache holds."""
-    file = None
-    if isinstance(path, RemotePath):  # an object is fetched into a file
-        file, _ = ShardCache.chosen().download(path)
-    return Shard(path, header.spec, header.plan, index, file)
-
-
 def _tokenizer(path: StorePath, spec: StoreSpec) -> Path | None:
     try:
         return tokenizer_folder(path, spec, ShardCache.chosen())
@@ -247,67 +251,3 @@ def _indexed(path: StorePath) -> dict[int, dict[str, Any]]:
         return {f["shard"]: f for f in LogitStore(path).shard_facts}
     except CorruptStoreError:
         return {}  # already reported with the seal; shards still have their own digests
-
-
-def _check_index(shard: Shard, index: int, line: dict[str, Any] | None) -> Iterator[Damage]:
-    expected = index_line(shard, index)
-    if line is None or line == expected:
-        return
-    if line["sha256"] != expected["sha256"]:
-        name, rows = f"{SHARDS_FOLDER}/{shard_name(index)}", shard.rows
-        yield Damage(name, rows, "is not the shard this store was sealed with")
-    else:
-        yield Damage(INDEX_FILE, None, f"does not say what shard {index} says of itself")
-
-
-def _read_all(shard: Shard, check: TextCheck | None) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield (rows, reason) for every sequence that cannot be read or has impossible values."""
-    ends: dict[int, tuple[int, int]] = {}  # row -> (its parts so far, supervised bytes so far)
-    supervised, statuses = 0, Counter[str]()
-    for i in range(len(shard)):
-        try:
-            line, records = shard.text(i), shard.records(i)
-        except CorruptStoreError as e:
-            yield e.rows or shard.rows, str(e)
-            continue
-        statuses[line.status] += 1
-        begin = line.supervised_start
-        end = begin + len(line.supervised_bytes)
-        part, so_far = ends.get(line.row, (0, 0))
-        if line.part != part or begin < so_far:
-            yield (line.row, line.row), f"part {line.part} overlaps the part before it"
-        ends[line.row] = (line.part + 1, end)
-        supervised += end - begin
-        for reason in nonsense(records, shard.spec, begin, end):
-            yield (line.row, line.row), reason
-        if check is not None and (reason_ := check.disagreement(line, records)):
-            yield (line.row, line.row), f"ids and text disagree: {reason_}"
-    if sum(statuses.values()) == len(shard):  # else their damage is known
-        yield from _check_together(shard)
-    lost = sorted(set(range(shard.rows[0], shard.rows[1] + 1)) - ends.keys())
-    if lost:
-        yield (lost[0], lost[-1]), f"{len(lost)} rows have no line"
-    elif supervised != shard.about["supervised_bytes"]:
-        yield shard.rows, "the supervised bytes do not add up to what the shard says"
-    elif statuses != Counter(shard.about["statuses"]):
-        yield shard.rows, "the statuses of its lines are not those that the shard says"
-
-
-def _check_together(shard: Shard) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield (rows, reason) for what is wrong with sequences that are readable one by one."""
-    try:
-        shard.sequence_rows()  # are in order
-        for reason in (*known_unknowns(shard), *hidden(shard)):
-            yield shard.rows, reason
-    except CorruptStoreError as e:
-        yield e.rows or shard.rows, str(e)
-
-
-def _read_by_zarr(
-    shard: Shard, header: StoreHeader, index: int
-) -> Iterator[tuple[tuple[int, int], str]]:
-    """Yield (rows, reason) for every array that zarr does not decode as this package does."""
-    from logitstore.checking.by_zarr import disagreements  # here: zarr is slow to import
-
-    for reason in disagreements(shard, header, index):
-        yield shard.rows, f"{reason}, unlike this program. One of the two is wrong: report it"

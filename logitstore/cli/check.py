@@ -25,14 +25,34 @@ def verify(
         bool,
         typer.Option("--zarr", help="With --deep: also decode the arrays by zarr, and compare."),
     ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Shards to check at a time.", metavar="N", show_default="one a processor"
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on where the same check was interrupted: leave out shards that it found whole "
+            "and that have not been written to since.",
+        ),
+    ] = False,
     as_json: JsonOpt = False,
     allow_partial: PartialOpt = False,
 ) -> None:
     """Check every byte of a store. Exit status: 0 whole, 1 damaged, 2 not a store."""
     from logitstore.checking.verify import verify_store
+    from logitstore.reading.threads import cores
 
     report = verify_store(
-        store_path(store), deep=deep, by_zarr=by_zarr, allow_partial=allow_partial
+        store_path(store),
+        deep=deep,
+        by_zarr=by_zarr,
+        allow_partial=allow_partial,
+        jobs=cores() if jobs is None else jobs,
+        resume=resume,
     )
     if as_json:
         typer.echo(json.dumps(report.to_json()))
@@ -42,6 +62,8 @@ def verify(
             typer.echo(f"damaged: {d.file}{rows}: {d.reason}", err=True)
         damaged = len({d.file for d in report.damaged})
         state = f"{damaged} files damaged" if damaged else "whole"
+        before = report.checked_before
+        state += f" ({before:,} of them were checked before)" if before else ""
         typer.echo(f"{report.shards:,} shards, {report.rows:,} rows: {state}")
         for folder, inside in report.boundaries.items():
             state = f"{len({d.file for d in inside.damaged})} files damaged"

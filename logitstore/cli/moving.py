@@ -15,12 +15,17 @@ from logitstore.console.options import (
 from logitstore.console.settings import described, flag_of
 from logitstore.errors import InputError
 from logitstore.moving.dumps.settings import PANELS, ImportSettings
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.plan import DEFAULT_IN_WORDS
 
 _StoreOpt = Annotated[
     str, typer.Option(help="Store to make or resume: a folder, or s3://…", metavar="STORE")
 ]
-_ShardOpt = Annotated[int, typer.Option(help="Bytes of text per shard, about.", metavar="N")]
+_ShardOpt = Annotated[
+    int | None,
+    typer.Option(
+        help="Bytes of text per shard, about.", metavar="N", show_default=DEFAULT_IN_WORDS
+    ),
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -90,7 +95,22 @@ def import_(
 ) -> None:
     """Make a store of what other tools wrote, or of an export. Run it again to resume.
 
-    Every row is checked before anything is written.
+    Every row is checked before anything is written. These are read, each by its keys:
+
+    vLLM and servers like OpenAI's: choices with logprobs, or prompt_logprobs with prompt_token_ids;
+    beside them the request's messages, labels.
+
+    SGLang: meta_info with input_top_logprobs and input_token_logprobs, or output_top_logprobs and
+    output_token_logprobs; beside them input_ids or messages.
+
+    axolotl: input_ids, target_token_ids and target_logprobs (labels, target_mask); or logprobs with
+    input_ids or messages.
+
+    TRL: logprobs and logprob_token_ids, with prompt_ids and completion_ids, or with input_ids and
+    labels or prompt_length (actual_logprobs).
+
+    DistillKit: input_ids, compressed_logprobs and bytepacked_indices; or input_ids, token_ids and
+    top_values.
     """
     settings = settings_from(ImportSettings, values)
     from logitstore.moving.parquet.exported import find_export
@@ -138,7 +158,7 @@ def subset(
         ),
     ],
     out: _StoreOpt,
-    shard_text_bytes: _ShardOpt = DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: _ShardOpt = None,
     as_json: JsonOpt = False,
 ) -> None:
     """Write some rows of a store as a store of their own, numbered anew in their order."""

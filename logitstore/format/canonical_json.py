@@ -7,6 +7,7 @@ MAX_BRACKETS = 20_000
 MAX_QUOTES = 50_000
 MAX_DEPTH = 64  # of lists and objects in each other; ours are 6 deep
 MAX_DIGITS = 40  # of one number; none of ours has more than 25
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def parse_json(raw: bytes) -> Any:
@@ -58,5 +59,4 @@ def canonical_json(value: object) -> bytes:
     Keys are sorted, there are no spaces, and one newline ends the text. So digests can be taken of
     JSON, and a reader can compare bytes.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return text.encode() + b"\n"
+    return _ENCODER.encode(value).encode() + b"\n"

@@ -41,8 +41,10 @@ _FOOTER_BYTES, _FOOTER_BYTES_PER_GROUP = 32 * 1024, 4 * 1024
 _MAGIC = b"PAR1"
 _MAX_HEADER_BYTES = 256
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
-_ZSTD, _UNCOMPRESSED = 6, 0
+_ZSTD, UNCOMPRESSED = 6, 0
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _STRUCT = *range(1, 10), 12
+_INTEGERS, _TRUTHS = frozenset((_I16, _I32, _I64)), frozenset((_TRUE, _FALSE))
+_WIDTHS = {_BYTE: 1, _DOUBLE: 8}
 _MAX_DEPTH = 8
 _SCHEMA, _ROW_GROUPS = 2, 4  # the fields of the footer
 _INT96 = 3
@@ -128,6 +130,26 @@ class ColumnChunk(NamedTuple):
         return self.start, self.start + self.stored
 
 
+class Page(NamedTuple):
+    """A page of a column, as its header describes it.
+
+    Attributes:
+        is_dictionary: Whether it holds the column's different values, and not the column.
+        start: Its first byte in the file, behind the header.
+        stored: Its bytes in the file.
+        decoded: Its bytes once decompressed.
+        values: The values of the column in it, nulls included.
+        checksum: CRC-32 of its bytes in the file.
+    """
+
+    is_dictionary: bool
+    start: int
+    stored: int
+    decoded: int
+    values: int
+    checksum: int
+
+
 def column_chunks(data: Bytes) -> list[list[ColumnChunk]]:
     """List the columns of every row group; call `check_footer` first.
 
@@ -170,30 +192,36 @@ def columns_cost(data: Bytes, columns: Sequence[ColumnChunk]) -> Cost:
     """
     total = Cost()
     for number, chunk in enumerate(columns):
-        if chunk.codec not in (_ZSTD, _UNCOMPRESSED):
+        if chunk.codec not in (_ZSTD, UNCOMPRESSED):
             raise ValueError(f"column {number} is compressed by codec {chunk.codec}")
         stop = chunk.start + chunk.stored
         if not 4 <= chunk.start <= stop <= len(data) - 12:
             raise ValueError(f"column {number} lies outside the file")
-        one = _chunk_cost(data, chunk.start, stop)
-        if one.values != chunk.values:
+        pages = pages_of(data, chunk)
+        values = sum(page.values for page in pages)
+        if values != chunk.values:
             raise ValueError(f"column {number} has another number of values")
         total.stored += chunk.stored
-        total.decoded += one.decoded
-        total.values = max(total.values, one.values)
+        total.decoded += sum(page.decoded for page in pages)
+        total.values = max(total.values, values)
     return total
 
 
-def _chunk_cost(data: Bytes, start: int, stop: int) -> Cost:
-    cost, cursor = Cost(), start
+def pages_of(data: Bytes, chunk: ColumnChunk) -> list[Page]:
+    """List the pages of a column; call `columns_cost` first.
+
+    Raises:
+        ValueError: A header cannot be parsed, or a page reaches outside the column.
+    """
+    pages, cursor = [], chunk.start
+    stop = chunk.start + chunk.stored
     while cursor < stop:
-        page = _Thrift(data[cursor : min(cursor + _MAX_HEADER_BYTES, stop)]).page()
-        cursor += page["header_bytes"] + page["stored"]
-        cost.decoded += page["decoded"]
-        cost.values += page["values"]
+        page = _Thrift(data[cursor : min(cursor + _MAX_HEADER_BYTES, stop)]).page(cursor)
+        cursor = page.start + page.stored
+        pages.append(page)
     if cursor != stop:
         raise ValueError("a page reaches outside its column")
-    return cost
+    return pages
 
 
 class _Thrift:
@@ -202,19 +230,24 @@ class _Thrift:
     def __init__(self, data: bytes | memoryview) -> None:
         self._data, self._at = data, 0
 
-    def page(self) -> dict[str, int]:
-        """Read the header of a page: the sizes of header and page, and the number of values."""
+    def page(self, start: int) -> Page:
+        """Read the header of a page that begins at `start` of the file."""
         fields = self._struct(0)
         kind, decoded, stored = (fields.get(i) for i in (1, 2, 3))
-        inner = fields.get(5 if kind == _DATA_PAGE else 7)
+        inner, checksum = fields.get(5 if kind == _DATA_PAGE else 7), fields.get(4)
         if kind not in (_DATA_PAGE, _DICTIONARY_PAGE) or not isinstance(inner, dict):
             raise ValueError("a page is of a kind that is not written here")
-        if type(fields.get(4)) is not int:
+        if type(checksum) is not int:
             raise ValueError("a page has no checksum")
-        sizes: list[int] = [_size(n) for n in (decoded, stored, inner.get(1))]
-        in_column = sizes[2] if kind == _DATA_PAGE else 0
-        header = {"header_bytes": self._at, "stored": sizes[1], "decoded": sizes[0]}
-        return header | {"values": in_column}
+        sizes = [_size(n) for n in (decoded, stored, inner.get(1))]
+        return Page(
+            is_dictionary=kind == _DICTIONARY_PAGE,
+            start=start + self._at,
+            stored=sizes[1],
+            decoded=sizes[0],
+            values=sizes[2] if kind == _DATA_PAGE else 0,
+            checksum=checksum & 0xFFFF_FFFF,
+        )
 
     def items_of(self, wanted: int) -> Iterator[Any]:
         """Yield the items of a list that is a field of this struct, one at a time."""
@@ -229,15 +262,28 @@ class _Thrift:
     def _fields(self) -> Iterator[tuple[int, int]]:
         """Yield (number, type) of each field; the caller then reads the field's value."""
         number = 0
-        while (head := self._byte()) != 0:
+        while head := self._byte():
             step = head >> 4
-            before, number = number, number + step if step else self._integer()
-            if number <= before:  # fields ascend, so none is there twice
-                raise ValueError("a Thrift struct has its fields out of order")
+            number = number + step if step else self._number(number)
             yield number, head & 15
 
+    def _number(self, before: int) -> int:
+        """Read the number of a field that is not given as a step from the one before."""
+        number = self._integer()
+        if number <= before:  # fields ascend, so none is there twice
+            raise ValueError("a Thrift struct has its fields out of order")
+        return number
+
     def _struct(self, depth: int) -> dict[int, Any]:
-        return {number: self._value(kind, depth) for number, kind in self._fields()}
+        """Read all fields: as `_fields` and `_value` do, but most are integers, and many."""
+        fields: dict[int, Any] = {}
+        number = 0
+        while head := self._byte():
+            step, kind = head >> 4, head & 15
+            number = number + step if step else self._number(number)
+            is_plain = kind in _INTEGERS and depth <= _MAX_DEPTH
+            fields[number] = self._integer() if is_plain else self._value(kind, depth)
+        return fields
 
     def _list_head(self) -> tuple[int, int]:
         head = self._byte()
@@ -249,19 +295,21 @@ class _Thrift:
     def _value(self, kind: int, depth: int) -> Any:
         if depth > _MAX_DEPTH:
             raise ValueError("a Thrift struct is nested too deeply")
-        if kind in (_TRUE, _FALSE):
-            return kind == _TRUE
-        if kind in (_I16, _I32, _I64):
+        if kind in _INTEGERS:
             return self._integer()
+        if kind == _BINARY:
+            return self._skip(self._varint())
         if kind == _STRUCT:
             return self._struct(depth + 1)
         if kind == _LIST:
             count, item = self._list_head()
-            if item in (_TRUE, _FALSE):
+            if item in _TRUTHS:
                 return self._skip(count)
             return [self._value(item, depth + 1) for _ in range(count)]
-        if kind in (_BYTE, _DOUBLE, _BINARY):
-            return self._skip({_BYTE: 1, _DOUBLE: 8}.get(kind) or self._varint())
+        if kind in _TRUTHS:
+            return kind == _TRUE
+        if kind in _WIDTHS:
+            return self._skip(_WIDTHS[kind])
         raise ValueError("a Thrift struct has a field that is not written here")
 
     def _skip(self, count: int) -> None:
@@ -274,7 +322,10 @@ class _Thrift:
         return (value >> 1) ^ -(value & 1)
 
     def _varint(self) -> int:
-        value = shift = 0
+        value, shift = self._byte(), 7
+        if value < 128:  # as nearly all are
+            return value
+        value &= 127
         while True:
             byte = self._byte()
             value |= (byte & 127) << shift
@@ -285,10 +336,13 @@ class _Thrift:
                 raise ValueError("a Thrift number is too long")
 
     def _byte(self) -> int:
-        if self._at >= len(self._data):
-            raise ValueError("a Thrift struct is cut off")
-        self._at += 1
-        return self._data[self._at - 1]
+        at = self._at
+        try:
+            byte = self._data[at]
+        except IndexError:
+            raise ValueError("a Thrift struct is cut off") from None
+        self._at = at + 1
+        return byte
 
 
 def _size(value: Any) -> int:

@@ -7,7 +7,7 @@ most damage; the digest (over everything in the line) catches the rest, a damage
 import hashlib
 import mmap
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.kept_chunks import KEPT
 from logitstore.format.limits import check_ratio
+from logitstore.format.line_index import LineIndex, Pages
 from logitstore.format.parquet_limits import (
     CONTAINER_ITEMS,
     PYARROW_ERRORS,
@@ -32,6 +33,7 @@ GROUP_LINES = 64
 LINE_DIGEST_BYTES = 16
 _MAGIC_BYTES = 4
 _PARSED = 3  # bytes of a text in Python's objects for each of its own, about
+_INDEX_BYTES = 16 * 1024 * 1024  # of one shard; a group takes about six thousand
 _LEAVES = 9  # columns, with those inside segments
 _REQUIRED = ("row", "part", "status", "supervised_start")
 _REPEATED = [
@@ -103,11 +105,12 @@ def _write(table: pa.Table, *, compression: str, use_dictionary: bool) -> pa.Buf
 
 
 class LinesReader:
-    """A reader of lines by position, which keeps the last row group.
+    """A reader of lines by position.
 
-    The first line asked for in a group is parsed alone; a second one makes the reader parse and
-    keep all of them. A shuffled epoch reads one line of a group and goes elsewhere, and parsing the
-    63 neighbours would cost as much again as reading the group.
+    The first line asked for in a row group makes pyarrow decode the group. What it leaves behind is
+    an index (:mod:`logitstore.format.line_index`): later lines cost one page, and the last page
+    stays for the next one. Of a group without an index, the first line asked for is parsed alone;
+    a second one makes the reader parse and keep all of them.
     """
 
     def __init__(self, data: Bytes, count: int) -> None:
@@ -135,6 +138,8 @@ class LinesReader:
         self._chunks: list[list[ColumnChunk]] | None = None
         self._table: tuple[int, pa.Table] | None = None
         self._lines: tuple[int, list[SequenceText]] | None = None
+        self._pages: tuple[int, Pages] | None = None
+        self._kept = _Kept({}, 0)
 
     def __getitem__(self, i: int) -> SequenceText:
         """Read line i.
@@ -143,7 +148,26 @@ class LinesReader:
             ValueError: Its bytes are damaged.
         """
         group, place = divmod(i, GROUP_LINES)
+        index = self._index(group)
+        if index is None:
+            return self._parsed(group, place)
         # Threads share the reader: what is kept may be another group's from one line to the next.
+        pages = self._pages
+        if pages is None or pages[0] != group:
+            pages = self._pages = (group, index.read(self._data))
+            KEPT.note(self, self._kept.nbytes + pages[1].nbytes)
+        return _checked(*index.line(place, pages[1]))
+
+    def _index(self, group: int) -> LineIndex | None:
+        """Return the index of a row group, made if it is not there; None if it cannot be had."""
+        kept = self._kept
+        if group not in kept.indexes:
+            index = LineIndex.of(self.table(group), self._data, self._columns(group))
+            kept = self._kept = kept.with_one(group, index)
+        return kept.indexes[group]
+
+    def _parsed(self, group: int, place: int) -> SequenceText:
+        """Read a line of a group that has no index."""
         kept, table = self._lines, self._table
         if kept is not None and kept[0] == group:
             return kept[1][place]
@@ -157,8 +181,9 @@ class LinesReader:
         return lines[place]
 
     def drop(self) -> None:
-        """Drop the row group that is kept for the next read."""
-        self._table = self._lines = None
+        """Drop what is kept for the next read."""
+        self._table = self._lines = self._pages = None
+        self._kept = _Kept({}, 0)
 
     def rows(self, first: int, stop: int) -> list[int]:
         """Read the dataset row of every line, without the text.
@@ -254,6 +279,29 @@ class LinesReader:
         )
 
 
+class _Kept(NamedTuple):
+    """The indexes that a reader keeps, the oldest first; never changed, since threads share them.
+
+    Attributes:
+        indexes: By row group; None for one that cannot be had.
+        nbytes: What they take.
+    """
+
+    indexes: dict[int, LineIndex | None]
+    nbytes: int
+
+    def with_one(self, group: int, index: LineIndex | None) -> "_Kept":
+        """Add one, and leave out the oldest beyond the bound."""
+        indexes, nbytes = {**self.indexes, group: index}, self.nbytes + _size_of(index)
+        while nbytes > _INDEX_BYTES and len(indexes) > 1:
+            nbytes -= _size_of(indexes.pop(next(iter(indexes))))
+        return _Kept(indexes, nbytes)
+
+
+def _size_of(index: LineIndex | None) -> int:
+    return 0 if index is None else index.nbytes
+
+
 def _zeros(size: int) -> mmap.mmap:
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
     try:
@@ -268,13 +316,17 @@ def _line(item: dict[str, Any]) -> SequenceText:
     try:
         item["segments"] = tuple(Segment(**s) for s in item["segments"])
         line = SequenceText(**item)
-        expected = line_digest(line)
     except TypeError:
         raise ValueError("a line has no segments") from None
     values = [item[name] for name in _REQUIRED]
     values += [value for s in line.segments for value in (s.text, s.supervised)]
     if None in values:
         raise ValueError(f"a line of row {line.row} lacks a value that every line has")
-    if digest != expected:
+    return _checked(line, digest)
+
+
+def _checked(line: SequenceText, digest: bytes) -> SequenceText:
+    """Compare a line with the digest that was written of it."""
+    if digest != line_digest(line):
         raise ValueError(f"the text of row {line.row} does not match its digest")
     return line

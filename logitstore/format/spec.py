@@ -58,7 +58,8 @@ class StoreSpec:
 
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
-            width of its logits); ``quantization``, if it was quantised when it was loaded.
+            width of its logits); ``quantization``, if it was quantised when it was loaded;
+            ``engine``, if another than transformers in this process ran it.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -421,7 +422,7 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 #: Optional fields of each part.
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "teacher": {"quantization": lambda value: isinstance(value, dict)},
+    "teacher": {"quantization": lambda value: isinstance(value, dict), "engine": _is_text},
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }

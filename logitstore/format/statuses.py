@@ -55,6 +55,10 @@ REASONS: Mapping[str, Reason] = {
         "the teacher's logits were not finite",
         "Capture it again with --dtype float32, in another store.",
     ),
+    "refused": Reason(
+        "the server refused to read it",
+        "The journal beside the store has its words. Perhaps a smaller --max-length helps.",
+    ),
     "no_lists": Reason(
         "the imported data has no log-probabilities of it",
         "Check the columns of the data that was imported.",

@@ -29,7 +29,7 @@ def fingerprint_folder(folder: Path) -> str:
     Raises:
         InputError: The folder holds no weights.
     """
-    weights = sorted({p for pattern in _WEIGHTS for p in folder.glob(pattern)})
+    weights = _weights(folder)
     if not weights:
         names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
         raise InputError(
@@ -42,6 +42,15 @@ def fingerprint_folder(folder: Path) -> str:
         digest.update(f"{path.name}:{path.stat().st_size}:".encode())
         _update_sampled(digest, path)
     return digest.hexdigest()
+
+
+def has_weights(folder: Path) -> bool:
+    """Tell whether a folder holds weights."""
+    return bool(_weights(folder))
+
+
+def _weights(folder: Path) -> list[Path]:
+    return sorted({p for pattern in _WEIGHTS for p in folder.glob(pattern)})
 
 
 def _update_sampled(digest: "hashlib._Hash", path: Path) -> None:

@@ -5,6 +5,7 @@
                              the folder or bucket of zarr_target.py
     subset.py, merge.py      write some rows of a store; write several stores as one
     dumps/                   import the log-probabilities that other tools wrote
+    created/                 write a store row by row from arrays that a caller has
 
 Every new store is written by `StoreWriter`: committed shard by shard, resumable, then sealed.
 """

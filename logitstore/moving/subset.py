@@ -12,6 +12,7 @@ from os import PathLike
 import numpy as np
 
 from logitstore.console.progress import progress
+from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan
@@ -22,7 +23,7 @@ from logitstore.records import SequenceText
 from logitstore.storage.paths import StorePath
 from logitstore.store import LogitStore, open_store
 from logitstore.writing.places import try_place
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES, make_plan
+from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter
 
 Pair = tuple[SequenceText, EncodedRecords | None]
@@ -33,7 +34,7 @@ def subset(
     rows: str | PathLike[str],
     out: str | PathLike[str] | StorePath,
     *,
-    shard_text_bytes: int = DEFAULT_SHARD_TEXT_BYTES,
+    shard_text_bytes: int | None = None,
 ) -> LogitStore:
     """Write a store of some rows of another store, or resume writing it.
 
@@ -41,16 +42,19 @@ def subset(
         store: The store's folder, or its URL.
         rows: A file with one row number a line, or a range ``A:B`` (B not included).
         out: The new store's folder, or its URL.
-        shard_text_bytes: Approximate bytes of text in a shard.
+        shard_text_bytes: Approximate bytes of text in a shard; None: 4 MiB, or as many as make no
+            more than 100,000 shards.
 
     Returns:
         The new store.
 
     Raises:
-        InputError: `rows` names a row that the store does not have.
+        InputError: `rows` names a row that the store does not have, or a shard would have no text.
         MismatchError: `out` holds something else.
         CorruptStoreError: Bytes of the store are damaged.
     """
+    if shard_text_bytes is not None and shard_text_bytes < 1:
+        raise InputError(f"--shard-text-bytes is {shard_text_bytes}, expected 1 or more.")
     source = open_finished(store)
     numbers = chosen_rows(str(rows), source)
     try_place(out)

@@ -30,14 +30,14 @@ def decode_parts(parts: Sequence[tuple[Shard, list[int]]]) -> list[list[TokenRec
         CorruptStoreError: A part is damaged; names the first.
     """
     sequences = sum(len(places) for _, places in parts)
-    threads = min(len(parts), _MOST_THREADS, _cores(), sequences // _WORTH_A_THREAD)
+    threads = min(len(parts), _MOST_THREADS, cores(), sequences // _WORTH_A_THREAD)
     if threads < 2 or multiprocessing.parent_process() is not None:
         return [shard.records_of(places) for shard, places in parts]
     with one_thread(), ThreadPoolExecutor(threads) as pool:  # blosc's setting is global
         return list(pool.map(lambda part: part[0].records_of(part[1]), parts))
 
 
-def _cores() -> int:
+def cores() -> int:
     """Count the cores that this process may use."""
     try:
         return len(os.sched_getaffinity(0))

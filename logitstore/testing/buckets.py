@@ -191,7 +191,7 @@ def serve() -> Iterator[Bucket]:
         import boto3
         from botocore.config import Config
         from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from moto.moto_server.werkzeug_app import create_backend_app
         from werkzeug.serving import WSGIRequestHandler, make_server
 
     class Quiet(WSGIRequestHandler):
@@ -200,7 +200,8 @@ def serve() -> Iterator[Bucket]:
         def log(self, type: str, message: str, *args: Any) -> None:
             """Print nothing: tests count requests by themselves."""
 
-    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    # Not moto's own dispatcher: it looks through its whole package to find S3, at each request.
+    faults = Faults(create_backend_app("s3"))
 
     class Server(ThreadedMotoServer):
         def _server_entry(self) -> None:

@@ -72,8 +72,9 @@ def find_crossings(
     """
     supervised = "".join(s.text for s in segments if s.supervised).encode()
     is_known = ~is_eos & (token_ids < tokenizer.size)
-    pieces = tokenizer.written(np.where(is_known, token_ids, 0))
-    written = [piece if known else b"" for piece, known in zip(pieces, is_known, strict=True)]
+    written = tokenizer.written(np.where(is_known, token_ids, 0))
+    for i in np.flatnonzero(~is_known).tolist():
+        written[i] = b""
     spelt = _spelling(supervised, starts, lengths, written)
     heads, tails = np.zeros_like(starts), np.zeros_like(starts)
     within = lengths.copy()
@@ -84,7 +85,7 @@ def find_crossings(
     text = _Text(segments, tokenizer, is_conversation)
     if tokenizer.joins_spaces:  # ` the` may stand for more white space than its own
         is_odd |= ~is_eos & text.supervised.begins_stretch(starts)
-    for i in np.flatnonzero(is_odd):
+    for i in np.flatnonzero(is_odd).tolist():
         token = int(token_ids[i]), written[i]
         within[i], fit = text.fit(*token, int(starts[i]), int(lengths[i]))
         heads[i], tails[i], has_added_space[i], is_verbatim[i] = fit

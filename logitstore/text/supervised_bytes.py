@@ -28,20 +28,30 @@ class SupervisedBytes:
     """
 
     def __init__(self, segments: Sequence[Segment]) -> None:
-        segments = [segment for segment in segments if segment.text]
-        sizes = np.array([len(segment.text.encode()) for segment in segments], np.int64)
-        self._is_supervised = np.array([segment.supervised for segment in segments], np.bool_)
-        self._bounds = np.cumsum(sizes) - sizes
-        counted = np.where(self._is_supervised, sizes, 0)
-        self._before = np.cumsum(counted) - counted
-        self.total_bytes = int(counted.sum())
-        self.text_bytes = int(sizes.sum())
-        self.at_end = bool(self._is_supervised[-1])
-        follows = np.append(False, self._is_supervised[:-1])
-        first = np.flatnonzero(self._is_supervised & ~follows)
-        last = np.flatnonzero(self._is_supervised & ~np.append(self._is_supervised[1:], False))
-        self._stretch_starts, self._stretch_ends = self._bounds[first], (self._bounds + sizes)[last]
-        self._stretch_before = self._before[first]
+        bounds: list[int] = []
+        before: list[int] = []
+        supervised: list[bool] = []
+        stretches: list[list[int]] = []
+        place = counted = 0
+        for text, is_supervised, _ in segments:
+            if not text:
+                continue
+            size = len(text.encode())
+            bounds.append(place)
+            before.append(counted)
+            if is_supervised and supervised and supervised[-1]:
+                stretches[-1][1] = place + size
+            elif is_supervised:
+                stretches.append([place, place + size, counted])
+            supervised.append(is_supervised)
+            place += size
+            counted += size * is_supervised
+        self.total_bytes, self.text_bytes, self.at_end = counted, place, supervised[-1]
+        self._is_whole = len(supervised) == 1 and supervised[0]
+        self._bounds, self._before = np.array(bounds, np.int64), np.array(before, np.int64)
+        self._is_supervised = np.array(supervised, np.bool_)
+        starts, ends, counts = np.array(stretches, np.int64).reshape(-1, 3).T
+        self._stretch_starts, self._stretch_ends, self._stretch_before = starts, ends, counts
 
     def project(self, starts: I64, ends: I64) -> tuple[I64, I64, Bools]:
         """Project tokens' spans in the text onto its supervised bytes.
@@ -104,6 +114,8 @@ class SupervisedBytes:
         return start, int(behind[0]) if len(behind) else self.text_bytes
 
     def _place(self, places: I64) -> tuple[I64, Bools]:
+        if self._is_whole:
+            return places.copy(), np.ones(len(places), np.bool_)
         segment = np.searchsorted(self._bounds, places, side="right") - 1
         inside = self._is_supervised[segment]
         return self._before[segment] + np.where(inside, places - self._bounds[segment], 0), inside

@@ -23,7 +23,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
@@ -40,9 +40,6 @@ from logitstore.text.vocabulary import Vocabulary
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
-
-#: What the copy does without. Post-processors add BOS, and trim the spaces off some offsets.
-_NOT_COPIED = ("truncation", "padding", "post_processor")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +137,8 @@ class ByteTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise InputError(_not_fast(tokenizer))
-        content = json.loads(backend.to_str())
+        as_json = backend.to_str()
+        content = json.loads(as_json)
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         special = {t["id"] for t in content["added_tokens"] if t["special"]}
         special.update(tokenizer.all_special_ids)
@@ -160,7 +158,10 @@ class ByteTokenizer:
         self.is_standin = np.array(standins(content, vocabulary, self.size), np.bool_)
         self._written = [text or b"" for text in written]
         self._lengths = np.fromiter(map(len, self._written), np.int64, self.size)
-        self._backend = Tokenizer.from_str(json.dumps(content | dict.fromkeys(_NOT_COPIED)))
+        self._backend = Tokenizer.from_str(as_json)
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.post_processor = None  # it adds BOS, and trims the spaces off some offsets
         self._backend.encode_special_tokens = backend.encode_special_tokens
         self.prefix = _prefix_ids(self._backend, backend.post_processor)
         self._special = {token: i for token, i in vocabulary.items() if i in special}
@@ -236,7 +237,7 @@ class ByteTokenizer:
 
     def written(self, ids: I64) -> list[bytes]:
         """List the bytes that each token writes; a special token writes its name."""
-        return [self._written[i] for i in ids]
+        return [self._written[i] for i in ids.tolist()]
 
     def written_lengths(self, ids: I64) -> I64:
         """Count the bytes that each token writes."""
@@ -296,12 +297,14 @@ class ByteTokenizer:
         """
         if max_length is not None and max_length < 1:
             raise InputError(f"max_length {max_length}: no token fits. Give 1 or more.")
-        data = utf8("".join(segment.text for segment in segments), "text")
+        written = "".join(segment.text for segment in segments)
+        data = utf8(written, "text")
         if not data:
             return _nothing("empty")
-        encoding = self._backend.encode(data.decode(), add_special_tokens=False)
-        ids = np.array(encoding.ids, np.int64)
-        found = self._spans(data, ids, encoding)
+        encoding = self._backend.encode(written, add_special_tokens=False)
+        id_list: list[int] = encoding.ids  # a new list each time
+        ids = np.array(id_list, np.int64)
+        found = self._spans(data, ids, id_list, encoding)
         prefix = self.prefix if add_prefix else self.prefix[:0]
         if found is None:
             whole = np.concatenate([prefix, ids])
@@ -317,64 +320,31 @@ class ByteTokenizer:
         is_supervised[events] = True
         is_eos = np.zeros(len(ids), np.bool_)
         is_eos[events] = True
-        text = TokenizedText(
-            token_ids=ids,
-            has_record=is_supervised,
-            byte_starts=starts,
-            byte_lengths=lengths,
+        text = _Tokens(
+            ids=ids,
+            is_supervised=is_supervised,
+            starts=starts,
+            lengths=lengths,
             is_eos=is_eos,
-            text_starts=spans[0],
-            text_ends=spans[1],
+            spans=spans,
             heads=heads,
             tails=tails,
             has_added_space=spelt.has_added_space & ~is_eos,
             is_verbatim=spelt.is_verbatim | is_eos,
-            status="ok",
         )
         end_id = self.eos_token_id if end_id is None else end_id
         ends = [end_id] if add_eos and end_id is not None else []
-        return self._wrapped(text, prefix, supervised, ends).cut(max_length)
-
-    def _wrapped(
-        self, text: TokenizedText, prefix: I64, supervised: SupervisedBytes, last: Sequence[int]
-    ) -> TokenizedText:
-        """Add the prefix and an end to a text; the first token has no record: nothing predicts it.
-
-        `last` is the end: EOS or another token, or nothing.
-        """
-        p, eos = len(prefix), len(last)
-
-        def wrapped(array: I64 | Bools, first: int = 0, end: int = 0) -> Any:
-            ends = [np.full(n, x, array.dtype) for n, x in ((p, first), (eos, end))]
-            return np.concatenate([ends[0], array, ends[1]])  # np.pad takes five times as long
-
-        has_record = wrapped(text.has_record, end=supervised.at_end)
-        has_record[:1] = False  # nothing predicts it
-        whole = TokenizedText(
-            token_ids=np.concatenate([prefix, text.token_ids, last]).astype(np.int64),
-            has_record=has_record,
-            byte_starts=wrapped(text.byte_starts, end=supervised.total_bytes),
-            byte_lengths=wrapped(text.byte_lengths),
-            is_eos=wrapped(text.is_eos, end=True),
-            text_starts=wrapped(text.text_starts, end=supervised.text_bytes),
-            text_ends=wrapped(text.text_ends, end=supervised.text_bytes),
-            heads=wrapped(text.heads),
-            tails=wrapped(text.tails),
-            has_added_space=wrapped(text.has_added_space),
-            is_verbatim=wrapped(text.is_verbatim, first=True, end=True),
-            status="ok" if has_record.any() else "no_supervised_text",
-        )
-        return whole.take(slice(None), has_record)
+        return _wrapped(text, prefix, supervised, ends).cut(max_length)
 
     def _spans(
-        self, data: bytes, ids: I64, encoding: Any
+        self, data: bytes, ids: I64, id_list: list[int], encoding: Any
     ) -> tuple[tuple[I64, I64], Spelling] | None:
         """Find each token's first byte in `data`, the byte after its last, and its spelling.
 
         Returns:
             None where that is not known.
         """
-        pieces = [self._written[i] for i in encoding.ids]
+        pieces = [self._written[i] for i in id_list]
         written, lengths = b"".join(pieces), self._lengths[ids]
         extra = len(written) - len(data)
         if (extra == 0 and written == data) or (extra == 1 and written == b" " + data):
@@ -424,6 +394,64 @@ def utf8(text: str, where: str) -> bytes:
             "surrogate pair, which UTF-8 cannot hold. Repair the text with "
             "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'), or drop the row."
         ) from error
+
+
+class _Tokens(NamedTuple):
+    """The tokens of a text as :class:`TokenizedText` has them, before anything is put around."""
+
+    ids: I64
+    is_supervised: Bools
+    starts: I64
+    lengths: I64
+    is_eos: Bools
+    spans: tuple[I64, I64]
+    heads: I64
+    tails: I64
+    has_added_space: Bools
+    is_verbatim: Bools
+
+
+def _wrapped(
+    text: _Tokens, prefix: I64, supervised: SupervisedBytes, last: Sequence[int]
+) -> TokenizedText:
+    """Add the prefix and an end to a text; the first token has no record: nothing predicts it.
+
+    `last` is the end: EOS or another token, or nothing.
+    """
+    begin, stop = len(prefix), len(prefix) + len(text.ids)
+    whole = stop + len(last)
+
+    def wrapped(array: Any, first: int = 0, end: int = 0) -> Any:
+        made = np.empty(whole, array.dtype)  # np.concatenate of three takes several times as long
+        made[:begin], made[begin:stop], made[stop:] = first, array, end
+        return made
+
+    token_ids = wrapped(text.ids)
+    token_ids[:begin], token_ids[stop:] = prefix, last
+    has_record = wrapped(text.is_supervised, end=supervised.at_end)
+    has_record[:1] = False  # nothing predicts it
+    of_records = (
+        wrapped(text.starts, end=supervised.total_bytes),
+        *map(wrapped, (text.lengths, text.heads, text.tails)),
+    )
+    if not has_record.all():
+        others = ~has_record
+        for array in of_records:
+            array[others] = 0
+    return TokenizedText(
+        token_ids=token_ids,
+        has_record=has_record,
+        byte_starts=of_records[0],
+        byte_lengths=of_records[1],
+        is_eos=wrapped(text.is_eos, end=True),
+        text_starts=wrapped(text.spans[0], end=supervised.text_bytes),
+        text_ends=wrapped(text.spans[1], end=supervised.text_bytes),
+        heads=of_records[2],
+        tails=of_records[3],
+        has_added_space=wrapped(text.has_added_space),
+        is_verbatim=wrapped(text.is_verbatim, first=True, end=True),
+        status="ok" if has_record.any() else "no_supervised_text",
+    )
 
 
 def _without_records(token_ids: I64, status: str) -> TokenizedText:

@@ -13,18 +13,31 @@ from logitstore.format.spec import Plan
 #: Text of a shard: about a million tokens, 180 MB of records at 64 entries each, and on a fast GPU
 #: half a minute of work, which is what a crash can cost.
 DEFAULT_SHARD_TEXT_BYTES = 4 * 1024 * 1024
+#: Shards that a store has at most where their size is not asked for: each costs a line of the plan
+#: and of the index, in every process that opens the store, and a file.
+MOST_SHARDS = 100_000
+#: What the settings say of their default.
+DEFAULT_IN_WORDS = f"{DEFAULT_SHARD_TEXT_BYTES}; more where that made over {MOST_SHARDS} shards"
 
 
-def make_plan(dataset_sha256: str, text_bytes: I64, shard_text_bytes: int) -> Plan:
-    """Cut a dataset where the running total of text passes a multiple of `shard_text_bytes`.
+def make_plan(dataset_sha256: str, text_bytes: I64, shard_text_bytes: int | None = None) -> Plan:
+    """Cut a dataset where the running total of text passes a multiple of the size of a shard.
 
     Args:
         dataset_sha256: Identifies the dataset.
         text_bytes: (rows,) bytes of text in each row.
-        shard_text_bytes: Bytes of text that a shard should have, at least 1.
+        shard_text_bytes: Bytes of text that a shard should have, at least 1; None: the default, or
+            as many as make no more than `MOST_SHARDS` shards.
     """
     # An empty row still costs a line; a byte for each keeps a million empty rows from one shard.
     total_before = np.cumsum(text_bytes + 1) - (text_bytes + 1)
-    shard_of_row = total_before // shard_text_bytes
+    size = shard_text_bytes
+    if size is None:
+        size = _default_size(int((text_bytes + 1).sum()))
+    shard_of_row = total_before // size
     starts = np.flatnonzero(np.diff(shard_of_row, prepend=-1))
     return Plan(dataset_sha256, (*(int(s) for s in starts), len(text_bytes)))
+
+
+def _default_size(total: int) -> int:
+    return max(DEFAULT_SHARD_TEXT_BYTES, -(-total // MOST_SHARDS))

@@ -128,6 +128,10 @@ class StoreWriter:
         there = set(list_shards(self.path, self.plan))
         return [i for i in range(self.plan.shard_count) if i not in there]
 
+    def has_shard(self, index: int) -> bool:
+        """Tell whether one shard is committed, without a look at all others."""
+        return self.shard_path(index).exists()
+
     @property
     def is_sealed(self) -> bool:
         """Tell whether the store is finished: nothing more will be written."""

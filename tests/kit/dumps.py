@@ -93,6 +93,52 @@ class Dumper:
         choice = {"text": "!", "prompt_logprobs": [None, *lists], "prompt_token_ids": ids}
         return {"object": "text_completion", "model": NAME, "choices": [choice]}
 
+    def sglang(self, text: str, start: int = 0) -> dict[str, Any]:
+        """SGLang's /generate, asked for the prompt from token `start` on."""
+        ids = self.ids(text)
+        rows = self.logprobs(ids)
+        said = [(None, ids[start]), *((float(rows[t][ids[t]]), ids[t]) for t in _after(ids, start))]
+        tops = [None, *([[p, i, None] for i, p in self.top(rows[t])] for t in _after(ids, start))]
+        meta = {
+            "id": "0",
+            "prompt_tokens": len(ids),
+            "input_token_logprobs": [[p, i, None] for p, i in said],
+            "input_top_logprobs": tops,
+            "output_token_logprobs": [[-0.5, 7, None]],
+            "output_top_logprobs": [[[-0.5, 7, None], [-1.5, 8, None]]],
+        }
+        whole = {} if start == 0 else {"input_ids": ids}
+        return {"text": "?", "model": NAME, "meta_info": meta} | whole
+
+    def trl(self, text: str, prompt: int = 1) -> dict[str, Any]:
+        """What TRL's client makes of the prompt_logprobs of a sequence, and what was asked."""
+        ids = self.ids(text)
+        rows = self.logprobs(ids)[prompt:]
+        tops = [[*self.top(row), (0, -np.inf)] for row in rows]  # padded
+        own = [[float(row[i])] for row, i in zip(rows, ids[prompt:], strict=True)]
+        return {
+            "prompt_ids": ids[:prompt],
+            "completion_ids": ids[prompt:],
+            "logprobs": [[p for _, p in top] for top in tops],
+            "logprob_token_ids": [[i for i, _ in top] for top in tops],
+            "actual_logprobs": own,
+        }
+
+    def distillkit(self, text: str, packed: bool = True) -> dict[str, Any]:
+        """As its sampler packs them: exact float32 differences, and ids of 9 bits."""
+        ids = self.ids(text)
+        tops = [self.top(row) for row in self.logprobs(ids)[1:]]
+        values = np.array([[p for _, p in top] for top in tops], np.float32)
+        chosen = [[i for i, _ in top] for top in tops]
+        if not packed:
+            return {"input_ids": ids, "token_ids": chosen, "top_values": values.tolist()}
+        steps = np.diff(values, axis=1, prepend=np.float32(0))
+        return {
+            "input_ids": ids,
+            "compressed_logprobs": [list(row.astype("<f4").tobytes()) for row in steps],
+            "bytepacked_indices": [bits_of(row, 9) for row in chosen],
+        }
+
     def _ranked(self, row: Floats, i: int) -> dict[str, Any]:
         rank = int((row > row[i]).sum()) + 1
         return {"logprob": float(row[i]), "rank": rank, "decoded_token": "?"}
@@ -117,6 +163,17 @@ class Dumper:
 
     def _named(self, i: int, row: Floats) -> dict[str, Any]:
         return {"token": f"token_id:{i}", "bytes": None, "logprob": float(row[i])}
+
+
+def bits_of(numbers: Sequence[int], bits: int) -> list[int]:
+    """Write numbers of some bits each, the highest bit first, as bytes; the last is padded."""
+    written = "".join(f"{number:0{bits}b}" for number in numbers)
+    written += "0" * (-len(written) % 8)
+    return [int(written[i : i + 8], 2) for i in range(0, len(written), 8)]
+
+
+def _after(ids: Sequence[int], start: int) -> range:
+    return range(start + 1, len(ids))
 
 
 def _ids(top: Sequence[tuple[int, float]]) -> list[int]:

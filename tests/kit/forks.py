@@ -4,6 +4,8 @@ A new interpreter that trains has loaded torch, transformers and Trainer first: 
 processor that a fork does not need.
 """
 
+import importlib
+import io
 import os
 import pickle
 import select
@@ -13,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 
@@ -65,6 +68,20 @@ class Fork:
 def forked(function: Callable[[], Any], environment: Mapping[str, str] | None = None) -> Any:
     """Run a function in a fork; return what it returns."""
     return Fork(function, environment).result()
+
+
+def printed_by(tool: str, *flags: str) -> str:
+    """Run a module of `tools` in a fork, as `python -m` does; return what it prints."""
+
+    def run() -> str:
+        sys.orig_argv = [sys.executable, "-m", tool, *flags]
+        sys.argv = [tool, *flags]
+        with redirect_stdout(io.StringIO()) as printed:
+            importlib.import_module(tool).main()
+        return printed.getvalue()
+
+    printed: str = forked(run)
+    return printed
 
 
 def forget_modules(*names: str) -> None:

@@ -1,16 +1,13 @@
 """The benchmark runs and says of each goal whether it was met; the KL it measures is true."""
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
 from logitstore.format.logprob_codec import decode_entries, encode_entries
-from tests.kit.paths import ROOT
+from tests.kit.forks import printed_by
 from tools.store_sizes import CELLS, CODECS, order_0, raw_records, spec_of
 from tools.synthetic_teacher import DEFAULTS, Arrays, synthetic_topk
 
@@ -24,12 +21,7 @@ def goals(found: Any) -> list[dict[str, Any]]:
 
 
 def test_the_bench_runs_and_judges_every_goal_by_its_value() -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tools.bench_store", "--quick", "--json"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT
-    )
-    found = json.loads(done.stdout)
+    found = json.loads(printed_by("tools.bench_store", "--quick", "--json"))
     assert found["versions"]["numcodecs"]
     sizes = found["bytes a token, synthetic"]
     for codec in CODECS:

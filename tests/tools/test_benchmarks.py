@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from tests.kit.forks import printed_by
 from tests.kit.paths import ROOT
-from tools.bench_page import page
+from tools.bench_page import WRITTEN, page
 from tools.benchmark import goal, is_goal, table
 
 
@@ -44,25 +45,39 @@ REAL = [
 ]
 
 
-@pytest.mark.parametrize("name", ["bench_align", "bench_head", *SLOW, *REAL])
-def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str) -> None:
+def started(tool: str, *flags: str) -> str:
+    """What it prints as it is typed, in a process of its own."""
     run = subprocess.run(
-        [sys.executable, "-m", f"tools.{name}", "--json", "--quick"],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", tool, *flags], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    report = json.loads(run.stdout)
+    return run.stdout
+
+
+#: Those of the suite: they need not load torch again.
+IN_A_FORK = ("bench_align", "bench_head")
+
+
+@pytest.mark.parametrize("name", [*IN_A_FORK, *SLOW, *REAL])
+def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str) -> None:
+    run = printed_by if name in IN_A_FORK else started
+    report = json.loads(run(f"tools.{name}", "--json", "--quick"))
     assert {"machine", "versions", "date", "command"} <= report.keys()
     assert f"tools.{name}" in report["command"]
     shown = page({name: report})
-    assert shown.count("\n## ") == 2  # the experiment, whatever was measured
+    assert shown.count("\n## ") == 3  # the experiment and the counts, whatever was measured
     found = figures(report)
     assert shown.count("| MISSED |") == sum(not each["met"] for each in found)
     assert found
     # What a student saves beside its teacher may be less than nothing at such sizes.
     assert all(type(each["met"]) is bool and math.isfinite(each["value"]) for each in found)
+
+
+def test_what_people_wrote_stays_when_the_page_is_made_again() -> None:
+    written = WRITTEN.read_text(encoding="utf-8")
+    assert written.startswith("## ")
+    assert page({}).endswith("\n" + written)
+    assert (WRITTEN.with_name("BENCHMARKS.md")).read_text(encoding="utf-8").endswith("\n" + written)
 
 
 def test_a_goal_is_met_on_the_right_side_of_it() -> None:

@@ -11,14 +11,17 @@ from transformers import AutoTokenizer
 
 from logitstore import open_store
 from logitstore.testing import tiny
+from tools import workers
 from tools.experiment_labels_page import HERE, KEPT, MARK, SAID, Key, keep, lines, read, tables
-from tools.labels import parts, workers
+from tools.labels import parts
 from tools.labels.renumbered import RenumberedStore
 from tools.labels.settings import CONTENDERS, CONTROL, FULL, QUICK, Job, Setting, jobs
 from tools.labels.students import tokenizer_of
 from tools.labels.trim import TrimError, cuts, trimmed
+from tools.workers import Run
 
 TEXTS = ["the old mill by the river", "x = 12_345  # naïve café", "数 and 🙂\n\n    return"]
+WORK = "tools.labels.students"
 TRAINED = Setting("unigram", "trained", "gentle")
 
 
@@ -83,7 +86,7 @@ def test_a_run_keeps_each_result_and_says_what_it_leaves_out(
     results = tmp_path / "results.jsonl"
     unknown = CONTENDERS["alm"]._replace(options={"no_such_option": 1})
     monkeypatch.setitem(CONTENDERS, "unknown", unknown)
-    run = workers.Run(folder, QUICK, results, "cpu", 1, time.time() + 600, tmp_path)
+    run = Run(WORK, folder, QUICK, results, "cpu", 1, time.time() + 600, tmp_path)
     monkeypatch.setattr(workers, "_run", run)
     workers._before(CONTROL, 0)
     same = TRAINED._replace(student=CONTROL)
@@ -101,9 +104,8 @@ def test_a_run_keeps_each_result_and_says_what_it_leaves_out(
 def test_nothing_is_begun_after_the_deadline(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = workers.Run(
-        folder, QUICK, tmp_path / "results.jsonl", "cpu", 1, time.time() - 1, tmp_path
-    )
+    results = tmp_path / "results.jsonl"
+    run = Run(WORK, folder, QUICK, results, "cpu", 1, time.time() - 1, tmp_path)
     monkeypatch.setattr(workers, "_run", run)
     assert workers._group([Job(TRAINED, "ce", "1", 0)]) == 0
     assert not run.results.exists()
@@ -193,6 +195,9 @@ def test_results_of_several_machines_are_merged_and_conclusions_stay(
     assert len(read(tmp_path)) == 7
     assert "| alm | **-0.1000** |" in shown
     assert "| uld | +0.1000 |" in shown
+    for file in tmp_path.glob("results*.jsonl"):
+        file.unlink()
+    assert keep(tmp_path) == shown  # what was kept stays, though its folder is gone
 
 
 def test_what_is_kept_has_the_tables_of_its_runs() -> None:

@@ -43,13 +43,13 @@ class Corpus(NamedTuple):
 
 def load_corpus(*, teacher_bytes: int, student_bytes: int, heldout_bytes: int) -> Corpus:
     """Load the three sets, each with at least the given bytes, as long as documents last."""
-    prose, sources = _by_hash(_prose()), _by_hash(_sources())
+    prose, sources = _by_hash(topics_of_language()), _by_hash(library_sources())
     heldout = [*_take(prose, heldout_bytes // 2), *_take(sources, heldout_bytes // 2)]
     student = [*_take(prose, student_bytes // 2), *_take(sources, student_bytes // 2)]
     teacher = [*prose]
     teacher += _take(sources, teacher_bytes - sum(_size(text) for text in teacher))
     return Corpus(
-        *([row for text in texts for row in _rows(text)] for texts in (teacher, student, heldout))
+        *([row for text in texts for row in rows_of(text)] for texts in (teacher, student, heldout))
     )
 
 
@@ -58,12 +58,12 @@ def write_jsonl(path: Path, rows: Iterable[str]) -> None:
     path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows), encoding="utf-8")
 
 
-def _prose() -> Iterator[tuple[str, Read]]:
+def topics_of_language() -> Iterator[tuple[str, Read]]:
     for name, text in topics.topics.items():
         yield f"topics/{name}", partial(str, text)
 
 
-def _sources() -> Iterator[tuple[str, Read]]:
+def library_sources() -> Iterator[tuple[str, Read]]:
     library = Path(sysconfig.get_paths()["stdlib"])
     for folder, folders, files in os.walk(library):
         folders[:] = set(folders) - LEFT_OUT
@@ -99,7 +99,7 @@ def _size(text: str) -> int:
     return len(text.encode())
 
 
-def _rows(text: str) -> Iterator[str]:
+def rows_of(text: str) -> Iterator[str]:
     """Cut a text into pieces of at most `ROW_CHARS` characters, at line ends if possible."""
     while text:
         end = text.rfind("\n", 0, ROW_CHARS) + 1 if len(text) > ROW_CHARS else len(text)

@@ -1,19 +1,21 @@
 """Run the stages that are missing, each in a process of its own, and write the results page.
 
+A stage that meets its time limit keeps what it has measured, and goes on there in the next run.
+
 python -m tools.gpu [--cpu] [--out FOLDER] [--only STAGE] [--skip STAGE] [--again]
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from tools.gpu.page import page
+from tools.gpu.stage import is_whole, read_report
 
-#: Every stage with its time limit in seconds.
-STAGES = {"checks": 150, "capture": 120, "losses": 120, "steps": 180}
+#: Every stage with its time limit in seconds; the last has jobs of its own to go on with.
+STAGES = {"checks": 120, "capture": 120, "losses": 120, "steps": 120, "real": 480}
 
 
 def run(stage: str, out: Path, *, cpu: bool) -> dict[str, object]:
@@ -48,21 +50,24 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     runs: dict[str, object] = {}
     for stage in args.only or STAGES:
-        is_done = (args.out / f"{stage}.json").exists() and not args.again
-        if stage not in args.skip and not is_done:
+        report = args.out / f"{stage}.json"
+        if args.again:
+            report.unlink(missing_ok=True)
+        if stage not in args.skip and not is_whole(read_report(report)):
             runs[stage] = run(stage, args.out, cpu=args.cpu)
-    found = {
-        stage: json.loads(path.read_text())
-        for stage in STAGES
-        if (path := args.out / f"{stage}.json").exists()
-    }
+    reports = {stage: read_report(args.out / f"{stage}.json") for stage in STAGES}
+    found = {stage: report for stage, report in reports.items() if report is not None}
     text = page(found)
     (args.out / "RESULTS.md").write_text(text)
     print(text)
     wanted = [s for s in args.only or STAGES if s not in args.skip]
-    lacking = [s for s in wanted if s not in found]
+    lacking = [s for s in wanted if not is_whole(reports[s])]
     if lacking:
-        print(f"no result of: {', '.join(lacking)}; see the logs in {args.out}", file=sys.stderr)
+        print(
+            f"not all of: {', '.join(lacking)}; see the logs in {args.out}, and run it again to "
+            "go on",
+            file=sys.stderr,
+        )
     return 1 if lacking else 0
 
 

@@ -11,12 +11,30 @@ from typing import Any
 from tools.gpu import stage
 from tools.gpu.timing import Device
 
+FOLDER = Path("tests/gpu")
+
 
 def measure(device: Device, partial: stage.Partial) -> dict[str, Any]:
+    """Run one file of tests after the other; those of a run that was cut off are not run again."""
+    known = partial.known()
+    results = {"files": [], "passed": 0, "failed": {}, "skipped": {}} | known
+    for file in sorted(path.name for path in FOLDER.glob("test_*.py")):
+        if file not in results["files"]:
+            found = run(file, device)
+            results["passed"] += found["passed"]
+            for kind in ("failed", "skipped"):
+                results[kind] |= found[kind]
+            results["files"].append(file)
+            partial.write(results)
+    return results
+
+
+def run(file: str, device: Device) -> dict[str, Any]:
+    """Run the tests of a file."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         environment = os.environ | ({"LOGITSTORE_GPU_TESTS": "cpu"} if device.is_cpu else {})
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(FOLDER / file)]
         # Other versions of the libraries warn of other things; here that is no failure.
         options = ["-p", "no:cacheprovider", "-o", "filterwarnings=default", f"--junitxml={report}"]
         subprocess.run([*command, *options], env=environment, check=False)

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.benchmark import is_goal, said
+from tools.gpu.stage import is_whole
 
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -24,7 +25,10 @@ def page(found: Mapping[str, Mapping[str, Any]]) -> str:
         ]
     for name, report in found.items():
         results = report["results"] | ({"goals": {}} if is_cpu else {})
-        lines += ["", f"## {name}", "", *_WRITERS[name](results)]
+        lines += ["", f"## {name}", ""]
+        if not is_whole(report):
+            lines += ["Cut off at its time limit; run again, it goes on where it was.", ""]
+        lines += _WRITERS[name](results)
     return "\n".join(lines) + "\n"
 
 
@@ -86,4 +90,19 @@ def losses(results: Mapping[str, Any]) -> Iterator[str]:
     yield from contenders(results)
 
 
-_WRITERS = {"checks": checks, "capture": capture, "losses": losses, "steps": contenders}
+def real(results: Mapping[str, Any]) -> Iterator[str]:
+    if "left_out" in results:
+        yield f"Left out: {results['left_out']}"
+        return
+    yield f"{results['jobs']} students were trained in the last run, {results['left']} are left."
+    yield ""
+    yield results["tables"].replace("\n### ", "\n#### ")
+
+
+_WRITERS = {
+    "checks": checks,
+    "capture": capture,
+    "losses": losses,
+    "steps": contenders,
+    "real": real,
+}

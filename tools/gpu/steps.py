@@ -206,12 +206,14 @@ def timed(trainer: Trainer, device: Device, warm: int) -> dict[str, float]:
 
 def measure(device: Device, partial: stage.Partial) -> dict[str, Any]:
     shape = Shape(tiny=device.is_cpu)
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = partial.known().get("contenders", {})
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(shape, folder, device)
         for contender in (BASE, OURS, *FROM_STORE, LIVE, f"{BASE}, again"):
+            if contender in found:
+                continue
             made = trainer_of(contender.removesuffix(", again"), shape, folder, device)
             found[contender] = timed(made, device, shape.warm)
             del made

@@ -26,4 +26,10 @@ rm -rf "$folder"
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
     --implementation cp --python-version "$version" "${platforms[@]}" \
     --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$folder" "${wanted[@]}"
-du -sh "$folder"
+mebibytes=$(du -sm "$folder" | cut -f1)
+printf '%s: %s MiB\n' "$folder" "$mebibytes"
+if [ "$mebibytes" -ge 60 ]; then
+    printf 'error: %s: the wheels take %s MiB, expected less than 60. Take some off the list in %s.\n' \
+        "$folder" "$mebibytes" "$0" >&2
+    exit 1
+fi

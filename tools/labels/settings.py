@@ -201,6 +201,14 @@ class Job:
     def name(self) -> str:
         return "/".join([*self.setting, self.contender, self.weight, str(self.seed)])
 
+    @property
+    def kind(self) -> str:
+        return self.setting.rate
+
+    @property
+    def before(self) -> tuple[str, int] | None:
+        return (self.setting.student, self.seed) if self.setting.start == "trained" else None
+
 
 def jobs(scale: Scale, patterns: str = "*") -> list[list[Job]]:
     """List all jobs, the most decisive first; those that differ in their seed alone are together.

@@ -36,7 +36,8 @@ from logitstore.rows.renderer import Renderer
 from tools.demo.settings import Shape
 from tools.labels import parts
 from tools.labels.renumbered import RenumberedStore
-from tools.labels.settings import BALANCE, CE, RENUMBERED, Job, Scale
+from tools.labels.settings import BALANCE, CE, RENUMBERED, Job, Rate, Scale
+from tools.workers import Run
 
 #: Datasets whose examples a process keeps: a few hundred MB.
 _KEPT_DATASETS = 3
@@ -168,21 +169,39 @@ def _start(folder: Path, job: Job, scale: Scale) -> LlamaForCausalLM:
     student = job.setting.student
     model = new_student(scale.student, tokenizer_of(folder, student), job.seed)
     if job.setting.start == "trained":
-        held = load_file(parts.before_file(folder, student, job.seed))
-        model.load_state_dict(
-            {name: weights.float() for name, weights in held.items()}, strict=False
-        )
+        load_weights(model, parts.before_file(folder, student, job.seed))
     return model
 
 
-def train_before(folder: Path, student: str, seed: int, scale: Scale, device: str) -> float:
+def is_trained(run: Run, student: str, seed: int) -> bool:
+    """Tell whether a student was trained before."""
+    return parts.before_file(run.folder, student, seed).exists()
+
+
+def train_before(run: Run, student: str, seed: int) -> float:
     """Train a student by cross-entropy on another text, and keep it; return its bits per byte."""
-    tokenizer = tokenizer_of(folder, student)
-    model: Any = new_student(scale.student, tokenizer, seed)
-    model.to(device).train()
-    rate = scale.before
+    tokenizer = tokenizer_of(run.folder, student)
+    model: Any = new_student(run.scale.student, tokenizer, seed).to(run.device)
+    texts = parts.texts_of(run.folder, "before")
+    train_on_texts(model, tokenizer, texts, run.scale.before, run.scale.before_rows, seed)
+    bits = bits_per_byte(model, heldout_of(run.folder, student)).bits_per_byte
+    keep_weights(model, parts.before_file(run.folder, student, seed))
+    return bits
+
+
+def train_on_texts(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    rate: Rate,
+    rows: int,
+    seed: int,
+) -> None:
+    """Train a model, on its device, by cross-entropy: AdamW, a short warm-up, then a cosine."""
+    model.train()
+    device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), rate.learning_rate, betas=(0.9, 0.95))
-    batches = _batches(parts.texts_of(folder, "before"), tokenizer, scale.before_rows, seed)
+    batches = _batches(texts, tokenizer, rows, seed)
     for step in range(rate.steps):
         share = min((step + 1) / 50, 0.05 + 0.95 * math.cos(0.5 * math.pi * step / rate.steps))
         for group in optimizer.param_groups:
@@ -192,14 +211,21 @@ def train_before(folder: Path, student: str, seed: int, scale: Scale, device: st
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    bits = bits_per_byte(model, heldout_of(folder, student)).bits_per_byte
-    made = parts.before_file(folder, student, seed)
+
+
+def keep_weights(model: Any, made: Path) -> None:
+    """Write a model's weights in bfloat16, whole or not at all."""
     made.parent.mkdir(exist_ok=True)
     part = made.with_suffix(".part")
     kept = {name: p.detach().cpu().bfloat16() for name, p in model.named_parameters()}
     save_file(kept, part)
     part.rename(made)
-    return bits
+
+
+def load_weights(model: Any, held: Path) -> None:
+    """Read weights that :func:`keep_weights` wrote."""
+    weights = {name: each.float() for name, each in load_file(held).items()}
+    model.load_state_dict(weights, strict=False)
 
 
 def _batches(
@@ -227,36 +253,27 @@ def _batches(
 # ---- jobs ----
 
 
-def run_job(folder: Path, job: Job, scale: Scale, device: str, shared: Path) -> dict[str, Any]:
+def run_job(run: Run, job: Job) -> dict[str, Any]:
     """Train and measure a student.
-
-    Args:
-        folder: The parts of the experiment.
-        job: The student.
-        scale: The sizes.
-        device: `cpu` or `cuda`.
-        shared: A folder for the examples that all processes share.
 
     Raises:
         TypeError, LogitStoreError: This version of `distill` cannot train it.
     """
+    folder, scale, device = run.folder, run.scale, run.device
     began = time.perf_counter()
     model: Any = _start(folder, job, scale)
     heldout = heldout_of(folder, job.setting.student)
     with tempfile.TemporaryDirectory() as out, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = config_of(job, scale, out, folder, device)
-        with mock.patch.multiple(
-            training, StoreDataset=partial(_dataset, shared), warn_if_wrong=_nothing
-        ):
-            trainer = training.CachedTeacherTrainer(
-                model,
-                config,
-                store_of(folder, job.made.store, job.setting.student),
-                processing_class=tokenizer_of(folder, job.setting.student),
-            )
-        for callback in ("ProgressCallback", "PrinterCallback"):
-            _leave_out(trainer, callback)
+        trainer = make_trainer(
+            training.CachedTeacherTrainer,
+            run.shared,
+            model=model,
+            args=config,
+            store=store_of(folder, job.made.store, job.setting.student),
+            processing_class=tokenizer_of(folder, job.setting.student),
+        )
         made_s = time.perf_counter() - began
         trainer.train()
     trained_s = time.perf_counter() - began - made_s
@@ -274,6 +291,23 @@ def run_job(folder: Path, job: Job, scale: Scale, device: str, shared: Path) -> 
         "seconds": round(time.perf_counter() - began, 2),
         "last": {name: round(value, 5) for name, value in report.items()},
     }
+
+
+def make_trainer(kind: Any, shared: Path, **given: Any) -> Any:
+    """Make a trainer that says nothing, and whose examples all processes share.
+
+    Args:
+        kind: Its class.
+        shared: A folder for the examples.
+        **given: What the class takes.
+    """
+    with mock.patch.multiple(
+        training, StoreDataset=partial(_dataset, shared), warn_if_wrong=_nothing
+    ):
+        trainer = kind(**given)
+    for callback in ("ProgressCallback", "PrinterCallback"):
+        _leave_out(trainer, callback)
+    return trainer
 
 
 def config_of(job: Job, scale: Scale, out: str, folder: Path, device: str) -> CachedTeacherConfig:

@@ -23,7 +23,7 @@ from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 if TYPE_CHECKING:
     from logitstore.capture.estimate.sample import Sample
-    from logitstore.capture.passes.teacher_pass import TeacherPass
+    from logitstore.capture.passes.engine import Engine
     from logitstore.capture.task import Task
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _LONG_S = 10.0  # on a CPU: a batch that takes this long is large enough
 _NOTHING_TO_TRY = "no row looked at has a supervised token"
 
 
-def find_budget(task: "Task", teacher: "TeacherPass", sample: "Sample") -> int:
+def find_budget(task: "Task", teacher: "Engine", sample: "Sample") -> int:
     """Measure the padded tokens of a batch for a new store, and log the reason for the number.
 
     Raises:
@@ -45,7 +45,7 @@ def find_budget(task: "Task", teacher: "TeacherPass", sample: "Sample") -> int:
     """
     largest_shard = max(task.text_of([i]) for i in range(task.plan.shard_count))
     tokens, why = DEFAULT_TOKENS_PER_BATCH, _NOTHING_TO_TRY
-    if raises_out_of_memory(teacher):
+    if teacher.raises_out_of_memory:
         if (longest := longest_sequence(task, sample)) is not None:
             # A token has a byte or more, but for the few that a tokenizer adds.
             most = min(_MOST_TOKENS, max(largest_shard, longest.length))
@@ -55,11 +55,6 @@ def find_budget(task: "Task", teacher: "TeacherPass", sample: "Sample") -> int:
     free_memory()
     log.info("tokens per batch: %s (auto: %s)", f"{tokens:,}", why)
     return tokens
-
-
-def raises_out_of_memory(teacher: "TeacherPass") -> bool:
-    """Tell whether the device raises an error when its memory runs out; a CPU does not."""
-    return teacher.device.type != "cpu"
 
 
 def longest_sequence(task: "Task", sample: "Sample") -> TeacherSequence | None:
@@ -111,7 +106,7 @@ def smallest_that_is_fast(speed_of: Callable[[int], float | None], most: int) ->
     return count
 
 
-def _most_that_fits(teacher: "TeacherPass", longest: TeacherSequence, most: int) -> tuple[int, str]:
+def _most_that_fits(teacher: "Engine", longest: TeacherSequence, most: int) -> tuple[int, str]:
     """Find the most padded tokens that fit, and say why it is this number."""
     failed: list[str] = []
 
@@ -137,7 +132,7 @@ def _most_that_fits(teacher: "TeacherPass", longest: TeacherSequence, most: int)
     return count * longest.length, why
 
 
-def _fast_enough(teacher: "TeacherPass", median: TeacherSequence) -> tuple[int, str]:
+def _fast_enough(teacher: "Engine", median: TeacherSequence) -> tuple[int, str]:
     """Find the smallest batch that is about as fast as any, and say why it is this number."""
 
     def speed_of(count: int) -> float | None:

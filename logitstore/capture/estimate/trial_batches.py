@@ -12,10 +12,10 @@ from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, s
 from logitstore.capture.estimate.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.estimate.trial_completions import rows_to_write, write_some
+from logitstore.capture.passes.engine import Engine
 from logitstore.capture.passes.generate import Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader
-from logitstore.capture.passes.teacher_pass import TeacherPass
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.format.encoded import EncodedRecords
@@ -30,7 +30,7 @@ _PROFILE_TOKENS = 4096  # a batch or two, read once more with many entries
 
 def forecast_capture(
     task: Task,
-    teacher: TeacherPass,
+    teacher: Engine,
     sample: Sample,
     missing: Sequence[int],
     budget: int,
@@ -72,9 +72,7 @@ def forecast_capture(
     )
 
 
-def forecast_if_cheap(
-    task: Task, teacher: TeacherPass, sample: Sample, budget: int
-) -> Forecast | None:
+def forecast_if_cheap(task: Task, teacher: Engine, sample: Sample, budget: int) -> Forecast | None:
     """Forecast a capture that is about to begin; None where that would cost over 1 % of it."""
     shards = range(task.plan.shard_count)
     if task.settings.generate:

@@ -49,7 +49,7 @@ from logitstore.models.listed_ends import ends_listed
 from logitstore.text.token_budget import by_token_budget
 
 if TYPE_CHECKING:
-    from logitstore.capture.passes.teacher_pass import TeacherPass
+    from logitstore.capture.passes.engine import Engine
     from logitstore.capture.task import Task
 
 
@@ -136,7 +136,7 @@ class Completer:
     @classmethod
     def of(
         cls,
-        teacher: "TeacherPass",
+        teacher: "Engine",
         task: "Task",
         budget: int,
         beat: Callable[[], None] = lambda: None,
@@ -145,7 +145,10 @@ class Completer:
         sampling = task.settings.sampling
         if sampling is None:
             return None
+        from logitstore.capture.passes.teacher_pass import TeacherPass
+
         assert isinstance(task.reader, PromptReader)
+        assert isinstance(teacher, TeacherPass)  # the settings allow no other engine
         return cls(teacher.model, task.reader, sampling, budget, teacher.device, beat)
 
     def warm_up(self, rows: Sequence[int]) -> None:

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.capture.passes.teacher_pass import TeacherPass
+from logitstore.capture.passes.engine import Engine
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.checking.evidence import (
@@ -50,7 +50,6 @@ from logitstore.checking.evidence import (
     fit,
 )
 from logitstore.errors import InputError
-from logitstore.models.output_embedding import logits_of
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +132,7 @@ class SelfTest(NamedTuple):
 
 
 def try_teacher(
-    teacher: TeacherPass,
+    teacher: Engine,
     sequences: Sequence[TeacherSequence],
     budget: int,
     max_length: int | None = None,
@@ -165,12 +164,11 @@ def try_teacher(
     return None
 
 
-def tolerance_of(teacher: TeacherPass) -> float:
+def tolerance_of(teacher: Engine) -> float:
     """Return the difference that is taken for rounding, in nats."""
-    said = teacher.spec.teacher
-    if "quantization" in said or getattr(teacher.model, "is_quantized", False):
+    if teacher.is_quantized:
         return _QUANTISED
-    return TOLERANCES.get(str(said["dtype"]), _QUANTISED)
+    return TOLERANCES.get(str(teacher.spec.teacher["dtype"]), _QUANTISED)
 
 
 def _chosen(
@@ -198,7 +196,8 @@ class _Alone(NamedTuple):
     Attributes:
         logprobs: (T - 1,) log-probability of each token but the first.
         earlier: (C, T - 1) what each costs by earlier logits, in nats; NaN where there are none.
-        other: (T - 1,) what the tokens of another row cost in their place; NaN where it has ended.
+        other: (T - 1,) what the tokens of another row cost in their place; NaN where it has ended,
+            or where only a part of the distributions is known.
         sure: (T - 1,) the probability of the most probable token.
     """
 
@@ -213,12 +212,17 @@ def _others(chosen: Sequence[TeacherSequence]) -> list[TeacherSequence]:
     return [*chosen[1:], chosen[0]]
 
 
-@torch.no_grad()
-def _alone(teacher: TeacherPass, sequence: TeacherSequence, other: TeacherSequence) -> _Alone:
-    """Ask the model's own logits of one sequence for its tokens, and for those of another."""
-    ids = torch.from_numpy(sequence.text.token_ids)[None].to(teacher.device)
-    logits = logits_of(teacher.model(input_ids=ids, attention_mask=torch.ones_like(ids)))[0, :-1]
-    logprobs = logits.float().log_softmax(1)
+def _alone(teacher: Engine, sequence: TeacherSequence, other: TeacherSequence) -> _Alone:
+    """Ask what is said of one sequence for its tokens, and for those of another.
+
+    An engine that says only a part of a distribution is asked for its tokens alone.
+    """
+    own, logprobs = teacher.alone(sequence)
+    tokens = sequence.text.token_ids[1:]
+    earlier = np.full((len(_EARLIER), len(tokens)), np.nan)
+    others, sure = np.full(len(tokens), np.nan), np.full(len(tokens), np.nan)
+    if logprobs is None:
+        return _Alone(own, earlier, others, sure)
 
     def said(rows: Tensor, tokens: np.ndarray) -> Tensor:
         """Take the log-probability of a token from each row, as far as both go."""
@@ -226,18 +230,15 @@ def _alone(teacher: TeacherPass, sequence: TeacherSequence, other: TeacherSequen
         chosen = torch.from_numpy(tokens[:n]).to(rows.device)
         return rows[:n].gather(1, chosen[:, None])[:, 0].cpu()
 
-    tokens = sequence.text.token_ids[1:]
-    earlier = np.full((len(_EARLIER), len(tokens)), np.nan)
     for costs, by in zip(earlier, _EARLIER, strict=True):
         costs[by:] = -said(logprobs[:-by], tokens[by:]).double().numpy()
-    others = np.full(len(tokens), np.nan)
     found = -said(logprobs, other.text.token_ids[1:]).double().numpy()
     others[: len(found)] = found
     sure = logprobs.amax(1).double().exp().cpu().numpy()
-    return _Alone(said(logprobs, tokens), earlier, others, sure)
+    return _Alone(own, earlier, others, sure)
 
 
-def _together(teacher: TeacherPass, sequences: Sequence[TeacherSequence]) -> list[Tensor]:
+def _together(teacher: Engine, sequences: Sequence[TeacherSequence]) -> list[Tensor]:
     """Compute the same of all of them as a capture does."""
     said = teacher.forward(sequences)
     return [said.result.token_logprob[said.sequence_n == n] for n in range(len(sequences))]
@@ -270,7 +271,7 @@ def _compared(
 def _fit(own: Sequence[Floats], alone: Sequence[_Alone]) -> CostEvidence:
     """Compare what tokens cost in their own place and in that of another row's."""
     others = [each.other for each in alone]
-    if len(own) < LEAST_SEQUENCES:
+    if len(own) < LEAST_SEQUENCES or np.isnan(np.concatenate(others)).all():
         return CostEvidence(sequences=len(own))
     return CostEvidence(
         own=float(np.concatenate(own).mean()),

@@ -7,7 +7,7 @@ whole batch to within rounding, not to the bit.
 import logging
 from collections.abc import Callable, Sequence
 
-from logitstore.capture.passes.teacher_pass import Forwarded, SequenceRecords, TeacherPass
+from logitstore.capture.passes.engine import Engine, Forwarded, SequenceRecords
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
 from logitstore.errors import InputError, in_a_line
@@ -27,7 +27,7 @@ class HalvingReader:
         note: Writes an event to the journal.
     """
 
-    def __init__(self, teacher: TeacherPass, note: Callable[..., None]) -> None:
+    def __init__(self, teacher: Engine, note: Callable[..., None]) -> None:
         self._teacher, self._note = teacher, note
         self._has_warned = False
 
@@ -78,15 +78,15 @@ class HalvingReader:
             "every other that does not fit (the journal has them). Nothing is lost but time. If "
             "it happens often, run the same command again with a lower --tokens-per-batch.",
             f"{tokens:,}",
-            self._teacher.device,
+            self._teacher.place,
         )
 
 
-def too_long(sequence: TeacherSequence, teacher: "TeacherPass") -> InputError:
+def too_long(sequence: TeacherSequence, teacher: "Engine") -> InputError:
     """Make the error for a single sequence that does not fit the device's memory."""
     return InputError(
         f"row {sequence.line.row:,}: one sequence of {sequence.length:,} tokens alone does not fit "
-        f"the memory of {teacher.device}. Every shard before it is good. Give the teacher more "
+        f"the memory of {teacher.place}. Every shard before it is good. Give the teacher more "
         "room, with --device-map auto or on another device, and run the same command again; or "
         "begin a store with a lower --max-length, --dtype bfloat16 or --quantization "
         "bitsandbytes-8bit.",

@@ -12,24 +12,23 @@ of several families:
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from logitstore.capture.boundaries.branches import BranchReader, placed, selected
+from logitstore.capture.boundaries.branches import BranchReader, placed
+from logitstore.capture.passes.encoding import Encoding
+from logitstore.capture.passes.engine import Alone, Forwarded
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
 from logitstore.capture.teacher.weights import input_device, load_model
-from logitstore.errors import InputError
-from logitstore.format.encoded import EncodedRecords
-from logitstore.format.fields import fields_of
 from logitstore.format.spec import StoreSpec
+from logitstore.models.output_embedding import logits_of
 from logitstore.text.token_budget import by_token_budget
-from logitstore.writing.encode import RawRecords, encode_records
 
 
 def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[int]]:
@@ -39,33 +38,7 @@ def batches(sequences: Sequence[TeacherSequence], budget: int) -> Iterator[list[
         yield [chosen[n] for n in batch]
 
 
-class SequenceRecords(NamedTuple):
-    """Holds the records of one sequence; None for a sequence that was skipped.
-
-    Attributes:
-        own: At the teacher's own tokens.
-        boundaries: At the boundaries of a student's tokens; None also where none is asked about.
-    """
-
-    own: EncodedRecords | None
-    boundaries: EncodedRecords | None = None
-
-
-class Forwarded(NamedTuple):
-    """Holds what the teacher said of a batch.
-
-    Attributes:
-        result: (n,) summaries of the prediction of every supervised token.
-        sequence_n: The sequence of each, by its place in the batch.
-        answers: Summaries behind every branch, in the order of `branches.placed`; None: no branch.
-    """
-
-    result: HeadResult
-    sequence_n: Tensor
-    answers: HeadResult | None = None
-
-
-class TeacherPass:
+class TeacherPass(Encoding):
     """Loads a teacher, and turns batches of sequences into records.
 
     Args:
@@ -81,7 +54,8 @@ class TeacherPass:
     def __init__(
         self, teacher: Teacher, spec: StoreSpec, device: torch.device, on_nan: str = "stop"
     ) -> None:
-        self.spec, self._pad_id, self._on_nan = spec, teacher.tokenizer.pad_id, on_nan
+        super().__init__(spec, on_nan)
+        self._pad_id = teacher.tokenizer.pad_id
         if device.type != "cpu" and device.index is not None:
             torch.accelerator.set_device_index(device.index)  # for kernels that ask for "the" one
         model = load_model(teacher, device)
@@ -91,72 +65,6 @@ class TeacherPass:
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
         self._head = TeacherHead(model, _head_settings(spec))
         self._branches = BranchReader(model, self._head, self.device, self._pad_id)
-
-    def read(self, batch: Sequence[TeacherSequence]) -> list[SequenceRecords]:
-        """Read a batch: records of each sequence; None for skipped ones (`on_nan`).
-
-        Raises:
-            InputError: The teacher's logits are not finite, and `on_nan` is `stop`.
-        """
-        return self.encode(batch, *self.forward(batch))
-
-    def encode(
-        self,
-        batch: Sequence[TeacherSequence],
-        result: HeadResult,
-        sequence_n: Tensor,
-        answers: HeadResult | None = None,
-    ) -> list[SequenceRecords]:
-        """Encode the records of a forwarded batch; the half of `read` that needs no device.
-
-        Args:
-            batch: The sequences.
-            result, sequence_n, answers: What `forward` returned for them.
-
-        Raises:
-            InputError: As for `read`.
-        """
-        own = self._encode_own(batch, result, sequence_n)
-        asked = [n for n, s in enumerate(batch) if s.questions is not None and own[n] is not None]
-        if not asked:
-            return [SequenceRecords(records) for records in own]
-        at_boundaries = self._encode_boundaries(batch, asked, result, answers)
-        return [SequenceRecords(r, at_boundaries.get(n)) for n, r in enumerate(own)]
-
-    def _encode_own(
-        self, batch: Sequence[TeacherSequence], result: HeadResult, sequence_n: Tensor
-    ) -> list[EncodedRecords | None]:
-        bad = _not_finite(result, sequence_n)
-        if bad and self._on_nan == "stop":
-            raise _stopped_by(batch[bad[0]])
-        good = [s for i, s in enumerate(batch) if i not in bad]
-        if not good:
-            return [None] * len(batch)
-        if bad:
-            is_good = ~torch.isin(sequence_n, torch.tensor(bad))
-            result, sequence_n = selected(result, is_good), sequence_n[is_good]
-        _check_scale(result, batch, sequence_n)
-        encoded = encode_records(_raw_records(good, result, self.spec), self.spec)
-        parts = iter(encoded.split([s.records for s in good]))
-        return [None if i in bad else next(parts) for i in range(len(batch))]
-
-    def _encode_boundaries(
-        self,
-        batch: Sequence[TeacherSequence],
-        asked: Sequence[int],
-        result: HeadResult,
-        answers: HeadResult | None,
-    ) -> dict[int, EncodedRecords]:
-        """Encode the answers to a student's questions, by place in the batch; not the bad ones."""
-        whole, sequence_n = _answers(batch, asked, result, answers)
-        bad = _not_finite(whole, sequence_n)
-        if bad and self._on_nan == "stop":
-            raise _stopped_by(batch[bad[0]])
-        good = [n for n in asked if n not in bad]
-        whole = selected(whole, ~torch.isin(sequence_n, torch.tensor(bad, dtype=torch.long)))
-        raw = _raw_answers([batch[n] for n in good], whole, self.spec)
-        parts = encode_records(raw, self.spec).split([_count(batch[n]) for n in good])
-        return dict(zip(good, parts, strict=True))
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
         """Summarise the prediction of every supervised token, and what is said behind branches."""
@@ -172,6 +80,36 @@ class TeacherPass:
         """Find the `count` most probable tokens (or all there are), whatever the spec keeps."""
         count = min(count, self.spec.vocab_size)
         return self._forward(TeacherHead(self.model, HeadSettings(count)), batch)[0]
+
+    @torch.no_grad()
+    def alone(self, sequence: TeacherSequence) -> Alone:
+        """Take the model's own logits of one sequence."""
+        ids = torch.from_numpy(sequence.text.token_ids)[None].to(self.device)
+        logits = logits_of(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)))[0, :-1]
+        logprobs = logits.float().log_softmax(1)
+        own = logprobs.gather(1, ids[0, 1:, None].to(logprobs.device))[:, 0]
+        return Alone(own.cpu(), logprobs)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Name nothing: the versions of torch and transformers are in every store."""
+        return {}
+
+    @property
+    def place(self) -> str:
+        """Name where it runs."""
+        return str(self.device)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Tell whether the weights are quantised, when they were loaded or before."""
+        said = "quantization" in self.spec.teacher
+        return said or bool(getattr(self.model, "is_quantized", False))
+
+    @property
+    def raises_out_of_memory(self) -> bool:
+        """Tell whether the device raises an error when its memory runs out; a CPU does not."""
+        return self.device.type != "cpu"
 
     @property
     def devices(self) -> int:
@@ -231,99 +169,3 @@ def _places(batch: Sequence[TeacherSequence]) -> Tensor:
         row, part = (np.full_like(position, value) for value in (s.line.row, s.line.part))
         parts.append(np.stack([row, part, position], 1))
     return torch.from_numpy(np.concatenate(parts))
-
-
-def _not_finite(result: HeadResult, sequence_n: Tensor) -> list[int]:
-    """Find the sequences with a distribution that has NaN in it."""
-    bad_n = torch.isnan(result.entry_logprobs).any(1) | torch.isnan(result.tail_logmass)
-    return sorted({int(i) for i in sequence_n[bad_n]})
-
-
-def _check_scale(result: HeadResult, batch: Sequence[TeacherSequence], sequence_n: Tensor) -> None:
-    """Reject excluded tokens (logits of -inf), which leave no standard deviation."""
-    if result.logit_std is None or result.logit_std.isfinite().all():
-        return
-    first = int(sequence_n[~result.logit_std.isfinite()][0])
-    raise InputError(
-        f"row {batch[first].line.row:,}: the teacher excludes tokens (their logits are -inf), so "
-        "its logits have no standard deviation. Nothing of this shard was written. Capture without "
-        "--logit-std into another --out."
-    )
-
-
-def _stopped_by(sequence: TeacherSequence) -> InputError:
-    return InputError(
-        f"row {sequence.line.row:,}: the teacher's logits are not finite (NaN or infinite). "
-        "Nothing of this shard was written; every shard before it is good. Check the teacher's "
-        "weights, or try --dtype float32 in a new store; or add --on-nan skip, which leaves such "
-        "rows without records and counts them."
-    )
-
-
-def _raw_records(
-    batch: Sequence[TeacherSequence], result: HeadResult, spec: StoreSpec
-) -> RawRecords:
-    """Join what the teacher said of each record with where the record lies in the text."""
-
-    def of_text(name: str) -> np.ndarray[Any, Any]:
-        return np.concatenate([getattr(s.text, name)[s.text.has_record] for s in batch])
-
-    return RawRecords(
-        token_ids=of_text("token_ids"),
-        byte_starts=of_text("byte_starts"),
-        byte_lengths=of_text("byte_lengths"),
-        **_said(result, spec),
-    )
-
-
-def _said(result: HeadResult, spec: StoreSpec) -> dict[str, Any]:
-    """Select the summaries that a store keeps."""
-    held = {field.name for field in fields_of(spec)}
-    return {name: t.numpy() for name, t in vars(result).items() if t is not None and name in held}
-
-
-def _count(sequence: TeacherSequence) -> int:
-    return 0 if sequence.questions is None else len(sequence.questions)
-
-
-def _answers(
-    batch: Sequence[TeacherSequence],
-    asked: Sequence[int],
-    result: HeadResult,
-    answers: HeadResult | None,
-) -> tuple[HeadResult, Tensor]:
-    """Collect the answers to the questions of some sequences, and the sequence of each.
-
-    An answer is a record of the sequence's own, or what was said behind its next branch.
-    """
-    own = np.cumsum([0, *(s.records for s in batch)])
-    behind = np.cumsum(
-        [0, *(0 if s.questions is None else len(s.questions.branches) for s in batch)]
-    )
-    index = [np.zeros(0, np.int64)]
-    for n in asked:
-        questions = batch[n].questions
-        assert questions is not None
-        is_branch = questions.records < 0
-        branch = own[-1] + behind[n] + np.cumsum(is_branch) - 1
-        index.append(np.where(is_branch, branch, own[n] + questions.records))
-    both = result if answers is None else HeadResult.on_host([result, answers])
-    sequence_n = np.repeat(np.array(asked), [_count(batch[n]) for n in asked])
-    return selected(both, torch.from_numpy(np.concatenate(index))), torch.from_numpy(sequence_n)
-
-
-def _raw_answers(
-    batch: Sequence[TeacherSequence], result: HeadResult, spec: StoreSpec
-) -> RawRecords:
-    """Join answers with where the student's tokens lie in the text."""
-
-    def of_questions(name: str) -> np.ndarray[Any, Any]:
-        empty = np.zeros(0, np.int64)
-        return np.concatenate([empty, *(getattr(s.questions, name) for s in batch)])
-
-    return RawRecords(
-        token_ids=of_questions("token_ids"),
-        byte_starts=of_questions("byte_starts"),
-        byte_lengths=of_questions("byte_lengths"),
-        **_said(result, spec),
-    )

@@ -70,6 +70,23 @@ class Claims:
         except OSError as e:
             raise commit.explain(e, self._folder) from e
 
+    def take_free(self, name: str) -> bool:
+        """Claim a name that nobody has claimed, not even a worker that is gone; one look.
+
+        Returns:
+            Whether it is this worker's now.
+
+        Raises:
+            StorageError: The file system rejected it.
+        """
+        try:
+            heartbeat = Heartbeat.create(self._folder / f"{_CLAIM}{name}")
+        except OSError as e:
+            raise commit.explain(e, self._folder) from e
+        if heartbeat is not None:
+            self._held[name] = heartbeat
+        return heartbeat is not None
+
     def beat(self) -> None:
         """Refresh every claim that is held."""
         for heartbeat in list(self._held.values()):  # another thread may release one meanwhile

@@ -35,6 +35,8 @@ from logitstore.storage.paths import StorePath, store_path
 #: A wait ends when nothing has moved for this long. Loading a large teacher takes minutes.
 PATIENCE_S = 1800.0
 BEAT_EVERY_S = 10.0
+#: Looks for a sign of life in the time of patience: each may list a folder of a million names.
+_LOOKS = 100
 RANK_PREFIX = ".tmp-alive-"
 _MAX_BYTES = 4096
 
@@ -230,7 +232,8 @@ def wait_until(
 
     Args:
         is_done: Whether what is waited for has happened.
-        observe: Returns a value that differs from one look to the next while others work.
+        observe: Returns a value that differs from one look to the next while others work. It may be
+            dear, so it is asked a hundred times in `patience_s`.
         patience_s: How long the observed value may stay the same.
         poll_s: Seconds between two looks.
 
@@ -238,12 +241,16 @@ def wait_until(
         Whether it is done; False when nothing moved for `patience_s`.
     """
     last, since_s = observe(), time.monotonic()
+    next_s = since_s
     while not is_done():
         if time.monotonic() - since_s >= patience_s:
             return False
         time.sleep(poll_s)
+        if time.monotonic() < next_s:
+            continue
         if (now := observe()) != last:
             last, since_s = now, time.monotonic()
+        next_s = time.monotonic() + patience_s / _LOOKS
     return True
 
 

@@ -129,7 +129,7 @@ class ByRank:
             return
         if self._ranks.size > 1:
             log.info("%s: done; waiting for the shards of the others.", self._ranks)
-            self._wait(lambda: not writer.missing(), "for their shards")
+            self._wait(_Missing(writer).are_none_left, "for their shards")
         writer.seal()
 
     def stop(self) -> None:
@@ -145,6 +145,21 @@ class ByRank:
                 f"other rank gave a heartbeat. {shards_present(self._out, self._count)}. See what "
                 f"the other ranks printed. {AGAIN}"
             )
+
+
+class _Missing:
+    """The shards that a store lacked at the last look at all of them."""
+
+    def __init__(self, writer: CaptureWriter) -> None:
+        self._writer, self._indices = writer, writer.missing()
+
+    def are_none_left(self) -> bool:
+        """Tell whether all are there by now; mostly that takes a look at one."""
+        while self._indices and self._writer.has_shard(self._indices[-1]):
+            self._indices.pop()
+        if not self._indices:  # sure, once all are listed again
+            self._indices = self._writer.missing()
+        return not self._indices
 
 
 class ByClaim:
@@ -167,7 +182,7 @@ class ByClaim:
         self._shards_folder = folder
         self._claims = Claims(self._shards_folder, CLAIM_EXPIRES_S)
         self._claimed_here: set[int] = set()
-        self._still_missing: set[int] = set()
+        self._done: set[int] = set()
         self._newly_done: list[int] = []
 
     def wait_for_begin(self) -> None:
@@ -180,18 +195,27 @@ class ByClaim:
         return writer.missing()
 
     def shards(self, writer: CaptureWriter) -> Iterator[int | None]:
-        self._still_missing = set(writer.missing())
+        """Go through the missing shards once, then wait for those that others have claimed.
+
+        All shards are listed once for each such round, and not at each look: a worker that takes
+        the next of a million costs the file system a few requests.
+        """
         while missing := writer.missing():
-            self._count_done_by_others(missing)
-            taken = self._claims.take([f"{index:05d}" for index in missing])
-            index = None if taken is None else int(taken)
-            if index is not None and index not in writer.missing():
-                self._claims.release(f"{index:05d}")  # committed between the look and the claim
-                continue
-            if index is not None:
-                self._claimed_here.add(index)
-            yield index
-        self._count_done_by_others([])
+            claimed = []
+            for index in missing:
+                if self._take(index, writer):
+                    yield index
+                elif not self._is_done(index, writer):
+                    claimed.append(index)
+            while claimed := [i for i in claimed if not self._is_done(i, writer)]:
+                taken = self._claims.take([f"{index:05d}" for index in claimed])
+                index = None if taken is None else int(taken)
+                if index is not None and self._is_done(index, writer):
+                    self._claims.release(f"{index:05d}")  # committed since
+                    continue
+                if index is not None:
+                    self._claimed_here.add(index)
+                yield index
 
     def done_by_others(self) -> list[int]:
         newly_done, self._newly_done = self._newly_done, []
@@ -213,11 +237,26 @@ class ByClaim:
     def stop(self) -> None:
         self._claims.release_all()
 
-    def _count_done_by_others(self, missing: list[int]) -> None:
-        """Note shards that are missing no more, and that this process did not claim."""
-        committed = self._still_missing - set(missing)
-        self._still_missing -= committed
-        self._newly_done += sorted(committed - self._claimed_here)
+    def _take(self, index: int, writer: CaptureWriter) -> bool:
+        """Claim a shard if nobody has it and it is not there."""
+        if self._is_done(index, writer) or not self._claims.take_free(f"{index:05d}"):
+            return False
+        if self._is_done(index, writer):  # committed between the look and the claim
+            self._claims.release(f"{index:05d}")
+            return False
+        self._claimed_here.add(index)
+        return True
+
+    def _is_done(self, index: int, writer: CaptureWriter) -> bool:
+        """Tell whether a shard is committed; note it if another process did it."""
+        if index in self._done:
+            return True
+        if not writer.has_shard(index):
+            return False
+        self._done.add(index)
+        if index not in self._claimed_here:
+            self._newly_done.append(index)
+        return True
 
 
 def folder_of_claims(out: StorePath) -> Path | None:

@@ -17,7 +17,7 @@ from logitstore.capture.teacher.quantization import (
 )
 from logitstore.errors import InputError
 from logitstore.models.context_length import context_length
-from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder
+from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder, has_weights
 from logitstore.models.listed_ends import listed_ends
 from logitstore.models.loading import load_or_explain, load_tokenizer
 from logitstore.text.stored import files_to_store
@@ -88,8 +88,11 @@ def find_teacher(
     quantization: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    is_elsewhere: bool = False,
 ) -> Teacher:
     """Find out everything about a teacher that needs no weights in memory.
+
+    One that `is_elsewhere` needs no weights here at all: a folder without is told by its name.
 
     Raises:
         InputError: There is no such model, or it cannot be used.
@@ -115,8 +118,8 @@ def find_teacher(
         transformers_tokenizer=tokenizer,
         tokenizer_files=files_to_store(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
-        fingerprint=fingerprint_of(name, config),
-        dtype=precision,
+        fingerprint=fingerprint_of(name, config, is_elsewhere=is_elsewhere),
+        dtype="unknown" if is_elsewhere else precision,
         trust_remote_code=trust_remote_code,
         quantization=_quantization(name, quantization, precision, config),
         attn_implementation=attn_implementation,
@@ -152,13 +155,15 @@ def default_device(local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def fingerprint_of(name: str, config: Any) -> str:
-    """Identify the weights of a hub id or a folder.
+def fingerprint_of(name: str, config: Any, *, is_elsewhere: bool = False) -> str:
+    """Identify the weights of a hub id or a folder; of a teacher elsewhere, at least its name.
 
     Raises:
         InputError: They cannot be read, or nothing identifies them.
     """
     if Path(name).is_dir():
+        if is_elsewhere and not has_weights(Path(name)):
+            return f"named:{Path(name).resolve().name}"
         try:
             return fingerprint_folder(Path(name))
         except OSError as e:

@@ -2,12 +2,15 @@
 
     files.py         reads the rows of Parquet and JSONL files, in order, from any row
     columns.py       reads rows of columns: axolotl's KD data, prepared and raw
-    responses.py     reads rows that are responses of vLLM or of an OpenAI-compatible server
-    keyed_lists.py   reads lists that are keyed by id, as vLLM writes them
+    responses.py     reads rows that are responses of vLLM, SGLang or a server like OpenAI's
+    trl.py           reads rows of what TRL's client of a server returns
+    distillkit.py    reads rows that DistillKit packed
     token_names.py   finds the id of a token that is named by its text
-    lists.py         checks and sorts the lists, and computes their tails
     locate.py        finds the text of a row and the records in it
+    records.py       encodes them
     importing.py     checks and counts everything in a first pass, writes in a second
+
+The lists themselves are read, checked and sorted in `writing/lists`.
 
 **Which token a list describes** is where such data goes wrong. Here, list t of a row describes the
 distribution that predicted token t (`--aligned-to token`). vLLM's `prompt_logprobs`, whose first

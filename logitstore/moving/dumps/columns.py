@@ -19,8 +19,6 @@ import pyarrow as pa
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
-from logitstore.moving.dumps.keyed_lists import keyed_lists
-from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
 from logitstore.moving.dumps.row import (
     Dumped,
     documents,
@@ -31,6 +29,8 @@ from logitstore.moving.dumps.row import (
 )
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.moving.nested import Nested
+from logitstore.writing.lists.keyed import keyed_lists
+from logitstore.writing.lists.lists import Lists, int64s, reject_lengths
 
 PREPARED = ("input_ids", "target_token_ids", "target_logprobs")
 TARGETS = "target_token_ids"
@@ -43,7 +43,7 @@ def read_prepared(row: Mapping[str, Any], where: str) -> Dumped:
         InputError: Columns have unequal lengths, or hold something else.
     """
     ids = integers(row["input_ids"], f"{where}: input_ids")
-    lists = _numbers(row, "target_logprobs", where)
+    lists = paired(row, TARGETS, "target_logprobs", where)
     _check_tokens(lists, ids, "lists of target_logprobs", where)
     if row.get("target_mask") is not None:
         mask = flattened(row["target_mask"], f"{where}: target_mask")
@@ -92,7 +92,7 @@ def read_raw(
 
 def _raw_lists(row: Mapping[str, Any], names: TokenNames, where: str, column: str) -> Lists:
     if row.get(TARGETS) is not None:
-        return _numbers(row, column, where)
+        return paired(row, TARGETS, column, where)
     value = row[column]
     if isinstance(value, list) and any(isinstance(item, dict) for item in value):
         return keyed_lists(value, f"{where}: {column}")[0]
@@ -111,14 +111,18 @@ def _check_tokens(lists: Lists, ids: I64, what: str, where: str) -> None:
         reject_lengths(where, what, len(lists), len(ids))
 
 
-def _numbers(row: Mapping[str, Any], column: str, where: str) -> Lists:
-    """Pair the ids and the log-probabilities of two columns of nested lists."""
-    ids = flattened(row[TARGETS], f"{where}: {TARGETS}")
+def paired(row: Mapping[str, Any], targets: str, column: str, where: str) -> Lists:
+    """Pair the ids and the log-probabilities of two columns of nested lists.
+
+    Raises:
+        InputError: They do not have as many, or hold something else.
+    """
+    ids = flattened(row[targets], f"{where}: {targets}")
     values = flattened(row[column], f"{where}: {column}")
-    ids_T, values_T = _per_token(ids, TARGETS, where), _per_token(values, column, where)
+    ids_T, values_T = _per_token(ids, targets, where), _per_token(values, column, where)
     if len(ids_T) != len(values_T):
         raise InputError(
-            f"{where}: {len(values_T):,} lists of {column} for {len(ids_T):,} of {TARGETS}. Give "
+            f"{where}: {len(values_T):,} lists of {column} for {len(ids_T):,} of {targets}. Give "
             "both one list a token, or drop the row."
         )
     odd = np.flatnonzero(ids_T != values_T)
@@ -132,7 +136,7 @@ def _numbers(row: Mapping[str, Any], column: str, where: str) -> Lists:
         logprobs = values.numbers(np.float64, np.nan)
         return Lists(values_T, int64s(ids.numbers(np.int64)), np.asarray(logprobs, np.float64))
     except ValueError as e:
-        raise InputError(f"{where}: {TARGETS} and {column}: {e}. Fix or drop the row.") from None
+        raise InputError(f"{where}: {targets} and {column}: {e}. Fix or drop the row.") from None
 
 
 def _per_token(lists: Nested, column: str, where: str) -> I64:

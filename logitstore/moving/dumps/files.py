@@ -55,6 +55,11 @@ class Dump:
         self._signs = [_sign(file.path) for file in self.files]
 
     @property
+    def folder(self) -> Path:
+        """Return the folder that the first file is in."""
+        return self.files[0].path.parent
+
+    @property
     def size_bytes(self) -> int:
         """Return the size of all files together."""
         return sum(sign.size_bytes for sign in self._signs)

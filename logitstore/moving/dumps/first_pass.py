@@ -11,16 +11,16 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import CAN_BE_MISSING
 from logitstore.moving.dumps.files import Dump
-from logitstore.moving.dumps.lists import look_renormalised, sums
 from logitstore.moving.dumps.locate import Placed
 from logitstore.moving.dumps.reading import Reader
 from logitstore.moving.dumps.settings import ImportSettings
+from logitstore.writing.lists.lists import look_renormalised, sums
 
 #: The share of the lists that can tell which must sum to 1 before a dump counts as renormalised.
-_RENORMALISED_SHARE = 0.9
+RENORMALISED_SHARE = 0.9
 #: Lists that contain a neighbour of their token this much more often than the token are shifted.
-_BETTER_BY = 0.25
-_LEAST_LOOKED_AT = 10
+BETTER_BY = 0.25
+LEAST_LOOKED_AT = 10
 
 
 @dataclass
@@ -124,7 +124,7 @@ def look_through(dump: Dump, settings: ImportSettings) -> Survey:
     with progress(dump.size_bytes, "check", "B") as shown:
         for number, (where, row) in enumerate(dump.rows(shown.reach)):
             if survey is None:
-                survey = Survey(Reader.make(settings, row, where))
+                survey = Survey(Reader.make(settings, row, where, dump.folder))
             placed, unsorted, left_out = survey.reader.read(row, number, where)
             for document in placed:
                 survey.count(document)
@@ -144,7 +144,7 @@ def _check(survey: Survey, dump: Dump) -> None:
     """Raise InputError for faults that only all rows together show."""
     own, late, early = (int(n) / max(survey.looked_at, 1) for n in survey.fits)
     better = max(late, early)
-    if survey.looked_at >= _LEAST_LOOKED_AT and better > own + _BETTER_BY:
+    if survey.looked_at >= LEAST_LOOKED_AT and better > own + BETTER_BY:
         raise InputError(_beside(survey, dump, own, late, early))
     if survey.facts()["records"] == 0:
         raise InputError(
@@ -152,7 +152,7 @@ def _check(survey: Survey, dump: Dump) -> None:
             f"{survey.supervised:,} supervised tokens {survey.records:,} have a list. Check labels "
             "and masks, and which column the lists are in."
         )
-    looks = survey.telling > 0 and survey.suspects >= _RENORMALISED_SHARE * survey.telling
+    looks = survey.telling > 0 and survey.suspects >= RENORMALISED_SHARE * survey.telling
     if looks and not survey.reader.settings.renormalised:
         raise InputError(
             f"{dump.path}: its lists add up to one ({survey.suspects:,} of the {survey.telling:,} "

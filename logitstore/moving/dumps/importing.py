@@ -16,7 +16,7 @@ from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import StoreSpec
-from logitstore.moving.dumps import lists as of_lists
+from logitstore.moving.dumps import records
 from logitstore.moving.dumps.files import Dump, Row
 from logitstore.moving.dumps.first_pass import Survey, look_through
 from logitstore.moving.dumps.locate import Placed
@@ -25,7 +25,6 @@ from logitstore.records import SequenceText
 from logitstore.rows.survey import DOCUMENTS
 from logitstore.storage.paths import StorePath, local_path
 from logitstore.store import LogitStore, open_store
-from logitstore.writing.encode import RawRecords, encode_records
 from logitstore.writing.places import try_place
 from logitstore.writing.plan import make_plan
 from logitstore.writing.writer import StoreWriter, tokenizer_digests
@@ -151,29 +150,7 @@ def _pairs(rows: Numbered, survey: Survey, spec: StoreSpec, of: tuple[int, int])
 
 def _encoded(placed: Placed, spec: StoreSpec, settings: ImportSettings) -> EncodedRecords | None:
     """Encode the records of a row; None if it has none."""
-    placed = kept(placed, settings)
-    if not len(placed.token_ids):
-        return None
-    n, lists, own = len(placed.token_ids), placed.lists, placed.own
-    if settings.renormalised:
-        lists, tail = of_lists.renormalised(lists), np.full(n, -np.inf)
-        own = np.full(n, np.nan)  # from a renormalised list it would be wrong, too
-    else:
-        lists, tail = of_lists.at_most_one(lists), of_lists.tails(lists, spec.vocab_size)
-    logprobs, ids = of_lists.padded(lists)
-    is_known = "entropy" not in spec.missing
-    raw = RawRecords(
-        token_ids=placed.token_ids,
-        byte_starts=placed.byte_starts,
-        byte_lengths=placed.byte_lengths,
-        token_logprob=np.nan_to_num(own, nan=-np.inf, neginf=-np.inf),
-        entry_logprobs=logprobs,
-        entry_ids=ids,
-        entry_count=lists.counts,
-        tail_logmass=tail,
-        entropy=of_lists.entropies(lists) if is_known else np.zeros(n),
-    )
-    return encode_records(raw, spec)
+    return records.encoded(kept(placed, settings), spec, renormalised=settings.renormalised)
 
 
 def kept(placed: Placed, settings: ImportSettings) -> Placed:

@@ -18,7 +18,6 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
-from logitstore.moving.dumps.lists import Lists, reject_lengths
 from logitstore.moving.dumps.row import Dumped
 from logitstore.records import SequenceText
 from logitstore.text.chat_template import ChatTemplate
@@ -26,6 +25,7 @@ from logitstore.text.conversation import Conversation, Supervise
 from logitstore.text.token_ids import TokenRow, read_tokens
 from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 from logitstore.text.turns import MODES, SupervisedText
+from logitstore.writing.lists.lists import Lists, reject_lengths
 
 #: Statuses: supervised tokens without lists; a text that the chat template renders differently.
 NO_LISTS, CHANGED = "no_lists", "template_changed_text"

@@ -5,20 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from logitstore.errors import InputError
 from logitstore.models.fingerprint import fingerprint_folder
 from logitstore.models.loading import load_tokenizer
-from logitstore.moving.dumps import columns, responses
+from logitstore.moving.dumps import columns, distillkit, records, responses, trl
 from logitstore.moving.dumps.files import Row
-from logitstore.moving.dumps.lists import (
-    UNKNOWN,
-    check_largest,
-    check_own,
-    checked,
-    without_extras,
-)
 from logitstore.moving.dumps.locate import Placed, Placer
 from logitstore.moving.dumps.row import Dumped, plain
 from logitstore.moving.dumps.settings import ImportSettings
@@ -27,10 +18,20 @@ from logitstore.text.chat_template import ChatTemplate, parse_kwargs
 from logitstore.text.stored import files_to_store
 from logitstore.text.token_ids import check_spelling
 from logitstore.text.tokenizer import ByteTokenizer
+from logitstore.writing.lists.lists import SUM_TOLERANCE, check_own, checked
 
 PREPARED, RAW, RESPONSE = "prepared", "raw", "response"
+TRL, DISTILLKIT = "trl", "distillkit"
 #: The token that a list describes, unless the user says otherwise.
-ALIGNED_BY_LAYOUT = {PREPARED: "next", RAW: "token", RESPONSE: "token"}
+ALIGNED_BY_LAYOUT = {
+    PREPARED: "next",
+    RAW: "token",
+    RESPONSE: "token",
+    TRL: "token",
+    DISTILLKIT: "next",
+}
+#: How much a curve through log-probabilities may add to their sum.
+_ROUNDED = 0.05
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Reader:
 
     Attributes:
         settings: The settings, as the user gave them.
-        layout: `prepared`, `raw` or `response`.
+        layout: `prepared`, `raw`, `response`, `trl` or `distillkit`.
         aligned_to: `token` or `next`.
         tokenizer: The teacher's tokenizer.
         files: The tokenizer's files, for the store.
@@ -48,6 +49,7 @@ class Reader:
         teacher: The name of the teacher.
         fingerprint: The teacher's fingerprint, or `named:` and its name.
         vocab_size: The width of the teacher's logits.
+        packing: How rows of DistillKit are packed; None: they are not.
     """
 
     settings: ImportSettings
@@ -60,10 +62,11 @@ class Reader:
     teacher: str
     fingerprint: str
     vocab_size: int
+    packing: distillkit.Packing | None = None
 
     @classmethod
-    def make(cls, settings: ImportSettings, row: Row, where: str) -> "Reader":
-        """Make a reader for a dump that begins with this row.
+    def make(cls, settings: ImportSettings, row: Row, where: str, folder: Path) -> "Reader":
+        """Make a reader for a dump in `folder` that begins with this row.
 
         Raises:
             InputError: The columns are not known, or a setting cannot be used.
@@ -112,6 +115,7 @@ class Reader:
             teacher,
             fingerprint,
             vocab_size,
+            _packing(settings, layout, row, folder),
         )
 
     def read(self, row: Row, number: int, where: str) -> tuple[list[Placed], int, int]:
@@ -130,11 +134,13 @@ class Reader:
                 "of rows into two stores."
             )
         dumped = self._dumped(row, where)
-        lists, unsorted = checked(dumped.lists, self.vocab_size, where)
+        tolerance = _ROUNDED if dumped.is_rounded else SUM_TOLERANCE
+        lists, unsorted = checked(dumped.lists, self.vocab_size, where, tolerance)
         check_own(dumped.token_logprobs, where)
         placed = self.placer.place(replace(dumped, lists=lists), number, where)
-        is_ordered = self.layout != RESPONSE  # whose lists are objects, in no order
-        finished = [self._finished(each, where) for each in placed]
+        # Those of responses are objects, in no order; a curve may rise a little.
+        is_ordered = self.layout != RESPONSE and not dumped.is_rounded
+        finished = [records.finished(each, self.vocab_size, where) for each in placed]
         return finished, unsorted * is_ordered, dumped.left_out
 
     def _dumped(self, row: Row, where: str) -> Dumped:
@@ -142,6 +148,10 @@ class Reader:
             return columns.read_prepared(row, where)
         if self.layout == RESPONSE:
             return responses.read_choice(row, self.names, where)
+        if self.layout == TRL:
+            return trl.read_sequence(row, where)
+        if self.layout == DISTILLKIT:
+            return distillkit.read_row(row, self.packing, where)
         return columns.read_raw(
             row,
             self.names,
@@ -149,14 +159,6 @@ class Reader:
             logprobs=self.settings.logprobs_column,
             messages=self.settings.messages_column,
         )
-
-    def _finished(self, placed: Placed, where: str) -> Placed:
-        """Fill in each token's own log-probability, and keep lists of the most probable tokens."""
-        listed = placed.lists.logprob_of(placed.token_ids)
-        own = np.where(placed.own > UNKNOWN, np.minimum(placed.own, 0.0), listed)  # NaN is not >
-        lists = without_extras(placed.lists, placed.token_ids, placed.ranks, self.vocab_size)
-        check_largest(lists, self.vocab_size, where)
-        return replace(placed, own=own, lists=lists)
 
 
 def layout_of(row: Mapping[str, Any], settings: ImportSettings, where: str) -> str:
@@ -167,6 +169,10 @@ def layout_of(row: Mapping[str, Any], settings: ImportSettings, where: str) -> s
     """
     if responses.looks_like(row):
         return RESPONSE
+    if row.get(trl.IDS) is not None:
+        return TRL
+    if distillkit.looks_like(row, where):
+        return DISTILLKIT
     if all(row.get(name) is not None for name in columns.PREPARED):
         return PREPARED
     if settings.logprobs_column in row:
@@ -174,8 +180,25 @@ def layout_of(row: Mapping[str, Any], settings: ImportSettings, where: str) -> s
     raise InputError(
         f"{where}: no known columns; expected `{settings.logprobs_column}`, `target_logprobs` with "
         "`target_token_ids` and `input_ids`, or a response with `choices`, found "
-        f"{', '.join(sorted(row)) or 'none'}. Name the column of lists with --logprobs-column."
+        f"{', '.join(sorted(row)) or 'none'}. Name the column of lists with --logprobs-column; "
+        "`logitstore import --help` has all that is read."
     )
+
+
+def _packing(
+    settings: ImportSettings, layout: str, row: Row, folder: Path
+) -> distillkit.Packing | None:
+    """Read how rows are packed, if they are."""
+    if layout == DISTILLKIT and distillkit.is_packed(row):
+        return distillkit.Packing.read(
+            Path(settings.compression_config or folder / distillkit.CONFIG)
+        )
+    if settings.compression_config is not None:
+        raise InputError(
+            f"--compression-config {settings.compression_config}: the rows are not packed by "
+            "DistillKit, so it would have no effect. Leave it out."
+        )
+    return None
 
 
 def _is_conversation(row: Row, layout: str, settings: ImportSettings) -> bool:

@@ -9,7 +9,8 @@ A line of a file is a response, or an object that has one under `response` (Open
     generated   `logprobs` of the generated tokens. The prompt before them is given as
                 `prompt_token_ids`, or as `messages` that the teacher's chat template renders.
 
-`return_token_ids: true` makes vLLM add `prompt_token_ids` and `token_ids`.
+`return_token_ids: true` makes vLLM add `prompt_token_ids` and `token_ids`. SGLang's own responses
+have both in `meta_info` (writing/lists/sglang.py).
 """
 
 from collections.abc import Mapping
@@ -20,11 +21,12 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.columns import spread
-from logitstore.moving.dumps.keyed_lists import keyed_lists
-from logitstore.moving.dumps.lists import Lists, int64s, reject_lengths
-from logitstore.moving.dumps.row import Dumped, integers, messages_of, number_of, wanted
+from logitstore.moving.dumps.row import Dumped, integers, messages_of, wanted
 from logitstore.moving.dumps.token_names import TokenNames
 from logitstore.text.conversation import Message
+from logitstore.writing.lists import sglang
+from logitstore.writing.lists.keyed import keyed_lists, number_of
+from logitstore.writing.lists.lists import Lists, int64s, reject_lengths
 
 _IDS = ("prompt_token_ids", "input_ids")
 _OF_A_MESSAGE = ("role", "content", "reasoning_content", "tool_calls", "name")
@@ -53,7 +55,7 @@ def looks_like(row: Mapping[str, Any]) -> bool:
     inner = row.get("response", row)
     if inner is None:  # of a batch: the request failed
         return row.get("error") is not None
-    known = ("choices", "outputs", "prompt_logprobs", "body")
+    known = ("choices", "outputs", "prompt_logprobs", "body", "meta_info")
     return isinstance(inner, Mapping) and any(name in inner for name in known)
 
 
@@ -89,6 +91,9 @@ def read_choice(choice: Mapping[str, Any], names: TokenNames, where: str) -> Dum
     prompt = _prompt_ids(choice, where)
     if choice.get("prompt_logprobs") is not None:
         return _scored(choice, prompt, where)
+    meta = choice.get("meta_info")
+    if isinstance(meta, Mapping) and (scored := sglang.prompt_of(meta, where)) is not None:
+        return _scored_by_sglang(choice, meta, scored, prompt, where)
     answer = _generated(choice, names, where)
     if answer.is_echo:
         is_wanted = wanted(choice, answer.ids, where)
@@ -130,6 +135,35 @@ def _scored(choice: Mapping[str, Any], prompt: I64 | None, where: str) -> Dumped
     )
 
 
+def _scored_by_sglang(
+    choice: Mapping[str, Any],
+    meta: Mapping[str, Any],
+    scored: sglang.Listed,
+    prompt: I64 | None,
+    where: str,
+) -> Dumped:
+    """Join the tokens that SGLang has lists of with those of the prompt before them."""
+    ids = scored.ids if prompt is None else prompt
+    first = len(ids) - len(scored.ids)
+    if first < 0 or not np.array_equal(ids[first:], scored.ids):
+        raise InputError(
+            f"{where}: the tokens of input_token_logprobs are not the last of the "
+            f"{len(ids):,} input_ids beside them. Drop the row, or leave the wrong ones out."
+        )
+    places = np.arange(first, len(ids))
+    own = np.full(len(ids), np.nan)
+    own[places] = scored.own
+    messages = choice.get("messages")
+    return Dumped(
+        spread(scored.lists, places, len(ids)),
+        ids,
+        wanted(choice, ids, where),
+        own,
+        messages=None if messages is None else messages_of(messages, where),
+        left_out=len(_list(meta, "output_token_logprobs", where)),
+    )
+
+
 def _behind(prompt: I64, answer: _Generated) -> Dumped:
     """Join the prompt, as context, and the generated tokens."""
     whole = np.concatenate([prompt, answer.ids])
@@ -145,6 +179,9 @@ def _behind(prompt: I64, answer: _Generated) -> Dumped:
 
 
 def _generated(choice: Mapping[str, Any], names: TokenNames, where: str) -> _Generated:
+    meta = choice.get("meta_info")
+    if isinstance(meta, Mapping) and (said := sglang.output_of(meta, where)) is not None:
+        return _Generated(said.lists, said.own, said.ids, np.full(len(said.ids), np.nan))
     logprobs = choice.get("logprobs")
     if isinstance(logprobs, list):  # vLLM's own objects, written out
         ids = _token_ids(choice, len(logprobs), where)
@@ -153,7 +190,8 @@ def _generated(choice: Mapping[str, Any], names: TokenNames, where: str) -> _Gen
     if not isinstance(logprobs, Mapping):
         raise InputError(
             f"{where}: the response has no logprobs. Ask for them: `logprobs: true, top_logprobs: "
-            "20` (chat) or `logprobs: 20` (completions)."
+            "20` (chat) or `logprobs: 20` (completions); of SGLang `return_logprob: true, "
+            "top_logprobs_num: 20, logprob_start_len: 0`."
         )
     if logprobs.get("tokens") is not None:
         return _completion(choice, logprobs, names, where)

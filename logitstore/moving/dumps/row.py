@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64, Bools
-from logitstore.moving.dumps.lists import Lists
 from logitstore.moving.nested import Nested, nested
 from logitstore.rows.kinds import MASKS
 from logitstore.rows.token_rows import CUTS, document_places, wanted_of
 from logitstore.text.conversation import Message, read_messages, without_missing
 from logitstore.text.strict_json import Decoder, flaw_of, trouble
+from logitstore.writing.lists.lists import Lists
 
 #: Columns of zeros and ones that say what is trained on; what is padding is left out before.
 _MASKS = tuple(name for name in MASKS if name != "attention_mask")
@@ -35,6 +35,7 @@ class Dumped:
         answer_ids: The tokens that the teacher generated as the last message; lists are for these.
         left_out: Tokens that were generated only because a server must generate some.
         documents: Places of the tokens of each document that the row is packed of; None: one.
+        is_rounded: Whether the lists were packed so that they may add up to a little over one.
     """
 
     lists: Lists
@@ -46,6 +47,7 @@ class Dumped:
     answer_ids: I64 | None = None
     left_out: int = 0
     documents: tuple[I64, ...] | None = None
+    is_rounded: bool = False
 
     def take(self, places: I64) -> "Dumped":
         """Return some of the tokens of a row of token ids, as a row."""
@@ -123,16 +125,6 @@ def documents(row: Mapping[str, Any], tokens: int, where: str) -> tuple[I64, ...
         InputError: What says where documents begin does not belong to these tokens.
     """
     return tuple(document_places(tokens, columns_of(row, CUTS, where), where))
-
-
-def number_of(value: Any) -> float | None:
-    """Return a number of JSON; None for anything else, or where no float is so large."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return float(value)
-    except OverflowError:
-        return None
 
 
 def messages_of(value: Any, where: str) -> list[Message]:

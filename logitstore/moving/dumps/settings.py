@@ -9,7 +9,7 @@ from typing import Any
 
 from logitstore.console.settings import setting
 from logitstore.errors import InputError
-from logitstore.writing.plan import DEFAULT_SHARD_TEXT_BYTES
+from logitstore.writing.plan import DEFAULT_IN_WORDS
 
 ALIGNED = ("token", "next")
 UNLISTED = ("mark", "drop")
@@ -67,6 +67,13 @@ class ImportSettings:
     messages_column: str = setting(
         "messages", _DUMP, "Column of the conversation, in raw rows.", metavar="NAME"
     )
+    compression_config: str | None = setting(
+        None,
+        _DUMP,
+        "How DistillKit packed its rows: the file that its sampler wrote.",
+        metavar="FILE",
+        unset="compression_config.yaml beside the dump",
+    )
     supervise: str | None = setting(
         None,
         _CONVERSATIONS,
@@ -87,8 +94,12 @@ class ImportSettings:
         "Variables of the chat template for every row, as JSON; in Python also a dict.",
         metavar="JSON",
     )
-    shard_text_bytes: int = setting(
-        DEFAULT_SHARD_TEXT_BYTES, _RUNNING, "Bytes of text per shard, about.", metavar="N"
+    shard_text_bytes: int | None = setting(
+        None,
+        _RUNNING,
+        "Bytes of text per shard, about.",
+        metavar="N",
+        unset=DEFAULT_IN_WORDS,
     )
 
     def check(self) -> None:
@@ -106,7 +117,7 @@ class ImportSettings:
                 raise InputError(f"{flag} is {value}, expected {' or '.join(known)}.")
         for flag, number in (
             ("--shard-text-bytes", self.shard_text_bytes),
-            ("--vocab-size", self.vocab_size or 1),
+            ("--vocab-size", self.vocab_size),
         ):
-            if number < 1:
+            if number is not None and number < 1:
                 raise InputError(f"{flag} is {number}, expected 1 or more.")

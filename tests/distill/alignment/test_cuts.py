@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from distill.alignment import cuts as cuts_module
 from distill.alignment.cuts import Cuts
 from distill.data.dataset import StoreDataset
 from logitstore.testing import tiny
@@ -49,6 +50,21 @@ def test_a_continuation_fits_if_the_tokenizer_ends_a_token_where_the_last_one_en
     assert compared > 500
     assert (~found).any()
     np.testing.assert_array_equal(cuts.fits(last, following), found.ravel())  # from memory
+
+
+def test_an_answer_that_lost_its_place_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    student = ByteTokenizer(tiny.byte_bpe())
+    written = [b or b"" for b in student.token_bytes]
+    rng = np.random.default_rng(0)
+    last, following = rng.integers(student.size, size=(2, 40, 30))
+    roomy = Cuts(student, written)
+    monkeypatch.setattr(cuts_module, "_ROW_BITS", 2)
+    narrow = Cuts(student, written)
+    found = [roomy.fits(*pair) for pair in zip(last, following, strict=True)]
+    assert not np.concatenate(found).all()
+    for number in rng.integers(40, size=120):
+        np.testing.assert_array_equal(narrow.fits(last[number], following[number]), found[number])
+    assert np.count_nonzero(narrow._known) == narrow._known.size == 16
 
 
 def test_the_token_that_came_nearly_always_fits_and_others_do_not(tmp_path: object) -> None:

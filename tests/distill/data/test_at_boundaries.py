@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -46,11 +47,58 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return here
 
 
-def at_labels(store: LogitStore, i: int, **options: str) -> dict[int, dict[bytes, float]]:
+class Question(NamedTuple):
+    """What a label is compared with, by the referee.
+
+    Attributes:
+        chances: Of each byte that the student can write next, not summing to one.
+        is_mixed: Whether a token of the teacher may have ended here, behind bytes of another.
+    """
+
+    chances: dict[bytes, float]
+    is_mixed: bool
+
+
+@pytest.fixture(scope="module")
+def questions(place: Path) -> list[dict[int, Question]]:
+    """Ask the teacher about each row: by byte, where a label of it is compared with records."""
+    store = logitstore.open_store(place / "store")
+    model = AutoModelForCausalLM.from_pretrained(place / "teacher").eval()
+    teacher = ByteTokenizer(tiny.byte_bpe())
+    written = [each or b"" for each in teacher.token_bytes]
+    return [
+        asked(model, written, teacher.encode(store.text(i).segments).token_ids.tolist(), text)
+        for i, text in enumerate(TEXTS)
+    ]
+
+
+def asked(model: Any, written: list[bytes], ids: list[int], text: str) -> dict[int, Question]:
+    data, starts = text.encode(), np.cumsum([0, *(len(written[v]) for v in ids)]).tolist()
+    found = {}
+    for byte in range(starts[1] + 1, len(data)):
+        j = max(n for n, start in enumerate(starts) if start < byte)  # the first has no record
+        begun = data[starts[j] : byte]
+        own = [v for v, each in enumerate(written) if each == begun]
+        is_mixed = bool(own) and teacher_writes(begun) == own
+        if not is_mixed and starts[j + 1] == byte:
+            continue
+        q = plain(model, ids[:j]).exp().double().tolist()
+        chances: dict[bytes, float] = {}
+        for v, each in enumerate(written):
+            if each.startswith(begun) and len(each) > len(begun):
+                following = each[len(begun) : len(begun) + 1]
+                chances[following] = chances.get(following, 0) + q[v]
+        if is_mixed:
+            behind = plain(model, [*ids[:j], *own]).exp().double().tolist()
+            for u, each in enumerate(written):
+                chances[each[:1]] = chances.get(each[:1], 0) + q[own[0]] * behind[u]
+        found[byte] = Question(chances, is_mixed)
+    return found
+
+
+def at_labels(data: StoreDataset, store: LogitStore, i: int) -> dict[int, dict[bytes, float]]:
     """The target of each label of a row, by its byte: the chances of what the student can write."""
-    student = ByteTokenizer(tiny.byte_bpe(257))
-    data = StoreDataset(store, student, ("mapped_kl",), **options)
-    example = data[i]
+    student, example = data.reader.tokenizer, data[i]
     arrays, found = example.teacher["mapped_kl"], {}
     starts = student.encode(store.text(i).segments).byte_starts[example.is_label]
     stop = np.cumsum(arrays["entry_count"])
@@ -64,45 +112,22 @@ def at_labels(store: LogitStore, i: int, **options: str) -> dict[int, dict[bytes
 
 @pytest.mark.parametrize("kind", ["canonical", "counted", "prefix"])
 def test_every_label_is_compared_with_tokens_that_go_on_and_those_behind_one_that_ended(
-    place: Path, kind: str
+    place: Path, questions: list[dict[int, Question]], kind: str
 ) -> None:
-    store = logitstore.open_store(place / "store")
-    model = AutoModelForCausalLM.from_pretrained(place / "teacher").eval()
-    teacher = ByteTokenizer(tiny.byte_bpe())
-    written = [each or b"" for each in teacher.token_bytes]
-    compared, mixed = 0, 0
-    for i, text in enumerate(TEXTS):
-        data, ids = text.encode(), teacher.encode(store.text(i).segments).token_ids.tolist()
-        starts = np.cumsum([0, *(len(written[v]) for v in ids)]).tolist()
-        found = at_labels(inside(store), i, map=kind)
-        for byte in range(starts[1] + 1, len(data)):
-            j = max(n for n, start in enumerate(starts) if start < byte)
-            if j == 0:
-                continue  # the first token has no record
-            begun = data[starts[j] : byte]
-            q = plain(model, ids[:j]).exp().double().tolist()
-            chances: dict[bytes, float] = {}
-            for v, each in enumerate(written):
-                if each.startswith(begun) and len(each) > len(begun):
-                    following = each[len(begun) : len(begun) + 1]
-                    chances[following] = chances.get(following, 0) + q[v]
-            own = [v for v, each in enumerate(written) if each == begun]
-            is_mixed = bool(own) and teacher_writes(begun) == own
-            if is_mixed:
-                behind = plain(model, [*ids[:j], *own]).exp().double().tolist()
-                for u, each in enumerate(written):
-                    chances[each[:1]] = chances.get(each[:1], 0) + q[own[0]] * behind[u]
-            elif starts[j + 1] == byte:
-                continue
-            total = sum(chances.values())
-            target = found[byte]
-            for x, mass in chances.items():
+    store = inside(logitstore.open_store(place / "store"))
+    student = ByteTokenizer(tiny.byte_bpe(257))
+    data = StoreDataset(store, student, ("mapped_kl",), map=kind)
+    for i, of_row in enumerate(questions):
+        found = at_labels(data, store, i)
+        for byte, question in of_row.items():
+            total, target = sum(question.chances.values()), found[byte]
+            for x, mass in question.chances.items():
                 if not b"" < x < b"\x80":
                     continue  # not every token without bytes is an end, nor are parts of characters
-                assert target.get(x, 0.0) == pytest.approx(mass / total, abs=0.02), (byte, x)
-            compared, mixed = compared + 1, mixed + (is_mixed and len(begun) > 0)
-    assert compared > 150
-    assert mixed > 60
+                assert abs(target.get(x, 0.0) - mass / total) <= 0.02, (byte, x)
+    every = [question for of_row in questions for question in of_row.values()]
+    assert len(every) > 150
+    assert sum(question.is_mixed for question in every) > 60
 
 
 def teacher_writes(begun: bytes) -> list[int]:

@@ -1,8 +1,5 @@
 """Adapters: made of the seed alone, gone on from where they are named, merged when asked."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,6 @@ from distill.training.run import train
 from logitstore.capture import capture
 from logitstore.errors import InputError
 from logitstore.testing import tiny
-from tests.kit.paths import ROOT
 from tests.kit.rows import texts_file
 
 FILE = "adapter_model.safetensors"
@@ -55,31 +51,6 @@ def trained(here: Path, out: Path, rate: float = 1e-6, **student: Any) -> dict[s
     )  # fmt: skip
     arguments = StudentArguments(**({"use_peft": True} | student))
     return dict(train(config, arguments))
-
-
-_MAKES = """
-import hashlib, torch
-from distill.student.arguments import StudentArguments
-from distill.student.loading import make_student
-torch.rand(drawn)
-model, _ = make_student(StudentArguments(model_name_or_path=student, use_peft=True), seed=1)
-weights = [p.detach().numpy().tobytes() for n, p in model.named_parameters() if "lora" in n]
-made = hashlib.sha256(b"".join(weights)).hexdigest()
-"""
-
-
-def test_two_processes_of_one_seed_make_the_same_adapters(here: Path) -> None:
-    """Whatever each of them has drawn before, and in which order Python's sets are."""
-    student = str(here / "student")
-    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    there = subprocess.run(
-        [sys.executable, "-c", f"student, drawn = {student!r}, 1\n{_MAKES}\nprint(made)"],
-        env=os.environ | {"PYTHONHASHSEED": seed},
-        capture_output=True, text=True, check=True, cwd=ROOT,
-    ).stdout.split()[-1]  # fmt: skip
-    own: dict[str, Any] = {"student": student, "drawn": 2}
-    exec(_MAKES, own)
-    assert own["made"] == there
 
 
 def test_adapters_of_two_seeds_differ(here: Path) -> None:

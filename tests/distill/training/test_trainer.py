@@ -550,7 +550,7 @@ def test_rows_are_cut_at_what_the_student_reads(store: FakeStore, tmp_path: Path
 def test_flags_that_are_let_through_do_train(
     store: FakeStore, model: PreTrainedModel, tmp_path: Path, flags: dict[str, Any]
 ) -> None:
-    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "eval_store": store}
+    evaluating = {"eval_strategy": "steps", "eval_steps": 1, "eval_store": store, "max_steps": 2}
     trainer = trainer_of(model, store, tmp_path, **(evaluating | flags))
     trainer.train()
     losses = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 import logitstore
 from logitstore.capture import preview
-from logitstore.capture.estimate import budget as budget_module
 from logitstore.capture.estimate.budget import largest_that_fits, smallest_that_is_fast
 from logitstore.capture.passes.teacher_pass import TeacherPass, batches
 from logitstore.capture.sequences.windows import TeacherSequence
@@ -322,7 +321,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "s"
-    monkeypatch.setattr(budget_module, "raises_out_of_memory", lambda teacher: True)
+    monkeypatch.setattr(TeacherPass, "raises_out_of_memory", True)
     with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
         Memory(patched, 500)
         store = run(teacher, data, out, tokens_per_batch="auto")
@@ -352,7 +351,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
 def test_an_automatic_budget_ends_where_not_one_row_fits(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget_module, "raises_out_of_memory", lambda teacher: True)
+    monkeypatch.setattr(TeacherPass, "raises_out_of_memory", True)
     Memory(monkeypatch, 10)
     with pytest.raises(InputError, match=r"row \d+: one sequence of \d+ tokens alone does not fit"):
         run(teacher, data, tmp_path / "s", tokens_per_batch="auto")
@@ -433,7 +432,7 @@ def test_another_budget_is_the_same_store_but_for_rounding(
 def test_a_dry_run_reads_in_halves_too_and_finds_a_budget_that_it_does_not_write(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(budget_module, "raises_out_of_memory", lambda teacher: True)
+    monkeypatch.setattr(TeacherPass, "raises_out_of_memory", True)
     Memory(monkeypatch, 150)
     for budget in (8192, "auto"):
         settings = SETTINGS | {"tokens_per_batch": budget}

@@ -8,13 +8,13 @@ import datasets
 import pytest
 
 import logitstore
-from logitstore.capture import lost_rows
 from logitstore.console.left_out import LeftOut, is_surely_more, left_out_text, lost
 from logitstore.errors import InputError
 from logitstore.format.statuses import REASONS, left_out_of, reason_of
 from logitstore.info import facts, info_text
 from logitstore.store import open_store
 from logitstore.testing import tiny
+from logitstore.writing import some_records
 from tests.kit import templates
 from tests.kit.rows import rows_file, texts_file
 
@@ -174,7 +174,7 @@ def test_an_unfinished_store_and_one_of_equal_rows_have_a_table_too(
 
 def test_the_most_frequent_reasons_are_named_and_no_more() -> None:
     many = left_out_of({"empty": 5, "too_long": 4, "no_supervised_text": 3, "ok": 1})
-    said = lost_rows._named(many)
+    said = some_records.reasons_in_words(many)
     assert "5 empty" in said
     assert "4 too_long" in said
     assert "no_supervised_text" not in said

@@ -330,6 +330,8 @@ class Fake:
         self.model, self.device = model, torch.device("cpu")
         self.spec = type("Spec", (), {"teacher": {"dtype": dtype}})()
         self.forward = lambda batch: TeacherPass.forward(self, batch)  # type: ignore[arg-type]
+        self.alone = lambda one: TeacherPass.alone(self, one)  # type: ignore[arg-type]
+        self.is_quantized = False
         self._pad_id = 0
         self._head = TeacherHead(model, self_test_settings())
         self._rows = lambda batch: TeacherPass._rows(self, batch)  # type: ignore[arg-type]

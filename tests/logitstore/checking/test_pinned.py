@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from logitstore import open_store
-from logitstore.checking import verify
+from logitstore.checking import shard_check
 from logitstore.checking.nonsense import nonsense
 from logitstore.checking.repair import repair_store
 from logitstore.checking.verify import verify_store
@@ -160,13 +160,13 @@ def test_thousands_of_lost_shards_are_told_in_a_few_lines(
 ) -> None:
     """Eight bytes of a `store.json` say of each that it is there; that cost an open file."""
     looked_at: list[int] = []
-    opened = verify._opened
+    opened = shard_check._opened
 
     def counted(path: StorePath, header: StoreHeader, index: int) -> Shard:
         looked_at.append(index)
         return opened(path, header, index)
 
-    monkeypatch.setattr(verify, "_opened", counted)
+    monkeypatch.setattr(shard_check, "_opened", counted)
     edit_spec(store, lambda body: body["plan"].update(boundaries=[0, 3, *range(7, 20_000)]))
     report = verify_store(store)
     assert looked_at == [0, 1, 2]

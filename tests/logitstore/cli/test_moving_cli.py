@@ -119,6 +119,9 @@ def test_a_wrong_request_is_one_message_and_writes_nothing(run: Run, tmp_path: P
             "<here>/taken: the folder holds something else (thesis.tex) and no store. Choose "
             "another --out, or empty the folder."
         ),
+        ("subset", "s", "--rows", "0:3", "--out", "x", "--shard-text-bytes", "0"): (
+            "--shard-text-bytes is 0, expected 1 or more."
+        ),
         ("export", "part", "--to", "parquet", "--out", "x"): (
             "<here>/part: holds 3 of 12 rows. Run the same command that writes it again, to finish "
             "it first."

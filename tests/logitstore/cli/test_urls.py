@@ -81,11 +81,16 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def words(
     bucket: Bucket, here: dict[str, str], tmp_path: Path
 ) -> Callable[[tuple[str, ...]], list[str]]:
-    """Fills the names in; the stores of the bucket are those of this machine."""
+    """Fills the names in; the stores of the bucket that are named are those of this machine."""
     names = here | {"free": f"{bucket.url}/made/s", "new": str(tmp_path / "new")}
-    names["url"] = bucket.upload(Path(here["store"]), "runs/s")
-    names["other"] = bucket.upload(Path(here["other"]), "runs/other")
-    return lambda words: [word.format(**names) for word in words]
+
+    def filled(words: tuple[str, ...]) -> list[str]:
+        for name, store, prefix in (("url", "store", "runs/s"), ("other", "other", "runs/other")):
+            if f"{{{name}}}" in "".join(words) and not names.get(name, "").startswith(bucket.url):
+                names[name] = bucket.upload(Path(here[store]), prefix)
+        return [word.format(**names) for word in words]
+
+    return filled
 
 
 Words = Callable[[tuple[str, ...]], list[str]]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,19 @@ def test_no_code_of_a_folder_is_run(tmp_path: Path) -> None:
 def test_an_id_that_asks_for_gigabytes_is_refused_before_anything_is_loaded(
     tmp_path: Path, name: str, content: dict[str, object]
 ) -> None:
-    (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens"):
-        load_tokenizer(tmp_path)
+    """However the JSON is spaced."""
+    for spacing in ({}, {"separators": (",", ":")}, {"indent": 1, "separators": (" ,", " :\n\t ")}):
+        (tmp_path / name).write_text(json.dumps(content, **spacing))  # type: ignore[arg-type]
+        with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens"):
+            load_tokenizer(tmp_path)
+
+
+def test_the_smallest_id_that_is_too_large_is_found(tmp_path: Path) -> None:
+    for above, is_refused in ((4, False), (5, True)):
+        content = {"model": {"vocab": {"a": 1_000_000 + above}}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="1,000,005") if is_refused else nullcontext():
+            check_vocabulary(tmp_path)
 
 
 def test_what_is_no_ordinary_file_is_not_waited_for(tmp_path: Path) -> None:

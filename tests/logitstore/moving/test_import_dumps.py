@@ -22,11 +22,6 @@ from tests.kit.dumps import ENGLISH, TEXTS, Dumper, imported, settings
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
-@pytest.fixture(scope="module")
 def captured(teacher: Dumper, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     """The same rows, captured: the oracle."""
     rows = Dataset.from_list([{"input_ids": teacher.ids(t)} for t in TEXTS])

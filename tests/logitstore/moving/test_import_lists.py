@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logitstore.errors import InputError
-from logitstore.moving.dumps import lists as of_lists
-from logitstore.moving.dumps.lists import Lists, checked
+from logitstore.writing.lists import lists as of_lists
+from logitstore.writing.lists.lists import Lists, checked
 
 VOCAB = 30
 

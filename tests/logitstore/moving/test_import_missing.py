@@ -13,12 +13,6 @@ from logitstore.moving.dumps.importing import import_dump
 from tests.kit import dumps
 from tests.kit.dumps import ENGLISH, TEXTS, Dumper, imported, settings
 
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
 Row = dict[str, Any]
 
 

@@ -14,11 +14,6 @@ from tests.kit import dumps
 from tests.kit.dumps import ENGLISH, Dumper, imported, settings
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
 def test_answers_lie_behind_their_prompts(teacher: Dumper, tmp_path: Path) -> None:
     asked = [[{"role": "user", "content": text[:9]}] for text in ENGLISH]
     rows = [teacher.chat(m, text) for m, text in zip(asked, ENGLISH, strict=True)]

@@ -15,11 +15,6 @@ from tests.kit import dumps
 from tests.kit.dumps import ENGLISH, TEXTS, Dumper, imported, settings
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
 def test_an_import_that_was_stopped_goes_on_to_the_same_bytes(
     teacher: Dumper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,8 +35,8 @@ LACKS_TAIL = (
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return replace(dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher"), sure=4.0)
+def teacher(teacher: Dumper) -> Dumper:
+    return replace(teacher, sure=4.0)
 
 
 def stored(folder: Path, teacher: Dumper, kind: str) -> LogitStore:

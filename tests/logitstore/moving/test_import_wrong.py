@@ -94,7 +94,7 @@ WRONG = (
         nothing,
         "dump.jsonl: line 1: no known columns; expected `logprobs`, `target_logprobs` with "
         "`target_token_ids` and `input_ids`, or a response with `choices`, found text. Name the "
-        "column of lists with --logprobs-column.",
+        "column of lists with --logprobs-column; `logitstore import --help` has all that is read.",
     ),
     Wrong(
         "no rows",
@@ -335,7 +335,8 @@ WRONG = (
         chat,
         sets(*CHOICE, "logprobs", to=None),
         "dump.jsonl: line 2: the response has no logprobs. Ask for them: `logprobs: true, "
-        "top_logprobs: 20` (chat) or `logprobs: 20` (completions).",
+        "top_logprobs: 20` (chat) or `logprobs: 20` (completions); of SGLang "
+        "`return_logprob: true, top_logprobs_num: 20, logprob_start_len: 0`.",
     ),
     Wrong(
         "a response that failed",

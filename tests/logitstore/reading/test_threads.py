@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import sys
 import threading
+from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +27,7 @@ from tests.kit.made_stores import put
 def store_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     put(tmp_path / "s", stores.spec(draws=3, chunks=(4, 9)))
     monkeypatch.setattr(parallel, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(parallel, "_cores", lambda: 4)
+    monkeypatch.setattr(parallel, "cores", lambda: 4)
     return tmp_path / "s"
 
 
@@ -95,7 +97,7 @@ def test_threads_of_a_caller_share_one_open_store(
     wrong: list[object] = []
 
     def read(seed: int) -> None:
-        for i in np.random.default_rng(seed).permutation(160).tolist():
+        for i in np.random.default_rng(seed).permutation(160)[:30].tolist():
             try:
                 if store.text(i) != lines[i] or int(store[i].token_ids.sum()) != sums[i]:
                     wrong.append(i)
@@ -105,11 +107,40 @@ def test_threads_of_a_caller_share_one_open_store(
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(read, range(8)))
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(read, range(6)))
     finally:
         sys.setswitchinterval(before)
     assert wrong == []
+
+
+def test_no_shard_is_closed_while_another_thread_takes_it_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One finds a shard; before it is noted as used, another has opened one, and room is for one.
+
+    Without the lock the other is done at once, and what was found is not there any more. With it
+    the other waits for the first: that it is not done in a while is how it is to be.
+    """
+    put(tmp_path / "s")
+    monkeypatch.setattr(open_shards, "_OPEN_SHARDS", 1)
+    store = open_store(tmp_path / "s")
+    first, second = store.shard(0), store.shard(1)
+    mine = store._shards._of_process()
+    mine.put(0, first)  # the second is closed: there is room for one
+    other = threading.Thread(target=mine.put, args=(1, second))
+
+    class Taken(OrderedDict[int, Any]):
+        def get(self, index: int, default: Any = None) -> Any:
+            found = super().get(index, default)
+            other.start()
+            other.join(0.2)
+            return found
+
+    mine._open = Taken(mine._open)
+    assert store.shard(0) is first
+    other.join()
+    assert list(mine._open) == [1]
 
 
 def test_no_two_threads_are_in_one_parquet_file(

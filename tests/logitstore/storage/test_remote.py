@@ -353,7 +353,7 @@ def test_verify_reads_the_objects_and_not_the_cache(bucket: Bucket, folder: Path
     damaged[len(damaged) // 2] ^= 1
     bucket.put("s/shards/00001.zarr.zip", bytes(damaged))
     bucket.client.delete_object(Bucket="a-bucket", Key="s/tokenizer/special.txt")
-    report = verify_store(store_path(url))
+    report = verify_store(store_path(url), jobs=3)
     assert [d.file for d in report.damaged] == ["tokenizer/special.txt", "shards/00001.zarr.zip"]
 
 

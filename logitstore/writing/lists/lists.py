@@ -3,6 +3,7 @@
 Shape legend: T = tokens, m = entries of all lists, n = records, K = entries of the longest list.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, Self
 
@@ -49,6 +50,15 @@ class Lists:
         """Return empty lists for `tokens` tokens."""
         return cls(np.zeros(tokens, np.int64), np.zeros(0, np.int64), np.zeros(0))
 
+    @classmethod
+    def joined(cls, parts: Sequence["Lists"]) -> Self:
+        """Put the lists of several sequences one after the other."""
+        none = cls.none(0)
+        columns = [
+            [getattr(part, n) for part in (none, *parts)] for n in ("counts", "ids", "logprobs")
+        ]
+        return cls(*map(np.concatenate, columns))
+
     @property
     def starts(self) -> I64:
         """Return (T,) the place where the entries of each token begin."""
@@ -92,17 +102,25 @@ class Lists:
         return logprobs
 
 
-def checked(lists: Lists, vocab_size: int, where: str) -> tuple[Lists, int]:
+def checked(
+    lists: Lists, vocab_size: int, where: str, tolerance: float = SUM_TOLERANCE
+) -> tuple[Lists, int]:
     """Check lists and sort them, most probable first; return them and how many were not sorted.
 
     Entries of probability zero (-inf: padding, or what a sampler ruled out), and those of which a
     server only says that it does not know them, are removed.
 
+    Args:
+        lists: The lists.
+        vocab_size: The number of tokens in the vocabulary.
+        where: The name of the lists in messages.
+        tolerance: How much rounding may have added to a probability, or to their sum.
+
     Raises:
         InputError: An id is not in the vocabulary or is twice in a list, a value is not a
             log-probability, or a list sums to more than 1; names the token.
     """
-    _check_values(lists, vocab_size, where)
+    _check_values(lists, vocab_size, where, tolerance)
     lists = lists.where(lists.logprobs > UNKNOWN)
     lists = replace(lists, logprobs=np.minimum(lists.logprobs, 0.0))
     owner = lists.owner
@@ -113,7 +131,7 @@ def checked(lists: Lists, vocab_size: int, where: str) -> tuple[Lists, int]:
         lists = replace(lists, ids=lists.ids[order], logprobs=lists.logprobs[order])
     _check_distinct(lists, where)
     total = sums(lists)
-    over = np.flatnonzero(total > 1 + SUM_TOLERANCE)
+    over = np.flatnonzero(total > 1 + tolerance)
     if len(over):
         t = int(over[0])
         raise InputError(
@@ -165,7 +183,7 @@ def sums(lists: Lists) -> F64:
     return np.asarray(np.bincount(lists.owner, np.exp(lists.logprobs), len(lists)), np.float64)
 
 
-def _check_values(lists: Lists, vocab_size: int, where: str) -> None:
+def _check_values(lists: Lists, vocab_size: int, where: str, tolerance: float) -> None:
     ids, values = lists.ids, lists.logprobs
 
     def reject(bad: Bools, template: str, step: str) -> None:
@@ -182,7 +200,7 @@ def _check_values(lists: Lists, vocab_size: int, where: str) -> None:
     )
     reject(np.isnan(values), "the log-probability of id {id} is not a number", "Drop the row")
     reject(
-        values > SUM_TOLERANCE,
+        values > tolerance,
         "{value:g} for id {id} is above 0, so it is not a log-probability",
         f"Are these probabilities or logits? {_HOW_FULL}",
     )
@@ -295,9 +313,24 @@ def _can_hold_rest(lists: Lists, vocab_size: int) -> Bools:
     return can_hold
 
 
-def padded(lists: Lists) -> tuple[F32, I64]:
-    """Return (n, K) log-probabilities and ids, padded with -inf and 0."""
-    mask = np.arange(int(lists.counts.max(initial=0))) < lists.counts[:, None]
+def first(lists: Lists, count: int) -> Lists:
+    """Keep the most probable entries of sorted lists, `count` of each at most."""
+    rank = np.arange(len(lists.ids)) - np.repeat(lists.starts, lists.counts)
+    return lists.where(rank < count)
+
+
+def fewest(lists: Lists, max_tail: float) -> Lists:
+    """Keep the fewest entries of sorted lists that leave no more than `max_tail`, else all."""
+    running = np.cumsum(np.exp(lists.logprobs))
+    before = np.concatenate([[0.0], running])[lists.starts]
+    left_before = 1 - (running - np.exp(lists.logprobs) - np.repeat(before, lists.counts))
+    rank = np.arange(len(lists.ids)) - np.repeat(lists.starts, lists.counts)
+    return lists.where((left_before > max_tail) | (rank == 0))
+
+
+def padded(lists: Lists, width: int = 0) -> tuple[F32, I64]:
+    """Return (n, K) log-probabilities and ids, padded with -inf and 0; K is `width` or more."""
+    mask = np.arange(int(lists.counts.max(initial=width))) < lists.counts[:, None]
     logprobs = np.full(mask.shape, -np.inf, np.float32)
     ids = np.zeros(mask.shape, np.int64)
     logprobs[mask], ids[mask] = lists.logprobs, lists.ids
@@ -313,5 +346,4 @@ def reject_lengths(where: str, items: str, count: int, tokens: int) -> NoReturn:
 
 
 def int64s(values: Any) -> I64:
-    """Convert to an array of whole numbers."""
     return np.asarray(values, np.int64)

@@ -3,6 +3,8 @@
 A worker takes a group of jobs that differ in their seed alone, since they share their examples. It
 appends each result to the file as soon as it has it, as one short write, so nothing that is
 finished is ever lost.
+
+What a job is, its experiment says: a module with the functions of :class:`Work`.
 """
 
 import json
@@ -10,17 +12,53 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from logitstore.console.progress import progress
 from logitstore.errors import LogitStoreError
-from tools.labels import parts
-from tools.labels.settings import Job, Scale
+
+
+class Job(Protocol):
+    """One student to train and measure."""
+
+    @property
+    def name(self) -> str:
+        """A name of its own."""
+
+    @property
+    def contender(self) -> str:
+        """How it is trained; one that cannot be is left out with a note, once."""
+
+    @property
+    def kind(self) -> str:
+        """What jobs that take about as long have in common."""
+
+    @property
+    def before(self) -> tuple[str, int] | None:
+        """The student that must have been trained before, and its seed."""
+
+
+class Work(Protocol):
+    """The module of an experiment, as a worker sees it."""
+
+    def is_trained(self, run: "Run", student: str, seed: int) -> bool:
+        """Tell whether a student has been trained before."""
+
+    def train_before(self, run: "Run", student: str, seed: int) -> float:
+        """Train a student before, keep it, and return its bits per byte."""
+
+    def run_job(self, run: "Run", job: Any) -> dict[str, Any]:
+        """Train and measure a student: JSON with its `name`, `start` and `seconds`.
+
+        Raises:
+            TypeError, LogitStoreError, FileNotFoundError: This version of `distill` cannot.
+        """
 
 
 @dataclass(frozen=True)
@@ -28,6 +66,7 @@ class Run:
     """What all workers know.
 
     Attributes:
+        module: The experiment's module, a :class:`Work`; importing it is dear.
         folder: The parts of the experiment.
         scale: Its sizes.
         results: The file that results are appended to.
@@ -37,13 +76,18 @@ class Run:
         deadline: Time of the clock after which no job is begun that would not end before.
     """
 
+    module: str
     folder: Path
-    scale: Scale
+    scale: Any
     results: Path
     device: str
     workers: int
     deadline: float
     shared: Path
+
+    @property
+    def work(self) -> Work:
+        return import_module(self.module)  # type: ignore[return-value]
 
 
 def known(folder: Path, results: Path) -> set[tuple[str, str]]:
@@ -53,41 +97,44 @@ def known(folder: Path, results: Path) -> set[tuple[str, str]]:
     return {(run["name"], run["start"]) for run in runs}
 
 
+def lacking(run: Run, groups: Sequence[Sequence[Job]], start_of: Callable[[Any], str]) -> Any:
+    """Leave out the jobs that have a result for the start that they have now.
+
+    Args:
+        run: Where results are.
+        groups: Jobs, in groups.
+        start_of: Names the weights that a job begins with.
+    """
+    done = known(run.folder, run.results)
+    left = [[job for job in group if (job.name, start_of(job)) not in done] for group in groups]
+    return [group for group in left if group]
+
+
 def run_all(run: Run, groups: Sequence[Sequence[Job]]) -> int:
     """Train students before where they are missing, then run all jobs; return how many were run."""
     with ProcessPoolExecutor(
-        run.workers, mp_context=_context(run.device), initializer=_begin, initargs=(run,)
+        run.workers, mp_context=_context(run), initializer=_begin, initargs=(run,)
     ) as pool:
-        wanted = [
-            (job.setting.student, job.seed)
-            for group in groups
-            for job in group
-            if job.setting.start == "trained"
-        ]
-        missing = [
-            each
-            for each in dict.fromkeys(wanted)
-            if not parts.before_file(run.folder, *each).exists()
-        ]
-        _watch([pool.submit(_before, *each) for each in missing], "students before")
+        wanted = [job.before for group in groups for job in group if job.before is not None]
+        _watch([pool.submit(_before, *each) for each in dict.fromkeys(wanted)], "students before")
         done = _watch([pool.submit(_group, list(group)) for group in groups], "groups of jobs")
     return sum(done)
 
 
-def _context(device: str) -> Any:
+def _context(run: Run) -> Any:
     """Make processes that fork from one that has imported everything and done nothing else.
 
     CUDA cannot be used in a fork of a process that has as much as asked for it. Should an import do
     so, every worker imports everything for itself, which takes half a minute.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["tools.labels.students"])
-    tried = context.Process(target=_try, args=(device,))
+    context.set_forkserver_preload([run.module])
+    tried = context.Process(target=_try, args=(run.device,))
     tried.start()
     tried.join()
     if tried.exitcode == 0:
         return context
-    _say(f"{device} cannot be used in forked workers: each imports for itself")
+    _say(f"{run.device} cannot be used in forked workers: each imports for itself")
     return get_context("spawn")
 
 
@@ -129,11 +176,11 @@ def _begin(run: Run) -> None:
 
 
 def _before(student: str, seed: int) -> int:
-    from tools.labels.students import train_before
-
     assert _run is not None
+    if _run.work.is_trained(_run, student, seed):
+        return 0
     began = time.perf_counter()
-    bits = train_before(_run.folder, student, seed, _run.scale, _run.device)
+    bits = _run.work.train_before(_run, student, seed)
     took = time.perf_counter() - began
     _say(f"before: {student} {seed} at {bits:.4f} bits/byte, {took:.1f} s")
     return 1
@@ -148,21 +195,19 @@ _latest_s: dict[str, float] = {}
 
 def _results(group: list[Job]) -> Iterator[dict[str, Any]]:
     """Run the jobs of a group while there is time, and keep each result."""
-    from tools.labels.students import run_job
-
     assert _run is not None
     for job in group:
-        if time.time() + _latest_s.get(job.setting.rate, 0) > _run.deadline:
+        if time.time() + _latest_s.get(job.kind, 0) > _run.deadline:
             return
         try:
-            result = run_job(_run.folder, job, _run.scale, _run.device, _run.shared)
+            result = _run.work.run_job(_run, job)
         except (TypeError, LogitStoreError, FileNotFoundError) as error:
             _leave_out(job, error)
             return
         except Exception:  # of one contender: hours of others must not be lost for it
             _leave_out(job, RuntimeError(traceback.format_exc()))
             return
-        _latest_s[job.setting.rate] = result["seconds"]
+        _latest_s[job.kind] = result["seconds"]
         with _run.results.open("a") as file:
             file.write(json.dumps(result) + "\n")
         yield result

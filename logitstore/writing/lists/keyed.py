@@ -7,8 +7,7 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
-from logitstore.moving.dumps.lists import Lists, int64s
-from logitstore.moving.dumps.row import number_of
+from logitstore.writing.lists.lists import Lists, int64s
 
 _MAX_ID_DIGITS = 18
 
@@ -41,6 +40,16 @@ def keyed_lists(values: Sequence[Any], where: str, tokens: I64 | None = None) ->
                 rank = number_of(entry.get("rank"))
                 ranks[t] = np.nan if rank is None else rank
     return Lists(int64s(counts), int64s(ids), np.array(logprobs, np.float64)), ranks
+
+
+def number_of(value: Any) -> float | None:
+    """Return a number of JSON; None for anything else, or where no float is so large."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
 
 
 def _id(key: Any, where: str) -> int:

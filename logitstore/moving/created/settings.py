@@ -1,0 +1,78 @@
+"""The settings of a store that is written row by row, checked before anything is read."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from logitstore.errors import InputError
+from logitstore.format.spec import CODECS, Plan
+from logitstore.moving.dumps.settings import ALIGNED
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+#: Rows of a shard: a kill costs those of the shards that are not full.
+_SHARD_ROWS = 256
+#: More shards make a store slow to open and its plan large.
+_MOST_SHARDS = 100_000
+_MAX_TOP_K = 0xFFFF
+
+
+@dataclass(frozen=True, kw_only=True)
+class CreateSettings:
+    """The arguments of `logitstore.create` but for the place; see there."""
+
+    tokenizer: "str | PreTrainedTokenizerBase"
+    rows: int
+    top_k: int
+    teacher: str | None
+    dataset: str | None
+    vocab_size: int | None
+    aligned_to: str
+    max_tail: float | None
+    temperatures: Sequence[float]
+    logit_std: bool
+    add_eos: bool
+    supervise: str | None
+    chat_template_path: str | None
+    chat_template_kwargs: str | Mapping[str, Any] | None
+    shard_rows: int | None
+    codec: str
+    allow_partial: bool
+
+    def check(self) -> None:
+        """Check that each setting has a value that it can have.
+
+        Raises:
+            InputError: One has a value that it cannot have.
+        """
+        for name, value, most in (
+            ("rows", self.rows, 2**48 - 1),
+            ("top_k", self.top_k, _MAX_TOP_K),
+            ("vocab_size", self.vocab_size, 0xFFFF_FFFF),
+            ("shard_rows", self.shard_rows, 2**48 - 1),
+        ):
+            if value is not None and not 1 <= value <= most:
+                raise InputError(f"{name} is {value}, expected 1 to {most:,}.")
+        for name, text, known in (
+            ("aligned_to", self.aligned_to, ALIGNED),
+            ("supervise", self.supervise or "all", ("all", "last")),
+            ("codec", self.codec, CODECS),
+        ):
+            if text not in known:
+                raise InputError(f"{name} is {text}, expected {' or '.join(known)}.")
+        if self.max_tail is not None and not 0 < self.max_tail < 1:
+            raise InputError(f"max_tail is {self.max_tail}, expected a probability, such as 0.01.")
+        for t in self.temperatures:
+            if not (0 < t < math.inf) or t == 1:
+                raise InputError(
+                    f"temperatures has {t}, expected positive numbers other than 1, which is "
+                    "always kept."
+                )
+
+    def plan(self, dataset_sha256: str) -> Plan:
+        """Cut the rows into shards of equally many."""
+        least = -(-self.rows // _MOST_SHARDS)
+        size = self.shard_rows or max(_SHARD_ROWS, least)
+        return Plan(dataset_sha256, (*range(0, self.rows, size), self.rows))

@@ -1,0 +1,105 @@
+"""The same rows by every engine: the same tokens and, up to rounding, the same probabilities."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from logitstore.capture.job import run_capture
+from logitstore.capture.settings import CaptureSettings
+from logitstore.checking.verify import verify_store
+from logitstore.format.logprob_codec import TAIL_STEP, TOKEN_STEP
+from logitstore.info import facts, info_text
+from logitstore.store import LogitStore
+from tests.kit import dumps
+from tests.kit.created import created, logits_of
+from tests.kit.dumps import ENGLISH, NAME, TEXTS, Dumper
+from tests.kit.fake_server import serve
+
+ROWS = [*ENGLISH, *TEXTS]
+K = 8
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
+    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("data") / "a.jsonl"
+    return str(dumps.write_jsonl(path, [{"text": text} for text in ROWS]))
+
+
+@pytest.fixture(scope="module")
+def here(teacher: Dumper, data: str, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """By transformers, in this process."""
+    return capture(teacher, data, tmp_path_factory.mktemp("here") / "s")
+
+
+def capture(teacher: Dumper, data: str, place: Path, **more: Any) -> LogitStore:
+    settings = CaptureSettings(top_k=K, max_length=48, **({"shard_text_bytes": 400} | more))
+    return run_capture(teacher.folder, data, place, settings)
+
+
+def agree(one: LogitStore, other: LogitStore, longest_nats: float = 0.05) -> None:
+    """Records of the same tokens; the same ids but at ties; values within a step of their codes."""
+    assert len(one) == len(other) >= len(ROWS)
+    for i in range(len(one)):
+        assert one.text(i) == other.text(i)
+        a, b = one[i], other[i]
+        for name in ("token_ids", "byte_starts", "byte_lengths", "entry_count"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
+        np.testing.assert_allclose(a.token_logprob, b.token_logprob, atol=1.01 * TOKEN_STEP)
+        np.testing.assert_allclose(a.tail_logmass, b.tail_logmass, atol=2.01 * TAIL_STEP)
+        p, q = a.padded(), b.padded()
+        np.testing.assert_allclose(p.logprobs, q.logprobs, atol=longest_nats)
+        assert p.ids is not None
+        assert q.ids is not None
+        for t in range(len(a)):
+            surely = p.logprobs[t] > p.logprobs[t, -1] + longest_nats
+            assert set(p.ids[t, surely].tolist()) <= set(q.ids[t].tolist())
+
+
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_a_server_says_what_the_teacher_says_here(
+    api: str, teacher: Dumper, data: str, here: LogitStore, tmp_path: Path
+) -> None:
+    with serve(teacher, api, model=str(teacher.folder)) as server:
+        store = capture(teacher, data, tmp_path / "s", engine="server", server=server.url)
+    agree(store, here)
+    assert verify_store(store.path, deep=True).damaged == []
+    assert store.spec.missing == ("entropy",)
+    assert np.isnan(store[0].entropy).all()
+    assert store.spec.teacher["engine"] == "server"
+    assert store.spec.teacher["fingerprint"] == here.spec.teacher["fingerprint"]
+    assert "missing   entropy: not said by the engine (server)" in info_text(facts(store))
+    version = {"vllm": "0.32.0", "sglang": "0.5.9"}[api]
+    assert store.provenance["versions"][api] == version
+    assert store.provenance["self_test"]["sequences"] == 8
+    assert all(len(body.get("prompt", body.get("input_ids"))) <= 48 for body in server.scored())
+
+
+def test_own_logits_are_what_the_teacher_says_here(
+    teacher: Dumper, data: str, here: LogitStore, tmp_path: Path
+) -> None:
+    eos, limit = teacher.tokenizer.eos_token_id, 48
+    whole = [[*teacher.ids(text), eos] for text in ROWS]
+    short = [n for n, ids in enumerate(whole) if len(ids) <= limit]
+    rows = [(ROWS[n], {"logits": logits_of(teacher, whole[n])}) for n in short]
+    store = created(tmp_path / "s", teacher, rows, top_k=K, add_eos=True)
+    for i, n in enumerate(short):
+        (there,) = here.row(n)
+        a, b = store[i], here[there]
+        np.testing.assert_array_equal(a.token_ids, b.token_ids)
+        np.testing.assert_allclose(a.token_logprob, b.token_logprob, atol=1.01 * TOKEN_STEP)
+        np.testing.assert_allclose(a.padded().logprobs, b.padded().logprobs, atol=0.05)
+
+
+def test_the_first_engine_leaves_no_trace_in_a_store(here: LogitStore) -> None:
+    """So stores have the bytes that they had before there was another."""
+    assert "engine" not in here.spec.teacher
+    assert not {"engine", "server", "engine_args"} & set(here.provenance["settings"])
+    assert set(here.provenance["versions"]) == {"logitstore", "torch", "transformers"}
+    assert here.provenance["teacher"] != NAME
