@@ -49,7 +49,7 @@ def train(context: typer.Context) -> None:
     file of flags. `distill train --help` lists them all.
     """
     with _talk_to_stderr():
-        from distill.training.config import parse
+        from distill.training.command_line import parse
     config, student = parse(context.args)
     with _talk_to_stderr():  # where Trainer's logs go
         from distill.training.run import train as run_training

@@ -3,53 +3,38 @@
     distill train --model_name_or_path S --store my-store --loss uld:1.5 --output_dir out
     distill train --config run.yaml --learning_rate 1e-4      # flags win over the file
 
-The keys of the file are the flags without their dashes. A key or flag that does not exist is an
-error that names the nearest one, and so is a TrainingArguments flag that this trainer could not
-honour: a setting that silently does nothing is worse than none.
+`command_line.py` reads the flags and the file; `unusable_flags.py` has the TrainingArguments that
+this trainer could not honour.
 """
 
 import copy
 import dataclasses
-import difflib
-import json
 import math
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
-from transformers.integrations.integration_utils import (
-    INTEGRATION_TO_CALLBACK,
-    get_available_reporting_integrations,
-)
+from transformers import TrainingArguments
 
 from distill.data.records_asked import parse_filter
-from distill.losses import all_losses, all_options, find, option_values
+from distill.losses import all_losses, all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Loss, Option
-from distill.losses.own import addresses_in, import_named, use
+from distill.losses.own import use
 from distill.losses.weights import check_effects, check_values, parse_losses
-from distill.student.arguments import StudentArguments
-from distill.training.flag_file import read_flag_file
 from distill.training.kd_schedule import parse_schedule
 from distill.training.loss_terms import Uncovered
 from distill.training.one_cycle import parse_one_cycle
-from distill.training.presets import PRESETS, described, flags_of
-from logitstore.console.entry import with_underscores
+from distill.training.unusable_flags import (
+    check_loggers,
+    reject_accelerate_options,
+    reject_without_effect,
+)
 from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
-
-_NO_PREDICTIONS = "evaluation sums the losses of --eval_store and gathers no predictions"
-_COMPILED = "the losses read hidden states inside the forward pass, which a compiled one hides"
-_LIGER = "it replaces the forward pass whose hidden states the losses read"
-
-#: Loggers that have the name of the package that they need.
-_PACKAGES = ("tensorboard", "trackio", "wandb")
 
 #: Least values; with less, torch would fail in the first step, with a message of its own.
 _AT_LEAST = {
@@ -59,29 +44,6 @@ _AT_LEAST = {
     "dataloader_num_workers": 0,
     "learning_rate": 0,
     "weight_decay": 0,
-}
-
-#: TrainingArguments that would silently not work here, each with the reason.
-REJECTED = {
-    "average_tokens_across_devices": "every term is divided by its count over all devices, always",
-    "batch_eval_metrics": _NO_PREDICTIONS,
-    "debug": "it reads logits, and none are made here; a loss or gradient that is not finite stops "
-    "the run by itself",
-    "do_predict": "there is no test set; run `distill evaluate` on the finished student",
-    "eval_accumulation_steps": _NO_PREDICTIONS,
-    "eval_do_concat_batches": _NO_PREDICTIONS,
-    "eval_use_gather_object": _NO_PREDICTIONS,
-    "include_for_metrics": _NO_PREDICTIONS,
-    "label_names": "labels are the student's tokens of the store's supervised text",
-    "label_smoothing_factor": "the cross-entropy is not Trainer's; a soft target is what --loss is",
-    "length_column_name": "a store has no columns",
-    "liger_kernel_config": _LIGER,
-    "prediction_loss_only": _NO_PREDICTIONS,
-    "remove_unused_columns": "a store has no columns",
-    "torch_compile": _COMPILED,
-    "torch_compile_backend": _COMPILED,
-    "torch_compile_mode": _COMPILED,
-    "use_liger_kernel": _LIGER,
 }
 
 
@@ -118,7 +80,7 @@ class CachedTeacherConfig(LossFlags):
     progress bar where stderr is not a terminal.
 
     Raises:
-        InputError: For a missing or impossible value, and for every flag in `REJECTED`.
+        InputError: For a missing or impossible value, and for every flag that would do nothing.
     """
 
     store: str = field(
@@ -257,14 +219,14 @@ class CachedTeacherConfig(LossFlags):
         if not self.store:
             raise InputError("--store is required: the store written by `logitstore capture`.")
         self._check_own()
-        self._reject_unused_flags()
+        reject_without_effect(self)
         if self.disable_tqdm is None and not sys.stderr.isatty():
             self.disable_tqdm = True  # a log file gets a plain line every --logging_steps
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns of it, and nothing would be pinned
-        self._reject_accelerate_options()
-        self._check_loggers()
+        reject_accelerate_options(self)
+        check_loggers(self)
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -390,223 +352,3 @@ class CachedTeacherConfig(LossFlags):
                 f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
                 "teacher's pairs could cover. Leave --uncovered out."
             )
-
-    def _reject_unused_flags(self) -> None:
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            # None, "" and the empty list that TrainingArguments makes of them all mean "not given".
-            if each.name in REJECTED and (value or None) != (_default(each) or None):
-                raise InputError(
-                    f"--{each.name} {value} would have no effect: {REJECTED[each.name]}. "
-                    f"Leave --{each.name} out."
-                )
-        if self.train_sampling_strategy not in ("random", "group_by_length", "sequential"):
-            raise InputError(
-                f"--train_sampling_strategy {self.train_sampling_strategy} would have no effect: "
-                "how long rows are for the student is known only after tokenising. Use `random`, "
-                "`group_by_length` or `sequential`."
-            )
-
-    def _check_loggers(self) -> None:
-        """Reject loggers that are not installed; TrainingArguments has made a list of the names."""
-        known = set(INTEGRATION_TO_CALLBACK)
-        here: list[str] = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-        for name in self.report_to or ():
-            # Flyte alone is missing from the list of installed integrations even when it is there.
-            if name not in known or name not in (*here, "flyte"):
-                if name in _PACKAGES:
-                    raise InputError(
-                        f"--report_to {name}: the package {name} is not installed. Run `pip "
-                        f"install {name}`, or use --report_to none."
-                    )
-                what = "installed" if name in known else "known"
-                raise InputError(
-                    f"--report_to {name}: no logger that is {what}; found "
-                    f"{', '.join(here) or 'none'}. Use one of these, or --report_to none."
-                )
-
-    def _reject_accelerate_options(self) -> None:
-        """Reject options of accelerate that break the counts; TrainingArguments has parsed them."""
-        accelerate: Any = self.accelerator_config
-        if accelerate.dispatch_batches:
-            raise InputError(
-                "--accelerator_config dispatch_batches: one process would slice the batch by rows, "
-                "but teacher arrays have one line a position. Leave dispatch_batches out."
-            )
-        if not accelerate.even_batches:
-            raise InputError(
-                "--accelerator_config even_batches false: ranks with fewer batches would wait "
-                "forever in the count of the others. Leave even_batches out."
-            )
-        for name in ("tp_size", "cp_size", "sp_size"):
-            if getattr(self.parallelism_config, name, 1) > 1:
-                raise InputError(
-                    f"--parallelism_config {name}: positions are counted per data-parallel rank, "
-                    "each with whole rows. Use --fsdp, --deepspeed or plain data parallelism."
-                )
-
-
-def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
-    """Parse flags, and the file after `--config`, into the configuration of a run.
-
-    Raises:
-        InputError: For an unknown flag or key (names the nearest) and for a bad value.
-    """
-    files = ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config")
-    files.add_argument("--preset")
-    chosen, flags = files.parse_known_args([with_underscores(word) for word in argv])
-    parser = _Parser()
-    from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
-    in_file, from_file = files.parse_known_args(from_file)
-    preset = chosen.preset or in_file.preset
-    _import_own(flags, from_file, chosen.config)
-    first = _without_overridden(flags_of(preset), [*from_file, *flags]) if preset else []
-    try:
-        # The last of two flags wins, so the preset comes first, then the file.
-        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
-            [*first, *from_file, *flags], return_remaining_strings=True, look_for_args_file=False
-        )
-    except InputError:
-        raise
-    except (ValueError, ImportError, OSError) as error:  # from TrainingArguments: already clear
-        message = " ".join(str(error).split()).rstrip(".")
-        raise InputError(f"{message}. See `distill train --help`.") from error
-    config, student, *_, unknown = parsed
-    if unknown:
-        raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"), kind="usage")
-    return config, student
-
-
-def _import_own(flags: Sequence[str], from_file: Sequence[str], path: str) -> None:
-    """Import the losses that the command line names; a file may be from others, and names none.
-
-    Raises:
-        InputError: The file names one, or one cannot be imported.
-    """
-    of_loss = ArgumentParser(add_help=False, allow_abbrev=False)
-    of_loss.add_argument("--loss", nargs="?")
-    typed, in_file = (of_loss.parse_known_args(list(each))[0].loss for each in (flags, from_file))
-    if typed is not None:
-        import_named(typed)
-    elif in_file is not None and (named := next(addresses_in(in_file), None)):
-        raise InputError(
-            f"--config {path}: loss names {named}, a module to import and so to run, which a file "
-            f"cannot ask for. Give --loss {in_file} on the command line; it wins over the file.",
-            kind="own-loss",
-        )
-
-
-def _without_overridden(preset: list[str], given: Sequence[str]) -> list[str]:
-    """Drop from a preset its schedule if another is given, and what another loss cannot use."""
-    names = {flag.split("=")[0].lstrip("-") for flag in given if flag[:2] == "--"}
-    schedules = {"one_cycle", "lr_scheduler_type", "warmup_steps"}
-    if "one_cycle" in names or (
-        names & schedules and any(flag.startswith("--one_cycle") for flag in preset)
-    ):
-        names |= schedules
-    if "loss" in names:
-        losses = _losses_of(given)
-        read = {option.name for name in losses for option in find(name).options}
-        names |= all_options().keys() - read
-        names |= set() if losses else {"uncovered"}
-    return [flag for flag in preset if flag.split("=")[0][2:] not in names]
-
-
-def _losses_of(given: Sequence[str]) -> dict[str, float]:
-    """Parse the losses that the last `--loss` names."""
-    flags = [part for flag in given for part in flag.split("=", 1)]
-    last = len(flags) - 1 - flags[::-1].index("--loss")
-    named = flags[last + 1 : last + 2] or ["ce"]
-    if named == [AUTO]:
-        return dict.fromkeys((ONE_TOKENIZER, TWO_TOKENIZERS), 1.0)
-    return parse_losses(named[0])
-
-
-class _Parser(HfArgumentParser):
-    """An HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            (CachedTeacherConfig, StudentArguments),  # type: ignore[arg-type]  # upstream NewType
-            prog="distill train",
-            allow_abbrev=False,
-            epilog=described(),
-            formatter_class=RawDescriptionHelpFormatter,
-        )
-        self.add_argument(
-            "--preset",
-            choices=list(PRESETS),
-            help="Settings that belong together, listed below; the file and flags win over them.",
-        )
-        self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
-        self.add_argument(
-            "--json",
-            action="store_true",
-            help="Print an error as JSON to stdout, too; a finished run is printed so anyhow.",
-        )
-
-    def add_argument(self, *names: str, **more: Any) -> Any:
-        """Declare a flag with underscores alone: `parse` converts the spelling with hyphens."""
-        spelt = [name for name in names if with_underscores(name) == name]
-        return super().add_argument(*spelt, **more)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. See `distill train --help`.", kind="usage")
-
-    def known_keys(self) -> list[str]:
-        return [action.dest for action in self._actions]
-
-    def flags_of(self, path: Path) -> list[str]:
-        """Turn a file's keys into flags, so that both go through the same types and checks."""
-        loaded = read_flag_file(path)
-        known = self.known_keys()
-        flags: list[str] = []
-        for key, value in loaded.items():
-            name = with_underscores(f"--{key}").removeprefix("--")
-            if name not in known or name in ("config", "help", "json"):
-                raise InputError(f"--config {path}: " + _unknown(str(key), known, "key"))
-            choices = next((a.choices for a in self._actions if a.dest == name), None)
-            flags += _as_flags(name, _as_written(value, choices))
-        return flags
-
-
-#: What YAML takes for a truth value, though it may be the name of a choice: `save_strategy: no`.
-_SPELLINGS = {True: ("true", "yes", "on"), False: ("false", "no", "off")}
-
-
-def _as_written(value: object, choices: Iterable[object] | None) -> object:
-    """Turn YAML's truth value back into the choice that was written, if it is one."""
-    if not isinstance(value, bool) or choices is None:
-        return value
-    named = {str(getattr(choice, "value", choice)): choice for choice in choices}
-    return next((word for word in _SPELLINGS[value] if word in named), value)
-
-
-def _as_flags(name: str, value: object) -> list[str]:
-    """Write `--name=value`, a form that is also right for values that look like flags."""
-    if value is None:  # YAML's null: the default
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    if isinstance(value, dict):
-        return [f"--{name}={json.dumps(value)}"]
-    return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
-
-
-def _unknown(given: str, known: Iterable[str], what: str) -> str:
-    name = with_underscores(given).lstrip("-").split("=")[0]
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    if not given.startswith("-") and what == "flag":
-        return f"{given!r} is neither a flag nor the value of one. See `distill train --help`."
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"no {what} is called {given}.{hint} See `distill train --help`."
-
-
-_Any = TypeVar("_Any")
-
-
-def _default(each: "dataclasses.Field[_Any]") -> object:
-    if each.default_factory is not dataclasses.MISSING:
-        return each.default_factory()
-    return each.default

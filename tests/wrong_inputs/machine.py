@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from distill.training import config
+from distill.training import unusable_flags
 from logitstore import store as store_module
 
 Break = Callable[[Path, pytest.MonkeyPatch], None]
@@ -76,7 +76,9 @@ def bad_ranks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def only_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr(
+        unusable_flags, "get_available_reporting_integrations", lambda: ["tensorboard"]
+    )
 
 
 def no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

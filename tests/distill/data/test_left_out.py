@@ -16,7 +16,7 @@ from distill.data.coverage_settings import CoverageSettings
 from distill.data.coverage_table import table
 from distill.data.dataset import StoreDataset
 from distill.data.left_out import check_usable, usable, visible_difference
-from distill.training.config import parse
+from distill.training.command_line import parse
 from logitstore.console.terminal import printable
 from logitstore.errors import InputError
 from logitstore.store import LogitStore

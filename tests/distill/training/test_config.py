@@ -13,8 +13,10 @@ from transformers import TrainingArguments
 from distill.losses import find
 from distill.losses.weights import parse_losses
 from distill.student.arguments import StudentArguments
-from distill.training.config import REJECTED, CachedTeacherConfig, parse
+from distill.training.command_line import parse
+from distill.training.config import CachedTeacherConfig
 from distill.training.presets import PRESETS
+from distill.training.unusable_flags import REJECTED
 from logitstore.errors import InputError
 
 NEEDED = ("--store", "s", "--output_dir", "o", "--model_name_or_path", "m", "--use_cpu")

@@ -60,7 +60,7 @@ distill.losses.__path__.append(sys.argv[1])
 
 from dataclasses import replace
 from distill.report.model_card import card
-from distill.training.config import parse
+from distill.training.command_line import parse
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.testing import tiny

@@ -18,7 +18,8 @@ from distill.losses.loss import Loss, Option, Student
 from distill.losses.requirements import _IS_MET
 from distill.losses.weights import parse_losses
 from distill.report.model_card import card
-from distill.training.config import CachedTeacherConfig, parse
+from distill.training.command_line import parse
+from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny

@@ -17,7 +17,7 @@ import logitstore
 from distill.alignment.align import align
 from distill.data.ragged import rectangles, tensors_of
 from distill.data.targets import student_spans, teacher_spans
-from distill.training.config import parse
+from distill.training.command_line import parse
 from logitstore.cli.app import main
 from logitstore.errors import InputError
 from logitstore.rows.dataset import load_rows
