@@ -28,7 +28,7 @@ from distill.data.orders import BY
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.logprob_codec import TOKEN_STEP, dequantise, dequantise_entropy
-from logitstore.moving.row_list import write_rows
+from logitstore.moving.row_list import place_for_rows, write_rows
 from logitstore.store import LogitStore, open_store
 
 #: The least log-probability of a token: a code may say that the teacher excluded it.
@@ -112,10 +112,12 @@ def select(
         What was kept, as JSON.
 
     Raises:
-        InputError: Something is not as said above.
+        InputError: Something is not as said above; `out` is in a bucket, or a file that is no list
+            of rows.
         MismatchError: A store lacks what is asked for, or the two have no text in common.
     """
     by = _checked(keep, over, by)
+    place = place_for_rows(out, "--out")
     if highest is None:
         highest = BY[by]
     opened = open_store(store, allow_partial=allow_partial)
@@ -134,7 +136,7 @@ def select(
     count = max(1, math.floor(keep * len(rows) + 0.5))
     order = np.argsort(-score_R[rows] if highest else score_R[rows], kind="stable")
     kept = np.sort(rows[order[:count]])
-    write_rows(out, kept.tolist())
+    write_rows(place, kept.tolist())
     return {
         "store": str(store),
         "over": None if over is None else str(over),

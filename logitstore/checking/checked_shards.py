@@ -15,7 +15,7 @@ from typing import IO, Self
 
 from logitstore.format.spec import SHARDS_FOLDER, StoreHeader, shard_name
 from logitstore.reading.shard_cache import ShardCache
-from logitstore.storage.paths import StorePath
+from logitstore.storage.paths import StorePath, local
 
 _FOLDER = "verified"
 #: Of what the checks look at: raised when they look at more.
@@ -52,12 +52,13 @@ class CheckedShards:
             what: What is looked at: a check of another kind says nothing.
             is_resumed: Whether to believe it; else it is forgotten.
         """
-        if not isinstance(path, Path):
+        if path.is_remote:
             return cls(Path(), None, {})
-        content = [str(path.resolve()), header.spec.digest, header.plan.digest, what, _CHECKS]
+        place = str(local(path).resolve())
+        content = [place, header.spec.digest, header.plan.digest, what, _CHECKS]
         name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
         file = ShardCache.chosen().folder / _FOLDER / f"{name}.jsonl"
-        return cls(path / SHARDS_FOLDER, file, _read(file) if is_resumed else {})
+        return cls(local(path) / SHARDS_FOLDER, file, _read(file) if is_resumed else {})
 
     def has(self, index: int) -> bool:
         """Tell whether a shard was found whole, and its file is as it was then."""

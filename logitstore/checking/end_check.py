@@ -31,13 +31,20 @@ def odd_end(
         token = int(records.token_ids[t])
         if int(records.byte_lengths[t]) or token not in ends:
             continue
-        found = behind.get(int(records.byte_starts[t]) - line.supervised_start, [])
-        if found and not any(text.lstrip().startswith(written[token]) for text in found):
+        place = int(records.byte_starts[t]) - line.supervised_start
+        found = behind.get(place, [])
+        # Of an empty turn that a window begins with, no segment says where in the context it stood.
+        is_there = bytes.__contains__ if place == 0 else _begins_with
+        if found and not any(is_there(text, written[token]) for text in found):
             return (
                 f"record {t}: token {token} ends a turn with {written[token]!r}, where the text "
                 f"goes on with {found[-1][:40]!r}"
             )
     return None
+
+
+def _begins_with(text: bytes, end: bytes) -> bool:
+    return text.lstrip().startswith(end)
 
 
 def _behind(line: SequenceText) -> dict[int, list[bytes]]:

@@ -38,7 +38,6 @@ from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_boundaries, list_shards
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage.files import MAX_SPEC_BYTES, MAX_TOKENIZER_BYTES
-from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
 
@@ -96,7 +95,7 @@ def _check_arguments(path: StorePath, how: _How) -> None:
         raise InputError("--zarr is a second opinion on what is decoded: add --deep.")
     if how.jobs < 1:
         raise InputError(f"--jobs is {how.jobs}, expected 1 or more.")
-    if how.resume and isinstance(path, RemotePath):
+    if how.resume and path.is_remote:
         raise InputError(
             f"{path}: --resume knows by a file's times whether it is as it was checked, and a "
             "bucket's objects have none that can be relied on. Leave it out."

@@ -11,9 +11,13 @@ import numpy as np
 from logitstore.errors import InputError, StorageError
 from logitstore.format.numpy_types import I64
 from logitstore.storage import commit
+from logitstore.storage.files import open_file
+from logitstore.storage.paths import local_path
+from logitstore.storage.trial import explain_trial, try_beside
 
 _RANGE = re.compile(r"(\d*):(\d*)")
 _MAX_DIGITS = 15
+_LOOKED_AT = 1 << 16  # bytes of a file that may be something else
 _HOW = "Give a file with one row number a line, or a range such as 0:1000."
 
 
@@ -45,6 +49,42 @@ def chosen_rows(rows: str, store: _Rows) -> I64:
             f"{store.plan.rows - 1:,}. Name rows of this store."
         )
     return ordered
+
+
+def place_for_rows(place: str | PathLike[str], option: str) -> Path:
+    """Find the file that a list of rows is to be written to, before the rows are chosen.
+
+    Args:
+        place: As it was typed.
+        option: What names it, for messages: `--out`.
+
+    Raises:
+        InputError: It is in a bucket, in no folder, or a file that is no list of rows.
+        StorageError: The file system fails.
+    """
+    out = local_path(place, "a list of rows", option)
+    if out.is_dir() or not out.parent.is_dir():
+        fault = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise InputError(f"{out}: {fault}. Name a file in a folder that is there with {option}.")
+    if out.exists() and not _is_list(out):
+        raise InputError(
+            f"{out}: this file exists and is no list of rows, so it is kept. Name another with "
+            f"{option}."
+        )
+    try:
+        try_beside(out, commits=False)
+    except OSError as error:
+        raise explain_trial(error, out, option) from error
+    return out
+
+
+def _is_list(path: Path) -> bool:
+    """Tell whether a file begins as a list of rows does."""
+    try:
+        with open_file(path) as file:
+            return not file.read(_LOOKED_AT).strip(b"0123456789 \r\n")
+    except (OSError, ValueError):  # unreadable, or a pipe or device
+        return False
 
 
 def write_rows(path: str | PathLike[str], rows: Iterable[int]) -> None:

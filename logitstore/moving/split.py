@@ -9,7 +9,6 @@ number.
 import hashlib
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ import numpy as np
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.moving.folders import open_finished
-from logitstore.moving.row_list import write_rows
+from logitstore.moving.row_list import place_for_rows, write_rows
 from logitstore.moving.subset import subset
-from logitstore.storage.paths import StorePath
+from logitstore.storage.folder import LocalPath
+from logitstore.storage.paths import StorePath, local_path
 from logitstore.store import LogitStore
 
 TRAIN_FILE, EVAL_FILE, EVAL_STORE = "train.txt", "eval.txt", "eval"
@@ -45,14 +45,17 @@ def split(
         What was written, as JSON.
 
     Raises:
-        InputError: There is no such share of it.
+        InputError: There is no such share of it; the folder has files of these names that are no
+            lists of rows; it is in a bucket.
     """
     if not 0 < share < 1:
         raise InputError(
             f"--eval is {share:g}, expected a share between 0 and 1, such as 0.02. Name one "
             "that leaves texts on both sides."
         )
+    folder = local_path(out, "what is split", "--out")
     source = open_finished(store)
+    _check_place(folder)
     texts = _texts_of_rows(source)
     if len(set(texts)) < 2:
         raise InputError(
@@ -60,7 +63,6 @@ def split(
             "Capture more rows."
         )
     held = _held_out(texts, share, seed)
-    folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in ((TRAIN_FILE, np.flatnonzero(~held)), (EVAL_FILE, np.flatnonzero(held))):
         write_rows(folder / name, rows.tolist())
@@ -75,6 +77,15 @@ def split(
         "eval_store": str(made.path),
         "seed": seed,
     }
+
+
+def _check_place(folder: LocalPath) -> None:
+    """Reject a place before the texts are read; what is there and no list of rows is kept."""
+    if not folder.is_dir():
+        folder.try_writing()
+        return
+    for name in (TRAIN_FILE, EVAL_FILE):
+        place_for_rows(folder / name, "--out")
 
 
 def _texts_of_rows(store: LogitStore) -> list[bytes]:

@@ -22,6 +22,7 @@ READING = {
     ),
     "evaluate": "evaluate {student} --store {url} --metrics agreement --json",
     "coverage": "coverage {url} {student} --json",
+    "select": "select {url} --by surprise --keep 0.5 -o {new} --json",
 }
 NAME_NO_STORE = {"compare", "env"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from distill.data.selection import BY, select
 from logitstore.capture import capture
-from logitstore.errors import InputError, LogitStoreError, MismatchError
+from logitstore.errors import InputError, MismatchError
 from logitstore.format.spec import Plan
 from logitstore.records import Segment
 from logitstore.store import LogitStore, open_store
@@ -189,6 +189,23 @@ def test_what_cannot_be_asked_is_refused_and_nothing_is_written(
     assert not (tmp_path / "rows").exists()
 
 
+def test_a_list_is_written_to_no_bucket_and_in_the_place_of_no_other_file(
+    here: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"text": "12"}')
+    for out, says in (
+        (str(data), "this file exists and is no list of rows, so it is kept"),
+        ("s3://b/rows.txt", "^s3://b/rows.txt: is in a bucket, but a list of rows must be on this"),
+        (str(tmp_path), "is a folder"),
+        (str(tmp_path / "none" / "rows.txt"), "there is no folder"),
+    ):
+        with pytest.raises(InputError, match=says):
+            select(here / "store", out, keep=0.5, by="surprise")
+    assert [p.name for p in tmp_path.iterdir()] == ["data.jsonl"]
+    assert data.read_text() == '{"text": "12"}'
+
+
 def test_a_store_that_lacks_it_is_named(here: Path, tmp_path: Path) -> None:
     stores.write(tmp_path / "imported", stores.spec(missing=("token_logprob",)))
     stores.write(tmp_path / "unsure", stores.spec(missing=("entropy",)))
@@ -202,5 +219,3 @@ def test_a_store_that_lacks_it_is_named(here: Path, tmp_path: Path) -> None:
     for name, how, message in cases:
         with pytest.raises(MismatchError, match=message):
             select(tmp_path / name, tmp_path / "rows", keep=0.5, **how)
-    with pytest.raises(LogitStoreError, match="cannot be written"):
-        select(here / "store", tmp_path / "nowhere" / "rows", keep=0.5, by="length")

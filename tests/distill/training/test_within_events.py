@@ -125,8 +125,10 @@ def test_what_is_left_open_is_the_label_given_its_event(
     batch = Collator(0, ["mapped_kl"])([trainer.data[i] for i in range(8)])
     found, want = values_of(trainer, batch), by_definition(trainer, batch)
     torch.testing.assert_close(found, want, rtol=1e-6, atol=1e-6)
-    trainer.args.uncovered = "none"
-    bare = values_of(trainer, batch)
+    without = trainer_of(
+        student, store, tmp_path / "none", loss="mapped_kl:1", map=kind, uncovered="none"
+    )
+    bare = values_of(without, batch)
     index = unpacked(batch)["teacher"]["mapped_kl"]["index"]
     opened = found[index] - bare
     assert (opened > -1e-6).all()

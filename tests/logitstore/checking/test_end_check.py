@@ -98,6 +98,19 @@ def test_an_end_that_the_text_does_not_have_is_named() -> None:
     assert f"goes on with b'{eos}" in said
 
 
+@pytest.mark.parametrize("end", ["<|im_end|>", "<|other|>"])
+def test_the_end_of_an_empty_turn_that_a_window_begins_with_is_in_its_context(end: str) -> None:
+    """The cut has left no segment for the empty content."""
+    reader, _ = side("every turn alike")
+    context = f"<|im_start|>assistant\n{end}\n<|im_start|>user\nWhy?<|im_start|>assistant\n"
+    segments = (Segment(context, False), Segment("So.", True), Segment("<|im_end|>", False))
+    turn = [Segment("It", False), Segment("", True), Segment("<|im_end|>", False)]
+    tokens = reader.encode(turn, add_eos=False)
+    assert tokens.has_record.sum() == 1
+    said = found_in(reader, segments, tokens)
+    assert (said is None) == (end == "<|im_end|>")
+
+
 def saved(folder: Path, template: str) -> Path:
     tokenizer = templates.chatml(template)
     return tiny.save(folder, tiny.llama(len(tokenizer)), tokenizer)

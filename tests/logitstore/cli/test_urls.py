@@ -29,6 +29,7 @@ READING = {
     "export": ("export", "{url}", "--to", "parquet", "--out", "{new}", "--json"),
     "merge": ("merge", "{url}", "{other}", "--out", "{new}", "--json"),
     "subset": ("subset", "{url}", "--rows", "2:5", "--out", "{new}", "--json"),
+    "split": ("split", "{url}", "--eval", "0.3", "--out", "{new}", "--json"),
 }
 WRITING = {
     "capture": ("capture", "{teacher}", "{rows}", "--top-k", "4", "--out", "{free}", "--json"),
@@ -41,6 +42,7 @@ REFUSED = {
     "import": ("import", "{url}", "--out", "{new}"),
     "export": ("export", "{store}", "--to", "parquet", "--out", "{url}"),
     "report": ("report", "{store}", "-o", "{url}"),
+    "split": ("split", "{store}", "--eval", "0.3", "--out", "{url}"),
 }
 NAME_NO_STORE = {"estimate"}
 

@@ -82,6 +82,18 @@ def test_a_share_that_is_none_is_refused(tmp_path: Path, share: float) -> None:
     assert not (tmp_path / "parts").exists()
 
 
+def test_a_file_that_is_no_list_of_rows_is_kept(tmp_path: Path) -> None:
+    """A dataset may well be called train.txt; it would have been replaced by numbers."""
+    written(tmp_path / "store", [0, 1, 2])
+    for name in ("train.txt", "eval.txt"):
+        (tmp_path / name).write_text("Once there was a river.\n")
+        with pytest.raises(InputError, match=rf"{name}: this file exists and is no list of rows"):
+            split(tmp_path / "store", tmp_path, share=0.5)
+        assert (tmp_path / name).read_text() == "Once there was a river.\n"
+        (tmp_path / name).unlink()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["store", "store.journal.jsonl"]
+
+
 def test_one_text_cannot_be_split(tmp_path: Path) -> None:
     written(tmp_path / "store", [1, 1, 1])
     with pytest.raises(InputError, match="has 1 different text, so nothing can be held out"):
