@@ -4,6 +4,7 @@ A new interpreter that trains has loaded torch, transformers and Trainer first: 
 processor that a fork does not need.
 """
 
+import faulthandler
 import importlib
 import io
 import os
@@ -11,12 +12,16 @@ import pickle
 import select
 import signal
 import sys
+import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stdout
 from typing import Any
+
+#: Seconds that a fork may take.
+LIMIT_S = 240
 
 
 class Fork:
@@ -31,17 +36,19 @@ class Fork:
         self, function: Callable[[], Any], environment: Mapping[str, str] | None = None
     ) -> None:
         self._readable, writable = os.pipe()
+        self._stacks = tempfile.TemporaryFile()  # noqa: SIM115  (of a fork that waits for ever)
         self._child = os.fork()
         if self._child == 0:
             try:
                 os.close(self._readable)
+                faulthandler.dump_traceback_later(LIMIT_S - 5, file=self._stacks)
                 os.environ |= environment or {}
                 _send(writable, function)
             finally:
                 os._exit(0)  # nothing of the test run is to end twice
         os.close(writable)
 
-    def result(self, timeout_s: float = 240) -> Any:
+    def result(self, timeout_s: float = LIMIT_S) -> Any:
         """Wait for what the function returns.
 
         Raises:
@@ -59,7 +66,10 @@ class Fork:
         finally:
             os.close(self._readable)
             status = os.waitstatus_to_exitcode(os.waitpid(self._child, 0)[1])
-        assert data, f"the fork ended with status {status}, or after {timeout_s} s"
+        with self._stacks as stacks:
+            stacks.seek(0)
+            where = stacks.read().decode(errors="replace")
+        assert data, f"the fork ended with status {status}, or after {timeout_s} s: {where}"
         found, raised = pickle.loads(data)
         assert raised is None, raised
         return found

@@ -1,23 +1,23 @@
 """What each of two processes does for `test_world_size.py`.
 
 torchrun --nproc-per-node=2 -m tests.kit.two_ranks FOLDER [--shards | --packed]
-fork_both(FOLDER)      # two forks of this process, which need not load torch
+run_both(FOLDER)      # two forks of a process that has loaded torch and has no threads
 """
 
+import faulthandler
 import json
+import multiprocessing
+import os
 import pickle
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
-from accelerate.state import AcceleratorState, GradientState, PartialState
-
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import STEPS
-from tests.kit.forks import Fork
 from tests.kit.students import logged, trainer_of
 
 #: In the middle of an epoch: one has two steps.
@@ -79,22 +79,36 @@ def main(folder: Path, *flags: str) -> None:
     trainer.end()
 
 
-def fork_both(folder: Path) -> None:
-    """Run both ranks, with the environment that torchrun would give them."""
+def run_both(folder: Path) -> None:
+    """Run both ranks, with the environment that torchrun would give them.
+
+    They are no forks of the test's own process: it has threads, and a fork once waited for ever.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-
-    def begin() -> None:
-        for state in (AcceleratorState, GradientState, PartialState):
-            state._reset_state()  # this process has been the only one so far
-        main(folder)
-
-    both = [Fork(begin, shared | {"RANK": rank, "LOCAL_RANK": rank}) for rank in ("0", "1")]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    both = [
+        context.Process(target=_rank, args=(folder, shared | {"RANK": rank, "LOCAL_RANK": rank}))
+        for rank in ("0", "1")
+    ]
     for each in both:
-        each.result()
+        each.start()
+    for each in both:
+        each.join(240)
+    for each in both:
+        each.kill()
+        each.join()
+    assert [each.exitcode for each in both] == [0, 0]
+
+
+def _rank(folder: Path, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    faulthandler.dump_traceback_later(230)
+    main(folder)
 
 
 if __name__ == "__main__":

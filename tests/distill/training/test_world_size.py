@@ -20,7 +20,7 @@ from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import Record, assert_same, of_log
 from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows
-from tests.kit.two_ranks import ONE, SAVED_STEP, Noting, fork_both, prepared
+from tests.kit.two_ranks import ONE, SAVED_STEP, Noting, prepared, run_both
 
 KEYS = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "covered_fraction")
 
@@ -77,9 +77,9 @@ def found_in(folder: Path) -> Ranks:
 
 @pytest.fixture(scope="module")
 def two(store: FakeStore, folder: Path, one: Noting) -> Ranks:
-    """The same of two forks of this process."""
+    """The same of two processes that this one starts."""
     (folder / "store").write_bytes(pickle.dumps(store))
-    fork_both(folder)
+    run_both(folder)
     return found_in(folder)
 
 
