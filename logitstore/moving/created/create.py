@@ -49,8 +49,8 @@ def create(
         tokenizer: The teacher's: a folder, a hub id, or the object of `transformers`.
         rows: How many rows the data have; `add` is called for rows 0 to `rows` - 1.
         top_k: Entries to keep per record at most.
-        teacher: Name of the teacher, or its folder, which also tells its fingerprint; None: the
-            name of the tokenizer.
+        teacher: Name of the teacher, or its folder, which also tells its fingerprint; None: that of
+            the tokenizer, if it is of a hub or in the folder of a model.
         dataset: Name and version of the data: a store is not resumed with other data. None: the
             name of the store.
         vocab_size: Width of the teacher's logits; None: that of the first logits, or of entries

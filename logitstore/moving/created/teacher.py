@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from logitstore.errors import InputError
-from logitstore.models.fingerprint import fingerprint_folder
+from logitstore.models.fingerprint import fingerprint_folder, has_weights
 from logitstore.models.loading import load_tokenizer
 from logitstore.moving.created.settings import CreateSettings
 from logitstore.text.stored import files_to_store
@@ -87,11 +87,12 @@ def _named(
     name = settings.teacher
     if name is None:
         name = str(getattr(loaded, "name_or_path", ""))
-        if not name or Path(name).exists():
+        is_model = Path(name).is_dir() and has_weights(Path(name))
+        if not name or (Path(name).exists() and not is_model):
             raise InputError(
                 f"{tokenizer_name}: does not say which teacher the logits are of. Name it with "
                 "teacher=… (its hub id, or its folder)."
             )
-    elif Path(name).is_dir():
+    if Path(name).is_dir():
         return name, fingerprint_folder(Path(name))
     return name, f"named:{name}"

@@ -15,6 +15,7 @@ from distill.data.dataset import StoreDataset
 from logitstore.capture.job import run_capture
 from logitstore.capture.settings import CaptureSettings
 from logitstore.format.logprob_codec import ENTROPY_STEP, TAIL_STEP, TOKEN_STEP
+from logitstore.models.fingerprint import fingerprint_folder
 from logitstore.moving.dumps.importing import import_dump
 from logitstore.store import LogitStore
 from logitstore.testing import stores
@@ -296,3 +297,12 @@ def test_no_torch_is_needed(teacher: Dumper, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, str(teacher.folder), str(tmp_path / "s")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "3\n", done.stderr
+
+
+def test_a_teachers_folder_names_the_teacher(teacher: Dumper, tmp_path: Path) -> None:
+    """As in the example of `create`: its tokenizer is loaded from there."""
+    with logitstore.create(tmp_path / "s", tokenizer=teacher.folder, rows=1, top_k=4) as w:
+        ids = teacher.tokenizer("The teacher reads.").input_ids
+        w.add(0, input_ids=ids, logits=np.zeros((len(ids), len(teacher.tokenizer)), np.float32))
+    spec = logitstore.open_store(tmp_path / "s").spec
+    assert spec.teacher["fingerprint"] == fingerprint_folder(teacher.folder)

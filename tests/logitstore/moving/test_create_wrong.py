@@ -287,8 +287,10 @@ def test_a_store_of_nothing_is_not_written(teacher: Dumper, tmp_path: Path) -> N
 
 
 def test_settings_that_cannot_be(teacher: Dumper, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    teacher.tokenizer.save_pretrained(bare)
     nameless = (
-        f"{teacher.folder}: does not say which teacher the logits are of. Name it with teacher=… "
+        f"{bare}: does not say which teacher the logits are of. Name it with teacher=… "
         "(its hub id, or its folder)."
     )
     one = "temperatures has 1.0, expected positive numbers other than 1, which is always kept."
@@ -298,10 +300,10 @@ def test_settings_that_cannot_be(teacher: Dumper, tmp_path: Path) -> None:
         ({"aligned_to": "last"}, "aligned_to is last, expected token or next."),
         ({"max_tail": 1}, "max_tail is 1, expected a probability, such as 0.01."),
         ({"temperatures": [1]}, one),
-        ({"teacher": None}, nameless),
+        ({"teacher": None, "tokenizer": bare}, nameless),
     )
     for more, says in wrong:
         with pytest.raises(InputError) as caught:
             logitstore.create(tmp_path / "s", **(settings(teacher, 3) | more))
         assert str(caught.value) == says
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [bare]
