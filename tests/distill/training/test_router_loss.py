@@ -1,5 +1,6 @@
 """A mixture of experts keeps the loss that its own forward would add."""
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def trained(
 def whole_batch(store: FakeStore) -> tuple[Tensor, Tensor, Tensor]:
     """What the collator gives the model, made by hand: ids, mask and labels, padded."""
     tokenizer = tiny.byte_bpe()
-    data = trainer_of(mixtral(0.0), store, Path("unused"), loss="ce").data
+    with tempfile.TemporaryDirectory() as out:
+        data = trainer_of(mixtral(0.0), store, Path(out), loss="ce").data
     rows = [data[i] for i in range(len(data))]
     width = max(len(row.token_ids) for row in rows)
     ids = torch.full((len(rows), width), int(tokenizer.eos_token_id))
