@@ -60,10 +60,12 @@ def train(context: typer.Context) -> None:
     config, student = parse(context.args)
     with _talk_to_stderr():  # where Trainer's logs go
         from distill.training.run import train as run_training
+        from distill.training.summary import ending
 
         run = run_training(config, student)
     if config.process_index == 0:
-        print(json.dumps(run, indent=1))
+        is_json = "--json" in context.args
+        print(json.dumps(run, indent=1) if is_json else ending(run, str(config.output_dir)))
 
 
 @app.command()
