@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from typing import Any
 
 from distill.losses.in_source import loss_flags
 from distill.student import arguments as student
@@ -24,7 +25,9 @@ def names() -> frozenset[str]:
     if not trainers:
         return frozenset()
     ours = [f for each in (student.StudentArguments, run.RunArguments) for f in fields(each)]
-    defaults = {flag.name: flag.default for flag in (*trainers, *loss_flags(), *ours)}
+    defaults: dict[str, Any] = {flag.name: flag.default for flag in trainers}
+    defaults |= {flag.name: flag.default for flag in loss_flags()}
+    defaults |= {each.name: each.default for each in ours}
     switched_off = (f"no_{name}" for name, default in defaults.items() if default is True)
     return frozenset([*defaults, *switched_off, *_OTHERS])
 

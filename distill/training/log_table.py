@@ -4,7 +4,15 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 _WIDTH = 80
 #: What has a column, the most wanted first, and how it is written; a loss's own come after these.
@@ -92,9 +100,11 @@ class _Lines(TrainerCallback):
     def __init__(self, table: LogTable) -> None:
         self._table = table
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any
+    ) -> None:
         if state.is_world_process_zero:
-            for line in self._table.lines(logs or {}, state.global_step):
+            for line in self._table.lines(given.get("logs") or {}, state.global_step):
                 print(line, file=sys.stderr, flush=True)
 
 
@@ -102,10 +112,17 @@ class _Bar(ProgressCallback):
     """Shows Trainer's bar, and the table above it."""
 
     def __init__(self, table: LogTable) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._table = table
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Any = None,
+        **given: Any,
+    ) -> None:
         bar: Any = self.training_bar
         if state.is_world_process_zero and bar is not None:
             for line in self._table.lines(logs or {}, state.global_step):
@@ -116,5 +133,5 @@ def show_as_table(trainer: Trainer) -> None:
     """Let a trainer show a table of its logs where it would print dictionaries."""
     table = LogTable()
     for old, new in ((PrinterCallback, _Lines), (ProgressCallback, _Bar)):
-        if trainer.pop_callback(old) is not None:  # type: ignore[no-untyped-call]
-            trainer.add_callback(new(table))  # type: ignore[no-untyped-call]
+        if trainer.pop_callback(old) is not None:
+            trainer.add_callback(new(table))
