@@ -41,8 +41,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name == "capture":  # a subpackage that can be called; imported when first asked for
-        return importlib.import_module("logitstore.capture")
+    if name in ("capture", "ray"):  # subpackages, of which one can be called; imported when asked
+        return importlib.import_module(f"logitstore.{name}")
     if name == "create":  # so is whatever it needs
         return importlib.import_module("logitstore.moving.created.create").create
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,7 +13,7 @@ from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.capture.writer import CaptureWriter
-from logitstore.console.progress import Progress
+from logitstore.console.progress import Shows
 from logitstore.format.encoded import EncodedRecords
 from logitstore.records import SequenceText
 
@@ -55,7 +55,7 @@ class ShardWorker:
         writer: CaptureWriter,
         teacher: Engine,
         budget: int,
-        progress: Progress,
+        progress: Shows,
         beat: Callable[[], None],
         forecast: Forecast | None = None,
     ) -> None:

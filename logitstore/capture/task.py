@@ -355,10 +355,15 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
         "settings": settings.recorded() if can_repeat else None,
         "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
-        # Of the package itself as it was imported: a checkout need not be installed.
-        "versions": {"logitstore": logitstore.__version__}
-        | {p: _version_of(p) for p in ("torch", "transformers")},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides records, as a store has them."""
+    # Of the package itself as it was imported: a checkout need not be installed.
+    own = {"logitstore": logitstore.__version__}
+    return own | {p: _version_of(p) for p in ("torch", "transformers")}
 
 
 def _default_tokens(settings: CaptureSettings) -> int:
