@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.settings import CaptureSettings
 from logitstore.console.settings import with_settings
+from logitstore.ray.cluster import data_library
 from logitstore.ray.settings import AUTO, RaySettings
 from logitstore.storage.objects import RemotePath
 
@@ -71,24 +72,27 @@ def capture(
 def dataset(
     store: str | os.PathLike[str] | RemotePath,
     *,
+    input_ids: bool = True,
     allow_partial: bool = False,
 ) -> "Dataset":
     """Read a store as a dataset of Ray Data: a row for each sequence, a read task for each shard.
 
     Args:
         store: The store's folder, which all nodes see, or its URL.
+        input_ids: Whether rows have `input_ids` (T,), the whole sequence in the teacher's tokens,
+            and `record_at` (n,), where in it the token of each record stands. Needs transformers.
         allow_partial: Whether to read a store that is not finished.
 
     Returns:
         Rows with the columns of `logitstore export --to parquet` (see
         `logitstore.moving.parquet.columns`): `row`, `part`, `status`, `segments`, …, and for the n
-        records of a sequence `token_ids` (n,), `entry_ids`, `entry_logprobs`, … And with
-        `input_ids` and `record_at`: see `logitstore.ray.dataset_source`.
+        records of a sequence `token_ids` (n,), `entry_ids`, `entry_logprobs`, …
 
     Raises:
         MissingLibraryError: Ray Data is not installed.
         NotAStoreError, IncompleteStoreError, CorruptStoreError, StorageError: As `open_store`.
     """
+    data_library()
     from logitstore.ray.dataset_source import read
 
-    return read(store, allow_partial=allow_partial)
+    return read(store, input_ids=input_ids, allow_partial=allow_partial)

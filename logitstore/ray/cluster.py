@@ -33,6 +33,22 @@ def ray_library() -> Any:
     return ray
 
 
+def data_library() -> Any:
+    """Import Ray Data.
+
+    Raises:
+        MissingLibraryError: It is not installed.
+    """
+    try:
+        import ray.data
+    except ImportError as error:
+        raise MissingLibraryError(
+            "logitstore.ray.dataset needs Ray Data, which is not installed. Run "
+            "`pip install 'logitstore[ray]'`."
+        ) from error
+    return ray.data
+
+
 @contextmanager
 def connected(address: str) -> Iterator[str]:
     """Be connected to a cluster while inside; start and stop it, if it is `local`.
@@ -48,11 +64,11 @@ def connected(address: str) -> Iterator[str]:
     """
     if address == LOCAL:  # for this machine alone, so Ray is to listen on loopback; read on import
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    named = f"--ray {address}"
     ray = ray_library()
     if ray.is_initialized():
         yield "the Ray cluster that this program is connected to"
         return
-    named = f"--ray {address}"
     _check_listens(address, named)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
@@ -137,7 +153,7 @@ class Needs:
     def room(self, room: Room) -> int:
         """Count the teachers that a cluster has room for."""
         if self.is_spread:
-            gpus, cpus = (sum(each) for each in zip(*room.nodes, strict=True))
+            gpus, cpus = (sum(node[i] for node in room.nodes) for i in (0, 1))
             return int(min(gpus // self.gpus, cpus // (self.cpus + self.gpus)))
         return sum(self._on(gpus, cpus) for gpus, cpus in room.nodes)
 

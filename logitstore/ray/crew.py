@@ -150,7 +150,7 @@ class Crew:
             for each in [h for h in self.hired if h.where]:
                 if not each.is_ready and not self._is_asked(each, "open"):
                     self._call(each, "open", begun)
-                while each.is_ready and (index := self._next_for(each)) is not None:
+                while (index := self._next_for(each)) is not None:
                     each.shards.add(index)
                     self._hand(each, index, rows_of)
             self._step()
@@ -281,7 +281,9 @@ class Crew:
 
     def _next_for(self, each: Hired) -> int | None:
         """Choose a shard for a teacher; one whose teacher died is read alone."""
-        if len(each.shards) >= _IN_HAND or any(self._deaths[i] for i in each.shards):
+        if self.fatal is not None or not each.is_ready or len(each.shards) >= _IN_HAND:
+            return None
+        if any(self._deaths[i] for i in each.shards):
             return None
         for index in self._left:
             if not (self._deaths[index] and each.shards):

@@ -15,6 +15,7 @@ ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the home folder
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's way to say: loopback, whatever is asked for
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # what later versions do; silences a warning
+    "RAY_worker_niceness": "0",  # 15 otherwise, and other tests run beside these
     "RAY_memory_monitor_refresh_ms": "0",  # other tests may fill the memory
     # A node that was taken away is known to be gone after a second, not after half a minute.
     "RAY_health_check_initial_delay_ms": "1000",

@@ -21,6 +21,7 @@ import logitstore.ray
 from logitstore.checking.verify import verify_store
 from logitstore.console.signals import Stopped
 from logitstore.errors import IncompleteStoreError, InputError
+from logitstore.ray.crew import Crew, Hired
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
 from tests.kit.paths import ROOT
@@ -113,28 +114,36 @@ def test_a_teacher_on_a_cluster_writes_the_store_of_one_process(
 
 @pytest.mark.slow
 def test_a_node_that_joins_takes_part_and_one_that_leaves_costs_nothing(
-    here: Any, teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
+    here: Any,
+    teacher: Path,
+    data: Path,
+    wanted: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = tmp_path / "s"
-    rows = texts_file(tmp_path / "rows.jsonl", tiny.corpus() * 60)
-    one = logitstore.capture(teacher, str(rows), tmp_path / "one", **SETTINGS)
-    nodes: list[Any] = []
-    join = meanwhile(
-        lambda: nodes.extend([here.add_node(**NODE, num_cpus=1) for _ in range(2)]),
-        has_shards(out, 2),
-    )
-    leave = meanwhile(
-        lambda: here.remove_node(nodes.pop(), allow_graceful=False),
-        lambda: len(processes(out)) >= 3,
-    )
+    out, nodes, ready = tmp_path / "s", list[Any](), list[int]()
+    choose = Crew._next_for
+
+    def held(self: Crew, each: Hired) -> int | None:
+        """Hand out nothing after 4 shards until two nodes joined, after 20 until one has left."""
+        ready.append(self.ready)
+        there = len(list((out / "shards").glob("*.zip")))
+        if there >= 4 and not nodes:  # here, since Ray starts nodes on the main thread alone
+            nodes.extend(here.add_node(**NODE, num_cpus=1, wait=False) for _ in range(2))
+        if there >= 20 and len(nodes) == 2 and len(processes(out)) == 3:
+            here.remove_node(nodes.pop(), allow_graceful=False)
+        is_held = (there >= 4 and max(ready) < 3) or (there >= 20 and ready[-1] > 2)
+        return None if is_held else choose(self, each)
+
+    monkeypatch.setattr(Crew, "_next_for", held)
     try:
-        with join, leave:
-            logitstore.ray.capture(teacher, str(rows), out, **SETTINGS)
+        logitstore.ray.capture(teacher, str(data), out, **SETTINGS)
     finally:
         for node in nodes:
             here.remove_node(node)
-    assert len(processes(out)) >= 3
-    assert tree(out) == tree(Path(str(one.path)))
+    assert len(processes(out)) == 3
+    assert ready[-1] == 2
+    assert tree(out) == wanted
 
 
 @pytest.mark.slow
