@@ -53,7 +53,7 @@ class RaySettings:
         3,
         PANEL,
         "How often a shard is begun again whose teacher, or its node, died. So many teachers may "
-        "also die in a row without a shard between them.",
+        "also die in a row before they have loaded the model.",
         metavar="N",
     )
 
