@@ -53,7 +53,7 @@ _HOME = {
     "open_store": "logitstore.store",
 }
 #: Modules that are used as `logitstore.errors.InputError`; `capture` is one that can be called.
-_MODULES = ("capture", "errors", "records", "store")
+_MODULES = ("capture", "errors", "ray", "records", "store")
 
 
 def __getattr__(name: str) -> object:

@@ -8,7 +8,7 @@ shard is either committed whole or absent, and a run writes the shards that are 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,11 @@ from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
 from logitstore.capture.estimate.sample import take_sample
 from logitstore.capture.estimate.trial_batches import forecast_capture
+from logitstore.capture.in_process import InThisProcess
 from logitstore.capture.passes.choose import load_engine
 from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.sharing.sharing import ByClaim, ByRank, Sharing
 from logitstore.capture.task import Task, prepare
 from logitstore.capture.writer import CaptureWriter, boundaries_path, boundaries_writer
 from logitstore.console.json_log import JsonLog
@@ -50,9 +52,9 @@ def run_capture(
         place = try_place(out)
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
-        return CaptureProcess(
-            task, place, lambda measured: _writer(task, place, measured), ranks, signals, events
-        ).run()
+        sharing = _sharing(task, place, ranks)
+        hands = InThisProcess(task, ranks, sharing, signals, events)
+        return CaptureProcess(task, place, writer_of(task, place), sharing, hands, events).run()
 
 
 def run_preview(
@@ -93,13 +95,21 @@ def _begun(task: Task, out: StorePath) -> CaptureWriter:
     return CaptureWriter(own, boundaries_writer(own, task.student, files))
 
 
-def _writer(task: Task, out: StorePath, measured: Mapping[str, Any]) -> CaptureWriter:
-    """Make a writer, which begins the store, or stores, if they do not exist.
+def _sharing(task: Task, out: StorePath, ranks: Ranks) -> Sharing:
+    return ByClaim(out) if task.settings.claim else ByRank(out, task.plan.shard_count, ranks)
 
-    `measured` is what a new store records of its making besides what the task says.
+
+def writer_of(task: Task, out: StorePath) -> Callable[[Mapping[str, Any]], CaptureWriter]:
+    """Return what makes a writer, which begins the store, or stores, if they do not exist.
+
+    It takes what a new store records of its making besides what the task says.
     """
-    files = task.teacher.tokenizer_files
-    own = StoreWriter(out, task.spec, task.plan, files, {**task.provenance, **measured})
-    if task.student is None:
-        return CaptureWriter(own)
-    return CaptureWriter(own, boundaries_writer(own, task.student, files))
+
+    def make(measured: Mapping[str, Any]) -> CaptureWriter:
+        files = task.teacher.tokenizer_files
+        own = StoreWriter(out, task.spec, task.plan, files, {**task.provenance, **measured})
+        if task.student is None:
+            return CaptureWriter(own)
+        return CaptureWriter(own, boundaries_writer(own, task.student, files))
+
+    return make

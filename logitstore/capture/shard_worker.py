@@ -13,7 +13,7 @@ from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.capture.writer import CaptureWriter
-from logitstore.console.progress import Progress
+from logitstore.console.progress import Shows
 from logitstore.format.encoded import EncodedRecords
 from logitstore.records import SequenceText
 
@@ -55,7 +55,7 @@ class ShardWorker:
         writer: CaptureWriter,
         teacher: Engine,
         budget: int,
-        progress: Progress,
+        progress: Shows,
         beat: Callable[[], None],
         forecast: Forecast | None = None,
     ) -> None:
@@ -122,14 +122,15 @@ class ShardWorker:
         sequences: list[TeacherSequence] = []
         weights: list[int] = []
         rows = range(*self.task.plan.shard_rows(index))
+        text_bytes = self.task.text_of_rows(index).tolist()
         self.task.reader.turns.clear()
         reader = self.task.reader if self._completer is None else self._completer.complete(rows)
-        for row in rows:
+        for row, size in zip(rows, text_bytes, strict=True):
             self.beat()
             parts = reader.sequences(row)
             sequences += parts
             # An empty row counts for one, as in the plan; a row in windows when its first is done.
-            weights += [int(self.task.text_bytes[row]) + 1, *[0] * (len(parts) - 1)]
+            weights += [size + 1, *[0] * (len(parts) - 1)]
         if isinstance(reader, CompletedRows):
             self.writer.note("generated", shard=index, **reader.counts())
         if self.task.reader.turns:

@@ -168,7 +168,7 @@ def test_a_message_says_where_and_what_and_a_next_step_that_exists(wrong: Wrong)
 
 def flags_in(text: str) -> list[str]:
     """Flags that a text names, but for those of other programs."""
-    ours = re.sub(r"`pip [^`]*`", "", text)
+    ours = re.sub(r"`(?:pip|ray) [^`]*`", "", text)
     return re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", ours)
 
 
