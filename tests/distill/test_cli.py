@@ -50,7 +50,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(run: Run, here: Path, out: Path, *more: str) -> tuple[int, str, str]:
-    given = ("--model_name_or_path", str(here / "student"), "--store", str(here / "store"))
+    given = ["--model_name_or_path", str(here / "student")]
+    if "--store" not in more:
+        given += ["--store", str(here / "store")]
     return run("train", *given, "--output_dir", str(out), *FLAGS.split(), *more)
 
 
