@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from distill.data.example import Store
 from distill.report.results import RunObject
 from distill.student.arguments import StudentArguments
 from distill.training.first_batch import first_batches
@@ -17,24 +18,27 @@ if TYPE_CHECKING:
 
 def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str:
     """Describe a run before its first step: student, store, loss, steps, folder."""
-    args, store = trainer.args, trainer.store
     model: Any = trainer.model
     weights = sum(each.numel() for each in model.parameters())
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
     of = "new" if trainer.is_new else "trained before"
     part = f", of which {learnt:,} are trained" if learnt < weights else ""
-    teacher = store.provenance.get("teacher")
     lines = {
         "student": f"{student.model_name_or_path or student.student_config}: {weights:,} weights, "
         f"{of}{part}",
-        "store": f"{store.path}: {len(trainer.data):,} sequences"
-        + (f" of {teacher}" if teacher else "")
-        + (f", {store.spec.top_k} entries a token" if store.spec.top_k else ""),
+        "store": "; ".join(map(_store, trainer.stores.each)),
+        "learnt": f"{len(trainer.data):,} sequences",
         "loss": _loss(trainer),
         "steps": _steps(trainer),
-        "output": str(args.output_dir),
+        "output": str(trainer.args.output_dir),
     }
     return _table(lines)
+
+
+def _store(store: Store) -> str:
+    teacher, top_k = store.provenance.get("teacher"), store.spec.top_k
+    parts = [f"of {teacher}" if teacher else "", f"{top_k} entries a token" if top_k else ""]
+    return ", ".join([str(store.path), *filter(None, parts)])
 
 
 def _loss(trainer: "CachedTeacherTrainer") -> str:

@@ -12,6 +12,8 @@ AUTO = "auto"
 ON_NAN = ("stop", "skip")
 TRANSFORMERS, SERVER = "transformers", "server"
 ENGINES = (TRANSFORMERS, SERVER)
+#: The values of `experts`.
+EXPERTS = ("all", "N-1")
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 _MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
 _MAX_SEED = 0xFFFF_FFFF
@@ -46,6 +48,8 @@ class Checked:
     device: str | None
     device_map: object
     attn_implementation: str | None
+    experts: str | None
+    expert_sample: float | None
 
     def check(self) -> None:
         """Reject values that are wrong for every teacher and dataset.
@@ -62,6 +66,7 @@ class Checked:
                 "0.01."
             )
         self._check_temperatures()
+        self._check_experts()
         self._check_draws()
         self._check_generation()
         self._check_tokens_per_batch()
@@ -118,6 +123,7 @@ class Checked:
             "--device": self.device,
             "--device-map": self.device_map,
             "--attn-implementation": self.attn_implementation,
+            "--experts": self.experts,
         }
 
     def _check_codec(self) -> None:
@@ -134,6 +140,29 @@ class Checked:
             raise InputError(f"--tokens-per-batch is {tokens}, expected a number or {AUTO}.")
         if isinstance(tokens, int) and tokens < 1:
             raise InputError(f"--tokens-per-batch is {tokens}, expected 1 or more.")
+
+    def _check_experts(self) -> None:
+        if self.experts is not None and self.experts not in EXPERTS:
+            raise InputError(f"--experts is {self.experts}, expected {' or '.join(EXPERTS)}.")
+        share = self.expert_sample
+        if share is None:
+            return
+        if self.experts != EXPERTS[1]:
+            raise InputError(
+                f"--expert-sample is {share:g}, but no experts are left out that could be drawn "
+                f"instead. Add --experts {EXPERTS[1]}, or leave it out."
+            )
+        if not 0 < share <= 1:
+            raise InputError(f"--expert-sample is {share:g}, expected a share above 0, as 0.05.")
+        for flag, is_given in (
+            ("--generate", self.generate),
+            ("--boundaries-of", self.boundaries_of is not None),
+        ):
+            if is_given:
+                raise InputError(
+                    f"--expert-sample with {flag}: what a token draws depends on its place in the "
+                    "text, which text that is not in the dataset has not. Leave one of the two out."
+                )
 
     def _check_draws(self) -> None:
         if not 0 <= self.draws <= _MAX_DRAWS:
@@ -158,13 +187,14 @@ class Checked:
         if self.seed is not None and not self.is_random:
             raise InputError(
                 f"--seed is {self.seed}, but nothing is drawn at random. Leave it out, or ask for "
-                "--draws, or --generate with --generate-temperature."
+                "--draws, --expert-sample, or --generate with --generate-temperature."
             )
 
     @property
     def is_random(self) -> bool:
         """Tell whether the records depend on the seed."""
-        return self.draws > 0 or (self.generate and bool(self.generate_temperature))
+        is_sampled = self.generate and bool(self.generate_temperature)
+        return self.draws > 0 or is_sampled or bool(self.expert_sample)
 
     @property
     def sampling(self) -> Sampling | None:

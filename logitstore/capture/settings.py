@@ -90,7 +90,7 @@ class CaptureSettings(Checked):
     seed: int | None = setting(
         None,
         _KEPT,
-        "Seed of the random draws, and of completions that are sampled.",
+        "Seed of the random draws, of completions and of experts that are sampled.",
         metavar="N",
         unset="0",
     )
@@ -241,6 +241,23 @@ class CaptureSettings(Checked):
         "quantization_config of transformers as JSON (in Python also a dict). Recorded, because "
         "it changes the distribution. A checkpoint that was saved quantised needs no setting.",
         metavar="NAME",
+    )
+    experts: str | None = setting(
+        None,
+        _TEACHER,
+        "Of a mixture of experts, how many of its N experts read every token: all, or N-1 (all but "
+        "the one that its router likes least). Recorded, because it changes the distribution.",
+        metavar="all|N-1",
+        unset="as many as its routers choose",
+    )
+    expert_sample: float | None = setting(
+        None,
+        _TEACHER,
+        "With `experts` N-1, the share of tokens that draw these experts by the router's "
+        "probabilities. A store for each `seed` is a view of the teacher; a student learns from "
+        "the mean of several.",
+        metavar="SHARE",
+        unset="0",
     )
     attn_implementation: str | None = setting(
         None,

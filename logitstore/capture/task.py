@@ -24,6 +24,7 @@ from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.teacher.experts import View, check_experts
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -231,6 +232,8 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
             f"--top-k is {settings.top_k}, but {name} has a vocabulary of {teacher.vocab_size}. "
             f"Use --top-k {teacher.vocab_size} or less."
         )
+    if settings.experts is not None:
+        check_experts(name, teacher.config)
     return teacher
 
 
@@ -303,6 +306,7 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "vocab_size": teacher.vocab_size,
             **_given("quantization", teacher.quantization),
             **_given("engine", engine),
+            **_given("experts", _experts(settings)),
         },
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
@@ -328,6 +332,14 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
+
+
+def _experts(settings: CaptureSettings) -> dict[str, Any] | None:
+    """Describe which experts of a mixture the teacher uses; None: as its routers choose."""
+    if settings.experts is None:
+        return None
+    seed = settings.seed or 0
+    return View(settings.experts, settings.expert_sample or 0.0, seed).recorded()
 
 
 def _written(sampling: Sampling, reader: RowReader) -> dict[str, Any]:

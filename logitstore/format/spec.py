@@ -59,7 +59,8 @@ class StoreSpec:
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
             width of its logits); ``quantization``, if it was quantised when it was loaded;
-            ``engine``, if another than transformers in this process ran it.
+            ``engine``, if another than transformers in this process ran it; ``experts``, which of
+            a mixture's it used, if not those that its routers choose.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -392,6 +393,21 @@ def _is_missing(value: Any) -> bool:
     return is_list and value == sorted(set(value) & set(CAN_BE_MISSING))
 
 
+def _is_experts(value: Any) -> bool:
+    """Tell whether this says which experts a teacher used: all, or N-1, drawn at some tokens."""
+    if not isinstance(value, dict) or value.get("active") not in ("all", "N-1"):
+        return False
+    if set(value) == {"active"}:
+        return True
+    return (
+        set(value) == {"active", "sample", "seed"}
+        and value["active"] == "N-1"
+        and _is_number(value["sample"])
+        and value["sample"] <= 1
+        and _upto(_MAX_U32)(value["seed"])
+    )
+
+
 _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     "teacher": {
         "fingerprint": _is_text,
@@ -422,7 +438,11 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 #: Optional fields of each part.
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "teacher": {"quantization": lambda value: isinstance(value, dict), "engine": _is_text},
+    "teacher": {
+        "quantization": lambda value: isinstance(value, dict),
+        "engine": _is_text,
+        "experts": _is_experts,
+    },
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }

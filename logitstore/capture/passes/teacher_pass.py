@@ -22,6 +22,7 @@ from logitstore.capture.boundaries.branches import BranchReader, placed
 from logitstore.capture.passes.encoding import Encoding
 from logitstore.capture.passes.engine import Alone, Forwarded
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.capture.teacher.experts import Routed, View
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
@@ -63,6 +64,8 @@ class TeacherPass(Encoding):
         #: Device of the input; with a device map, that of the first layer.
         self.device = device if teacher.device_map is None else input_device(model)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
+        experts = spec.teacher.get("experts")
+        self._routed = None if experts is None else Routed(model, View.from_recorded(experts))
         self._head = TeacherHead(model, _head_settings(spec))
         self._branches = BranchReader(model, self._head, self.device, self._pad_id)
 
@@ -85,6 +88,8 @@ class TeacherPass(Encoding):
     def alone(self, sequence: TeacherSequence) -> Alone:
         """Take the model's own logits of one sequence."""
         ids = torch.from_numpy(sequence.text.token_ids)[None].to(self.device)
+        if self._routed is not None:
+            self._routed.read([sequence], ids.shape[1])
         logits = logits_of(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)))[0, :-1]
         logprobs = logits.float().log_softmax(1)
         own = logprobs.gather(1, ids[0, 1:, None].to(logprobs.device))[:, 0]
@@ -140,6 +145,8 @@ class TeacherPass(Encoding):
         }
         if cache is not None:
             inputs |= {"past_key_values": cache, "use_cache": True}
+        if self._routed is not None:
+            self._routed.read(batch, input_ids.shape[1])
         # A record belongs to the token it predicted: the logit row before it.
         result = head(
             inputs,
