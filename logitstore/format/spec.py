@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -151,7 +151,7 @@ class StoreSpec:
     @property
     def digest(self) -> str:
         """SHA-256 of the content as canonical JSON, in hex."""
-        return _sha256(asdict(self))
+        return _sha256(vars(self))
 
     def check(self) -> None:
         """Check the type and range of every field: readers compute sizes and paths from them.
@@ -176,7 +176,7 @@ class StoreSpec:
 
     def differences(self, other: "StoreSpec") -> list[tuple[str, Any, Any]]:
         """List (setting, value here, value there) for every setting that is not the same."""
-        here, there = asdict(self), asdict(other)
+        here, there = vars(self), vars(other)
         return [
             (f"{part}.{key}", here[part].get(key), there[part].get(key))
             for part in here
@@ -243,7 +243,7 @@ class StoreHeader:
             {
                 "format": FORMAT_NAME,
                 "version": FORMAT_VERSION,
-                "content": asdict(self.spec),
+                "content": vars(self.spec),
                 "content_sha256": self.spec.digest,
                 "plan": vars(self.plan),
                 "plan_sha256": self.plan.digest,
