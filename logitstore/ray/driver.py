@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -81,7 +82,7 @@ class RayHands:
         done: list[int] = []
         with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
 
-            def after_step(newly: list[int]) -> None:
+            def after_step(newly: Sequence[int]) -> None:
                 done.extend(newly)
                 self._show(shown, crew, writer, done, newly, len(missing))
 
@@ -143,7 +144,7 @@ class RayHands:
         crew: Crew,
         writer: CaptureWriter,
         done: list[int],
-        newly: list[int],
+        newly: Sequence[int],
         count: int,
     ) -> None:
         tokens, self._tokens = self._tokens, 0

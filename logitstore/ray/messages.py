@@ -5,10 +5,32 @@ from typing import Any, NamedTuple
 
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.settings import CaptureSettings
-from logitstore.errors import InputError, LogitStoreError, StorageError
+from logitstore.errors import (
+    BusyError,
+    FormatError,
+    IncompleteStoreError,
+    InputError,
+    LogitStoreError,
+    MismatchError,
+    MissingLibraryError,
+    NotAStoreError,
+    StorageError,
+)
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.part import Part
+
+#: Of a file that is damaged the driver has no path; a capture that writes reads next to none.
+_KINDS = (
+    InputError,
+    StorageError,
+    MismatchError,
+    BusyError,
+    FormatError,
+    IncompleteStoreError,
+    MissingLibraryError,
+    NotAStoreError,
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,8 @@ class Begun(NamedTuple):
     budget: int
 
 
-class ShardRows(NamedTuple):
+@dataclass(frozen=True)
+class ShardRows:
     """The rows of a shard.
 
     Attributes:
@@ -118,7 +141,5 @@ class Failure(NamedTuple):
 
     def error(self) -> LogitStoreError:
         """Make an error of the same kind."""
-        for kind in (InputError, StorageError, *LogitStoreError.__subclasses__()):
-            if self.kind in kind.kinds and kind.__init__ is LogitStoreError.__init__:
-                return kind(self.text, kind=self.kind)
-        return InputError(self.text)
+        found = next((kind for kind in _KINDS if self.kind in kind.kinds), None)
+        return InputError(self.text) if found is None else found(self.text, kind=self.kind)
