@@ -18,9 +18,9 @@ from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find, is_own
 from distill.student.encoder_decoder import SEEN
+from distill.training.arguments import Uncovered
 from distill.training.loss_terms import (
     Term,
-    Uncovered,
     bad_rows,
     counts_of,
     joined,

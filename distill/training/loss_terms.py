@@ -32,7 +32,7 @@ pairs with `none`, else all labels; K = ids that a loss asks for.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,12 +42,11 @@ from distill.data.ragged import rectangles
 from distill.head.query import HeadAnswer, HeadQuery, Lookup, Partition, Ranking
 from distill.losses import find
 from distill.losses.loss import Ask, Options, Student
+from distill.training.arguments import Uncovered
 from logitstore.errors import InputError
 
 Batch = Mapping[str, Any]
 _NO_PARTITIONS: Mapping[str, Partition] = MappingProxyType({})
-#: What is done about the labels that no pair of a loss covers.
-Uncovered = Literal["hard", "none", "scale"]
 
 
 class Term(NamedTuple):

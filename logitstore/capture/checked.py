@@ -8,7 +8,6 @@ from logitstore.capture.passes.vllm.options import PUBLIC, WORKER
 from logitstore.capture.passes.vllm.options import Options as VllmOptions
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
-from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.spec import CODECS
 
 #: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
@@ -190,6 +189,8 @@ class Checked:
         if self.codec not in CODECS:
             raise InputError(f"--codec is {self.codec}, expected {' or '.join(CODECS)}.")
         if self.codec == "compact":
+            from logitstore.format.chunk_codecs import pcodec_library
+
             pcodec_library()
 
     def _check_tokens_per_batch(self) -> None:
