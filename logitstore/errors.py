@@ -28,8 +28,9 @@ that a caller would handle in another way.
                           lost-rows: no row, or too few, can be used; self-test: records, text
                           and labels do not belong together; untrained: a run that trained
                           nothing; own-loss: a loss of the user's own that cannot be trained with;
-                          one-teacher: a loss that cannot learn from these several stores;
-                          engine: the server that runs the teacher fails, or gives too little
+                           one-teacher: a loss that cannot learn from these several stores;
+                          engine: what runs the teacher (vLLM, a server) fails, is of an unknown
+                          version, or gives too little
     MissingLibraryError   missing-library
     StorageError          storage; disk-full: no space, or a quota is used up
     BusyError             busy

@@ -126,6 +126,9 @@ class CaptureProcess:
             self.events.write("stopped", signal=e.signal_number)
             present = shards_present(self.out, self.task.plan.shard_count)
             raise Stopped(e.signal_number, f"{e}. {present}. {AGAIN}") from None
+        finally:
+            if "teacher" in vars(self):
+                self.teacher.close()
         self.events.write("finished")
         store = open_store(self.out)
         _warn_of_skipped(store)

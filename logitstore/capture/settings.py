@@ -203,7 +203,8 @@ class CaptureSettings(Checked):
     engine: str = setting(
         TRANSFORMERS,
         _TEACHER,
-        "What runs the teacher: transformers, here; or a server, which `server` names.",
+        "What runs the teacher: transformers, in this process; vllm, for teachers of many devices; "
+        "or a server, which `server` names.",
         metavar="|".join(ENGINES),
         is_recorded=False,  # the spec names another than the first, whose settings are not kept
     )
@@ -219,8 +220,11 @@ class CaptureSettings(Checked):
     engine_args: Sequence[str] = setting(
         (),
         _TEACHER,
-        "Option of a server: concurrency=16, requests_per_s=0 (any number), timeout_s=600, "
-        "model=NAME (its name for the teacher), api=vllm or sglang.",
+        "Option of the engine. Of vllm: an argument of its class LLM, such as "
+        "tensor_parallel_size=8, and way=public (entries and tails alone) or way=worker (all that "
+        "a store can keep); default: worker if `temperatures`, `logit_std` or `draws` ask for it. "
+        "Of a server: concurrency=16, requests_per_s=0 (any number), timeout_s=600, model=NAME "
+        "(its name for the teacher), api=vllm or sglang.",
         metavar="KEY=VALUE",
         is_recorded=False,
     )
