@@ -28,14 +28,14 @@ class Described(Protocol):
     spec: StoreSpec
     plan: Plan
     provenance: dict[str, Any]
-    shards: list[int]
+    shards: Sequence[int]
 
     @property
     def digest(self) -> str: ...
     @property
     def is_complete(self) -> bool: ...
     @property
-    def shard_facts(self) -> list[dict[str, Any]]: ...
+    def shard_facts(self) -> Sequence[Mapping[str, Any]]: ...
     @property
     def rows_held(self) -> int: ...
     @property

@@ -87,7 +87,7 @@ def spaced(store: Path) -> None:
 
 FIELDS = "its fields are not those of format version 1"
 READING: dict[str, dict[str, Case]] = {
-    "`store.json`: its JSON, fields, ranges, digests": {
+    "`store.json`: its JSON, fields, ranges, digests; the file of its plan": {
         **{name + " is " + how: out_of_range(name, v) for name, (how, v) in OUT_OF_RANGE.items()},
         **{f"missing is {value}": out_of_range("capture.missing", value) for value in NOT_MISSING},
         **{
