@@ -34,29 +34,38 @@ app = entry.program(
     "distill",
     "Train students from a store of a teacher's predictions, and measure them.",
     epilog="`distill train` also takes every flag of TrainingArguments of transformers: "
-    "`distill train --help` lists them all.",
+    "`distill train --help-all` lists them all.",
 )
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,  # the flags are TrainingArguments', and so is their help
+    add_help_option=False,  # most flags are not declared here, so neither is their help
 )
 def train(context: typer.Context) -> None:
     """Train a student: --model_name_or_path S --store STORE --loss uld:1.5 --output_dir OUT.
 
     Takes every flag of TrainingArguments of transformers besides its own, and --config run.yaml, a
-    file of flags. `distill train --help` lists them all.
+    file of flags.
     """
+    from distill.training.flag_names import check_names
+    from distill.training.help import asked_for
+
+    if (text := asked_for(context.args)) is not None:
+        print(text, end="")
+        return
+    check_names(context.args)
     with _talk_to_stderr():
         from distill.training.command_line import parse
     config, student = parse(context.args)
     with _talk_to_stderr():  # where Trainer's logs go
         from distill.training.run import train as run_training
+        from distill.training.summary import ending
 
         run = run_training(config, student)
     if config.process_index == 0:
-        print(json.dumps(run, indent=1))
+        is_json = "--json" in context.args
+        print(json.dumps(run, indent=1) if is_json else ending(run, str(config.output_dir)))
 
 
 @app.command()

@@ -18,10 +18,10 @@ from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find, is_own
 from distill.student.encoder_decoder import SEEN
+from distill.training.arguments import Uncovered
 from distill.training.batch_query import query_of
 from distill.training.loss_terms import (
     Term,
-    Uncovered,
     bad_rows,
     counted,
     joined,

@@ -30,8 +30,8 @@ from distill.losses.requirements import has_tokenizer_of
 from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.student.encoder_decoder import Sides
 from distill.student.loading import check_embeddings
+from distill.training.arguments import Uncovered
 from distill.training.loop import Batches, Losses, rank_and_size, warn
-from distill.training.loss_terms import Uncovered
 from distill.training.named_stores import Teachers, check_teachers
 from distill.training.own_loss import try_own_losses
 from distill.training.preflight import look_at

@@ -11,21 +11,21 @@ import copy
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self, get_args
 
 import torch
 
 from distill.data.records_asked import parse_filter
-from distill.losses import all_losses, all_options, option_values
+from distill.losses import all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Loss
 from distill.losses.own import use
 from distill.losses.weights import check_effects, check_values, parse_losses
+from distill.training.arguments import NEEDED, RunArguments, Uncovered
 from distill.training.kd_schedule import parse_schedule
 from distill.training.loss_flags import LossFlags
-from distill.training.loss_terms import Uncovered
-from distill.training.named_stores import Teachers, check_teachers, check_unweighed, parse_stores
+from distill.training.named_stores import check_teachers, check_unweighed, parse_stores
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.unusable_flags import (
     check_loggers,
@@ -33,7 +33,6 @@ from distill.training.unusable_flags import (
     reject_without_effect,
     reject_without_losses,
 )
-from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 
@@ -49,167 +48,23 @@ _AT_LEAST = {
 
 
 @dataclass
-class CachedTeacherConfig(LossFlags):
+class CachedTeacherConfig(RunArguments, LossFlags):
     """Everything TrainingArguments has, plus where the teacher's store is and what to do with it.
 
-    Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False, and no
-    progress bar where stderr is not a terminal.
+    The fields are those of :class:`~distill.training.arguments.RunArguments`, the options of losses
+    and TrainingArguments'. Defaults that differ: learning_rate 2e-5, logging_steps 10,
+    remove_unused_columns False, and no progress bar where stderr is not a terminal.
 
     Raises:
         InputError: For a missing or impossible value, and for every flag that would do nothing.
     """
 
-    store: list[str] | str = field(
-        default="",
-        metadata={
-            "help": "The store to train from, as `logitstore capture` wrote it. Several, of one "
-            "text by several teachers, make one student: --store a --store b:0.5 (a weight; "
-            "default 1). Rows are joined by their text; those of one store are used with that one."
-        },
-    )
-    teachers: Teachers = field(
-        default="mean",
-        metadata={
-            "help": "What is learnt of a row of several stores. `mean`: every loss is the mean "
-            "over its stores, by their weights. `best`: from the teacher alone that is least "
-            "surprised by the row, nats a byte."
-        },
-    )
-    eval_store: list[str] | str | None = field(  # in an order that HfArgumentParser reads
-        default=None,
-        metadata={
-            "help": "A store of held-out text, for --eval_strategy; of several teachers several."
-        },
-    )
-    allow_partial: bool = field(
-        default=False, metadata={"help": "Train on what an unfinished store holds so far."}
-    )
-    boundaries: bool = field(
-        default=False,
-        metadata={
-            "help": "Learn at every boundary of this student's tokens, from the teacher's tokens "
-            "that go on there and from what follows one that ended there, which `logitstore "
-            "capture --boundaries-of` adds to a store."
-        },
-    )
-    loss: str = field(
-        default=AUTO,
-        metadata={
-            "help": f"`{AUTO}`: {ONE_TOKENIZER} where teacher and student have one tokenizer, else "
-            f"{TWO_TOKENIZERS}. Or `ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: "
-            + ", ".join(all_losses())
-            + ". Or a function of your own that @distill.loss declares, `my_module:my_loss`: that "
-            "imports my_module, which runs it."
-        },
-    )
-    ce_weight: float = field(
-        default=1.0, metadata={"help": "Weight of cross-entropy on the store's text."}
-    )
-    max_lost: float = field(
-        default=DEFAULT_MAX_LOST,
-        metadata={
-            "help": "Largest share of the store's sequences that this student may be unable to "
-            "use, 0 to 1. More is an error before the first step, which says why."
-        },
-    )
-    no_self_test: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not check before the first step that records, text and labels belong "
-            "together."
-        },
-    )
-    balance: bool = field(
-        default=False,
-        metadata={"help": "Scale the distillation terms, in every step, to what cross-entropy is."},
-    )
-    uncovered: Uncovered = field(
-        default="hard",
-        metadata={
-            "help": "What a loss does about labels that no teacher pair covers. `hard`: their "
-            "cross-entropy stands in, at the weight of the loss, so that all labels weigh the "
-            "same; so does that of a label within a group of tokens, where the loss compares "
-            "groups. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
-            "`scale`: nothing, but the others weigh what they weigh with `hard`."
-        },
-    )
-    rows: str | None = field(
-        default=None,
-        metadata={
-            "help": "Train on some rows of the store alone: a file with a row number a line, such "
-            "as `distill select` and `logitstore split` write, or a range A:B."
-        },
-    )
-    train_top_k: int | None = field(
-        default=None,
-        metadata={"help": "Use the K most probable entries of a token; all others join the tail."},
-    )
-    token_filter: str | None = field(
-        default=None,
-        metadata={
-            "help": "Compare only where this holds of the teacher, in nats: entropy>2, or "
-            "surprise>1,entropy<5. Elsewhere it is as if no pair covered a label (--uncovered)."
-        },
-    )
-    kd_schedule: str | None = field(
-        default=None,
-        metadata={
-            "help": "Multiply the distillation terms with a factor that goes from the first step "
-            "to the last, linear:0.2..1 or cosine:1..0."
-        },
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Cut rows at N student tokens. Default: what the student can read."},
-    )
-    packing: bool = field(
-        default=False,
-        metadata={
-            "help": "Lay the sequences of a batch into as few rows as its longest one allows, each "
-            "attending to itself alone: the same loss and gradient with less padding."
-        },
-    )
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The student's chat template: a Jinja file, or the folder of a tokenizer. "
-            "Default: the student's own."
-        },
-    )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Variables of the chat template for every row, as JSON."}
-    )
-    one_cycle: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate up and down once, instead of --lr_scheduler_type: JSON of "
-            "pct_start, div_factor, final_div_factor and the like; {} for the usual values."
-        },
-    )
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every N steps, or a fraction of all steps."}
-    )
-    train_sampling_strategy: str = field(
-        default="random",
-        metadata={
-            "help": "Order of rows. `group_by_length`: as `random`, but those of up to 64 steps "
-            "sorted by their records (supervised tokens; prompts do not count) and dealt out "
-            "again: less padding.",
-            "choices": ["random", "group_by_length", "sequential"],
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Not used: a store has no columns."}
-    )
-
     def __post_init__(self) -> None:
         if isinstance(self.loss, Loss):
             self.loss = use(self.loss)
-        if not self.output_dir:
-            raise InputError("--output_dir is required: an empty folder for the student.")
-        if not self.store:
-            raise InputError("--store is required: the store written by `logitstore capture`.")
+        for name, message in NEEDED.items():
+            if not getattr(self, name):
+                raise InputError(message)
         self._check_stores()
         self._check_own()
         reject_without_effect(self)

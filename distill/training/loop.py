@@ -19,9 +19,10 @@ from distill.data.example import Example
 from distill.data.joined import StudentData, stores_of
 from distill.data.row_order import RowOrder
 from distill.head.student_head import StudentHead
+from distill.training.arguments import Uncovered
 from distill.training.batch_loss import BatchLoss, check_finite, seen_of
 from distill.training.first_batch import first_batches, try_first_batch
-from distill.training.loss_terms import Term, Uncovered, counted, divisors, unpacked
+from distill.training.loss_terms import Term, counted, divisors, unpacked
 from distill.training.router_loss import router_loss, router_weight
 from logitstore.errors import InputError
 

@@ -35,7 +35,7 @@ pairs with `none`, else all labels; S = stores.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,11 +46,10 @@ from distill.head.query import HeadAnswer
 from distill.losses import find
 from distill.losses.loss import Options, Student
 from distill.losses.uses import loss_of, store_of
+from distill.training.arguments import Uncovered
 from logitstore.errors import InputError
 
 Batch = Mapping[str, Any]
-#: What is done about the labels that no pair of a loss covers.
-Uncovered = Literal["hard", "none", "scale"]
 
 
 class Term(NamedTuple):

@@ -22,8 +22,10 @@ from distill.student.arguments import StudentArguments
 from distill.student.loading import make_student
 from distill.training.checkpoints import newest_whole
 from distill.training.config import CachedTeacherConfig
+from distill.training.log_table import show_as_table
 from distill.training.preflight import say
 from distill.training.several_stores import open_stores
+from distill.training.summary import beginning
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError
 
@@ -53,6 +55,9 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     adapters = settings_of(model)
     trainer = CachedTeacherTrainer(model, config, list(stores.each), processing_class=tokenizer)
     trainer.is_new = trainer.is_new or bool(student.student_config)
+    show_as_table(trainer)
+    if config.process_index == 0:
+        print(beginning(trainer, student), file=sys.stderr)
     if config.loss == AUTO and config.process_index == 0:
         print(_chosen(trainer.args.loss), file=sys.stderr)
     if trainer.ends_listed and config.process_index == 0:

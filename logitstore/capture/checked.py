@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from logitstore.capture.passes.server.options import Options
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
-from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.spec import CODECS
 
 #: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
@@ -131,6 +130,8 @@ class Checked:
         if self.codec not in CODECS:
             raise InputError(f"--codec is {self.codec}, expected {' or '.join(CODECS)}.")
         if self.codec == "compact":
+            from logitstore.format.chunk_codecs import pcodec_library
+
             pcodec_library()
 
     def _check_tokens_per_batch(self) -> None:

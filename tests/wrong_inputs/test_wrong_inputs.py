@@ -23,7 +23,7 @@ import typer
 import yaml
 
 from distill import cli as distill_cli
-from distill.training import command_line
+from distill.training import flag_names
 from logitstore.capture.teacher.teacher import chosen_device
 from logitstore.cli import app as logitstore_cli
 from logitstore.console.entry import with_hyphens
@@ -122,8 +122,7 @@ STEPS = re.compile(
 def flags_of(program: str, command: str) -> set[str]:
     """Every spelling of every flag that a command has, and the names of its arguments."""
     if (program, command) == ("distill", "train"):
-        actions = command_line._Parser()._actions
-        flags = {flag for action in actions for flag in action.option_strings}
+        flags = {f"--{name}" for name in flag_names.names()}
         return flags | {with_hyphens(flag) for flag in flags}
     app = logitstore_cli.app if program == "logitstore" else distill_cli.app
     found: Any = typer.main.get_command(app)

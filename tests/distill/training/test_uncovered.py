@@ -18,9 +18,9 @@ from distill.data.collator import Collator
 from distill.losses import all_losses
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import Ask, Loss, Options, Pairing, Student, Teacher
+from distill.training.arguments import Uncovered
 from distill.training.command_line import parse
 from distill.training.config import CachedTeacherConfig
-from distill.training.loss_terms import Uncovered
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny

@@ -97,7 +97,7 @@ def test_train_says_where_its_flags_are_listed(typed: Typed) -> None:
     _, text, _ = typed("distill", "-h")
     shown = " ".join(text.split())
     assert "distill train also takes every flag of TrainingArguments of transformers" in shown
-    assert "distill train --help lists them all" in shown
+    assert "distill train --help-all lists them all" in shown
 
 
 @pytest.mark.parametrize(("program", "command"), commands())
