@@ -5,7 +5,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from distill.data.example import Store
 from distill.report.results import RunObject
 from distill.student.arguments import StudentArguments
 from distill.training.first_batch import first_batches
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str:
     """Describe a run before its first step: student, store, loss, steps, folder."""
+    args = trainer.args
     model: Any = trainer.model
     weights = sum(each.numel() for each in model.parameters())
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
@@ -26,19 +26,26 @@ def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str
     lines = {
         "student": f"{student.model_name_or_path or student.student_config}: {weights:,} weights, "
         f"{of}{part}",
-        "store": "; ".join(map(_store, trainer.stores.each)),
-        "learnt": f"{len(trainer.data):,} sequences",
+        "store": _store(trainer),
         "loss": _loss(trainer),
         "steps": _steps(trainer),
-        "output": str(trainer.args.output_dir),
+        "output": str(args.output_dir),
     }
     return _table(lines)
 
 
-def _store(store: Store) -> str:
+def _store(trainer: "CachedTeacherTrainer") -> str:
+    """Describe what is learnt from; of several stores more is logged, see `say_joined`."""
+    stores, count = trainer.stores.each, f"{len(trainer.data):,} sequences"
+    if len(stores) > 1:
+        return f"{', '.join(str(store.path) for store in stores)}: {count}"
+    (store,) = stores
     teacher, top_k = store.provenance.get("teacher"), store.spec.top_k
-    parts = [f"of {teacher}" if teacher else "", f"{top_k} entries a token" if top_k else ""]
-    return ", ".join([str(store.path), *filter(None, parts)])
+    return (
+        f"{store.path}: {count}"
+        + (f" of {teacher}" if teacher else "")
+        + (f", {top_k} entries a token" if top_k else "")
+    )
 
 
 def _loss(trainer: "CachedTeacherTrainer") -> str:

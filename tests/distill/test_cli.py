@@ -113,9 +113,8 @@ def test_a_run_says_what_it_does_and_what_came_of_it(here: Path, tmp_path: Path,
     assert (
         said["student"] == f"{here / 'student'}: {model.num_parameters():,} weights, trained before"
     )
-    assert said["store"].startswith(f"{here / 'store'}, of ")
+    assert said["store"].startswith(f"{here / 'store'}: 24 sequences of ")
     assert said["store"].endswith(", 8 entries a token")
-    assert said["learnt"] == "24 sequences"
     assert re.fullmatch(
         r"1 x cross-entropy \+ 2 x uld \+ 1 x alm; the teacher speaks of about (8|9|10)\d?% of the "
         "labels",
