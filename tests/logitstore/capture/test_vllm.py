@@ -272,6 +272,19 @@ def test_a_launcher_is_not_seen_by_vllm_and_ctrl_c_is_for_this_process(
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+def test_those_who_wait_are_told_that_it_works(
+    teacher: Dumper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard of completions is one question, and may take longer than anybody's patience."""
+    FakeVllm.put(monkeypatch)
+    monkeypatch.setattr(engine, "_LOOK_S", 1e-4)
+    asked = Engine("t", {"model": str(teacher.folder)}, Options(), Ranks())
+    beats: list[int] = []
+    asked.beat = lambda: beats.append(1)
+    asked.generate([[1, 2, 3]], [asked.params(max_tokens=20, temperature=0.0)])
+    assert beats
+
+
 def test_each_rank_of_a_machine_has_devices_of_its_own(
     teacher: Dumper, monkeypatch: pytest.MonkeyPatch
 ) -> None:

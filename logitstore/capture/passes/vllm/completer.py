@@ -45,6 +45,7 @@ class VllmCompleter(Completer):
     ) -> None:
         super().__init__(reader, sampling, budget, frozenset(reader.tokenizer.eos_ids), beat)
         self._engine = engine
+        engine.beat = beat
         unknown = range(reader.tokenizer.size, vocab_size)
         self._bias = dict.fromkeys(unknown, _NEVER) if 0 < len(unknown) <= _MOST_BIASES else None
 

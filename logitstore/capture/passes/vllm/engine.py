@@ -50,6 +50,8 @@ class Engine:
 
     Attributes:
         version: Of vLLM.
+        beat: Called while it works: a shard of completions may take longer than the patience of
+            those who wait for this process.
 
     Raises:
         InputError: It does not start, or does not know an argument.
@@ -63,6 +65,7 @@ class Engine:
         self.version = str(getattr(self._vllm, "__version__", "unknown"))
         self._name, self._arguments = name, {**arguments, **options.arguments}
         self._environment = _environment(ranks, options)
+        self.beat: Callable[[], None] = lambda: None
         self._check_known(options)
         self._llm: Any = self._start()
 
@@ -168,6 +171,7 @@ class Engine:
         while not self._is_dead():
             if wait([answer], _LOOK_S).done:
                 return answer.result()
+            self.beat()
         if wait([answer], _GRACE_S).done:  # it has an answer, or an error that says more
             return answer.result()
         raise _EngineDead("its processes were killed")
