@@ -34,33 +34,42 @@ app = entry.program(
     "distill",
     "Train students from a store of a teacher's predictions, and measure them.",
     epilog="`distill train` also takes every flag of TrainingArguments of transformers: "
-    "`distill train --help` lists them all.",
+    "`distill train --help-all` lists them all.",
 )
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,  # the flags are TrainingArguments', and so is their help
+    add_help_option=False,  # most flags are not declared here, so neither is their help
 )
 def train(context: typer.Context) -> None:
     """Train a student: --model_name_or_path S --store STORE --loss uld:1.5 --output_dir OUT.
 
     Takes every flag of TrainingArguments of transformers besides its own, and --config run.yaml, a
-    file of flags. `distill train --help` lists them all.
+    file of flags.
     """
+    from distill.training.flag_names import check_names
+    from distill.training.help import asked_for
+
+    if (text := asked_for(context.args)) is not None:
+        print(text, end="")
+        return
+    check_names(context.args)
     with _talk_to_stderr():
         from distill.training.command_line import parse
     config, student = parse(context.args)
     with _talk_to_stderr():  # where Trainer's logs go
         from distill.training.run import train as run_training
+        from distill.training.summary import ending
 
         run = run_training(config, student)
     if config.process_index == 0:
-        print(json.dumps(run, indent=1))
+        is_json = "--json" in context.args
+        print(json.dumps(run, indent=1) if is_json else ending(run, str(config.output_dir)))
 
 
 @app.command()
-@with_options_of(EvaluationSettings, PANELS)
+@with_options_of(EvaluationSettings, PANELS, leave_out=("store",))
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
@@ -73,6 +82,14 @@ def evaluate(
             metavar="NAMES",
         ),
     ] = METRICS[0],
+    store: Annotated[
+        list[str] | None,  # or the last of several would be taken without a word
+        typer.Option(
+            help="A store of held-out text, for agreement, uld and calibration.",
+            rich_help_panel=PANELS[0],
+            metavar="STORE",
+        ),
+    ] = None,
     as_json: JsonOpt = False,
     **values: Any,
 ) -> None:
@@ -84,6 +101,7 @@ def evaluate(
     settings = EvaluationSettings(
         data=_one_or_all(data or []),
         metrics=_metrics(metrics),
+        store=_one_store(store or []),
         **settings_from(EvaluationSettings, values),
     )
     _check_choices(settings)
@@ -218,6 +236,20 @@ def env(
 def _talk_to_stderr() -> redirect_stdout[TextIO]:
     """Send what libraries print, some where they are imported, to stderr: stdout is for facts."""
     return redirect_stdout(sys.stderr)
+
+
+def _one_store(given: list[str]) -> str | None:
+    """Take the only store.
+
+    Raises:
+        InputError: There are several.
+    """
+    if len(given) > 1:
+        raise InputError(
+            f"--store {' --store '.join(given)}: a model is compared with one teacher at a time. "
+            "Run `distill evaluate` once for each store."
+        )
+    return given[0] if given else None
 
 
 def _one_or_all(names: list[str]) -> str | list[str] | None:

@@ -4,22 +4,21 @@
     records = store[0]              # TokenRecords: numpy arrays of one sequence
     text = store.text(0)            # SequenceText
 
-Importing this package imports neither torch nor transformers; `capture` does, when it is called.
-`create` writes a store from logits that come from elsewhere, without torch.
+The names are loaded when first used. None but `capture`, when it is called, imports torch or
+transformers; `create` writes a store from logits that come from elsewhere without either.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from logitstore.format.spec import Plan, StoreSpec
-from logitstore.info import Fidelity
-from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
-from logitstore.store import LogitStore, open_store
-from logitstore.writing.writer import StoreWriter
-
 if TYPE_CHECKING:
     from logitstore.capture import capture
+    from logitstore.format.spec import Plan, StoreSpec
+    from logitstore.info import Fidelity
     from logitstore.moving.created.create import create
+    from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
+    from logitstore.store import LogitStore, open_store
+    from logitstore.writing.writer import StoreWriter
 
 __version__ = "0.1.0"
 
@@ -40,9 +39,30 @@ __all__ = [
 ]
 
 
+_HOME = {
+    "Fidelity": "logitstore.info",
+    "LogitStore": "logitstore.store",
+    "PaddedEntries": "logitstore.records",
+    "Plan": "logitstore.format.spec",
+    "Segment": "logitstore.records",
+    "SequenceText": "logitstore.records",
+    "StoreSpec": "logitstore.format.spec",
+    "StoreWriter": "logitstore.writing.writer",
+    "TokenRecords": "logitstore.records",
+    "create": "logitstore.moving.created.create",
+    "open_store": "logitstore.store",
+}
+#: Modules that are used as `logitstore.errors.InputError`; `capture` is one that can be called.
+_MODULES = ("capture", "errors", "ray", "records", "store")
+
+
 def __getattr__(name: str) -> object:
-    if name == "capture":  # a subpackage that can be called; imported when first asked for
-        return importlib.import_module("logitstore.capture")
-    if name == "create":  # so is whatever it needs
-        return importlib.import_module("logitstore.moving.created.create").create
+    if name in _MODULES:
+        return importlib.import_module(f"logitstore.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

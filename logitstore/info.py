@@ -151,6 +151,8 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     dtype = teacher["dtype"]
     if "quantization" in teacher:
         dtype += f", quantised: {json.dumps(teacher['quantization'])}"
+    if "experts" in teacher:
+        dtype += f", experts: {json.dumps(teacher['experts'])}"
     kept += ", standard deviations of logits" if capture["logit_std"] else ""
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"

@@ -16,6 +16,7 @@ from hypothesis import settings
 from logitstore.testing.fixtures import bucket, fresh_clients, s3_server
 from tests.kit.browser import browser
 from tests.kit.handing_out import pytest_xdist_make_scheduler
+from tests.kit.page_fixtures import call, page_folder
 from tests.kit.paths import ROOT
 from tests.kit.teacher import teacher
 from tests.kit.time_by_file import (
@@ -27,7 +28,9 @@ from tests.kit.time_by_file import (
 __all__ = [
     "browser",
     "bucket",
+    "call",
     "fresh_clients",
+    "page_folder",
     "pytest_runtest_logstart",
     "pytest_runtest_makereport",
     "pytest_terminal_summary",

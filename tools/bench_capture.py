@@ -186,8 +186,10 @@ def naive(sizes: Sizes, folder: Path) -> Turn:
 
 
 def ours(sizes: Sizes, folder: Path) -> Turn:
-    from logitstore.capture.job import _writer
+    from logitstore.capture.in_process import InThisProcess
+    from logitstore.capture.job import writer_of
     from logitstore.capture.process import CaptureProcess
+    from logitstore.capture.sharing.sharing import ByRank
     from logitstore.checking.verify import verify_store
     from logitstore.console.json_log import JsonLog
     from logitstore.console.launcher import Ranks
@@ -201,12 +203,12 @@ def ours(sizes: Sizes, folder: Path) -> Turn:
     def turn() -> dict[str, float]:
         out = store_path(tempfile.mkdtemp(dir=folder)) / "store"
         with stopper() as signals:
-            job = CaptureProcess(
-                task, out, lambda b: _writer(task, out, b), Ranks(), signals, JsonLog(None)
-            )
+            sharing, events = ByRank(out, task.plan.shard_count, Ranks()), JsonLog(None)
+            hands = InThisProcess(task, Ranks(), sharing, signals, events)
+            job = CaptureProcess(task, out, writer_of(task, out), sharing, hands, events)
             if loaded:
-                job.__dict__["teacher"] = loaded[0]  # loading is not part of what is measured
-            loaded[:] = [job.teacher]
+                hands.teacher.__dict__["engine"] = loaded[0]  # loading is not what is measured
+            loaded[:] = [hands.teacher.engine]
             spent.clear()
             began = time.perf_counter()
             store = job.run()

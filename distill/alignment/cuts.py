@@ -28,9 +28,9 @@ Bools = npt.NDArray[np.bool_]
 LEAST_ASKED = 0.01
 #: A question is one integer: the student's token above so many bits of the teacher's.
 _ID_BITS = 32
-#: Answers are kept in a table: a question's hash names one of so many rows, of so many slots. In a
-#: full row, another one loses its place. (Memory is taken for rows that are used alone.)
-_ROW_BITS, _SLOTS = 20, 4
+#: Answers are kept in a table: a question's hash names a row of it, of so many slots. In a full
+#: row, another one loses its place. A table half full grows by so many bits, up to the most.
+_ROW_BITS, _MORE_BITS, _MOST_ROW_BITS, _SLOTS = 8, 4, 20, 4
 #: Fibonacci hashing: the odd integer nearest to 2^64 divided by the golden ratio.
 _MULTIPLIER = np.uint64(0x9E37_79B9_7F4A_7C15)
 
@@ -50,6 +50,7 @@ class Cuts:
         # The same few last tokens come again and again. What is kept of a question is the integer
         # after it, doubled, and its answer: one value, since threads share it; 0 is nothing.
         self._known = np.zeros((1 << _ROW_BITS, _SLOTS), np.int64)
+        self._kept = 0
 
     def __reduce__(self) -> tuple[type["Cuts"], tuple[ByteTokenizer, Sequence[bytes]]]:
         """Send a worker what it asks; what was found stays here."""
@@ -66,19 +67,29 @@ class Cuts:
             False only where the student's own tokens of both together are known, and none of them
             ends there.
         """
-        questions = (last << _ID_BITS) + teacher_ids
-        hashes = questions.astype(np.uint64) * _MULTIPLIER
-        rows = (hashes >> np.uint64(64 - _ROW_BITS)).astype(np.int64)
-        held = self._known[rows]
+        questions, known = (last << _ID_BITS) + teacher_ids, self._known
+        held = known[_rows(questions, len(known))]
         is_it = held >> 1 == questions[:, None] + 1
         answers: Bools = ((held & 1).astype(np.bool_) & is_it).any(1)
         new = np.flatnonzero(~is_it.any(1))
         if len(new):
             distinct, which = np.unique(questions[new], return_inverse=True)
-            answers[new] = self._ask(distinct.tolist())[which]
-            slots = np.where((held[new] == 0).any(1), (held[new] == 0).argmax(1), new % _SLOTS)
-            self._known[rows[new], slots] = (questions[new] + 1) * 2 + answers[new]
+            found = self._ask(distinct.tolist())
+            answers[new] = found[which]
+            self._keep(distinct, found)
         return answers
+
+    def _keep(self, questions: Ints, answers: Bools) -> None:
+        """Write down answers; a thread that holds a smaller table asks again for what is new."""
+        self._kept += len(questions)
+        known = self._known
+        while 2 * self._kept > known.size and len(known) < 1 << _MOST_ROW_BITS:
+            known = _larger(known)
+        rows = _rows(questions, len(known))
+        is_free = known[rows] == 0
+        slots = np.where(is_free.any(1), is_free.argmax(1), np.arange(len(rows)) % _SLOTS)
+        known[rows, slots] = (questions + 1) * 2 + answers
+        self._known = known
 
     def _ask(self, keys: Sequence[int]) -> Bools:
         """Ask the student's tokenizer, as for `fits`, about last tokens and what follows them."""
@@ -111,3 +122,20 @@ class Cuts:
             if place >= length:
                 return place == length
         return True
+
+
+def _rows(questions: Ints, count: int) -> Ints:
+    """Hash questions to the rows of a table of so many, a power of two."""
+    hashes = questions.astype(np.uint64) * _MULTIPLIER
+    return (hashes >> np.uint64(65 - count.bit_length())).astype(np.int64)
+
+
+def _larger(known: Ints) -> Ints:
+    """Move a table to one of more rows: those that share a row there share one here, too."""
+    values = known[known != 0]
+    rows = _rows((values >> 1) - 1, len(known) << _MORE_BITS)
+    order = np.argsort(rows, kind="stable")
+    values, rows = values[order], rows[order]
+    larger = np.zeros((len(known) << _MORE_BITS, _SLOTS), np.int64)
+    larger[rows, np.arange(len(rows)) - np.searchsorted(rows, rows)] = values
+    return larger

@@ -16,16 +16,19 @@ A batch:
     aligned                    (B,)     labels that a teacher pair covers
     skipped, text_changed      (B,)     unusable sequences; those that the template changes
     row                        (B,)     number of the dataset's row
+    store_share                (B, S)   of several stores alone: what each counts for there
+    read_otherwise             (B,)     likewise: stores left out, which the student reads otherwise
     pieces                              where it may be cut, see distill.data.batch_cuts; or None
     teacher[name]                       a dict of arrays for each loss, made by the loss's own file;
-                                        distill.losses.loss describes the names
+                                        distill.losses.loss describes the names; of several stores
+                                        for each, under the names of distill.losses.uses
 
 A batch is about as large as the records that it was made of: its integers have 32 bits, and lists
 of entries are flat, with counts (:mod:`distill.data.ragged`). Where torch needs more bits or
 rectangles, they are made on the device.
 
 Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P =
-pairs of a loss.
+pairs of a loss, S = stores.
 """
 
 import hashlib

@@ -195,10 +195,16 @@ class _Entries(list[tuple[bytes, float]]):
         self._by_byte: dict[int, list[tuple[bytes, float]]] = {}
         for written, p in self:
             self._by_byte.setdefault(written[0], []).append((written, p))
+        self._masses: dict[bytes, float] = {}  # many labels are alike
 
     def mass(self, label: bytes) -> float:
         """Add up the entries that write the beginning of a label, or begin with it."""
-        label = label.removeprefix(b" ") or label
+        mass = self._masses.get(label)
+        if mass is None:
+            mass = self._masses[label] = self._added_up(label.removeprefix(b" ") or label)
+        return mass
+
+    def _added_up(self, label: bytes) -> float:
         alike: Sequence[tuple[bytes, float]] = self
         if label:
             alike = self._by_byte.get(label[0], [])

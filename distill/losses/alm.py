@@ -25,7 +25,6 @@ from torch import Tensor
 from distill.losses.declared import loss
 from distill.losses.loss import Option, Options, Paper, Student, Teacher
 
-TEMPERATURE = 100.0
 #: A group surer than this has rounded to certainty: a float32 sum of log-probabilities is known to
 #: about that many nats, and the logarithm of what is left to 1 would be noise.
 SUREST_NATS = -1e-6
@@ -33,9 +32,7 @@ SUREST_NATS = -1e-6
 FLOOR_NATS = -256.0
 
 
-def alm(
-    student_logprob_G: Tensor, teacher_logprob_G: Tensor, temperature: float = TEMPERATURE
-) -> Tensor:
+def alm(student_logprob_G: Tensor, teacher_logprob_G: Tensor, temperature: float = 100.0) -> Tensor:
     """Compute the loss per group.
 
     Arithmetic is float32, or float64 if any input is.
@@ -65,7 +62,7 @@ def alm(
     options=(
         Option(
             "alm_temperature",
-            TEMPERATURE,
+            100.0,
             "Of alm; `inf` is its limit, zero for equal models.",
             expected="a number above 0, or inf",
             is_valid=lambda value: value > 0,

@@ -1,10 +1,9 @@
-"""The flags of losses that send the teacher's tokens to the student's, and what they choose."""
+"""The flags of losses that send the teacher's tokens to the student's, and what they choose.
+
+Written as literals, since :mod:`distill.losses.in_source` reads them.
+"""
 
 from distill.losses.loss import Option, Options, Pairing
-
-#: Maps that ask what the text shows; the others are as they were published.
-OURS = ("events", "counted", "canonical")
-PUBLISHED = ("prefix", "strict", "p_kl", "p_kl_weighted", "mined")
 
 MAP = Option(
     "map",
@@ -15,7 +14,16 @@ MAP = Option(
     "token of the same bytes. prefix: its longest. strict: the token of equal bytes, where "
     "both sides end together. p_kl, p_kl_weighted: the student's tokens become the "
     "teacher's. mined: the token of the least edit distance.",
-    choices=(*OURS, *PUBLISHED),
+    choices=(
+        "events",
+        "counted",
+        "canonical",
+        "prefix",
+        "strict",
+        "p_kl",
+        "p_kl_weighted",
+        "mined",
+    ),
 )
 BETWEEN = Option(
     "between",
@@ -24,6 +32,9 @@ BETWEEN = Option(
     "compared too, by what can follow there.",
     choices=("off", "on"),
 )
+
+#: Maps that ask what the text shows; the others are as they were published.
+OURS, PUBLISHED = MAP.choices[:3], MAP.choices[3:]
 
 
 def by_map(options: Options) -> Pairing:

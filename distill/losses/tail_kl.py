@@ -22,7 +22,7 @@ Shape legend: N = positions, K = largest count of stored entries.
 """
 
 import math
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -117,7 +117,12 @@ def _cell(teacher: Teacher, student: Student, options: Options) -> Tensor | None
     needs={"entries", "ids", "tail", "temperature", "same tokenizer", "byte spans"},
     cell=_cell,
     options=(
-        Option("tail_kl_kind", "forward", "Which divergence tail_kl is.", choices=get_args(Kind)),
+        Option(
+            "tail_kl_kind",
+            "forward",
+            "Which divergence tail_kl is.",
+            choices=("forward", "reverse", "jsd", "skew"),
+        ),
         Option(
             "temperature",
             1.0,

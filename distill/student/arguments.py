@@ -1,57 +1,67 @@
 """The flags that say which student a run trains, and how it is loaded or made."""
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from logitstore.console.settings import setting
 from logitstore.errors import InputError
+
+# Headings of `distill train --help`.
+STUDENT, ADAPTERS = "Student", "Adapters (LoRA)"
+#: What is said where no student is named.
+NEEDED = (
+    "--model_name_or_path is required: the student, a hub id or a folder. Or --student_config, for "
+    "a new one."
+)
 
 
 @dataclass
 class StudentArguments:
     """The student before training: a hub id or a folder, and how to load it."""
 
-    model_name_or_path: str = field(
-        default="", metadata={"help": "The student: a hub id, or a transformers folder."}
+    model_name_or_path: str = setting(
+        "", STUDENT, "The student: a hub id, or a transformers folder.", metavar="STUDENT"
     )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a hub id."}
+    model_revision: str | None = setting(
+        None, STUDENT, "Branch, tag or commit of a hub id.", metavar="NAME"
     )
-    student_config: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of --model_name_or_path: new weights, by --seed, of the architecture "
-            "in this folder, hub id or JSON file."
-        },
+    student_config: str | None = setting(
+        None,
+        STUDENT,
+        "Instead of --model_name_or_path: new weights, by --seed, of the architecture in this "
+        "folder, hub id or JSON file.",
+        metavar="CONFIG",
     )
-    tokenizer_name_or_path: str | None = field(
-        default=None, metadata={"help": "Of the student, where its own folder has none."}
+    tokenizer_name_or_path: str | None = setting(
+        None, STUDENT, "Tokenizer of the student, where its own folder has none.", metavar="PATH"
     )
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = field(
-        default="float32",
-        metadata={"help": "Type of the weights; `auto` is the checkpoint's. See also --bf16."},
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = setting(
+        "float32",
+        STUDENT,
+        "Type of the weights; auto: the checkpoint's. See also --bf16.",
+        metavar="float32|bfloat16|float16|auto",
     )
-    use_peft: bool = field(
-        default=False, metadata={"help": "Train LoRA adapters on a student that stays as it is."}
+    use_peft: bool = setting(
+        False, ADAPTERS, "Train LoRA adapters on a student that stays as it is."
     )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "They are scaled by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Before the adapters."})
-    lora_target_modules: list[str] | None = field(
-        default=None,
-        metadata={"help": "Ends of module names, or all-linear. Default: peft's for the model."},
+    lora_r: int = setting(16, ADAPTERS, "Rank of the adapters.", metavar="N")
+    lora_alpha: int = setting(32, ADAPTERS, "They are scaled by alpha / r.", metavar="N")
+    lora_dropout: float = setting(0.0, ADAPTERS, "Dropout before the adapters.", metavar="P")
+    lora_target_modules: list[str] | None = setting(
+        None,
+        ADAPTERS,
+        "Ends of module names, or all-linear.",
+        metavar="NAME…",
+        unset="peft's for the model",
     )
-    lora_merge: bool = field(
-        default=False,
-        metadata={"help": "Save a whole model at the end, with the adapters merged into it."},
+    lora_merge: bool = setting(
+        False, ADAPTERS, "Save a whole model at the end, with the adapters merged into it."
     )
 
     def __post_init__(self) -> None:
         if not (self.model_name_or_path or self.student_config):
-            raise InputError(
-                "--model_name_or_path is required: the student, a hub id or a folder. Or "
-                "--student_config, for a new one."
-            )
+            raise InputError(NEEDED)
         if self.model_name_or_path and self.student_config:
             raise InputError(
                 f"--student_config {self.student_config} makes a new student, and "

@@ -4,9 +4,8 @@ The keys of the file are the flags without their dashes. A key or flag that does
 error that names the nearest one.
 """
 
-import difflib
 import json
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +19,8 @@ from distill.losses.weights import parse_losses
 from distill.student.arguments import StudentArguments
 from distill.training.config import CachedTeacherConfig
 from distill.training.flag_file import read_flag_file
-from distill.training.presets import PRESETS, described, flags_of
+from distill.training.flag_names import unknown
+from distill.training.presets import PRESETS, flags_of
 from logitstore.console.entry import with_underscores
 from logitstore.errors import InputError
 
@@ -35,6 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     files.add_argument("--config")
     files.add_argument("--preset")
     chosen, flags = files.parse_known_args([with_underscores(word) for word in argv])
+    flags = _gathered(flags)
     parser = _Parser()
     from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
     in_file, from_file = files.parse_known_args(from_file)
@@ -51,10 +52,31 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     except (ValueError, ImportError, OSError) as error:  # from TrainingArguments: already clear
         message = " ".join(str(error).split()).rstrip(".")
         raise InputError(f"{message}. See `distill train --help`.") from error
-    config, student, *_, unknown = parsed
-    if unknown:
-        raise InputError(_unknown(str(unknown[0]), parser.known_keys(), "flag"), kind="usage")
+    config, student, *_, others = parsed
+    if others:
+        raise InputError(unknown(str(others[0]), parser.known_keys(), "flag"), kind="usage")
     return config, student
+
+
+def _gathered(flags: Sequence[str]) -> list[str]:
+    """Write a flag that may be given several times once, with all its values, at the end."""
+    kept, found = list[str](), dict[str, list[str]]()
+    current: str | None = None
+    for word in flags:
+        name, has_value, value = word.partition("=")
+        if word.startswith("--"):
+            current = name[2:] if name[2:] in _REPEATED else None
+            if current is not None:
+                found.setdefault(current, []).extend([value] if has_value else [])
+                current = None if has_value else current
+                continue
+        if current is None:
+            kept.append(word)
+        else:
+            found[current].append(word)
+    for name, values in found.items():
+        kept += [f"--{name}", *values]
+    return kept
 
 
 def _import_own(flags: Sequence[str], from_file: Sequence[str], path: str) -> None:
@@ -102,6 +124,10 @@ def _losses_of(given: Sequence[str]) -> dict[str, float]:
     return parse_losses(named[0])
 
 
+#: Flags that may be given several times.
+_REPEATED = ("store", "eval_store")
+
+
 class _Parser(HfArgumentParser):
     """An HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
 
@@ -110,24 +136,18 @@ class _Parser(HfArgumentParser):
             (CachedTeacherConfig, StudentArguments),  # type: ignore[arg-type]  # upstream NewType
             prog="distill train",
             allow_abbrev=False,
-            epilog=described(),
-            formatter_class=RawDescriptionHelpFormatter,
+            add_help=False,  # see help.py
         )
-        self.add_argument(
-            "--preset",
-            choices=list(PRESETS),
-            help="Settings that belong together, listed below; the file and flags win over them.",
-        )
-        self.add_argument("--config", help="A YAML file of flags; flags given beside it win.")
-        self.add_argument(
-            "--json",
-            action="store_true",
-            help="Print an error as JSON to stdout, too; a finished run is printed so anyhow.",
-        )
+        self.add_argument("--preset", choices=list(PRESETS))
+        self.add_argument("--config")
+        self.add_argument("--json", action="store_true")
 
     def add_argument(self, *names: str, **more: Any) -> Any:
         """Declare a flag with underscores alone: `parse` converts the spelling with hyphens."""
+        if names[0].removeprefix("--") in _REPEATED:
+            more["nargs"] = "+"
         spelt = [name for name in names if with_underscores(name) == name]
+        more.pop("setting", None)  # what the help says of it
         return super().add_argument(*spelt, **more)
 
     def error(self, message: str) -> NoReturn:
@@ -144,7 +164,7 @@ class _Parser(HfArgumentParser):
         for key, value in loaded.items():
             name = with_underscores(f"--{key}").removeprefix("--")
             if name not in known or name in ("config", "help", "json"):
-                raise InputError(f"--config {path}: " + _unknown(str(key), known, "key"))
+                raise InputError(f"--config {path}: " + unknown(str(key), known, "key"))
             choices = next((a.choices for a in self._actions if a.dest == name), None)
             flags += _as_flags(name, _as_written(value, choices))
         return flags
@@ -171,12 +191,3 @@ def _as_flags(name: str, value: object) -> list[str]:
     if isinstance(value, dict):
         return [f"--{name}={json.dumps(value)}"]
     return [f"--{name}={str(value).lower() if isinstance(value, bool) else value}"]
-
-
-def _unknown(given: str, known: Iterable[str], what: str) -> str:
-    name = with_underscores(given).lstrip("-").split("=")[0]
-    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
-    if not given.startswith("-") and what == "flag":
-        return f"{given!r} is neither a flag nor the value of one. See `distill train --help`."
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
-    return f"no {what} is called {given}.{hint} See `distill train --help`."

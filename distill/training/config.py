@@ -8,31 +8,31 @@ this trainer could not honour.
 """
 
 import copy
-import dataclasses
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Any, Self, get_args
 
 import torch
-from transformers import TrainingArguments
 
 from distill.data.records_asked import parse_filter
-from distill.losses import all_losses, all_options, option_values
+from distill.losses import all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
-from distill.losses.loss import Loss, Option
+from distill.losses.loss import Loss
 from distill.losses.own import use
 from distill.losses.weights import check_effects, check_values, parse_losses
+from distill.training.arguments import NEEDED, RunArguments, Uncovered
 from distill.training.kd_schedule import parse_schedule
-from distill.training.loss_terms import Uncovered
+from distill.training.loss_flags import LossFlags
+from distill.training.named_stores import check_teachers, check_unweighed, parse_stores
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.unusable_flags import (
     check_loggers,
     reject_accelerate_options,
     reject_without_effect,
+    reject_without_losses,
 )
-from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 
@@ -47,177 +47,25 @@ _AT_LEAST = {
 }
 
 
-def _field_of(option: Option) -> tuple[str, Any, Any]:
-    """Make a dataclass's field of the option."""
-    kind = Literal[option.choices] if option.choices else type(option.default)
-    return option.name, kind, field(default=option.default, metadata={"help": option.help})
-
-
-if TYPE_CHECKING:  # a type checker does not see what losses declare
-
-    @dataclass
-    class LossFlags(TrainingArguments):
-        """TrainingArguments and the options of all losses."""
-
-        pairing: Literal["bytes", "position"] = "bytes"
-        map: str = "events"
-        between: Literal["off", "on"] = "off"
-        tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = "forward"
-        temperature: float = 1.0
-        alm_temperature: float = 100.0
-
-else:
-    LossFlags = dataclasses.make_dataclass(
-        "LossFlags", map(_field_of, all_options().values()), bases=(TrainingArguments,)
-    )
-
-
 @dataclass
-class CachedTeacherConfig(LossFlags):
+class CachedTeacherConfig(RunArguments, LossFlags):
     """Everything TrainingArguments has, plus where the teacher's store is and what to do with it.
 
-    Defaults that differ: learning_rate 2e-5, logging_steps 10, remove_unused_columns False, and no
-    progress bar where stderr is not a terminal.
+    The fields are those of :class:`~distill.training.arguments.RunArguments`, the options of losses
+    and TrainingArguments'. Defaults that differ: learning_rate 2e-5, logging_steps 10,
+    remove_unused_columns False, and no progress bar where stderr is not a terminal.
 
     Raises:
         InputError: For a missing or impossible value, and for every flag that would do nothing.
     """
 
-    store: str = field(
-        default="", metadata={"help": "The store to train from, as `logitstore capture` wrote it."}
-    )
-    eval_store: str | None = field(
-        default=None, metadata={"help": "A store of held-out text, for --eval_strategy."}
-    )
-    allow_partial: bool = field(
-        default=False, metadata={"help": "Train on what an unfinished store holds so far."}
-    )
-    boundaries: bool = field(
-        default=False,
-        metadata={
-            "help": "Learn at every boundary of this student's tokens, from the teacher's tokens "
-            "that go on there and from what follows one that ended there, which `logitstore "
-            "capture --boundaries-of` adds to a store."
-        },
-    )
-    loss: str = field(
-        default=AUTO,
-        metadata={
-            "help": f"`{AUTO}`: {ONE_TOKENIZER} where teacher and student have one tokenizer, else "
-            f"{TWO_TOKENIZERS}. Or `ce`, or NAME[:WEIGHT][,NAME[:WEIGHT]...] of: "
-            + ", ".join(all_losses())
-            + ". Or a function of your own that @distill.loss declares, `my_module:my_loss`: that "
-            "imports my_module, which runs it."
-        },
-    )
-    ce_weight: float = field(
-        default=1.0, metadata={"help": "Weight of cross-entropy on the store's text."}
-    )
-    max_lost: float = field(
-        default=DEFAULT_MAX_LOST,
-        metadata={
-            "help": "Largest share of the store's sequences that this student may be unable to "
-            "use, 0 to 1. More is an error before the first step, which says why."
-        },
-    )
-    no_self_test: bool = field(
-        default=False,
-        metadata={
-            "help": "Do not check before the first step that records, text and labels belong "
-            "together."
-        },
-    )
-    balance: bool = field(
-        default=False,
-        metadata={"help": "Scale the distillation terms, in every step, to what cross-entropy is."},
-    )
-    uncovered: Uncovered = field(
-        default="hard",
-        metadata={
-            "help": "What a loss does about labels that no teacher pair covers. `hard`: their "
-            "cross-entropy stands in, at the weight of the loss, so that all labels weigh the "
-            "same; so does that of a label within a group of tokens, where the loss compares "
-            "groups. `none`: nothing, and the loss is a mean over its own pairs, as in papers. "
-            "`scale`: nothing, but the others weigh what they weigh with `hard`."
-        },
-    )
-    rows: str | None = field(
-        default=None,
-        metadata={
-            "help": "Train on some rows of the store alone: a file with a row number a line, such "
-            "as `distill select` and `logitstore split` write, or a range A:B."
-        },
-    )
-    train_top_k: int | None = field(
-        default=None,
-        metadata={"help": "Use the K most probable entries of a token; all others join the tail."},
-    )
-    token_filter: str | None = field(
-        default=None,
-        metadata={
-            "help": "Compare only where this holds of the teacher, in nats: entropy>2, or "
-            "surprise>1,entropy<5. Elsewhere it is as if no pair covered a label (--uncovered)."
-        },
-    )
-    kd_schedule: str | None = field(
-        default=None,
-        metadata={
-            "help": "Multiply the distillation terms with a factor that goes from the first step "
-            "to the last, linear:0.2..1 or cosine:1..0."
-        },
-    )
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Cut rows at N student tokens. Default: what the student can read."},
-    )
-    packing: bool = field(
-        default=False,
-        metadata={
-            "help": "Lay the sequences of a batch into as few rows as its longest one allows, each "
-            "attending to itself alone: the same loss and gradient with less padding."
-        },
-    )
-    chat_template_path: str | None = field(
-        default=None,
-        metadata={
-            "help": "The student's chat template: a Jinja file, or the folder of a tokenizer. "
-            "Default: the student's own."
-        },
-    )
-    chat_template_kwargs: dict[str, Any] | str | None = field(
-        default=None, metadata={"help": "Variables of the chat template for every row, as JSON."}
-    )
-    one_cycle: dict[str, Any] | str | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate up and down once, instead of --lr_scheduler_type: JSON of "
-            "pct_start, div_factor, final_div_factor and the like; {} for the usual values."
-        },
-    )
-    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
-    logging_steps: float = field(
-        default=10, metadata={"help": "Log every N steps, or a fraction of all steps."}
-    )
-    train_sampling_strategy: str = field(
-        default="random",
-        metadata={
-            "help": "Order of rows. `group_by_length`: as `random`, but those of up to 64 steps "
-            "sorted by their records (supervised tokens; prompts do not count) and dealt out "
-            "again: less padding.",
-            "choices": ["random", "group_by_length", "sequential"],
-        },
-    )
-    remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Not used: a store has no columns."}
-    )
-
     def __post_init__(self) -> None:
         if isinstance(self.loss, Loss):
             self.loss = use(self.loss)
-        if not self.output_dir:
-            raise InputError("--output_dir is required: an empty folder for the student.")
-        if not self.store:
-            raise InputError("--store is required: the store written by `logitstore capture`.")
+        for name, message in NEEDED.items():
+            if not getattr(self, name):
+                raise InputError(message)
+        self._check_stores()
         self._check_own()
         reject_without_effect(self)
         if self.disable_tqdm is None and not sys.stderr.isatty():
@@ -320,6 +168,16 @@ class CachedTeacherConfig(LossFlags):
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 
+    def _check_stores(self) -> None:
+        """Check how stores are named; a list of one is that one."""
+        for flag in ("store", "eval_store"):
+            given = getattr(self, flag)
+            if isinstance(given, list) and len(given) == 1:
+                setattr(self, flag, given[0])
+        check_teachers(self.teachers, parse_stores(self.store))
+        if self.eval_store:
+            check_unweighed(parse_stores(self.eval_store, "--eval_store"), "--eval_store")
+
     def _check_losses(self) -> None:
         """Check the losses and their options, as far as they do not depend on the pair."""
         check_values(self.loss_options)
@@ -336,19 +194,5 @@ class CachedTeacherConfig(LossFlags):
 
     def _check_effects(self, weights: Mapping[str, float]) -> None:
         """Reject flags that would do nothing with these losses."""
-        if self.ce_weight == 0 and not weights:
-            raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
         check_effects(self.loss_options, self.loss, weights)
-        for flag in ("token_filter", "kd_schedule"):
-            if getattr(self, flag) is not None and not weights:
-                raise InputError(
-                    f"--{flag} {getattr(self, flag)} would have no effect: --loss ce compares "
-                    f"nothing with a teacher. Leave --{flag} out."
-                )
-        if self.balance and not weights:
-            raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
-        if self.uncovered != "hard" and not weights:
-            raise InputError(
-                f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
-                "teacher's pairs could cover. Leave --uncovered out."
-            )
+        reject_without_losses(self, weights)

@@ -8,18 +8,21 @@ shard is either committed whole or absent, and a run writes the shards that are 
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.boundaries.cost import check_asked
 from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
-from logitstore.capture.estimate.sample import take_sample
+from logitstore.capture.estimate.sample import Sample, take_sample
 from logitstore.capture.estimate.trial_batches import forecast_capture
+from logitstore.capture.in_process import InThisProcess
 from logitstore.capture.passes.choose import load_engine
+from logitstore.capture.passes.engine import Engine
 from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.sharing.sharing import ByClaim, ByRank, Sharing
 from logitstore.capture.task import Task, prepare
 from logitstore.capture.writer import CaptureWriter, boundaries_path, boundaries_writer
 from logitstore.console.json_log import JsonLog
@@ -50,9 +53,9 @@ def run_capture(
         place = try_place(out)
         task = prepare(os.fspath(teacher), dataset, settings)
         events = JsonLog(Path(log_json) if log_json is not None and ranks.is_first else None)
-        return CaptureProcess(
-            task, place, lambda measured: _writer(task, place, measured), ranks, signals, events
-        ).run()
+        sharing = _sharing(task, place, ranks)
+        hands = InThisProcess(task, ranks, sharing, signals, events)
+        return CaptureProcess(task, place, writer_of(task, place), sharing, hands, events).run()
 
 
 def run_preview(
@@ -76,6 +79,21 @@ def run_preview(
     if not missing or not (sample.records or task.settings.generate):
         return Forecast.before_teacher(task, sample, missing, own_missing)
     engine = load_engine(task, Ranks())
+    try:
+        return _asked(task, engine, sample, missing, own_missing, budget)
+    finally:
+        engine.close()
+
+
+def _asked(
+    task: Task,
+    engine: Engine,
+    sample: Sample,
+    missing: list[int],
+    own_missing: list[int],
+    budget: int | None,
+) -> Forecast:
+    """Forecast with the teacher's answers about some rows."""
     if budget is None and task.wants_budget:
         budget = find_budget(task, engine, sample)
     budget = budget or int(task.provenance["tokens_per_batch"])
@@ -93,13 +111,21 @@ def _begun(task: Task, out: StorePath) -> CaptureWriter:
     return CaptureWriter(own, boundaries_writer(own, task.student, files))
 
 
-def _writer(task: Task, out: StorePath, measured: Mapping[str, Any]) -> CaptureWriter:
-    """Make a writer, which begins the store, or stores, if they do not exist.
+def _sharing(task: Task, out: StorePath, ranks: Ranks) -> Sharing:
+    return ByClaim(out) if task.settings.claim else ByRank(out, task.plan.shard_count, ranks)
 
-    `measured` is what a new store records of its making besides what the task says.
+
+def writer_of(task: Task, out: StorePath) -> Callable[[Mapping[str, Any]], CaptureWriter]:
+    """Return what makes a writer, which begins the store, or stores, if they do not exist.
+
+    It takes what a new store records of its making besides what the task says.
     """
-    files = task.teacher.tokenizer_files
-    own = StoreWriter(out, task.spec, task.plan, files, {**task.provenance, **measured})
-    if task.student is None:
-        return CaptureWriter(own)
-    return CaptureWriter(own, boundaries_writer(own, task.student, files))
+
+    def make(measured: Mapping[str, Any]) -> CaptureWriter:
+        files = task.teacher.tokenizer_files
+        own = StoreWriter(out, task.spec, task.plan, files, {**task.provenance, **measured})
+        if task.student is None:
+            return CaptureWriter(own)
+        return CaptureWriter(own, boundaries_writer(own, task.student, files))
+
+    return make

@@ -43,6 +43,10 @@ class OddTurns:
         if not counts:
             return
         self._writer.note("turns", shard=shard, **counts)
+        self.warn(shard, counts)
+
+    def warn(self, shard: int, counts: Mapping[str, int]) -> None:
+        """Count a shard's turns, those that there are; warn of the first of each kind."""
         self._in_all.update(counts)
         for kind in counts.keys() - self._first.keys():
             self._first[kind] = counts[kind]

@@ -6,14 +6,15 @@ from typing import NamedTuple
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
 from logitstore.capture.odd_turns import OddTurns
+from logitstore.capture.passes.choose import completer_of
+from logitstore.capture.passes.completer import CompletedRows
 from logitstore.capture.passes.engine import NOT_FINITE, Engine, SequenceRecords
-from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.capture.writer import CaptureWriter
-from logitstore.console.progress import Progress
+from logitstore.console.progress import Shows
 from logitstore.format.encoded import EncodedRecords
 from logitstore.records import SequenceText
 
@@ -55,14 +56,14 @@ class ShardWorker:
         writer: CaptureWriter,
         teacher: Engine,
         budget: int,
-        progress: Progress,
+        progress: Shows,
         beat: Callable[[], None],
         forecast: Forecast | None = None,
     ) -> None:
         self.task, self.writer = task, writer
         self.budget, self.progress, self.beat, self.forecast = budget, progress, beat, forecast
         self._teacher, self._reader = teacher, HalvingReader(teacher, writer.note)
-        self._completer = Completer.of(teacher, task, budget, beat)
+        self._completer = completer_of(teacher, task, budget, beat)
         self._batches_read = 0
         self.turns = OddTurns(task, writer)
 
@@ -122,14 +123,15 @@ class ShardWorker:
         sequences: list[TeacherSequence] = []
         weights: list[int] = []
         rows = range(*self.task.plan.shard_rows(index))
+        text_bytes = self.task.text_of_rows(index).tolist()
         self.task.reader.turns.clear()
         reader = self.task.reader if self._completer is None else self._completer.complete(rows)
-        for row in rows:
+        for row, size in zip(rows, text_bytes, strict=True):
             self.beat()
             parts = reader.sequences(row)
             sequences += parts
             # An empty row counts for one, as in the plan; a row in windows when its first is done.
-            weights += [int(self.task.text_bytes[row]) + 1, *[0] * (len(parts) - 1)]
+            weights += [size + 1, *[0] * (len(parts) - 1)]
         if isinstance(reader, CompletedRows):
             self.writer.note("generated", shard=index, **reader.counts())
         if self.task.reader.turns:

@@ -12,17 +12,19 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
-from logitstore.capture.checked import AUTO, SERVER, TRANSFORMERS
+from logitstore.capture.checked import AUTO, SERVER, TRANSFORMERS, VLLM
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.teacher.experts import View, check_experts
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -35,6 +37,7 @@ from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
+from logitstore.rows.part import Part
 from logitstore.rows.renderer import Renderer
 from logitstore.rows.sources import names_of
 from logitstore.rows.special_text import warn_of_special
@@ -50,7 +53,8 @@ if TYPE_CHECKING:
 _version_of = cache(version)  # which parses a package's whole description, of torch 40 KB
 
 
-_SERVER_TOKENS = 65_536
+#: Of a batch for an engine that forms batches of its own: enough to keep it busy.
+_ENGINE_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,13 @@ class Task:
         reader: Turns a row into the token sequences that the teacher reads.
         spec: What the store will hold.
         plan: Which rows go into which shard.
-        text_bytes: (rows,) UTF-8 bytes of each row, with the longest completion written for it.
+        text_bytes: UTF-8 bytes of each row from `first_row` on, with the longest completion written
+            for it.
         provenance: How the store was made, for people; see `StoreHeader`.
         settings: The settings as the caller gave them.
         student: The student whose boundaries the teacher is asked about; None: nobody's.
+        first_row: The first row of which there are `text_bytes`: 0, but where only a part of the
+            rows is at hand (`over`).
     """
 
     teacher: Teacher
@@ -80,6 +87,7 @@ class Task:
     provenance: dict[str, Any]
     settings: CaptureSettings
     student: Student | None = None
+    first_row: int = 0
 
     def budget(self, provenance: Mapping[str, Any]) -> int:
         """Return the padded tokens of a batch: as asked for, else as the store recorded."""
@@ -89,7 +97,8 @@ class Task:
     @property
     def wants_budget(self) -> bool:
         """Tell whether a new store has to measure how many tokens a batch may hold."""
-        return self.settings.tokens_per_batch == AUTO
+        is_here = self.settings.engine == TRANSFORMERS  # others form batches of their own
+        return is_here and self.settings.tokens_per_batch == AUTO
 
     def device(self, ranks: Ranks) -> torch.device:
         """Choose the device for this rank's teacher; with a device map, the one of its first layer.
@@ -114,7 +123,23 @@ class Task:
 
     def text_of(self, shards: Sequence[int]) -> int:
         """Return the bytes of text in the given shards."""
-        return sum(int(self.text_bytes[slice(*self.plan.shard_rows(i))].sum()) for i in shards)
+        return sum(int(self.text_of_rows(i).sum()) for i in shards)
+
+    def text_of_rows(self, shard: int) -> I64:
+        """Return the bytes of text in each row of a shard."""
+        first, stop = self.plan.shard_rows(shard)
+        return self.text_bytes[first - self.first_row : stop - self.first_row]
+
+    def over(self, rows: Rows, text_bytes: I64, first_row: int = 0) -> "Task":
+        """Return the same task for a part of the rows, which is all that it can read."""
+        return replace(
+            self,
+            rows=rows,
+            watch=Watch(rows),
+            reader=self.reader.over(rows),
+            text_bytes=text_bytes,
+            first_row=first_row,
+        )
 
 
 def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> Task:
@@ -125,20 +150,44 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
     """
     settings.check()
     _check_device(settings)
-    found_teacher = _teacher(teacher, settings)
-    max_length = context_limit(found_teacher, settings.max_length)
-    prefix_length = found_teacher.tokenizer.prefix_length
-    limits = limits_of(max_length, settings.overflow, settings.stride, prefix_length)
+    found_teacher, limits = _found(teacher, settings)
     rows = _rows(dataset, settings)
     watch = Watch(rows)
-    student = _student(rows, found_teacher, settings)
-    reader = _reader(rows, found_teacher, limits, settings, student)
+    student, reader = _readers(rows, found_teacher, limits, settings)
+    warn_of_special(rows, reader.render)
     spec = _spec(found_teacher, reader, settings)
     text_bytes = _text_bytes(rows, settings)
     plan = make_plan(watch.digest, text_bytes, settings.shard_text_bytes)
     provenance = _provenance(teacher, dataset, settings)
     return Task(
         found_teacher, rows, watch, reader, spec, plan, text_bytes, provenance, settings, student
+    )
+
+
+def prepare_part(
+    teacher: str,
+    part: Part,
+    settings: CaptureSettings,
+    plan: Plan,
+    provenance: dict[str, Any],
+) -> Task:
+    """Prepare what another process has planned, where only a part of the rows is at hand.
+
+    The dataset is neither looked for nor read again. The spec is that of the teacher which is found
+    here: whoever calls compares it with the one that was planned. `text_bytes` is empty.
+
+    Raises:
+        InputError: A model or setting that cannot be used here.
+    """
+    settings.check()
+    _check_device(settings)
+    found, limits = _found(teacher, settings)
+    rows = part.rows()
+    student, reader = _readers(rows, found, limits, settings)
+    spec = _spec(found, reader, settings)
+    nothing = np.empty(0, np.int64)
+    return Task(
+        found, rows, Watch(rows), reader, spec, plan, nothing, provenance, settings, student
     )
 
 
@@ -152,6 +201,20 @@ def _check_device(settings: CaptureSettings) -> None:
             f"--device {settings.device} and --device-map {settings.device_map}: each says "
             "where the teacher runs. Leave one of the two out."
         )
+
+
+def _found(teacher: str, settings: CaptureSettings) -> tuple[Teacher, Limits]:
+    found = _teacher(teacher, settings)
+    max_length = context_limit(found, settings.max_length)
+    prefix_length = found.tokenizer.prefix_length
+    return found, limits_of(max_length, settings.overflow, settings.stride, prefix_length)
+
+
+def _readers(
+    rows: Rows, teacher: Teacher, limits: Limits, settings: CaptureSettings
+) -> tuple[Student | None, RowReader]:
+    student = _student(rows, teacher, settings)
+    return student, _reader(rows, teacher, limits, settings, student)
 
 
 def _teacher(name: str, settings: CaptureSettings) -> Teacher:
@@ -171,6 +234,8 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
             f"--top-k is {settings.top_k}, but {name} has a vocabulary of {teacher.vocab_size}. "
             f"Use --top-k {teacher.vocab_size} or less."
         )
+    if settings.experts is not None:
+        check_experts(name, teacher.config)
     return teacher
 
 
@@ -212,7 +277,6 @@ def _reader(
         prompts=settings.generate,
         parse_special=settings.parse_special,
     )
-    warn_of_special(rows, render)
     asked = None
     if student is not None:
         middle = MiddleTokenizer(teacher.transformers_tokenizer, teacher.tokenizer)
@@ -242,8 +306,9 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "architecture": teacher.architecture,
             "dtype": teacher.dtype,
             "vocab_size": teacher.vocab_size,
-            **_given("quantization", teacher.quantization),
+            **_given("quantization", teacher.quantization or _changes(settings)),
             **_given("engine", engine),
+            **_given("experts", _experts(settings)),
         },
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
@@ -265,10 +330,23 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "logit_std": settings.logit_std,
             "draws": settings.draws,
             **_given("seed", (settings.seed or 0) if settings.draws else None),
-            **_given("missing", ["entropy"] if settings.engine == SERVER else None),
+            **_given("missing", ["entropy"] if settings.says_lists else None),
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
+
+
+def _experts(settings: CaptureSettings) -> dict[str, Any] | None:
+    """Describe which experts of a mixture the teacher uses; None: as its routers choose."""
+    if settings.experts is None:
+        return None
+    seed = settings.seed or 0
+    return View(settings.experts, settings.expert_sample or 0.0, seed).recorded()
+
+
+def _changes(settings: CaptureSettings) -> dict[str, Any] | None:
+    """Return options of an engine that change what the teacher says."""
+    return settings.vllm_options.changes() if settings.engine == VLLM else None
 
 
 def _written(sampling: Sampling, reader: RowReader) -> dict[str, Any]:
@@ -287,6 +365,7 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
     """Record how the store was made, for people and for `logitstore repair --capture`."""
     named = names_of(dataset)
     asked = settings.tokens_per_batch
+    is_vllm = settings.engine == VLLM
     can_repeat = named is not None and settings.engine == TRANSFORMERS  # its address is not kept
     return {
         "teacher": teacher,
@@ -295,13 +374,19 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
         **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
         "settings": settings.recorded() if can_repeat else None,
+        **_given("engine_args", (list(settings.engine_args) or None) if is_vllm else None),
         "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
-        # Of the package itself as it was imported: a checkout need not be installed.
-        "versions": {"logitstore": logitstore.__version__}
-        | {p: _version_of(p) for p in ("torch", "transformers")},
+        "versions": versions(),
     }
 
 
+def versions() -> dict[str, str]:
+    """Return the versions of what decides records, as a store has them."""
+    # Of the package itself as it was imported: a checkout need not be installed.
+    own = {"logitstore": logitstore.__version__}
+    return own | {p: _version_of(p) for p in ("torch", "transformers")}
+
+
 def _default_tokens(settings: CaptureSettings) -> int:
-    """Return how many tokens a batch has: of a server's, enough to keep it busy."""
-    return _SERVER_TOKENS if settings.engine == SERVER else DEFAULT_TOKENS_PER_BATCH
+    """Return how many tokens a batch has."""
+    return DEFAULT_TOKENS_PER_BATCH if settings.engine == TRANSFORMERS else _ENGINE_TOKENS

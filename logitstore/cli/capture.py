@@ -18,6 +18,8 @@ from logitstore.console.options import (
     with_options_of,
 )
 from logitstore.console.settings import about, described
+from logitstore.errors import InputError
+from logitstore.ray.settings import PANEL, RaySettings
 
 TeacherArg = Annotated[str, typer.Argument(help="The teacher: hub id or model folder.")]
 DatasetArg = Annotated[
@@ -37,7 +39,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(estimate)
 
 
-@with_options_of(CaptureSettings, PANELS)
+@with_options_of((CaptureSettings, RaySettings), (*PANELS, PANEL))
 def capture(
     teacher: TeacherArg,
     dataset: DatasetArg,
@@ -58,10 +60,18 @@ def capture(
     """Run a teacher once over a dataset and write a store. Run it again to resume.
 
     Under torchrun, accelerate launch or srun every process takes whole shards. With --claim, any
-    number of processes that see the folder do.
+    number of processes that see the folder do. With --ray, one process hands them to teachers on
+    a Ray cluster.
     """
     settings = CaptureSettings(**settings_from(CaptureSettings, values))
+    on_ray = RaySettings(**settings_from(RaySettings, values))
+    on_ray.check(settings, find_ranks())
     if dry_run:
+        if on_ray.address is not None:
+            raise InputError(
+                f"--dry-run and --ray {on_ray.address}: a preview runs the teacher on this machine "
+                "alone. Leave one of the two out."
+            )
         _print_preview(teacher, dataset, out, settings, as_json)
         return
     from logitstore.capture.job import run_capture
@@ -70,7 +80,12 @@ def capture(
     if not find_ranks().is_first:
         _be_quiet()
     with stoppable():
-        store = run_capture(teacher, dataset, out, settings, log_json=log_json)
+        if on_ray.address is not None:
+            from logitstore.ray.job import run_on_ray
+
+            store = run_on_ray(teacher, dataset, out, settings, on_ray, log_json=log_json)
+        else:
+            store = run_capture(teacher, dataset, out, settings, log_json=log_json)
     if find_ranks().is_first:
         print_facts(facts(store), info_text, as_json)
 

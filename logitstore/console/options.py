@@ -35,12 +35,12 @@ def print_facts(
 
 
 def with_options_of(
-    settings: type, panels: Sequence[str], leave_out: Collection[str] = ()
+    settings: type | tuple[type, ...], panels: Sequence[str], leave_out: Collection[str] = ()
 ) -> Callable[[_Command], _Command]:
     """Give a command that takes `**values` an option for each setting.
 
     Args:
-        settings: Their dataclass.
+        settings: Their dataclass, or several.
         panels: Headings of the help, in order.
         leave_out: Names of those without an option here.
     """
@@ -48,9 +48,10 @@ def with_options_of(
     def with_options(command: _Command) -> _Command:
         own = list(inspect.signature(command).parameters.values())
         mine = [p for p in own if p.kind is not inspect.Parameter.VAR_KEYWORD]
-        given = [f for f in described(settings) if f.name not in leave_out]
-        given.sort(key=lambda f: panels.index(about(f).panel))
-        derived = [option_of(f, settings) for f in given]
+        kinds = settings if isinstance(settings, tuple) else (settings,)
+        given = [(f, k) for k in kinds for f in described(k) if f.name not in leave_out]
+        given.sort(key=lambda each: panels.index(about(each[0]).panel))
+        derived = [option_of(f, kind) for f, kind in given]
         # Typer calls with keywords, so their order is that of the help.
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*mine, *derived]]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
@@ -15,6 +15,15 @@ from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import find_ranks
 
 _LINE_EVERY_S = 30.0
+
+
+class Shows(Protocol):
+    """Is told what is done: a `Progress`, or what hands it on to one in another process."""
+
+    log: JsonLog
+
+    def update(self, done: int, *, tokens: int = 0, stored_bytes: int = 0, **facts: str) -> None:
+        """Add what is done since the last call."""
 
 
 class Progress:

@@ -10,7 +10,7 @@ Everything else that names the setting is derived from the field: the option of 
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -80,8 +80,8 @@ def help_of(each: "Field[Any]", settings: type) -> str:
     return re.sub(r"`(\w+)`", lambda m: flags.get(m[1], m[0]), text)
 
 
-def with_settings(settings: type) -> Callable[[_Function], _Function]:
-    """Make a function that takes `**settings` show each of them: signature and docstring.
+def with_settings(*settings: type) -> Callable[[_Function], _Function]:
+    """Make a function that takes `**settings` show each of these: signature and docstring.
 
     In the docstring the line that begins with `**settings:` is replaced by a line a setting.
     """
@@ -99,23 +99,23 @@ def with_settings(settings: type) -> Callable[[_Function], _Function]:
     return with_each
 
 
-def _parameters(own: inspect.Signature, settings: type) -> Iterator[inspect.Parameter]:
+def _parameters(own: inspect.Signature, settings: Sequence[type]) -> Iterator[inspect.Parameter]:
     """Yield the function's own parameters, the settings in the place of `**settings`."""
     kinds = inspect.Parameter
     mine = [p for p in own.parameters.values() if p.kind is not kinds.VAR_KEYWORD]
     yield from (p for p in mine if p.kind is not kinds.KEYWORD_ONLY)
-    for each in described(settings):
+    for each in (f for kind in settings for f in described(kind)):
         yield kinds(each.name, kinds.KEYWORD_ONLY, default=each.default, annotation=each.type)
     yield from (p for p in mine if p.kind is kinds.KEYWORD_ONLY)
 
 
-def _with_arguments(lines: list[str], settings: type) -> Iterator[str]:
+def _with_arguments(lines: list[str], settings: Sequence[type]) -> Iterator[str]:
     for line in lines:
         if not line.lstrip().startswith("**settings:"):
             yield line
             continue
         indent = line[: len(line) - len(line.lstrip())]
-        for each in described(settings):
+        for each in (f for kind in settings for f in described(kind)):
             said = about(each)
             unset = f" Default: {said.unset}." if said.unset else ""
             yield from textwrap.wrap(

@@ -48,6 +48,7 @@ _WIDTHS = {_BYTE: 1, _DOUBLE: 8}
 _MAX_DEPTH = 8
 _SCHEMA, _ROW_GROUPS = 2, 4  # the fields of the footer
 _INT96 = 3
+_CUT_OFF = "a Thrift struct is cut off"
 
 
 @dataclass
@@ -228,7 +229,7 @@ class _Thrift:
     """A reader of Thrift's compact protocol, as much of it as Parquet needs."""
 
     def __init__(self, data: bytes | memoryview) -> None:
-        self._data, self._at = data, 0
+        self._data, self._at = bytes(data), 0  # whose items are found twice as fast as a view's
 
     def page(self, start: int) -> Page:
         """Read the header of a page that begins at `start` of the file."""
@@ -275,14 +276,25 @@ class _Thrift:
         return number
 
     def _struct(self, depth: int) -> dict[int, Any]:
-        """Read all fields: as `_fields` and `_value` do, but most are integers, and many."""
+        """Read all fields: as `_fields` and `_value` do, but most are short integers, and many."""
         fields: dict[int, Any] = {}
-        number = 0
-        while head := self._byte():
-            step, kind = head >> 4, head & 15
-            number = number + step if step else self._number(number)
-            is_plain = kind in _INTEGERS and depth <= _MAX_DEPTH
-            fields[number] = self._integer() if is_plain else self._value(kind, depth)
+        number, data, is_shallow = 0, self._data, depth <= _MAX_DEPTH
+        try:
+            while head := data[self._at]:
+                self._at += 1
+                step, kind = head >> 4, head & 15
+                number = number + step if step else self._number(number)
+                if is_shallow and kind in _INTEGERS:
+                    value = data[self._at]
+                    self._at += 1
+                    if value > 127:
+                        value = self._long(value)
+                    fields[number] = (value >> 1) ^ -(value & 1)
+                else:
+                    fields[number] = self._value(kind, depth)
+        except IndexError:
+            raise ValueError(_CUT_OFF) from None
+        self._at += 1
         return fields
 
     def _list_head(self) -> tuple[int, int]:
@@ -315,17 +327,19 @@ class _Thrift:
     def _skip(self, count: int) -> None:
         self._at += count
         if self._at > len(self._data):
-            raise ValueError("a Thrift struct is cut off")
+            raise ValueError(_CUT_OFF)
 
     def _integer(self) -> int:
         value = self._varint()
         return (value >> 1) ^ -(value & 1)
 
     def _varint(self) -> int:
-        value, shift = self._byte(), 7
-        if value < 128:  # as nearly all are
-            return value
-        value &= 127
+        value = self._byte()
+        return value if value < 128 else self._long(value)
+
+    def _long(self, value: int) -> int:
+        """Read the rest of a varint of several bytes."""
+        value, shift = value & 127, 7
         while True:
             byte = self._byte()
             value |= (byte & 127) << shift
@@ -340,7 +354,7 @@ class _Thrift:
         try:
             byte = self._data[at]
         except IndexError:
-            raise ValueError("a Thrift struct is cut off") from None
+            raise ValueError(_CUT_OFF) from None
         self._at = at + 1
         return byte
 

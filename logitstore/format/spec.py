@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from logitstore.errors import (
@@ -61,7 +61,8 @@ class StoreSpec:
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
             width of its logits); ``quantization``, if it was quantised when it was loaded;
-            ``engine``, if another than transformers in this process ran it.
+            ``engine``, if another than transformers in this process ran it; ``experts``, which of
+            a mixture's it used, if not those that its routers choose.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -153,7 +154,7 @@ class StoreSpec:
     @property
     def digest(self) -> str:
         """SHA-256 of the content as canonical JSON, in hex."""
-        return _sha256(asdict(self))
+        return _sha256(vars(self))
 
     def check(self) -> None:
         """Check the type and range of every field: readers compute sizes and paths from them.
@@ -178,7 +179,7 @@ class StoreSpec:
 
     def differences(self, other: "StoreSpec") -> list[tuple[str, Any, Any]]:
         """List (setting, value here, value there) for every setting that is not the same."""
-        here, there = asdict(self), asdict(other)
+        here, there = vars(self), vars(other)
         return [
             (f"{part}.{key}", here[part].get(key), there[part].get(key))
             for part in here
@@ -201,7 +202,7 @@ class StoreHeader:
             {
                 "format": FORMAT_NAME,
                 "version": self.plan.version,
-                "content": asdict(self.spec),
+                "content": vars(self.spec),
                 "content_sha256": self.spec.digest,
                 "plan": self.plan.described(),
                 "plan_sha256": self.plan.digest,
@@ -348,6 +349,21 @@ def _is_missing(value: Any) -> bool:
     return is_list and value == sorted(set(value) & set(CAN_BE_MISSING))
 
 
+def _is_experts(value: Any) -> bool:
+    """Tell whether this says which experts a teacher used: all, or N-1, drawn at some tokens."""
+    if not isinstance(value, dict) or value.get("active") not in ("all", "N-1"):
+        return False
+    if set(value) == {"active"}:
+        return True
+    return (
+        set(value) == {"active", "sample", "seed"}
+        and value["active"] == "N-1"
+        and _is_number(value["sample"])
+        and value["sample"] <= 1
+        and _upto(_MAX_U32)(value["seed"])
+    )
+
+
 _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     "teacher": {
         "fingerprint": _is_text,
@@ -378,7 +394,11 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 #: Optional fields of each part.
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "teacher": {"quantization": lambda value: isinstance(value, dict), "engine": _is_text},
+    "teacher": {
+        "quantization": lambda value: isinstance(value, dict),
+        "engine": _is_text,
+        "experts": _is_experts,
+    },
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }

@@ -154,7 +154,7 @@ class ArrayReader:
         if (index > start).any():
             raise ValueError(f"{spec.name}: a chunk reaches outside the member")
         stops = index.sum(1)
-        if not np.array_equal(index[:, 0], np.r_[0, stops][:-1]) or stops[-1] != start:
+        if index[0, 0] != 0 or (index[1:, 0] != stops[:-1]).any() or stops[-1] != start:
             raise ValueError(f"{spec.name}: chunks overlap, are missing, or leave gaps")
         self._index = index
         self._coding = CODINGS[spec.coding]

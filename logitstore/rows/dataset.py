@@ -123,10 +123,19 @@ class Rows:
         kind: `text`, `prompt_completion`, `conversation` or `tokens`.
         columns: The columns that are read, in the order of the segments.
         private: The column of what the teacher alone sees; None: it sees what the student sees.
+        layout: The columns of its kind that it has.
     """
 
-    def __init__(self, source: Source, kind: Kind, references: str | None = None) -> None:
-        self.source, self.name = source, source.name
+    def __init__(
+        self,
+        source: Source,
+        kind: Kind,
+        references: str | None = None,
+        *,
+        known: Survey | None = None,
+    ) -> None:
+        """Choose the columns; `known` is what reading all rows would tell, where that was done."""
+        self.source, self.name, self.layout, self._known = source, source.name, kind, known
         self.kind, self.columns, self.private = kind.name, kind.all_columns, kind.private
         self._main, self._references_column = kind.columns, references
         chosen = source.dataset.select_columns(list(self.columns))
@@ -231,7 +240,7 @@ class Rows:
         Raises:
             InputError: A row that cannot be read; names it.
         """
-        return kept_survey(self)
+        return kept_survey(self) if self._known is None else self._known
 
     def text_bytes(self) -> I64:
         """Count the bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(run: Run, here: Path, out: Path, *more: str) -> tuple[int, str, str]:
-    given = ("--model_name_or_path", str(here / "student"), "--store", str(here / "store"))
+    given = ["--model_name_or_path", str(here / "student")]
+    if "--store" not in more:
+        given += ["--store", str(here / "store")]
     return run("train", *given, "--output_dir", str(out), *FLAGS.split(), *more)
 
 
@@ -60,10 +63,10 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     out = tmp_path / "out"
     status, stdout, stderr = train(
         run, here, out, "--loss", "uld:1.5,mapped_kl", "--seed", "3", "--run_name", "both",
-        "--eval_store", str(here / "reversed"),
+        "--eval_store", str(here / "reversed"), "--json",
     )  # fmt: skip
     assert status == 0
-    found = json.loads(stdout)  # nothing else is on stdout, with --json and without
+    found = json.loads(stdout)  # nothing else is on stdout
     assert found == json.loads((out / "results.json").read_text())
     assert "ce_loss" in stderr
     expected = {
@@ -96,9 +99,48 @@ def test_training_leaves_an_ordinary_folder_and_prints_its_run(
     assert student.config.vocab_size == 300
 
 
+def test_a_run_says_what_it_does_and_what_came_of_it(here: Path, tmp_path: Path, run: Run) -> None:
+    given = ("--model_name_or_path", str(here / "student"), "--store", str(here / "store"))
+    out = tmp_path / "a student"
+    status, stdout, stderr = run(
+        "train", *given, "--output_dir", str(out), *FLAGS.split(), "--loss", "uld:2,alm",
+        "--eval_store", str(here / "reversed"), "--eval_strategy", "steps", "--eval_steps", "2",
+    )  # fmt: skip
+    assert status == 0
+    model = AutoModelForCausalLM.from_pretrained(out)
+    first = [line.split(maxsplit=1) for line in stderr.splitlines()]
+    said = {words[0]: words[1] for words in reversed(first) if len(words) == 2}
+    assert (
+        said["student"] == f"{here / 'student'}: {model.num_parameters():,} weights, trained before"
+    )
+    assert said["store"].startswith(f"{here / 'store'}: 24 sequences of ")
+    assert said["store"].endswith(", 8 entries a token")
+    assert re.fullmatch(
+        r"1 x cross-entropy \+ 2 x uld \+ 1 x alm; the teacher speaks of about (8|9|10)\d?% of the "
+        "labels",
+        said["loss"],
+    )
+    assert said["steps"] == "3 of 4 sequences (4 a device), 0.5 epochs, learning rate 2e-05"
+    table = [line for line in stderr.splitlines() if re.match(r" +(step|\d+)  ", line)]
+    assert [line.split()[0] for line in table] == ["step", "1", "2", "3"]
+    assert table[0].split()[:5] == ["step", "epoch", "loss", "ce_loss", "kd_loss"]
+    assert len(set(map(len, table))) == 1
+    assert max(map(len, table)) <= 80
+    assert "{'loss'" not in stderr
+    held_out = [line for line in stderr.splitlines() if line.startswith("held out, at step")]
+    assert re.match(r"held out, at step 2: loss \d+\.\d{4}, ce_loss", held_out[0])
+    found = json.loads((out / "results.json").read_text())
+    ends = dict(line.split(maxsplit=1) for line in stdout.splitlines())
+    assert ends["trained"].startswith("3 steps in ")
+    assert f"uld {found['metrics']['uld_loss']:.4f}" in stdout
+    assert f"held out     loss {found['metrics']['eval_loss']:.4f}" in stdout
+    assert f"distill evaluate '{out}' DATA" in stdout
+    assert max(map(len, stdout.splitlines())) < 80 + len(str(tmp_path))
+
+
 def test_evaluation_completes_the_students_run(here: Path, tmp_path: Path, run: Run) -> None:
     out = tmp_path / "out"
-    _, stdout, _ = train(run, here, out)
+    _, stdout, _ = train(run, here, out, "--json")
     trained = json.loads(stdout)
     data = str(here / "data.jsonl")
     status, stdout, _ = run("evaluate", str(out), data, "--metrics", "bits_per_byte", "--json")
@@ -161,7 +203,7 @@ def test_a_student_learns_from_the_store(here: Path, tmp_path: Path, run: Run) -
     for steps in ("1", "20"):
         _, stdout, _ = train(
             run, here, tmp_path / steps, "--max_steps", steps, "--loss", "mapped_kl",
-            "--learning_rate", "1e-2", "--eval_store", str(here / "reversed"),
+            "--learning_rate", "1e-2", "--eval_store", str(here / "reversed"), "--json",
         )  # fmt: skip
         losses.append(json.loads(stdout)["metrics"]["eval_mapped_kl_loss"])
     assert losses[1] < 0.9 * losses[0]
@@ -172,7 +214,9 @@ def test_an_encoder_decoder_is_a_student_like_any_other(
 ) -> None:
     tiny.save(tmp_path / "t5", t5(), tiny.byte_bpe())
     student = ("--model_name_or_path", str(tmp_path / "t5"))
-    status, stdout, _ = train(run, here, tmp_path / "out", *student, "--loss", "uld,mapped_kl")
+    status, stdout, _ = train(
+        run, here, tmp_path / "out", *student, "--loss", "uld,mapped_kl", "--json"
+    )
     assert (status, json.loads(stdout)["steps"]) == (0, 3)
     rows = [{"prompt": "The teacher", "completion": " reads"}]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -190,7 +234,9 @@ def test_adapters_are_trained_alone_and_bring_their_base_when_they_are_loaded(
 ) -> None:
     before = (here / "student" / "model.safetensors").read_bytes()
     given = ("--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj")
-    status, stdout, _ = train(run, here, tmp_path / "out", *given, "--learning_rate", "1e-1")
+    status, stdout, _ = train(
+        run, here, tmp_path / "out", *given, "--learning_rate", "1e-1", "--json"
+    )
     found = json.loads(stdout)
     assert status == 0
     assert found["lora"]["lora_r"] == 4
@@ -219,7 +265,9 @@ def test_a_new_student_is_its_config_and_its_seed(here: Path, tmp_path: Path, ru
     weights = []
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         out = tmp_path / name
-        status, stdout, _ = run("train", *new, *plain, "--seed", seed, "--output_dir", str(out))
+        status, stdout, _ = run(
+            "train", *new, *plain, "--seed", seed, "--output_dir", str(out), "--json"
+        )
         assert status == 0
         assert json.loads(stdout)["student_config"] == config
         weights.append(AutoModelForCausalLM.from_pretrained(out).lm_head.weight)
@@ -257,7 +305,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(here: Path, tmp_path: Path, run:
     assert "holds checkpoints of an earlier run" in stderr
     status, stdout, _ = train(
         run, here, tmp_path / "out", *saving, "--resume_from_checkpoint", "true",
-        "--max_steps", "5",
+        "--max_steps", "5", "--json",
     )  # fmt: skip
     assert status == 0
     assert json.loads(stdout)["steps"] == 5
@@ -266,7 +314,7 @@ def test_a_run_goes_on_from_its_last_checkpoint(here: Path, tmp_path: Path, run:
 def test_a_yaml_file_is_a_run(here: Path, tmp_path: Path, run: Run) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("loss: ce\nmax_steps: 1\nseed: 5\n")
-    _, stdout, _ = train(run, here, tmp_path / "out", "--config", str(path))
+    _, stdout, _ = train(run, here, tmp_path / "out", "--config", str(path), "--json")
     found = json.loads(stdout)
     assert (found["loss"], found["seed"], found["steps"]) == ("ce", 5, 3)  # the flag wins
 

@@ -28,7 +28,7 @@ def figures(value: Any) -> list[dict[str, Any]]:
 #: They load torch, some once for each contender.
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("bench_capture", "bench_data", "bench_losses", "bench_train")
+    for name in ("bench_capture", "bench_data", "bench_losses", "bench_start", "bench_train")
 ]
 
 

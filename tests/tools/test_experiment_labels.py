@@ -86,6 +86,7 @@ def test_a_run_keeps_each_result_and_says_what_it_leaves_out(
     results = tmp_path / "results.jsonl"
     unknown = CONTENDERS["alm"]._replace(options={"no_such_option": 1})
     monkeypatch.setitem(CONTENDERS, "unknown", unknown)
+    monkeypatch.setattr(workers, "_left_out", set())  # as in a process that has said nothing
     run = Run(WORK, folder, QUICK, results, "cpu", 1, time.time() + 600, tmp_path)
     monkeypatch.setattr(workers, "_run", run)
     workers._before(CONTROL, 0)

@@ -5,6 +5,7 @@ A wrong input names one in its field `machine`, with what it is about: `may_not_
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,15 @@ def bad_ranks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
 
 
+def two_ranks(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+
+def no_ray(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+
 def only_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         unusable_flags, "get_available_reporting_integrations", lambda: ["tensorboard"]
@@ -96,8 +106,10 @@ _OF_ALL: dict[str, Break] = {
         may_not_list_shards,
         may_not_read_header,
         no_network,
+        no_ray,
         only_tensorboard,
         swapped_maps,
+        two_ranks,
     )
 }
 _OF_ONE: dict[str, Callable[[str], Break]] = {

@@ -23,7 +23,7 @@ import typer
 import yaml
 
 from distill import cli as distill_cli
-from distill.training import command_line
+from distill.training import flag_names
 from logitstore.capture.teacher.teacher import chosen_device
 from logitstore.cli import app as logitstore_cli
 from logitstore.console.entry import with_hyphens
@@ -43,8 +43,9 @@ class Wrong(NamedTuple):
 
     @property
     def command(self) -> str:
-        """What is typed, written out."""
-        return re.sub(r"^TRAIN\b", TRAIN, self.typed)
+        """What is typed, written out; a store of its own stands for the usual one."""
+        usual = TRAIN.replace(" --store store", "") if "--store " in self.typed else TRAIN
+        return re.sub(r"^TRAIN\b", usual, self.typed)
 
 
 FILES = sorted(Path(__file__).parent.glob("*.yaml"))
@@ -121,8 +122,7 @@ STEPS = re.compile(
 def flags_of(program: str, command: str) -> set[str]:
     """Every spelling of every flag that a command has, and the names of its arguments."""
     if (program, command) == ("distill", "train"):
-        actions = command_line._Parser()._actions
-        flags = {flag for action in actions for flag in action.option_strings}
+        flags = {f"--{name}" for name in flag_names.names()}
         return flags | {with_hyphens(flag) for flag in flags}
     app = logitstore_cli.app if program == "logitstore" else distill_cli.app
     found: Any = typer.main.get_command(app)
@@ -169,7 +169,7 @@ def test_a_message_says_where_and_what_and_a_next_step_that_exists(wrong: Wrong)
 
 def flags_in(text: str) -> list[str]:
     """Flags that a text names, but for those of other programs."""
-    ours = re.sub(r"`pip [^`]*`", "", text)
+    ours = re.sub(r"`(?:pip|ray) [^`]*`", "", text)
     return re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", ours)
 
 

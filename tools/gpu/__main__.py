@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from tools.gpu.page import page
-from tools.gpu.stage import is_whole, read_report
+from tools.gpu.reports import is_whole, read_report
 
 #: Every stage with its time limit in seconds; the last has jobs of its own to go on with.
 STAGES = {"checks": 120, "capture": 120, "losses": 120, "steps": 120, "real": 480}

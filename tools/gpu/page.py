@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from tools.benchmark import is_goal, said
-from tools.gpu.stage import is_whole
+from tools.gpu.reports import is_whole
 
 
 def page(found: Mapping[str, Mapping[str, Any]]) -> str:

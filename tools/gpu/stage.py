@@ -2,11 +2,12 @@
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tools.benchmark import surroundings
+from tools.gpu.reports import is_whole, read_report
 from tools.gpu.timing import Device
 
 PACKAGES = ("torch", "transformers", "liger-kernel", "trl", "accelerate", "numpy", "triton")
@@ -48,13 +49,3 @@ class Partial:
         temporary = self._out.with_suffix(".new")
         temporary.write_text(json.dumps(report, indent=1) + "\n")
         temporary.replace(self._out)
-
-
-def read_report(path: Path) -> dict[str, Any] | None:
-    """Read a stage's report; None if there is none."""
-    return dict(json.loads(path.read_text())) if path.exists() else None
-
-
-def is_whole(report: Mapping[str, Any] | None) -> bool:
-    """Tell whether a stage has measured all that it measures."""
-    return report is not None and bool(report.get("is_whole", True))

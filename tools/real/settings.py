@@ -174,7 +174,7 @@ CONTENDERS: dict[str, Contender] = {
     "live KL, top 64": Contender(CE, students=_PRUNED, live=64, is_major=False),
     "multilevel_ot": Contender("multilevel_ot:0.15", _PAPERS, is_major=False),
     "p_kl": Contender("mapped_kl", {"map": "p_kl_weighted"}, is_major=False),
-    "gold hybrid": Contender("mapped_kl:1,uld:1", {"map": "strict", **_PAPERS}, is_major=False),
+    "gold": Contender("gold", _PAPERS, is_major=False),
     "the default, nothing for the uncovered": Contender("mapped_kl", _PAPERS, is_major=False),
     "the default, canonical map": Contender("mapped_kl", {"map": "canonical"}, is_major=False),
     "the default, between too": Contender("mapped_kl", {"between": "on"}, is_major=False),

@@ -19,6 +19,7 @@ import numpy as np
 from logitstore.capture.passes.split_on_oom import too_long
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.format.numpy_types import I64
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 if TYPE_CHECKING:
@@ -59,13 +60,18 @@ def find_budget(task: "Task", teacher: "Engine", sample: "Sample") -> int:
 
 def longest_sequence(task: "Task", sample: "Sample") -> TeacherSequence | None:
     """Find the longest sequence, and mark all of its tokens as supervised: the worst case."""
-    rows = np.argsort(-task.text_bytes, kind="stable")[:_LONGEST_ROWS]
+    rows = longest_rows(task.text_bytes)
     sequences = [s for row in rows for s in task.reader.sequences(int(row))] + sample.sequences
     longest = max((s for s in sequences if s.records), key=lambda s: s.length, default=None)
     if longest is None:
         return None
     all_but_first = np.arange(longest.length) > 0
     return replace(longest, text=replace(longest.text, has_record=all_but_first))
+
+
+def longest_rows(text_bytes: I64) -> I64:
+    """Choose the rows that `longest_sequence` looks at, beside the sample."""
+    return np.argsort(-text_bytes, kind="stable")[:_LONGEST_ROWS]
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

@@ -3,11 +3,13 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 
 from logitstore.capture.sequences.windows import Limits, TeacherSequence, sequences_of_row
 from logitstore.records import SequenceText
+from logitstore.rows.dataset import Rows
 from logitstore.rows.renderer import UNWRITTEN, Rendered, Renderer
 
 #: What a turn is called that no token ends.
@@ -33,6 +35,10 @@ class RowReader:
         #: Of the rows read since this was cleared: supervised turns that are not as they should be.
         self.turns: Counter[str] = Counter()
         self.rows, self.tokenizer = render.rows, render.tokenizer
+
+    def over(self, rows: Rows) -> Self:
+        """Return the same reader for other rows, those of a part of the dataset."""
+        return type(self)(replace(self.render, rows=rows), self.limits, self._asked)
 
     def wholes(self, row: int) -> list[TeacherSequence]:
         """Return each document of the row as one sequence, however long; mostly there is one.

@@ -139,6 +139,17 @@ def exclusive(folder: Path) -> Iterator[None]:
         yield
 
 
+def sign_of_alone(folder: Path) -> bytes | None:
+    """Read what the only capture of a store has written there; None if there is none.
+
+    No two captures write the same, so whoever finds it sees the same folder.
+    """
+    try:
+        return (folder / _ALONE).read_bytes()
+    except OSError:
+        return None
+
+
 @contextmanager
 def shared(folder: Path) -> Iterator[None]:
     """Hold a store as one of the workers that share it by claims.

@@ -14,6 +14,9 @@ A process started without a launcher is the only rank.
 
 *Claims* (`--claim`) are for processes that come and go. Each takes the next shard that nobody has;
 all return when nothing is missing, and one of them seals. See `claims.py`.
+
+On a *Ray* cluster one process captures, as far as a store can tell: a driver, the only rank, which
+hands shards to teachers elsewhere (`logitstore.ray`). What it holds is held for all of them.
 """
 
 import logging

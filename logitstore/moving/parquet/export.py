@@ -94,12 +94,13 @@ def _write_shard(store: LogitStore, index: int, path: Path) -> Iterator[int]:
     schema = schema_of(store.spec).with_metadata(metadata_of(about))
     options = {"compression": "zstd", "write_page_checksum": True, "write_statistics": False}
     with pq.ParquetWriter(path, schema, **options) as writer:
-        for sequences in _groups(shard):
+        for sequences in groups_of(shard):
             writer.write_table(table_of(store.spec, sequences).replace_schema_metadata())
             yield len(sequences)
 
 
-def _groups(shard: Shard) -> Iterator[list[Sequence_]]:
+def groups_of(shard: Shard) -> Iterator[list[Sequence_]]:
+    """Read a shard's sequences, as many at a time as make a table of bounded size."""
     held: list[Sequence_] = []
     records = 0
     for i in range(len(shard)):

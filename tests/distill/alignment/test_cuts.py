@@ -59,12 +59,32 @@ def test_an_answer_that_lost_its_place_is_asked_for_again(monkeypatch: pytest.Mo
     last, following = rng.integers(student.size, size=(2, 40, 30))
     roomy = Cuts(student, written)
     monkeypatch.setattr(cuts_module, "_ROW_BITS", 2)
+    monkeypatch.setattr(cuts_module, "_MOST_ROW_BITS", 2)
     narrow = Cuts(student, written)
     found = [roomy.fits(*pair) for pair in zip(last, following, strict=True)]
     assert not np.concatenate(found).all()
     for number in rng.integers(40, size=120):
         np.testing.assert_array_equal(narrow.fits(last[number], following[number]), found[number])
     assert np.count_nonzero(narrow._known) == narrow._known.size == 16
+
+
+def test_a_table_grows_before_many_answers_lose_their_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    student = ByteTokenizer(tiny.byte_bpe())
+    rng = np.random.default_rng(0)
+    last, following = rng.integers(student.size, size=(2, 40, 60))
+    monkeypatch.setattr(cuts_module, "_ROW_BITS", 2)
+    cuts, asked = Cuts(student, [b or b"" for b in student.token_bytes]), []
+    ask = cuts._ask
+    monkeypatch.setattr(cuts, "_ask", lambda keys: asked.append(len(keys)) or ask(keys))
+    found = [cuts.fits(*pair) for pair in zip(last, following, strict=True)]
+    assert len(cuts._known) > 4
+    assert sum(asked) > 2000
+    asked.clear()
+    for pair, before in zip(zip(last, following, strict=True), found, strict=True):
+        np.testing.assert_array_equal(cuts.fits(*pair), before)
+    assert sum(asked) < 240
 
 
 def test_the_token_that_came_nearly_always_fits_and_others_do_not(tmp_path: object) -> None:

@@ -142,7 +142,7 @@ def test_training_ends_with_what_it_began_with_if_anything_was_lost(
     endless = tmp_path / "endless.jinja"
     endless.write_text("{% for m in messages %}{{ m['content'] }} {% endfor %}")
     typed = ["train", "--model_name_or_path", chatty, "--store", tmp_path / "s", "--use_cpu"]
-    typed += ["--max_steps", "1", "--loss", "uld", "--logging_steps", "1"]
+    typed += ["--max_steps", "1", "--loss", "uld", "--logging_steps", "1", "--json"]
     for name, flags, times in (("a", ["--chat_template_path", endless], 2), ("b", [], 0)):
         caplog.clear()
         status, out, err = run(*typed, "--output_dir", tmp_path / name, *flags)

@@ -312,14 +312,6 @@ def test_a_flag_may_be_spelt_in_a_mixed_way_and_its_value_stays() -> None:
     assert run.log_on_each_node is False
 
 
-def test_help_lists_each_flag_once(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse(["-h"])
-    text = capsys.readouterr().out
-    assert "--per_device_train_batch_size" in text
-    assert "--per-device-train-batch-size" not in text
-
-
 def test_a_flag_that_cannot_be_understood_is_of_the_kind_usage() -> None:
     for words in (["--lerning_rate", "1"], ["--max_steps", "many"]):
         with pytest.raises(InputError) as caught:

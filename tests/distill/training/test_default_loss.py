@@ -34,7 +34,7 @@ def place(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_a_run_without_a_loss_says_and_records_what_it_takes(
     place: Path, run: Run, student: str, loss: str, both: str
 ) -> None:
-    typed = ["train", "--model_name_or_path", student, "--store", "store", "--use_cpu"]
+    typed = ["train", "--model_name_or_path", student, "--store", "store", "--use_cpu", "--json"]
     typed += ["--output_dir", "out", "--max_steps", "2", "--save_steps", "1"]
     status, out, err = run(*typed)
     assert status == 0, err

@@ -38,7 +38,9 @@ def test_every_block_runs_as_printed(
             assert len([line for line in code.splitlines() if line.strip()]) <= 10
             (tmp_path / "total.py").write_text(code)
         elif language == "bash":
-            status, out, err = run(*shlex.split(code.replace("\\\n", " "))[1:], "--use_cpu")
+            status, out, err = run(
+                *shlex.split(code.replace("\\\n", " "))[1:], "--use_cpu", "--json"
+            )
             assert status == 0, err
             found = json.loads(out)
             assert found["loss"] == "total:total_variation"

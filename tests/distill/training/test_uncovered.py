@@ -15,12 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from distill.data.collator import Collator
+from distill.data.example import Example
 from distill.losses import all_losses
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.loss import Ask, Loss, Options, Pairing, Student, Teacher
+from distill.training.arguments import Uncovered
 from distill.training.command_line import parse
 from distill.training.config import CachedTeacherConfig
-from distill.training.loss_terms import Uncovered
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
@@ -81,13 +82,23 @@ def student() -> PreTrainedModel:
     return new_student()
 
 
+Examples = list[Example]
+
+
+def eight_rows(trainer: CachedTeacherTrainer) -> Examples:
+    return [trainer.data[i] for i in range(8)]
+
+
 def gradient(
-    trainer: CachedTeacherTrainer, sizes: list[int], chunk_tokens: int | None = None
+    trainer: CachedTeacherTrainer,
+    sizes: list[int],
+    chunk_tokens: int | None = None,
+    rows: Examples | None = None,
 ) -> Tensor:
     """The flat gradient of one step of eight rows in micro-batches of these sizes."""
     collate = Collator(0, list(trainer.weights), chunk_tokens=chunk_tokens)
-    rows = iter(range(8))
-    batches = [collate([trainer.data[next(rows)] for _ in range(size)]) for size in sizes]
+    left = iter(rows or eight_rows(trainer))
+    batches = [collate([next(left) for _ in range(size)]) for size in sizes]
     if chunk_tokens == 75:  # longer than every sequence
         assert len(batches[0]["pieces"].each) > 1
     counts = trainer.batch_loss.counts(batches)
@@ -98,9 +109,11 @@ def gradient(
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def by_definition(trainer: CachedTeacherTrainer, name: str, uncovered: str) -> Tensor:
+def by_definition(
+    trainer: CachedTeacherTrainer, name: str, uncovered: str, rows: Examples
+) -> Tensor:
     """That gradient, with the weight of each label written out."""
-    batch = Collator(0, [name])([trainer.data[i] for i in range(8)])
+    batch = Collator(0, [name])(rows)
     arrays: dict[str, Tensor] = batch["teacher"][name]
     pairs, labels = len(arrays["index"]), len(batch["rows"])
     weight_N = torch.zeros(labels, dtype=torch.float64)
@@ -170,9 +183,10 @@ def test_each_label_weighs_what_its_way_says(
     name = f"{kind}-{share}"
     how = {"loss": f"{name}:{WEIGHT}", "ce_weight": CE_WEIGHT, "uncovered": uncovered}
     trainer = trainer_of(student, store, tmp_path, **how)
-    want = by_definition(trainer, name, uncovered)
+    rows = eight_rows(trainer)
+    want = by_definition(trainer, name, uncovered, rows)
     for sizes, chunk_tokens in CUTS.values():
-        assert_same(gradient(trainer, sizes, chunk_tokens), want)
+        assert_same(gradient(trainer, sizes, chunk_tokens, rows), want)
 
 
 @pytest.mark.parametrize("kind", KINDS)

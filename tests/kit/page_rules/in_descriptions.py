@@ -34,6 +34,7 @@ OUT_OF_RANGE: dict[str, tuple[str, Any]] = {
     "teacher.architecture": ("a number", 7),
     "teacher.dtype": ("null", None),
     "teacher.fingerprint": ("a list", []),
+    "teacher.experts": ("all but sampled", {"active": "all", "sample": 0.05, "seed": 1}),
     "teacher.quantization": ("a string", "int8"),
     "teacher.vocab_size": ("0", 0),
     "tokenizer.eos_ids": ("negative", [-1]),

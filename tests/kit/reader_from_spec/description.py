@@ -53,6 +53,20 @@ def upto(most, least=0):
     return lambda value: is_whole(value, most, least)
 
 
+def is_experts(value):
+    if not isinstance(value, dict):
+        return False
+    if value == {"active": "all"} or value == {"active": "N-1"}:
+        return True
+    return (
+        set(value) == {"active", "sample", "seed"}
+        and value["active"] == "N-1"
+        and is_above_0(value["sample"])
+        and value["sample"] <= 1
+        and is_whole(value["seed"], U32)
+    )
+
+
 #: Part, field -> what it may hold; those in OPTIONAL may be absent.
 CONTENT = {
     "teacher": {
@@ -61,6 +75,7 @@ CONTENT = {
         "dtype": is_text,
         "vocab_size": upto(U32, 1),
         "quantization": lambda value: isinstance(value, dict),
+        "experts": is_experts,
     },
     "tokenizer": {
         "fingerprint": is_text,
@@ -85,7 +100,7 @@ CONTENT = {
         "entries_per_chunk": upto(1_048_576, 1),
     },
 }
-OPTIONAL = {"quantization", "seed", "missing", "layout"}
+OPTIONAL = {"experts", "quantization", "seed", "missing", "layout"}
 
 
 def read_description(path):

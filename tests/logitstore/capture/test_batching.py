@@ -338,7 +338,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
     def never(*_: Any) -> Any:
         raise AssertionError("looked for a budget that is recorded")
 
-    monkeypatch.setattr("logitstore.capture.process.find_budget", never)
+    monkeypatch.setattr("logitstore.capture.own_teacher.find_budget", never)
     (out / "DONE").unlink()
     (out / "shards" / "00001.zarr.zip").unlink()
     for again in ("auto", None):

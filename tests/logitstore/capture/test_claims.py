@@ -291,7 +291,7 @@ def test_a_worker_waits_for_a_shard_that_another_is_at_and_seals(
 ) -> None:
     """A live worker elsewhere has shard 2. This one does the rest, waits, then finds it there."""
     monkeypatch.setattr("logitstore.capture.sharing.sharing.POLL_S", 0.01)
-    monkeypatch.setattr("logitstore.capture.process.POLL_S", 0.01)
+    monkeypatch.setattr("logitstore.capture.in_process.POLL_S", 0.01)
     claim = heartbeat_of(begun / "shards" / ".tmp-claim-00002", ELSEWHERE)
 
     def other() -> None:

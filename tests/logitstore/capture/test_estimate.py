@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny.save(folder / name, model, tiny.byte_bpe(400, bos=True))
     corpus = tiny.corpus()
     rng = random.Random(0)
-    texts = [" ".join(rng.choices(corpus, k=rng.randint(1, 9))) for _ in range(225)]
+    texts = [" ".join(rng.choices(corpus, k=rng.randint(1, 5))) for _ in range(225)]
     (folder / "rows.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
     return folder
 
@@ -58,7 +58,7 @@ def shard_bytes(store: logitstore.LogitStore) -> int:
 def test_the_bytes_of_the_forecast_come_within_five_percent(
     folder: Path, tmp_path: Path, teacher: str, settings: dict[str, Any]
 ) -> None:
-    """From 100 of 225 rows, of one to nine sentences."""
+    """From 100 of 225 rows, of one to five sentences."""
     given = str(folder / teacher), str(folder / "rows.jsonl")
     said = preview(*given, **settings)
     store = logitstore.capture(*given, tmp_path / "s", **settings)

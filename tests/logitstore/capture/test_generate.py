@@ -16,7 +16,8 @@ import logitstore
 from distill.data.dataset import StoreDataset
 from logitstore.capture import preview
 from logitstore.capture.again import capture_again
-from logitstore.capture.passes.generate import Completer, Wanted, batches
+from logitstore.capture.passes.completer import Wanted, batches
+from logitstore.capture.passes.generate import ModelCompleter
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import limits_of
@@ -99,10 +100,16 @@ def written(store: LogitStore) -> list[tuple[str, str]]:
     return [(line.supervised_bytes.decode(), line.status) for line in lines]
 
 
+@pytest.fixture(scope="module")
+def greedy(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """What the teacher writes where nothing else is asked for."""
+    return run(folder, tmp_path_factory.mktemp("greedy") / "s")
+
+
 def test_greedy_completions_are_what_generate_writes_one_by_one(
-    folder: Path, tmp_path: Path
+    folder: Path, greedy: LogitStore
 ) -> None:
-    store = run(folder, tmp_path / "s")
+    store = greedy
     tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
     eos, statuses = tokenizer.eos_token_id, set()
     for i, prompt in enumerate(PROMPTS):
@@ -182,18 +189,18 @@ def test_samples_follow_the_teachers_distribution(folder: Path) -> None:
 
 
 def test_another_seed_writes_something_else_and_greedy_has_none(
-    folder: Path, tmp_path: Path
+    folder: Path, greedy: LogitStore, tmp_path: Path
 ) -> None:
     a, b = (run(folder, tmp_path / str(s), seed=s, **SAMPLED) for s in (0, 1))
     assert written(a) != written(b)
     assert a.spec.rendering["generate"]["seed"] == 0
     assert a.spec.rendering["kind"] == "prompt_completion"
     assert a.plan.dataset_sha256 == b.plan.dataset_sha256
-    assert "seed" not in run(folder, tmp_path / "g").spec.rendering["generate"]
+    assert "seed" not in greedy.spec.rendering["generate"]
     with pytest.raises(MismatchError, match=r"rendering\.generate is .* in the store"):
         run(folder, tmp_path / "0", seed=2, **SAMPLED)
     with pytest.raises(MismatchError, match=r"rendering\.generate is .* in the store"):
-        run(folder, tmp_path / "g", max_new_tokens=NEW + 1)
+        run(folder, Path(str(greedy.path)), max_new_tokens=NEW + 1)
 
 
 def test_a_shard_done_again_is_the_same_bytes(folder: Path, tmp_path: Path) -> None:
@@ -240,9 +247,11 @@ def test_two_ranks_write_and_draw_what_one_process_does(folder: Path, tmp_path: 
             assert (tmp_path / "two" / name).read_bytes() == data
 
 
-def test_stop_strings_end_a_completion_before_them(folder: Path, tmp_path: Path) -> None:
+def test_stop_strings_end_a_completion_before_them(
+    folder: Path, greedy: LogitStore, tmp_path: Path
+) -> None:
     """Each text is cut at the first of any; a string may lie across tokens; no end is captured."""
-    whole = written(run(folder, tmp_path / "a"))
+    whole = written(greedy)
     longest = max((text for text, _ in whole), key=len)
     stop = (longest[-4:-1], longest[2:5], "never written")  # the later one first
     assert longest.find(stop[1]) < longest.find(stop[0])
@@ -470,13 +479,13 @@ def test_a_batch_that_does_not_fit_is_written_in_halves(
         completer.write(wanted[:2])
 
 
-def completer_of(folder: Path, sampling: Sampling) -> Completer:
+def completer_of(folder: Path, sampling: Sampling) -> ModelCompleter:
     rows = load_rows(folder / "prompts.jsonl", prompts=True)
     tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
     render = Renderer.make(rows, tokenizer, reader := ByteTokenizer(tokenizer))
     limits = limits_of(512, "split", None, reader.prefix_length)
     model = AutoModelForCausalLM.from_pretrained(folder / "teacher").eval()
-    return Completer(model, PromptReader(render, limits), sampling, 4096, torch.device("cpu"))
+    return ModelCompleter(model, PromptReader(render, limits), sampling, 4096, torch.device("cpu"))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

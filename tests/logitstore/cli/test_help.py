@@ -14,6 +14,7 @@ from logitstore import __version__
 from logitstore.capture.settings import PANELS
 from logitstore.cli import app as logitstore_cli
 from logitstore.console.entry import with_hyphens, with_underscores
+from logitstore.ray.settings import PANEL
 from tests.kit.paths import ROOT
 from tests.logitstore.cli.conftest import Typed
 
@@ -81,7 +82,7 @@ def test_help_in_a_pipe_has_no_colours_and_is_the_same_without_them() -> None:
 def test_the_help_of_capture_is_in_panels(typed: Typed) -> None:
     _, text, _ = typed("logitstore", "capture", "-h")
     headings = re.findall(r"^╭─ (.+?) ─+╮$", text, re.MULTILINE)
-    assert headings == ["Arguments", "Options", *PANELS]
+    assert headings == ["Arguments", "Options", *PANELS, PANEL]
     assert {"Teacher", "Data", "What is kept", "Running"} <= set(PANELS)
 
 
@@ -97,7 +98,7 @@ def test_train_says_where_its_flags_are_listed(typed: Typed) -> None:
     _, text, _ = typed("distill", "-h")
     shown = " ".join(text.split())
     assert "distill train also takes every flag of TrainingArguments of transformers" in shown
-    assert "distill train --help lists them all" in shown
+    assert "distill train --help-all lists them all" in shown
 
 
 @pytest.mark.parametrize(("program", "command"), commands())

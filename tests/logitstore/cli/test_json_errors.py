@@ -93,7 +93,7 @@ def test_training_says_the_same_kinds(typed: Typed, tmp_path: Path) -> None:
         (("--store", tmp_path, "--loss", "kl"), "input"),
         ((), "input"),
         (("--store", tmp_path, "--nonsense", "1"), "usage"),
-        (("--learning_rate", "fast"), "usage"),
+        (("--store", tmp_path, "--learning_rate", "fast"), "usage"),
     ):
         assert failed(typed, *words, *more)["kind"] == kind
     (tmp_path / "run.yaml").write_text("json: true\n")

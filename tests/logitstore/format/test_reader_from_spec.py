@@ -60,7 +60,7 @@ VARIANTS: dict[str, StoreSpec] = {
     "everything kept": stores.spec(vocab_size=30, top_k=30),
     "an import that lacks some": stores.spec(missing=("entropy", "token_logprob")),
     "an import that lacks the tail": stores.spec(missing=("tail_logmass",), max_tail=0.1),
-    "18-bit ids": stores.spec(vocab_size=262_144, top_k=3),
+    "18-bit ids": stores.spec(vocab_size=150_000, top_k=3),
 }
 
 

@@ -42,7 +42,7 @@ VARIANTS = {
         codec="compact", temperatures=(4.0,), logit_std=True, draws=5, max_tail=0.1
     ),
     "everything kept": stores.spec(vocab_size=30, top_k=30),
-    "18-bit ids": stores.spec(vocab_size=262_144, top_k=3),
+    "18-bit ids": stores.spec(vocab_size=150_000, top_k=3),
 }
 
 

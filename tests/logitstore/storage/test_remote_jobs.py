@@ -103,7 +103,7 @@ def train(distill: Run, here: Path, store: str, out: Path) -> tuple[int, str, st
     model = ("--model_name_or_path", str(here / "student"), "--loss", "alm")
     return distill(
         "train", *model, "--store", store, "--output_dir", str(out), *FLAGS.split(),
-        "--dataloader_num_workers", "1",
+        "--dataloader_num_workers", "1", "--json",
     )  # fmt: skip
 
 
