@@ -144,13 +144,17 @@ def _decode(data: Bytes, plan: Plan, sizes: list[int], names: Sequence[str]) -> 
         _check_cost(data, columns, sizes[group], names)
         parts = {}
         for name in names:
-            # Texts stay references to a dictionary until their total size is known.
-            part = file.read_row_group(group, columns=[name], use_threads=False)
-            check_ratio(text_bytes(part), columns[ALL.index(name)].stored)
-            _check_column(part.column(name), name, first, plan)
-            parts[name] = part.column(name)
+            parts[name] = _column(file, group, name, columns[ALL.index(name)].stored)
+            _check_column(parts[name], name, first, plan)
         yield pa.table(parts)
         first += sizes[group]
+
+
+def _column(file: pq.ParquetFile, group: int, name: str, stored: int) -> pa.ChunkedArray:
+    """Decode a column of a row group; texts stay references until their total size is known."""
+    table = file.read_row_group(group, columns=[name], use_threads=False)
+    check_ratio(text_bytes(table), stored)
+    return table.column(name)
 
 
 def _check_cost(

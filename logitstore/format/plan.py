@@ -153,9 +153,7 @@ class Plan:
         plan = cls(said["dataset_sha256"], _read_boundaries(store, digest, shards), version)
         plan.__dict__["_boundaries_sha256"] = digest  # it has just been compared
         plan.check()
-        if type(said["rows"]) is not int or said["rows"] != plan.rows:
-            raise ValueError("rows are not those of the boundaries")
-        return plan
+        return plan  # whoever encodes it again, compares its rows
 
     @cached_property
     def _boundaries_sha256(self) -> str:

@@ -72,7 +72,7 @@ class ShardTable:
             path: The store's folder, or its address in a bucket.
             spec: The store's.
             plan: The store's.
-            cache: Where arrays of a store in a bucket are kept.
+            cache: Where arrays are kept.
 
         Raises:
             CorruptStoreError: A shard of a finished store is missing. In a bucket, or of more than
@@ -207,11 +207,16 @@ class ShardTable:
     @cached_property
     def first_sequence(self) -> I64:
         """(shards + 1,) the number of sequences before each shard, and their total."""
+        first = np.zeros(len(self.numbers) + 1, np.int64)
         if self.is_complete:
-            counts = numbers_of(self.index.columns(("sequences",)), "sequences")
+            held = 0
+            for part in self.index.groups(("sequences",)):
+                stop = held + part.num_rows
+                np.cumsum(part.column(0).to_numpy(), out=first[held + 1 : stop + 1])
+                first[held + 1 : stop + 1] += first[held]
+                held = stop
         else:
-            counts = np.array([int(f["sequences"]) for f in self.facts], np.int64)
-        first = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+            np.cumsum([int(f["sequences"]) for f in self.facts], out=first[1:])
         # Mostly a row is a sequence: then the plan has this array, and it is not kept twice.
         return self.plan.boundaries if np.array_equal(first, self.plan.boundaries) else first
 
@@ -305,19 +310,16 @@ class ShardTable:
             )
 
     def _of_each_sequence(self, what: str, read: Callable[[int], I64]) -> I64:
-        """Join an array of every shard; what takes long is kept on the local disk, and mapped.
-
-        Every process of every run asks for it, and it costs a millisecond or a few requests a
-        shard.
-        """
+        """Join an array of every shard; what takes long is kept on the local disk, and mapped."""
         is_long = self.is_complete and self.plan.shard_count >= WORTH_PROCESSES
         if not (self.path.is_remote or is_long):
             parts = self.for_each_shard(read)
             return np.concatenate(parts) if parts else np.zeros(0, np.int64)
-        if self.is_complete:  # the index has the digests of all shards
-            pinned = self._sealed[INDEX_FILE]
-        else:
-            pinned = "".join(str(f["sha256"]) for f in self.facts)
+        pinned = (
+            self._sealed[INDEX_FILE]  # which has the digests of all shards
+            if self.is_complete
+            else "".join(str(f["sha256"]) for f in self.facts)
+        )
         name, total = f"{what}-{self.digest}-{pinned}", int(self.first_sequence[-1])
         return kept_array(self._cache.folder, name, total, lambda: self._parts(what, read))
 

@@ -108,7 +108,7 @@ def test_nothing_is_kept_of_rows_that_are_in_memory(
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(
-    waits: list[float], saved: Path, reads: list[Rows], monkeypatch: pytest.MonkeyPatch
+    waits: list[float], saved: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     sizes = kept_survey.Surveying.sizes
 
@@ -120,6 +120,8 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(
     rows = load_rows(str(saved))
     watch = Watch(rows)
     _ = watch.digest
+    kept = [file for file in (tmp_path / "cache" / "surveys").iterdir() if file.suffix != ".i64"]
+    assert kept == [], "what was read is of both"
     monkeypatch.setattr(kept_survey.Surveying, "sizes", sizes)
     with pytest.raises(MismatchError, match="has changed while it was read"):
         watch.check()
