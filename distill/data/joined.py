@@ -261,7 +261,8 @@ def _of_least_surprise(
     cost_ES = np.full(table_ES.shape, np.inf)
     for number, (part, surprise_R) in enumerate(zip(parts, surprise, strict=True)):
         has_E = table_ES[:, number] >= 0
-        rows = np.asarray(part.store.sequence_rows)[part.sequences[table_ES[has_E, number]]]
+        rows_n = part.sequences.of(np.asarray(part.store.sequence_rows))
+        rows = rows_n[table_ES[has_E, number]]
         # A row without bytes has none; any other is chosen before it.
         cost_ES[has_E, number] = np.nan_to_num(surprise_R[rows], nan=np.finfo(np.float64).max)
     is_best_ES = np.arange(table_ES.shape[1]) == cost_ES.argmin(1)[:, None]

@@ -94,7 +94,7 @@ def join(every: Sequence[StoreDataset], *, of_first: bool = False) -> Joined:
 
 def _rows(data: StoreDataset) -> Iterator[_Row]:
     """Read the text of all rows with records, in order."""
-    rows_n = np.asarray(data.store.sequence_rows)[data.sequences]
+    rows_n = data.sequences.of(np.asarray(data.store.sequence_rows))
     firsts = np.flatnonzero(np.diff(rows_n, prepend=-1))
     with progress(len(data), f"join {data.store.path}", "sequences") as shown:
         for first, stop in zip(firsts, [*firsts[1:], len(rows_n)], strict=True):

@@ -12,6 +12,7 @@ from logitstore.checking.verify import verify_store
 from logitstore.format.plan import Plan
 from logitstore.format.spec import StoreHeader
 from logitstore.reading.shard_ends import lines_of
+from logitstore.records import Segment, SequenceText
 from logitstore.rows.dataset import load_rows
 from logitstore.rows.survey import survey
 from logitstore.storage.paths import store_path
@@ -55,10 +56,10 @@ def _of_bytes(path: Path, tokens: int, shards: int) -> dict[str, float]:
     encoded = encode_records(stores.raw_records(of, pieces, rng), of)
     plan = Plan("d" * 64, np.arange(0, 4 * shards + 1, 4))
     writer = StoreWriter(path, of, plan, stores.TOKENIZER_FILES)
-    segments = (stores.Segment("".join(pieces), True),)
+    segments = (Segment("".join(pieces), True),)
     for index in range(shards):
         rows = range(*plan.shard_rows(index))
-        lines = [stores.SequenceText(row, 0, "ok", segments, 0, None) for row in rows]
+        lines = [SequenceText(row, 0, "ok", segments, 0, None) for row in rows]
         writer.write_shard(index, [(line, encoded) for line in lines])
     writer.seal()
     size = sum(file.stat().st_size for file in (path / "shards").iterdir())
