@@ -69,7 +69,7 @@ def train(context: typer.Context) -> None:
 
 
 @app.command()
-@with_options_of(EvaluationSettings, PANELS)
+@with_options_of(EvaluationSettings, PANELS, leave_out=("store",))
 def evaluate(
     model: Annotated[str, typer.Argument(help="The model: a transformers folder, or a hub id.")],
     data: Annotated[
@@ -82,6 +82,14 @@ def evaluate(
             metavar="NAMES",
         ),
     ] = METRICS[0],
+    store: Annotated[
+        list[str] | None,  # or the last of several would be taken without a word
+        typer.Option(
+            help="A store of held-out text, for agreement, uld and calibration.",
+            rich_help_panel=PANELS[0],
+            metavar="STORE",
+        ),
+    ] = None,
     as_json: JsonOpt = False,
     **values: Any,
 ) -> None:
@@ -93,6 +101,7 @@ def evaluate(
     settings = EvaluationSettings(
         data=_one_or_all(data or []),
         metrics=_metrics(metrics),
+        store=_one_store(store or []),
         **settings_from(EvaluationSettings, values),
     )
     _check_choices(settings)
@@ -227,6 +236,20 @@ def env(
 def _talk_to_stderr() -> redirect_stdout[TextIO]:
     """Send what libraries print, some where they are imported, to stderr: stdout is for facts."""
     return redirect_stdout(sys.stderr)
+
+
+def _one_store(given: list[str]) -> str | None:
+    """Take the only store.
+
+    Raises:
+        InputError: There are several.
+    """
+    if len(given) > 1:
+        raise InputError(
+            f"--store {' --store '.join(given)}: a model is compared with one teacher at a time. "
+            "Run `distill evaluate` once for each store."
+        )
+    return given[0] if given else None
 
 
 def _one_or_all(names: list[str]) -> str | list[str] | None:

@@ -20,14 +20,17 @@ that a caller would handle in another way.
     NotAStoreError        not-a-store
     FormatError           format
     IncompleteStoreError  incomplete
-    MismatchError         mismatch; dataset-changed: the dataset is another than it was
+    MismatchError         mismatch; dataset-changed: the dataset is another than it was;
+                          no-common-row: stores to learn from together have no text in common
     CorruptStoreError     corrupt; missing-file: a file of the store is gone
     InputError            input; usage: a command line that cannot be understood;
                           out-of-memory: the device has no room for one sequence;
                           lost-rows: no row, or too few, can be used; self-test: records, text
                           and labels do not belong together; untrained: a run that trained
                           nothing; own-loss: a loss of the user's own that cannot be trained with;
-                          engine: the server that runs the teacher fails, or gives too little
+                           one-teacher: a loss that cannot learn from these several stores;
+                          engine: what runs the teacher (vLLM, a server) fails, is of an unknown
+                          version, or gives too little
     MissingLibraryError   missing-library
     StorageError          storage; disk-full: no space, or a quota is used up
     BusyError             busy
@@ -87,7 +90,7 @@ class IncompleteStoreError(LogitStoreError, ValueError):
 class MismatchError(LogitStoreError, ValueError):
     """An error for a store that was made with other settings or data than the request needs."""
 
-    kinds = ("mismatch", "dataset-changed")
+    kinds = ("mismatch", "dataset-changed", "no-common-row")
 
 
 class CorruptStoreError(LogitStoreError):
@@ -129,6 +132,7 @@ class InputError(LogitStoreError, ValueError):
         "self-test",
         "untrained",
         "own-loss",
+        "one-teacher",
         "engine",
     )
 

@@ -28,14 +28,14 @@ class Described(Protocol):
     spec: StoreSpec
     plan: Plan
     provenance: dict[str, Any]
-    shards: list[int]
+    shards: Sequence[int]
 
     @property
     def digest(self) -> str: ...
     @property
     def is_complete(self) -> bool: ...
     @property
-    def shard_facts(self) -> list[dict[str, Any]]: ...
+    def shard_facts(self) -> Sequence[Mapping[str, Any]]: ...
     @property
     def rows_held(self) -> int: ...
     @property
@@ -151,6 +151,8 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     dtype = teacher["dtype"]
     if "quantization" in teacher:
         dtype += f", quantised: {json.dumps(teacher['quantization'])}"
+    if "experts" in teacher:
+        dtype += f", experts: {json.dumps(teacher['experts'])}"
     kept += ", standard deviations of logits" if capture["logit_std"] else ""
     if capture["temperatures"]:
         kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"

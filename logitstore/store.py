@@ -24,7 +24,7 @@ which names the row, and nothing is returned in their place.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -111,7 +111,8 @@ class LogitStore:
         self._shards = OpenShards(self._table, self.cache)
         self._allow_partial = allow_partial
         self._table.check_header(header)
-        self.is_complete, self.shards = self._table.is_complete, self._table.numbers
+        self.is_complete = self._table.is_complete
+        self.shards: Sequence[int] = self._table.numbers
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
                 f"{path}: holds {self.rows_held:,} of {self.plan.rows:,} rows; the capture has not "
@@ -403,7 +404,7 @@ class LogitStore:
         return {status: row for status, row in found.items() if status != "ok"}
 
     @property
-    def shard_facts(self) -> list[dict[str, Any]]:
+    def shard_facts(self) -> Sequence[Mapping[str, Any]]:
         """The index: one dict a shard (rows, counts, bytes, digest, fidelity)."""
         return self._table.facts
 

@@ -38,7 +38,7 @@ def test_every_block_runs_as_printed(
     executed = [
         (lang, code) for lang, code in blocks(README) if lang in RUN and SETS_UP not in code
     ]
-    assert len(executed) >= 4
+    assert len(executed) >= 3
     in_a_shell = 0
     for language, code in executed:
         if language == "python":
@@ -51,7 +51,6 @@ def test_every_block_runs_as_printed(
         check_printed(code, printed)
     assert in_a_shell > 0
     assert (page_folder / "trained" / "model.safetensors").exists()
-    assert (page_folder / "trained-too").is_dir()
 
 
 def test_a_block_is_started_in_a_shell_unless_it_is_commands_of_ours_alone() -> None:
@@ -62,7 +61,7 @@ def test_a_block_is_started_in_a_shell_unless_it_is_commands_of_ours_alone() -> 
 
 
 def test_it_is_short_and_says_what_is_printed_beneath_commands() -> None:
-    assert len(README.splitlines()) <= 150
+    assert len(README.splitlines()) <= 120
     shown = [line for lang, code in blocks(README) if lang == "bash" for line in code.splitlines()]
     assert sum(line.startswith("# ") for line in shown) >= 8
     assert as_pattern("1 shards, 40 rows: …").fullmatch("2 shards,  1,153 rows: whole")

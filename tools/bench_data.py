@@ -132,7 +132,9 @@ def way_of(store: LogitStore, student: ByteTokenizer, loss: str, repeats: int) -
         epochs.append({**clock.spent_s, "teacher's arrays": whole - known})
     tokens = sum(int(batch["tokens"].sum()) for batch in batches)
     spent = {part: min(e[part] for e in epochs[1:]) / tokens * 1e6 for part in PARTS}
-    decoded = sum(decoded_bytes(store.read_many(data.sequences[rows])) for rows in order)
+    decoded = sum(
+        decoded_bytes(store.read_many([data.sequences[i] for i in rows])) for rows in order
+    )
     return {
         "us_per_token": spent | {"all": sum(spent.values())},
         "tokens_per_core_second": 1e6 / sum(spent.values()),

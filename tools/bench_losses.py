@@ -40,12 +40,23 @@ from distill.data.batch_cuts import cut, piece_of
 from distill.head.query import Partition
 from distill.head.student_head import StudentHead, chunk_tokens_of
 from distill.losses import option_values
-from distill.training.loss_terms import query_of, terms_of
+from distill.training.batch_query import query_of
+from distill.training.loss_terms import terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
 
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
 EVENTS = "mapped_kl over events"
-LOSSES = ("uld", "mapped_kl", EVENTS, "tail_kl", "multilevel_ot", "alm", "sampled_kl", "gold")
+LOSSES = (
+    "uld",
+    "mapped_kl",
+    EVENTS,
+    "tail_kl",
+    "multilevel_ot",
+    "alm",
+    "sampled_kl",
+    "gold",
+    "infifusion",
+)
 RECOMPUTED, IN_FORWARD = "chunked CE, recomputed", "chunked CE, in the forward"
 SORTED, TRL = "ULD, both sides sorted", "ULD, TRL"
 
@@ -306,6 +317,8 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
             "earlier_index": every[is_earlier],
             "earlier_pair": owner[is_earlier],
         }
+    if name == "infifusion":
+        return {"index": index, "entry_logprobs": logprobs}
     if name == "alm":
         logprob = np.full(count, -2, np.float32)
         return {"index": index, "logprob": logprob, "token_index": every, "token_pair": owner}

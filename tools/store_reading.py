@@ -44,7 +44,7 @@ def write_store(folder: Path, made: Arrays, codec: str, shards: int) -> LogitSto
         lengths.append(int(rng.integers(longest * 2 // 3, longest)))
     parts = encoded.split([*lengths, len(encoded) - sum(lengths)])
     cuts = tuple(len(parts) * i for i in range(shards + 1))
-    writer = StoreWriter(folder, spec, Plan("0" * 64, cuts), {})
+    writer = StoreWriter(folder, spec, Plan("0" * 64, np.array(cuts)), {})
     for index in range(shards):
         order = rng.permutation(len(parts))
         writer.write_shard(

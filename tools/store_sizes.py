@@ -115,7 +115,7 @@ def sizes(made: Arrays, spec: StoreSpec, tokens_of_a_sequence: int = 512) -> dic
     n = len(encoded)
     lengths = [min(tokens_of_a_sequence, n - i) for i in range(0, n, tokens_of_a_sequence)]
     lines = [as_sequence(part, row) for row, part in enumerate(encoded.split(lengths))]
-    members = build_shard(spec, Plan("0" * 64, (0, len(lines))), 0, lines)
+    members = build_shard(spec, Plan("0" * 64, np.array([0, len(lines)])), 0, lines)
     data = {name.split("/")[0]: len(d) for name, d in members.items() if "/c/" in name}
     return {name: size / n for name, size in data.items()} | {"kl": float(encoded.kl.mean())}
 

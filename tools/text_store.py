@@ -70,7 +70,7 @@ def write_store(folder: Path, teacher: PreTrainedTokenizerFast, rows: list[str])
             "files": tokenizer_digests(files),
         },
     )
-    plan = Plan("0" * 64, (*range(0, len(rows), 256), len(rows)))
+    plan = Plan("0" * 64, np.array([*range(0, len(rows), 256), len(rows)]))
     writer = StoreWriter(folder, spec, plan, files, {"teacher": "made up"})
     for index in writer.missing():
         writer.write_shard(index, list(_sequences(spec, reader, rows, *plan.shard_rows(index))))

@@ -89,7 +89,7 @@ class Ours:
     name = "logitstore shard"
 
     def __init__(self, of: Any, encoded: list[Any]) -> None:
-        self.of, self.plan = of, Plan("d" * 64, (0, len(encoded)))
+        self.of, self.plan = of, Plan("d" * 64, np.array([0, len(encoded)]))
         lines = [SequenceText(i, 0, "ok", (Segment("word" * len(e), True),)) for i, e in
                  enumerate(encoded)]  # fmt: skip
         members = build_shard(of, self.plan, 0, list(zip(lines, encoded, strict=True)))

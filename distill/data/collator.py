@@ -56,6 +56,9 @@ class Collator:
             "skipped": np.array([e.skipped for e in examples]),
             "text_changed": np.array([e.text_changed for e in examples]),
         }
+        if shares := [e.share for e in examples if e.share is not None]:
+            batch["store_share"] = np.stack(shares)
+            batch["read_otherwise"] = np.array([e.read_otherwise for e in examples])
         teacher = {name: _joined(name, each, examples) for name, each in self._losses.items()}
         pieces = self.chunk_tokens and cut(teacher, batch["example"], self.chunk_tokens)
         tensors = {name: tensors_of(arrays) for name, arrays in teacher.items()}

@@ -16,16 +16,19 @@ A batch:
     aligned                    (B,)     labels that a teacher pair covers
     skipped, text_changed      (B,)     unusable sequences; those that the template changes
     row                        (B,)     number of the dataset's row
+    store_share                (B, S)   of several stores alone: what each counts for there
+    read_otherwise             (B,)     likewise: stores left out, which the student reads otherwise
     pieces                              where it may be cut, see distill.data.batch_cuts; or None
     teacher[name]                       a dict of arrays for each loss, made by the loss's own file;
-                                        distill.losses.loss describes the names
+                                        distill.losses.loss describes the names; of several stores
+                                        for each, under the names of distill.losses.uses
 
 A batch is about as large as the records that it was made of: its integers have 32 bits, and lists
 of entries are flat, with counts (:mod:`distill.data.ragged`). Where torch needs more bits or
 rectangles, they are made on the device.
 
 Shape legend: B = sequences, R = rows (B of them unless packed), T = padded length, N = labels, P =
-pairs of a loss.
+pairs of a loss, S = stores.
 """
 
 import hashlib
@@ -48,6 +51,7 @@ from distill.alignment.ways import Endings, Known, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
 from distill.data.family import Family
+from distill.data.held import Held
 from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
 from distill.data.ragged import narrow
@@ -138,9 +142,7 @@ class StoreDataset(Dataset[Example]):
         held = counts > 0
         if rows is not None:
             held &= np.isin(np.asarray(store.sequence_rows), rows)
-        self.sequences = np.flatnonzero(held)
-        #: Number of records of each sequence: a guess at its length before its text is read.
-        self.records: Ints = counts[self.sequences]
+        self.sequences = Held(held)
         self.without_records = int(np.sum(counts == 0))
         if not len(self.sequences):
             which = "that --rows names" if rows is not None else f"of its {len(store):,} sequences"
@@ -186,6 +188,11 @@ class StoreDataset(Dataset[Example]):
             if each.of_token is not None
         }
 
+    @property
+    def records(self) -> Ints:
+        """Number of records of each sequence: a guess at its length before its text is read."""
+        return self.sequences.of(np.asarray(self.store.token_counts))
+
     def __len__(self) -> int:
         return len(self.sequences)
 
@@ -194,7 +201,7 @@ class StoreDataset(Dataset[Example]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Make the examples of a batch with one read of the store; DataLoader calls this."""
-        both = self._both_sides([int(self.sequences[i]) for i in indices])
+        both = self._both_sides([self.sequences[i] for i in indices])
         if all(map(is_by_position, self.pairings.values())):
             return [self._example(sides, None) for sides in both]
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
@@ -206,7 +213,7 @@ class StoreDataset(Dataset[Example]):
         Returns:
             What the student makes of it, and the line.
         """
-        chosen = int(self.sequences[index])
+        chosen = self.sequences[index]
         line, spans = self.store.text(chosen), _NO_SPANS
         if line.status == "split":  # which tokens a window has depends on the ends in its records
             spans = self._placed(self._records([chosen])[0], line)
@@ -439,7 +446,7 @@ class StoreDataset(Dataset[Example]):
             index: Of the sequence, in this dataset.
             name: The loss whose pairs are wanted.
         """
-        (both,) = self._both_sides([int(self.sequences[index])])
+        (both,) = self._both_sides([self.sequences[index]])
         if both.tokens is None:
             return None
         alignment = align(both.teacher, both.student)

@@ -56,3 +56,5 @@ class Example(NamedTuple):
     skipped: bool  # this student cannot use the row
     text_changed: bool = False  # the reason: its chat template changes supervised text
     row: int = -1  # number of the dataset's row
+    share: npt.NDArray[np.float32] | None = None  # (S,) what each of several stores counts for
+    read_otherwise: int = 0  # stores whose text of this row the student reads otherwise

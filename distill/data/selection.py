@@ -54,6 +54,12 @@ class RowSums:
     bytes_R: Floats
     tokens_R: Floats
 
+    @property
+    def surprise_R(self) -> Floats:
+        """(R,) of the teacher by the text, nats a byte; NaN for a row without bytes."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return -self.logprob_R / self.bytes_R
+
     @classmethod
     def of(cls, store: LogitStore) -> "RowSums":
         """Read a few bytes a token of every shard."""
@@ -177,7 +183,7 @@ def _score(by: str, store: LogitStore, sums: RowSums) -> Floats:
         raise _lacks(store, missing)
     with np.errstate(invalid="ignore", divide="ignore"):  # rows without a token are not looked at
         if by == "surprise":
-            return -sums.logprob_R / sums.bytes_R
+            return sums.surprise_R
         if by == "entropy":
             return sums.entropy_R / sums.tokens_R
         if by == "agreement":

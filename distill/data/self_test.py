@@ -113,7 +113,7 @@ def _check_text(data: StoreDataset, chosen: Sequence[int]) -> None:
     store, teacher = data.store, data.teacher
     written = teacher.written(np.arange(teacher.size))
     check = TextCheck(teacher.rewritten, written, bool(store.spec.boundaries_of))
-    places = [int(data.sequences[i]) for i in chosen]
+    places = [data.sequences[int(i)] for i in chosen]
     read = zip(map(store.text, places), store.read_many(places), strict=True)
     # A server's answer is imported with the end that the teacher wrote, whatever its template does.
     has_ends = not store.spec.boundaries_of and "imported" not in store.spec.rendering

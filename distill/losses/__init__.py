@@ -11,6 +11,8 @@ import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from distill.losses.uses import loss_of
+
 if TYPE_CHECKING:
     from distill.losses.loss import Loss, Option
 
@@ -31,8 +33,11 @@ def all_losses() -> "dict[str, Loss]":
 
 
 def find(name: str) -> "Loss":
-    """Find the loss of a name that exists: one of ours, or one that a run has named."""
-    return all_losses().get(name) or _OWN[name]
+    """Find the loss of a name that exists: one of ours, or one that a run has named.
+
+    A name of :mod:`distill.losses.uses` is that of its loss.
+    """
+    return all_losses().get(loss_of(name)) or _OWN[loss_of(name)]
 
 
 def is_own(name: str) -> bool:

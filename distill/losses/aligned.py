@@ -33,9 +33,10 @@ from distill.alignment.entries_at import (
 from distill.alignment.map_entries import Sent, VocabularyMap
 from distill.alignment.runs import Ints, lists_of, runs
 from distill.alignment.ways import Ways
+from distill.losses.one_scale import at_columns, entries_at_one_scale
 from logitstore.format.fields import no_records
 from logitstore.format.logprob_codec import TOKEN_STEP
-from logitstore.records import STD_FLOOR, TokenRecords
+from logitstore.records import TokenRecords
 
 #: A token's own log-probability is off by half a step of its code at most.
 TOKEN_LOGPROB_ERROR_NATS = TOKEN_STEP / 2
@@ -110,6 +111,19 @@ class Aligned:
             "entry_count": count.astype(np.int32),
             "entry_logprobs": logprobs,
             "tail_logmass": records.tail_logmass[last],
+        }
+
+    def entries_at_one_scale(self) -> Arrays:
+        """Take the entries' log-probabilities of standardised logits, most probable first.
+
+        Returns:
+            `entry_count` (P,) and `entry_logprobs` (M,).
+        """
+        scaled, records = entries_at_one_scale(self.records), self.records
+        count, (logprobs,) = lists_of(records.entry_count, self.last_record, scaled)
+        return {
+            "entry_count": count.astype(np.int32),
+            "entry_logprobs": logprobs.astype(np.float32),
         }
 
     def mapped_entries(self) -> Arrays:
@@ -305,7 +319,7 @@ class Aligned:
         """
         if not len(self.pairs):
             return np.full((0, k), -np.inf, np.float32)
-        return _at_columns(self.records, k)[self.last_record]
+        return at_columns(self.records, k)[self.last_record]
 
 
 def nothing() -> Aligned:
@@ -338,23 +352,3 @@ def _tempered(
         entry_logprobs=(logprobs - lognorm[owner] + shift[owner]).astype(np.float32),
         tail_logmass=log_tail.astype(np.float32),
     )
-
-
-def _at_columns(records: TokenRecords, columns: int) -> npt.NDArray[np.float32]:
-    """Compute (n, columns) log Q at the ids with most of Q over the sequence; -inf if no entry."""
-    assert records.entry_ids is not None
-    assert records.logit_std is not None
-    assert records.lognorm_std is not None
-    owner = np.repeat(np.arange(len(records)), records.entry_count)
-    scale = records.logit_std.astype(np.float64) + STD_FLOOR
-    scaled = records.entry_logprobs / scale[owner] - records.lognorm_std[owner]
-    ids, which = np.unique(records.entry_ids, return_inverse=True)
-    mass = np.bincount(which, np.exp(scaled), len(ids))
-    order = np.argsort(-mass, kind="stable")[:columns]
-    place = np.full(len(ids), -1)
-    place[order] = np.arange(len(order))
-    column = place[which]
-    is_chosen = column >= 0
-    table = np.full((len(records), columns), -np.inf, np.float32)
-    table[owner[is_chosen], column[is_chosen]] = scaled[is_chosen]
-    return table

@@ -27,6 +27,7 @@ _NAMES = {
     "sequences_skipped": "sequences skipped",
     "store": "store",
     "store_digest": "digest of the store",
+    "teachers": "of several teachers",
 }
 _TEACHER = {"name": "teacher", "dataset": "dataset", "top_k": "top k"}
 _PATHS = {"model_name_or_path", "student_config", "store", "name", "dataset"}
@@ -77,6 +78,8 @@ def _of_run(run: RunObject) -> dict[str, str]:
 
 
 def _said(key: str, value: Any) -> str:
+    if key == "store" and isinstance(value, list):  # several, of one text by several teachers
+        return ", ".join(_said(key, each) for each in value)
     text = value if isinstance(value, str) else json.dumps(value)
     if key == "store_digest":
         return f"{text[:_DIGEST]}…"

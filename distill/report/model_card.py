@@ -50,7 +50,7 @@ def renew_results(folder: Path, run: RunObject) -> None:
 
 def card(run: RunObject) -> str:
     """Write the whole card as text: YAML for a hub, then Markdown."""
-    teacher = run.get("teacher") or {}
+    teacher = _teacher(run)
     base = run.get("model_name_or_path")
     front = {
         "library_name": "peft" if run.get("lora") else "transformers",
@@ -113,6 +113,17 @@ def _facts(run: RunObject, teacher: Mapping[str, Any]) -> dict[str, Any]:
     if run.get("loss") == "ce":
         facts["loss"] = "cross-entropy alone"
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _teacher(run: RunObject) -> Mapping[str, Any]:
+    """Collect what is known of the teacher; of several, their names and the dataset alone."""
+    teacher: Mapping[str, Any] = run.get("teacher") or {}
+    stores = run.get("stores")
+    if not isinstance(stores, list):
+        return teacher
+    every = [each.get("teacher") or {} for each in stores if isinstance(each, Mapping)]
+    names = dict.fromkeys(str(_place(each.get("name"))) for each in every)
+    return {"name": ", ".join(names), "dataset": teacher.get("dataset")}
 
 
 def _counted(run: RunObject, *parts: str) -> str | None:

@@ -35,8 +35,8 @@ from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
 
 #: Why a student can make nothing of a line, besides what the line itself says.
 CHANGED, REFUSED, BEYOND = "template_changed_text", "template_refused", "beyond_max_length"
-_ENDLESS = ("unfinished", "stopped")
-_READ = ("ok", "truncated", "split", *_ENDLESS)
+ENDLESS = ("unfinished", "stopped")
+_READ = ("ok", "truncated", "split", *ENDLESS)
 
 
 class StudentText(NamedTuple):
@@ -143,7 +143,7 @@ class StudentReader:
     def _conversation(self, line: SequenceText, teacher: Spans) -> Explained:
         assert self.template is not None
         where = f"{self.path}: row {line.row:,}"
-        has_end = line.status not in _ENDLESS
+        has_end = line.status not in ENDLESS
         found = read_turns(
             line, self.rendering, self.template, self.tokenizer, where, has_end=has_end
         )
@@ -161,7 +161,7 @@ class StudentReader:
         if self.are_tokens:
             has_prefix = not begins_bare(segments)
             segments = for_student(segments, self.tokenizer)
-        add_eos = not self.are_tokens and line.status not in _ENDLESS
+        add_eos = not self.are_tokens and line.status not in ENDLESS
         tokens = self.tokenizer.encode(segments, add_eos=add_eos, add_prefix=has_prefix)
         tokens = _with_given_spaces(tokens, segments, self.tokenizer)
         if line.status == "split" and tokens.status == "ok":
@@ -197,7 +197,7 @@ def _turns_of(line: SequenceText, found: StudentTurns) -> Turns:
     """
     if line.part:
         return Turns()
-    unfinished = int(line.status in _ENDLESS)
+    unfinished = int(line.status in ENDLESS)
     return Turns(found.turns, max(found.endless - unfinished, 0), found.unwritten)
 
 

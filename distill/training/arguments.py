@@ -11,6 +11,7 @@ from typing import Any, Literal
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.in_source import loss_names
 from distill.student.arguments import ADAPTERS, STUDENT
+from distill.training.named_stores import Teachers
 from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.console.settings import setting
 
@@ -34,11 +35,27 @@ NEEDED = {
 class RunArguments:
     """Where the teacher's store is, and what to do with it."""
 
-    store: str = setting(
-        "", STORE, "Store to train from, as `logitstore capture` wrote it.", metavar="STORE"
+    store: list[str] | str = setting(
+        "",
+        STORE,
+        "Store to train from, as `logitstore capture` wrote it. Several, of one text by several "
+        "teachers, make one student: --store a --store b:0.5 (a weight, 1 by default). Rows are "
+        "joined by their text; those of one store are used with that one.",
+        metavar="STORE[:WEIGHT]",
     )
-    eval_store: str | None = setting(
-        None, STORE, "Store of held-out text, for --eval_strategy.", metavar="STORE"
+    teachers: Teachers = setting(
+        "mean",
+        STORE,
+        "What is learnt of a row of several stores. mean: every loss is the mean over its stores, "
+        "by their weights. best: from the teacher alone that is least surprised by the row, nats a "
+        "byte.",
+        metavar="mean|best",
+    )
+    eval_store: list[str] | str | None = setting(  # in an order that HfArgumentParser reads
+        None,
+        STORE,
+        "Store of held-out text, for --eval_strategy; of several teachers several.",
+        metavar="STORE",
     )
     allow_partial: bool = setting(False, STORE, "Train on what an unfinished store holds so far.")
     max_lost: float = setting(
@@ -51,8 +68,8 @@ class RunArguments:
     rows: str | None = setting(
         None,
         STORE,
-        "Train on some rows of the store alone: a file with a row number a line, such as `distill "
-        "select` and `logitstore split` write, or a range A:B.",
+        "Train on some rows of the store alone (of several: of the first): a file with a row "
+        "number a line, such as `distill select` and `logitstore split` write, or a range A:B.",
         metavar="FILE|A:B",
         unset="all",
     )

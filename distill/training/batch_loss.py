@@ -13,19 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.batch_cuts import Pieces, piece_of
-from distill.data.dataset import StoreDataset
+from distill.data.joined import StudentData, stores_of
 from distill.head.query import HeadAnswer, Partition
 from distill.head.student_head import StudentHead
 from distill.losses import find, is_own
 from distill.student.encoder_decoder import SEEN
 from distill.training.arguments import Uncovered
+from distill.training.batch_query import query_of
 from distill.training.loss_terms import (
     Term,
     bad_rows,
-    counts_of,
+    counted,
     joined,
     placed,
-    query_of,
+    shares_of,
     terms_of,
     unpacked,
 )
@@ -36,7 +37,7 @@ class BatchLoss:
     """A function of a model and a batch: the loss, or the terms that it is made of.
 
     Args:
-        data: The store as the student reads it, for losses and options of its own.
+        data: The store as the student reads it, or several, for losses and options of its own.
         head: The student's head.
         weights: The weight of each loss of `data`, in order.
         ce_weight: The weight of cross-entropy.
@@ -47,7 +48,7 @@ class BatchLoss:
 
     def __init__(
         self,
-        data: StoreDataset,
+        data: StudentData,
         head: StudentHead,
         weights: Mapping[str, float],
         *,
@@ -63,9 +64,7 @@ class BatchLoss:
 
     def counts(self, batches: Sequence[Mapping[str, Any]]) -> Tensor:
         """Count (1 + losses,) the values of each term in these batches of this process."""
-        losses = tuple(self.weights)
-        counts = [counts_of(batch, losses, self.uncovered) for batch in batches]
-        return torch.tensor(counts, dtype=torch.long).reshape(-1, 1 + len(losses)).sum(0)
+        return counted(batches, tuple(self.weights), self.uncovered, stores=stores_of(self.data))
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Any], counts: Tensor
@@ -106,12 +105,14 @@ class BatchLoss:
         pieces: Pieces | None = batch.get("pieces")
         by_start = {} if pieces is None else {piece.start: piece for piece in pieces.each}
         shares: list[dict[str, Term]] = []
+        shares_NS = shares_of(batch)
 
         def objective(answer: HeadAnswer, start: int, stop: int) -> Tensor:
             teacher = batch["teacher"]
             if by_start and stop - start < len(batch["rows"]):
                 teacher = piece_of(teacher, by_start[start])
-            terms = terms_of(teacher, answer, self.data.options, self.uncovered)
+            of_stores_NS = None if shares_NS is None else shares_NS[start:stop]
+            terms = terms_of(teacher, answer, self.data.options, self.uncovered, of_stores_NS)
             shares.append(terms if pieces is None else placed(terms, start))
             return total(terms)
 
@@ -126,7 +127,10 @@ class BatchLoss:
         They depend on both tokenizers alone, so evaluation has the same ones.
         """
         if self._on_device is None:
-            self._on_device = {name: each.to(device) for name, each in self.data.partitions.items()}
+            # Stores of one tokenizer share a partition.
+            made = self.data.partitions
+            moved = {id(each): each.to(device) for each in made.values()}
+            self._on_device = {name: moved[id(each)] for name, each in made.items()}
         return self._on_device
 
     def total(self, terms: Mapping[str, Term], means: Sequence[Tensor]) -> Tensor:

@@ -12,13 +12,12 @@ Order, batches, loss and gradient are those of :class:`CachedTeacherTrainer` wit
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from os import PathLike, fspath
 from typing import Any, get_args
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.collator import Collator
-from distill.data.example import Store
+from distill.data.joined import parts_of, uses_of
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.data.self_test import try_records
@@ -33,10 +32,10 @@ from distill.student.encoder_decoder import Sides
 from distill.student.loading import check_embeddings
 from distill.training.arguments import Uncovered
 from distill.training.loop import Batches, Losses, rank_and_size, warn
+from distill.training.named_stores import Teachers, check_teachers
 from distill.training.own_loss import try_own_losses
 from distill.training.preflight import look_at
-from distill.training.sources import at_boundaries, dataset_of_run
-from logitstore import open_store
+from distill.training.several_stores import Given, OpenStores, Student, data_of_run, open_stores
 from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.tokenizer import ByteTokenizer
@@ -57,6 +56,7 @@ class _Settings:
     rows: str | None
     train_top_k: int | None
     token_filter: str | None
+    teachers: str
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -68,7 +68,7 @@ class _Settings:
 
 
 def batches(
-    store: str | PathLike[str] | Store,
+    store: Given,
     tokenizer: PreTrainedTokenizerBase,
     *,
     loss: str | Loss = AUTO,
@@ -82,6 +82,7 @@ def batches(
     rows: str | None = None,
     train_top_k: int | None = None,
     token_filter: str | None = None,
+    teachers: Teachers = "mean",
     max_length: int | None = None,
     max_lost: float = DEFAULT_MAX_LOST,
     allow_partial: bool = False,
@@ -95,7 +96,7 @@ def batches(
     """Open a store for a student, and check that both and the losses fit together.
 
     Args:
-        store: The store, or its path.
+        store: The store, or its path, as `PATH:WEIGHT` with a weight; or a list of several.
         tokenizer: The student's.
         loss: As `--loss`, or a declared function.
         model: The student, not wrapped. Without it rows are not cut at what it reads, and it must
@@ -109,6 +110,7 @@ def batches(
         rows: As `--rows`.
         train_top_k: As `--train_top_k`.
         token_filter: As `--token_filter`.
+        teachers: As `--teachers`, of several stores.
         max_length: Cut rows at so many student tokens.
         max_lost: The largest share of sequences that may be unusable.
         allow_partial: Read an unfinished store.
@@ -127,9 +129,8 @@ def batches(
         check_embeddings(model, student)
     if packing:
         _check_packing(model)
-    opened = store
-    if isinstance(opened, str | PathLike):
-        opened = open_store(fspath(opened), allow_partial=allow_partial)
+    opened = open_stores(store, allow_partial=allow_partial, flag="store")
+    check_teachers(teachers, opened.named)
     settings = _Settings(
         _chosen(loss, opened, student),
         _checked(options),
@@ -142,25 +143,25 @@ def batches(
         rows,
         train_top_k,
         token_filter,
+        teachers,
     )
     weights = settings.loss_weights
     _check(settings, weights, ce_weight, uncovered)
-    data = dataset_of_run(
-        at_boundaries(opened, student, settings), student, tokenizer, model, settings
-    )
-    look_at(data, settings, "store")
-    try_own_losses(data)
-    if weights and self_test:
-        warn(data, try_records(data).doubt)
+    data = data_of_run(opened, Student(student, tokenizer, model), settings)
+    for part in parts_of(data):
+        look_at(part, settings, "store")
+        try_own_losses(part)
+        if weights and self_test:
+            warn(part, try_records(part).doubt)
     width = chunk_tokens_of(student.size) if model is None else StudentHead(model).chunk_tokens
     collate = Collator(
         student.pad_id,
-        tuple(weights),
+        uses_of(data),
         chunk_tokens=None if balance else width,
         sides=None if model is None else Sides.of(model, student),
         layout=layout_of(model) if packing and model is not None else one_a_row,
     )
-    order = RowOrder(len(data), seed, opened.digest)
+    order = RowOrder(len(data), seed, opened.each[0].digest)
     losses = Losses(data, weights, ce_weight, uncovered, is_balanced=balance)
     return Batches(
         losses, collate, order, batch_size, num_workers=num_workers, has_tried=not self_test
@@ -186,13 +187,14 @@ def _check_packing(model: PreTrainedModel | None) -> None:
     check_packing(model)
 
 
-def _chosen(loss: str | Loss, store: Store, student: ByteTokenizer) -> str:
+def _chosen(loss: str | Loss, stores: OpenStores, student: ByteTokenizer) -> str:
     """Return the losses as text; by the pair of tokenizers where that is asked for."""
     if isinstance(loss, Loss):
         return use(loss)
     if loss != AUTO:
         return loss
-    return ONE_TOKENIZER if has_tokenizer_of(store, student) else TWO_TOKENIZERS
+    is_one = all(has_tokenizer_of(store, student) for store in stores.each)
+    return ONE_TOKENIZER if is_one else TWO_TOKENIZERS
 
 
 def _checked(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     files.add_argument("--config")
     files.add_argument("--preset")
     chosen, flags = files.parse_known_args([with_underscores(word) for word in argv])
+    flags = _gathered(flags)
     parser = _Parser()
     from_file = parser.flags_of(Path(chosen.config)) if chosen.config else []
     in_file, from_file = files.parse_known_args(from_file)
@@ -55,6 +56,27 @@ def parse(argv: Sequence[str]) -> tuple[CachedTeacherConfig, StudentArguments]:
     if others:
         raise InputError(unknown(str(others[0]), parser.known_keys(), "flag"), kind="usage")
     return config, student
+
+
+def _gathered(flags: Sequence[str]) -> list[str]:
+    """Write a flag that may be given several times once, with all its values, at the end."""
+    kept, found = list[str](), dict[str, list[str]]()
+    current: str | None = None
+    for word in flags:
+        name, has_value, value = word.partition("=")
+        if word.startswith("--"):
+            current = name[2:] if name[2:] in _REPEATED else None
+            if current is not None:
+                found.setdefault(current, []).extend([value] if has_value else [])
+                current = None if has_value else current
+                continue
+        if current is None:
+            kept.append(word)
+        else:
+            found[current].append(word)
+    for name, values in found.items():
+        kept += [f"--{name}", *values]
+    return kept
 
 
 def _import_own(flags: Sequence[str], from_file: Sequence[str], path: str) -> None:
@@ -102,6 +124,10 @@ def _losses_of(given: Sequence[str]) -> dict[str, float]:
     return parse_losses(named[0])
 
 
+#: Flags that may be given several times.
+_REPEATED = ("store", "eval_store")
+
+
 class _Parser(HfArgumentParser):
     """An HfArgumentParser that raises instead of exiting, and reads a YAML file as flags."""
 
@@ -118,6 +144,8 @@ class _Parser(HfArgumentParser):
 
     def add_argument(self, *names: str, **more: Any) -> Any:
         """Declare a flag with underscores alone: `parse` converts the spelling with hyphens."""
+        if names[0].removeprefix("--") in _REPEATED:
+            more["nargs"] = "+"
         spelt = [name for name in names if with_underscores(name) == name]
         more.pop("setting", None)  # what the help says of it
         return super().add_argument(*spelt, **more)

@@ -8,29 +8,30 @@ this trainer could not honour.
 """
 
 import copy
-import dataclasses
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Any, Self, get_args
 
 import torch
-from transformers import TrainingArguments
 
 from distill.data.records_asked import parse_filter
 from distill.losses import all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
-from distill.losses.loss import Loss, Option
+from distill.losses.loss import Loss
 from distill.losses.own import use
 from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.training.arguments import NEEDED, RunArguments, Uncovered
 from distill.training.kd_schedule import parse_schedule
+from distill.training.loss_flags import LossFlags
+from distill.training.named_stores import check_teachers, check_unweighed, parse_stores
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.unusable_flags import (
     check_loggers,
     reject_accelerate_options,
     reject_without_effect,
+    reject_without_losses,
 )
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
@@ -44,31 +45,6 @@ _AT_LEAST = {
     "learning_rate": 0,
     "weight_decay": 0,
 }
-
-
-def _field_of(option: Option) -> tuple[str, Any, Any]:
-    """Make a dataclass's field of the option."""
-    kind = Literal[option.choices] if option.choices else type(option.default)
-    return option.name, kind, field(default=option.default, metadata={"help": option.help})
-
-
-if TYPE_CHECKING:  # a type checker does not see what losses declare
-
-    @dataclass
-    class LossFlags(TrainingArguments):
-        """TrainingArguments and the options of all losses."""
-
-        pairing: Literal["bytes", "position"] = "bytes"
-        map: str = "events"
-        between: Literal["off", "on"] = "off"
-        tail_kl_kind: Literal["forward", "reverse", "jsd", "skew"] = "forward"
-        temperature: float = 1.0
-        alm_temperature: float = 100.0
-
-else:
-    LossFlags = dataclasses.make_dataclass(
-        "LossFlags", map(_field_of, all_options().values()), bases=(TrainingArguments,)
-    )
 
 
 @dataclass
@@ -89,6 +65,7 @@ class CachedTeacherConfig(RunArguments, LossFlags):
         for name, message in NEEDED.items():
             if not getattr(self, name):
                 raise InputError(message)
+        self._check_stores()
         self._check_own()
         reject_without_effect(self)
         if self.disable_tqdm is None and not sys.stderr.isatty():
@@ -191,6 +168,16 @@ class CachedTeacherConfig(RunArguments, LossFlags):
         if self.max_length is not None and self.max_length < 2:
             raise InputError(f"--max_length is {self.max_length}, expected at least 2 tokens.")
 
+    def _check_stores(self) -> None:
+        """Check how stores are named; a list of one is that one."""
+        for flag in ("store", "eval_store"):
+            given = getattr(self, flag)
+            if isinstance(given, list) and len(given) == 1:
+                setattr(self, flag, given[0])
+        check_teachers(self.teachers, parse_stores(self.store))
+        if self.eval_store:
+            check_unweighed(parse_stores(self.eval_store, "--eval_store"), "--eval_store")
+
     def _check_losses(self) -> None:
         """Check the losses and their options, as far as they do not depend on the pair."""
         check_values(self.loss_options)
@@ -207,19 +194,5 @@ class CachedTeacherConfig(RunArguments, LossFlags):
 
     def _check_effects(self, weights: Mapping[str, float]) -> None:
         """Reject flags that would do nothing with these losses."""
-        if self.ce_weight == 0 and not weights:
-            raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
         check_effects(self.loss_options, self.loss, weights)
-        for flag in ("token_filter", "kd_schedule"):
-            if getattr(self, flag) is not None and not weights:
-                raise InputError(
-                    f"--{flag} {getattr(self, flag)} would have no effect: --loss ce compares "
-                    f"nothing with a teacher. Leave --{flag} out."
-                )
-        if self.balance and not weights:
-            raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
-        if self.uncovered != "hard" and not weights:
-            raise InputError(
-                f"--uncovered {self.uncovered} would have no effect: --loss ce has no term that a "
-                "teacher's pairs could cover. Leave --uncovered out."
-            )
+        reject_without_losses(self, weights)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
-from distill.training.loss_terms import covered_fractions, named, row_sums
+from distill.training.loss_terms import covered_fractions, divisors, named, row_sums
 from distill.training.loss_trainer import LossTrainer
 
 
@@ -50,7 +50,7 @@ class EvaluatingTrainer(LossTrainer):
         names, sums = ["ce", *self.weights], self._evaluated_sums()
         triples = sums[: 3 * len(names)].double().reshape(-1, 3)
         covered, *each = sums[3 * len(names) :].tolist()
-        values, bounds = (triples[:, :2] / triples[:, 2:].clamp(min=1)).T.tolist()
+        values, bounds = (triples[:, :2] / divisors(triples[:, 2:])).T.tolist()
         report = named(
             dict(zip(names, values, strict=True)),
             dict(zip(names, bounds, strict=True)),

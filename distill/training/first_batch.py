@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distill.data.dataset import StoreDataset
 from distill.data.example import Example
+from distill.data.joined import StudentData
 from distill.data.left_out import in_blocks
 from distill.head.query import HeadQuery
 from distill.head.student_head import StudentHead
@@ -55,7 +55,7 @@ class FirstBatch(CostEvidence):
 
 
 def first_batches(
-    data: StoreDataset, collate: Callable[[Any], Any], size: int
+    data: StudentData, collate: Callable[[Any], Any], size: int
 ) -> Iterator[dict[str, Any]]:
     """Collate a few sequences with labels from all over the store.
 

@@ -15,21 +15,21 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from distill.data.collator import Collator
-from distill.data.dataset import StoreDataset
 from distill.data.example import Example
+from distill.data.joined import StudentData, stores_of
 from distill.data.row_order import RowOrder
 from distill.head.student_head import StudentHead
 from distill.training.arguments import Uncovered
 from distill.training.batch_loss import BatchLoss, check_finite, seen_of
 from distill.training.first_batch import first_batches, try_first_batch
-from distill.training.loss_terms import Term, counts_of, unpacked
+from distill.training.loss_terms import Term, counted, divisors, unpacked
 from distill.training.router_loss import router_loss, router_weight
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
 
 
-def warn(data: StoreDataset, doubt: str) -> None:
+def warn(data: StudentData, doubt: str) -> None:
     if doubt and rank_and_size()[0] == 0:
         log.warning("%s: %s. self_test=False silences this.", data.store.path, doubt)
 
@@ -39,7 +39,7 @@ class Losses:
 
     def __init__(
         self,
-        data: StoreDataset,
+        data: StudentData,
         weights: Mapping[str, float],
         ce_weight: float,
         uncovered: Uncovered,
@@ -138,9 +138,13 @@ class Batches:
         Args:
             batches: Those of this process that are accumulated before the optimizer's step.
         """
-        losses = tuple(self.weights)
-        counts = [counts_of(batch, losses, self._losses.uncovered) for batch in batches]
-        return _summed(torch.tensor(counts).reshape(-1, 1 + len(losses)).sum(0))
+        counts = counted(
+            batches,
+            tuple(self.weights),
+            self._losses.uncovered,
+            stores=stores_of(self.dataset),
+        )
+        return _summed(counts)
 
     def loss(
         self, model: nn.Module, batch: Mapping[str, Any], counts: Tensor | int | None = None
@@ -171,13 +175,17 @@ class Batches:
         """Compute the mean of each term over a batch, without gradient."""
         batch = _on(batch, _device_of(model))
         terms = self._losses.of(model).terms(model, batch)
-        return {name: float(t.values_P.mean()) for name, t in terms.items() if len(t.values_P)}
+        return {
+            name: float(t.values_P.sum() / t.counted_P.sum())
+            for name, t in terms.items()
+            if len(t.values_P)
+        }
 
     def _computed(
         self, model: nn.Module, batch: Mapping[str, Any], counts: Tensor | int | None
     ) -> tuple[Tensor, dict[str, Term], Tensor]:
         device = _device_of(model)
-        per_term = self._per_term([batch], counts).to(device).clamp(min=1)
+        per_term = divisors(self._per_term([batch], counts).to(device))
         batch_loss = self._losses.of(model)
         self._check_sides(_bare(model))
         if model.training and not self._has_tried:

@@ -1,8 +1,8 @@
 """The terms of the training loss, one value per position, before any reduction.
 
 This file connects the batch (:mod:`distill.data.dataset`), which knows the label of each of the
-teacher's pairs, with the losses, which see aligned rows only. It makes the query to the student's
-head, and passes each row of the answer to the loss that asked for it.
+teacher's pairs, with the losses, which see aligned rows only. It passes each row of the student's
+answer to :mod:`distill.training.batch_query` to the loss that asked for it.
 
 **Labels without a pair.** A mean over the pairs of a loss trains the labels that they cover more
 than all others, and that alone makes a trained student worse, whatever the teacher says: even
@@ -26,12 +26,15 @@ A pair covers its label and the further labels that belong to it. The value of a
 counts once, since it is of all of them together. That of a whole sequence is a mean over its
 positions, so it counts once for each label that it covers, except with `none`.
 
+**Several stores.** A loss then has arrays of each (:mod:`distill.losses.uses`), and its term is the
+mean over the stores that have the row, by their weights: at every label, stand-ins included, or
+with `none` over the pairs of all of them.
+
 Shape legend: B = rows of the batch, N = labels, P = pairs of a loss, or values of a term: its
-pairs with `none`, else all labels; K = ids that a loss asks for.
+pairs with `none`, else all labels; S = stores.
 """
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,14 +42,14 @@ from torch import Tensor
 
 from distill.data.batch_cuts import INDEX, PAIR, members_of
 from distill.data.ragged import rectangles
-from distill.head.query import HeadAnswer, HeadQuery, Lookup, Partition, Ranking
+from distill.head.query import HeadAnswer
 from distill.losses import find
-from distill.losses.loss import Ask, Options, Student
+from distill.losses.loss import Options, Student
+from distill.losses.uses import loss_of, store_of
 from distill.training.arguments import Uncovered
 from logitstore.errors import InputError
 
 Batch = Mapping[str, Any]
-_NO_PARTITIONS: Mapping[str, Partition] = MappingProxyType({})
 
 
 class Term(NamedTuple):
@@ -56,11 +59,18 @@ class Term(NamedTuple):
         values_P: (P,) with gradient.
         index_P: (P,) the label that each value belongs to.
         bound_P: (P,) the most by which the value against the live teacher can differ from it.
+        weight_P: (P,) what each value counts for, and was multiplied with; None: 1.
     """
 
     values_P: Tensor
     index_P: Tensor
     bound_P: Tensor
+    weight_P: Tensor | None = None
+
+    @property
+    def counted_P(self) -> Tensor:
+        """What each value counts for."""
+        return torch.ones_like(self.bound_P) if self.weight_P is None else self.weight_P
 
 
 def unpacked(batch: Batch) -> dict[str, Any]:
@@ -73,89 +83,46 @@ def unpacked(batch: Batch) -> dict[str, Any]:
     return {**batch, **wide, "teacher": teacher}
 
 
-def query_of(
-    batch: Batch, options: Options, partitions: Mapping[str, Partition] = _NO_PARTITIONS
-) -> HeadQuery:
-    """Join all that the terms of this batch, which is unpacked, need of the student.
+def counted(
+    batches: Sequence[Batch], losses: Sequence[str], uncovered: Uncovered, *, stores: int = 1
+) -> Tensor:
+    """Count (1 + losses,) the values of `ce`, then of each loss's term, before the model is run.
 
     Args:
-        batch: The batch, on a device.
-        options: Options of losses.
-        partitions: What the ids of a loss are events of, by the loss's name and on the batch's
-            device. The ids of other losses are tokens.
+        batches: Batches, which are not unpacked.
+        losses: Names of the losses.
+        uncovered: What is done about labels that no pair covers.
+        stores: How many stores the run has. A pair of several counts for the share of its own.
     """
-    rows_N, teacher = batch["rows"], batch["teacher"]
-    labels_N = batch["labels"].flatten()[rows_N + 1].long()  # row t - 1 predicts token t
-    asks = {name: find(name).ask(arrays, options) for name, arrays in teacher.items()}
-    indices = {name: arrays["index"] for name, arrays in teacher.items()}
-    columns = max((ask.columns for ask in asks.values()), default=0)
-    return HeadQuery(
-        labels_N,
-        max((ask.top_k for ask in asks.values()), default=0),
-        _where_top_k(asks, indices, rows_N),
-        _columns_of_top_k(asks, partitions),
-        lookups={
-            name: _lookup(ask, ask.ids_PK, indices[name], len(rows_N), partitions.get(name))
-            for name, ask in asks.items()
-            if ask.ids_PK is not None
-        },
-        ranking=Ranking(batch["example"], len(batch["aligned"]), columns) if columns else None,
-        has_logits=any(ask.has_logits for ask in asks.values()),
-    )
+    has_shares = uncovered == "none" and stores > 1
+    counts = [_counts_of(batch, losses, uncovered) for batch in batches]
+    dtype = torch.float32 if has_shares else torch.long
+    return torch.tensor(counts, dtype=dtype).reshape(-1, 1 + len(losses)).sum(0)
 
 
-def _where_top_k(
-    asks: Mapping[str, Ask], indices: Mapping[str, Tensor], rows_N: Tensor
-) -> Tensor | None:
-    """Mark (N,) the labels at which some loss wants the largest log-probabilities."""
-    wanting = [indices[name] for name, ask in asks.items() if ask.top_k]
-    if not wanting:
-        return None
-    wanted_N = torch.zeros_like(rows_N, dtype=torch.bool)
-    for index_P in wanting:
-        wanted_N[index_P] = True
-    return wanted_N
+def divisors(counts: Tensor) -> Tensor:
+    """Replace by one each count of nothing, whose sum is nothing too."""
+    return counts.where(counts > 0, 1)
 
 
-def _columns_of_top_k(
-    asks: Mapping[str, Ask], partitions: Mapping[str, Partition]
-) -> Tensor | None:
-    """Find (V,) the tokens that the largest log-probabilities are chosen from; None: all.
-
-    Raises:
-        InputError: Two losses choose from different ones, and a head answers once.
-    """
-    chosen = {
-        name: partitions[name].of_V == 0
-        for name, ask in asks.items()
-        if ask.top_k and ask.has_top_of_first_event and name in partitions
-    }
-    if not chosen:
-        return None
-    asking = [name for name, ask in asks.items() if ask.top_k]
-    if len(asking) > 1:
-        raise InputError(
-            f"--loss {','.join(asking)}: each reads the student's most probable tokens, and not "
-            "among the same ones, which one answer of its head cannot have. Train with one of them."
-        )
-    return chosen[asking[0]]
-
-
-def _lookup(
-    ask: Ask, ids_PK: Tensor, index_P: Tensor, labels: int, partition: Partition | None
-) -> Lookup:
-    """Lay the ids of a loss's pairs on the labels that the pairs lie on."""
-    ids_NK = ids_PK.new_full((labels, ids_PK.shape[1]), -1)
-    ids_NK[index_P] = ids_PK
-    return Lookup(ids_NK, ask.temperature, ask.has_rest, partition)
-
-
-def counts_of(batch: Batch, losses: Sequence[str], uncovered: Uncovered) -> list[int]:
-    """Count the values of `ce`, then of the term of each loss, before the model is run."""
+def _counts_of(batch: Batch, losses: Sequence[str], uncovered: Uncovered) -> list[float]:
     labels = len(batch["rows"])
     if uncovered != "none":
         return [labels] * (1 + len(losses))
-    return [labels, *(len(batch["teacher"][name]["index"]) for name in losses)]
+    found = dict.fromkeys(losses, 0.0)
+    for name, arrays in batch["teacher"].items():
+        index_P = arrays["index"].long()
+        count = float(len(index_P))
+        if (shares_NS := shares_of(batch)) is not None:
+            count = float(shares_NS[index_P, store_of(name)].double().sum())
+        found[loss_of(name)] += count
+    return [labels, *found.values()]
+
+
+def shares_of(batch: Batch) -> Tensor | None:
+    """Find (N, S) what each store counts for at each label; None where there is one store."""
+    shares_BS = batch.get("store_share")
+    return None if shares_BS is None else shares_BS[batch["example"].long()]
 
 
 def terms_of(
@@ -163,8 +130,17 @@ def terms_of(
     answer: HeadAnswer,
     options: Options,
     uncovered: Uncovered,
+    shares_NS: Tensor | None = None,
 ) -> dict[str, Term]:
-    """Compute `ce`, then the term of each loss of the batch or of a piece of it, in its order."""
+    """Compute `ce`, then the term of each loss of the batch or of a piece of it, in its order.
+
+    Args:
+        teacher: The arrays of each use of a loss, unpacked.
+        answer: The student's.
+        options: Options of losses.
+        uncovered: What is done about labels that no pair covers.
+        shares_NS: Of :func:`shares_of`, for these labels.
+    """
     ce_N = -answer.label_logprob_N
     terms = {"ce": _term("ce", ce_N, torch.arange(len(ce_N), device=ce_N.device))}
     stand_in_N = ce_N if uncovered == "hard" else torch.zeros_like(ce_N)
@@ -178,8 +154,34 @@ def terms_of(
                 term = _completed(term, loss.cell(arrays, student, options), answer)
             if uncovered != "none":
                 term = _of_all_labels(name, term, arrays, stand_in_N)
-            terms[name] = term
+            if shares_NS is not None:
+                term = _shared(term, shares_NS[:, store_of(name)])
+            before = terms.get(loss_of(name))
+            terms[loss_of(name)] = term if before is None else _together(before, term, uncovered)
     return terms
+
+
+def _shared(term: Term, share_N: Tensor) -> Term:
+    """Multiply a store's values with what it counts for at their labels."""
+    share_P = share_N[term.index_P]
+    return Term(term.values_P * share_P, term.index_P, term.bound_P * share_P, share_P)
+
+
+def _together(one: Term, other: Term, uncovered: Uncovered) -> Term:
+    """Add up the values of two stores at each label, or list those of both with `none`."""
+    if uncovered == "none":
+        return _listed([one, other])
+    return Term(one.values_P + other.values_P, one.index_P, one.bound_P + other.bound_P)
+
+
+def _listed(terms: Sequence[Term]) -> Term:
+    weights = [each.counted_P for each in terms if each.weight_P is not None]
+    return Term(
+        torch.cat([each.values_P for each in terms]),
+        torch.cat([each.index_P for each in terms]),
+        torch.cat([each.bound_P for each in terms]),
+        torch.cat(weights) if weights else None,
+    )
 
 
 def _term(name: str, values: Tensor | tuple[Tensor, Tensor], index_P: Tensor) -> Term:
@@ -202,8 +204,9 @@ def _wrong_shape(name: str, values: tuple[Any, ...], pairs: int) -> InputError:
         for x in values
     )
     return InputError(
-        f"--loss {name}: expected one value for each pair, a tensor of shape ({pairs},), found "
-        f"{found}. Return the values as they are: the mean is taken over the whole batch later.",
+        f"--loss {loss_of(name)}: expected one value for each pair, a tensor of shape ({pairs},), "
+        f"found {found}. Return the values as they are: the mean is taken over the whole batch "
+        "later.",
         kind="own-loss",
     )
 
@@ -224,7 +227,7 @@ def _of_all_labels(
     The labels that are covered are never listed: to know how many, a GPU would have to be waited
     for.
     """
-    values_P, index_P, bound_P = of_pairs
+    values_P, index_P, bound_P, _ = of_pairs
     pair_N = _pair_of_each(arrays, len(stand_in_N))
     if find(name).is_of_sequences:
         labels_P = _labels_of_each(pair_N, len(index_P))
@@ -249,12 +252,13 @@ def _pair_of_each(arrays: Mapping[str, Tensor], labels: int) -> Tensor:
 
 
 def covered_of(batch: Batch) -> dict[str, Tensor]:
-    """Mark (N,) the labels that each loss covers."""
-    marked = {}
+    """Mark (N,) the labels that each loss covers, with any store."""
+    marked: dict[str, Tensor] = {}
     for name, arrays in batch["teacher"].items():
-        marked[name] = torch.zeros_like(batch["rows"], dtype=torch.bool)
+        nowhere_N = torch.zeros_like(batch["rows"], dtype=torch.bool)
+        is_covered_N = marked.setdefault(loss_of(name), nowhere_N)
         for each in ("index", *(member + INDEX for member in members_of(arrays))):
-            marked[name][arrays[each].long()] = True
+            is_covered_N[arrays[each].long()] = True
     return marked
 
 
@@ -267,17 +271,14 @@ def _labels_of_each(pair_N: Tensor, pairs: int) -> Tensor:
 def placed(terms: Mapping[str, Term], start: int) -> dict[str, Term]:
     """Renumber the labels of a piece's terms as in the batch, and drop their gradient."""
     return {
-        name: Term(term.values_P.detach(), term.index_P + start, term.bound_P)
+        name: term._replace(values_P=term.values_P.detach(), index_P=term.index_P + start)
         for name, term in terms.items()
     }
 
 
 def joined(shares: Sequence[Mapping[str, Term]]) -> dict[str, Term]:
     """Join the terms of all pieces of a batch."""
-    return {
-        name: Term(*(torch.cat(parts) for parts in zip(*(s[name] for s in shares), strict=True)))
-        for name in shares[0]
-    }
+    return {name: _listed([share[name] for share in shares]) for name in shares[0]}
 
 
 def bad_rows(terms: Mapping[str, Term], batch: Batch) -> list[int]:
@@ -301,9 +302,9 @@ def row_sums(batch: Batch, terms: Mapping[str, Term]) -> Tensor:
     columns = [
         each_P.new_zeros(size).index_add(0, example_N[term.index_P], each_P.detach())
         for term in terms.values()
-        for each_P in (term.values_P, term.bound_P, torch.ones_like(term.bound_P))
+        for each_P in (term.values_P, term.bound_P, term.counted_P)
     ]
-    by_loss = list(covered_of(batch).values()) if len(batch["teacher"]) > 1 else []
+    by_loss = list(covered_of(batch).values()) if len(terms) > 2 else []
     covered = [
         columns[0].new_zeros(size).index_add(0, example_N, is_covered_N.to(columns[0].dtype))
         for is_covered_N in by_loss

@@ -10,22 +10,20 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from distill.data.dataset import StoreDataset
 from distill.data.example import Store
+from distill.data.joined import StudentData
 from distill.data.self_test import Tried
 from distill.head.student_head import StudentHead
 from distill.training.batch_loss import BatchLoss, check_finite, rows_text, seen_of
 from distill.training.config import CachedTeacherConfig
 from distill.training.first_batch import FirstBatch, first_batches, try_first_batch
 from distill.training.kd_schedule import Schedule
-from distill.training.loss_terms import (
-    Term,
-    unpacked,
-)
+from distill.training.loss_terms import Term, divisors, unpacked
 from distill.training.meter import Meter
 from distill.training.router_loss import router_loss
 from distill.training.untrained import Untrained
 from logitstore.errors import InputError
+from logitstore.storage.paths import StorePath
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +36,7 @@ class LossTrainer(Trainer):
     loss_is_scaled_for_ga = True
     args: CachedTeacherConfig
     store: Store
-    data: StoreDataset
+    data: StudentData
     batch_loss: BatchLoss
     self_test: dict[str, Any]
     is_new: bool
@@ -78,7 +76,7 @@ class LossTrainer(Trainer):
             self.batch_loss.counts([inputs]) if num_items_in_batch is None else num_items_in_batch
         )
         assert isinstance(counts, Tensor)
-        counts = counts.to(inputs["rows"].device).clamp(min=1)
+        counts = divisors(counts.to(inputs["rows"].device))
         if model.training and not self._has_tried:
             self._try_student(model)
         if self._kd_schedule is not None:
@@ -117,20 +115,21 @@ class LossTrainer(Trainer):
         batches = [(seen_of(inputs), unpacked(inputs)) for inputs in prepared]
         tried = try_first_batch(self.head, model, batches)
         self._has_tried = True
-        self._note_test("student", tried, self.args, can_doubt=not self.is_new)
+        self._note_test("student", tried, self.args, self.store.path, can_doubt=not self.is_new)
 
     def _note_test(
         self,
         name: str,
         found: Tried | FirstBatch,
         args: CachedTeacherConfig,
+        store: StorePath,
         *,
         can_doubt: bool = True,
     ) -> None:
         """Keep what a test found, and warn of what it doubts."""
         self.self_test[name] = found.facts()
         if can_doubt and found.doubt and args.process_index == 0:
-            log.warning("%s: %s. --no_self_test silences this.", self.store.path, found.doubt)
+            log.warning("%s: %s. --no_self_test silences this.", store, found.doubt)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Tensor:
         """Count over all micro-batches and processes; Trainer's hook, here with a count a term."""
@@ -156,8 +155,10 @@ class LossTrainer(Trainer):
 
         DeepSpeed would also round the teacher's float32 to the model's dtype.
         """
-        ours = ("teacher", "pieces")
+        ours = ("teacher", "pieces", "store_share")
         prepared = super()._prepare_inputs({k: v for k, v in inputs.items() if k not in ours})
+        if "store_share" in inputs:
+            prepared["store_share"] = inputs["store_share"].to(self.args.device)
         teacher = {
             name: {key: array.to(self.args.device) for key, array in arrays.items()}
             for name, arrays in inputs["teacher"].items()

@@ -29,6 +29,7 @@ class Meter:
         """Clear all sums and totals, when a training begins."""
         self._total_tokens = self._total_s = 0.0
         self._total_skipped = self._total_changed = self._total_unaligned = 0.0
+        self._total_otherwise = 0.0
         self._started: float | None = None
         self._has_router = False
         self._clear()
@@ -77,6 +78,7 @@ class Meter:
             batch["skipped"].sum(),
             batch["text_changed"].sum(),
             (has_label & (batch["aligned"] == 0)).sum(),
+            batch.get("read_otherwise", batch["aligned"][:0]).sum(),
         ]
         self._has_router = routed is not None
         last = means[0].new_zeros(()) if routed is None else routed
@@ -101,9 +103,9 @@ class Meter:
         report = named(means, dict(zip(self.terms, bounds, strict=True)), weights)
 
         of_losses = dict(zip(self._several, summed[2 * count :], strict=False))
-        covered, labels, tokens, skipped, changed, alone, routed, wait_s, busy_s = summed[
-            2 * count + len(of_losses) :
-        ]
+        covered, labels, tokens, skipped, changed, alone, otherwise, routed, wait_s, busy_s = (
+            summed[2 * count + len(of_losses) :]
+        )
         if self._has_router:
             report["aux_loss"] = routed / self._steps
         busy_here_s = busy_s / accelerator.num_processes
@@ -122,6 +124,9 @@ class Meter:
         self._total_unaligned += alone if weights else 0
         if self._total_unaligned:
             report["unaligned_sequences"] = self._total_unaligned
+        self._total_otherwise += otherwise
+        if self._total_otherwise:
+            report["read_otherwise"] = self._total_otherwise
         self._clear()
         return report
 

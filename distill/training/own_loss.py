@@ -20,7 +20,8 @@ from distill.data.example import Example
 from distill.data.left_out import in_blocks
 from distill.head.query import HeadAnswer, answer_rows, column_mass, rank_columns
 from distill.losses import find, is_own
-from distill.training.loss_terms import query_of, terms_of, unpacked
+from distill.training.batch_query import query_of
+from distill.training.loss_terms import terms_of, unpacked
 from logitstore.errors import InputError, LogitStoreError
 
 #: Sequences that are looked at to find some with pairs, how many of them are taken, and about how

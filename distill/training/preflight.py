@@ -90,11 +90,20 @@ def check_nothing_to_evaluate(args: CachedTeacherConfig) -> None:
             raise InputError(f"{flag}: there is no text to evaluate on. Add --eval_store.")
 
 
+def has_teacher_of(one: Described, other: Described) -> bool:
+    """Tell whether two stores have one teacher.
+
+    One from the hub and the same one in a folder have different fingerprints, so a teacher counts
+    as another one only if its name or its tokenizer differs too.
+    """
+    if one.spec.teacher.get("fingerprint") == other.spec.teacher.get("fingerprint"):
+        return True
+    names = {Path(teacher_name(store)).name for store in (one, other)}
+    return len(names) == 1 and one.spec.tokenizer_fingerprint == other.spec.tokenizer_fingerprint
+
+
 def check_eval_store(held_out: Described, store: Described, args: CachedTeacherConfig) -> None:
     """Check that figures on held-out text can be compared with those of training.
-
-    A teacher from the hub and the same one in a folder have different fingerprints, so the teacher
-    counts as another one only if its name or its tokenizer differs too.
 
     Evaluating on the training store is allowed, to watch a student overfit, but logs a warning.
 
@@ -109,11 +118,7 @@ def check_eval_store(held_out: Described, store: Described, args: CachedTeacherC
         )
     held_out_teacher, teacher = (s.spec.teacher.get("fingerprint") for s in (held_out, store))
     names = [teacher_name(s) for s in (held_out, store)]
-    same_tokenizer = held_out.spec.tokenizer_fingerprint == store.spec.tokenizer_fingerprint
-    same_name = len({Path(name).name for name in names}) == 1
-    if held_out_teacher == teacher or (same_tokenizer and same_name):
-        return
-    if args.loss_weights:
+    if args.loss_weights and not has_teacher_of(held_out, store):
         raise MismatchError(
             f"{held_out.path}: its teacher is {names[0]} ({str(held_out_teacher)[:8]}…), but that "
             f"of {store.path} is {names[1]} ({str(teacher)[:8]}…): --loss {args.loss} would be "

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.data.example import Store
+from distill.data.joined import JoinedDataset, parts_of
+from distill.data.left_out import Usable
 from distill.losses import advice
 from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
@@ -22,9 +24,9 @@ from distill.training.checkpoints import newest_whole
 from distill.training.config import CachedTeacherConfig
 from distill.training.log_table import show_as_table
 from distill.training.preflight import say
+from distill.training.several_stores import open_stores
 from distill.training.summary import beginning
 from distill.training.trainer import CachedTeacherTrainer
-from logitstore import open_store
 from logitstore.errors import InputError
 
 #: Flags that are said of a run only where they were given.
@@ -48,10 +50,10 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         _check_output(folder, resuming=bool(config.checkpoint))
     if config.checkpoint is True:
         _choose_checkpoint(config, folder)
-    store: Store = open_store(config.store, allow_partial=config.allow_partial)
+    stores = open_stores(config.store, allow_partial=config.allow_partial)
     model, tokenizer = make_student(student, config.seed)
     adapters = settings_of(model)
-    trainer = CachedTeacherTrainer(model, config, store, processing_class=tokenizer)
+    trainer = CachedTeacherTrainer(model, config, list(stores.each), processing_class=tokenizer)
     trainer.is_new = trainer.is_new or bool(student.student_config)
     show_as_table(trainer)
     if config.process_index == 0:
@@ -96,14 +98,14 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "lora": None if student.lora_merge else adapters,
         **({"lora_merged": adapters} if student.lora_merge else {}),
         "store": config.store,
-        "store_digest": trainer.store.digest,
+        "store_digest": trainer.stores.digest,
+        **_of_several(trainer, config.teachers),
         "boundaries": config.boundaries,
         **{name: getattr(config, name) for name in _CHOSEN if getattr(config, name) is not None},
-        "teacher": _teacher(store),
+        "teacher": _teacher(stores.each[0]),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
-        # Without its example: a student's folder is passed on, and this would be text of the store.
-        "usable": {k: v for k, v in trainer.usable.facts().items() if k != "example"},
+        "usable": _usable(trainer.usable[0]),
         "self_test": trainer.self_test or None,
         "sequences_skipped": int(metrics.pop("train_skipped_sequences")),
         "sequences_template_changed_text": int(metrics.pop("train_template_changed_text")),
@@ -120,8 +122,9 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
                 f"no {CURVES_FILE}: matplotlib is not installed (pip install 'logitstore[report]')"
             )
             print(line, file=sys.stderr)
-    if config.process_index == 0 and not trainer.usable.is_all:
-        say(trainer.usable, trainer.store.path)  # again: what was said before step 1 is far above
+    for part, usable in zip(parts_of(trainer.data), trainer.usable, strict=True):
+        if config.process_index == 0 and not usable.is_all:
+            say(usable, part.store.path)  # again: what was said before step 1 is far above
     if config.world_size > 1:
         trainer.end()
     return run
@@ -141,6 +144,34 @@ def _chosen(loss: str) -> str:
     """Say which loss a run has that names none."""
     both = "one tokenizer" if loss == ONE_TOKENIZER else "different tokenizers"
     return f"--loss {loss}, the default where teacher and student have {both}"
+
+
+def _of_several(trainer: CachedTeacherTrainer, teachers: str) -> dict[str, Any]:
+    """Say of each of several stores what was learnt of it; nothing of one store."""
+    data = trainer.data
+    if not isinstance(data, JoinedDataset):
+        return {}
+    parts = zip(data.parts, trainer.stores.weights, data.facts(), trainer.usable, strict=True)
+    each = [
+        {
+            "store": str(part.store.path),
+            "store_digest": part.store.digest,
+            "weight": weight,
+            "teacher": _teacher(part.store),
+            **facts,
+            "usable": _usable(usable),
+        }
+        for part, weight, facts, usable in parts
+    ]
+    return {"teachers": teachers, "stores": each}
+
+
+def _usable(usable: Usable) -> dict[str, Any]:
+    """Describe what was used, without its example.
+
+    A student's folder is passed on, and this would be text of the store.
+    """
+    return {name: value for name, value in usable.facts().items() if name != "example"}
 
 
 def _teacher(store: Store) -> dict[str, Any]:

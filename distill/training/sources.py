@@ -1,6 +1,9 @@
-"""Open what a run learns from: the store, its records at a student's boundaries, its rows."""
+"""Open what a run learns from: a store, its records at a student's boundaries, its rows.
 
-from collections.abc import Mapping
+:mod:`distill.training.several_stores` does so where a run names several stores.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,7 +15,6 @@ from distill.data.targets import asks_at_boundaries
 from distill.losses import find
 from distill.losses.advice import TWO_TOKENIZERS
 from distill.student.template import template_of
-from logitstore import open_store
 from logitstore.errors import InputError, MismatchError
 from logitstore.models.context_length import context_length
 from logitstore.moving.row_list import chosen_rows
@@ -43,14 +45,8 @@ class Reading(Protocol):
     def train_top_k(self) -> int | None: ...
     @property
     def token_filter(self) -> str | None: ...
-
-
-def store_of_run(store: Store | None, path: str | None, args: Reading) -> Store:
-    """Return a store that is open already, or open the one that the run names."""
-    if store is not None:
-        return store
-    assert path is not None
-    return open_store(path, allow_partial=args.allow_partial)
+    @property
+    def teachers(self) -> str: ...
 
 
 def at_boundaries(store: Store, student: ByteTokenizer, args: Reading) -> Store:
@@ -102,6 +98,7 @@ def dataset_of_run(
     args: Reading,
     *,
     for_training: bool = True,
+    among: Sequence[Store] = (),
 ) -> StoreDataset:
     """Make the rows of a store for a student, in its chat template and as long as it reads.
 
@@ -113,6 +110,7 @@ def dataset_of_run(
         args: How to read.
         for_training: Whether to read only the rows, entries and tokens that the run asks for; a
             held-out store is read whole.
+        among: All stores of the run, where it has several.
 
     Raises:
         LogitStoreError: Store, student and settings do not fit together.
@@ -121,7 +119,7 @@ def dataset_of_run(
     if template is not None:
         _check_template(store, template)
     readable = None if model is None else context_length(model.config)
-    asked = _asked(store, args) if for_training else {}
+    asked = _asked(store, args, among) if for_training else {}
     return StoreDataset(
         store,
         student,
@@ -133,8 +131,10 @@ def dataset_of_run(
     )
 
 
-def _asked(store: Store, args: Reading) -> dict[str, Any]:
+def _asked(store: Store, args: Reading, among: Sequence[Store]) -> dict[str, Any]:
     """Return the part of a store that a run trains on, as the dataset takes it.
+
+    Of several stores, rows are those of the first, and some store must have more entries.
 
     Raises:
         InputError: A flag of it would have no effect, or names what is not there.
@@ -146,9 +146,18 @@ def _asked(store: Store, args: Reading) -> dict[str, Any]:
             f"{','.join(needs) or 'ce'} compares no entries. Leave it out."
         )
     with_draws = [name for name, each in needs.items() if "draws" in each]
-    check_top_k(store, args.train_top_k, with_draws)
+    top_k = args.train_top_k
+    if top_k is not None and _has_few(store, top_k) and not all(_has_few(s, top_k) for s in among):
+        top_k = None
+    check_top_k(store, top_k, with_draws)
+    is_first = not among or among[0] is store
     return {
-        "rows": None if args.rows is None else chosen_rows(args.rows, store),
-        "top_k": args.train_top_k,
+        "rows": chosen_rows(args.rows, store) if args.rows is not None and is_first else None,
+        "top_k": top_k,
         "token_filter": args.token_filter,
     }
+
+
+def _has_few(store: Store, top_k: int) -> bool:
+    """Tell whether a store has no more entries of a token than that."""
+    return (store.spec.top_k or 0) <= top_k

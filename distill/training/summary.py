@@ -17,24 +17,35 @@ if TYPE_CHECKING:
 
 def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str:
     """Describe a run before its first step: student, store, loss, steps, folder."""
-    args, store = trainer.args, trainer.store
+    args = trainer.args
     model: Any = trainer.model
     weights = sum(each.numel() for each in model.parameters())
     learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
     of = "new" if trainer.is_new else "trained before"
     part = f", of which {learnt:,} are trained" if learnt < weights else ""
-    teacher = store.provenance.get("teacher")
     lines = {
         "student": f"{student.model_name_or_path or student.student_config}: {weights:,} weights, "
         f"{of}{part}",
-        "store": f"{store.path}: {len(trainer.data):,} sequences"
-        + (f" of {teacher}" if teacher else "")
-        + (f", {store.spec.top_k} entries a token" if store.spec.top_k else ""),
+        "store": _store(trainer),
         "loss": _loss(trainer),
         "steps": _steps(trainer),
         "output": str(args.output_dir),
     }
     return _table(lines)
+
+
+def _store(trainer: "CachedTeacherTrainer") -> str:
+    """Describe what is learnt from; of several stores more is logged, see `say_joined`."""
+    stores, count = trainer.stores.each, f"{len(trainer.data):,} sequences"
+    if len(stores) > 1:
+        return f"{', '.join(str(store.path) for store in stores)}: {count}"
+    (store,) = stores
+    teacher, top_k = store.provenance.get("teacher"), store.spec.top_k
+    return (
+        f"{store.path}: {count}"
+        + (f" of {teacher}" if teacher else "")
+        + (f", {top_k} entries a token" if top_k else "")
+    )
 
 
 def _loss(trainer: "CachedTeacherTrainer") -> str:

@@ -48,6 +48,8 @@ Logged beside Trainer's own values, each a mean over the steps since the last lo
     skipped_sequences      so far, rows that this student cannot read (when not 0)
     template_changed_text  of them, those whose supervised text its chat template changes
     unaligned_sequences    so far, rows with labels of which no teacher pair covers any (when not 0)
+    read_otherwise         so far, of several stores, those left out of a row since the student does
+                           not read the same in them (when not 0)
 
 Shape legend: N = labels, P = pairs of a loss.
 """
@@ -68,8 +70,7 @@ from transformers.trainer_utils import (
 
 from distill.data.collator import Collator
 from distill.data.coverage_warning import warn_if_wrong
-from distill.data.dataset import StoreDataset
-from distill.data.example import Store
+from distill.data.joined import StudentData, parts_of, uses_of
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.data.self_test import try_records
@@ -88,14 +89,20 @@ from distill.training.own_loss import try_own_losses
 from distill.training.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
-    check_eval_store,
     check_nothing_to_evaluate,
     check_student,
     look_at,
-    settings_of,
 )
 from distill.training.router_loss import router_weight
-from distill.training.sources import at_boundaries, dataset_of_run, store_of_run
+from distill.training.several_stores import (
+    Given,
+    Student,
+    data_of_run,
+    held_out_of_run,
+    open_stores,
+    origin_of,
+    say_joined,
+)
 from distill.training.untrained import Untrained
 from logitstore.errors import InputError
 from logitstore.storage import commit
@@ -112,8 +119,9 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         model: A causal language model or an encoder-decoder, unwrapped; adapters may be on it.
         args: The run. `args.store` and `args.eval_store` are opened when none is given here. Where
             its loss is `auto`, the trainer's own `args` say which loss that is for the pair.
-        store: What to train from, already open.
-        eval_store: What to evaluate on, already open.
+        store: What to train from, already open: a store, or a list of several, in the order of
+            `args.store`.
+        eval_store: What to evaluate on, likewise.
         processing_class: The student's tokenizer; saved with the student.
         **trainer_options: Of `Trainer`: callbacks, optimizers, …
 
@@ -126,8 +134,8 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         self,
         model: PreTrainedModel,
         args: CachedTeacherConfig,
-        store: Store | None = None,
-        eval_store: Store | None = None,
+        store: Given | None = None,
+        eval_store: Given | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
         **trainer_options: Any,
     ) -> None:
@@ -137,38 +145,42 @@ class CachedTeacherTrainer(EvaluatingTrainer):
                 "reads the store's text. AutoTokenizer.from_pretrained(…) makes one."
             )
         student = ByteTokenizer(processing_class)
+        reads = Student(student, processing_class, model)
         check_student(model, args, student)
         if args.packing:
             check_packing(model)
-        opened = store_of_run(store, args.store, args)
-        args = args.settled(one_tokenizer=has_tokenizer_of(opened, student))
+        opened = open_stores(store, args.store, allow_partial=args.allow_partial)
+        is_one = all(has_tokenizer_of(each, student) for each in opened.each)
+        args = args.settled(one_tokenizer=is_one)
         weights = args.loss_weights
-        self.store: Store = at_boundaries(opened, student, args)
-        self.data = dataset_of_run(self.store, student, processing_class, model, args)
-        #: What of the store this student can use; counted before the first step.
-        self.usable = look_at(self.data, args)
+        self.data = data_of_run(opened, reads, args)
+        parts = parts_of(self.data)
+        self.stores = opened._replace(each=tuple(part.store for part in parts))
+        #: The store, of several the first.
+        self.store = parts[0].store
+        if args.process_index == 0:
+            say_joined(self.data)
+        #: What of each store this student can use; counted before the first step.
+        self.usable = [look_at(part, args) for part in parts]
         #: What tests before the first step found, as JSON.
         self.self_test: dict[str, Any] = {}
         self._has_tried = args.no_self_test
-        try_own_losses(self.data)
-        if weights and not args.no_self_test:
-            self._note_test("records", try_records(self.data), args)
-        if args.process_index == 0:
-            warn_if_wrong(self.data)
-            if args.boundaries:
-                log.warning("%s: %s.", self.store.path, advice.BOUNDARIES)
+        for number, part in enumerate(parts):
+            try_own_losses(part)
+            if weights and not args.no_self_test:
+                name = f"records of store {number}" if number else "records"
+                self._note_test(name, try_records(part), args, part.store.path)
+            if args.process_index == 0:
+                warn_if_wrong(part)
+        if args.process_index == 0 and args.boundaries:
+            log.warning("%s: %s.", self.store.path, advice.BOUNDARIES)
         #: What was changed of the student's own notion of where it stops, for people.
         self.ends_listed = list_ends(model, student, self.data.reader.template)
-        held_out: StoreDataset | None = None
+        held_out: StudentData | None = None
         if eval_store is not None or args.eval_store:
-            evaluated = at_boundaries(
-                store_of_run(eval_store, args.eval_store, args), student, args
-            )
-            check_eval_store(evaluated, self.store, args)
-            held_out = dataset_of_run(
-                evaluated, student, processing_class, model, args, for_training=False
-            )
-            look_at(held_out, args, "--eval_store")
+            held_out = held_out_of_run(eval_store, self.data, reads, args)
+            for part in parts_of(held_out):
+                look_at(part, args, "--eval_store")
         else:
             check_nothing_to_evaluate(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
@@ -199,7 +211,7 @@ class CachedTeacherTrainer(EvaluatingTrainer):
             args=args,
             data_collator=Collator(
                 student.pad_id,
-                tuple(self.weights),
+                uses_of(self.data),
                 chunk_tokens=chunk_tokens,
                 sides=Sides.of(model, student),
                 layout=layout_of(model) if args.packing else one_a_row,
@@ -333,13 +345,4 @@ class CachedTeacherTrainer(EvaluatingTrainer):
             commit.write_whole(folder / ORIGIN_FILE, origin.encode())
 
     def _origin(self, args: CachedTeacherConfig) -> dict[str, Any]:
-        template = None
-        written_by = self.data.reader.template
-        if written_by is not None:
-            template = (written_by.source, written_by.tool_source)
-        rows = {} if self.data.rows is None else {"rows": self.data.rows_digest}
-        return {
-            "store_digest": self.store.digest,
-            "sequences": len(self.data),
-            "settings": settings_of(args, template) | rows,
-        }
+        return origin_of(self.stores, self.data, args)

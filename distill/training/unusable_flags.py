@@ -1,6 +1,7 @@
 """Reject TrainingArguments that this trainer cannot honour: a silent setting is worse than none."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from transformers import TrainingArguments
@@ -111,3 +112,35 @@ def _default(each: "dataclasses.Field[_Any]") -> object:
     if each.default_factory is not dataclasses.MISSING:
         return each.default_factory()
     return each.default
+
+
+def reject_without_losses(args: Any, weights: Mapping[str, float]) -> None:
+    """Reject flags of what is learnt from a teacher where nothing is, with `--loss ce`.
+
+    Args:
+        args: The run's settings.
+        weights: The weight of each of its losses.
+
+    Raises:
+        InputError: Names the flag.
+    """
+    if args.ce_weight == 0 and not weights:
+        raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
+    for flag in ("token_filter", "kd_schedule"):
+        if getattr(args, flag) is not None and not weights:
+            raise InputError(
+                f"--{flag} {getattr(args, flag)} would have no effect: --loss ce compares "
+                f"nothing with a teacher. Leave --{flag} out."
+            )
+    if args.teachers != "mean" and not weights:
+        raise InputError(
+            f"--teachers {args.teachers} would have no effect: --loss ce asks no teacher. Leave "
+            "--teachers out."
+        )
+    if args.balance and not weights:
+        raise InputError("--balance: --loss ce has nothing to balance. Leave --balance out.")
+    if args.uncovered != "hard" and not weights:
+        raise InputError(
+            f"--uncovered {args.uncovered} would have no effect: --loss ce has no term that a "
+            "teacher's pairs could cover. Leave --uncovered out."
+        )

@@ -1,8 +1,11 @@
 """Check the settings of a capture, as far as they are wrong for every teacher and dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from logitstore.capture.passes.server.options import Options
+from logitstore.capture.passes.server.options import Options as ServerOptions
+from logitstore.capture.passes.vllm.library import check_installed
+from logitstore.capture.passes.vllm.options import PUBLIC, WORKER
+from logitstore.capture.passes.vllm.options import Options as VllmOptions
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
 from logitstore.format.spec import CODECS
@@ -10,11 +13,21 @@ from logitstore.format.spec import CODECS
 #: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
 AUTO = "auto"
 ON_NAN = ("stop", "skip")
-TRANSFORMERS, SERVER = "transformers", "server"
-ENGINES = (TRANSFORMERS, SERVER)
+TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
+ENGINES = (TRANSFORMERS, VLLM, SERVER)
+#: The values of `experts`.
+EXPERTS = ("all", "N-1")
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
 _MAX_DRAWS = 4096  # random words of a batch stay below a gigabyte
 _MAX_SEED = 0xFFFF_FFFF
+_VLLM_TEMPERATURES = (0.01, 2.0)
+#: What an engine has in place of a flag.
+_INSTEAD = {
+    (VLLM, "--quantization"): ", or give --engine-args quantization=fp8",
+    (VLLM, "--device"): ", or set CUDA_VISIBLE_DEVICES",
+    (VLLM, "--device-map"): ", or give --engine-args tensor_parallel_size=2",
+    (VLLM, "--attn-implementation"): ", or give --engine-args attention_backend=NAME",
+}
 
 
 class Checked:
@@ -46,6 +59,8 @@ class Checked:
     device: str | None
     device_map: object
     attn_implementation: str | None
+    experts: str | None
+    expert_sample: float | None
 
     def check(self) -> None:
         """Reject values that are wrong for every teacher and dataset.
@@ -62,6 +77,7 @@ class Checked:
                 "0.01."
             )
         self._check_temperatures()
+        self._check_experts()
         self._check_draws()
         self._check_generation()
         self._check_tokens_per_batch()
@@ -76,48 +92,103 @@ class Checked:
 
     def _check_engine(self) -> None:
         if self.engine not in ENGINES:
-            raise InputError(f"--engine is {self.engine}, expected {' or '.join(ENGINES)}.")
+            *others, last = ENGINES
+            raise InputError(f"--engine is {self.engine}, expected {', '.join(others)} or {last}.")
+        if self.engine != SERVER and self.server:
+            raise InputError(
+                f"--server is {self.server}, but --engine is {self.engine}, which has none. Leave "
+                f"it out, or add --engine {SERVER}."
+            )
         if self.engine == TRANSFORMERS:
-            for flag, value in (("--server", self.server), ("--engine-args", self.engine_args)):
-                if value:
-                    shown = value if isinstance(value, str) else " ".join(value)
-                    raise InputError(
-                        f"{flag} is {shown}, but --engine is {TRANSFORMERS}, which has none. Leave "
-                        f"it out, or add --engine {SERVER}."
-                    )
-            return
+            if self.engine_args:
+                raise InputError(
+                    f"--engine-args is {' '.join(self.engine_args)}, but --engine is "
+                    f"{TRANSFORMERS}, which has none. Leave it out, or add --engine {VLLM} or "
+                    f"--engine {SERVER}."
+                )
+        elif self.engine == SERVER:
+            self._check_server()
+        else:
+            self._check_vllm()
+
+    def _check_server(self) -> None:
+        """Reject what a server does not say: it gives entries and the token's own alone."""
         if not self.server:
             raise InputError(
                 f"--engine {SERVER} needs the address of one. Give it with --server, such as "
                 "http://localhost:8000."
             )
-        Options.of(self.engine_args)
-        self._check_server()
-
-    def _check_server(self) -> None:
-        """Reject what a server does not say: it gives entries and the token's own alone."""
+        ServerOptions.of(self.engine_args)
         if self.top_k < 1:
             raise InputError(
                 f"--top-k is {self.top_k}, but a server gives entries alone. Ask for some."
             )
-        for flag, value in self._needs_logits().items():
-            if value not in (None, False, 0, (), []):
+        self._check_left_out(
+            {**self._needs_logits(), "--generate": self.generate, **self._of_transformers()}
+        )
+
+    def _check_vllm(self) -> None:
+        """Reject what vLLM does not do, or not in the way that is asked for."""
+        self._check_left_out(self._of_transformers())
+        if self.vllm_options.way == PUBLIC:
+            asked = self._needs_logits() | ({} if self.top_k else {"--top-k": "0"})
+            for flag, value in asked.items():
+                if _is_given(value):
+                    raise InputError(
+                        f"{flag} is {value}, and vLLM's public way gives entries alone. Leave it "
+                        f"out, or give --engine-args way={WORKER}."
+                    )
+        least, most = _VLLM_TEMPERATURES
+        if self.generate_temperature and not least <= self.generate_temperature <= most:
+            raise InputError(
+                f"--generate-temperature is {self.generate_temperature}, and vLLM samples at "
+                f"{least} to {most:g}. Give one between, or 0: always the most probable token."
+            )
+        check_installed()
+
+    def _check_left_out(self, asked: Mapping[str, object]) -> None:
+        for flag, value in asked.items():
+            if _is_given(value):
                 raise InputError(
                     f"{flag} is {value}, which needs the teacher in this process, and --engine is "
-                    f"{SERVER}. Leave it out, or use --engine {TRANSFORMERS}."
+                    f"{self.engine}. Leave it out{_INSTEAD.get((self.engine, flag), '')}, or use "
+                    f"--engine {TRANSFORMERS}."
                 )
 
+    @property
+    def vllm_options(self) -> VllmOptions:
+        """Return what `engine_args` say to vLLM.
+
+        Raises:
+            InputError: One is not an option.
+        """
+        return VllmOptions.of(self.engine_args)
+
+    @property
+    def says_lists(self) -> bool:
+        """Tell whether the engine says entries alone, from which entropy is not known."""
+        if self.engine != VLLM:
+            return self.engine == SERVER
+        asks_more = any(map(_is_given, self._needs_logits().values())) or not self.top_k
+        return (self.vllm_options.way or (WORKER if asks_more else PUBLIC)) == PUBLIC
+
     def _needs_logits(self) -> dict[str, object]:
+        """Return what only whole distributions give."""
         return {
             "--temperature": self.temperatures,
             "--logit-std": self.logit_std,
             "--draws": self.draws,
-            "--generate": self.generate,
+        }
+
+    def _of_transformers(self) -> dict[str, object]:
+        """Return what only the model in this process can do, or knows."""
+        return {
             "--boundaries-of": self.boundaries_of,
             "--quantization": self.quantization,
             "--device": self.device,
             "--device-map": self.device_map,
             "--attn-implementation": self.attn_implementation,
+            "--experts": self.experts,
         }
 
     def _check_codec(self) -> None:
@@ -134,6 +205,29 @@ class Checked:
             raise InputError(f"--tokens-per-batch is {tokens}, expected a number or {AUTO}.")
         if isinstance(tokens, int) and tokens < 1:
             raise InputError(f"--tokens-per-batch is {tokens}, expected 1 or more.")
+
+    def _check_experts(self) -> None:
+        if self.experts is not None and self.experts not in EXPERTS:
+            raise InputError(f"--experts is {self.experts}, expected {' or '.join(EXPERTS)}.")
+        share = self.expert_sample
+        if share is None:
+            return
+        if self.experts != EXPERTS[1]:
+            raise InputError(
+                f"--expert-sample is {share:g}, but no experts are left out that could be drawn "
+                f"instead. Add --experts {EXPERTS[1]}, or leave it out."
+            )
+        if not 0 < share <= 1:
+            raise InputError(f"--expert-sample is {share:g}, expected a share above 0, as 0.05.")
+        for flag, is_given in (
+            ("--generate", self.generate),
+            ("--boundaries-of", self.boundaries_of is not None),
+        ):
+            if is_given:
+                raise InputError(
+                    f"--expert-sample with {flag}: what a token draws depends on its place in the "
+                    "text, which text that is not in the dataset has not. Leave one of the two out."
+                )
 
     def _check_draws(self) -> None:
         if not 0 <= self.draws <= _MAX_DRAWS:
@@ -158,13 +252,14 @@ class Checked:
         if self.seed is not None and not self.is_random:
             raise InputError(
                 f"--seed is {self.seed}, but nothing is drawn at random. Leave it out, or ask for "
-                "--draws, or --generate with --generate-temperature."
+                "--draws, --expert-sample, or --generate with --generate-temperature."
             )
 
     @property
     def is_random(self) -> bool:
         """Tell whether the records depend on the seed."""
-        return self.draws > 0 or (self.generate and bool(self.generate_temperature))
+        is_sampled = self.generate and bool(self.generate_temperature)
+        return self.draws > 0 or is_sampled or bool(self.expert_sample)
 
     @property
     def sampling(self) -> Sampling | None:
@@ -215,3 +310,7 @@ class Checked:
                 f"--temperature is given twice for one of {list(self.temperatures)}. "
                 "Give each once."
             )
+
+
+def _is_given(value: object) -> bool:
+    return value not in (None, False, 0, (), [])

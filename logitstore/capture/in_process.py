@@ -43,6 +43,10 @@ class InThisProcess:
             self._has_forecast = True
         return tried.measured
 
+    def close(self) -> None:
+        """Let go of the teacher."""
+        self.teacher.close()
+
     def do(
         self, missing: list[int], writer: CaptureWriter, budget: int, sample: Sample | None
     ) -> None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from logitstore.capture.boundaries.cost import check_asked
 from logitstore.capture.estimate.budget import find_budget
 from logitstore.capture.estimate.forecast import Forecast
-from logitstore.capture.estimate.sample import take_sample
+from logitstore.capture.estimate.sample import Sample, take_sample
 from logitstore.capture.estimate.trial_batches import forecast_capture
 from logitstore.capture.in_process import InThisProcess
 from logitstore.capture.passes.choose import load_engine
+from logitstore.capture.passes.engine import Engine
 from logitstore.capture.process import CaptureProcess
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.sharing.sharing import ByClaim, ByRank, Sharing
@@ -78,6 +79,21 @@ def run_preview(
     if not missing or not (sample.records or task.settings.generate):
         return Forecast.before_teacher(task, sample, missing, own_missing)
     engine = load_engine(task, Ranks())
+    try:
+        return _asked(task, engine, sample, missing, own_missing, budget)
+    finally:
+        engine.close()
+
+
+def _asked(
+    task: Task,
+    engine: Engine,
+    sample: Sample,
+    missing: list[int],
+    own_missing: list[int],
+    budget: int | None,
+) -> Forecast:
+    """Forecast with the teacher's answers about some rows."""
     if budget is None and task.wants_budget:
         budget = find_budget(task, engine, sample)
     budget = budget or int(task.provenance["tokens_per_batch"])

@@ -51,6 +51,11 @@ class OwnTeacher:
         """Load the teacher, once."""
         return load_engine(self.task, self._ranks)
 
+    def close(self) -> None:
+        """Let go of the teacher, if it was loaded: an engine's processes end."""
+        if "engine" in vars(self):
+            self.engine.close()
+
     def try_it(self, sample: Sample) -> Tried:
         """Load the teacher, try it and read trial batches, before there is a store."""
         task, measured = self.task, dict[str, Any]()

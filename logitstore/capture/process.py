@@ -80,6 +80,9 @@ class Hands(Protocol):
             Stopped: A signal came.
         """
 
+    def close(self) -> None:
+        """Let go of the teacher, if it was loaded."""
+
 
 class CaptureProcess:
     """Runs one process's part of a capture.
@@ -126,6 +129,8 @@ class CaptureProcess:
             self.events.write("stopped", signal=e.signal_number)
             present = shards_present(self.out, self.task.plan.shard_count)
             raise Stopped(e.signal_number, f"{e}. {present}. {AGAIN}") from None
+        finally:
+            self.hands.close()
         self.events.write("finished")
         store = open_store(self.out)
         _warn_of_skipped(store)

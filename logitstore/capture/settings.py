@@ -90,7 +90,7 @@ class CaptureSettings(Checked):
     seed: int | None = setting(
         None,
         _KEPT,
-        "Seed of the random draws, and of completions that are sampled.",
+        "Seed of the random draws, of completions and of experts that are sampled.",
         metavar="N",
         unset="0",
     )
@@ -203,7 +203,8 @@ class CaptureSettings(Checked):
     engine: str = setting(
         TRANSFORMERS,
         _TEACHER,
-        "What runs the teacher: transformers, here; or a server, which `server` names.",
+        "What runs the teacher: transformers, in this process; vllm, for teachers of many devices; "
+        "or a server, which `server` names.",
         metavar="|".join(ENGINES),
         is_recorded=False,  # the spec names another than the first, whose settings are not kept
     )
@@ -219,8 +220,11 @@ class CaptureSettings(Checked):
     engine_args: Sequence[str] = setting(
         (),
         _TEACHER,
-        "Option of a server: concurrency=16, requests_per_s=0 (any number), timeout_s=600, "
-        "model=NAME (its name for the teacher), api=vllm or sglang.",
+        "Option of the engine. Of vllm: an argument of its class LLM, such as "
+        "tensor_parallel_size=8, and way=public (entries and tails alone) or way=worker (all that "
+        "a store can keep); default: worker if `temperatures`, `logit_std` or `draws` ask for it. "
+        "Of a server: concurrency=16, requests_per_s=0 (any number), timeout_s=600, model=NAME "
+        "(its name for the teacher), api=vllm or sglang.",
         metavar="KEY=VALUE",
         is_recorded=False,
     )
@@ -241,6 +245,23 @@ class CaptureSettings(Checked):
         "quantization_config of transformers as JSON (in Python also a dict). Recorded, because "
         "it changes the distribution. A checkpoint that was saved quantised needs no setting.",
         metavar="NAME",
+    )
+    experts: str | None = setting(
+        None,
+        _TEACHER,
+        "Of a mixture of experts, how many of its N experts read every token: all, or N-1 (all but "
+        "the one that its router likes least). Recorded, because it changes the distribution.",
+        metavar="all|N-1",
+        unset="as many as its routers choose",
+    )
+    expert_sample: float | None = setting(
+        None,
+        _TEACHER,
+        "With `experts` N-1, the share of tokens that draw these experts by the router's "
+        "probabilities. A store for each `seed` is a view of the teacher; a student learns from "
+        "the mean of several.",
+        metavar="SHARE",
+        unset="0",
     )
     attn_implementation: str | None = setting(
         None,

@@ -6,8 +6,9 @@ from typing import NamedTuple
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
 from logitstore.capture.odd_turns import OddTurns
+from logitstore.capture.passes.choose import completer_of
+from logitstore.capture.passes.completer import CompletedRows
 from logitstore.capture.passes.engine import NOT_FINITE, Engine, SequenceRecords
-from logitstore.capture.passes.generate import CompletedRows, Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
 from logitstore.capture.sequences.windows import TeacherSequence
@@ -62,7 +63,7 @@ class ShardWorker:
         self.task, self.writer = task, writer
         self.budget, self.progress, self.beat, self.forecast = budget, progress, beat, forecast
         self._teacher, self._reader = teacher, HalvingReader(teacher, writer.note)
-        self._completer = Completer.of(teacher, task, budget, beat)
+        self._completer = completer_of(teacher, task, budget, beat)
         self._batches_read = 0
         self.turns = OddTurns(task, writer)
 

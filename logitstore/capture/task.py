@@ -18,12 +18,13 @@ import torch
 import logitstore
 from logitstore.capture.boundaries.asking import Boundaries
 from logitstore.capture.boundaries.student import Student
-from logitstore.capture.checked import AUTO, SERVER, TRANSFORMERS
+from logitstore.capture.checked import AUTO, SERVER, TRANSFORMERS, VLLM
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.teacher.experts import View, check_experts
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
 _version_of = cache(version)  # which parses a package's whole description, of torch 40 KB
 
 
-_SERVER_TOKENS = 65_536
+#: Of a batch for an engine that forms batches of its own: enough to keep it busy.
+_ENGINE_TOKENS = 65_536
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ class Task:
     @property
     def wants_budget(self) -> bool:
         """Tell whether a new store has to measure how many tokens a batch may hold."""
-        return self.settings.tokens_per_batch == AUTO
+        is_here = self.settings.engine == TRANSFORMERS  # others form batches of their own
+        return is_here and self.settings.tokens_per_batch == AUTO
 
     def device(self, ranks: Ranks) -> torch.device:
         """Choose the device for this rank's teacher; with a device map, the one of its first layer.
@@ -231,6 +234,8 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
             f"--top-k is {settings.top_k}, but {name} has a vocabulary of {teacher.vocab_size}. "
             f"Use --top-k {teacher.vocab_size} or less."
         )
+    if settings.experts is not None:
+        check_experts(name, teacher.config)
     return teacher
 
 
@@ -301,8 +306,9 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "architecture": teacher.architecture,
             "dtype": teacher.dtype,
             "vocab_size": teacher.vocab_size,
-            **_given("quantization", teacher.quantization),
+            **_given("quantization", teacher.quantization or _changes(settings)),
             **_given("engine", engine),
+            **_given("experts", _experts(settings)),
         },
         tokenizer={
             "fingerprint": teacher.tokenizer.fingerprint,
@@ -324,10 +330,23 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "logit_std": settings.logit_std,
             "draws": settings.draws,
             **_given("seed", (settings.seed or 0) if settings.draws else None),
-            **_given("missing", ["entropy"] if settings.engine == SERVER else None),
+            **_given("missing", ["entropy"] if settings.says_lists else None),
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
+
+
+def _experts(settings: CaptureSettings) -> dict[str, Any] | None:
+    """Describe which experts of a mixture the teacher uses; None: as its routers choose."""
+    if settings.experts is None:
+        return None
+    seed = settings.seed or 0
+    return View(settings.experts, settings.expert_sample or 0.0, seed).recorded()
+
+
+def _changes(settings: CaptureSettings) -> dict[str, Any] | None:
+    """Return options of an engine that change what the teacher says."""
+    return settings.vllm_options.changes() if settings.engine == VLLM else None
 
 
 def _written(sampling: Sampling, reader: RowReader) -> dict[str, Any]:
@@ -346,6 +365,7 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
     """Record how the store was made, for people and for `logitstore repair --capture`."""
     named = names_of(dataset)
     asked = settings.tokens_per_batch
+    is_vllm = settings.engine == VLLM
     can_repeat = named is not None and settings.engine == TRANSFORMERS  # its address is not kept
     return {
         "teacher": teacher,
@@ -354,6 +374,7 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
         **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
         "settings": settings.recorded() if can_repeat else None,
+        **_given("engine_args", (list(settings.engine_args) or None) if is_vllm else None),
         "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
         "versions": versions(),
     }
@@ -367,5 +388,5 @@ def versions() -> dict[str, str]:
 
 
 def _default_tokens(settings: CaptureSettings) -> int:
-    """Return how many tokens a batch has: of a server's, enough to keep it busy."""
-    return _SERVER_TOKENS if settings.engine == SERVER else DEFAULT_TOKENS_PER_BATCH
+    """Return how many tokens a batch has."""
+    return DEFAULT_TOKENS_PER_BATCH if settings.engine == TRANSFORMERS else _ENGINE_TOKENS

@@ -19,6 +19,7 @@ from typing import Any
 
 from logitstore.checking.report import Damage
 from logitstore.checking.verify import verify_store
+from logitstore.format.plan import is_plan_file
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,
@@ -129,7 +130,9 @@ def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs)
 def _seals(damaged: list[Damage]) -> list[str]:
     """Name seal and index of every store that has damage: of the outer one, of those inside it."""
     folders = dict.fromkeys(_folder_of(d.file) for d in damaged)
-    return [f"{folder}{name}" for folder in folders for name in (DONE_FILE, INDEX_FILE)]
+    names = [f"{folder}{name}" for folder in folders for name in (DONE_FILE, INDEX_FILE)]
+    lost = [_folder_of(d.file) for d in damaged if is_plan_file(d.file.split("/")[-1])]
+    return names + [f"{folder}{SPEC_FILE}" for folder in lost]  # of an inner store alone
 
 
 def _folder_of(file: str) -> str:

@@ -8,10 +8,10 @@ and the results are compared.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from logitstore.checking.checked_shards import CheckedShards
 from logitstore.checking.in_parallel import checked_in_parallel
@@ -19,7 +19,8 @@ from logitstore.checking.report import Damage, VerifyReport
 from logitstore.checking.shard_check import ShardCheck
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
-from logitstore.format.index import most_bytes
+from logitstore.format.index import Line, most_bytes
+from logitstore.format.plan import is_plan_file
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -107,7 +108,7 @@ def _verified(path: StorePath, how: _How) -> VerifyReport:
     try:
         header = StoreHeader.read(path)
     except CorruptStoreError as e:
-        report.damaged.append(Damage(SPEC_FILE, None, str(e)))
+        report.damaged.append(Damage(e.path.name, None, str(e), e.kind))
         return report
     report.is_complete = (path / DONE_FILE).exists()
     if not report.is_complete and not how.allow_partial:
@@ -136,7 +137,7 @@ def _check_boundaries(
         folder = f"{BOUNDARIES_FOLDER}/{inside.name}"
         report.boundaries[folder] = found
         report.damaged += [replace(d, file=f"{folder}/{d.file}") for d in found.damaged]
-        if any(d.file == SPEC_FILE for d in found.damaged):
+        if any(d.file == SPEC_FILE or is_plan_file(d.file) for d in found.damaged):
             continue
         own = StoreHeader.read(inside)
         described = (own.spec.at_boundaries(None), own.plan)
@@ -202,7 +203,7 @@ def _check_seal(path: StorePath, header: StoreHeader) -> Iterator[Damage]:
 
 def _check_shards(path: StorePath, header: StoreHeader, report: VerifyReport, how: _How) -> None:
     plan, there = header.plan, set(list_shards(path, header.plan))
-    indexed = _indexed(path) if report.is_complete else {}
+    indexed = _indexed(path) if report.is_complete else ()
     if report.is_complete:
         report.damaged += _lost(path, plan, there)
     held = range(plan.shard_count) if report.is_complete else there
@@ -214,7 +215,7 @@ def _check_shards(path: StorePath, header: StoreHeader, report: VerifyReport, ho
     wanted = [index for index in sorted(there) if not checked.has(index)]
     report.checked_before = len(there) - len(wanted)
     with progress(len(wanted), "verify", "shards") as shown, checked:
-        tasks = ((index, indexed.get(index)) for index in wanted)
+        tasks = ((index, indexed[index] if indexed else None) for index in wanted)
         least = _WORTH_A_PROCESS if how.deep else 1
         jobs = max(1, min(how.jobs, len(wanted) // least))
         for index, damaged in checked_in_parallel(check, tasks, jobs):
@@ -245,8 +246,8 @@ def _tokenizer(path: StorePath, spec: StoreSpec) -> Path | None:
         return None
 
 
-def _indexed(path: StorePath) -> dict[int, dict[str, Any]]:
+def _indexed(path: StorePath) -> Sequence[Line]:
     try:
-        return {f["shard"]: f for f in LogitStore(path).shard_facts}
+        return LogitStore(path).shard_facts
     except CorruptStoreError:
-        return {}  # already reported with the seal; shards still have their own digests
+        return ()  # already reported with the seal; shards still have their own digests

@@ -1,34 +1,24 @@
-"""Write and read `index.parquet`: one line a shard, so that opening a store opens no shard.
+"""Write `index.parquet`: one line a shard, so that opening a store opens no shard.
 
 All of it can be read from the shards again: it is derived, and nothing in it is believed before
-the digest in the seal matches.
+the digest in the seal matches (`index_columns.py` reads it).
 """
 
-import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any, overload
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from logitstore.format.canonical_json import parse_json
 from logitstore.format.encoded import NOTHING_MEASURED
-from logitstore.format.limits import check_ratio
-from logitstore.format.parquet_limits import (
-    CONTAINER_ITEMS,
-    PYARROW_ERRORS,
-    check_footer,
-    column_chunks,
-    columns_cost,
-    text_bytes,
-)
-from logitstore.format.spec import Plan
-from logitstore.storage.paths import StorePath
+from logitstore.format.plan import Plan
 
-_COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
-_SCHEMA = pa.schema(
-    [(name, pa.int64()) for name in ("shard", "first_row", "stop_row", *_COUNTS)]
+COUNTS = ("sequences", "records", "entries", "draws", "supervised_bytes", "file_bytes")
+SCHEMA = pa.schema(
+    [(name, pa.int64()) for name in ("shard", "first_row", "stop_row", *COUNTS)]
     + [("sha256", pa.string()), ("statuses", pa.string())]
     + [
         (name, pa.int64() if type(NOTHING_MEASURED[name]) is int else pa.float64())
@@ -37,14 +27,57 @@ _SCHEMA = pa.schema(
 )
 _FREE_BYTES, _BYTES_PER_SHARD = 64 * 1024, 4096  # a line takes about 300
 GROUP_LINES = 1024 * 1024  # as Parquet writers cut them
-_TEXTS = ["sha256", "statuses"]
+_LINES_AT_ONCE = 4096
+
+Line = Mapping[str, Any]
 
 
-def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
+class Lines(Sequence[Line]):
+    """The lines of an index: a dict for each shard, made when it is asked for.
+
+    As columns they take a tenth of the memory.
+
+    Args:
+        table: The columns, all of them.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+
+    @classmethod
+    def of(cls, lines: Iterable[Line]) -> "Lines":
+        """Gather lines, of which no more than a few thousand are dicts at once."""
+        rest, parts = iter(lines), []
+        while some := list(islice(rest, _LINES_AT_ONCE)):
+            parts.append(pa.RecordBatch.from_pylist(some, schema=SCHEMA))
+        return cls(pa.Table.from_batches(parts, schema=SCHEMA).combine_chunks())
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __iter__(self) -> Iterator[Line]:
+        for batch in self.table.to_batches(max_chunksize=_LINES_AT_ONCE):
+            yield from batch.to_pylist()
+
+    @overload
+    def __getitem__(self, index: int) -> Line: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Lines": ...
+    def __getitem__(self, index: int | slice) -> "Line | Lines":
+        if isinstance(index, slice):
+            return Lines(self.table.take(list(range(*index.indices(len(self))))))
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"line {index} of {len(self)}")
+        line: Line = self.table.slice(index % len(self), 1).to_pylist()[0]
+        return line
+
+
+def encode_index(lines: Iterable[Line]) -> bytes:
     """Encode the lines as the bytes of the file."""
     sink = pa.BufferOutputStream()
+    whole = lines if isinstance(lines, Lines) else Lines.of(lines)
     pq.write_table(
-        pa.Table.from_pylist(list(lines), schema=_SCHEMA),
+        whole.table.cast(SCHEMA),  # a table that was read has references to texts
         sink,
         compression="zstd",
         write_statistics=False,
@@ -53,7 +86,7 @@ def encode_index(lines: Sequence[dict[str, Any]]) -> bytes:
     return bytes(memoryview(sink.getvalue()))
 
 
-def statuses_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def statuses_of(lines: Iterable[Line]) -> dict[str, int]:
     """Count the sequences of all shards by status."""
     counts: Counter[str] = Counter()
     for line in lines:
@@ -64,76 +97,3 @@ def statuses_of(lines: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 def most_bytes(plan: Plan) -> int:
     """Count the bytes that the index of a plan may have."""
     return _FREE_BYTES + _BYTES_PER_SHARD * plan.shard_count
-
-
-def read_index(path: StorePath, digest: str, plan: Plan) -> list[dict[str, Any]]:
-    """Read the lines of the index of a sealed store.
-
-    Args:
-        path: The file.
-        digest: Its SHA-256, from the seal.
-        plan: The store's; every line must be of its shard.
-
-    Raises:
-        ValueError: It is not the file that was sealed, or cannot be an index of this plan.
-        OSError: It cannot be read.
-    """
-    data = path.read_limited(most_bytes(plan))
-    actual = hashlib.sha256(data).hexdigest()
-    if actual != digest:
-        raise ValueError(
-            f"it is not the file that was sealed (SHA-256 {actual[:12]}…, not {digest[:12]}…)"
-        )
-    view, (full, rest) = memoryview(data), divmod(plan.shard_count, GROUP_LINES)
-    sizes = [GROUP_LINES] * full + [rest] * (rest > 0)
-    check_footer(view, len(sizes))
-    try:
-        lines = _decode(view, sizes)
-    except PYARROW_ERRORS as e:
-        raise ValueError(f"it cannot be decoded ({e})") from None
-    if len(lines) != plan.shard_count:
-        raise ValueError(f"it has {len(lines)} lines, the plan has {plan.shard_count} shards")
-    for index, line in enumerate(lines):
-        _check_line(line, index, plan)
-    return lines
-
-
-def _decode(view: memoryview, sizes: list[int]) -> list[dict[str, Any]]:
-    """Decode row groups of these many lines."""
-    file = pq.ParquetFile(
-        pa.BufferReader(view),
-        page_checksum_verification=True,
-        read_dictionary=_TEXTS,
-        thrift_container_size_limit=CONTAINER_ITEMS + len(sizes),
-    )
-    meta = file.metadata
-    if not meta.schema.to_arrow_schema().equals(_SCHEMA):
-        raise ValueError("it does not have the columns of an index")
-    chunks = column_chunks(view)
-    held = [meta.row_group(g).num_rows for g in range(meta.num_row_groups)]
-    if held != sizes or [len(c) for c in chunks] != [len(_SCHEMA)] * len(sizes):
-        raise ValueError(f"it has row groups of {held[:5]} lines, expected {sizes[:5]}")
-    lines: list[dict[str, Any]] = []
-    for group, columns in enumerate(chunks):
-        cost = columns_cost(view, columns)
-        cost.check()
-        if cost.values != sizes[group]:
-            raise ValueError(f"it declares {cost.values} lines")
-        # Texts stay references to a dictionary until their total size is known.
-        table = file.read_row_group(group, use_threads=False)
-        check_ratio(text_bytes(table), cost.stored)
-        lines += table.to_pylist()
-    return lines
-
-
-def _check_line(line: dict[str, Any], index: int, plan: Plan) -> None:
-    rows = (line["first_row"], line["stop_row"])
-    if line["shard"] != index or rows != plan.shard_rows(index):
-        raise ValueError(f"line {index} is not that of shard {index}")
-    if None in line.values() or not all(0 <= line[name] < 2**48 for name in _COUNTS):
-        raise ValueError(f"line {index} holds a value that cannot be")
-    statuses = parse_json(line["statuses"].encode())
-    if not isinstance(statuses, dict) or not all(
-        type(n) is int and n >= 0 for n in statuses.values()
-    ):
-        raise ValueError(f"line {index} has statuses that cannot be")

@@ -15,7 +15,6 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from itertools import pairwise
 from typing import Any, Self
 
 from logitstore.errors import (
@@ -26,11 +25,15 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.format.canonical_json import canonical_json, parse_json
+from logitstore.format.plan import Plan as Plan  # one of the two parts of the description
 from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.paths import StorePath, store_path
 
 FORMAT_NAME = "logitstore"
+#: Of a shard, of the seal, and of a `store.json` that holds the whole plan.
 FORMAT_VERSION = 1
+#: Of `store.json`: 2 has the boundaries of its plan in a file beside it (`plan.py`).
+FORMAT_VERSIONS = (1, 2)
 SPEC_FILE = "store.json"
 DONE_FILE = "DONE"
 INDEX_FILE = "index.parquet"
@@ -46,7 +49,6 @@ CODECS = ("portable", "compact")
 CAN_BE_MISSING = ("entropy", "tail_logmass", "token_logprob")
 
 _MAX_U16, _MAX_U32 = 0xFFFF, 0xFFFF_FFFF
-_MAX_ROW = 2**48 - 1
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_TEMPERATURES = 64
 _MAX_CHUNK_RECORDS, _MAX_CHUNK_ENTRIES = 65_536, 1_048_576
@@ -59,7 +61,8 @@ class StoreSpec:
     Attributes:
         teacher: ``fingerprint`` of the weights, ``architecture``, ``dtype``, ``vocab_size`` (the
             width of its logits); ``quantization``, if it was quantised when it was loaded;
-            ``engine``, if another than transformers in this process ran it.
+            ``engine``, if another than transformers in this process ran it; ``experts``, which of
+            a mixture's it used, if not those that its routers choose.
         tokenizer: ``fingerprint``, ``size`` (ids are below it), ``eos_ids`` and ``files``, the
             SHA-256 of each file under ``tokenizer/``.
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
@@ -186,50 +189,6 @@ class StoreSpec:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The division of a dataset's rows into shards, fixed before the capture begins.
-
-    Attributes:
-        dataset_sha256: The digest of the dataset's rows.
-        boundaries: Shard i holds rows boundaries[i] to boundaries[i + 1] - 1.
-    """
-
-    dataset_sha256: str
-    boundaries: tuple[int, ...]
-
-    def check(self) -> None:
-        """Check the digest and the boundaries.
-
-        Raises:
-            ValueError: Not a digest, or boundaries that do not divide rows into shards.
-        """
-        if not _is_text(self.dataset_sha256):
-            raise ValueError("dataset_sha256 is not a digest")
-        cuts = self.boundaries
-        if len(cuts) < 2 or cuts[0] != 0 or not all(_is_count(c, _MAX_ROW) for c in cuts):
-            raise ValueError("boundaries are not row numbers")
-        if not all(a < b for a, b in pairwise(cuts)):
-            raise ValueError("boundaries do not increase")
-
-    @property
-    def rows(self) -> int:
-        return self.boundaries[-1]
-
-    @property
-    def shard_count(self) -> int:
-        return len(self.boundaries) - 1
-
-    def shard_rows(self, index: int) -> tuple[int, int]:
-        """Return the first row of a shard, and the first row after it."""
-        return self.boundaries[index], self.boundaries[index + 1]
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the plan as canonical JSON, in hex."""
-        return _sha256(vars(self))
-
-
-@dataclass(frozen=True)
 class StoreHeader:
     """The whole of `store.json`: content, plan and provenance."""
 
@@ -242,10 +201,10 @@ class StoreHeader:
         return canonical_json(
             {
                 "format": FORMAT_NAME,
-                "version": FORMAT_VERSION,
+                "version": self.plan.version,
                 "content": vars(self.spec),
                 "content_sha256": self.spec.digest,
-                "plan": vars(self.plan),
+                "plan": self.plan.described(),
                 "plan_sha256": self.plan.digest,
                 "provenance": self.provenance,
             }
@@ -264,23 +223,21 @@ class StoreHeader:
         path = store / SPEC_FILE
         raw, body = _read_json(path)
         version = body.get("version")
-        if version != FORMAT_VERSION:
+        if version not in FORMAT_VERSIONS:
             raise FormatError(
-                f"{store}: the store is of format version {version}, this reader knows version "
-                f"{FORMAT_VERSION}. Upgrade with `pip install --upgrade logitstore`."
+                f"{store}: the store is of format version {version}, this reader knows versions 1 "
+                f"to {FORMAT_VERSIONS[-1]}. Upgrade with `pip install --upgrade logitstore`."
             )
         try:
             spec = StoreSpec(**_only(StoreSpec, body["content"]))
-            plan_fields = _only(Plan, body["plan"])
-            boundaries = tuple(plan_fields["boundaries"])
-            plan = Plan(plan_fields["dataset_sha256"], boundaries)
+            plan = Plan.read(store, int(version), body["plan"])
             digests = (body["content_sha256"], body["plan_sha256"])
             header = cls(spec, plan, dict(body["provenance"]))
             spec.check()
-            plan.check()
             expected = header.to_bytes()
         except (KeyError, TypeError, ValueError) as e:
-            raise _damaged(path, f"its fields are not those of format version 1 ({e!r})") from None
+            why = f"its fields are not those of format version {version} ({e!r})"
+            raise _damaged(path, why) from None
         if digests != (spec.digest, plan.digest):
             raise _damaged(path, "content or plan does not match its digest")
         if raw != expected:  # another spelling, a field twice, or fields that nobody reads
@@ -392,6 +349,21 @@ def _is_missing(value: Any) -> bool:
     return is_list and value == sorted(set(value) & set(CAN_BE_MISSING))
 
 
+def _is_experts(value: Any) -> bool:
+    """Tell whether this says which experts a teacher used: all, or N-1, drawn at some tokens."""
+    if not isinstance(value, dict) or value.get("active") not in ("all", "N-1"):
+        return False
+    if set(value) == {"active"}:
+        return True
+    return (
+        set(value) == {"active", "sample", "seed"}
+        and value["active"] == "N-1"
+        and _is_number(value["sample"])
+        and value["sample"] <= 1
+        and _upto(_MAX_U32)(value["seed"])
+    )
+
+
 _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
     "teacher": {
         "fingerprint": _is_text,
@@ -422,7 +394,11 @@ _CONTENT: dict[str, dict[str, Callable[[Any], bool]]] = {
 
 #: Optional fields of each part.
 _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
-    "teacher": {"quantization": lambda value: isinstance(value, dict), "engine": _is_text},
+    "teacher": {
+        "quantization": lambda value: isinstance(value, dict),
+        "engine": _is_text,
+        "experts": _is_experts,
+    },
     "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }

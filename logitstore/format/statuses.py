@@ -56,7 +56,7 @@ REASONS: Mapping[str, Reason] = {
         "Capture it again with --dtype float32, in another store.",
     ),
     "refused": Reason(
-        "the server refused to read it",
+        "the engine refused to read it",
         "The journal beside the store has its words. Perhaps a smaller --max-length helps.",
     ),
     "no_lists": Reason(

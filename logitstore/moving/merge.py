@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
+import numpy as np
+
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.canonical_json import canonical_json
@@ -140,12 +142,12 @@ def _joined_plan(
 ) -> tuple[Plan, list[tuple[LogitStore, int, int]]]:
     """Return the joined plan, and for each shard its store, its number there and its row offset."""
     digest = hashlib.sha256(canonical_json([s.plan.digest for s in stores])).hexdigest()
-    cuts, places, offset = [0], [], 0
+    parts, places, offset = [np.zeros(1, np.int64)], [], 0
     for store in stores:
-        cuts += [offset + cut for cut in store.plan.boundaries[1:]]
+        parts.append(offset + store.plan.boundaries[1:])
         places += [(store, number, offset) for number in range(store.plan.shard_count)]
         offset += store.plan.rows
-    return Plan(digest, tuple(cuts)), places
+    return Plan(digest, np.concatenate(parts)), places
 
 
 def _write_again(writer: StoreWriter, index: int, shard: Shard, offset: int) -> None:

@@ -103,10 +103,11 @@ class RayHands:
         if crew.failed:
             raise self._left_out(crew.failed)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Let the teachers go."""
         if self._crew is not None:
             self._crew.end()
+            self._crew = None
 
     def _hired(self, sample: Sample) -> Crew:
         if self._crew is None:

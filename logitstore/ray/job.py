@@ -47,4 +47,4 @@ def run_on_ray(
         try:
             return CaptureProcess(task, place, writer_of(task, place), sharing, hands, events).run()
         finally:
-            hands.end()
+            hands.close()

@@ -1,21 +1,17 @@
 """Read a store's files from a bucket through the local cache; made anew in every process."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
-
 from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.format.canonical_json import canonical_json
-from logitstore.format.numpy_types import I64
 from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, shard_name
 from logitstore.reading.prefetch import Prefetcher
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage import commit
-from logitstore.storage.files import MAX_TOKENIZER_BYTES, file_sha256, read_file
+from logitstore.storage.files import MAX_TOKENIZER_BYTES, file_sha256
 from logitstore.storage.objects import RemotePath
 from logitstore.storage.paths import StorePath
 
@@ -73,7 +69,7 @@ class BucketShards:
         return self.store / SHARDS_FOLDER / shard_name(index)
 
 
-def following(order: list[int], position: int) -> list[int]:
+def following(order: Sequence[int], position: int) -> Sequence[int]:
     """List the shards after the one at a position, as many as are worth fetching ahead."""
     return order[position + 1 : position + 1 + _AHEAD]
 
@@ -159,27 +155,3 @@ def _fetch_small(source: StorePath, digest: str) -> bytes:
         path=source,
         kind=kind,
     )
-
-
-def kept_array(cache: ShardCache, name: str, length: int, make: Callable[[], I64]) -> I64:
-    """Read an array from the cache, or make it and put it there, with a digest at its end.
-
-    Args:
-        cache: The cache.
-        name: Everything that the array depends on.
-        length: The length that it must have.
-        make: Makes the array.
-    """
-    path = cache.folder / "sequences" / f"{hashlib.sha256(name.encode()).hexdigest()}.i64"
-    size = 8 * length + hashlib.sha256().digest_size
-    with suppress(OSError, ValueError):  # missing, or no ordinary file: then it is made again
-        kept = read_file(path, size)
-        whole = kept[: 8 * length]
-        if len(kept) == size and hashlib.sha256(whole).digest() == kept[8 * length :]:
-            return np.frombuffer(whole, "<i8").astype(np.int64)
-    array = make()
-    data = array.astype("<i8").tobytes()
-    with suppress(OSError):  # a full or read-only disk only costs the time to make it again
-        path.parent.mkdir(parents=True, exist_ok=True)
-        commit.write_whole(path, data + hashlib.sha256(data).digest())
-    return array

@@ -166,7 +166,7 @@ class OpenShards:
         return mine.bucket
 
     def _warn_if_larger_than_cache(self) -> None:
-        size, limit = sum(int(f["file_bytes"]) for f in self._table.facts), self._cache.limit_bytes
+        size, limit = self._table.stored_bytes, self._cache.limit_bytes
         if size > limit:
             log.warning(
                 "%s: %s bytes, of which the cache in %s keeps %s. Read in order, each shard is "

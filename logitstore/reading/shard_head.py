@@ -61,9 +61,7 @@ class Skimmed:
         """
         self.path, self._spec, self._rows = path, spec, plan.shard_rows(index)
         try:
-            # A file's own size costs nothing, and says that it was cut off.
-            known = size_bytes if path.is_remote else None
-            size = path.size_bytes() if known is None else known
+            size = path.size_bytes() if size_bytes is None else size_bytes
             self.archive = ArchiveEnd(size, path.read_range)
             self.about, self.size = read_group(self.archive, spec, plan, index)
         except StorageError:  # from a bucket: the message already says what to do

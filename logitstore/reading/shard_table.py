@@ -5,15 +5,17 @@ the shards (`shard_head.py`). The number of sequences in each shard gives the pl
 """
 
 import hashlib
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
+from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, StorageError
-from logitstore.format.index import read_index
+from logitstore.format.index import Line, Lines
+from logitstore.format.index_columns import PLACE, digests_of, numbers_of
 from logitstore.format.numpy_types import I64
 from logitstore.format.seal import read_seal
 from logitstore.format.spec import (
@@ -26,15 +28,30 @@ from logitstore.format.spec import (
     StoreSpec,
     shard_name,
 )
-from logitstore.reading.bucket import kept_array
+from logitstore.reading.index_file import MOST_KEPT, IndexFile, cannot_be_used
 from logitstore.reading.listing import list_shards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
+from logitstore.reading.shard_ends import (
+    RECORDS,
+    ROWS,
+    WORTH_PROCESSES,
+    blocks_of,
+    read_blocks,
+    shards_of,
+)
 from logitstore.reading.shard_head import Skimmed, index_line
 from logitstore.reading.threads import for_each
+from logitstore.storage.kept_arrays import kept_array
 from logitstore.storage.paths import StorePath
 
 T = TypeVar("T")
+
+#: Shards of a finished store that are listed when it is opened. A listing of two million takes
+#: seconds, and minutes on a network's file system; a shard that is missing is then an error, with
+#: the same words, when it is first read.
+MOST_LISTED = 100_000
+_FOUND_AGAIN = ("token_counts", "sequence_rows", "_pinned", "_all_facts")
 
 
 class ShardTable:
@@ -55,21 +72,24 @@ class ShardTable:
             path: The store's folder, or its address in a bucket.
             spec: The store's.
             plan: The store's.
-            cache: Where arrays of a store in a bucket are kept.
+            cache: Where arrays are kept.
 
         Raises:
-            CorruptStoreError: A shard of a finished store is missing.
+            CorruptStoreError: A shard of a finished store is missing. In a bucket, or of more than
+                `MOST_LISTED`, it is missed when it is first read.
             NotAStoreError: There is no folder of shards.
         """
         self.path, self.spec, self.plan, self._cache = path, spec, plan, cache
         self.is_complete = (path / DONE_FILE).exists()  # first: it may be sealed while we look
-        if self.is_complete and path.is_remote:
-            self.numbers = list(range(plan.shard_count))  # the index lists them all
-        else:
+        self.numbers: Sequence[int] = range(plan.shard_count)  # the index lists them all
+        if not self.is_complete:
             self.numbers = list_shards(path, plan)
-        self._position = {index: position for position, index in enumerate(self.numbers)}
-        if self.is_complete:
-            self._check_complete()
+        elif not path.is_remote and plan.shard_count <= MOST_LISTED:
+            self._check_complete(list_shards(path, plan))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is kept in the cache is found there again, and mapped: it need not be sent.
+        return {name: value for name, value in self.__dict__.items() if name not in _FOUND_AGAIN}
 
     def check_header(self, header: StoreHeader) -> None:
         """Compare `store.json` with the seal, which pins its provenance, too.
@@ -97,19 +117,30 @@ class ShardTable:
         except StorageError:
             raise
         except (OSError, ValueError) as e:
-            raise _cannot_be_used(self.path, self.path / DONE_FILE, e) from None
+            raise cannot_be_used(self.path, self.path / DONE_FILE, e) from None
 
     def path_of(self, index: int) -> StorePath:
         """Name the file or object of a shard."""
         return self.path / SHARDS_FOLDER / shard_name(index)
 
     def position(self, index: int) -> int:
-        """Find a shard's place among those that exist."""
-        return self._position[index]
+        """Find a shard's place among those that exist.
+
+        Raises:
+            KeyError: It is not there.
+        """
+        if self.is_complete:
+            return index
+        position = bisect_left(self.numbers, index)
+        if position == len(self.numbers) or self.numbers[position] != index:
+            raise KeyError(index)
+        return position
 
     @property
     def rows_held(self) -> int:
         """The number of dataset rows in the shards that exist."""
+        if self.is_complete:
+            return self.plan.rows
         return sum(stop - start for start, stop in map(self.plan.shard_rows, self.numbers))
 
     @property
@@ -118,26 +149,81 @@ class ShardTable:
         return hashlib.sha256(f"{self.spec.digest}{self.plan.digest}".encode()).hexdigest()
 
     @cached_property
-    def facts(self) -> list[dict[str, Any]]:
+    def index(self) -> IndexFile:
+        """The index of a finished store, of which columns are read when they are needed."""
+        return IndexFile(self.path, self._sealed[INDEX_FILE], self.plan, self._cache)
+
+    @property
+    def facts(self) -> Sequence[Line]:
         """The index: one dict a shard (rows, counts, bytes, digest, fidelity)."""
-        if self.is_complete:
-            return _indexed(self.path, self._sealed[INDEX_FILE], self.plan)
+        return self._all_facts if self.is_complete else self._skimmed_facts
+
+    @cached_property
+    def _all_facts(self) -> Lines:
+        return Lines(self.index.columns())
+
+    @cached_property
+    def _skimmed_facts(self) -> list[dict[str, Any]]:
         return self.for_each_shard(lambda i: index_line(self.skim(i), i))
 
-    def fact(self, index: int) -> dict[str, Any]:
-        """Look up the index's line of one shard."""
-        return self.facts[self._position[index]]
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes of all shards."""
+        if self.is_complete:
+            return int(self._pinned[:, 4].sum())
+        return sum(int(each["file_bytes"]) for each in self.facts)
 
     def digest_and_size(self, index: int) -> tuple[str, int]:
         """Look up the SHA-256 of a shard, and its size in bytes."""
-        fact = self.fact(index)
+        if self.is_complete:
+            line = self._pinned[index]
+            return line[:4].astype("<i8").tobytes().hex(), int(line[4])
+        fact = self.facts[self.position(index)]
         return str(fact["sha256"]), int(fact["file_bytes"])
+
+    @cached_property
+    def _pinned(self) -> I64:
+        """(shards, 5) of a finished store: the 32 bytes of each digest, and its size in bytes.
+
+        Of many shards they are kept in the cache, and mapped: to decode two million digests takes
+        seconds and half a gigabyte.
+        """
+        count = self.plan.shard_count
+
+        def parts() -> Iterator[I64]:
+            for table in self.index.groups((*PLACE, "sha256", "file_bytes")):
+                try:
+                    digests = digests_of(table).view("<i8").astype(np.int64)
+                except ValueError as e:
+                    raise cannot_be_used(self.path, self.index.path, e) from None
+                sizes = numbers_of(table, "file_bytes")
+                yield np.concatenate([digests, sizes[:, None]], axis=1).reshape(-1)
+
+        if count <= MOST_KEPT:
+            return np.concatenate(list(parts())).reshape(-1, 5)
+        name = f"shards-{self.digest}-{self._sealed[INDEX_FILE]}"
+        return kept_array(self._cache.folder, name, 5 * count, parts).reshape(-1, 5)
 
     @cached_property
     def first_sequence(self) -> I64:
         """(shards + 1,) the number of sequences before each shard, and their total."""
-        counts = [int(f["sequences"]) for f in self.facts]
-        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        first = np.zeros(len(self.numbers) + 1, np.int64)
+        if self.is_complete:
+            held = 0
+            for part in self.index.groups(("sequences",)):
+                stop = held + part.num_rows
+                np.cumsum(part.column(0).to_numpy(), out=first[held + 1 : stop + 1])
+                first[held + 1 : stop + 1] += first[held]
+                held = stop
+        else:
+            np.cumsum([int(f["sequences"]) for f in self.facts], out=first[1:])
+        # Mostly a row is a sequence: then the plan has this array, and it is not kept twice.
+        return self.plan.boundaries if np.array_equal(first, self.plan.boundaries) else first
+
+    def sequences_of(self, index: int) -> int:
+        """Count the sequences of a shard."""
+        position = self.position(index)
+        return int(self.first_sequence[position + 1] - self.first_sequence[position])
 
     def find_sequence(self, i: int) -> tuple[int, int]:
         """Find sequence i: the number of its shard, and its place in there.
@@ -166,20 +252,26 @@ class ShardTable:
         Raises:
             IndexError: The dataset has no such row, or its shard is not written yet.
         """
-        index = bisect_right(self.plan.boundaries, r) - 1
-        if not 0 <= r < self.plan.rows or index not in self._position:
-            raise IndexError(f"row {r} is not in {self.path}, which holds {self.rows_held} rows")
-        return index
+        index = self.plan.shard_of_row(r)
+        try:
+            if 0 <= r < self.plan.rows:
+                self.position(index)
+                return index
+        except KeyError:
+            pass
+        raise IndexError(f"row {r} is not in {self.path}, which holds {self.rows_held} rows")
 
     @cached_property
     def token_counts(self) -> I64:
         """(sequences,) records of each sequence."""
-        return self._of_each_sequence("records", lambda i: self.checked_skim(i).token_counts)
+        return self._of_each_sequence(RECORDS, lambda i: self.checked_skim(i).token_counts)
 
     @cached_property
     def sequence_rows(self) -> I64:
         """(sequences,) the dataset row of each sequence."""
-        return self._of_each_sequence("rows", lambda i: self.checked_skim(i).sequence_rows)
+        if self.first_sequence is self.plan.boundaries and self.is_complete:
+            return np.arange(self.plan.rows, dtype=np.int64)
+        return self._of_each_sequence(ROWS, lambda i: self.checked_skim(i).sequence_rows)
 
     def for_each_shard(self, read: Callable[[int], T]) -> list[T]:
         """Call a function with the number of every shard; of a bucket, of several at once."""
@@ -187,7 +279,9 @@ class ShardTable:
 
     def skim(self, index: int) -> Skimmed:
         """Read the end of a shard."""
-        known = self.digest_and_size(index)[1] if self.is_complete else None
+        # A file's own size costs nothing, and says that it was cut off.
+        is_known = self.is_complete and self.path.is_remote
+        known = self.digest_and_size(index)[1] if is_known else None
         return Skimmed(self.path_of(index), self.spec, self.plan, index, known)
 
     def checked_skim(self, index: int) -> Skimmed:
@@ -204,34 +298,48 @@ class ShardTable:
         """
         if not self.is_complete:
             return
-        fact = self.fact(index)
-        if (shard.archive.digest, shard.size.sequences) != (fact["sha256"], fact["sequences"]):
+        digest, _ = self.digest_and_size(index)
+        if (shard.archive.digest, shard.size.sequences) != (digest, self.sequences_of(index)):
+            first, stop = self.plan.shard_rows(index)
             raise CorruptStoreError(
                 f"{shard.path}: the file is not the one this store was sealed with (SHA-256 "
-                f"{shard.archive.digest[:12]}…, the index says {fact['sha256'][:12]}…). Restore it "
+                f"{shard.archive.digest[:12]}…, the index says {digest[:12]}…). Restore it "
                 f"from a copy, or run `logitstore repair {self.path}` to redo it.",
                 path=shard.path,
-                rows=(fact["first_row"], fact["stop_row"] - 1),
+                rows=(first, stop - 1),
             )
 
-    def _of_each_sequence(self, name: str, read: Callable[[int], I64]) -> I64:
-        """Join an array of every shard; for a bucket it is kept on the local disk.
-
-        Every process of every run asks for it, and it costs a request or two a shard.
-        """
-
-        def read_all() -> I64:
+    def _of_each_sequence(self, what: str, read: Callable[[int], I64]) -> I64:
+        """Join an array of every shard; what takes long is kept on the local disk, and mapped."""
+        is_long = self.is_complete and self.plan.shard_count >= WORTH_PROCESSES
+        if not (self.path.is_remote or is_long):
             parts = self.for_each_shard(read)
             return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        pinned = (
+            self._sealed[INDEX_FILE]  # which has the digests of all shards
+            if self.is_complete
+            else "".join(str(f["sha256"]) for f in self.facts)
+        )
+        name, total = f"{what}-{self.digest}-{pinned}", int(self.first_sequence[-1])
+        return kept_array(self._cache.folder, name, total, lambda: self._parts(what, read))
 
-        if not self.path.is_remote:
-            return read_all()
-        digests = "".join(str(f["sha256"]) for f in self.facts)
-        total = int(self.first_sequence[-1])
-        return kept_array(self._cache, f"{name}-{self.digest}-{digests}", total, read_all)
+    def _parts(self, what: str, read: Callable[[int], I64]) -> Iterator[I64]:
+        """Yield an array of every shard, some shards at a time."""
+        if self.path.is_remote:
+            yield from self.for_each_shard(read)
+            return
+        count = self.plan.shard_count
 
-    def _check_complete(self) -> None:
-        lost = sorted(set(range(self.plan.shard_count)) - set(self.numbers))
+        def of_block(block: int) -> bytes:
+            return np.concatenate([*map(read, shards_of(block, count))]).astype("<i8").tobytes()
+
+        with progress(count, "count", "shards") as shown:
+            for block, data in enumerate(read_blocks(self.path, what, blocks_of(count), of_block)):
+                yield np.frombuffer(data, "<i8")
+                shown.update(len(shards_of(block, count)))
+
+    def _check_complete(self, found: Sequence[int]) -> None:
+        lost = sorted(set(range(self.plan.shard_count)) - set(found))
         if lost:
             first, stop = self.plan.shard_rows(lost[0])
             raise CorruptStoreError(
@@ -242,22 +350,3 @@ class ShardTable:
                 rows=(first, stop - 1),
                 kind="missing-file",
             )
-
-
-def _indexed(store: StorePath, sealed: str, plan: Plan) -> list[dict[str, Any]]:
-    """Read the index of a finished store, checked against its seal."""
-    path = store / INDEX_FILE
-    try:
-        return read_index(path, sealed, plan)
-    except StorageError:
-        raise
-    except (OSError, ValueError) as e:
-        raise _cannot_be_used(store, path, e) from None
-
-
-def _cannot_be_used(store: StorePath, path: StorePath, why: Exception) -> CorruptStoreError:
-    return CorruptStoreError(
-        f"{path}: {why}. Every shard may still be good: `logitstore repair {store}` "
-        "checks them, and rebuilds index and seal.",
-        path=path,
-    )

@@ -33,6 +33,7 @@ import pyarrow as pa
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.records import Segment
+from logitstore.rows.kept_survey import kept_survey
 from logitstore.rows.kinds import (
     BESIDE,
     Kind,
@@ -44,7 +45,7 @@ from logitstore.rows.nested import read_nested
 from logitstore.rows.source import Source
 from logitstore.rows.source_files import mapped_files
 from logitstore.rows.sources import load_split
-from logitstore.rows.survey import Survey, survey
+from logitstore.rows.survey import Survey
 from logitstore.rows.token_rows import documents_of
 from logitstore.text.conversation import ASSISTANT, Message
 from logitstore.text.token_ids import TokenRow
@@ -234,10 +235,12 @@ class Rows:
     def survey(self) -> Survey:
         """What reading all rows once tells of them; it is read when first asked for.
 
+        Of a large dataset it is kept for the next process, see :mod:`logitstore.rows.kept_survey`.
+
         Raises:
             InputError: A row that cannot be read; names it.
         """
-        return survey(self) if self._known is None else self._known
+        return kept_survey(self) if self._known is None else self._known
 
     def text_bytes(self) -> I64:
         """Count the bytes of each row: UTF-8 of its text or of its messages' JSON, 8 a token id."""

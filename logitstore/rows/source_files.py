@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from logitstore.errors import InputError
-from logitstore.storage.files import FileSign, file_sha256, file_sign
+from logitstore.storage.files import TICK_NS, FileSign, file_sha256, file_sign
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-#: More than two seconds, in which some file systems count.
-_TICK_NS = 3 * 10**9
 
 
 class SourceFiles:
@@ -55,7 +52,7 @@ class SourceFiles:
         """The folder for what `datasets` makes of the files as they are now."""
         import datasets
 
-        new = time.time_ns() - _TICK_NS
+        new = time.time_ns() - TICK_NS
         known = [
             (str(file), sign, file_sha256(file) if sign and max(sign[1:3]) > new else None)
             for file, sign in self._signs.items()

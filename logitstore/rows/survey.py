@@ -78,24 +78,51 @@ def survey(rows: Rows) -> Survey:
     Raises:
         InputError: A text is not UTF-8, or a conversation is not one; names the first such row.
     """
-    parts = [(hashlib.sha256(), hashlib.sha256()) for _ in rows.columns]
-    sizes, obeys = [], set[str]()
-    with progress(len(rows), "read the dataset", "rows") as shown:
-        for columns, said in _encoded(rows):
-            obeys |= said
-            lengths = [as_bytes.lengths_of(column) for column in columns]
-            sizes.append(np.sum(lengths, axis=0))
-            for column, length, (of_lengths, of_bytes) in zip(columns, lengths, parts, strict=True):
-                of_lengths.update(length.astype("<i8").tobytes())
-                for chunk in column.chunks:
-                    of_bytes.update(as_bytes.content_of(chunk))
-            shown.update(len(sizes[-1]))
-    hashes = [[part.hexdigest() for part in pair] for pair in parts]
-    whole: list[Any] = [rows.kind, len(rows), hashes]
-    if rows.kind in BESIDE or rows.private is not None:
-        whole.append(list(rows.columns))  # which of the possible columns these are
-    digest = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-    return Survey(digest, np.concatenate(sizes), tuple(sorted(obeys)))
+    surveying = Surveying(rows)
+    sizes = np.concatenate([*surveying.sizes()])
+    return Survey(surveying.digest, sizes, surveying.obeys)
+
+
+class Surveying:
+    """Reads all rows once. What that tells is known when all sizes were taken."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self._said = rows, set[str]()
+        self._parts = [(hashlib.sha256(), hashlib.sha256()) for _ in rows.columns]
+
+    def sizes(self) -> Iterator[I64]:
+        """Yield the bytes of each row, some rows a time.
+
+        Raises:
+            InputError: As for :func:`survey`.
+        """
+        with progress(len(self._rows), "read the dataset", "rows") as shown:
+            for columns, said in _encoded(self._rows):
+                self._said |= said
+                lengths = [as_bytes.lengths_of(column) for column in columns]
+                for column, length, hashes in zip(columns, lengths, self._parts, strict=True):
+                    of_lengths, of_bytes = hashes
+                    of_lengths.update(length.astype("<i8").tobytes())
+                    for chunk in column.chunks:
+                        of_bytes.update(as_bytes.content_of(chunk))
+                sizes = np.sum(lengths, axis=0)
+                yield sizes
+                shown.update(len(sizes))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what the rows hold, in hex."""
+        rows = self._rows
+        hashes = [[part.hexdigest() for part in pair] for pair in self._parts]
+        whole: list[Any] = [rows.kind, len(rows), hashes]
+        if rows.kind in BESIDE or rows.private is not None:
+            whole.append(list(rows.columns))  # which of the possible columns these are
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+
+    @property
+    def obeys(self) -> tuple[str, ...]:
+        """What rows say of themselves."""
+        return tuple(sorted(self._said))
 
 
 def _encoded(rows: Rows) -> Iterator[tuple[list[pa.ChunkedArray], set[str]]]:

@@ -18,6 +18,9 @@ MAX_SPEC_BYTES = 8 * 1024 * 1024
 MAX_SEAL_BYTES = 1024 * 1024
 #: Of a file of a tokenizer; the largest that is known takes 35 MB.
 MAX_TOKENIZER_BYTES = 256 * 1024 * 1024
+#: More than two seconds, in which some file systems count time: a file that was written no longer
+#: ago than this may be written again without another time.
+TICK_NS = 3 * 10**9
 _PIECE_BYTES = 1024 * 1024
 
 

@@ -203,7 +203,7 @@ def write(
         The spec of the store.
     """
     store_spec = store_spec or spec()
-    plan = Plan("d" * 64, boundaries)
+    plan = Plan("d" * 64, np.array(boundaries))
     writer = StoreWriter(path, store_spec, plan, TOKENIZER_FILES, {"tokens_per_batch": 64}, fs=fs)
     for index in shards if shards is not None else writer.missing():
         rows = range(*plan.shard_rows(index))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 
 from logitstore.errors import LogitStoreError, MismatchError, StorageError
+from logitstore.format.plan import is_plan_file
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,
@@ -83,7 +84,11 @@ def check_place(place: str | os.PathLike[str] | StorePath) -> None:
 
 
 def _check_free(path: StorePath, found: Sequence[str]) -> None:
-    strange = [n for n in found if n not in _OURS and not n.startswith(TEMPORARY_PREFIX)]
+    strange = [
+        name
+        for name in found
+        if name not in _OURS and not name.startswith(TEMPORARY_PREFIX) and not is_plan_file(name)
+    ]
     if strange or set(found) & {INDEX_FILE, DONE_FILE}:
         raise MismatchError(
             f"{path}: the folder holds something else ({', '.join(strange or found)}) and no "

@@ -3,8 +3,10 @@
 import json
 
 from logitstore.errors import MismatchError
-from logitstore.format.spec import StoreHeader, StoreSpec
+from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.storage.paths import StorePath
+
+_SHOWN = 40
 
 
 def check_same(path: StorePath, wanted: StoreHeader, found: StoreHeader) -> None:
@@ -25,10 +27,10 @@ def check_same(path: StorePath, wanted: StoreHeader, found: StoreHeader) -> None
             f"{there.dataset_sha256[:12]}… in the store, {here.dataset_sha256[:12]}… now; "
             f"{there.rows:,} rows in the store, {here.rows:,} now)"
         )
-    elif here.boundaries != there.boundaries:
+    elif here != there:
         different.append(
-            f"plan.boundaries is {_short(list(there.boundaries))} in the store, "
-            f"{_short(list(here.boundaries))} now (--shard-text-bytes)"
+            f"plan.boundaries is {_short(_first(there))} in the store, "
+            f"{_short(_first(here))} now (--shard-text-bytes)"
         )
     if different:
         how = "Run with the store's settings to resume it"
@@ -50,6 +52,11 @@ def _is_older(here: StoreSpec, there: StoreSpec) -> bool:
         and name not in there.rendering
         and here.rendering["kind"] == (there.rendering.get("kind"))
     )
+
+
+def _first(plan: Plan) -> list[int]:
+    """List as many boundaries as a message shows."""
+    return [int(cut) for cut in plan.boundaries[:_SHOWN]]
 
 
 def _short(value: object) -> str:

@@ -4,7 +4,8 @@ The order in which files appear is what makes a store safe to kill at any moment
 
 1. `store.json` makes the folder a store: spec and plan are fixed from here on, and whoever comes
    later compares theirs with it. Of two that begin at once, one file wins; the other continues if
-   it wants the same store, and else has written nothing.
+   it wants the same store, and else has written nothing but, before it, the file of a large plan,
+   which is named by its content.
 2. `tokenizer/`, of which `store.json` has the digests. Whoever resumes completes it.
 3. `shards/00000.zarr.zip` … in any order, from any process: each is written under a temporary name,
    synced, and linked to its final name, so it is there whole or not at all; a twin that comes
@@ -46,16 +47,14 @@ from logitstore.format.spec import (
 from logitstore.format.zip_archive import pack
 from logitstore.reading.listing import list_shards
 from logitstore.reading.shard import Shard
-from logitstore.reading.shard_head import Skimmed, index_line
-from logitstore.reading.threads import for_each
 from logitstore.records import SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
-from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.paths import StorePath, remove_temporaries, to_write
 from logitstore.writing.journal import Journal, Notes
 from logitstore.writing.places import check_place
 from logitstore.writing.same_store import check_same
+from logitstore.writing.sealing import gather_lines
 from logitstore.writing.shard_builder import build_shard
 
 #: Looks at the lines of an index, and may raise.
@@ -116,8 +115,9 @@ class StoreWriter:
         header = StoreHeader(spec, plan, dict(provenance or {}))
         if not (self.path / SPEC_FILE).exists():
             self._begin(header)
-        found = StoreHeader.read(self.path)
+        found = self._read_header()
         check_same(self.path, StoreHeader(spec, plan, {}), found)
+        self.plan = found.plan  # as it is kept there: shards have its digest
         self.provenance, self._described = found.provenance, found.to_bytes()
         if not self.is_sealed:  # and it is ours: nothing is written to another's store
             self._complete_folders()
@@ -199,7 +199,7 @@ class StoreWriter:
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
         self._complete_folders()  # as they were begun, whoever else wrote there
-        lines = self._index()
+        lines = gather_lines(self.path, StoreHeader(self.spec, self.plan, self.provenance))
         if check is not None:
             check(lines)
         (self.path / INDEX_FILE).overwrite(encode_index(lines), self._fs)
@@ -224,13 +224,25 @@ class StoreWriter:
             (self.path / SHARDS_FOLDER).make_folder(self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
-        described = header.to_bytes()
-        if len(described) > MAX_SPEC_BYTES:
-            raise InputError(
-                f"{self.path}: a plan of {self.plan.shard_count:,} shards is more than store.json "
-                "holds. Capture with a larger --shard-text-bytes."
-            )
-        (self.path / SPEC_FILE).create([described], self._fs)
+        for name, data in header.plan.files().items():  # named by content: any writer is right
+            (self.path / name).create([data], self._fs)
+        (self.path / SPEC_FILE).create([header.to_bytes()], self._fs)
+
+    def _read_header(self) -> StoreHeader:
+        """Read `store.json`; where the file of its plan was lost, and it is ours, write it again.
+
+        Raises:
+            CorruptStoreError: It, or the plan of another store, is damaged.
+        """
+        try:
+            return StoreHeader.read(self.path)
+        except CorruptStoreError as e:
+            lost = e.path.name
+            again = self.plan.files().get(lost)
+            if again is None:
+                raise
+        (self.path / lost).overwrite(again, self._fs)
+        return StoreHeader.read(self.path)
 
     def _complete_folders(self) -> None:
         """Make folders and tokenizers again that a crash or a repair removed."""
@@ -273,15 +285,6 @@ class StoreWriter:
                 "sealed. Restore the file from a copy, then run the same command again: it seals.",
                 path=path,
             )
-
-    def _index(self) -> list[dict[str, Any]]:
-        def line(i: int) -> dict[str, Any]:
-            return index_line(kind(self.shard_path(i), self.spec, self.plan, i), i)
-
-        kind = Skimmed if self.path.is_remote else Shard  # of a shard, as little as will do
-
-        shards = range(self.plan.shard_count)
-        return for_each(shards, line, at_once=self.path.is_remote)
 
     def shard_path(self, index: int) -> StorePath:
         """Name the file or object of a shard."""

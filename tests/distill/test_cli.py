@@ -51,7 +51,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(run: Run, here: Path, out: Path, *more: str) -> tuple[int, str, str]:
-    given = ("--model_name_or_path", str(here / "student"), "--store", str(here / "store"))
+    given = ["--model_name_or_path", str(here / "student")]
+    if "--store" not in more:
+        given += ["--store", str(here / "store")]
     return run("train", *given, "--output_dir", str(out), *FLAGS.split(), *more)
 
 
@@ -112,6 +114,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(here: Path, tmp_path: Path,
         said["student"] == f"{here / 'student'}: {model.num_parameters():,} weights, trained before"
     )
     assert said["store"].startswith(f"{here / 'store'}: 24 sequences of ")
+    assert said["store"].endswith(", 8 entries a token")
     assert re.fullmatch(
         r"1 x cross-entropy \+ 2 x uld \+ 1 x alm; the teacher speaks of about (8|9|10)\d?% of the "
         "labels",

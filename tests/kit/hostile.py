@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from logitstore.checking.verify import verify_store
 from logitstore.format.canonical_json import canonical_json
-from logitstore.format.index import _SCHEMA, encode_index
+from logitstore.format.index import SCHEMA, encode_index
 from logitstore.format.seal import seal_bytes
 from logitstore.format.zip_archive import Archive, pack
 from logitstore.info import facts
@@ -118,7 +118,7 @@ def parquet(table: pa.Table, **options: Any) -> bytes:
 
 def index_table(store: Path, **columns: list[Any]) -> pa.Table:
     lines = pq.read_table(store / "index.parquet").to_pydict()
-    return pa.table(lines | columns, schema=_SCHEMA)
+    return pa.table(lines | columns, schema=SCHEMA)
 
 
 def outcomes(paths: list[Path]) -> dict[str, dict[str, Any]]:

@@ -109,13 +109,15 @@ def settings(out: Path, **more: Any) -> CachedTeacherConfig:
 
 def trainer_of(
     model: PreTrainedModel,
-    store: FakeStore,
+    store: Any,
     out: Path,
     cls: type[CachedTeacherTrainer] = CachedTeacherTrainer,
     **more: Any,
 ) -> CachedTeacherTrainer:
     callbacks = more.pop("callbacks", None)
     eval_store = more.pop("eval_store", None)
+    if "named" in more:  # several stores, with their weights
+        more["store"] = more.pop("named")
     return cls(
         model,
         settings(out, **more),

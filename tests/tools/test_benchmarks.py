@@ -12,6 +12,8 @@ from tests.kit.forks import printed_by
 from tests.kit.paths import ROOT
 from tools.bench_page import WRITTEN, page
 from tools.benchmark import goal, is_goal, table
+from tools.scale.arithmetic import Cluster, lines_of
+from tools.scale.growth import at_size, exponent
 
 
 def figures(value: Any) -> list[dict[str, Any]]:
@@ -55,7 +57,7 @@ def started(tool: str, *flags: str) -> str:
 
 
 #: Those of the suite: they need not load torch again.
-IN_A_FORK = ("bench_align", "bench_head")
+IN_A_FORK = ("bench_align", "bench_head", "bench_scale")
 
 
 @pytest.mark.parametrize("name", [*IN_A_FORK, *SLOW, *REAL])
@@ -93,3 +95,33 @@ def test_a_table_has_straight_columns() -> None:
         "a      1.00",
         "long  12.00",
     ]
+
+
+def test_the_arithmetic_of_a_trillion_tokens_says_what_each_line_is_made_of() -> None:
+    costs = {
+        "hash_bytes_a_second": 5e8,
+        "seal_ms_a_shard": 2.0,
+        "count_ms_a_shard": 1.0,
+        "verify_bytes_a_second": 5e8,
+        "verify_deep_bytes_a_second": 5e7,
+        "read_tokens_a_second": 1e6,
+    }
+    opened = {"seconds": 0.1, "bytes": 1e7, "shards": 100_000}
+    lines = {each.what: each for each in lines_of(Cluster(), costs, opened)}
+    assert lines["store"].amount == "175 TB"
+    assert lines["shards"].amount == "100,000"
+    assert lines["shards of 4 MiB of text"].amount == "1,001,358"
+    assert lines["capture"].amount == "9.04 days"  # 1e12 / (64 * 20,000)
+    assert lines["digest of the dataset, once a machine"].amount == "2.33 hours"  # 4.2e12 / 5e8
+    assert lines["seal"].amount == "3.12 s"  # 100,000 * 2 ms / 64
+    assert lines["verify, one machine"].amount == "12.2 hours"  # 175e12 / 4e9: the file system
+    assert lines["verify --deep, one machine"].amount == "15.2 hours"  # 175e12 / (64 * 5e7)
+    assert lines["cores that decode"].amount == "2.6 of 512"
+    assert all(each.because for each in lines.values())
+
+
+def test_growth_is_told_from_what_was_measured() -> None:
+    sizes = [10.0, 100.0, 1000.0]
+    assert exponent(sizes, [3.0, 3.0, 3.0]) == pytest.approx(0)
+    assert exponent(sizes, [n**2 for n in sizes]) == pytest.approx(2)
+    assert at_size(sizes, [1 + 0.5 * n for n in sizes], 1e9) == pytest.approx(5e8, rel=1e-6)

@@ -28,6 +28,7 @@ from distill.data.dataset import StoreDataset
 from distill.data.example import Example, Store
 from distill.evaluation.bits_per_byte import bits_per_byte
 from distill.evaluation.readers import renderer_of
+from distill.training import sources
 from distill.training import trainer as training
 from distill.training.config import CachedTeacherConfig
 from logitstore import open_store
@@ -302,8 +303,9 @@ def make_trainer(kind: Any, shared: Path, **given: Any) -> Any:
         shared: A folder for the examples.
         **given: What the class takes.
     """
-    with mock.patch.multiple(
-        training, StoreDataset=partial(_dataset, shared), warn_if_wrong=_nothing
+    with (
+        mock.patch.object(sources, "StoreDataset", partial(_dataset, shared)),
+        mock.patch.object(training, "warn_if_wrong", _nothing),
     ):
         trainer = kind(**given)
     for callback in ("ProgressCallback", "PrinterCallback"):

@@ -12,8 +12,8 @@ from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, s
 from logitstore.capture.estimate.profile import MOST_ENTRIES, profile_of
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.estimate.trial_completions import rows_to_write, write_some
+from logitstore.capture.passes.choose import completer_of
 from logitstore.capture.passes.engine import Engine
-from logitstore.capture.passes.generate import Completer
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader
 from logitstore.capture.sequences.windows import TeacherSequence
@@ -53,7 +53,7 @@ def forecast_capture(
         The forecast; without costs if the sample has nothing for the teacher. Where the teacher
         writes completions, its sample is the rows with these.
     """
-    completer, reader = Completer.of(teacher, task, budget), HalvingReader(teacher, _no_journal)
+    completer, reader = completer_of(teacher, task, budget), HalvingReader(teacher, _no_journal)
     if completer is not None:
         rows = rows_to_write(sample, task, budget)
         sample, speed, pairs = write_some(completer, reader, sample, rows, task.text_bytes)

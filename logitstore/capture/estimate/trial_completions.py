@@ -4,8 +4,8 @@ import time
 
 from logitstore.capture.estimate.forecast import Pairs
 from logitstore.capture.estimate.sample import Sample, marked_text
+from logitstore.capture.passes.completer import Completer, Wanted, batches
 from logitstore.capture.passes.engine import SequenceRecords
-from logitstore.capture.passes.generate import Completer, Wanted, batches
 from logitstore.capture.passes.overlap import read_overlapped
 from logitstore.capture.passes.split_on_oom import HalvingReader, Read
 from logitstore.capture.sequences.prompts import PROMPT

@@ -1,6 +1,6 @@
 """Turn what an engine said of a batch into encoded records: the same for every engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,12 @@ import torch
 from torch import Tensor
 
 from logitstore.capture.boundaries.branches import selected
+from logitstore.capture.passes.completer import Completer
 from logitstore.capture.passes.engine import REFUSED, Forwarded, SequenceRecords
+from logitstore.capture.sampling import Sampling
+from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import TeacherSequence
-from logitstore.capture.teacher.summary import HeadResult
+from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import fields_of
@@ -34,6 +37,19 @@ class Encoding:
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
         """Summarise the prediction of every supervised token; what makes it an engine."""
         raise NotImplementedError
+
+    def completer(
+        self,
+        reader: PromptReader,
+        sampling: Sampling,
+        budget: int,
+        beat: Callable[[], None],
+    ) -> Completer:
+        """Make what writes completions, of an engine that does."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what it holds besides memory; most hold nothing."""
 
     def read(self, batch: Sequence[TeacherSequence]) -> list[SequenceRecords]:
         """Read a batch: records of each sequence; None for skipped ones (`on_nan`).
@@ -122,6 +138,18 @@ class Encoding:
         raw = _raw_answers([batch[n] for n in good], whole, self.spec)
         parts = encode_records(raw, self.spec).split([_count(batch[n]) for n in good])
         return dict(zip(good, parts, strict=True))
+
+
+def head_settings(spec: StoreSpec) -> HeadSettings:
+    """Say what to compute of a distribution for a store."""
+    return HeadSettings(
+        spec.top_k,
+        spec.max_tail,
+        spec.temperatures,
+        logit_std=spec.has_logit_std,
+        draws=spec.draws,
+        seed=spec.seed or 0,
+    )
 
 
 def _not_finite(result: HeadResult, sequence_n: Tensor) -> list[int]:

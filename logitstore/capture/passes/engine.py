@@ -4,18 +4,22 @@ Everything else of a capture (rows, windows, shards, claims, resume, halving, es
 is the same for every engine:
 
     transformers    `TeacherPass` (teacher_pass.py): the model's own forward, in this process
+    vllm            `PublicPass`, `WorkerPass` (vllm/): vLLM, in processes of this one's
     server          `ServerPass` (server/): asks a server about the tokens of a prompt (listed.py)
 
 The same bytes again are promised of `transformers` alone. What another engine says of a row may
 depend on what it reads beside it; the self-test measures how much, and the store has the figure.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from logitstore.capture.passes.completer import Completer
+from logitstore.capture.sampling import Sampling
+from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.summary import HeadResult
 from logitstore.format.encoded import EncodedRecords
@@ -113,3 +117,15 @@ class Engine(Protocol):
 
     def alone(self, sequence: TeacherSequence) -> Alone:
         """Ask about a sequence by itself, the plainest way."""
+
+    def completer(
+        self,
+        reader: PromptReader,
+        sampling: Sampling,
+        budget: int,
+        beat: Callable[[], None],
+    ) -> Completer:
+        """Make what writes completions; never asked for where the settings allow none."""
+
+    def close(self) -> None:
+        """Let go of what it holds besides memory: processes, threads."""

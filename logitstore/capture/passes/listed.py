@@ -5,7 +5,7 @@ entropy is not known. What such an engine says is checked as an import is.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,10 +47,12 @@ class ListedEngine(Encoding):
 
     Attributes:
         place: Where it runs, for messages.
+        step: What to do where it gives fewer than k entries, up to the words "with --top-k".
     """
 
     devices, is_quantized, raises_out_of_memory = 1, False, False
     place: str
+    step = "Capture"
 
     def ask(self, batch: Sequence[TeacherSequence]) -> list[Said | Refused]:
         """Ask about every sequence of a batch at once.
@@ -71,11 +73,10 @@ class ListedEngine(Encoding):
     def _read(self, batch: Sequence[TeacherSequence], max_tail: float | None) -> Forwarded:
         answers = self.ask(batch)
         refused = {n: str(a) for n, a in enumerate(answers) if isinstance(a, Refused)}
+        warn_of_refused(self.place, batch, refused)
         parts, sequence_n = [], []
         for n, (sequence, answer) in enumerate(zip(batch, answers, strict=True)):
             if isinstance(answer, Refused):
-                row = f"{sequence.line.row:,}"
-                log.warning("%s: row %s is refused: %s.", self.place, row, answer)
                 continue
             parts.append(self._records(sequence, answer, max_tail))
             sequence_n.append(torch.full((sequence.records,), n))
@@ -103,10 +104,12 @@ class ListedEngine(Encoding):
     def _records(
         self, sequence: TeacherSequence, said: Said, max_tail: float | None
     ) -> dict[str, Any]:
-        """Check what the server says of the supervised tokens of a sequence, and cut it to k."""
+        """Check what the engine says of the supervised tokens of a sequence, and cut it to k."""
         where = f"{self.place}: row {sequence.line.row:,}"
         places = np.flatnonzero(sequence.text.has_record)
         ids = sequence.text.token_ids
+        if np.isnan(said.lists.logprobs).any():
+            return _not_finite(len(places))
         lists = checked(said.lists, self.spec.vocab_size, where)[0]
         own = np.where(np.isnan(said.own), lists.logprob_of(ids), said.own)[places]
         lists = without_extras(lists, ids, said.ranks, self.spec.vocab_size).take(places)
@@ -126,17 +129,31 @@ class ListedEngine(Encoding):
         least = int(lists.counts.min(initial=self.spec.top_k))
         if least < min(self.spec.top_k, self.spec.vocab_size):
             raise InputError(
-                f"{where}: the server gives {least} entries of a token, and --top-k is "
-                f"{self.spec.top_k}. Start it with --max-logprobs {self.spec.top_k}, or capture "
-                f"with --top-k {max(least, 1)} into another --out.",
+                f"{where}: it gives {least} entries of a token, and --top-k is {self.spec.top_k}. "
+                f"{self.step.format(k=self.spec.top_k)} with --top-k {max(least, 1)} into another "
+                "--out.",
                 kind="engine",
             )
         if np.isnan(own).any():
             raise InputError(
-                f"{where}: the server does not say how probable token "
+                f"{where}: it does not say how probable token "
                 f"{int(np.flatnonzero(np.isnan(own))[0]):,} itself is. Use vLLM's or SGLang's.",
                 kind="engine",
             )
+
+
+def _not_finite(count: int) -> dict[str, Any]:
+    """Return records that are no numbers: what becomes of them is the user's choice."""
+    unknown = np.full(count, np.nan)
+    return {"lists": Lists.none(count), "token_logprob": unknown, "tail_logmass": unknown}
+
+
+def warn_of_refused(
+    place: str, batch: Sequence[TeacherSequence], refused: Mapping[int, str]
+) -> None:
+    """Name the rows of a batch that an engine refuses, with its words."""
+    for n, why in refused.items():
+        log.warning("%s: row %s is refused: %s.", place, f"{batch[n].line.row:,}", why)
 
 
 def _joined(parts: Sequence[dict[str, Any]], width: int) -> HeadResult:

@@ -11,7 +11,7 @@ of several families:
   batch's distribution than from what the same weights say in float32 (L1, on average).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,14 @@ import torch
 from torch import Tensor
 
 from logitstore.capture.boundaries.branches import BranchReader, placed
-from logitstore.capture.passes.encoding import Encoding
+from logitstore.capture.passes.completer import Completer
+from logitstore.capture.passes.encoding import Encoding, head_settings
 from logitstore.capture.passes.engine import Alone, Forwarded
+from logitstore.capture.passes.generate import ModelCompleter
+from logitstore.capture.sampling import Sampling
+from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.capture.teacher.experts import Routed, View
 from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
@@ -63,7 +68,9 @@ class TeacherPass(Encoding):
         #: Device of the input; with a device map, that of the first layer.
         self.device = device if teacher.device_map is None else input_device(model)
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
-        self._head = TeacherHead(model, _head_settings(spec))
+        experts = spec.teacher.get("experts")
+        self._routed = None if experts is None else Routed(model, View.from_recorded(experts))
+        self._head = TeacherHead(model, head_settings(spec))
         self._branches = BranchReader(model, self._head, self.device, self._pad_id)
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
@@ -85,10 +92,22 @@ class TeacherPass(Encoding):
     def alone(self, sequence: TeacherSequence) -> Alone:
         """Take the model's own logits of one sequence."""
         ids = torch.from_numpy(sequence.text.token_ids)[None].to(self.device)
+        if self._routed is not None:
+            self._routed.read([sequence], ids.shape[1])
         logits = logits_of(self.model(input_ids=ids, attention_mask=torch.ones_like(ids)))[0, :-1]
         logprobs = logits.float().log_softmax(1)
         own = logprobs.gather(1, ids[0, 1:, None].to(logprobs.device))[:, 0]
         return Alone(own.cpu(), logprobs)
+
+    def completer(
+        self,
+        reader: PromptReader,
+        sampling: Sampling,
+        budget: int,
+        beat: Callable[[], None],
+    ) -> Completer:
+        """Make what writes completions, with the same model."""
+        return ModelCompleter(self.model, reader, sampling, budget, self.device, beat)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -140,6 +159,8 @@ class TeacherPass(Encoding):
         }
         if cache is not None:
             inputs |= {"past_key_values": cache, "use_cache": True}
+        if self._routed is not None:
+            self._routed.read(batch, input_ids.shape[1])
         # A record belongs to the token it predicted: the logit row before it.
         result = head(
             inputs,
@@ -148,17 +169,6 @@ class TeacherPass(Encoding):
             _places(batch).to(self.device) if head.settings.draws else None,
         )
         return result, at // input_ids.shape[1]
-
-
-def _head_settings(spec: StoreSpec) -> HeadSettings:
-    return HeadSettings(
-        spec.top_k,
-        spec.max_tail,
-        spec.temperatures,
-        logit_std=spec.has_logit_std,
-        draws=spec.draws,
-        seed=spec.seed or 0,
-    )
 
 
 def _places(batch: Sequence[TeacherSequence]) -> Tensor:

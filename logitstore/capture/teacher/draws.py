@@ -22,8 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: What numbers are for: the same place may need some of each.
-TAIL_DRAWS, GENERATION = 0, 1
+#: What numbers are for: the same place may need some of each; of experts, in each layer.
+TAIL_DRAWS, GENERATION, EXPERTS = 0, 1, 2
 MAX_SEED = 0xFFFF_FFFF
 
 _LOW = 0xFFFF_FFFF

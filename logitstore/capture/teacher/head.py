@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 #: make nothing faster (V = 32,000, CPU us a row: 2,158 with 65, 1,378 with 262, 1,312 with
 #: 1,048). To cut the vocabulary instead is no faster either (1,342), and finds the tail as a
 #: difference, without its last digits: `python -m tools.bench_head`.
-_CHUNK_ROWS = 256
+CHUNK_ROWS = 256
 #: Logits that a CPU summarises at a time: its cache holds them through all passes over them, which
 #: halves their time (V = 32,000: 44 us a row instead of 75; 128,256: 132 and 268).
 _CACHED_LOGITS = 2**20
@@ -121,20 +121,7 @@ class TeacherHead:
     def _summarise(
         self, rows_of: Callable[[slice], Tensor], targets_n: Tensor, words_nW: Tensor | None
     ) -> HeadResult:
-        results: list[HeadResult] = []
-        work: Tensor | None = None
-        for start in range(0, len(targets_n), _CHUNK_ROWS):
-            logits = rows_of(slice(start, start + _CHUNK_ROWS))
-            size = _rows_together(logits)
-            if work is None:
-                work = torch.empty_like(logits[:size], dtype=torch.float32)
-            for first in range(0, len(logits), size):
-                rows = logits[first : first + size]
-                part = slice(start + first, start + first + len(rows))
-                words = None if words_nW is None else words_nW[part].to(logits.device)
-                targets = targets_n[part].to(logits.device)
-                results.append(summarise_(rows, targets, self.settings, words, work[: len(rows)]))
-        return HeadResult.on_host(results)
+        return HeadResult.on_host(summarise_chunks(rows_of, targets_n, self.settings, words_nW))
 
     def _fall_back(self, why: str) -> None:
         self._embedding = None
@@ -144,6 +131,36 @@ class TeacherHead:
             type(self.model).__name__,
             why,
         )
+
+
+def summarise_chunks(
+    rows_of: Callable[[slice], Tensor],
+    targets_n: Tensor,
+    settings: HeadSettings,
+    words_nW: Tensor | None = None,
+) -> list[HeadResult]:
+    """Summarise positions whose logits are made a chunk at a time; on their device, in parts.
+
+    Args:
+        rows_of: Makes the logits of some of the positions, (m, V).
+        targets_n: The tokens that they predict.
+        settings: What to keep.
+        words_nW: Random words of each position, two for each draw, if there are draws.
+    """
+    results: list[HeadResult] = []
+    work: Tensor | None = None
+    for start in range(0, len(targets_n), CHUNK_ROWS):
+        logits = rows_of(slice(start, start + CHUNK_ROWS))
+        size = _rows_together(logits)
+        if work is None:
+            work = torch.empty_like(logits[:size], dtype=torch.float32)
+        for first in range(0, len(logits), size):
+            rows = logits[first : first + size]
+            part = slice(start + first, start + first + len(rows))
+            words = None if words_nW is None else words_nW[part].to(logits.device)
+            targets = targets_n[part].to(logits.device)
+            results.append(summarise_(rows, targets, settings, words, work[: len(rows)]))
+    return results
 
 
 def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:

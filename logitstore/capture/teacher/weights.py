@@ -42,15 +42,24 @@ def load_model(teacher: Teacher, device: torch.device) -> Any:
             f"{missing[0]}. Download the model again, or save all of it with "
             "model.save_pretrained(FOLDER)."
         )
+    check_unchanged(teacher)
+    # A forward pass of whole sequences never reads cached keys and values.
+    model.config.get_text_config(decoder=True).use_cache = False
+    return model.eval()
+
+
+def check_unchanged(teacher: Teacher) -> None:
+    """Check, once its weights are loaded, that they are those that were found.
+
+    Raises:
+        InputError: They are not.
+    """
     if fingerprint_of(teacher.name, teacher.config) != teacher.fingerprint:
         raise InputError(
             f"{teacher.name}: the teacher was written to between the look at its files and the "
             "loading of its weights, so the store could not say which teacher made it. Run the "
             "same command again when nothing writes there any more."
         )
-    # A forward pass of whole sequences never reads cached keys and values.
-    model.config.get_text_config(decoder=True).use_cache = False
-    return model.eval()
 
 
 def is_quantized(teacher: Teacher) -> bool:

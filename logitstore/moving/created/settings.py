@@ -5,7 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from logitstore.errors import InputError
+from logitstore.format.plan import MOST_SHARDS_OF_ALL
 from logitstore.format.spec import CODECS, Plan
 from logitstore.moving.dumps.settings import ALIGNED
 from logitstore.writing.plan import MOST_SHARDS
@@ -74,4 +77,9 @@ class CreateSettings:
         """Cut the rows into shards of equally many."""
         least = -(-self.rows // MOST_SHARDS)
         size = self.shard_rows or max(_SHARD_ROWS, least)
-        return Plan(dataset_sha256, (*range(0, self.rows, size), self.rows))
+        if (count := -(-self.rows // size)) > MOST_SHARDS_OF_ALL:
+            raise InputError(
+                f"shard_rows is {size}, which makes {count:,} shards, and a store has "
+                f"{MOST_SHARDS_OF_ALL:,} at most. Give more rows to a shard."
+            )
+        return Plan(dataset_sha256, np.append(np.arange(0, self.rows, size), self.rows))

@@ -102,7 +102,7 @@ class Shards:
         return next((row for row in rows if not self._added[row]), None)
 
     def _shard_of(self, row: int) -> int:
-        return row // self.plan.boundaries[1]
+        return row // int(self.plan.boundaries[1])
 
     def _is_full(self, index: int) -> bool:
         first, stop = self.plan.shard_rows(index)

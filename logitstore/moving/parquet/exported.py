@@ -1,11 +1,12 @@
 """Recognise an export of this package, check that it is whole, and read what its store was."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 
 from logitstore.errors import InputError, in_a_line
@@ -89,7 +90,7 @@ def _described(path: Path, found: Sequence[tuple[Path, dict[str, Any] | None]]) 
             _must(is_same, f"{file.name} is of another export than {ordered[0][0].name}")
         content = {f.name: first["content"][f.name] for f in fields(StoreSpec)}
         _must(content == first["content"], "its content has other parts than a store's")
-        plan = Plan(first["dataset_sha256"], (0, *(m["rows"][1] for _, m in ordered)))
+        plan = _plan_of(first, [m["rows"][1] for _, m in ordered])
         spec = StoreSpec(**content)
         spec.check()
         plan.check()
@@ -112,3 +113,9 @@ def _checked_fidelity(fidelity: Any) -> dict[str, float | int]:
     is_number = all(type(n) in (int, float) and -1 < n < _MAX_FIDELITY for n in fidelity.values())
     _must(is_number, "its fidelity holds a value that cannot be")
     return dict(fidelity)
+
+
+def _plan_of(first: Mapping[str, Any], stops: Sequence[int]) -> Plan:
+    """Make the plan again, kept as it was: a large one may be of before there were two ways."""
+    plan = Plan(first["dataset_sha256"], np.array([0, *stops]))
+    return plan if plan.digest == first["plan_sha256"] else replace(plan, version=1)

@@ -70,6 +70,12 @@ def both(student: PreTrainedModel, teacher: PreTrainedModel) -> list[tuple[Tenso
     return pairs
 
 
+@pytest.fixture(scope="module")
+def live(teacher: PreTrainedModel) -> list[tuple[Tensor, Tensor]]:
+    """Of a `student` that has not learnt."""
+    return both(tiny.llama(WIDTH), teacher)
+
+
 def kl(q: Tensor, p: Tensor) -> Tensor:
     return (q.exp() * (q - p)).sum(-1)
 
@@ -96,7 +102,7 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 )
 def test_tail_kl_of_a_store_is_the_live_divergence(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    live: list[tuple[Tensor, Tensor]],
     kept: Callable[..., FakeStore],
     tmp_path: Path,
     kind: str,
@@ -107,14 +113,14 @@ def test_tail_kl_of_a_store_is_the_live_divergence(
     store = kept(top_k=WIDTH, rounded=rounded)
     flags = {"loss": "tail_kl:1", "tail_kl_kind": kind, "temperature": temperature}
     metrics = trainer_of(student, store, tmp_path, eval_store=store, **flags).evaluate()
-    live = torch.cat(
+    want = torch.cat(
         [
             DIVERGENCES[kind]((q / temperature).log_softmax(-1), (p / temperature).log_softmax(-1))
-            for p, q in both(student, teacher)
+            for p, q in live
         ]
     )
     tolerance = 1 / 64 / temperature if rounded else 1e-4
-    assert metrics["eval_tail_kl_loss"] == pytest.approx(float(live.mean()), rel=tolerance)
+    assert metrics["eval_tail_kl_loss"] == pytest.approx(float(want.mean()), rel=tolerance)
     assert metrics["eval_covered_fraction"] == 1
 
 
@@ -122,7 +128,7 @@ def test_tail_kl_of_a_store_is_the_live_divergence(
 @pytest.mark.parametrize("top_k", [1, 8])
 def test_tail_kl_of_a_short_head_is_a_part_of_the_live_one(
     student: PreTrainedModel,
-    teacher: PreTrainedModel,
+    live: list[tuple[Tensor, Tensor]],
     kept: Callable[..., FakeStore],
     tmp_path: Path,
     top_k: int,
@@ -133,7 +139,7 @@ def test_tail_kl_of_a_short_head_is_a_part_of_the_live_one(
     flags = {"loss": "tail_kl:1", "temperature": temperature, "uncovered": "none"}
     found = trainer_of(student, store, tmp_path, eval_store=store, **flags).evaluate()
     per_row = []
-    for p, q in both(student, teacher):
+    for p, q in live:
         p, q = (p / temperature).log_softmax(-1), (q / temperature).log_softmax(-1)
         order = q.argsort(-1, descending=True)
         p, q = p.gather(1, order), q.gather(1, order)

@@ -7,7 +7,8 @@ import torch
 
 from distill.data.dataset import StoreDataset
 from distill.head.query import Partition
-from distill.training.loss_terms import query_of, unpacked
+from distill.training.batch_query import query_of
+from distill.training.loss_terms import unpacked
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
 from tests.kit.students import logged, ragged_rows, trainer_of

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from distill.data.collator import Collator
 from distill.losses.mapped_kl import mapped_kl
 from distill.losses.maps import OURS, PUBLISHED
-from distill.training.loss_terms import query_of, unpacked
+from distill.training.batch_query import query_of
+from distill.training.loss_terms import unpacked
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.records import TokenRecords
 from logitstore.testing import tiny

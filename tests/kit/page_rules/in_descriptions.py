@@ -34,6 +34,7 @@ OUT_OF_RANGE: dict[str, tuple[str, Any]] = {
     "teacher.architecture": ("a number", 7),
     "teacher.dtype": ("null", None),
     "teacher.fingerprint": ("a list", []),
+    "teacher.experts": ("all but sampled", {"active": "all", "sample": 0.05, "seed": 1}),
     "teacher.quantization": ("a string", "int8"),
     "teacher.vocab_size": ("0", 0),
     "tokenizer.eos_ids": ("negative", [-1]),
@@ -86,7 +87,7 @@ def spaced(store: Path) -> None:
 
 FIELDS = "its fields are not those of format version 1"
 READING: dict[str, dict[str, Case]] = {
-    "`store.json`: its JSON, fields, ranges, digests": {
+    "`store.json`: its JSON, fields, ranges, digests; the file of its plan": {
         **{name + " is " + how: out_of_range(name, v) for name, (how, v) in OUT_OF_RANGE.items()},
         **{f"missing is {value}": out_of_range("capture.missing", value) for value in NOT_MISSING},
         **{

@@ -2,6 +2,8 @@
 
 from itertools import pairwise
 
+import numpy as np
+
 from tests.kit.reader_from_spec.json_text import (
     canonical,
     is_digest,
@@ -51,6 +53,20 @@ def upto(most, least=0):
     return lambda value: is_whole(value, most, least)
 
 
+def is_experts(value):
+    if not isinstance(value, dict):
+        return False
+    if value == {"active": "all"} or value == {"active": "N-1"}:
+        return True
+    return (
+        set(value) == {"active", "sample", "seed"}
+        and value["active"] == "N-1"
+        and is_above_0(value["sample"])
+        and value["sample"] <= 1
+        and is_whole(value["seed"], U32)
+    )
+
+
 #: Part, field -> what it may hold; those in OPTIONAL may be absent.
 CONTENT = {
     "teacher": {
@@ -59,6 +75,7 @@ CONTENT = {
         "dtype": is_text,
         "vocab_size": upto(U32, 1),
         "quantization": lambda value: isinstance(value, dict),
+        "experts": is_experts,
     },
     "tokenizer": {
         "fingerprint": is_text,
@@ -83,7 +100,7 @@ CONTENT = {
         "entries_per_chunk": upto(1_048_576, 1),
     },
 }
-OPTIONAL = {"quantization", "seed", "missing", "layout"}
+OPTIONAL = {"experts", "quantization", "seed", "missing", "layout"}
 
 
 def read_description(path):
@@ -91,8 +108,8 @@ def read_description(path):
     raw = ordinary(path / "store.json", 8 << 20)
     body = parse_canonical(raw, "store.json")
     must(isinstance(body, dict), "store.json is an object")
-    must((body.get("format"), body.get("version")) == ("logitstore", 1), "format and version")
-    must(is_whole(body["version"], 1), "version")
+    must(body.get("format") == "logitstore", "format and version")
+    must(is_whole(body.get("version"), 2, 1), "version")
     fields = {"content", "content_sha256", "format", "plan", "plan_sha256", "provenance", "version"}
     must(set(body) == fields and isinstance(body["provenance"], dict), "fields of store.json")
     content, plan = body["content"], body["plan"]
@@ -106,10 +123,29 @@ def read_description(path):
     size = content["tokenizer"]["size"]
     must(all(i < size for i in content["tokenizer"]["eos_ids"]), "eos_ids below size")
     check_rendering(content["rendering"])
-    check_plan(plan)
     must(sha256(canonical(content)) == body["content_sha256"], "content digest")
     must(sha256(canonical(plan)) == body["plan_sha256"], "plan digest")
+    must(isinstance(plan, dict), "plan")
+    plan = {**plan, "sha256": body["plan_sha256"]}  # as shards have it
+    if body["version"] == 2:
+        plan["boundaries"] = read_boundaries_file(path, plan)
+    check_plan(plan)
     return content, plan, raw
+
+
+def read_boundaries_file(path, plan):
+    """Section 2, version 2: the boundaries of a plan that has them in a file of their own."""
+    fields = {"boundaries_sha256", "dataset_sha256", "rows", "shards", "sha256"}
+    must(set(plan) == fields, "plan of version 2")
+    rows, shards, digest = (plan.pop(name) for name in ("rows", "shards", "boundaries_sha256"))
+    must(is_whole(shards, 1 << 24, 1), "shards of the plan")
+    must(is_digest(digest), "boundaries_sha256")
+    size = 8 * (shards + 1)
+    raw = ordinary(path / f"plan-{digest[:16]}.u64", size)
+    must(len(raw) == size and sha256(raw) == digest, "the file of the boundaries")
+    cuts = np.frombuffer(raw, "<u8").tolist()
+    must(is_whole(rows, 2**48 - 1) and rows == cuts[-1], "rows of the plan")
+    return cuts
 
 
 def check_rendering(rendering):
@@ -121,7 +157,9 @@ def check_rendering(rendering):
 
 
 def check_plan(plan):
-    must(isinstance(plan, dict) and set(plan) == {"dataset_sha256", "boundaries"}, "plan")
+    must(
+        isinstance(plan, dict) and plan.keys() == {"dataset_sha256", "boundaries", "sha256"}, "plan"
+    )
     must(is_text(plan["dataset_sha256"]), "dataset_sha256")
     cuts = plan["boundaries"]
     must(is_list_of(upto(2**48 - 1))(cuts) and len(cuts) > 1 and cuts[0] == 0, "boundaries")

@@ -225,7 +225,7 @@ def test_the_heads_chunks_do_not_change_what_is_kept(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(teacher, data, tmp_path / "a")
-    monkeypatch.setattr(head_module, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(head_module, "CHUNK_ROWS", 3)
     run(teacher, data, tmp_path / "b")
     a, b = logitstore.open_store(tmp_path / "a"), logitstore.open_store(tmp_path / "b")
     for i in range(len(a)):

@@ -9,13 +9,15 @@ import pytest
 from logitstore.capture.job import run_capture
 from logitstore.capture.settings import CaptureSettings
 from logitstore.checking.verify import verify_store
-from logitstore.format.logprob_codec import TAIL_STEP, TOKEN_STEP
+from logitstore.format.logprob_codec import TOKEN_STEP
 from logitstore.info import facts, info_text
 from logitstore.store import LogitStore
 from tests.kit import dumps
 from tests.kit.created import created, logits_of
 from tests.kit.dumps import ENGLISH, NAME, TEXTS, Dumper
 from tests.kit.fake_server import serve
+from tests.kit.fake_vllm import FakeVllm
+from tests.kit.same_rows import agree
 
 ROWS = [*ENGLISH, *TEXTS]
 K = 8
@@ -43,25 +45,6 @@ def capture(teacher: Dumper, data: str, place: Path, **more: Any) -> LogitStore:
     return run_capture(teacher.folder, data, place, settings)
 
 
-def agree(one: LogitStore, other: LogitStore, longest_nats: float = 0.05) -> None:
-    """Records of the same tokens; the same ids but at ties; values within a step of their codes."""
-    assert len(one) == len(other) >= len(ROWS)
-    for i in range(len(one)):
-        assert one.text(i) == other.text(i)
-        a, b = one[i], other[i]
-        for name in ("token_ids", "byte_starts", "byte_lengths", "entry_count"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
-        np.testing.assert_allclose(a.token_logprob, b.token_logprob, atol=1.01 * TOKEN_STEP)
-        np.testing.assert_allclose(a.tail_logmass, b.tail_logmass, atol=2.01 * TAIL_STEP)
-        p, q = a.padded(), b.padded()
-        np.testing.assert_allclose(p.logprobs, q.logprobs, atol=longest_nats)
-        assert p.ids is not None
-        assert q.ids is not None
-        for t in range(len(a)):
-            surely = p.logprobs[t] > p.logprobs[t, -1] + longest_nats
-            assert set(p.ids[t, surely].tolist()) <= set(q.ids[t].tolist())
-
-
 @pytest.mark.parametrize("api", ["vllm", "sglang"])
 def test_a_server_says_what_the_teacher_says_here(
     api: str, teacher: Dumper, data: str, here: LogitStore, tmp_path: Path
@@ -79,6 +62,25 @@ def test_a_server_says_what_the_teacher_says_here(
     assert store.provenance["versions"][api] == version
     assert store.provenance["self_test"]["sequences"] == 8
     assert all(len(body.get("prompt", body.get("input_ids"))) <= 48 for body in server.scored())
+
+
+@pytest.mark.parametrize("way", ["public", "worker"])
+def test_vllm_says_what_the_teacher_says_here(
+    way: str, teacher: Dumper, data: str, here: LogitStore, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    fake = FakeVllm.put(monkeypatch)
+    store = capture(teacher, data, tmp_path / "s", engine="vllm", engine_args=[f"way={way}"])
+    agree(store, here)
+    assert verify_store(store.path, deep=True).damaged == []
+    assert store.spec.missing == (("entropy",) if way == "public" else ())
+    assert store.spec.teacher["engine"] == "vllm"
+    assert store.spec.teacher["dtype"] == here.spec.teacher["dtype"]
+    assert store.spec.teacher["fingerprint"] == here.spec.teacher["fingerprint"]
+    assert store.provenance["versions"]["vllm"] == "0.32.0"
+    assert store.provenance["engine_args"] == [f"way={way}"]
+    assert store.provenance["self_test"]["sequences"] == 8
+    assert (len(fake.started), fake.stopped) == (1, 1)
 
 
 def test_own_logits_are_what_the_teacher_says_here(

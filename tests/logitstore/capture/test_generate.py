@@ -16,7 +16,8 @@ import logitstore
 from distill.data.dataset import StoreDataset
 from logitstore.capture import preview
 from logitstore.capture.again import capture_again
-from logitstore.capture.passes.generate import Completer, Wanted, batches
+from logitstore.capture.passes.completer import Wanted, batches
+from logitstore.capture.passes.generate import ModelCompleter
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import limits_of
@@ -478,13 +479,13 @@ def test_a_batch_that_does_not_fit_is_written_in_halves(
         completer.write(wanted[:2])
 
 
-def completer_of(folder: Path, sampling: Sampling) -> Completer:
+def completer_of(folder: Path, sampling: Sampling) -> ModelCompleter:
     rows = load_rows(folder / "prompts.jsonl", prompts=True)
     tokenizer = AutoTokenizer.from_pretrained(folder / "teacher")
     render = Renderer.make(rows, tokenizer, reader := ByteTokenizer(tokenizer))
     limits = limits_of(512, "split", None, reader.prefix_length)
     model = AutoModelForCausalLM.from_pretrained(folder / "teacher").eval()
-    return Completer(model, PromptReader(render, limits), sampling, 4096, torch.device("cpu"))
+    return ModelCompleter(model, PromptReader(render, limits), sampling, 4096, torch.device("cpu"))
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {

@@ -172,7 +172,7 @@ def test_draws_do_not_depend_on_batch_chunk_or_machine(
     settings: dict[str, Any] = {"top_k": 4, "draws": 30, "logit_std": True}
     alone = run(folder, tmp_path / "a", tokens_per_batch=1, **settings)
     together = run(folder, tmp_path / "b", tokens_per_batch=4096, shard_text_bytes=4096, **settings)
-    monkeypatch.setattr(head_module, "_CHUNK_ROWS", 3)
+    monkeypatch.setattr(head_module, "CHUNK_ROWS", 3)
     chunked = run(folder, tmp_path / "c", tokens_per_batch=4096, shard_text_bytes=4096, **settings)
     for (a, _), (b, _), (c, _) in zip(*map(rows_of, (alone, together, chunked)), strict=True):
         for name in ("draw_count", "sample_ids", "sample_counts"):

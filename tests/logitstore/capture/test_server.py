@@ -252,8 +252,8 @@ WRONG = (
     Wrong("fewer entries than asked for", {"most": 3}, "the server refuses a request for 4 "
           "entries: Requested prompt logprobs of 4, which is greater than max allowed: 3. Start "
           "it with --max-logprobs 4, or use a smaller --top-k."),
-    Wrong("fewer entries, silently", {"short": 2}, "the server gives 2 entries of a token, and "
-          "--top-k is 4. Start it with --max-logprobs 4, or capture with --top-k 2 into another"),
+    Wrong("fewer entries, silently", {"short": 2}, "it gives 2 entries of a token, and --top-k is "
+          "4. Start the server with --max-logprobs 4, or capture with --top-k 2 into another"),
     Wrong("no probabilities", without("prompt_logprobs"), "answers without prompt_logprobs"),
     Wrong("a prompt that is cut", {"breaks": cut}, "3 lists for 4 tokens: the server has cut"),
     Wrong("a prompt that is another", {"breaks": other_tokens}, "has read other tokens than it"),
@@ -308,7 +308,7 @@ def test_a_server_that_does_not_tokenise_is_warned_of(
 ONLINE = {"engine": "server", "server": "http://x"}
 HERE = "which needs the teacher in this process, and --engine is server. Leave it out, or use "
 SETTINGS: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"engine": "jax"}, "--engine is jax, expected transformers or server."),
+    ({"engine": "jax"}, "--engine is jax, expected transformers, vllm or server."),
     (
         {"engine": "server"},
         (

@@ -39,7 +39,7 @@ def test_records_are_those_of_the_models_own_logits(
 def test_the_full_logits_of_a_batch_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also not on the first batch, which is checked."""
     chunk = 6
-    monkeypatch.setattr("logitstore.capture.teacher.head._CHUNK_ROWS", chunk)
+    monkeypatch.setattr("logitstore.capture.teacher.head.CHUNK_ROWS", chunk)
     model = build("llama")
     forward, rows = model.lm_head.forward, []
 

@@ -28,6 +28,7 @@ class ServerPass(ListedEngine):
         spec: What the store keeps.
         url: Address of the server.
         options: How to ask it.
+        on_nan: `stop` at log-probabilities that are not finite, or `skip` the sequence.
 
     Attributes:
         place: Its address, for messages.
@@ -38,8 +39,17 @@ class ServerPass(ListedEngine):
         MismatchError: It has another model, or another tokenizer.
     """
 
-    def __init__(self, teacher: Teacher, spec: StoreSpec, url: str, options: Options) -> None:
-        super().__init__(spec)
+    step = "Start the server with --max-logprobs {k}, or capture"
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        spec: StoreSpec,
+        url: str,
+        options: Options,
+        on_nan: str = "stop",
+    ) -> None:
+        super().__init__(spec, on_nan)
         client = Client(url, options)
         self.place = client.place
         self._api = find_api(client, options, teacher.name)
@@ -47,6 +57,10 @@ class ServerPass(ListedEngine):
         self._requests = ThreadPoolExecutor(options.concurrency, thread_name_prefix="server")
         self._check_tokenizer(teacher)
         self._check_entries(teacher)
+
+    def close(self) -> None:
+        """End the threads that ask."""
+        self._requests.shutdown(wait=False, cancel_futures=True)
 
     def ask(self, batch: Sequence[TeacherSequence]) -> list[Said | Refused]:
         """Ask about every sequence of a batch at once.
