@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitstore
 import logitstore.ray
 from logitstore.checking.verify import verify_store
-from logitstore.console.signals import Stopped
 from logitstore.errors import InputError
 from logitstore.ray.crew import Crew, Hired
 from logitstore.testing import tiny
@@ -332,19 +331,3 @@ def test_a_teacher_holds_its_gpus_together_and_torch_has_to_see_them(
             time.sleep(0.2)
     finally:
         here.remove_node(node)
-
-
-@pytest.mark.slow
-def test_stopped_at_once_by_a_second_signal(
-    here: Any, teacher: Path, data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "s"
-
-    def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with meanwhile(twice, has_shards(out, 1)), pytest.raises(Stopped):
-        logitstore.ray.capture(teacher, str(data), out, **SETTINGS)
-    assert verify_store(out, allow_partial=True, deep=True).damaged == []
