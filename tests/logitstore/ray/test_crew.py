@@ -160,9 +160,15 @@ def test_a_teacher_that_dies_costs_nothing_but_its_shards_in_hand(world: World) 
     assert max(Counter(world.begun()).values()) == 2
 
 
-def test_a_shard_that_kills_its_teachers_is_named_and_takes_no_other_with_it(world: World) -> None:
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_a_shard_that_kills_its_teachers_is_named_and_takes_no_other_with_it(
+    world: World, teachers: int
+) -> None:
     world.shards[3] = 99
+    world.room = Room(((0.0, 1.0),) * teachers)
     crew, done = run(world, 8, max_restarts=2)
+    again = [index for index, count in Counter(world.begun()).items() if count > 1]
+    assert len(again) <= 2, "of the others only what its first teacher had in hand beside it"
     assert sorted(done) == [0, 1, 2, 4, 5, 6, 7]
     assert set(crew.failed) == {3}
     assert "3 teachers died while they read it (--max-restarts is 2)" in crew.failed[3].text

@@ -19,8 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import logitstore
 import logitstore.ray
 from logitstore.checking.verify import verify_store
-from logitstore.console.signals import Stopped
-from logitstore.errors import IncompleteStoreError, InputError
+from logitstore.errors import InputError
 from logitstore.ray.crew import Crew, Hired
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
@@ -326,44 +325,9 @@ def test_a_teacher_holds_its_gpus_together_and_torch_has_to_see_them(
         (group,) = [each for each in held if each["state"] == "CREATED"]
         assert group["bundles"] == {0: {"GPU": 2.0, "CPU": 1.0}}
         assert shards_of(tmp_path / "s") == {k: v for k, v in wanted.items() if "shards" in k}
-        assert library.available_resources()["GPU"] == 2.0, "they are given back"
+        until = time.monotonic() + 60
+        while library.available_resources().get("GPU") != 2.0:
+            assert time.monotonic() < until, "they are given back"
+            time.sleep(0.2)
     finally:
         here.remove_node(node)
-
-
-@pytest.mark.slow
-def test_teachers_that_cannot_load_the_model_end_the_capture_with_what_they_said(
-    here: Any, teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A node where what the driver has is not installed: here, a worker that cannot be started."""
-    import ray as library
-
-    library.shutdown()
-    library.init(here.address, log_to_driver=False, runtime_env={"env_vars": {"LD_PRELOAD": ""}})
-    from logitstore.ray.teacher import Teacher
-
-    def broken(self: Teacher, job: Any) -> None:
-        raise ModuleNotFoundError("No module named 'logitstore'")
-
-    broken.__module__ = "__main__"  # sent by value, as the code of a test
-    odd = type("Teacher", (), {"__init__": broken, "__module__": "__main__"})
-    monkeypatch.setattr("logitstore.ray.crew.Teacher", odd)
-    with pytest.raises(IncompleteStoreError, match=r"2 teachers in a row died .*No module named"):
-        logitstore.ray.capture(teacher, str(data), tmp_path / "s", **SETTINGS, max_restarts=1)
-    assert not (tmp_path / "s").exists()
-
-
-@pytest.mark.slow
-def test_stopped_at_once_by_a_second_signal(
-    here: Any, teacher: Path, data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "s"
-
-    def twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    with meanwhile(twice, has_shards(out, 1)), pytest.raises(Stopped):
-        logitstore.ray.capture(teacher, str(data), out, **SETTINGS)
-    assert verify_store(out, allow_partial=True, deep=True).damaged == []
