@@ -95,6 +95,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return wheel
 
 
+def test_an_editable_install_is_found_in_the_folder_above_a_clone(tmp_path: Path) -> None:
+    """There `logitstore` is also a folder without `__init__.py`: a package of its own to Python."""
+    clone, site = tmp_path / "logitstore", tmp_path / "site"
+    shutil.copytree(ROOT / "logitstore", clone / "logitstore")
+    shutil.copytree(ROOT / "distill", clone / "distill")
+    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+        shutil.copy(ROOT / name, clone)
+    wheel = built(clone, "editable", tmp_path / "built")
+    zipfile.ZipFile(wheel).extractall(site)
+    code = f"import site; site.addsitedir({str(site)!r})\n"
+    code += "import logitstore; print(logitstore.__file__)"
+    # -S: of the packages here, none is found but by that folder.
+    found = run(sys.executable, "-S", "-c", code, cwd=tmp_path).strip()
+    assert found == str(clone / "logitstore" / "__init__.py")
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_every_file_of_its_packages(wheel: Path) -> None:
     held = set(zipfile.ZipFile(wheel).namelist())

@@ -28,7 +28,14 @@ def figures(value: Any) -> list[dict[str, Any]]:
 #: They load torch, some once for each contender.
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow)
-    for name in ("bench_capture", "bench_data", "bench_losses", "bench_start", "bench_train")
+    for name in (
+        "bench_capture",
+        "bench_data",
+        "bench_losses",
+        "bench_scale",
+        "bench_start",
+        "bench_train",
+    )
 ]
 
 
@@ -57,7 +64,7 @@ def started(tool: str, *flags: str) -> str:
 
 
 #: Those of the suite: they need not load torch again.
-IN_A_FORK = ("bench_align", "bench_head", "bench_scale")
+IN_A_FORK = ("bench_align", "bench_head")
 
 
 @pytest.mark.parametrize("name", [*IN_A_FORK, *SLOW, *REAL])
