@@ -48,8 +48,8 @@ for _name, _sentence, _attack in (
     ("spec_with_a_negative_chunk", "Chunks of -1 entries.", content("codec", entries_per_chunk=-1)),
     ("spec_with_another_codec", "A codec that this version does not know.",
      content("codec", name="pickle")),
-    ("spec_with_many_temperatures", "`lognorm` with a hundred thousand columns.",
-     content("capture", temperatures=[2.0] * 100_000)),
+    ("spec_with_a_million_temperatures", "`lognorm` with a million columns.",
+     content("capture", temperatures=[2.0] * 1_000_000)),
     ("spec_with_a_text_for_a_number", "top_k is a string.", content("capture", top_k="6")),
     ("spec_with_a_truth_for_a_number", "top_k is true.", content("capture", top_k=True)),
     ("spec_with_a_field_more", "A field that only some readers would obey.",
@@ -210,8 +210,8 @@ def with_segments(column: pa.Array) -> pa.Table:
 
 @attack
 def rows_that_decompress_without_end(store: Path) -> None:
-    """One text of 120 MB of the same letter, in 10 KB."""
-    text = pa.array(["a" * 120_000_000, "", "", ""])
+    """One text of 150 MB of the same letter, in 10 KB."""
+    text = pa.array(["a" * 150_000_000, "", "", ""])
     put_lines(store, parquet(with_segments(segments(text)), use_dictionary=False))
 
 
@@ -232,8 +232,8 @@ def rows_of_millions_of_empty_segments(store: Path) -> None:
 
 @attack
 def rows_of_a_huge_count(store: Path) -> None:
-    """Four million lines where the shard has four."""
-    n = 4_000_000
+    """Ten million lines where the shard has four."""
+    n = 10_000_000
     columns = {f.name: pa.nulls(n, f.type) for f in SCHEMA}
     put_lines(store, parquet(pa.table(columns, schema=SCHEMA), row_group_size=1 << 24))
 
@@ -331,9 +331,9 @@ def rows_that_are_not_parquet(store: Path) -> None:
 
 @attack
 def index_of_a_huge_count(store: Path) -> None:
-    """A million lines for three shards."""
+    """Two million lines for three shards."""
     table = index_table(store)
-    many = pa.table({n: pa.repeat(table[n][0], 1_000_000) for n in table.column_names})
+    many = pa.table({n: pa.repeat(table[n][0], 2_000_000) for n in table.column_names})
     put_index(store, parquet(many.cast(table.schema), row_group_size=1 << 24))
 
 
