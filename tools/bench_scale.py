@@ -192,8 +192,8 @@ def dry_run(*, quick: bool) -> str:
     shards = QUICK[0][-1] if quick else arithmetic.shards_of(cluster)
     with tempfile.TemporaryDirectory() as folder:
         constants = costs(Path(folder), quick=quick)
-        path = make_store(Path(folder) / "open", shards)
-        small = make_store(Path(folder) / "small", 1)
+        path = make_store(Path(folder) / "many", shards)
+        small = make_store(Path(folder) / "one", 1)
         opened = measured(OPEN, path, small)["open"] | {"shards": shards}
     worked_out = arithmetic.lines_of(cluster, constants, opened)
     what = max(len(line.what) for line in worked_out)

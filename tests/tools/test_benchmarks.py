@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from typing import Any
@@ -80,6 +81,13 @@ def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str
     assert found
     # What a student saves beside its teacher may be less than nothing at such sizes.
     assert all(type(each["met"]) is bool and math.isfinite(each["value"]) for each in found)
+
+
+@pytest.mark.slow
+def test_the_arithmetic_of_a_trillion_tokens_is_printed_with_what_is_measured() -> None:
+    lines = started("tools.bench_scale", "--dry-run-1e12", "--quick").splitlines()
+    assert {"store", "capture", "seal", "an epoch"} <= {line.split("  ")[0] for line in lines}
+    assert all(len(re.split(r" {2,}", line)) == 3 for line in lines), lines
 
 
 def test_what_people_wrote_stays_when_the_page_is_made_again() -> None:
