@@ -176,7 +176,13 @@ def test_a_circle_and_an_upward_import_would_be_seen() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["logitstore", "logitstore.cli", "logitstore.testing.stores", "distill.alignment.align"],
+    [
+        "logitstore",
+        "logitstore.cli",
+        "logitstore.ray",
+        "logitstore.testing.stores",
+        "distill.alignment.align",
+    ],
 )
 def test_reading_a_store_loads_neither_torch_nor_transformers(module: str) -> None:
     heavy = {*HEAVY, "zarr", "pandas", "ray"}
