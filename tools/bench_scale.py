@@ -108,14 +108,13 @@ def opening(folder: Path, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def per_row(sizes: Sequence[int], found: Sequence[Any], *, most_bytes: float) -> dict[str, Any]:
-    """Describe what grows with the rows: bytes of memory a row, and both at a billion rows."""
+    """Describe what grows with the rows: bytes of memory a row, and seconds at a billion rows."""
     used = [each["bytes"] for each in found]
     seconds = [each["seconds"] for each in found]
     return {
         "bytes of memory a row": goal(used[-1] / sizes[-1], at_most=most_bytes),
         "seconds grow as n^": exponent(sizes, seconds),
         "seconds at 1e9 rows": at_size(sizes, seconds, BILLION),
-        "MB at 1e9 rows": at_size(sizes, used, BILLION) / 1e6,
         "seconds": {f"{n:,}": s for n, s in zip(sizes, seconds, strict=True)},
     }
 

@@ -90,7 +90,14 @@ def digests_of(table: pa.Table) -> U8:
 
 def numbers_of(table: pa.Table, name: str) -> I64:
     """Return a column of whole numbers as (n,) numbers."""
-    return np.asarray(table.column(name).to_numpy(), np.int64)
+    return _numbers(table.column(name))
+
+
+def _numbers(column: pa.ChunkedArray) -> I64:
+    """Join the chunks of a column; pyarrow would load pandas for it, which takes 50 MB."""
+    chunks = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    whole: I64 = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    return whole
 
 
 class _File(io.RawIOBase):
@@ -175,18 +182,18 @@ def _check_cost(
 def _check_column(column: pa.ChunkedArray, name: str, first: int, plan: Plan) -> None:
     """Check the values of lines from number `first` on: of their shard, and such as can be."""
     if column.null_count:
-        raise ValueError(f"line {first + int(column.is_null().to_numpy().argmax())} {_IMPOSSIBLE}")
+        raise ValueError(f"line {first + column.is_null().index(True).as_py()} {_IMPOSSIBLE}")
     if name == "statuses":
         for chunk in column.chunks:
             _check_statuses(chunk, first)
     if name in COUNTS:
-        found = np.asarray(column.to_numpy(), np.int64)
+        found = _numbers(column)
         _check((found >= 0) & (found < _MOST), first, _IMPOSSIBLE)
     if name in PLACE:
         stop = first + len(column)
         cuts = plan.boundaries[first : stop + 1]
         expected = (np.arange(first, stop), cuts[:-1], cuts[1:])[PLACE.index(name)]
-        is_right = column.to_numpy() == expected
+        is_right = _numbers(column) == expected
         _check(is_right, first, f"is not that of shard {first + int(is_right.argmin())}")
 
 

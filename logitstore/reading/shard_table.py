@@ -212,7 +212,7 @@ class ShardTable:
             held = 0
             for part in self.index.groups(("sequences",)):
                 stop = held + part.num_rows
-                np.cumsum(part.column(0).to_numpy(), out=first[held + 1 : stop + 1])
+                np.cumsum(numbers_of(part, "sequences"), out=first[held + 1 : stop + 1])
                 first[held + 1 : stop + 1] += first[held]
                 held = stop
         else:

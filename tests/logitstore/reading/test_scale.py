@@ -37,6 +37,7 @@ ROOM_BYTES = 150 * 2**20
 OPENS = """
 import json, sys
 import logitstore
+import logitstore.store  # which is else imported when a store is first opened
 def peak():
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
