@@ -18,6 +18,7 @@ from tests.kit.browser import browser
 from tests.kit.handing_out import pytest_xdist_make_scheduler
 from tests.kit.page_fixtures import call, page_folder
 from tests.kit.paths import ROOT
+from tests.kit.ray_cluster import ENVIRONMENT as RAY
 from tests.kit.teacher import teacher
 from tests.kit.time_by_file import (
     pytest_runtest_logstart,
@@ -49,6 +50,7 @@ os.environ |= {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HOME": _HF_HOME.name,
     "XDG_CACHE_HOME": _CACHE.name,
+    **RAY,  # some of it is read when Ray is imported, by whichever test
 }
 
 # No test cuts the power: tests that would lose what was not flushed have a file system of their own

@@ -4,12 +4,12 @@ Each node is a raylet of its own. Its workers are new interpreters, so a teacher
 torch; the object stores are small.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 NODE = {"object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
+#: Set for every test, see `tests/conftest.py`.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",  # else Ray writes a token into the home folder
@@ -27,8 +27,6 @@ ENVIRONMENT = {
 @contextmanager
 def cluster(cpus: int = 1, **more: Any) -> Iterator[Any]:
     """Start a cluster with one node; `add_node(**NODE, num_cpus=1)` adds others."""
-    kept = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ |= ENVIRONMENT
     import ray
     from ray.cluster_utils import Cluster
 
@@ -39,8 +37,3 @@ def cluster(cpus: int = 1, **more: Any) -> Iterator[Any]:
     finally:
         ray.shutdown()
         started.shutdown()
-        for name, value in kept.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

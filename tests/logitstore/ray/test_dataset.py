@@ -110,6 +110,7 @@ def test_without_ray_data_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray Data warns of its own settings
 def test_ray_reads_it_on_a_cluster(store: logitstore.LogitStore) -> None:
     with cluster(cpus=2) as started:
         import ray

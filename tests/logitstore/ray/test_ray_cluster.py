@@ -277,7 +277,8 @@ def test_rows_of_every_kind_are_sent_to_teachers_as_they_are(
         ],
         "generate": [{"prompt": text} for text in tiny.corpus()],
         "tokens": [
-            {"input_ids": told(text)["input_ids"], "attention_mask": None} for text in tiny.corpus()
+            {"input_ids": ids, "attention_mask": [1] * len(ids)}
+            for ids in (told(text)["input_ids"] for text in tiny.corpus())
         ],
     }[kind]
     file = rows_file(tmp_path / "rows.jsonl", *rows)
