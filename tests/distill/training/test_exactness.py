@@ -132,9 +132,9 @@ def at_this_student(run: CachedTeacherTrainer, model: PreTrainedModel) -> tuple[
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     model.zero_grad()
-    values_P, _, bound_P = terms["uld"]
-    figures = torch.stack([loss.detach(), norm, bound_P.mean()]).double()
-    return figures, torch.stack([values_P.detach(), bound_P])
+    term = terms["uld"]
+    figures = torch.stack([loss.detach(), norm, term.bound_P.mean()]).double()
+    return figures, torch.stack([term.values_P.detach(), term.bound_P])
 
 
 def test_a_cached_teacher_trains_as_a_live_one_within_the_certified_gap(
