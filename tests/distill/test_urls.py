@@ -18,7 +18,7 @@ from tests.kit.commands import Run
 READING = {
     "train": (
         "train --model_name_or_path {student} --store {url} --eval_store {url} --loss alm "
-        "--output_dir {new} " + FLAGS
+        "--output_dir {new} --json " + FLAGS
     ),
     "evaluate": "evaluate {student} --store {url} --metrics agreement --json",
     "coverage": "coverage {url} {student} --json",
