@@ -100,8 +100,9 @@ def test_labels_in_a_wrong_place_stop_the_run_before_a_weight_is_touched(
 def test_an_honest_run_of_any_loss_is_told_to_fit(
     loss: str, store: FakeStore, tmp_path: Path
 ) -> None:
-    """`sampled_kl` reads draws, and `multilevel_ot` standard deviations, beside the entries."""
-    more: dict[str, Any] = {"sampled_kl": {"draws": 8}, "multilevel_ot": {"logit_std": True}}
+    """`sampled_kl` reads draws, others standard deviations, beside the entries."""
+    more: dict[str, Any] = {"sampled_kl": {"draws": 8}}
+    more |= dict.fromkeys(("multilevel_ot", "infifusion"), {"logit_std": True})
     if loss in more:
         folder = tmp_path / "tokenizer"
         made = (knowing(), tiny.byte_bpe(), learnt.rows(), folder)

@@ -145,7 +145,7 @@ def test_what_it_needs_its_flag_and_its_paper_are_known_everywhere(shown: dict[s
         "add toy."
     )
     assert shown["invalid"] == "--toy_scale is -1.0, expected above 0."
-    assert ", alm, gold, toy. Name one" in shown["unknown"]
+    assert ", gold, infifusion, toy. Name one" in shown["unknown"]
     assert "so without the entries that toy compares" in shown["needs"]
 
 
@@ -167,7 +167,7 @@ def strings_of(path: Path) -> set[str]:
 
 
 def test_options_that_a_type_checker_is_told_of_are_those_that_losses_declare() -> None:
-    source = Path(ROOT / "distill/training/config.py").read_text(encoding="utf-8")
+    source = Path(ROOT / "distill/training/loss_flags.py").read_text(encoding="utf-8")
     told = source.split("if TYPE_CHECKING:")[1].split("\nelse:")[0]
     for option in all_options().values():
         default = json.dumps(option.default).replace("false", "False")
