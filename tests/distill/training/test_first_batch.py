@@ -102,7 +102,7 @@ def test_an_honest_run_of_any_loss_is_told_to_fit(
 ) -> None:
     """`sampled_kl` reads draws, others standard deviations, beside the entries."""
     more: dict[str, Any] = {"sampled_kl": {"draws": 8}}
-    more |= dict.fromkeys(("multilevel_ot", "infifusion"), {"logit_std": True})
+    more |= {name: {"logit_std": True} for name in ("multilevel_ot", "infifusion")}
     if loss in more:
         folder = tmp_path / "tokenizer"
         made = (knowing(), tiny.byte_bpe(), learnt.rows(), folder)
