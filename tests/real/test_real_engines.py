@@ -33,7 +33,6 @@ from tests.kit.rows import texts_file
 from tests.kit.same_rows import agree
 
 VLLM = Path(os.environ.get("VLLM_ENV", ROOT / "build" / "vllm")) / "bin" / "python"
-SMOLLM2 = ROOT / "build" / "real" / "smollm2"
 #: Loading takes minutes on a busy machine.
 STARTS_WITHIN_S = 600
 K = 16
@@ -249,24 +248,6 @@ def test_vllm_writes_completions_and_reads_them_though_it_caches_prefixes(
     Capture(command(model, str(data), tmp_path / "s", *more), tmp_path / "log").wait()
     settings = CaptureSettings(**ASKED, generate=True, max_new_tokens=12, max_lost=1.0)
     agree(open_store(tmp_path / "s"), run_capture(model, str(data), tmp_path / "here", settings))
-
-
-@pytest.mark.skipif(not SMOLLM2.exists(), reason="no build/real: python -m tools.real_parts")
-@pytest.mark.parametrize("way", ["public", "worker"])
-def test_a_real_instruct_model_says_the_same(way: str, tmp_path: Path) -> None:
-    """A vocabulary of 49,152, tied embeddings, grouped heads and a chat template of its own."""
-    talks = [
-        [("user", "Name a colour."), ("assistant", "Blue, like the sea on a clear day.")],
-        [("user", "What is 2 + 2?"), ("assistant", "It is 4."), ("user", "Why?")],
-    ]
-    talks[1].append(("assistant", "Two and two more make four: 1, 2, 3, 4."))
-    rows = [{"messages": [{"role": r, "content": c} for r, c in talk]} for talk in talks]
-    data = tmp_path / "talks.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    more = ["--dtype", "float32", "--engine-args", f"way={way}"]
-    Capture(command(SMOLLM2, str(data), tmp_path / "s", *more), tmp_path / "log").wait()
-    settings = CaptureSettings(**ASKED, dtype="float32")
-    agree(open_store(tmp_path / "s"), run_capture(SMOLLM2, str(data), tmp_path / "here", settings))
 
 
 _SECOND_RUNNER = """
