@@ -222,7 +222,7 @@ class CaptureSettings(Checked):
         _TEACHER,
         "Option of the engine. Of vllm: an argument of its class LLM, such as "
         "tensor_parallel_size=8, and way=public (entries and tails alone) or way=worker (all that "
-        "a store can keep); default: worker if `temperatures`, `logit_std` or `draws` ask for it. "
+        "a store can keep), which is taken if `temperatures`, `logit_std` or `draws` ask for it. "
         "Of a server: concurrency=16, requests_per_s=0 (any number), timeout_s=600, model=NAME "
         "(its name for the teacher), api=vllm or sglang.",
         metavar="KEY=VALUE",

@@ -75,7 +75,8 @@ def copy_of(golden: str, to: Path) -> Path:
 def read_by_us(path: Path) -> None:
     """Read everything that a reader reads of a store."""
     store = open_store(path, allow_partial=True)
-    assert len(store.shard_facts) == len(store.shards)
+    assert len(list(store.shard_facts)) == len(store.shards)
+    assert store.statuses is not None
     for i in range(len(store)):
         store.text(i)
         store[i]
