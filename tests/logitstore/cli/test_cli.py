@@ -109,7 +109,7 @@ def test_wrong_stores_are_one_clear_error_each(run: Run, store: Path, tmp_path: 
         (
             newer,
             "info",
-        ): "format version 9, this reader knows versions 1 to 2.*pip install --upgrade",
+        ): "format version 9, .* knows versions 1 to 2.*pip install --upgrade",
         (unfinished, "info"): "holds 7 of 12 rows.*--allow-partial",
         (missing, "info"): r"00001.zarr.zip: the file is missing, with rows 3 to 6.* repair",
         (cut, "show"): r"00000.zarr.zip: rows 0 to 2: the end record.*logitstore verify",
