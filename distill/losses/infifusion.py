@@ -113,7 +113,10 @@ def _arrays(aligned: Aligned, _options: Options) -> Arrays:
     needs={"entries", "logit std"},
     logits=True,
     arrays=_arrays,
-    cited=Paper("2501.02795", "InfiFusion: Model Fusion via Unlimited Distillation"),
+    cited=Paper(
+        "2501.02795",
+        "InfiFusion: A Unified Framework for Enhanced Cross-Model Reasoning via LLM Fusion",
+    ),
     order=8,
 )
 def LOSS(teacher: Teacher, student: Student, _options: Options) -> Tensor:

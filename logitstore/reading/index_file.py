@@ -67,7 +67,7 @@ class IndexFile:
 
     def _whole(self) -> Bytes:
         if self._plan.shard_count > MOST_KEPT:
-            return self._file() if isinstance(self.path, Path) else self._fetched()
+            return self._fetched() if self.path.is_remote else self._file()
         if self._kept is None:
             data = self.path.read_limited(most_bytes(self._plan))
             self._check(hashlib.sha256(data).hexdigest())

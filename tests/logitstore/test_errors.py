@@ -13,7 +13,7 @@ KINDS = {
     "NotAStoreError": ("not-a-store",),
     "FormatError": ("format",),
     "IncompleteStoreError": ("incomplete",),
-    "MismatchError": ("mismatch", "dataset-changed"),
+    "MismatchError": ("mismatch", "dataset-changed", "no-common-row"),
     "CorruptStoreError": ("corrupt", "missing-file"),
     "InputError": (
         "input",
@@ -23,6 +23,7 @@ KINDS = {
         "self-test",
         "untrained",
         "own-loss",
+        "one-teacher",
         "engine",
     ),
     "MissingLibraryError": ("missing-library",),
