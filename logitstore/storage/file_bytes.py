@@ -60,9 +60,11 @@ class _Descriptor:
 
     def __init__(self, number: int) -> None:
         self.number = number
+        # Kept, for the names of modules may be gone where a program ends.
+        self._close = os.close
 
     def __del__(self) -> None:
-        os.close(self.number)
+        self._close(self.number)
 
     def read(self, start: int, size: int) -> bytes:
         try:
