@@ -69,12 +69,15 @@ class Pairing(NamedTuple):
         has_labels: Whether what the text shows of both tokenisations is asked: the mass of a token
             that came is sent to the label that it became, and none to what the student would have
             cut elsewhere.
+        has_known_choice: Whether a pair counts only where the teacher's most probable token is one
+            that the map sends to the student. (Exact token alignment, arXiv:2504.11426.)
     """
 
     kind: Kind
     map: str | None = None
     has_between: bool = False
     has_labels: bool = False
+    has_known_choice: bool = False
 
     @property
     def compares_tokens(self) -> bool:
