@@ -118,8 +118,11 @@ class Task:
 
     def work_of(self, shards: Sequence[int]) -> int:
         """Return what shards add to the progress: a unit for each byte of text and for each row."""
-        rows = sum(b - a for a, b in map(self.plan.shard_rows, shards))
-        return self.text_of(shards) + rows
+        return self.text_of(shards) + self.rows_of(shards)
+
+    def rows_of(self, shards: Sequence[int]) -> int:
+        """Count the rows of the given shards."""
+        return sum(b - a for a, b in map(self.plan.shard_rows, shards))
 
     def text_of(self, shards: Sequence[int]) -> int:
         """Return the bytes of text in the given shards."""
