@@ -65,7 +65,7 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
         try:
             _watch(
                 futures,
-                partial(_steps_done, out, left, settings),
+                partial(steps_done, out, left, settings),
                 len(left) * settings.student_steps,
             )
             return [future.result() for future in futures]
@@ -88,7 +88,7 @@ def _watch(futures: "list[Future[Run]]", steps_done: Callable[[], int], steps: i
             shown.reach(steps_done(), measured=f"{len(futures) - len(waiting)}", latest=latest)
 
 
-def _steps_done(out: Path, jobs: Sequence[tuple[Contender, int]], settings: Settings) -> int:
+def steps_done(out: Path, jobs: Sequence[tuple[Contender, int]], settings: Settings) -> int:
     """Count the steps of these students so far, from what each run has logged."""
     total = 0
     for contender, seed in jobs:
