@@ -18,17 +18,16 @@ would), and `undecided` otherwise.
 import argparse
 import html
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.report.verdict import half_width, judge
+
 HERE = Path(__file__).parent
 KEPT, PLOT, SAID = (HERE / f"experiment_quality.{ending}" for ending in ("json", "svg", "md"))
 
-#: Student's t at 97.5 %, by the number of differences; the last holds for more.
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 #: A description of each part, for people.
 PARTS = {
     "main": "another tokenizer, random weights, little text",
@@ -62,19 +61,16 @@ class Line(NamedTuple):
     @property
     def half_width(self) -> float | None:
         """Return the half width of the 95 % interval around the mean; None for a single seed."""
-        n = len(self.differences)
-        if n < 2:
-            return None
-        return float(T_95[min(n, max(T_95))] * statistics.stdev(self.differences) / math.sqrt(n))
+        return half_width(self.differences)
 
     @property
     def verdict(self) -> str:
         """Return `better`, `worse?` and so on, as the head of this file defines them."""
+        found = judge(self.differences)
+        if found.word in ("better", "worse"):
+            return found.word
         word = "worse" if self.mean > 0 else "better"
-        if self.half_width is not None and abs(self.mean) > self.half_width:
-            return word
-        agree = len({d > 0 for d in self.differences}) == 1 and 0 not in self.differences
-        return f"{word}?" if agree and self.half_width is not None else "undecided"
+        return f"{word}?" if found.agree and found.pairs > 1 else "undecided"
 
 
 def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
-from distill.report.comparison import Metric, is_cost, shown_name
+from distill.report.metrics import Metric, is_cost, shown_name
 from logitstore.console.svg import FRAME, WIDTH, Tick, axes, polyline, svg, ticks
 from logitstore.console.terminal import clipped
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.report.comparison import is_number
 from distill.report.curves import series
+from distill.report.metrics import is_number
 from logitstore.storage.files import read_file
 
 STATE_FILE = "trainer_state.json"

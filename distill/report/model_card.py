@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.losses.weights import known_in
-from distill.report.comparison import METRICS, is_number
+from distill.report.metrics import METRICS, is_number
 from distill.report.results import RunObject
 from logitstore.console.terminal import printable
 from logitstore.storage import commit

@@ -10,10 +10,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from distill.report.comparison import METRICS, Comparison, Metric, is_cost, key_of, shown_name
+from distill.report.comparison import Comparison, key_of
 from distill.report.facts import differing
 from distill.report.figures import colour, curves, strips
 from distill.report.history import STATE_FILE, read_curves, together
+from distill.report.metrics import METRICS, Metric, is_cost, shown_name
 from distill.report.writing import samples_html
 from logitstore.console.html_document import (
     beside,

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from distill.report.comparison import METRICS, spread
+from distill.report.comparison import spread
+from distill.report.metrics import METRICS
 from logitstore.console.terminal import aligned
 from tools.demo.settings import CONTENDERS
 
