@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -348,30 +349,46 @@ def test_the_sets_are_the_same_every_time_and_share_no_text() -> None:
     assert not (long[0] & long[1])
 
 
-def made_up(**bits_per_byte: tuple[float, float]) -> dict[str, Any]:
+def made_up(**bits_per_byte: tuple[float, ...]) -> dict[str, Any]:
     runs = [
         {"name": name, "seed": seed, "bits_per_byte": bits, "time_s": 3.0, "peak_rss_bytes": 2**30}
-        for name, pair in bits_per_byte.items()
-        for seed, bits in enumerate(pair)
+        for name, of_seeds in bits_per_byte.items()
+        for seed, bits in enumerate(of_seeds)
     ]
     return {
         "runs": runs,
         "store": {"bytes_per_token": 80.04, "supervised_bytes": 1234},
-        "settings": {"student_steps": 5, "seeds": [0, 1]},
+        "settings": {"student_steps": 5, "seeds": [0, 1, 2], "is_smoke_test": False},
         "teacher": {"bits_per_byte": 1.9},
     }
 
 
-def test_the_table_says_so_when_a_loss_does_not_beat_cross_entropy() -> None:
-    printed = table(
-        made_up(ce=(2.0, 2.2), uld_position=(2.3, 2.4), uld_bytes=(1.9, 2.3), mapped_kl=(1.8, 1.9))
+def test_the_table_is_no_surer_than_the_seeds() -> None:
+    ce = (2.0, 2.2, 2.1)
+    results = made_up(
+        ce=ce,
+        uld_position=(2.01, 2.18, 2.11),
+        uld_bytes=ce,
+        mapped_kl=(1.8, 2.0, 1.901),
     )
-    assert "by position: does not beat cross-entropy (0 of 2 seeds)" in printed
-    assert "by bytes: undecided (1 of 2 seeds)" in printed
-    assert "mapped KL: beats cross-entropy (2 of 2 seeds)" in printed
-    [line] = [line for line in printed.splitlines() if line.startswith("+ 1 mapped KL ")]
-    assert " ".join(line.split()[4:]) == "1.850 1.800 - 1.900 -0.250 3.0 s 1,024 MiB"
+    printed = table(results)
+    said = " ".join(printed.split())
+    assert "Better than ce in bits/byte: mapped_kl, -0.200" in said
+    assert "A tie with ce in bits/byte, within 0.1 %: uld_bytes." in said
+    assert "Not conclusive: uld_position." in said
     assert "80.0 bytes a token" in printed
+    assert max(map(len, printed.split("\n")[2:])) <= 80
+    one = {"settings": results["settings"] | {"seeds": [0]}}
+    single = made_up(**{c.name: (2.0 - i,) for i, c in enumerate(CONTENDERS)}) | one
+    assert "Not conclusive, one seed" in table(single)
+
+
+def test_a_smoke_test_judges_nothing() -> None:
+    results = made_up(ce=(5.535,), uld_position=(5.535,), uld_bytes=(5.535,), mapped_kl=(5.534,))
+    results["settings"]["is_smoke_test"] = True
+    printed = table(results)
+    assert printed.startswith("SMOKE TEST: every step works. Nothing is learnt in 5 steps")
+    assert not re.search("better|beats|conclusive|against", printed)
 
 
 def test_a_failed_command_is_named_with_its_last_words(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Settings:
             fetches.
         guesses_s: Seconds that each phase takes on two cores, in the order of `PHASES`: what the
             time to go is guessed from.
+        is_smoke_test: Whether it shows that every step works, and nothing else.
     """
 
     teacher: Shape | None
@@ -60,6 +61,7 @@ class Settings:
     seeds: tuple[int, ...]
     top_k: int
     guesses_s: tuple[int, int, int, int]
+    is_smoke_test: bool = False
 
     @property
     def corpus_bytes(self) -> dict[str, int]:
@@ -106,6 +108,7 @@ QUICK = Settings(
     seeds=(0,),
     top_k=16,
     guesses_s=(10, 15, 10, 45),
+    is_smoke_test=True,
 )
 
 
