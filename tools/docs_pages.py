@@ -1,6 +1,6 @@
 """Give the documentation what BENCHMARKS.md links beside itself: pages and plots of experiments.
 
-A hook of mkdocs (`mkdocs.yml`): the page `measured.md` is BENCHMARKS.md, and its links are relative.
+A hook of mkdocs (`mkdocs.yml`): the page `measured.md` is BENCHMARKS.md, whose links are relative.
 """
 
 from pathlib import Path
