@@ -122,8 +122,11 @@ class TokenRecords:
 
         shown = range(min(len(self), _SHOWN_RECORDS))
         more = len(self) - len(shown)
+        said = f"{more:,} records more. " if more else ""
         return table_html(
-            _COLUMNS, [self._cells(t) for t in shown], f"{more:,} records more" if more else ""
+            _COLUMNS,
+            [self._cells(t) for t in shown],
+            f"{said}Their text is in the store: store.show(i).",
         )
 
     def _cells(self, t: int) -> list[str]:

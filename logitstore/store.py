@@ -36,7 +36,7 @@ from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
-from logitstore.info import Fidelity, facts, info_text
+from logitstore.info import Fidelity, facts, store_html
 from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_boundaries
 from logitstore.reading.open_shards import OpenShards
@@ -49,6 +49,8 @@ from logitstore.storage.paths import StorePath, store_path
 
 if TYPE_CHECKING:
     import zarr
+
+    from logitstore.text.shown import ShownSequence
 
 T = TypeVar("T")
 
@@ -124,10 +126,22 @@ class LogitStore:
         return int(self._table.first_sequence[-1])
 
     def _repr_html_(self) -> str:
-        """Show `logitstore info` in a notebook."""
-        from logitstore.console.notebook import text_html
+        """Show `logitstore info` in a notebook, and how to go on."""
+        return store_html(self, facts(self))
 
-        return text_html(info_text(facts(self)))
+    def show(self, i: int) -> "ShownSequence":
+        """Show sequence i: its text, each token coloured by how surprising the teacher found it.
+
+        In a notebook the text, and below it each token with its numbers and what the teacher
+        expected in its place; in a terminal the same as `logitstore show` prints.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Its bytes are damaged.
+        """
+        from logitstore.text.shown import ShownSequence
+
+        return ShownSequence(self, i)
 
     def __getitem__(self, i: int) -> TokenRecords:
         """Read the records of sequence i; of length 0 where the row has none.

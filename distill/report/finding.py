@@ -72,6 +72,8 @@ def finding(found: Mapping[str, Any]) -> str:
 
 def how_sure(found: Mapping[str, Any]) -> str:
     """Say where intervals and verdicts come from, for a line below a table."""
+    if not any(m["half_width"] for c in found["contenders"] for m in c["metrics"].values()):
+        return "With one seed of each nobody knows how much seeds differ."
     count = len(found["contenders"]) - 1
     together = f", wide enough that all {count} hold together" if count > 1 else ""
     return (

@@ -68,15 +68,16 @@ def range_of(own: Mapping[str, Any], metric: Metric) -> str:
     """Write the least and the most of the seeds."""
     if own["min"] is None:
         return "-"
-    return f"{metric.shown(own['min'])} - {metric.shown(own['max'])}"
+    least, most = metric.shown(own["min"]), metric.shown(own["max"])
+    return least if least == most else f"{least} - {most}"
 
 
 def directions(metrics: list[Metric]) -> str:
     """Say of which figures less is better, and of which more; costs speak for themselves."""
     lower = [m.label for m in metrics if m.lower_is_better and not is_cost(m)]
     higher = [m.label for m in metrics if not m.lower_is_better]
-    parts = [("lower", lower), ("higher", higher)]
-    return "; ".join(f"{word} is better: {', '.join(names)}" for word, names in parts if names)
+    parts = [("Lower", lower), ("Higher", higher)]
+    return ". ".join(f"{word} is better: {', '.join(names)}" for word, names in parts if names)
 
 
 def _varies(found: Mapping[str, Any], metric: Metric) -> bool:

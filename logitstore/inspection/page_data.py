@@ -18,8 +18,8 @@ from logitstore.console.html_document import as_script, clipped_text
 from logitstore.console.terminal import printable
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.numpy_types import F64
-from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
 from logitstore.store import LogitStore
+from logitstore.text.sequence_facts import SHOWN_ENTRIES, sequence_facts
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
 #: The page stays below 2 MB: limits of all sequences together, of one, of a text, of a name.

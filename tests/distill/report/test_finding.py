@@ -111,7 +111,7 @@ def test_the_table_is_one_leaderboard_the_best_first() -> None:
     ]
     assert ce.split() == ["ce", "3", "5.600", "5.500", "-", "5.700", "-"]
     assert lines.index(kl) < lines.index(ce)
-    assert "lower is better: bits/byte." in lines
+    assert "Lower is better: bits/byte." in lines
 
 
 def test_no_difference_that_rounds_to_zero_has_a_sign() -> None:

@@ -21,10 +21,10 @@ from logitstore.info import uld_within
 from logitstore.inspection import page_data
 from logitstore.inspection.page import write_page
 from logitstore.inspection.page_data import browsed, curves, spread
-from logitstore.inspection.sequence import sequence_facts
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
 from logitstore.testing import stores
+from logitstore.text.sequence_facts import sequence_facts
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
 from tests.kit.browser import ATTACK, Browser
