@@ -1,7 +1,7 @@
 """Capture one shard: rows become sequences, sequences become records, records become a file."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
@@ -84,11 +84,12 @@ class ShardWorker:
                     lines[i] = self._skipped(lines[i], part)
             read = [weights[i] for i in batch]
             memory, used_bytes = peak_memory()
+            used: Any = {memory: byte_count(used_bytes)}
             self.progress.update(
                 sum(read),
                 rows=_rows(read),
                 tokens=sum(sequences[i].length for i in batch),
-                **{memory: byte_count(used_bytes)},
+                **used,
                 shard=f"{index + 1}/{self.task.plan.shard_count}",
             )
         self.task.watch.check()  # before anything of these rows is committed

@@ -78,7 +78,7 @@ class Progress:
             if self._is_shown and self._bar is None:
                 print(self._line(facts), file=sys.stderr, flush=True)
 
-    def reach(self, done: int, **facts: str) -> None:
+    def reach(self, done: int, **facts: Any) -> None:
         """Say how much is done in all; less than was said before counts nothing."""
         self.update(max(0, done - self._done), **facts)
 
