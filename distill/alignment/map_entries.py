@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from distill.alignment.event_map import NEVER, SPACES, EventMap
 from distill.alignment.runs import Ints, runs
+from logitstore.records import TokenRecords
 
 Ids = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
@@ -110,6 +111,15 @@ class VocabularyMap:
     def with_ends(self, teacher_ids: list[int], student_id: int) -> "VocabularyMap":
         """Copy this map, with the teacher's end-of-text tokens sent to one student token."""
         return VocabularyMap(self.made.with_ends(teacher_ids, student_id))
+
+    def knows_choice(self, records: TokenRecords, record: Ints) -> npt.NDArray[np.bool_]:
+        """Mark (P,) the records whose most probable token is sent somewhere, each to one event."""
+        assert records.entry_ids is not None
+        count = records.entry_count[record]
+        known = np.zeros(len(record), np.bool_)
+        first = (np.cumsum(records.entry_count) - records.entry_count)[record[count > 0]]
+        known[count > 0] = self.ids[records.entry_ids[first].astype(np.int64)] >= 0
+        return known
 
     def send(
         self,

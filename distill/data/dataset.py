@@ -305,7 +305,11 @@ class StoreDataset(Dataset[Example]):
             pairs, is_itself = self._of_family(pairs, both)
             if is_itself:
                 return pairs, mapping
-        return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
+        pairs = self._without_other_ends(pairs, both)
+        mapping = self._ending(mapping, both.ends)
+        if self.pairings[name].has_known_choice:
+            pairs = pairs.chosen(mapping.knows_choice(both.records, pairs.places.record))
+        return pairs, mapping
 
     def _of_family(self, pairs: Pairs, both: BothSides) -> tuple[Pairs, bool]:
         """Leave out what one side alone has a token for; tell whether ends are themselves, too."""

@@ -47,6 +47,7 @@ def query_of(
             if ask.ids_PK is not None
         },
         ranking=Ranking(batch["example"], len(batch["aligned"]), columns) if columns else None,
+        scaled_top_k=max((ask.scaled_top_k for ask in asks.values()), default=0),
         has_logits=any(ask.has_logits for ask in asks.values()),
     )
 

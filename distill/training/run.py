@@ -16,7 +16,7 @@ from distill.losses import advice
 from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
 from distill.report.model_card import hub_id, write_card
-from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
+from distill.report.results import RunObject, check_writable, write_results
 from distill.student.adapters import settings_of
 from distill.student.arguments import StudentArguments
 from distill.student.loading import make_student
@@ -27,6 +27,7 @@ from distill.training.preflight import say
 from distill.training.several_stores import open_stores
 from distill.training.summary import beginning
 from distill.training.trainer import CachedTeacherTrainer
+from logitstore.console.memory import peak_rss_bytes
 from logitstore.errors import InputError
 
 #: Flags that are said of a run only where they were given.

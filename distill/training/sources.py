@@ -64,7 +64,7 @@ def at_boundaries(store: Store, student: ByteTokenizer, args: Reading) -> Store:
             raise InputError(
                 f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
                 "at the boundaries of a student the teacher's tokens are not known. Leave "
-                "--map strict out, or --boundaries."
+                f"--map {args.loss_options['map']} out, or --boundaries."
             )
     if not any(map(asks_at_boundaries, pairings.values())):
         raise InputError(

@@ -118,8 +118,11 @@ class Task:
 
     def work_of(self, shards: Sequence[int]) -> int:
         """Return what shards add to the progress: a unit for each byte of text and for each row."""
-        rows = sum(b - a for a, b in map(self.plan.shard_rows, shards))
-        return self.text_of(shards) + rows
+        return self.text_of(shards) + self.rows_of(shards)
+
+    def rows_of(self, shards: Sequence[int]) -> int:
+        """Count the rows of the given shards."""
+        return sum(b - a for a, b in map(self.plan.shard_rows, shards))
 
     def text_of(self, shards: Sequence[int]) -> int:
         """Return the bytes of text in the given shards."""
@@ -366,14 +369,13 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
     named = names_of(dataset)
     asked = settings.tokens_per_batch
     is_vllm = settings.engine == VLLM
-    can_repeat = named is not None and settings.engine == TRANSFORMERS  # its address is not kept
     return {
         "teacher": teacher,
         "revision": settings.revision,
         "dataset": type(dataset).__name__ if named is None else " + ".join(named),
         **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
-        "settings": settings.recorded() if can_repeat else None,
+        "settings": settings.recorded() if named is not None else None,
         **_given("engine_args", (list(settings.engine_args) or None) if is_vllm else None),
         "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
         "versions": versions(),

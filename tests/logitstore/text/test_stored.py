@@ -23,9 +23,10 @@ from logitstore.store import LogitStore, open_store
 from logitstore.testing import tiny
 from logitstore.text import sequence_facts as sequence
 from logitstore.text import stored
+from logitstore.text.fingerprint import fingerprint
 from logitstore.text.sequence_facts import sequence_facts
 from logitstore.text.stored import files_to_store, stored_tokenizer
-from logitstore.text.tokenizer import ByteTokenizer, fingerprint
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.rows import texts_file
 
 TEXTS = tiny.corpus()[:3]
