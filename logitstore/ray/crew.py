@@ -28,9 +28,9 @@ from typing import Any
 
 from logitstore.capture.own_teacher import Tried
 from logitstore.capture.sharing.heartbeat import PATIENCE_S
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, LogitStoreError
-from logitstore.format.numpy_types import I64
 from logitstore.ray.cluster import Needs, Room, ray_library
 from logitstore.ray.messages import Begun, Done, Failure, Job, Left, Said, ShardRows
 from logitstore.ray.teacher import CONCURRENCY, Teacher
@@ -104,19 +104,22 @@ class Crew:
 
     # ---- what a driver asks for ----
 
-    def try_it(self, text_bytes: I64) -> Tried:
+    def try_it(self, sizes: TextSizes) -> Tried:
         """Have one teacher try the model, before there is a store.
+
+        Args:
+            sizes: What the trial asks about the text of rows.
 
         Raises:
             LogitStoreError: What the teacher raised; or teachers died again and again.
         """
-        sizes = self._ray.put(text_bytes)
+        told = self._ray.put(sizes)
         while self._answer is None:
             if not self.hired:
                 self._hire()
             for each in self.hired:
                 if each.where and not self._is_asked(each, "try_it"):
-                    self._call(each, "try_it", sizes)
+                    self._call(each, "try_it", told)
             self._step()
             if self.fatal is not None:
                 raise self.fatal
