@@ -72,6 +72,7 @@ from distill.data.targets import (
     with_answers_at_labels,
     with_labels_between,
 )
+from distill.data.token_weights import check_weights, weights_of
 from distill.head.query import Partition
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
@@ -104,6 +105,7 @@ class StoreDataset(Dataset[Example]):
         rows: Numbers of the dataset's rows to use; None: all.
         top_k: How many entries of a record to use, of those stored; None: all.
         token_filter: Of :func:`distill.data.records_asked.parse_filter`; None: all tokens.
+        token_weights: Of :mod:`distill.data.token_weights`; None: all weigh the same.
         **options: Options of losses, by the names of their flags; the others have their defaults.
 
     Raises:
@@ -122,6 +124,7 @@ class StoreDataset(Dataset[Example]):
         rows: Ints | None = None,
         top_k: int | None = None,
         token_filter: str | None = None,
+        token_weights: str | None = None,
         **options: Any,
     ) -> None:
         for name in losses:
@@ -129,6 +132,8 @@ class StoreDataset(Dataset[Example]):
         self.rows, self.top_k, self.token_filter = rows, top_k, token_filter
         self._conditions = parse_filter(token_filter) if token_filter else ()
         check_filter(store, self._conditions)
+        self.token_weights = token_weights
+        check_weights(store, token_weights, losses)
         self.store, self.losses, self.max_length = store, tuple(losses), max_length
         self.options = option_values(options)
         self._found = {name: find(name) for name in losses}  # a worker may begin without them
@@ -171,6 +176,7 @@ class StoreDataset(Dataset[Example]):
             rows=self.rows,
             top_k=self.top_k,
             token_filter=self.token_filter,
+            token_weights=self.token_weights,
             **options,
         )
 
@@ -291,7 +297,12 @@ class StoreDataset(Dataset[Example]):
             None if mapping is None else both.label_ids,
             ways,
         )
-        return loss.arrays(aligned, self.options)
+        arrays = loss.arrays(aligned, self.options)
+        if self.token_weights is not None:
+            arrays |= weights_of(
+                self.token_weights, aligned, arrays, int(self.store.spec.vocab_size)
+            )
+        return arrays
 
     def _paired(
         self, name: str, both: BothSides, alignment: Alignment | None
