@@ -28,7 +28,8 @@ from logitstore.text.around_records import around_records
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
 from logitstore.text.token_ids import begins_bare
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 #: Characters of a window that may be context of the window before, and are looked for there.
 _MOST_SHARED = 1 << 16
