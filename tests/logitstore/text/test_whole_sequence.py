@@ -18,7 +18,8 @@ from logitstore.capture.sequences.windows import (
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.testing import tiny
 from logitstore.text.around_records import around_records
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.text.whole_sequence import Around, WholeSequence, head_of_row, whole_sequence
 from tests.kit import templates
 
