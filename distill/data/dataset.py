@@ -43,10 +43,12 @@ from torch.utils.data import Dataset
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
 from distill.alignment.cuts import Cuts
+from distill.alignment.edit_distance import check_installed
 from distill.alignment.entries_at import Texts, own_fits
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.warping import warped
 from distill.alignment.ways import Endings, Known, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
@@ -138,6 +140,9 @@ class StoreDataset(Dataset[Example]):
         self.options = option_values(options)
         self._found = {name: find(name) for name in losses}  # a worker may begin without them
         self.pairings = {name: each.pairing_of(self.options) for name, each in self._found.items()}
+        for name, pairing in self.pairings.items():
+            if pairing.kind == "strings":
+                check_installed(f"--loss {name}")
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
@@ -363,6 +368,8 @@ class StoreDataset(Dataset[Example]):
                 )
             )
         assert alignment is not None
+        if pairing.kind == "strings":
+            return self._warped(both, alignment)
         pairs = aligned_pairs(pairing, alignment, teacher, student)
         if self.is_one_tokenizer or mapping is None:
             return pairs
@@ -373,6 +380,16 @@ class StoreDataset(Dataset[Example]):
         if not pairing.has_between:
             return pairs
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
+
+    def _warped(self, both: BothSides, alignment: Alignment) -> Pairs:
+        """Pair labels by warping; an import that knows no entropy is unsure everywhere."""
+        ids = both.records.token_ids.astype(np.int64)
+        written = self.teacher.written(ids), self.reader.tokenizer.written(both.label_ids)
+        unsure = both.records.entropy / np.log(max(2, self.store.spec.vocab_size))
+        weight = np.clip(np.nan_to_num(unsure, nan=1.0), 0, 1).astype(np.float64)
+        t, s = warped(both.teacher, both.student, alignment, written, weight).T
+        is_text = both.student.is_verbatim[s]
+        return plain_pairs(np.stack([t, t + 1, s, s + 1], 1)[is_text])
 
     def _known(self, both: BothSides, answers: TokenRecords, made: EventMap) -> Known:
         """Gather what is known of a sequence at the student's boundaries."""
