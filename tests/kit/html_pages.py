@@ -32,7 +32,9 @@ class Outline(HTMLParser):
             self.headings.append(int(tag[1]))
         if tag in ("rect", "circle", "polyline", "path", "polygon"):
             self.handle_data("#")  # something is drawn
-        if tag not in _VOID:
+        if tag in _VOID:
+            self.elements.append((tag, found, ""))
+        else:
             self._open.append((tag, found, []))
 
     def handle_endtag(self, tag: str) -> None:

@@ -19,6 +19,7 @@ from tests.kit.made_stores import put
 
 TAGS = {"div", "p", "b", "span", "bdi", "details", "summary"}
 TAGS |= {"table", "thead", "tbody", "tr", "th", "td", "br"}
+ATTRIBUTES = {"style", "title", "scope"}
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +90,10 @@ def test_colours_bring_their_letters_and_both_can_be_read() -> None:
 
 
 def test_no_text_of_a_store_is_markup_of_a_notebook() -> None:
+    quoted = '" onmouseover="window.ran=1'
+    entries = [{"id": 1, "token": quoted, "p": 0.5}]
+    leaving = token(quoted, -2.0, entries=entries)
+    assert attributes_of(sequence_html(facts(leaving, status=quoted))) <= ATTRIBUTES
     found = facts(
         token(ATTACK, -7.0), token("\u202eabc\x1b[31m", -1.0), context=ATTACK, status=ATTACK
     )
@@ -96,12 +101,14 @@ def test_no_text_of_a_store_is_markup_of_a_notebook() -> None:
     html = sequence_html(found)
     page = Outline(html)
     assert {tag for tag, *_ in page.elements} <= TAGS
-    assert {name for _, attributes, _ in page.elements for name in attributes} <= {
-        *("style", "title", "scope"),
-    }
+    assert attributes_of(html) <= ATTRIBUTES
     assert "\x1b" not in html
     assert "\u202e" not in html
     assert any(ATTACK[:60] in text for _, text in page.of("span"))
+
+
+def attributes_of(html: str) -> set[str]:
+    return {name for _, attributes, _ in Outline(html).elements for name in attributes}
 
 
 def test_a_long_sequence_is_cut_and_says_so() -> None:
