@@ -31,7 +31,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from logitstore.errors import IncompleteStoreError, MismatchError, NotAStoreError
+from logitstore.errors import (
+    IncompleteStoreError,
+    MismatchError,
+    NotAStoreError,
+    check_installed,
+)
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
@@ -204,6 +209,7 @@ class LogitStore:
             IndexError: There is no such sequence.
             CorruptStoreError: Its bytes are damaged.
             InputError: The tokenizer cannot be loaded; the records are at a student's boundaries.
+            MissingLibraryError: transformers is not installed.
             MismatchError: These versions of transformers read the tokenizer as another one.
         """
         return self.examples([i])[0]
@@ -212,11 +218,10 @@ class LogitStore:
         """Read several sequences as `example` does, in the order asked for; faster by far.
 
         Raises:
-            IndexError, CorruptStoreError, InputError, MismatchError: As for `example`.
+            LogitStoreError, IndexError: As for `example`.
         """
-        asked = list(indices)
-        records = self.read_many(asked)
-        return [self._maker.make(i, each) for i, each in zip(asked, records, strict=True)]
+        asked, maker = list(indices), self._maker
+        return [maker.make(i, read) for i, read in zip(asked, self.read_many(asked), strict=True)]
 
     def torch(self, *, k: int | None = None, seed: int | None = None) -> "TorchDataset":
         """Make a dataset that torch's `DataLoader` takes as it is, without a collate function.
@@ -236,7 +241,9 @@ class LogitStore:
 
         Raises:
             InputError: `k` is below 1.
+            MissingLibraryError: torch is not installed.
         """
+        check_installed("torch", "a dataset of tensors")
         from logitstore.reading.torch_dataset import TorchDataset
 
         return TorchDataset(self, k=k, seed=seed)
@@ -249,6 +256,7 @@ class LogitStore:
 
     @cached_property
     def _maker(self) -> "ExampleMaker":
+        check_installed("transformers", f"{self.path}: reading whole examples")
         from logitstore.text.examples import ExampleMaker
 
         return ExampleMaker.from_folder(self.tokenizer_path, self.spec, self.path, self.text)
@@ -310,8 +318,12 @@ class LogitStore:
             IndexError: The dataset has no such row, or its shard is not written yet.
         """
         index = self._table.shard_of_row(r)
-        first = int(self._table.first_sequence[self._table.position(index)])
+        first = self.first_sequence(index)
         return [first + int(i) for i in np.flatnonzero(self.shard(index).sequence_rows() == r)]
+
+    def first_sequence(self, index: int) -> int:
+        """Return the number of the first sequence of shard `index`."""
+        return int(self._table.first_sequence[self._table.position(index)])
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Begin to fetch the shards of these sequences if the store is in a bucket, and return.
@@ -429,9 +441,9 @@ class LogitStore:
             MismatchError: This store lies in none that it belongs to.
             CorruptStoreError: Bytes of one of them are damaged.
         """
-        table, numbers = self.outer._table, []
+        numbers = []
         for shard, place in map(self.locate, indices):
-            numbers.append(int(table.first_sequence[table.position(shard)]) + place)
+            numbers.append(self.outer.first_sequence(shard) + place)
         return self.outer.read_many(numbers)
 
     @property
