@@ -112,6 +112,16 @@ class VocabularyMap:
         """Copy this map, with the teacher's end-of-text tokens sent to one student token."""
         return VocabularyMap(self.made.with_ends(teacher_ids, student_id))
 
+    def pairs_of(self, source_M: Ints) -> tuple[Ints, Ids, F32]:
+        """List where sources can go: (n,) the place of the source, the event, and the share."""
+        made = self.made
+        if made.first is None:
+            event = made.event[source_M]
+            return np.arange(len(source_M)), event, np.ones(len(event), np.float32)
+        assert made.share is not None
+        place, pair = runs(made.first[source_M], made.first[source_M + 1])
+        return place, made.event[pair], made.share[pair]
+
     def knows_choice(self, records: TokenRecords, record: Ints) -> npt.NDArray[np.bool_]:
         """Mark (P,) the records whose most probable token is sent somewhere, each to one event."""
         assert records.entry_ids is not None

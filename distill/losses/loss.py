@@ -50,7 +50,7 @@ Teacher = Mapping[str, Tensor]
 
 
 #: Which records and labels are a pair.
-Kind = Literal["starts", "strict", "groups", "positions", "sequence"]
+Kind = Literal["starts", "strict", "groups", "strings", "positions", "sequence"]
 
 
 class Pairing(NamedTuple):
@@ -59,6 +59,7 @@ class Pairing(NamedTuple):
     Attributes:
         kind: `starts`: where both models have read the same bytes so far. `strict`: of these, those
             that also end together. `groups`: smallest runs of tokens that start and end together.
+            `strings`: by warping both sides over what their tokens write, every label with one.
             `positions`: the n-th supervised token with the n-th. `sequence`: likewise, but one
             value a sequence, of which a batch is then never cut.
         map: The kind of map from the teacher's tokens to the student's, one of

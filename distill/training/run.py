@@ -31,7 +31,7 @@ from logitstore.console.memory import peak_rss_bytes
 from logitstore.errors import InputError
 
 #: Flags that are said of a run only where they were given.
-_CHOSEN = ("rows", "train_top_k", "token_filter", "kd_schedule")
+_CHOSEN = ("rows", "train_top_k", "token_filter", "token_weights", "kd_schedule")
 
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:

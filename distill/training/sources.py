@@ -46,6 +46,8 @@ class Reading(Protocol):
     @property
     def token_filter(self) -> str | None: ...
     @property
+    def token_weights(self) -> str | None: ...
+    @property
     def teachers(self) -> str: ...
 
 
@@ -155,6 +157,7 @@ def _asked(store: Store, args: Reading, among: Sequence[Store]) -> dict[str, Any
         "rows": chosen_rows(args.rows, store) if args.rows is not None and is_first else None,
         "top_k": top_k,
         "token_filter": args.token_filter,
+        "token_weights": args.token_weights,
     }
 
 

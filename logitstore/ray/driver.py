@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from logitstore.capture.checked import SERVER, TRANSFORMERS
-from logitstore.capture.estimate.budget import longest_rows
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.odd_turns import OddTurns
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.sharing.claims import sign_of_alone
 from logitstore.capture.sharing.sharing import AGAIN, folder_of_claims, shards_present
 from logitstore.capture.task import Task
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.capture.writer import CaptureWriter
 from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import Progress, progress
 from logitstore.console.signals import Stopped, Stopper
 from logitstore.errors import InputError, LogitStoreError
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import SPEC_FILE
 from logitstore.ray.cluster import Needs, Room
 from logitstore.ray.crew import Crew
@@ -64,7 +65,8 @@ class RayHands:
 
     def try_teacher(self, sample: Sample) -> dict[str, Any]:
         """Have one teacher tried, before there is a store."""
-        tried = self._hired(sample).try_it(self.task.text_bytes)
+        rows, longest = trial_rows(self.task, sample), longest_rows(self.task)
+        tried = self._hired(sample).try_it(self.task.sizes.for_trial(rows, longest))
         if tried.forecast is not None:
             tried.forecast.announce(self.events)
         return tried.measured
@@ -126,7 +128,8 @@ class RayHands:
         first, stop = self.task.plan.shard_rows(index)
         part = Part.of(self.task.rows, np.arange(first, stop))
         self.task.watch.check()  # what was taken is what the plan has the digest of
-        return ShardRows(index, first, part, self.task.text_of_rows(index))
+        sizes = TextSizes(range(first, stop), self.task.text_of_rows(index))
+        return ShardRows(index, part, sizes)
 
     def _hear(self, said: Said) -> None:
         self._tokens += said.tokens
@@ -200,9 +203,6 @@ def needs_of(given: CaptureSettings, settings: RaySettings, room: Room, named: s
 
 def job_of(task: Task, sample: Sample, needs: Needs) -> Job:
     """Put together what every teacher is told."""
-    rows = {s.line.row for s in sample.sequences}
-    if task.wants_budget:
-        rows |= {int(row) for row in longest_rows(task.text_bytes)}
     settings = task.settings
     if not needs.gpus and settings.device_map is None and settings.engine == TRANSFORMERS:
         settings = replace(settings, device="cpu")  # a node may have GPUs that it was not given
@@ -219,10 +219,21 @@ def job_of(task: Task, sample: Sample, needs: Needs) -> Job:
         plan=task.plan,
         provenance=task.provenance,
         sample=sample,
-        part=Part.of(task.rows, np.array(sorted(rows), np.int64)),
+        part=Part.of(task.rows, trial_rows(task, sample)),
         threads=torch.get_num_threads(),
         gpus=needs.gpus,
     )
+
+
+def trial_rows(task: Task, sample: Sample) -> I64:
+    """List the rows that a teacher is tried with: those of the sample, and the longest."""
+    rows = {s.line.row for s in sample.sequences} | set(longest_rows(task).tolist())
+    return np.array(sorted(rows), np.int64)
+
+
+def longest_rows(task: Task) -> I64:
+    """List the rows that the size of a batch is measured with, if it is."""
+    return task.sizes.longest if task.wants_budget else np.empty(0, np.int64)
 
 
 def _whole(path: str | None) -> Any:

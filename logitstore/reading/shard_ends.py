@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
@@ -74,7 +74,7 @@ def read_blocks(
 
 
 def _start(
-    path: StorePath, what: str, blocks: Sequence[int], own: Mapping[str, str]
+    path: StorePath, what: str, blocks: Sequence[int], own: dict[str, str]
 ) -> "subprocess.Popen[bytes]":
     package = str(Path(__file__).resolve().parents[2])
     found = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))

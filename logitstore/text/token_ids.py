@@ -30,8 +30,6 @@ from logitstore.records import Segment
 from logitstore.text.tokenized_text import TokenizedText
 from logitstore.text.tokenizer import ByteTokenizer
 
-#: The label of a token that is not trained on; torch's cross-entropy ignores it.
-NO_LABEL = -100
 BARE, BEGIN, END, MARK = "bare", "begin", "end", "mark"
 _ROLES = (None, BARE, BEGIN, END, MARK)
 
