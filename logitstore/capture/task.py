@@ -25,6 +25,7 @@ from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.teacher.experts import View, check_experts
+from logitstore.capture.teacher.gguf_file import about_file
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -115,9 +116,12 @@ class Task:
 
     def work_of(self, shards: Sequence[int]) -> int:
         """Return what shards add to the progress: a unit for each byte of text and for each row."""
+        return self.text_of(shards) + self.rows_of(shards)
+
+    def rows_of(self, shards: Sequence[int]) -> int:
+        """Count the rows of the given shards."""
         at = np.asarray(shards, np.int64)
-        rows = int((self.plan.boundaries[at + 1] - self.plan.boundaries[at]).sum())
-        return self.text_of(shards) + rows
+        return int((self.plan.boundaries[at + 1] - self.plan.boundaries[at]).sum())
 
     def text_of(self, shards: Sequence[int]) -> int:
         """Return the bytes of text in the given shards."""
@@ -222,6 +226,7 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
         quantization=settings.quantization,
         attn_implementation=settings.attn_implementation,
         device_map=settings.device_map,
+        gguf_file=settings.gguf_file,
         is_elsewhere=settings.engine == SERVER,
     )
     if settings.top_k > teacher.vocab_size:
@@ -365,6 +370,7 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
         "teacher": teacher,
         "revision": settings.revision,
         "dataset": type(dataset).__name__ if named is None else " + ".join(named),
+        **_given("gguf", settings.gguf_file and about_file(teacher, settings.gguf_file)),
         **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
         "settings": settings.recorded() if named is not None else None,

@@ -82,7 +82,8 @@ class RayHands:
         assert sample is not None  # of every process that may begin the store
         crew, self._odd = self._hired(sample), OddTurns(self.task, writer)
         done: list[int] = []
-        with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
+        work, rows = self.task.work_of(missing), self.task.rows_of(missing)
+        with progress(work, "capture", "B", self.events, rows) as shown:
 
             def after_step(newly: Sequence[int]) -> None:
                 done.extend(newly)
@@ -154,9 +155,9 @@ class RayHands:
         tokens, self._tokens = self._tokens, 0
         stored = sum(writer.shard_bytes(i) for i in newly)
         facts = {"teachers": f"{crew.ready}", "shards": f"{len(done)}/{count}"}
-        now = self.task.work_of(done) + crew.work_in_hand()
-        shown.reach(now)
-        shown.update(0, tokens=tokens, stored_bytes=stored, **facts)
+        rows = self.task.rows_of(newly)
+        shown.update(0, rows=rows, tokens=tokens, stored_bytes=stored)
+        shown.reach(self.task.work_of(done) + crew.work_in_hand(), **facts)
 
     def _left_out(self, failed: dict[int, Failure]) -> LogitStoreError:
         index = min(failed)

@@ -201,7 +201,9 @@ class _Shown:
     def __init__(self, count: Callable[[int, int, int], None], index: int) -> None:
         self._count, self._index, self.log = count, index, JsonLog()
 
-    def update(self, done: int, *, tokens: int = 0, stored_bytes: int = 0, **facts: str) -> None:
+    def update(
+        self, done: int, *, rows: int = 0, tokens: int = 0, stored_bytes: int = 0, **facts: str
+    ) -> None:
         self._count(self._index, done, tokens)
 
 

@@ -83,7 +83,7 @@ def _start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": found} | own,
+        env=os.environ | {"PYTHONPATH": found, **own},
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin as numbers:

@@ -32,7 +32,7 @@ from logitstore.errors import InputError
 from logitstore.records import SequenceText
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
 from tests.kit.families import FAMILIES, V, build
 from tests.kit.rows import texts_file
 
