@@ -133,11 +133,12 @@ def compare(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Print a table of students, figure by figure. Runs of one name are seeds of one contender.
+    """Print which student is better, how sure that is, and a table. Runs of one name are its seeds.
 
     The page adds curves, how each was trained, and what `distill evaluate --samples` kept.
     """
     from distill.report import comparison as comparing
+    from distill.report.leaderboard import table
 
     read = [comparing.read(path) for path in runs]
     comparison = comparing.compare(read, baseline)
@@ -147,7 +148,7 @@ def compare(
         places = {comparing.key_of(run): Path(path) for run, path in zip(read, runs, strict=True)}
         written = write_page(comparison, places, out)
         print(f"{out}: {written['bytes']:,} bytes, {written['runs']} runs", file=sys.stderr)
-    print(json.dumps(comparison, indent=1) if as_json else comparing.table(comparison))
+    print(json.dumps(comparison, indent=1) if as_json else table(comparison))
 
 
 @app.command()
@@ -220,6 +221,26 @@ def select(
         store, out, keep=keep, over=over, by=by, highest=highest, allow_partial=allow_partial
     )
     print(json.dumps(facts, indent=1) if as_json else table(facts))
+
+
+@app.command()
+def push(
+    student: Annotated[str, typer.Argument(help="The folder that `distill train` wrote.")],
+    to: Annotated[str, typer.Argument(help="Where: hf://OWNER/NAME, made if it is not there.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository can be seen by everybody.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Put a trained student on the Hugging Face Hub, with its model card. Run it again to resume.
+
+    The token is huggingface_hub's own: HF_TOKEN, or `hf auth login`.
+    """
+    from distill.report.push import push as run_push
+
+    done = run_push(student, to, public=public)
+    text = "{path}: {files:,} files, {file_bytes:,} bytes"
+    print(json.dumps(done) if as_json else text.format(**done))
 
 
 @app.command()

@@ -21,7 +21,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 APPS = {"logitstore": logitstore.cli.app.app, "distill": distill.cli.app}
 #: Whose blocks are executed, one after the other, in a folder with `teacher`, `student` and data.
-EXECUTED = ("ten-minutes.md", "own-logits.md", "train.md")
+EXECUTED = ("ten-minutes.md", "own-logits.md", "train.md", "from-python.md")
 #: They stand for a command's further flags.
 REST = ("…", "...")
 

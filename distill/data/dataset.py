@@ -57,7 +57,7 @@ from distill.data.held import Held
 from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
 from distill.data.ragged import narrow
-from distill.data.records_asked import check_filter, cut_entries, holds_for, parse_filter
+from distill.data.records_asked import check_filter, holds_for, parse_filter
 from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
     Arrays,
@@ -240,7 +240,7 @@ class StoreDataset(Dataset[Example]):
         """Leave out the entries that the run does not ask for."""
         if self.top_k is None:
             return records
-        return [cut_entries(each, self.top_k) for each in records]
+        return [each.cut(self.top_k) for each in records]
 
     def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
         return teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)

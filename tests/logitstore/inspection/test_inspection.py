@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +28,12 @@ from logitstore.format.spec import Plan
 from logitstore.inspection import show
 from logitstore.inspection.diff import diff, diff_text, spec_differences
 from logitstore.inspection.scalars import histogram_text, histograms, worst
-from logitstore.inspection.sequence import (
-    position_text,
-    sequence_facts,
-    sequence_text,
-    token_names,
-)
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.files import file_sha256
 from logitstore.store import LogitStore
 from logitstore.testing import stores, tiny
+from logitstore.text.sequence_facts import sequence_facts, token_names
+from logitstore.text.sequence_text import position_text, sequence_text
 from logitstore.writing.writer import StoreWriter
 from tests.kit.made_stores import put
 
@@ -145,8 +142,11 @@ def keeping(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("make", [tiny.byte_bpe, tiny.unigram])
-def test_a_token_of_the_vocabulary_is_called_what_it_writes(make: Any, tmp_path: Path) -> None:
+def test_a_token_of_the_vocabulary_is_called_what_it_writes(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not `Ġthe` or `▁the`, but as in the text that it stands beside."""
+    monkeypatch.setattr("logitstore.text.sequence_facts._names", {})  # few are kept: none of others
     tokenizer = make()
     tokenizer.save_pretrained(tmp_path)
     store = keeping(tmp_path)
@@ -274,6 +274,9 @@ def test_notebooks_show_a_store_and_records_and_run_nothing_of_it(tmp_path: Path
     store = open_store(tmp_path / "<img src=x onerror=alert(1)>")
     assert "<img" not in store._repr_html_()
     assert "&lt;img" in store._repr_html_()
+    assert "store.show(0)" in store._repr_html_()
+    lines = dict(re.findall(r"<tr><th[^>]*>([^<]*)</th><td[^>]*>([^<]*)</td>", store._repr_html_()))
+    assert lines["digest"] == store.digest
     records = store[longest(store)]
     html = records._repr_html_()
     assert html.count("<tr>") == min(len(records), 20) + 1
