@@ -6,6 +6,7 @@ token of the student's own tokenisation of b(v), and ψ(u) the first token of th
     prefix        v to the student's token with the longest bytes that b(v) begins with; white space
                   alone only to its twin. (arXiv:2607.22334)
     strict        v to its twin, the student's token of the same bytes. (arXiv:2610.08448)
+    exact         as strict; which positions count is the loss's business. (arXiv:2504.11426)
     canonical     v to φ*(v)
     counted       v to the tokens that the student writes where the teacher writes v, as often as it
                   does so in the store's own text, smoothed towards φ*(v)
@@ -426,6 +427,7 @@ def _known(target: Ids | Ints) -> Ints:
 KINDS: dict[str, Callable[[_Pair, Seen], EventMap]] = {
     "prefix": _prefix,
     "strict": _strict,
+    "exact": _strict,
     "canonical": _canonical,
     "counted": _counted,
     "events": _events,

@@ -97,7 +97,7 @@ def _shares(facts: Facts) -> Iterator[str]:
         cut = facts["kinds"]["all"]["cut"]
         yield f"          {cut:.1%} of the covered are not judged: they are behind a token that the"
         yield "          student would not have ended there, and in no target"
-    if facts["map"] == "strict":
+    if facts["map"] in ("strict", "exact"):
         yield "          for strict and exact, of the shared: their labels are chosen by what came"
 
 

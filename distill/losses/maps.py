@@ -45,7 +45,7 @@ def by_map(options: Options) -> Pairing:
     is_strict = kind in ("strict", "exact")
     return Pairing(
         "strict" if is_strict else "starts",
-        "strict" if is_strict else kind,
+        kind,
         has_between=options["between"] == "on" and not is_strict,
         has_labels=kind in OURS,
         has_known_choice=kind == "exact",

@@ -130,6 +130,7 @@ def test_one_process_goes_on_where_two_were(
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:wrong labels")
 def test_two_processes_warp_and_weigh_as_one_does(tmp_path: Path, record_property: Record) -> None:
     """Of losses whose weights are known only once the student has been asked."""
     pytest.importorskip("rapidfuzz")
