@@ -4,6 +4,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from distill.alignment.make_map import KINDS
 from distill.data.left_out import Usable, left_out_lines
 from distill.losses import advice
 
@@ -78,6 +79,8 @@ def _judged(facts: Facts) -> str:
         return f"{facts['loss']}, which has no map of the vocabularies"
     if facts["same_tokenizer"]:
         return f"{facts['loss']}, each token as itself: both sides have one tokenizer"
+    if facts["map"] not in KINDS:
+        return f"{facts['loss']} (by a map of its own)"
     between = " --between on" if facts["between"] == "on" else ""
     return f"{facts['loss']} --map {facts['map']}{between}"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from distill.alignment.align import Alignment, Spans
 from distill.alignment.event_map import SPACES, EventMap
-from distill.alignment.make_map import LEARNED, Seen, make_map
+from distill.alignment.make_map import KINDS, LEARNED, Seen, make_map
 from distill.alignment.runs import Ints
 from distill.data.targets import aligned_pairs
 from distill.losses.loss import Pairing
@@ -70,13 +70,18 @@ def map_of(
         made = make_map(kind, teacher, student, count() if kind in LEARNED else None)
     if not _says_something(made, teacher.eos_ids):
         raise MismatchError(
-            f"--map {kind}: no token of the teacher ({teacher.name}) means anything that the "
+            f"{_named(kind)}: no token of the teacher ({teacher.name}) means anything that the "
             f"student ({student.name}) can write. Use --loss alm or uld, which compare no tokens, "
             "or check that both tokenizers are of text."
         )
     if not is_kept:
         _keep(file, made, about)
     return made
+
+
+def _named(kind: str) -> str:
+    """Name the flag that chose a map, or that a loss has none but its own."""
+    return f"--map {kind}" if kind in KINDS else f"the map of this loss, {kind}"
 
 
 def _says_something(made: EventMap, ends: Sequence[int]) -> bool:
@@ -127,7 +132,7 @@ def _keep(file: Path, made: EventMap, about: Mapping[str, Any]) -> None:
 
 
 def _load(file: Path, about: Mapping[str, Any]) -> EventMap:
-    flag, again = f"--map {about['map']}: {file}", f"Run `rm {file}`: the map is made again."
+    flag, again = f"{_named(about['map'])}: {file}", f"Run `rm {file}`: the map is made again."
     size = hashlib.sha256().digest_size
     try:
         data = file.read_bytes()
