@@ -13,8 +13,11 @@
     if (content !== undefined) made.textContent = content;
     return made;
   };
-  const number = (value, digits) =>
-    value === null ? "not known" : typeof value === "number" ? value.toFixed(digits) : value.replace("-", "−").replace("inf", "∞");
+  const number = (value, digits) => {
+    if (value === null) return "not known";
+    if (typeof value !== "number") return value.replace("-", "−").replace("inf", "∞");
+    return value > 0 && value < 0.5 * 10 ** -digits ? value.toExponential(1) : value.toFixed(digits);
+  };
   const probability = (logprob) => (logprob === "-inf" ? 0 : logprob === null ? null : Math.exp(logprob));
   const surprise = (logprob) => (logprob === "-inf" ? "inf" : logprob === null ? null : Math.max(0, -logprob));
   const level = (logprob) => {

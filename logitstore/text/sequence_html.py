@@ -20,8 +20,8 @@ SHADES = ((6.0, "#ffb3a1", 4), (3.0, "#ffe29a", 2), (1.0, "#d9ecf7", 1))
 #: Of the letters on any of these, and of the line below them.
 LETTERS, LINE = "#1c1e21", "#9c4423"
 _MOST_TOKENS, _MOST_LINES, _TEXT, _NAME, _BESIDE = 2000, 500, 4000, 80, 3
-_MONO = "font-family: ui-monospace, Menlo, Consolas, monospace"
-_PALE, _LEFT, _RIGHT = "opacity: .75", "text-align: left", "text-align: right"
+_MONO = "font-family: ui-monospace, Menlo, Consolas, monospace; white-space: pre-wrap"
+_PALE, _LEFT, _RIGHT = "opacity: .75", "text-align: left", "text-align: right; padding-left: 1em"
 _COLUMNS = ("token", "p", "surprise", "entropy", "not kept", "the teacher expected")
 
 
@@ -33,7 +33,7 @@ def sequence_html(found: Facts) -> str:
     """
     return (
         f"<div><p><b>{escape(_title(found))}</b></p><p>{_legend()}</p>"
-        f'<div style="white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.9; {_MONO}">'
+        f'<div style="overflow-wrap: anywhere; line-height: 1.9; {_MONO}">'
         f"{''.join(_body(found))}</div>{_student_sees(found)}{_table(found['tokens'])}</div>"
     )
 

@@ -22,6 +22,7 @@ from logitstore.console.svg import FRAME, ticks
 from logitstore.errors import InputError
 from tests.kit.browser import ATTACK, Browser
 from tests.kit.html_pages import Outline, check_structure, contrast, palettes
+from tests.kit.look_at_pages import look
 
 BITS = {"ce": (2.0, 2.4), "mapped": (1.9, 2.1), "alm": (1.95, 2.2)}
 SAMPLE = {"row": 3, "prompt": "Once upon", "reference": " a time.", "answer": "a <b>midnight</b>"}
@@ -441,6 +442,14 @@ def test_a_click_on_a_head_sorts_the_leaderboard_by_its_better_end(
     browser.open(tmp_path / "r.html", width=390, height=844)
     assert browser.ask("getComputedStyle(document.querySelector('.sort')).display") == "block"
     assert browser.said == []
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_desk_and_a_phone_in_light_and_in_dark(
+    browser: Browser, folders: list[Path], tmp_path: Path
+) -> None:
+    written(folders, tmp_path / "r.html")
+    assert list(look(browser, tmp_path / "r.html", tmp_path, None)) == []
 
 
 def test_a_run_folder_full_of_scripts_runs_nothing(

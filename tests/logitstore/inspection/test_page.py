@@ -32,6 +32,7 @@ from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
 from tests.kit.browser import ATTACK, Browser
 from tests.kit.html_pages import Outline, check_structure, contrast, palettes
+from tests.kit.look_at_pages import look
 from tests.kit.made_stores import put
 
 
@@ -500,6 +501,18 @@ def test_rows_are_searched_and_ordered(browser: Browser, store: LogitStore, tmp_
 
 def all_text(store: LogitStore, i: int) -> str:
     return "".join(segment.text for segment in store.text(i).segments).lower()
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_desk_and_a_phone_in_light_and_in_dark(
+    browser: Browser, store: LogitStore, tmp_path: Path
+) -> None:
+    write_page(store, tmp_path / "r.html")
+    assert list(look(browser, tmp_path / "r.html", tmp_path, None)) == []
+    assert len({path.read_bytes() for path in tmp_path.glob("r-*.png")}) == 8
+    (tmp_path / "wide.html").write_text("<div style='width: 600px'>x</div>")
+    wrong = list(look(browser, tmp_path / "wide.html", tmp_path, None))
+    assert [said.split(", ")[1] for said in wrong] == ["390 pixels"] * 2
 
 
 def test_a_store_full_of_scripts_runs_nothing(
