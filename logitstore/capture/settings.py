@@ -70,6 +70,31 @@ class CaptureSettings(Checked):
         "Keep the standard deviation of the logits and the log-normaliser at it, which the loss "
         "multilevel_ot reads.",
     )
+    hidden: Sequence[str] = setting(
+        (),
+        _KEPT,
+        "Also keep the teacher's hidden states, which the losses dskd and cot2align read: `last`, "
+        "what its output head read where it predicted a token (behind the final norm); with "
+        "`embedding` also the rows of its input embedding. They lie in files of their own, of "
+        "which a student that does not need them reads nothing, and are far larger than all else: "
+        "`logitstore estimate` says how large.",
+        metavar="last[,embedding]",
+        unset="none",
+    )
+    hidden_dtype: str | None = setting(
+        None,
+        _KEPT,
+        "How numbers of hidden states are kept: fp8 (e4m3 and a scale for each token, D + 4 bytes "
+        "for D numbers) or bf16 (2 D bytes).",
+        metavar="fp8|bf16",
+        unset="fp8",
+    )
+    hidden_context: bool = setting(
+        False,
+        _KEPT,
+        "Keep the hidden states of all tokens that the teacher reads, also of those without a "
+        "record.",
+    )
     draws: int = setting(
         0,
         _KEPT,
@@ -355,7 +380,9 @@ class CaptureSettings(Checked):
 
     def recorded(self) -> dict[str, Any]:
         """Select the settings that decide a store, as JSON, for `logitstore repair --capture`."""
-        return {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
+        kept = {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
+        # A store without hidden states is described as it was before there were any.
+        return {n: v for n, v in kept.items() if v or not n.startswith("hidden")}
 
     @classmethod
     def from_recorded(cls, recorded: Mapping[str, Any]) -> Self:

@@ -34,6 +34,8 @@ from logitstore.capture.teacher.teacher import (
 )
 from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError
+from logitstore.format.hidden import EMBEDDING, HiddenSpec
+from logitstore.format.hidden_codec import FP8
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
@@ -44,7 +46,7 @@ from logitstore.rows.special_text import warn_of_special
 from logitstore.rows.watch import Watch
 from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
-from logitstore.writing.plan import make_plan
+from logitstore.writing.plan import make_plan, shard_text_with_hidden
 from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
@@ -157,7 +159,10 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
     warn_of_special(rows, reader.render)
     spec = _spec(found_teacher, reader, settings)
     text_bytes = _text_bytes(rows, settings)
-    plan = make_plan(watch.digest, text_bytes, settings.shard_text_bytes)
+    size = settings.shard_text_bytes
+    if size is None and spec.hidden is not None:
+        size = shard_text_with_hidden(spec.hidden)
+    plan = make_plan(watch.digest, text_bytes, size)
     provenance = _provenance(teacher, dataset, settings)
     return Task(
         found_teacher, rows, watch, reader, spec, plan, text_bytes, provenance, settings, student
@@ -331,6 +336,7 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "draws": settings.draws,
             **_given("seed", (settings.seed or 0) if settings.draws else None),
             **_given("missing", ["entropy"] if settings.says_lists else None),
+            **_given("hidden", _hidden(teacher, settings)),
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
@@ -342,6 +348,19 @@ def _experts(settings: CaptureSettings) -> dict[str, Any] | None:
         return None
     seed = settings.seed or 0
     return View(settings.experts, settings.expert_sample or 0.0, seed).recorded()
+
+
+def _hidden(teacher: Teacher, settings: CaptureSettings) -> dict[str, Any] | None:
+    """Describe which hidden states are kept; None: none."""
+    layers = settings.hidden_layers
+    if not layers:
+        return None
+    return HiddenSpec(
+        settings.hidden_dtype or FP8,
+        teacher.hidden_width,
+        settings.hidden_context,
+        teacher.embedding_width if EMBEDDING in layers else None,
+    ).recorded()
 
 
 def _changes(settings: CaptureSettings) -> dict[str, Any] | None:

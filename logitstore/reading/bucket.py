@@ -45,6 +45,16 @@ class BucketShards:
         """
         return self.cache.open(self._object(index), *self._facts(index))
 
+    def open_beside(self, path: StorePath, digest: str, size: int) -> BinaryIO:
+        """Open another object of the store, fetched if it is not in the cache.
+
+        Raises:
+            CorruptStoreError: The object is missing, or not the one with this digest.
+            StorageError: The object store, or the disk, fails.
+        """
+        assert isinstance(path, RemotePath)
+        return self.cache.open(path, digest, size)
+
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Begin to fetch shards to the local disk, at most a quarter of the cache at once."""
         wanted, room = [], self.cache.limit_bytes // 4

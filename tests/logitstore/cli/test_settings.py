@@ -52,7 +52,10 @@ def test_an_estimate_takes_each_setting_but_those_of_doing_it(each: "Field[Any]"
 
 def test_what_a_store_records_are_the_settings_that_decide_it() -> None:
     recorded = CaptureSettings().recorded()
-    assert set(recorded) | NOT_RECORDED == set(ids)
+    asked = CaptureSettings(hidden=["last"], hidden_dtype="fp8", hidden_context=True).recorded()
+    assert set(asked) | NOT_RECORDED == set(ids)
+    # As a store was described before there were any.
+    assert set(asked) - set(recorded) == {"hidden", "hidden_dtype", "hidden_context"}
     assert CaptureSettings.from_recorded(recorded) == CaptureSettings()
     assert "trust_remote_code" in NOT_RECORDED, "a file must never decide this"
 
