@@ -212,6 +212,7 @@ def _hidden(capture: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, s
     kept, size = capture["hidden"], about["hidden_bytes"]
     said = f"{', '.join(kept['layers'])} · {kept['width']:,} numbers in {kept['dtype']}"
     said += " · of context, too" if kept["context"] else ""
+    said += " · the embedding is the teacher's weights" if "embedding" in kept["layers"] else ""
     each = size / max(about["records"], 1)
     return {"hidden": f"{said} · {size:,} bytes in files of their own, {each:.1f} a token"}
 

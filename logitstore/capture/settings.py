@@ -75,9 +75,9 @@ class CaptureSettings(Checked):
         _KEPT,
         "Also keep the teacher's hidden states, which the losses dskd and cot2align read: `last`, "
         "what its output head read where it predicted a token (behind the final norm); with "
-        "`embedding` also the rows of its input embedding. They lie in files of their own, of "
-        "which a student that does not need them reads nothing, and are far larger than all else: "
-        "`logitstore estimate` says how large.",
+        "`embedding` also the rows of its input embedding, which are weights, under the teacher's "
+        "licence. They lie in files of their own, of which a student that does not need them reads "
+        "nothing, and are far larger than all else: `logitstore estimate` says how large.",
         metavar="last[,embedding]",
         unset="none",
     )

@@ -6,6 +6,7 @@ tokens), and answers in a `Task`: what the store will hold (spec), which rows go
 every process and at every resume.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -52,6 +53,7 @@ from logitstore.writing.writer import tokenizer_digests
 if TYPE_CHECKING:
     from logitstore.rows.sources import DatasetArg
 
+log = logging.getLogger(__name__)
 _version_of = cache(version)  # which parses a package's whole description, of torch 40 KB
 
 
@@ -158,6 +160,12 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
     student, reader = _readers(rows, found_teacher, limits, settings)
     warn_of_special(rows, reader.render)
     spec = _spec(found_teacher, reader, settings)
+    if spec.hidden is not None and spec.hidden.embedding_width is not None:
+        log.warning(
+            "%s: its rows of the input embedding that are kept are weights of the teacher: whoever "
+            "is given the store has them, under the teacher's licence.",
+            teacher,
+        )
     text_bytes = _text_bytes(rows, settings)
     size = settings.shard_text_bytes
     if size is None and spec.hidden is not None:

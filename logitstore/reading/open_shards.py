@@ -92,9 +92,9 @@ class OpenShards:
         except MemoryError:  # what the open shards keep may be what is missing
             if not self._of_process().close_all():
                 raise
-        except CorruptStoreError:
+        except CorruptStoreError as e:
             bucket = self._bucket_shards()
-            if bucket is None or not bucket.drop_if_damaged(index):
+            if bucket is None or not bucket.drop_if_damaged(index, e.path):
                 raise
             self._of_process().close(index)
         return read(self.opened(index))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def captured(here: Path, name: str, **settings: Any) -> LogitStore:
     how = {"top_k": 4, "device": "cpu", "shard_text_bytes": 100, "self_test": False, **settings}
-    return capture(str(here / "teacher"), str(here / "rows.jsonl"), out=here / name, **how)
+    out = name if "://" in name else here / name
+    return capture(str(here / "teacher"), str(here / "rows.jsonl"), out=out, **how)
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +276,25 @@ def test_the_states_of_another_shard_or_store_are_refused(
     assert (damage.file, damage.kind) == (f"hidden/{first.name}", "missing-file")
 
 
+def test_in_a_bucket_they_are_fetched_when_asked_for_and_anew_if_the_copy_is_damaged(
+    here: Path, stores: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del stores
+    monkeypatch.setenv("LOGITSTORE_CACHE", str(tmp_path / "cache"))
+    url = f"memory://{uuid.uuid4().hex}/s"
+    store = captured(here, url, hidden=["last", "embedding"], hidden_dtype="fp8")
+    local = open_store(here / "fp8")
+    assert verify_store(url, deep=True).damaged == []
+    _ = store[0].token_ids
+    digests = [path.name[6:22] for path in (here / "fp8" / "hidden").iterdir()]
+    copies = tmp_path / "cache" / "shards"
+    assert not [digest for digest in digests if list(copies.glob(f"{digest}*"))]
+    same_states(store, local, range(len(local)))
+    for (path,) in (list(copies.glob(f"{digest}*")) for digest in digests):
+        path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    same_states(open_store(url), local, range(len(local)))
+
+
 def same_states(one: LogitStore, other: LogitStore, numbers: range) -> None:
     for new, old in enumerate(numbers):
         a, b = one.states(new), other.states(old)
@@ -330,6 +351,7 @@ def test_info_and_the_estimate_say_what_hidden_states_take(
     assert about["hidden_bytes"] == beside
     (line,) = [line for line in info_text(about).splitlines() if line.startswith("hidden")]
     assert line.startswith("hidden    embedding, last · 32 numbers in fp8")
+    assert "the embedding is the teacher's weights" in line
     assert "hidden_bytes" not in facts(plain)
     hidden = preview(
         str(here / "teacher"), str(here / "rows.jsonl"), top_k=4, device="cpu", hidden=["last"]
