@@ -133,11 +133,12 @@ def compare(
     ] = None,
     as_json: JsonOpt = False,
 ) -> None:
-    """Print a table of students, figure by figure. Runs of one name are seeds of one contender.
+    """Print which student is better, how sure that is, and a table. Runs of one name are its seeds.
 
     The page adds curves, how each was trained, and what `distill evaluate --samples` kept.
     """
     from distill.report import comparison as comparing
+    from distill.report.leaderboard import table
 
     read = [comparing.read(path) for path in runs]
     comparison = comparing.compare(read, baseline)
@@ -147,7 +148,7 @@ def compare(
         places = {comparing.key_of(run): Path(path) for run, path in zip(read, runs, strict=True)}
         written = write_page(comparison, places, out)
         print(f"{out}: {written['bytes']:,} bytes, {written['runs']} runs", file=sys.stderr)
-    print(json.dumps(comparison, indent=1) if as_json else comparing.table(comparison))
+    print(json.dumps(comparison, indent=1) if as_json else table(comparison))
 
 
 @app.command()

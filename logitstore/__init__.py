@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from logitstore.format.spec import Plan, StoreSpec
     from logitstore.info import Fidelity
     from logitstore.moving.created.create import create
-    from logitstore.records import PaddedEntries, Segment, SequenceText, TokenRecords
+    from logitstore.records import Example, PaddedEntries, Segment, SequenceText, TokenRecords
     from logitstore.store import LogitStore, open_store
     from logitstore.writing.writer import StoreWriter
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Example",
     "Fidelity",
     "LogitStore",
     "PaddedEntries",
@@ -40,6 +41,7 @@ __all__ = [
 
 
 _HOME = {
+    "Example": "logitstore.records",
     "Fidelity": "logitstore.info",
     "LogitStore": "logitstore.store",
     "PaddedEntries": "logitstore.records",

@@ -39,6 +39,8 @@ With `--json` both programs print it, `{"error": {"kind": "incomplete", "message
 that a signal stopped then has the kind `stopped`.
 """
 
+import sys
+from importlib.util import find_spec
 from typing import Any, ClassVar, Protocol
 
 
@@ -153,6 +155,26 @@ class BusyError(LogitStoreError):
     """An error for a store that another process is writing and does not share."""
 
     kinds = ("busy",)
+
+
+def check_installed(library: str, needed_by: str, extra: str = "train") -> None:
+    """Look for an optional library without importing it, which may take seconds.
+
+    Args:
+        library: Its name.
+        needed_by: What needs it: the first words of the message.
+        extra: The extra of this package that has it.
+
+    Raises:
+        MissingLibraryError: It is not there.
+    """
+    if library in sys.modules and sys.modules[library] is not None:
+        return
+    if library in sys.modules or find_spec(library) is None:
+        raise MissingLibraryError(
+            f"{needed_by} needs {library}, which is not installed. Run `pip install "
+            f"'logitstore[{extra}]'`."
+        )
 
 
 def in_a_line(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self, TypeGuard
 import numpy as np
 
 from logitstore.console.left_out import LeftOut, left_out_text
+from logitstore.console.notebook import facts_html
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.statuses import left_out_of
@@ -138,6 +139,15 @@ def info_text(about: dict[str, Any]) -> str:
     lines = "\n".join(f"{name:<10}{value}" for name, value in info_lines(about).items())
     table = left_out_text([LeftOut.from_facts(each) for each in about["left_out"]], "sequences")
     return f"{lines}\n\n{table}" if table else lines
+
+
+def store_html(store: Described, about: dict[str, Any]) -> str:
+    """Write the facts for a notebook, and how to look at what the store holds."""
+    left_out = left_out_text([LeftOut.from_facts(each) for each in about["left_out"]], "sequences")
+    further = "store.show(0) shows a sequence, store[0] its numbers, store.text(0) its text."
+    more = "\n\n".join(filter(None, [left_out, further]))
+    lines = {name: value for name, value in info_lines(about).items() if name}
+    return facts_html(f"{len(store):,} sequences", lines, more)
 
 
 def info_lines(about: dict[str, Any]) -> dict[str, str]:

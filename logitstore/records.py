@@ -4,18 +4,20 @@ A record describes the distribution that predicted its token: record t holds tok
 the text, and the teacher's distribution given everything before t. No reader ever shifts by one.
 
 Shape legend: n = records (supervised tokens) of the sequence, m = entries of all its records,
-T = extra temperatures, d = draws of all its records.
+T = extra temperatures, d = draws of all its records, L = tokens of the whole sequence.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 #: The id in a padding slot of :meth:`TokenRecords.padded`; no vocabulary reaches it.
 PADDING_ID = 0xFFFF_FFFF
+#: The label of a token that is not trained on; torch's cross-entropy ignores it.
+NO_LABEL = -100
 #: Added to a standard deviation of logits before anything is divided by it (MultiLevelOT,
 #: arXiv:2412.14528): `lognorm_std` is at `logit_std` plus this, and so is the student.
 STD_FLOOR = 1e-4
@@ -139,8 +141,11 @@ class TokenRecords:
 
         shown = range(min(len(self), _SHOWN_RECORDS))
         more = len(self) - len(shown)
+        said = f"{more:,} records more. " if more else ""
         return table_html(
-            _COLUMNS, [self._cells(t) for t in shown], f"{more:,} records more" if more else ""
+            _COLUMNS,
+            [self._cells(t) for t in shown],
+            f"{said}Their text is in the store: store.show(i).",
         )
 
     def _cells(self, t: int) -> list[str]:
@@ -160,11 +165,32 @@ class TokenRecords:
             _number(np.exp(largest)),
         ]
 
+    def cut(self, k: int) -> "TokenRecords":
+        """Keep the k most probable entries of each record; the others' mass goes into its tail."""
+        count = self.entry_count
+        if int(count.max(initial=0)) <= k:
+            return self
+        starts = np.cumsum(count) - count
+        record = np.repeat(np.arange(len(count)), count)
+        is_kept = np.arange(len(record)) - starts[record] < k
+        lost = np.exp(self.entry_logprobs[~is_kept].astype(np.float64))
+        cut_mass = np.bincount(record[~is_kept], lost, minlength=len(count))
+        with np.errstate(divide="ignore"):  # log 0 = -inf: no tail
+            tail = np.log(np.exp(self.tail_logmass.astype(np.float64)) + cut_mass)
+        return replace(
+            self,
+            entry_count=np.minimum(count, k),
+            entry_ids=None if self.entry_ids is None else self.entry_ids[is_kept],
+            entry_logprobs=self.entry_logprobs[is_kept],
+            # What was not cut stays as it is, to the bit.
+            tail_logmass=np.where(count > k, tail, self.tail_logmass).astype(np.float32),
+        )
+
     def padded(self, k: int | None = None) -> PaddedEntries:
         """Return entries as (n, K) arrays; K is `k`, or the largest count of this sequence.
 
-        A `k` below a record's count drops its least probable entries; adding their probability to
-        the tail is then up to the caller.
+        A `k` below a record's count drops its least probable entries; the tail has their
+        probability too after :meth:`cut`.
         """
         width = int(self.entry_count.max(initial=0)) if k is None else k
         mask = np.arange(width) < self.entry_count[:, None]
@@ -177,6 +203,58 @@ class TokenRecords:
             ids = np.full(mask.shape, PADDING_ID, np.uint32)
             ids[mask] = self.entry_ids[source]
         return PaddedEntries(ids, logprobs, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One sequence as a model reads it: all of its tokens, and the records at theirs.
+
+    The record at position p is the teacher's distribution that *predicted* `input_ids[p]`, so it is
+    compared with the logits that a model gives at position p - 1.
+
+    Attributes:
+        input_ids: (L,) int64, every token that the teacher read: context, text, ends. Empty where
+            the sequence has no records.
+        attention_mask: (L,) int64, ones.
+        loss_mask: (L,) bool, True for tokens with a record.
+        positions: (n,) int64, the token of each record: `input_ids[positions]` are
+            `records.token_ids`.
+        records: The records.
+        text: The text, and the dataset row that it comes from.
+        agrees: Whether the teacher's tokenizer, run on the text again, gives the records' tokens in
+            their places, as after a capture. False where the tokens came from elsewhere (a server's
+            choice, ids of a dataset): then those of records are what they were, and the text
+            between them is tokenised piece by piece.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    loss_mask: npt.NDArray[np.bool_]
+    positions: npt.NDArray[np.int64]
+    records: TokenRecords
+    text: SequenceText
+    agrees: bool
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(L,) the tokens with a record, and -100 for all others, as `transformers` takes them."""
+        return np.where(self.loss_mask, self.input_ids, NO_LABEL)
+
+    def placed(
+        self, values: npt.NDArray[Any], fill: float | np.number[Any] = np.nan
+    ) -> npt.NDArray[Any]:
+        """Put values of the records at their tokens: (n, …) becomes (L, …).
+
+        Args:
+            values: One for each record, such as `records.entropy` or `records.padded().logprobs`.
+            fill: What stands at tokens without a record.
+        """
+        placed = np.full((len(self), *values.shape[1:]), fill, values.dtype)
+        placed[self.positions] = values
+        return placed
 
 
 def _number(value: float) -> str:

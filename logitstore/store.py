@@ -32,14 +32,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from logitstore.errors import IncompleteStoreError, MismatchError, NotAStoreError
+from logitstore.errors import (
+    IncompleteStoreError,
+    MismatchError,
+    NotAStoreError,
+    check_installed,
+)
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.hidden_states import HiddenStates
 from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
 from logitstore.format.shard_group import HIDDEN
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
-from logitstore.info import Fidelity, facts, info_text
+from logitstore.info import Fidelity, facts, store_html
 from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_boundaries
 from logitstore.reading.open_shards import OpenShards
@@ -47,11 +52,15 @@ from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import Skimmed
 from logitstore.reading.shard_table import ShardTable
-from logitstore.records import Entries, SequenceText, TokenRecords
+from logitstore.records import Entries, Example, SequenceText, TokenRecords
 from logitstore.storage.paths import StorePath, store_path
 
 if TYPE_CHECKING:
     import zarr
+
+    from logitstore.reading.torch_dataset import Tensors, TorchDataset
+    from logitstore.text.examples import ExampleMaker
+    from logitstore.text.shown import ShownSequence
 
 T = TypeVar("T")
 
@@ -127,10 +136,22 @@ class LogitStore:
         return int(self._table.first_sequence[-1])
 
     def _repr_html_(self) -> str:
-        """Show `logitstore info` in a notebook."""
-        from logitstore.console.notebook import text_html
+        """Show `logitstore info` in a notebook, and how to go on."""
+        return store_html(self, facts(self))
 
-        return text_html(info_text(facts(self)))
+    def show(self, i: int) -> "ShownSequence":
+        """Show sequence i: its text, each token coloured by how surprising the teacher found it.
+
+        In a notebook the text, and below it each token with its numbers and what the teacher
+        expected in its place; in a terminal the same as `logitstore show` prints.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Its bytes are damaged.
+        """
+        from logitstore.text.shown import ShownSequence
+
+        return ShownSequence(self, i)
 
     def __getitem__(self, i: int) -> TokenRecords:
         """Read the records of sequence i; of length 0 where the row has none.
@@ -202,6 +223,68 @@ class LogitStore:
         """
         return self._read(i, Shard.text)
 
+    def example(self, i: int) -> Example:
+        """Read sequence i as a model reads it: every token, and which of them have records.
+
+        Needs `transformers`, which loads the teacher's tokenizer from the store, once. Of a
+        conversation the tokens are all that the teacher's chat template wrote.
+
+        Raises:
+            IndexError: There is no such sequence.
+            CorruptStoreError: Its bytes are damaged.
+            InputError: The tokenizer cannot be loaded; the records are at a student's boundaries.
+            MissingLibraryError: transformers is not installed.
+            MismatchError: These versions of transformers read the tokenizer as another one.
+        """
+        return self.examples([i])[0]
+
+    def examples(self, indices: Iterable[int]) -> list[Example]:
+        """Read several sequences as `example` does, in the order asked for; faster by far.
+
+        Raises:
+            LogitStoreError, IndexError: As for `example`.
+        """
+        asked, maker = list(indices), self._maker
+        return [maker.make(i, read) for i, read in zip(asked, self.read_many(asked), strict=True)]
+
+    def torch(self, *, k: int | None = None, seed: int | None = None) -> "TorchDataset":
+        """Make a dataset that torch's `DataLoader` takes as it is, without a collate function.
+
+        Its items are the sequences with records, as dicts of tensors, padded to the longest of
+        their batch: `input_ids`, `attention_mask`, `labels` (-100 without a record), `loss_mask`
+        (B, L); at each token with a record, and 0 at others, `token_logprob`, `tail_logmass`,
+        `entropy` and what else the store has (B, L, …); `entry_ids`, `entry_logprobs` and
+        `entry_mask` (B, L, K), where slots without an entry have -100, -inf and False; `sequence`
+        and `row` (B,). What is at position p is compared with the logits of position p - 1.
+        `DataLoader(store)` does the same in the store's order.
+
+        Args:
+            k: Entries of a token at most; the others' mass goes into the tail. Default: all.
+            seed: Shuffle by this seed, the same on every machine; `set_epoch` shuffles anew.
+                Default: the store's order.
+
+        Raises:
+            InputError: `k` is below 1.
+            MissingLibraryError: torch is not installed.
+        """
+        check_installed("torch", "a dataset of tensors")
+        from logitstore.reading.torch_dataset import TorchDataset
+
+        return TorchDataset(self, k=k, seed=seed)
+
+    def __getitems__(self, indices: Sequence[int]) -> "list[Tensors]":
+        """Read a batch as `torch()` does, of any sequences; torch's `DataLoader` calls this."""
+        from logitstore.reading.torch_dataset import padded
+
+        return padded(list(indices), self.examples(indices))
+
+    @cached_property
+    def _maker(self) -> "ExampleMaker":
+        check_installed("transformers", f"{self.path}: reading whole examples")
+        from logitstore.text.examples import ExampleMaker
+
+        return ExampleMaker.from_folder(self.tokenizer_path, self.spec, self.path, self.text)
+
     def encoded(self, i: int) -> EncodedRecords:
         """Read sequence i in encoded form, to be stored again without any change.
 
@@ -259,8 +342,12 @@ class LogitStore:
             IndexError: The dataset has no such row, or its shard is not written yet.
         """
         index = self._table.shard_of_row(r)
-        first = int(self._table.first_sequence[self._table.position(index)])
+        first = self.first_sequence(index)
         return [first + int(i) for i in np.flatnonzero(self.shard(index).sequence_rows() == r)]
+
+    def first_sequence(self, index: int) -> int:
+        """Return the number of the first sequence of shard `index`."""
+        return int(self._table.first_sequence[self._table.position(index)])
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Begin to fetch the shards of these sequences if the store is in a bucket, and return.
@@ -378,9 +465,9 @@ class LogitStore:
             MismatchError: This store lies in none that it belongs to.
             CorruptStoreError: Bytes of one of them are damaged.
         """
-        table, numbers = self.outer._table, []
+        numbers = []
         for shard, place in map(self.locate, indices):
-            numbers.append(int(table.first_sequence[table.position(shard)]) + place)
+            numbers.append(self.outer.first_sequence(shard) + place)
         return self.outer.read_many(numbers)
 
     @property

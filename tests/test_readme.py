@@ -61,7 +61,7 @@ def test_a_block_is_started_in_a_shell_unless_it_is_commands_of_ours_alone() -> 
 
 
 def test_it_is_short_and_says_what_is_printed_beneath_commands() -> None:
-    assert len(README.splitlines()) <= 120
+    assert len(README.splitlines()) <= 100
     shown = [line for lang, code in blocks(README) if lang == "bash" for line in code.splitlines()]
     assert sum(line.startswith("# ") for line in shown) >= 8
     assert as_pattern("1 shards, 40 rows: …").fullmatch("2 shards,  1,153 rows: whole")

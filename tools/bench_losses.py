@@ -59,6 +59,7 @@ LOSSES = (
     "sampled_kl",
     "gold",
     "infifusion",
+    "cdm",
     "clkd",
     "dskd",
 )
@@ -337,6 +338,19 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
             "log_scale": np.zeros(count, np.float32),
             "earlier_index": every[is_earlier],
             "earlier_pair": owner[is_earlier],
+        }
+    if name == "cdm":  # half of the entries have a token of their own, the others three alike
+        entry = np.concatenate([np.arange(K), np.repeat(np.arange(K // 2, K), 2)])
+        edges = rng.choice(sizes.V, len(entry), replace=False)
+        return {
+            "index": index,
+            "entry_logprobs": logprobs,
+            "tail_logmass": tail,
+            "edge_ids": (edges + rng.integers(sizes.V, size=(count, 1))) % sizes.V,
+            "edge_entry": np.tile(entry, (count, 1)),
+            "edge_first": np.tile(np.arange(len(entry)), (count, 1)),
+            "edge_alike": np.tile(np.where(entry < K // 2, 1, 0.95).astype(np.float32), (count, 1)),
+            "edge_is_label": np.zeros((count, len(entry)), np.int64),
         }
     if name == "infifusion":
         return {"index": index, "entry_logprobs": logprobs}

@@ -1,11 +1,15 @@
 """Make BENCHMARKS.md from benchmark reports: one section each, goals first, then other figures.
 
     python -m tools.bench_page build/bench/*.json > tools/BENCHMARKS.md
+    python -m tools.bench_page --into tools/BENCHMARKS.md build/bench/bench_losses.json
 
 A report is what `python -m tools.bench_… --json` printed; the page adds nothing to it and leaves
 nothing out. `bash tools/bench.sh` makes both. The experiment, which takes hours, is not run again:
 its section is made from the results that `tools.experiment_page` keeps. What people counted and
-wrote down by hand is in `what_a_store_survives.md`: the page ends with it, as it stands there.
+wrote down by hand is in `what_a_store_survives.md`: the page ends with it, as it stands there. The
+page begins with `tools.first_screen`; what follows is folded, a section under its heading.
+
+`--into` puts the reports in the place of those of a page that is there, and keeps its others.
 """
 
 import argparse
@@ -15,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import experiment_page
+from tools import experiment_page, first_screen
 from tools.benchmark import is_goal
 
 #: The section that people write.
@@ -42,16 +46,55 @@ def page(reports: Mapping[str, Mapping[str, Any]]) -> str:
     Args:
         reports: The report of each benchmark, by its name (`bench_losses`).
     """
-    sections = [_section(name, report) for name, report in sorted(reports.items())]
+    return _joined([_section(name, report) for name, report in sorted(reports.items())])
+
+
+def renewed(before: str, reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a page with other reports in the place of its own.
+
+    Args:
+        before: The page as it is.
+        reports: By name; a benchmark that the page has no section of gets one at the end.
+    """
+    sections = {part.split("\n", 1)[0]: f"## {part}" for part in before.split("\n## ")[1:]}
+    for title in (
+        _heading(first_screen.TITLE),
+        _heading(_title("experiment_quality")),
+        _written()[1],
+    ):
+        sections.pop(title.removeprefix("## "), None)
+    for name, report in sorted(reports.items()):
+        sections[_title(name)] = _section(name, report)
+    return _joined([f"{section.rstrip()}\n" for section in sections.values()])
+
+
+def _joined(sections: Sequence[str]) -> str:
+    below = "\n".join([_experiment(), *sections])
+    return "\n".join([_INTRODUCTION, first_screen.section(below), below, _written()[0]])
+
+
+def _written() -> tuple[str, str]:
+    """Return the section that people write, and its heading."""
     written = WRITTEN.read_text(encoding="utf-8")
-    return "\n".join([_INTRODUCTION, _experiment(), *sections, written])
+    return written, written.split("\n", 1)[0]
+
+
+def _heading(title: str) -> str:
+    return f"## {title}"
+
+
+def _folded(title: str, summary: str, content: Sequence[str]) -> str:
+    """Return a section of which only the heading and a summary are seen at first."""
+    opened = f'<details markdown="1"><summary>{summary}</summary>'
+    return "\n".join([_heading(title), "", opened, "", *content, "</details>", ""])
 
 
 def _experiment() -> str:
     """Return the first section: what students learn from a store."""
     results = json.loads(experiment_page.KEPT.read_text())
-    lines = [f"## {_title('experiment_quality')}", "", *_where(results), ""]
-    return "\n".join([*lines, *experiment_page.section(results)])
+    summary = f"{len(results['runs'])} students by every loss, and what can be said of them"
+    content = [*_where(results), "", *experiment_page.section(results)]
+    return _folded(_title("experiment_quality"), summary, content)
 
 
 def _section(name: str, report: Mapping[str, Any]) -> str:
@@ -60,13 +103,11 @@ def _section(name: str, report: Mapping[str, Any]) -> str:
     goals = [(what, value) for what, value in rows if is_goal(value)]
     others = [(what, value) for what, value in rows if not is_goal(value)]
     met = sum(value["met"] for _, value in goals)
-    return "\n".join(
+    return _folded(
+        _title(name),
+        f"{met} of {len(goals)} goals are met",
         [
-            f"## {_title(name)}",
-            "",
             *_where(report),
-            "",
-            f"{met} of {len(goals)} goals are met.",
             "",
             "| | measured | goal | |",
             "|---|--:|--:|---|",
@@ -76,15 +117,13 @@ def _section(name: str, report: Mapping[str, Any]) -> str:
                 for what, g in goals
             ),
             "",
-            "<details><summary>All other figures</summary>",
+            "All other figures:",
             "",
             "| | |",
             "|---|--:|",
             *(f"| {_cell(what)} | {_number(value)} |" for what, value in others),
             "",
-            "</details>",
-            "",
-        ]
+        ],
     )
 
 
@@ -145,7 +184,15 @@ def read(paths: Sequence[Path]) -> dict[str, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("reports", nargs="*", type=Path, help="bench_….json")
-    print(page(read(parser.parse_args().reports)), end="")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="a page to put them into")
+    arguments = parser.parse_args()
+    reports = read(arguments.reports)
+    if arguments.into is None:
+        print(page(reports), end="")
+    else:
+        before = arguments.into.read_text(encoding="utf-8")
+        arguments.into.write_text(renewed(before, reports), encoding="utf-8")
+    first_screen.main()
 
 
 if __name__ == "__main__":

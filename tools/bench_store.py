@@ -36,7 +36,7 @@ from tools.demo.__main__ import capture_command
 from tools.demo.commands import Commands
 from tools.demo.corpus import load_corpus, write_jsonl
 from tools.demo.hub import make_models
-from tools.demo.settings import FULL, cores
+from tools.demo.settings import TINY, cores
 from tools.store_reading import (
     bare,
     loaders,
@@ -64,7 +64,7 @@ from tools.synthetic_teacher import Arrays, cached_topk
 BUILD = Path(__file__).resolve().parent.parent / "build"
 MAX_KL = 1e-5
 #: The demo's teacher is trained only until its predictions are like a language model's.
-REAL = replace(FULL, teacher_steps=100, teacher_bytes=1_000_000, student_bytes=60_000)
+REAL = replace(TINY, teacher_steps=100, teacher_bytes=1_000_000, student_bytes=60_000)
 QUICK = {"n_tokens": 1024, "vocab_size": 2048, "k": 128}
 
 PACKAGES = ("numpy", "numcodecs", "pcodec", "zarr", "datasets", "pyarrow", "torch")

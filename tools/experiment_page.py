@@ -18,17 +18,16 @@ would), and `undecided` otherwise.
 import argparse
 import html
 import json
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from distill.report.verdict import half_width, judge
+
 HERE = Path(__file__).parent
 KEPT, PLOT, SAID = (HERE / f"experiment_quality.{ending}" for ending in ("json", "svg", "md"))
 
-#: Student's t at 97.5 %, by the number of differences; the last holds for more.
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 #: A description of each part, for people.
 PARTS = {
     "main": "another tokenizer, random weights, little text",
@@ -62,19 +61,16 @@ class Line(NamedTuple):
     @property
     def half_width(self) -> float | None:
         """Return the half width of the 95 % interval around the mean; None for a single seed."""
-        n = len(self.differences)
-        if n < 2:
-            return None
-        return float(T_95[min(n, max(T_95))] * statistics.stdev(self.differences) / math.sqrt(n))
+        return half_width(self.differences)
 
     @property
     def verdict(self) -> str:
         """Return `better`, `worse?` and so on, as the head of this file defines them."""
+        found = judge(self.differences)
+        if found.word in ("better", "worse"):
+            return found.word
         word = "worse" if self.mean > 0 else "better"
-        if self.half_width is not None and abs(self.mean) > self.half_width:
-            return word
-        agree = len({d > 0 for d in self.differences}) == 1 and 0 not in self.differences
-        return f"{word}?" if agree and self.half_width is not None else "undecided"
+        return f"{word}?" if found.agree and found.pairs > 1 else "undecided"
 
 
 def lines(runs: Sequence[Mapping[str, Any]]) -> Iterator[Line]:
@@ -145,7 +141,7 @@ def _cells(line: Line) -> list[str]:
 
 # ---- the plot ----
 
-_LABELS, _WIDTH, _STEP, _TICK = 250, 400, 20, 0.1
+_WIDTH, _STEP = 400, 20
 _STYLE = """<style>
 svg{background:#fff}text{fill:#24292f;font:12px sans-serif}.head{font-weight:600}
 .axis{stroke:#8c959f}.grid{stroke:#d8dee4}.span{stroke:#57606a;stroke-width:2}.less{fill:#1a7f37}.more{fill:#cf222e}
@@ -154,54 +150,90 @@ svg{background:#fff}text{fill:#24292f;font:12px sans-serif}.head{font-weight:600
 </style>"""
 
 
+class _Scale(NamedTuple):
+    """Where a difference lies on the drawing.
+
+    Attributes:
+        left: The first column of the part that has differences; labels stand before it.
+        ticks: Lines on either side of zero.
+        tick: From one to the next.
+    """
+
+    left: int
+    ticks: int
+    tick: float
+
+    def x(self, difference: float) -> float:
+        middle = self.left + _WIDTH / 2
+        return middle + difference * _WIDTH / 2 / (self.ticks * self.tick)
+
+    def within(self, difference: float) -> float:
+        return min(max(self.x(difference), self.left), self.left + _WIDTH)
+
+
 def plot(results: Mapping[str, Any]) -> str:
     """Draw each contender's differences to cross-entropy and their 95 % interval, as SVG."""
     found = [line for line in lines(results["runs"]) if line.differences]
+    return drawing(found, tick=0.1, labels=250, headings=PARTS)
+
+
+def drawing(
+    found: Sequence[Line], *, tick: float, labels: int, headings: Mapping[str, str] | None = None
+) -> str:
+    """Draw lines' differences and their 95 % intervals, as SVG.
+
+    Args:
+        found: The lines, each with differences.
+        tick: Between two lines of the axis, in bits per byte.
+        labels: Width of the names.
+        headings: What stands above the lines of each part; None: nothing.
+    """
     largest = max(abs(d) for line in found for d in line.differences)
-    ticks = int(largest / _TICK + 1)
-    middle, scale = _LABELS + _WIDTH / 2, _WIDTH / 2 / (ticks * _TICK)
+    scale = _Scale(labels, int(largest / tick + 1), tick)
     shapes: list[str] = []
     y, part = 4, None
     for line in found:
-        if line.part != part:
+        if headings is not None and line.part != part:
             part = line.part
             y += _STEP + 4
-            shapes.append(f'<text class="head" x="8" y="{y + 4}">{html.escape(PARTS[part])}</text>')
+            said = html.escape(headings[part])
+            shapes.append(f'<text class="head" x="8" y="{y + 4}">{said}</text>')
         y += _STEP
-        shapes += _drawn(line, y, middle, scale)
-    width, height = _LABELS + _WIDTH + 30, y + 54
+        shapes += _drawn(line, y, scale)
+    width, height = labels + _WIDTH + 30, y + 54
     label = "bits per byte against cross-entropy: left is better; lines are 95 % intervals"
     return "\n".join(
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
             f"<title>{label}</title>",
             _STYLE,
-            *_axis(ticks, y + _STEP, middle, scale),
+            *_axis(y + _STEP, scale),
             *shapes,
-            f'<text x="{middle}" y="{height - 8}" text-anchor="middle">{label}</text>',
+            f'<text x="{scale.x(0)}" y="{height - 8}" text-anchor="middle">{label}</text>',
             "</svg>",
             "",
         ]
     )
 
 
-def _axis(ticks: int, bottom: int, middle: float, scale: float) -> Iterator[str]:
-    for i in range(-ticks, ticks + 1):
-        x = f"{middle + i * _TICK * scale:.1f}"
+def _axis(bottom: int, scale: _Scale) -> Iterator[str]:
+    digits = 1 if scale.tick >= 0.1 else 2
+    for i in range(-scale.ticks, scale.ticks + 1):
+        x = f"{scale.x(i * scale.tick):.1f}"
         yield f'<path class="{"grid" if i else "axis"}" d="M{x} 10V{bottom}"/>'
-        shown = f"{i * _TICK:+.1f}" if i else "0"
+        shown = f"{i * scale.tick:+.{digits}f}" if i else "0"
         yield f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{shown}</text>'
 
 
-def _drawn(line: Line, y: int, middle: float, scale: float) -> Iterator[str]:
+def _drawn(line: Line, y: int, scale: _Scale) -> Iterator[str]:
     yield f'<text x="20" y="{y + 4}">{html.escape(line.name)}</text>'
     if line.half_width is not None:
-        ends = (middle + scale * (line.mean + side * line.half_width) for side in (-1, 1))
-        left, right = (f"{min(max(x, _LABELS), _LABELS + _WIDTH):.1f}" for x in ends)
+        ends = (line.mean + side * line.half_width for side in (-1, 1))
+        left, right = (f"{scale.within(end):.1f}" for end in ends)
         yield f'<path class="span" d="M{left} {y}H{right}"/>'
     for d in line.differences:
         side = "less" if d < 0 else "more"
-        yield f'<circle class="{side}" cx="{middle + scale * d:.1f}" cy="{y}" r="4"/>'
+        yield f'<circle class="{side}" cx="{scale.x(d):.1f}" cy="{y}" r="4"/>'
 
 
 # ---- what is kept ----

@@ -63,13 +63,13 @@ class Scale:
 
 FULL = Scale(
     teacher=Shape(width=256, layers=4, vocabulary=4096),
-    student=demo.FULL.student,
+    student=Shape(width=96, layers=2, vocabulary=2048),
     teacher_bytes=6_000_000,
-    tokenizer_bytes=demo.FULL.tokenizer_bytes,
-    text_bytes={"little": demo.FULL.student_bytes, "ample": 1_000_000},
-    heldout_bytes=demo.FULL.heldout_bytes,
+    tokenizer_bytes=400_000,
+    text_bytes={"little": 100_000, "ample": 1_000_000},
+    heldout_bytes=100_000,
     teacher_steps=2_000,
-    steps={"little": demo.FULL.student_steps, "ample": 750, "gentle": 200},
+    steps={"little": 250, "ample": 750, "gentle": 200},
     warm_steps=500,
     seeds=(0, 1, 2),
 )

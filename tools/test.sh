@@ -8,9 +8,11 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/setup.sh
 
-# A process a core (a file stays in one, for what its tests share; files are handed out in the order
-# of tests/conftest.py, the longest first); `-n 0` turns that off.
-arguments=(-n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder)
+# A process a core and one more, since a tenth of the time a test waits for a process or a server of
+# its own (a file stays in one, for what its tests share; files are handed out in the order of
+# tests/conftest.py, the longest first); `-n 0` turns that off.
+cores=$(.venv/bin/python -c 'import os; print(min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()))')
+arguments=(-n "$((cores + 1))" --dist loadfile --no-loadscope-reorder)
 for argument in "$@"; do
     # pyproject.toml deselects the slow tests; an empty marker expression selects everything.
     if [ "$argument" = --slow ]; then arguments+=(-m "not gpu"); else arguments+=("$argument"); fi

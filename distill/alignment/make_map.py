@@ -17,6 +17,9 @@ token of the student's own tokenisation of b(v), and ψ(u) the first token of th
     events        events are what both can express: connected components of v with φ*(v), u with
                   ψ(u), and the pairs seen in the store's text at least three times and in a tenth
                   of either one's meetings
+    alike exact   not of `--map`: v to its twin, or, of one that has none, to every token of less
+                  than `UNLIKE` edits a byte of both; the share is how alike they are, 1 for the
+                  twin. `alike prefix`, `alike mined`: instead of twins, what these send (CDM)
     twins         not of `--map`: each of the student's tokens that has a twin is an event, and all
                   others together are event 0, to which the teacher's others are sent. (GOLD's
                   hybrid)
@@ -37,7 +40,7 @@ from itertools import pairwise, repeat
 import numpy as np
 import numpy.typing as npt
 
-from distill.alignment.edit_distance import nearest
+from distill.alignment.edit_distance import alike, nearest
 from distill.alignment.event_map import (
     LESS_SPACE,
     MORE_SPACE,
@@ -56,6 +59,10 @@ Ids = npt.NDArray[np.int32]
 LEAST_SEEN, LEAST_SHARE = 3, 0.1
 #: The shares of the published projection: 0.9 for a token's first, a tenth of it for each next.
 DIVIDED = 0.9 * 0.1 ** np.arange(4)
+
+
+#: Tokens that are further apart, in edits a byte of both, are never taken for one another.
+UNLIKE = 0.1
 
 
 @dataclass(frozen=True)
@@ -252,6 +259,29 @@ def _twins(pair: _Pair, _seen: Seen) -> EventMap:
     return EventMap(sent.astype(np.int32), pair.remainder, of_token=of_token)
 
 
+def _alike(fixed: Callable[[_Pair, Seen], EventMap]) -> Callable[[_Pair, Seen], EventMap]:
+    """Make the rule that adds to a map what else a token of no place could be."""
+
+    def made(pair: _Pair, seen: Seen) -> EventMap:
+        known = fixed(pair, seen)
+        ids = {each: i for each, i in pair.writes.ids_by_bytes.items() if not pair.is_part[i]}
+        wanted = np.flatnonzero((known.event[: pair.teacher.size] < 0) & (pair.lengths > 0))
+        found = alike([pair.written[i] for i in wanted], list(ids), UNLIKE)
+        count = np.ones(known.sources, np.int64)
+        alone = np.bincount(found.string, minlength=len(wanted))
+        count[wanted] = np.maximum(alone, 1)
+        first = np.concatenate([[0], np.cumsum(count)])
+        event = np.repeat(known.event, count)
+        share = np.where(event < 0, 0, 1).astype(np.float32)
+        token = wanted[found.string]
+        place = first[token] + np.arange(len(token)) - (np.cumsum(alone) - alone)[found.string]
+        event[place] = np.array(list(ids.values()), np.int32)[found.token] if ids else event[place]
+        share[place] = 1 - found.distance
+        return EventMap(event, known.remainder, first=first, share=share)
+
+    return made
+
+
 def _canonical(pair: _Pair, _seen: Seen) -> EventMap:
     return EventMap(pair.canonical, pair.remainder)
 
@@ -404,6 +434,11 @@ KINDS: dict[str, Callable[[_Pair, Seen], EventMap]] = {
     "mined": _mined,
 }
 #: Those that no flag names, for the losses that ask for them.
-OF_LOSSES: dict[str, Callable[[_Pair, Seen], EventMap]] = {"twins": _twins}
+OF_LOSSES: dict[str, Callable[[_Pair, Seen], EventMap]] = {
+    "twins": _twins,
+    "alike exact": _alike(_strict),
+    "alike prefix": _alike(_prefix),
+    "alike mined": _alike(_mined),
+}
 #: Kinds that learn from the store's text.
 LEARNED = frozenset({"counted", "events"})

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from distill.alignment.event_map import NEVER, SPACES, EventMap
 from distill.alignment.runs import Ints, runs
+from logitstore.records import TokenRecords
 
 Ids = npt.NDArray[np.int32]
 F32 = npt.NDArray[np.float32]
@@ -110,6 +111,25 @@ class VocabularyMap:
     def with_ends(self, teacher_ids: list[int], student_id: int) -> "VocabularyMap":
         """Copy this map, with the teacher's end-of-text tokens sent to one student token."""
         return VocabularyMap(self.made.with_ends(teacher_ids, student_id))
+
+    def pairs_of(self, source_M: Ints) -> tuple[Ints, Ids, F32]:
+        """List where sources can go: (n,) the place of the source, the event, and the share."""
+        made = self.made
+        if made.first is None:
+            event = made.event[source_M]
+            return np.arange(len(source_M)), event, np.ones(len(event), np.float32)
+        assert made.share is not None
+        place, pair = runs(made.first[source_M], made.first[source_M + 1])
+        return place, made.event[pair], made.share[pair]
+
+    def knows_choice(self, records: TokenRecords, record: Ints) -> npt.NDArray[np.bool_]:
+        """Mark (P,) the records whose most probable token is sent somewhere, each to one event."""
+        assert records.entry_ids is not None
+        count = records.entry_count[record]
+        known = np.zeros(len(record), np.bool_)
+        first = (np.cumsum(records.entry_count) - records.entry_count)[record[count > 0]]
+        known[count > 0] = self.ids[records.entry_ids[first].astype(np.int64)] >= 0
+        return known
 
     def send(
         self,

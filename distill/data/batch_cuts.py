@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from distill.data.token_weights import PEAK
 from distill.losses import find
 
 Ints = npt.NDArray[np.int64]
@@ -137,7 +138,8 @@ def _is_torn(teacher: Mapping[str, Mapping[str, npt.NDArray[Any]]], example_N: I
             assert (np.diff(index) >= 0).all(), "their labels must be, too"
             np.minimum.at(first_P, pair, index)
             np.maximum.at(last_P, pair, index)
-        if find(name).is_of_sequences:  # by all labels of a sequence, paired or not
+        # Some need all labels of a sequence, paired or not.
+        if find(name).is_of_sequences or PEAK in arrays:
             first_P = np.searchsorted(example_N, example_N[first_P])
             last_P = np.searchsorted(example_N, example_N[last_P], side="right") - 1
         np.add.at(change, first_P + 1, 1)

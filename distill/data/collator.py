@@ -21,7 +21,7 @@ from distill.losses import find, option_values
 from distill.losses.aligned import nothing
 from distill.losses.loss import Loss
 from distill.student.encoder_decoder import Sides
-from logitstore.text.token_ids import NO_LABEL
+from logitstore.records import NO_LABEL
 
 
 class Collator:

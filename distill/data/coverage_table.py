@@ -98,7 +98,7 @@ def _shares(facts: Facts) -> Iterator[str]:
         yield f"          {cut:.1%} of the covered are not judged: they are behind a token that the"
         yield "          student would not have ended there, and in no target"
     if facts["map"] == "strict":
-        yield "          for strict, of the shared: its labels are chosen by what came"
+        yield "          for strict and exact, of the shared: their labels are chosen by what came"
 
 
 def _notes(facts: Facts) -> Iterator[str]:

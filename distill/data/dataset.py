@@ -43,10 +43,12 @@ from torch.utils.data import Dataset
 from distill.alignment.align import Alignment, Spans, align, align_many
 from distill.alignment.beginnings import Beginnings
 from distill.alignment.cuts import Cuts
+from distill.alignment.edit_distance import check_installed
 from distill.alignment.entries_at import Texts, own_fits
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
+from distill.alignment.warping import warped
 from distill.alignment.ways import Endings, Known, with_answers
 from distill.data.batch_cuts import covered_by
 from distill.data.example import Example, Store
@@ -55,7 +57,7 @@ from distill.data.held import Held
 from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
 from distill.data.ragged import narrow
-from distill.data.records_asked import check_filter, cut_entries, holds_for, parse_filter
+from distill.data.records_asked import check_filter, holds_for, parse_filter
 from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
     Arrays,
@@ -74,6 +76,7 @@ from distill.data.targets import (
     with_answers_at_labels,
     with_labels_between,
 )
+from distill.data.token_weights import check_weights, weights_of
 from distill.head.query import Partition
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
@@ -106,6 +109,7 @@ class StoreDataset(Dataset[Example]):
         rows: Numbers of the dataset's rows to use; None: all.
         top_k: How many entries of a record to use, of those stored; None: all.
         token_filter: Of :func:`distill.data.records_asked.parse_filter`; None: all tokens.
+        token_weights: Of :mod:`distill.data.token_weights`; None: all weigh the same.
         **options: Options of losses, by the names of their flags; the others have their defaults.
 
     Raises:
@@ -124,6 +128,7 @@ class StoreDataset(Dataset[Example]):
         rows: Ints | None = None,
         top_k: int | None = None,
         token_filter: str | None = None,
+        token_weights: str | None = None,
         **options: Any,
     ) -> None:
         for name in losses:
@@ -131,11 +136,16 @@ class StoreDataset(Dataset[Example]):
         self.rows, self.top_k, self.token_filter = rows, top_k, token_filter
         self._conditions = parse_filter(token_filter) if token_filter else ()
         check_filter(store, self._conditions)
+        self.token_weights = token_weights
+        check_weights(store, token_weights, losses)
         self.store, self.losses, self.max_length = store, tuple(losses), max_length
         self.options = option_values(options)
         self._found = {name: find(name) for name in losses}  # a worker may begin without them
         self.pairings = {name: each.pairing_of(self.options) for name, each in self._found.items()}
         self._check_of_all()
+        for name, pairing in self.pairings.items():
+            if pairing.kind == "strings":
+                check_installed(f"--loss {name}")
         self.reader = StudentReader(
             student, store.spec.rendering, store.path, template=template, max_length=max_length
         )
@@ -184,6 +194,7 @@ class StoreDataset(Dataset[Example]):
             rows=self.rows,
             top_k=self.top_k,
             token_filter=self.token_filter,
+            token_weights=self.token_weights,
             **options,
         )
 
@@ -242,7 +253,7 @@ class StoreDataset(Dataset[Example]):
         """Leave out the entries that the run does not ask for."""
         if self.top_k is None:
             return records
-        return [cut_entries(each, self.top_k) for each in records]
+        return [each.cut(self.top_k) for each in records]
 
     def _placed(self, records: TokenRecords, text: SequenceText) -> Spans:
         return teacher_spans(records, text, self.store.spec.eos_ids, self.teacher)
@@ -304,7 +315,12 @@ class StoreDataset(Dataset[Example]):
             both.label_ids if mapping is not None or is_of_all(self.pairings[name]) else None,
             ways,
         )
-        return loss.arrays(aligned, self.options)
+        arrays = loss.arrays(aligned, self.options)
+        if self.token_weights is not None:
+            arrays |= weights_of(
+                self.token_weights, aligned, arrays, int(self.store.spec.vocab_size)
+            )
+        return arrays
 
     def _paired(
         self, name: str, both: BothSides, alignment: Alignment | None
@@ -318,7 +334,11 @@ class StoreDataset(Dataset[Example]):
             pairs, is_itself = self._of_family(pairs, both)
             if is_itself:
                 return pairs, mapping
-        return self._without_other_ends(pairs, both), self._ending(mapping, both.ends)
+        pairs = self._without_other_ends(pairs, both)
+        mapping = self._ending(mapping, both.ends)
+        if self.pairings[name].has_known_choice:
+            pairs = pairs.chosen(mapping.knows_choice(both.records, pairs.places.record))
+        return pairs, mapping
 
     def _of_family(self, pairs: Pairs, both: BothSides) -> tuple[Pairs, bool]:
         """Leave out what one side alone has a token for; tell whether ends are themselves, too."""
@@ -363,6 +383,8 @@ class StoreDataset(Dataset[Example]):
                 )
             )
         assert alignment is not None
+        if pairing.kind == "strings":
+            return self._warped(both, alignment)
         pairs = aligned_pairs(pairing, alignment, teacher, student)
         if self.is_one_tokenizer or mapping is None:
             return pairs
@@ -373,6 +395,16 @@ class StoreDataset(Dataset[Example]):
         if not pairing.has_between:
             return pairs
         return with_labels_between(pairs, teacher, student, both.records, made, self._order)
+
+    def _warped(self, both: BothSides, alignment: Alignment) -> Pairs:
+        """Pair labels by warping; an import that knows no entropy is unsure everywhere."""
+        ids = both.records.token_ids.astype(np.int64)
+        written = self.teacher.written(ids), self.reader.tokenizer.written(both.label_ids)
+        unsure = both.records.entropy / np.log(max(2, self.store.spec.vocab_size))
+        weight = np.clip(np.nan_to_num(unsure, nan=1.0), 0, 1).astype(np.float64)
+        t, s = warped(both.teacher, both.student, alignment, written, weight).T
+        is_text = both.student.is_verbatim[s]
+        return plain_pairs(np.stack([t, t + 1, s, s + 1], 1)[is_text])
 
     def _known(self, both: BothSides, answers: TokenRecords, made: EventMap) -> Known:
         """Gather what is known of a sequence at the student's boundaries."""

@@ -12,7 +12,6 @@ Shape legend: n = records, M = entries of all records, P = pairs.
 import operator
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,30 +117,6 @@ def check_top_k(store: Any, top_k: int | None, losses_with_draws: list[str]) -> 
             f"{store.spec.top_k} entries that were stored, which are none from beyond {top_k}. "
             "Leave --train_top_k out."
         )
-
-
-def cut_entries(records: TokenRecords, top_k: int) -> TokenRecords:
-    """Keep the most probable entries of each record, and add the mass of all others to its tail."""
-    count = records.entry_count
-    if not len(count) or int(count.max(initial=0)) <= top_k:
-        return records
-    record, place = runs(np.zeros_like(count), count)
-    is_kept = place < top_k
-    cut_mass = np.bincount(
-        record[~is_kept],
-        np.exp(records.entry_logprobs[~is_kept].astype(np.float64)),
-        minlength=len(count),
-    )
-    with np.errstate(divide="ignore"):  # log 0 = -inf: no tail
-        tail = np.log(np.exp(records.tail_logmass.astype(np.float64)) + cut_mass)
-    return replace(
-        records,
-        entry_count=np.minimum(count, top_k),
-        entry_ids=None if records.entry_ids is None else records.entry_ids[is_kept],
-        entry_logprobs=records.entry_logprobs[is_kept],
-        # What was not cut stays as it is, to the bit.
-        tail_logmass=np.where(count > top_k, tail, records.tail_logmass).astype(np.float32),
-    )
 
 
 def _number(text: str) -> float | None:

@@ -11,7 +11,7 @@ from distill.alignment.ways import answers_of
 from distill.data.targets import Ints, Pairs
 from distill.student.odd_turns import Turns
 from logitstore.records import SequenceText, TokenRecords
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
 
 
 class BothSides(NamedTuple):

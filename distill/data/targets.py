@@ -21,7 +21,8 @@ from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.crossings import find_crossings
 from logitstore.text.stored import stored_bytes
 from logitstore.text.token_ids import begins_bare
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 Ints = npt.NDArray[np.int64]
 Arrays = dict[str, npt.NDArray[Any]]

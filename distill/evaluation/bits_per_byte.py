@@ -52,7 +52,8 @@ from logitstore.format.statuses import reason_of
 from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH, by_token_budget
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 
 class Window(NamedTuple):

@@ -25,10 +25,11 @@ from distill.evaluation.readers import reader_of, renderer_of
 from distill.evaluation.samples import write_samples
 from distill.evaluation.settings import BITS_PER_BYTE, EvaluationSettings
 from distill.report.model_card import renew_results
-from distill.report.results import RunObject, peak_rss_bytes, read_results, write_results
+from distill.report.results import RunObject, read_results, write_results
 from distill.student.loading import check_embeddings, load_student
 from distill.student.text import StudentReader
 from logitstore import open_store
+from logitstore.console.memory import peak_rss_bytes
 from logitstore.rows.dataset import Rows, load_rows
 from logitstore.rows.renderer import Renderer
 from logitstore.rows.source_files import SourceFiles

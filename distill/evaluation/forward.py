@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distill.head.query import HeadAnswer, HeadQuery
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import SEEN, Sides
-from logitstore.text.token_ids import NO_LABEL
+from logitstore.records import NO_LABEL
 
 Ints = npt.NDArray[np.int64]
 

@@ -20,13 +20,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from distill.head.entropies import entropies
 from distill.head.places import EventPlaces, IdPlaces, Places, logits_at
 from distill.head.query import (
     AT_IDS,
     COLUMNS,
+    ENTROPY,
     LABEL,
     LOGITS,
     REST,
+    SCALED_TOP,
     TOP,
     TOP_IDS,
     HeadQuery,
@@ -59,8 +62,9 @@ class LogitRows:
         logits_cV, query = widened(logits_cV), query.indexing()
         self._query = query
         self._logits_cV = logits_cV.clone() if query.has_logits else None
+        self._entropy_c = entropies(logits_cV) if query.has_entropy else None
         # First, since it subtracts each row's mean, which changes no log-probability below.
-        self._scaled = _scaled(logits_cV, query.ranking, columns_Sk)
+        self._scaled, self._at_one_scale = _scaled(logits_cV, query, columns_Sk)
         self._top_cK, self._top_ids_cK = _largest(logits_cV, query)
         shared = None if self._scaled else _lookup_with_shared_softmax(query)
         self._softmaxes = {
@@ -84,6 +88,8 @@ class LogitRows:
         answer = {LABEL: self._label_c - log_z_c1.squeeze(1)}
         if self._logits_cV is not None:
             answer[LOGITS] = self._logits_cV
+        if self._entropy_c is not None:
+            answer[ENTROPY] = self._entropy_c
         if self._query.top_k:
             answer[TOP] = self._top_cK - log_z_c1
             if self._query.has_top_ids:
@@ -96,9 +102,7 @@ class LogitRows:
             answer[name + AT_IDS] = softmax.at_cK - softmax.log_z_c[:, None]
             if self._query.lookups[name].has_rest:
                 answer[name + REST] = softmax.log_rest_c - softmax.log_z_c
-        if self._scaled is not None:
-            answer[COLUMNS] = self._scaled.logprobs_ck
-        return answer
+        return answer | self._at_one_scale
 
     def slope(self, slopes: Mapping[str, Tensor]) -> Tensor:
         """Compute (c, V) the gradient with respect to the logits, in the memory of the rows.
@@ -119,7 +123,7 @@ class LogitRows:
         for name in self._at:
             total_c = total_c + slopes[name + AT_IDS].sum(-1)
         if self._scaled is not None:
-            slope_cV = self._scaled.slope(total_c, slopes[COLUMNS])
+            slope_cV = self._scaled.slope(total_c, [slopes[name] for name in self._at_one_scale])
         elif self._shared is None:
             slope_cV = self._softmax.slope(total_c, None, None)
         else:
@@ -141,24 +145,35 @@ class LogitRows:
 
 
 def _scaled(
-    logits_cV: Tensor, ranking: Ranking | None, columns_Sk: Tensor | None
-) -> ScaledRows | None:
-    """Bring the rows to one scale and choose their columns; None without a ranking."""
-    if ranking is None:
-        return None
+    logits_cV: Tensor, query: HeadQuery, columns_Sk: Tensor | None
+) -> tuple[ScaledRows | None, dict[str, Tensor]]:
+    """Bring the rows to one scale if something is asked of them there; answer that."""
+    answer: dict[str, Tensor] = {}
+    if query.ranking is None and not query.scaled_top_k:
+        return None, answer
+    if query.ranking is None:
+        scaled = ScaledRows(logits_cV, None)
+    else:
+        scaled, columns_Sk = _ranked(logits_cV, query.ranking, columns_Sk)
+        answer[COLUMNS] = scaled.at_columns(columns_Sk)
+    if query.scaled_top_k:
+        answer[SCALED_TOP] = scaled.largest(query.scaled_top_k)
+    return scaled, answer
+
+
+def _ranked(
+    logits_cV: Tensor, ranking: Ranking, columns_Sk: Tensor | None
+) -> tuple[ScaledRows, Tensor]:
+    """Bring the rows to one scale, and choose the columns of their sequences if they are not."""
     if columns_Sk is not None:
-        scaled = ScaledRows(logits_cV, ranking)
-    else:  # whole sequences: those from the first to the last of these rows, and no others
-        sequences = ranking.sequence_N.tolist() or [0]
-        first, last = min(sequences), max(sequences)
-        ranking = ranking._replace(
-            sequence_N=ranking.sequence_N - first, sequences=last - first + 1
-        )
-        mass_SV = logits_cV.new_zeros(ranking.sequences, logits_cV.shape[1])
-        scaled = ScaledRows(logits_cV, ranking, mass_SV)
-        columns_Sk = rank_columns(mass_SV, ranking.k)
-    scaled.choose(columns_Sk)
-    return scaled
+        return ScaledRows(logits_cV, ranking), columns_Sk
+    # Whole sequences: those from the first to the last of these rows, and no others.
+    sequences = ranking.sequence_N.tolist() or [0]
+    first, last = min(sequences), max(sequences)
+    ranking = ranking._replace(sequence_N=ranking.sequence_N - first, sequences=last - first + 1)
+    mass_SV = logits_cV.new_zeros(ranking.sequences, logits_cV.shape[1])
+    scaled = ScaledRows(logits_cV, ranking, mass_SV)
+    return scaled, rank_columns(mass_SV, ranking.k)
 
 
 def _lookup_with_shared_softmax(query: HeadQuery) -> str | None:

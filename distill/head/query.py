@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from distill.head.entropies import entropies
 from distill.head.members import Members
 from logitstore.errors import InputError
 from logitstore.records import STD_FLOOR
@@ -171,6 +172,9 @@ class HeadQuery:
             an evaluation. Where `top_k_mask_N` is False they are arbitrary.
         lookups: Ids to look up, by a name that the caller chooses.
         ranking: Columns to choose for whole sequences; None for none.
+        scaled_top_k: Number of the largest log-probabilities wanted at one scale of logits; 0 for
+            none.
+        has_entropy: Whether the entropy of each position is wanted; it has no gradient.
         has_logits: Whether all logits are wanted, which are as large as a chunk of them.
     """
 
@@ -181,6 +185,8 @@ class HeadQuery:
     has_top_ids: bool = False
     lookups: Mapping[str, Lookup] = field(default_factory=dict)
     ranking: Ranking | None = None
+    scaled_top_k: int = 0
+    has_entropy: bool = False
     has_logits: bool = False
 
     def part(self, start: int, stop: int) -> "HeadQuery":
@@ -223,6 +229,8 @@ class HeadAnswer:
         found: The answer to each lookup, by its name.
         column_logprobs_Nk: (N, k) at the ranked columns of the position's sequence, the one with
             most mass first, of logits at one scale; -inf beyond V.
+        scaled_top_logprobs_NK: (N, scaled_top_k) the largest at one scale, in order; -inf beyond V.
+        entropy_N: (N,) the entropy in nats, without gradient.
         logits_NV: (N, V) the logits themselves.
         made: What the weights of a loss made of each position, by names that the caller chose.
         logits_of: Makes (c, V) logits of rows of hidden states, by the student's head: with their
@@ -234,6 +242,8 @@ class HeadAnswer:
     top_ids_NK: Tensor | None = None
     found: Mapping[str, Found] = field(default_factory=dict)
     column_logprobs_Nk: Tensor | None = None
+    scaled_top_logprobs_NK: Tensor | None = None
+    entropy_N: Tensor | None = None
     logits_NV: Tensor | None = None
     made: Mapping[str, Tensor] = field(default_factory=dict)
     logits_of: Callable[[Tensor], Tensor] | None = None
@@ -254,7 +264,8 @@ class HeadAnswer:
 
 #: Names of the tensors of an answer; those of a lookup follow its name.
 LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
-TOP_IDS, LOGITS = "top_ids_NK", "logits_NV"
+TOP_IDS, LOGITS, SCALED_TOP = "top_ids_NK", "logits_NV", "scaled_top_logprobs_NK"
+ENTROPY = "entropy_N"
 AT_IDS, REST = ".at_ids", ".rest"
 #: Begins the names of what the weights of a loss made.
 MADE = "made."
@@ -278,6 +289,8 @@ def answer_rows(
     # New tensors, not views of the logits: an in-place change to one must not change the others.
     label_c = logits_cV.gather(1, query.labels_N[:, None]).squeeze(1) - log_z_c
     answer = {LABEL: label_c}
+    if query.has_entropy:
+        answer[ENTROPY] = entropies(logits_cV)
     if query.has_logits:
         answer[LOGITS] = logits_cV.clone()
     if query.top_k:
@@ -296,6 +309,9 @@ def answer_rows(
         scaled_cV = at_one_scale(logits_cV)
         ids_ck = columns_Sk[query.ranking.sequence_N]
         answer[COLUMNS] = _at(scaled_cV, scaled_cV.logsumexp(-1), ids_ck)
+    if query.scaled_top_k:
+        scaled_cV = at_one_scale(logits_cV)
+        answer[SCALED_TOP] = _top(scaled_cV, scaled_cV.logsumexp(-1), query.scaled_top_k, None)
     return answer
 
 

@@ -1,8 +1,8 @@
-"""Rows of logits brought to one scale, z / (sigma + 1e-4), for ranking columns over sequences.
+"""Rows of logits brought to one scale, z / (sigma + 1e-4): at columns of sequences, or the largest.
 
 Let sigma be the standard deviation over the vocabulary, a = 1 / (sigma + 1e-4), x the logits minus
 their mean (which no softmax depends on), P = softmax(a x), g the slopes of the log-probabilities at
-some columns, and G their sum. Then the gradient has two parts, the second through sigma:
+some ids, and G their sum. Then the gradient has two parts, the second through sigma:
 
     d / d z_j  =  a (g at j - G P_j)  -  a^2 (sum_i g_i x_i - G E_P[x]) x_j / ((V - 1) sigma)
 
@@ -12,14 +12,14 @@ summed over them while they are in its caches, and their exponentials are made a
 gradient: a new [rows, vocabulary] tensor would cost more there, in fresh pages alone.
 
 Shape legend: c = rows; b = rows of a block; V = vocabulary; S = sequences; k = columns of the
-ranking.
+ranking; K = ids of all kinds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.head.query import Ranking
 from logitstore.records import STD_FLOOR
@@ -42,21 +42,21 @@ class ScaledRows:
 
     Args:
         logits_cV: float32 or float64. Their mean is subtracted in place.
-        ranking: The sequence that each row belongs to.
+        ranking: The sequence that each row belongs to; None: no columns are wanted.
         mass_SV: Sums to which the probability of each column is added, for each sequence over its
             rows. None if they are not wanted.
 
     Attributes:
         scale_c2: a, and the log-normaliser of a z: a log-probability is a z minus that.
         log_z_c: Log-normaliser of the unscaled logits without their mean.
-        logprobs_ck: At the columns of the row's sequence, once they are chosen; -inf beyond V.
     """
 
-    logprobs_ck: Tensor
-
-    def __init__(self, logits_cV: Tensor, ranking: Ranking, mass_SV: Tensor | None = None) -> None:
-        self._x_cV, self._sequence_c = logits_cV, ranking.sequence_N
-        sequences = [] if mass_SV is None else ranking.sequence_N.tolist()
+    def __init__(
+        self, logits_cV: Tensor, ranking: Ranking | None, mass_SV: Tensor | None = None
+    ) -> None:
+        self._x_cV, self._ranking = logits_cV, ranking
+        self._ids: list[Tensor] = []  # of each answer, in the order in which they were asked for
+        sequences = [] if mass_SV is None or ranking is None else ranking.sequence_N.tolist()
         read = [self._read(block, mass_SV, sequences[block.own]) for block in self._blocks()]
         middle_c, self._std_c, self._top_c, sum_c, scaled_sum_c, self._mean_c = (
             torch.cat(parts) for parts in zip(*read, strict=True)
@@ -106,23 +106,40 @@ class ScaledRows:
         mean_b = e_bV.mul_(x_bV).sum(-1) / sum_b
         return middle_b1.flatten(), std_b, top_b1.flatten(), plain_b, sum_b, mean_b
 
-    def choose(self, columns_Sk: Tensor) -> None:
-        """Set `logprobs_ck` to those at the columns chosen for the sequences; -1 is padding."""
-        self._ids_ck = columns_Sk[self._sequence_c]
-        self._x_ck = self._x_cV.gather(1, self._ids_ck.clamp(min=0))
-        logprobs_ck = self._x_ck * self._a_c[:, None] - self._scaled_log_z_c[:, None]
-        self.logprobs_ck = logprobs_ck.masked_fill(self._ids_ck < 0, -torch.inf)
+    def at_columns(self, columns_Sk: Tensor) -> Tensor:
+        """Compute (c, k) at the columns chosen for the sequences; -1 is padding, whose is -inf."""
+        assert self._ranking is not None
+        ids_ck = columns_Sk[self._ranking.sequence_N]
+        self._ids.append(ids_ck.clamp(min=0))
+        return self._logprobs(self._ids[-1]).masked_fill(ids_ck < 0, -torch.inf)
 
-    def slope(self, total_c: Tensor, slope_ck: Tensor) -> Tensor:
+    def largest(self, k: int) -> Tensor:
+        """Compute (c, k) the k largest, in order; -inf beyond V."""
+        ids_ck = self._x_cV.topk(min(k, self._x_cV.shape[1])).indices
+        self._ids.append(ids_ck)
+        missing = (0, k - ids_ck.shape[1])
+        return nn.functional.pad(self._logprobs(ids_ck), missing, value=-torch.inf)
+
+    def _logprobs(self, ids_ck: Tensor) -> Tensor:
+        x_ck = self._x_cV.gather(1, ids_ck)
+        return x_ck * self._a_c[:, None] - self._scaled_log_z_c[:, None]
+
+    def slope(self, total_c: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """Compute (c, V) the gradient with respect to the logits, in their place.
 
         Args:
             total_c: Sum of the slopes of all answers that `log_z_c` is subtracted from. The caller
                 adds those slopes at their own ids.
-            slope_ck: Slopes of `logprobs_ck`, 0 in padding.
+            slopes: (c, k) those of each answer, in the order in which they were asked for; 0 in
+                padding.
         """
-        columns_c = slope_ck.sum(-1)
-        along_c = torch.linalg.vecdot(slope_ck, self._x_ck) - columns_c * self._mean_c
+        ids_cK = torch.cat(self._ids, 1)
+        slope_cK = torch.cat(
+            [each[:, : ids.shape[1]] for each, ids in zip(slopes, self._ids, strict=True)], 1
+        )
+        x_cK = self._x_cV.gather(1, ids_cK)
+        columns_c = slope_cK.sum(-1)
+        along_c = torch.linalg.vecdot(slope_cK, x_cK) - columns_c * self._mean_c
         freedom = max(1, self._x_cV.shape[1] - 1)
         through_std_c1 = (-self._a_c.square() * along_c / (freedom * self._std_c))[:, None]
         # e^(x - top) times these
@@ -136,4 +153,4 @@ class ScaledRows:
             # In two steps, since an addcmul that broadcasts twice takes three times as long.
             x_bV.addcmul_(e_bV, scaled_c1[own])
             x_bV.addcmul_(below_bV.exp_(), plain_c1[own])
-        return self._x_cV.scatter_add_(1, self._ids_ck.clamp(min=0), slope_ck * self._a_c[:, None])
+        return self._x_cV.scatter_add_(1, ids_cK, slope_cK * self._a_c[:, None])

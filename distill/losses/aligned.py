@@ -229,6 +229,51 @@ class Aligned:
             "share": np.full(len(last), share, np.float32),
         }
 
+    def alike_entries(self, unlike: float) -> Arrays:
+        """List for each of the teacher's entries the student's tokens that it could be.
+
+        Needs a map whose shares say how alike they are. A token that is the fixed target of one
+        entry of a record is nothing that another could be.
+
+        Args:
+            unlike: Tokens so far apart, or further, are not listed, but for fixed targets.
+
+        Returns:
+            `entry_count` (P,), `entry_logprobs` (M,) and `tail_logmass` (P,); and of each pair of
+            an entry and a token, of which X_count (P,) are a pair's: `edge_ids`, the token;
+            `edge_entry`, the place of the entry; `edge_first`, that of the first edge of the same
+            token; `edge_alike`, 1 for a fixed target; `edge_is_label`, 1 where it is the label.
+        """
+        assert self.records.entry_ids is not None
+        assert self.mapping is not None
+        assert self.label_ids is not None
+        arrays = self.entries()
+        count, (ids,) = lists_of(self.records.entry_count, self.last_record, self.records.entry_ids)
+        edge_source, target, share = self.mapping.pairs_of(ids.astype(np.int64))
+        owner = np.repeat(np.arange(len(count)), count)
+        entry = (np.arange(len(ids)) - np.repeat(np.cumsum(count) - count, count))[edge_source]
+        pair = owner[edge_source]
+        width = int(target.max(initial=0)) + 1
+        is_fixed = (share == 1) & (target >= 0)
+        token = pair * width + np.maximum(target, 0)
+        kept = is_fixed | ((target >= 0) & (1 - share < unlike) & ~np.isin(token, token[is_fixed]))
+        pair, entry, target, share, token = (
+            each[kept] for each in (pair, entry, target, share, token)
+        )
+        edges = np.bincount(pair, minlength=len(count))
+        before = np.cumsum(edges) - edges
+        _, first, which = np.unique(token, return_index=True, return_inverse=True)
+        labels = self.label_ids[self.last_label]
+        return {
+            **arrays,
+            "edge_count": edges.astype(np.int32),
+            "edge_ids": target.astype(np.int32),
+            "edge_entry": entry.astype(np.int32),
+            "edge_first": (first[which] - before[pair]).astype(np.int32),
+            "edge_alike": share.astype(np.float32),
+            "edge_is_label": (target == labels[pair]).astype(np.int32),
+        }
+
     def entries_by_id(self) -> Arrays:
         """Name the teacher's entries by the student's ids; those without one are dropped.
 

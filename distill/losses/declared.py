@@ -95,8 +95,8 @@ def loss(
         needs: What a store must hold, in the words of `NEEDS`; or a function of the options.
         pairs: Which records are compared with which labels: `starts` where both models have read
             the same bytes, `strict` where they also end together, `groups` of tokens of equal
-            bytes, `positions` by number, `sequence` for one value of all of it, `labels` for each
-            label with all of the teacher's records.
+            bytes, `strings` by warping over what tokens write, `positions` by number, `sequence`
+            for one value of all of it, `labels` for each label with all of the teacher's records.
         top_k: How many of the student's largest log-probabilities `student.top` has; `entries`: as
             many as the teacher's records have.
         columns: How many columns of each sequence `student.columns` has.

@@ -24,15 +24,12 @@ Ref: arXiv:2501.02795. Shape legend: N = positions, V = student vocabulary, K = 
 stored entries.
 """
 
-from typing import Any
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.declared import loss
-from distill.losses.loss import Options, Paper, Student, Teacher
-from distill.losses.one_scale import STD_FLOOR
+from distill.losses.loss import Ask, Options, Paper, Student, Teacher
 
 
 def infifusion(student_logprobs_NK: Tensor, teacher_logprobs_NK: Tensor) -> Tensor:
@@ -56,63 +53,14 @@ def infifusion(student_logprobs_NK: Tensor, teacher_logprobs_NK: Tensor) -> Tens
     return (p_NK - teacher_logprobs_NK.to(dtype).exp()).abs().sum(-1)
 
 
-def top_at_one_scale(logits_NV: Tensor, k: int) -> Tensor:
-    """Compute (N, k) the largest log-probabilities of standardised logits, in order.
-
-    Args:
-        logits_NV: The logits, float32 or float64 and finite.
-        k: How many; those beyond V are -inf.
-    """
-    top: Tensor = _TopAtOneScale.apply(logits_NV, min(k, logits_NV.shape[1]))  # type: ignore[no-untyped-call]
-    return nn.functional.pad(top, (0, k - top.shape[1]), value=-torch.inf)
-
-
-class _TopAtOneScale(torch.autograd.Function):
-    """The above, with two tensors of the logits' size where autograd would keep six.
-
-    With x the logits less their mean, a = 1 / (sigma + 1e-4), P = softmax(a x), g the slopes of the
-    answers and G their sum, the gradient is, the last part through sigma,
-
-        a (g at j - G P_j)  -  a^2 (sum_i g_i x_i - G E_P[x]) x_j / ((V - 1) sigma)
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, k: int) -> Tensor:
-        x_NV = logits_NV - logits_NV.mean(-1, keepdim=True)
-        least = torch.finfo(x_NV.dtype).tiny ** 0.5
-        freedom = max(1, x_NV.shape[1] - 1)
-        std_N1 = torch.linalg.vector_norm(x_NV, dim=-1, keepdim=True) / freedom**0.5
-        std_N1 = std_N1.clamp(min=least)
-        a_N1 = 1 / (std_N1 + STD_FLOOR)
-        x_Nk, ids_Nk = x_NV.topk(k)
-        top_N1 = x_NV.amax(-1, keepdim=True)
-        p_NV = x_NV.sub(top_N1).mul_(a_N1).exp_()
-        sum_N1 = p_NV.sum(-1, keepdim=True)
-        p_NV.div_(sum_N1)
-        ctx.save_for_backward(x_NV, p_NV, std_N1, a_N1, x_Nk, ids_Nk)
-        logprobs_Nk: Tensor = (x_Nk - top_N1) * a_N1 - sum_N1.log()
-        return logprobs_Nk
-
-    @staticmethod
-    def backward(ctx: Any, slope_Nk: Tensor) -> tuple[Tensor, None]:
-        x_NV, p_NV, std_N1, a_N1, x_Nk, ids_Nk = ctx.saved_tensors
-        total_N1 = slope_Nk.sum(-1, keepdim=True)
-        mean_N1 = torch.linalg.vecdot(p_NV, x_NV)[:, None]
-        along_N1 = (slope_Nk * x_Nk).sum(-1, keepdim=True) - total_N1 * mean_N1
-        freedom = max(1, x_NV.shape[1] - 1)
-        slope_NV = x_NV * (-a_N1.square() * along_N1 / (freedom * std_N1))
-        slope_NV.addcmul_(p_NV, -a_N1 * total_N1)
-        return slope_NV.scatter_add_(1, ids_Nk, slope_Nk * a_N1), None
-
-
 def _arrays(aligned: Aligned, _options: Options) -> Arrays:
     return {"index": aligned.last_label, **aligned.entries_at_one_scale()}
 
 
 @loss(
     needs={"entries", "logit std"},
-    logits=True,
     arrays=_arrays,
+    ask=lambda teacher, _options: Ask(scaled_top_k=teacher["entry_logprobs"].shape[1]),
     cited=Paper(
         "2501.02795",
         "InfiFusion: A Unified Framework for Enhanced Cross-Model Reasoning via LLM Fusion",
@@ -122,4 +70,4 @@ def _arrays(aligned: Aligned, _options: Options) -> Arrays:
 def LOSS(teacher: Teacher, student: Student, _options: Options) -> Tensor:
     """Compare the largest probabilities by rank, both sides' logits at one scale."""
     entries_PK = teacher["entry_logprobs"]
-    return infifusion(top_at_one_scale(student.logits(), entries_PK.shape[1]), entries_PK)
+    return infifusion(student.top_at_one_scale(entries_PK.shape[1]), entries_PK)

@@ -52,7 +52,7 @@ Teacher = Mapping[str, Tensor]
 
 
 #: Which records and labels are a pair.
-Kind = Literal["starts", "strict", "groups", "positions", "sequence", "labels"]
+Kind = Literal["starts", "strict", "groups", "strings", "positions", "sequence", "labels"]
 
 
 class Pairing(NamedTuple):
@@ -62,6 +62,7 @@ class Pairing(NamedTuple):
         kind: `labels`: each label with all of the teacher's records of its sequence. `starts`:
             where both models have read the same bytes so far. `strict`: of these, those
             that also end together. `groups`: smallest runs of tokens that start and end together.
+            `strings`: by warping both sides over what their tokens write, every label with one.
             `positions`: the n-th supervised token with the n-th. `sequence`: likewise, but one
             value a sequence, of which a batch is then never cut.
         map: The kind of map from the teacher's tokens to the student's, one of
@@ -72,12 +73,15 @@ class Pairing(NamedTuple):
         has_labels: Whether what the text shows of both tokenisations is asked: the mass of a token
             that came is sent to the label that it became, and none to what the student would have
             cut elsewhere.
+        has_known_choice: Whether a pair counts only where the teacher's most probable token is one
+            that the map sends to the student. (Exact token alignment, arXiv:2504.11426.)
     """
 
     kind: Kind
     map: str | None = None
     has_between: bool = False
     has_labels: bool = False
+    has_known_choice: bool = False
 
     @property
     def compares_tokens(self) -> bool:
@@ -114,6 +118,7 @@ class Ask(NamedTuple):
         temperature: Divides the logits before the softmax of the look-up.
         has_rest: Whether the mass outside the ids is wanted too.
         columns: Number of columns of each sequence, at one scale of logits; 0 for none.
+        scaled_top_k: Number of the largest log-probabilities at each pair, at one scale of logits.
         has_logits: Whether all logits are wanted, of a chunk of the batch at a time.
         has_top_of_first_event: Whether `top_k` chooses from the tokens of event 0 alone, where the
             ids are events.
@@ -124,6 +129,7 @@ class Ask(NamedTuple):
     temperature: float = 1.0
     has_rest: bool = True
     columns: int = 0
+    scaled_top_k: int = 0
     has_logits: bool = False
     has_top_of_first_event: bool = False
 
@@ -145,6 +151,13 @@ class Student:
     def top(self, k: int) -> Tensor:
         """Take (P, k) the largest log-probabilities over its vocabulary, of those asked for."""
         top_NK = self.answer.top_logprobs_NK
+        if top_NK is None:  # not asked: no record of the batch has an entry
+            return self.answer.label_logprob_N.new_zeros(len(self.index_P), 0)
+        return top_NK[self.index_P, :k]
+
+    def top_at_one_scale(self, k: int) -> Tensor:
+        """Take (P, k) the largest log-probabilities of standardised logits, of those asked for."""
+        top_NK = self.answer.scaled_top_logprobs_NK
         if top_NK is None:  # not asked: no record of the batch has an entry
             return self.answer.label_logprob_N.new_zeros(len(self.index_P), 0)
         return top_NK[self.index_P, :k]

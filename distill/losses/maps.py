@@ -12,14 +12,16 @@ MAP = Option(
     "of tokens that either can express. counted: as often as the student writes each where "
     "the teacher writes that, in the store's text. canonical: the student's own first "
     "token of the same bytes. prefix: its longest. strict: the token of equal bytes, where "
-    "both sides end together. p_kl, p_kl_weighted: the student's tokens become the "
-    "teacher's. mined: the token of the least edit distance.",
+    "both sides end together. exact: as strict, where the teacher's most probable token is "
+    "also one of the student's (exact token alignment, DSKDv2). p_kl, p_kl_weighted: the "
+    "student's tokens become the teacher's. mined: the token of the least edit distance.",
     choices=(
         "events",
         "counted",
         "canonical",
         "prefix",
         "strict",
+        "exact",
         "p_kl",
         "p_kl_weighted",
         "mined",
@@ -40,9 +42,11 @@ OURS, PUBLISHED = MAP.choices[:3], MAP.choices[3:]
 def by_map(options: Options) -> Pairing:
     """Pair what begins together, and send the teacher's tokens to the student's as the run asks."""
     kind = options["map"]
+    is_strict = kind in ("strict", "exact")
     return Pairing(
-        "strict" if kind == "strict" else "starts",
-        kind,
-        has_between=options["between"] == "on" and kind != "strict",
+        "strict" if is_strict else "starts",
+        "strict" if is_strict else kind,
+        has_between=options["between"] == "on" and not is_strict,
         has_labels=kind in OURS,
+        has_known_choice=kind == "exact",
     )

@@ -7,72 +7,43 @@ read the same rows in the same order share most of their noise.
     {"baseline": NAME, "metrics": [{"name", "label", "lower_is_better"}],
      "contenders": [{"name", "runs": [RUN, …], "metrics": {METRIC: {
          "mean", "std", "min", "max", "values": {SEED: VALUE},
-         "difference", "wins", "pairs"}}}], "notes": [TEXT]}
+         "difference", "half_width", "verdict", "wins", "pairs"}}}], "notes": [TEXT], "unlike":
+     [METRIC], "finding": SENTENCE}
 
-is all that a table or a page needs; `std` is of the sample, None of a single run, and the last
-three are None for the baseline and where no seed is shared. Notes say what cannot be compared:
-figures that nobody measured, or not on the same text.
+is all that a table or a page needs; `std` is of the sample, None of a single run, and the last five
+are None for the baseline. A verdict is a word of :mod:`distill.report.verdict`, and `half_width`
+that of its interval; without a shared seed, all but the verdict are None. Notes say what cannot be
+compared: figures that nobody measured, or not on the same text; `unlike` names the latter. The
+finding says of the first metric what the rest shows, and how sure that is.
 """
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any
 
+from distill.report.finding import finding
+from distill.report.metrics import METRICS, Metric, is_cost, is_number, shown_name
 from distill.report.results import RunObject, read_results
-from logitstore.console.terminal import aligned, printable
+from distill.report.verdict import judge
+from logitstore.console.terminal import printable
 from logitstore.errors import InputError
 
 Comparison = dict[str, Any]
-_LONGEST_NAME, _LARGEST = 40, 1e18
-
-
-class Metric(NamedTuple):
-    """One figure of a run object.
-
-    Attributes:
-        name: Its key.
-        label: For people.
-        lower_is_better: Or higher.
-        how: The format of a value.
-        unit: Of the label, in that of the key.
-    """
-
-    name: str
-    label: str
-    lower_is_better: bool
-    how: str = ".3f"
-    unit: float = 1
-
-    def shown(self, value: float | None, sign: str = "") -> str:
-        """Write a value in the unit of the label; with `sign` "+", its sign too."""
-        return "-" if value is None else format(value / self.unit, sign + "," + self.how)
-
-
-#: All that is known, in the order of the columns; a table has those that some run has.
-METRICS = (
-    Metric("bits_per_byte", "bits/byte", lower_is_better=True),
-    Metric("agreement", "agreement", lower_is_better=False),
-    Metric("agreement_prefix", "agreement (prefix)", lower_is_better=False),
-    Metric("uld", "ULD", lower_is_better=True),
-    Metric("calibration_error", "calibration error", lower_is_better=True),
-    Metric("token_f1", "token F1", lower_is_better=False),
-    Metric("exact_match", "exact match", lower_is_better=False),
-    Metric("rouge1", "ROUGE-1", lower_is_better=False),
-    Metric("rouge2", "ROUGE-2", lower_is_better=False),
-    Metric("rougeL", "ROUGE-L", lower_is_better=False),
-    Metric("rougeLsum", "ROUGE-Lsum", lower_is_better=False),
-    Metric("time_s", "time, s", lower_is_better=True, how=".1f"),
-    Metric("peak_rss_bytes", "peak memory, MiB", lower_is_better=True, how=".0f", unit=2**20),
-)
-_COST = ("time_s", "peak_rss_bytes")
 _LONGEST_WAY = 160
+#: A smaller share of the baseline's mean is no difference: another version of a library makes more.
+MARGIN = 0.001
 #: What `distill evaluate` says of how it measured, and which figures are meant.
 _PARTS = {
     "evaluation": "bits/byte",
     "answered": "token F1, exact match and ROUGE",
     "judged": "agreement, ULD and calibration",
+}
+#: The same by the names of the figures.
+_MEASURED = {
+    "evaluation": ("bits_per_byte",),
+    "answered": ("token_f1", "exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum"),
+    "judged": ("agreement", "agreement_prefix", "uld", "calibration_error"),
 }
 
 
@@ -134,7 +105,8 @@ def compare(runs: Sequence[RunObject], baseline: str | None = None) -> Compariso
             f"{', '.join(map(shown_name, groups))}."
         )
     groups = {first: groups.pop(first), **groups}
-    return {
+    unlike = {part: list(_unlike(part, label, runs)) for part, label in _PARTS.items()}
+    found = {
         "baseline": first,
         "metrics": [
             {"name": m.name, "label": m.label, "lower_is_better": m.lower_is_better}
@@ -145,14 +117,21 @@ def compare(runs: Sequence[RunObject], baseline: str | None = None) -> Compariso
                 "name": name,
                 "runs": members,
                 "metrics": {
-                    m.name: spread(members, None if name == first else groups[first], m)
+                    m.name: spread(
+                        members,
+                        None if name == first else groups[first],
+                        m,
+                        comparisons=len(groups) - 1,
+                    )
                     for m in present
                 },
             }
             for name, members in groups.items()
         ],
-        "notes": [*_unmeasured(present), *(n for p in _PARTS.items() for n in _unlike(*p, runs))],
+        "notes": [*_unmeasured(present), *(note for notes in unlike.values() for note in notes)],
+        "unlike": [name for part, notes in unlike.items() if notes for name in _MEASURED[part]],
     }
+    return found | {"finding": finding(found)}
 
 
 def _unmeasured(present: Sequence[Metric]) -> Iterator[str]:
@@ -195,7 +174,11 @@ def _way(facts: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
 
 
 def spread(
-    runs: Sequence[RunObject], baseline: Sequence[RunObject] | None, metric: Metric
+    runs: Sequence[RunObject],
+    baseline: Sequence[RunObject] | None,
+    metric: Metric,
+    *,
+    comparisons: int = 1,
 ) -> dict[str, Any]:
     """Summarise one metric of a contender over its seeds, and against the baseline's.
 
@@ -203,67 +186,37 @@ def spread(
         runs: Of the contender, a seed each.
         baseline: Runs of the baseline; None where the contender is the baseline.
         metric: Which figure.
+        comparisons: How many contenders are compared with the baseline.
 
     Returns:
         What `metrics` of a contender holds, see the head of this file.
     """
     values = _by_seed(runs, metric)
     each = list(values.values())
-    differences = []
-    if baseline is not None:
-        theirs = _by_seed(baseline, metric)
-        differences = [values[seed] - theirs[seed] for seed in values if seed in theirs]
-    wins = sum((d < 0) if metric.lower_is_better else (d > 0) for d in differences)
-    return {
+    found = {
         "mean": statistics.fmean(each) if each else None,
         "std": statistics.stdev(each) if len(each) > 1 else None,
         "min": min(each, default=None),
         "max": max(each, default=None),
         "values": values,
-        "difference": statistics.fmean(differences) if differences else None,
-        "wins": wins if differences else None,
-        "pairs": len(differences) if differences else None,
     }
-
-
-def table(found: Comparison) -> str:
-    """Write a comparison as text: a block for each metric, in it a line for each contender."""
-    metrics = {m.name: m for m in METRICS}
-    lines: list[tuple[str, ...]] = []
-    for told in found["metrics"]:
-        metric = metrics[told["name"]]
-        better = "lower is better" if metric.lower_is_better else "higher is better"
-        lines.append((f"{metric.label} ({better})", "runs", "mean", "spread", "against", "wins"))
-        lines += [_line(contender, metric) for contender in found["contenders"]]
-        lines.append(())
-    text = aligned(lines[:-1])
-    meaning = f"against {shown_name(found['baseline'])}, seed by seed; spread is from - to."
-    return "\n".join([text, "", meaning, *found["notes"]])
-
-
-def _line(contender: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
-    own = contender["metrics"][metric.name]
-    low, high = metric.shown(own["min"]), metric.shown(own["max"])
-    pairs = own["pairs"]
-    return (
-        "  " + shown_name(contender["name"]),
-        str(len(own["values"])),
-        metric.shown(own["mean"]),
-        "-" if own["min"] is None else f"{low} - {high}",
-        "" if own["difference"] is None else metric.shown(own["difference"], "+"),
-        "" if pairs is None or is_cost(metric) else f"{own['wins']} of {pairs}",
+    theirs = {} if baseline is None else _by_seed(baseline, metric)
+    differences = [values[seed] - theirs[seed] for seed in values if seed in theirs]
+    margin = MARGIN * abs(statistics.fmean(theirs.values())) if theirs else 0.0
+    verdict = judge(
+        differences,
+        lower_is_better=metric.lower_is_better,
+        margin=margin,
+        comparisons=comparisons,
     )
-
-
-def is_cost(metric: Metric) -> bool:
-    """Tell whether a metric is a cost of training, in which nobody wins."""
-    return metric.name in _COST
-
-
-def shown_name(name: str) -> str:
-    """Shorten and clean a run's name, which may be any text, for a terminal or a page."""
-    shown = printable(name)
-    return shown if len(shown) <= _LONGEST_NAME else shown[: _LONGEST_NAME - 1] + "…"
+    wins = sum((d < 0) if metric.lower_is_better else (d > 0) for d in differences)
+    return found | {
+        "difference": verdict.mean,
+        "half_width": verdict.half_width,
+        "verdict": None if baseline is None else verdict.word,
+        "wins": wins if differences else None,
+        "pairs": verdict.pairs or None,
+    }
 
 
 def _by_seed(runs: Sequence[RunObject], metric: Metric) -> dict[str, float]:
@@ -274,13 +227,6 @@ def _by_seed(runs: Sequence[RunObject], metric: Metric) -> dict[str, float]:
 def _value(run: RunObject, metric: Metric) -> float | None:
     value = run.get(metric.name)
     return float(value) if is_number(value) else None
-
-
-def is_number(value: Any) -> TypeGuard[int | float]:
-    """Tell whether a value of a JSON file is a finite number that a table has room for."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return abs(value) < _LARGEST and math.isfinite(value)
 
 
 def _repeated(seeds: Sequence[Any]) -> Any:

@@ -8,10 +8,10 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from distill.report.comparison import is_number
 from distill.report.curves import series
+from distill.report.metrics import is_number
 from logitstore.storage.files import read_file
 
 STATE_FILE = "trainer_state.json"
@@ -19,6 +19,26 @@ _MAX_BYTES = 64 * 1024 * 1024
 
 #: (step, value), steps rising.
 Curve = list[tuple[int, float]]
+
+
+class Point(NamedTuple):
+    """What the runs of a contender logged in a group of neighbouring steps.
+
+    Attributes:
+        group: Its number.
+        first: The first of the steps that were logged.
+        step: The last of them, where the point stands.
+        mean: Over the runs.
+        least: Of the runs.
+        most: Of the runs.
+    """
+
+    group: int
+    first: int
+    step: int
+    mean: float
+    least: float
+    most: float
 
 
 def read_curves(place: Path) -> dict[str, Curve]:
@@ -49,27 +69,44 @@ def _numbers(logged: Iterable[Any]) -> list[Mapping[str, Any]]:
     return [entry for entry in kept if "step" in entry]
 
 
-def together(curves: Sequence[Curve], most: int) -> list[tuple[int, float, float, float]]:
-    """Merge the runs of one contender into one curve of at most `most` points.
+def together(contenders: Sequence[Sequence[Curve]], most: int) -> list[list[Point]]:
+    """Merge the runs of each contender into one curve of at most `most` points.
 
-    Neighbouring steps share a point, which stands at the last of them.
+    Steps are grouped for all contenders alike, so that those who logged at the same steps have
+    their points at the same steps, too.
+
+    Args:
+        contenders: Of each its runs.
+        most: Of groups. Neighbouring steps share one.
 
     Returns:
-        (step, mean, least, most) of each point, over the runs that logged it; each run's own value
-        is its mean over the steps of the point.
+        Of each contender its points, groups rising; each run's own value is its mean over the steps
+        of the group.
     """
-    steps = sorted({step for curve in curves for step, _ in curve})
+    steps = sorted({step for runs in contenders for curve in runs for step, _ in curve})
     width = max(1, -(-len(steps) // most))
-    point_of = {step: i // width for i, step in enumerate(steps)}
+    group_of = {step: i // width for i, step in enumerate(steps)}
+    return [_merged(runs, group_of) for runs in contenders]
+
+
+def _merged(runs: Sequence[Curve], group_of: Mapping[int, int]) -> list[Point]:
     values: dict[int, list[float]] = {}
-    for curve in curves:
+    steps: dict[int, list[int]] = {}
+    for curve in runs:
         own: dict[int, list[float]] = {}
         for step, value in curve:
-            own.setdefault(point_of[step], []).append(value)
-        for point, each in own.items():
-            values.setdefault(point, []).append(math.fsum(each) / len(each))
-    last = {point: step for step, point in point_of.items()}
+            own.setdefault(group_of[step], []).append(value)
+            steps.setdefault(group_of[step], []).append(step)
+        for group, each in own.items():
+            values.setdefault(group, []).append(math.fsum(each) / len(each))
     return [
-        (last[point], math.fsum(each) / len(each), min(each), max(each))
-        for point, each in sorted(values.items())
+        Point(
+            group,
+            min(steps[group]),
+            max(steps[group]),
+            math.fsum(each) / len(each),
+            min(each),
+            max(each),
+        )
+        for group, each in sorted(values.items())
     ]

@@ -8,12 +8,13 @@ two marks, where `distill evaluate` renews them; the rest is for people to edit.
 import html
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from distill.losses.weights import known_in
-from distill.report.comparison import METRICS, is_number
+from distill.report.curves import CURVES_FILE, series
+from distill.report.metrics import METRICS, is_number
 from distill.report.results import RunObject
 from logitstore.console.terminal import printable
 from logitstore.storage import commit
@@ -27,12 +28,21 @@ _STAND_INS = {
     "none": "left out of the loss",
     "scale": "left out of the loss, divided by all labels",
 }
+_HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_MARKS = re.compile(r"[\\`*{}\[\]()#+!|~$:@]|(?<![^\W_])_|_(?![^\W_])")
 _BEGIN, _END = "<!-- distill: results -->", "<!-- /distill -->"
 
 
-def write_card(folder: Path, run: RunObject) -> None:
-    """Write the card of a finished run into its folder."""
-    commit.write_whole(folder / CARD_FILE, card(run).encode())
+def write_card(folder: Path, run: RunObject, history: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Write the card of a finished run into its folder, with the picture of its curves there.
+
+    Args:
+        folder: Of the student.
+        run: Its run object.
+        history: Trainer's `log_history`.
+    """
+    picture = CURVES_FILE if (folder / CURVES_FILE).exists() else None
+    commit.write_whole(folder / CARD_FILE, card(run, history, picture).encode())
 
 
 def renew_results(folder: Path, run: RunObject) -> None:
@@ -48,16 +58,24 @@ def renew_results(folder: Path, run: RunObject) -> None:
         commit.write_whole(path, f"{before}{_results(run)}{after}".encode())
 
 
-def card(run: RunObject) -> str:
-    """Write the whole card as text: YAML for a hub, then Markdown."""
+def card(
+    run: RunObject, history: Sequence[Mapping[str, Any]] = (), picture: str | None = None
+) -> str:
+    """Write the whole card as text: YAML for a hub, then Markdown.
+
+    Args:
+        run: The run object.
+        history: Trainer's `log_history`, for how the losses fell.
+        picture: The file beside the card that shows their curves, if there is one.
+    """
     teacher = _teacher(run)
-    base = run.get("model_name_or_path")
     front = {
         "library_name": "peft" if run.get("lora") else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["distillation", "logitstore"],
     }
-    if isinstance(base, str) and re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", base):
+    base = run["base_model"] if "base_model" in run else run.get("model_name_or_path")
+    if isinstance(base, str) and _HUB_ID.fullmatch(base):
         front["base_model"] = base  # a hub's id; a path on some machine is nobody else's business
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {_plain(run['name'])}", ""]
@@ -68,6 +86,7 @@ def card(run: RunObject) -> str:
         "",
         _results(run),
         "",
+        *_curves(history, picture),
         "## Use",
         "",
         "An ordinary `transformers` folder. To measure it on public tasks:",
@@ -79,6 +98,33 @@ def card(run: RunObject) -> str:
         *_citations(run),
     ]
     return "\n".join(lines) + "\n"
+
+
+def hub_id(name: str | None) -> str | None:
+    """Find the hub's id of a model: what was named, or what a hub's cache has a copy of.
+
+    Returns:
+        ``organisation/name``; None for a folder of one's own, whatever its name looks like.
+    """
+    if not name:
+        return None
+    copied = re.search(r"models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{Path(name).resolve()}/")
+    if copied is not None:
+        return f"{copied[1]}/{copied[2]}"
+    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def _curves(history: Sequence[Mapping[str, Any]], picture: str | None) -> list[str]:
+    """Write how each loss fell, from the first step that was logged to the last."""
+    losses = series(history)
+    if not losses:
+        return []
+    lines = ["| | first | last |", "|---|---|---|"]
+    for name, points in losses.items():
+        first, last = (f"{value:.4g} at step {step:,}" for step, value in (points[0], points[-1]))
+        lines.append(f"| {_plain(name)} | {first} | {last if len(points) > 1 else ''} |")
+    drawn = [f"![The losses by step]({picture})", ""] if picture else []
+    return ["## Curves", "", *drawn, *lines, ""]
 
 
 def _loading(run: RunObject) -> str:
@@ -167,10 +213,13 @@ def _place(name: Any) -> Any:
 
 
 def _plain(value: object) -> str:
-    """Escape text so that nothing reads it as more: bounded, one line, every mark an entity."""
+    """Escape text so that nothing reads it as more: bounded, one line, every mark an entity.
+
+    An underscore between letters is no mark, and names are full of them.
+    """
     text = printable(str(value))
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"
     escaped = html.escape(text)
     escaped = re.sub("(?i)www[.]", "www&period;", escaped)  # which would become a link
-    return re.sub(r"[\\`*_{}\[\]()#+!|~$:@]", lambda found: f"&#{ord(found[0])};", escaped)
+    return _MARKS.sub(lambda found: f"&#{ord(found[0])};", escaped)

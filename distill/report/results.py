@@ -1,9 +1,6 @@
 """A student folder's `results.json`: its run as one JSON object, which evaluations complete."""
 
 import json
-import re
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +62,3 @@ def check_writable(folder: Path, option: str) -> None:
         MismatchError, StorageError: Names the part of its path that stands in the way.
     """
     LocalPath(folder).try_writing(option, commits=False)
-
-
-def peak_rss_bytes() -> int:
-    """Measure the most memory that this program ever held."""
-    # getrusage would also count what the parent held when it started us: Linux carries the peak of
-    # a process over an exec. VmHWM is of this program's own memory.
-    status = Path("/proc/self/status")
-    if status.exists():
-        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
-        if found:
-            return int(found[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB

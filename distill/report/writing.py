@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from distill.report.comparison import shown_name
 from distill.report.figures import colour
+from distill.report.metrics import shown_name
 from logitstore.console.html_document import clipped_text
 
 #: Of the page's < 2 MB; of one text; and of how many prompts.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from logitstore.errors import InputError
-from logitstore.text.token_ids import NO_LABEL
+from logitstore.records import NO_LABEL
 from logitstore.text.tokenizer import ByteTokenizer
 
 #: What a model is given of a batch, where it is there.

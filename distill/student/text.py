@@ -31,7 +31,8 @@ from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.crossings import is_space_of_template
 from logitstore.text.student_turns import StudentTurns, read_turns
 from logitstore.text.token_ids import begins_bare, for_student
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 #: Why a student can make nothing of a line, besides what the line itself says.
 CHANGED, REFUSED, BEYOND = "template_changed_text", "template_refused", "beyond_max_length"

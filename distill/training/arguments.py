@@ -125,6 +125,14 @@ class RunArguments:
         metavar="FILTER",
         unset="everywhere",
     )
+    token_weights: str | None = setting(
+        None,
+        LOSS,
+        "Weigh the tokens of each sequence, as DWA-KD does. dwa_teacher: by how sure the teacher "
+        "is. dwa_student: by how unsure the student is, times the teacher's largest probability.",
+        metavar="dwa_teacher|dwa_student",
+        unset="alike",
+    )
     boundaries: bool = setting(
         False,
         LOSS,

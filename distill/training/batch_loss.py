@@ -32,6 +32,7 @@ from distill.training.loss_terms import (
     unpacked,
 )
 from distill.training.own_weights import of
+from distill.training.weighing import Sequences
 from logitstore.errors import InputError
 
 
@@ -114,7 +115,10 @@ class BatchLoss:
             if by_start and stop - start < len(batch["rows"]):
                 teacher = piece_of(teacher, by_start[start])
             of_stores_NS = None if shares_NS is None else shares_NS[start:stop]
-            terms = terms_of(teacher, answer, self.data.options, self.uncovered, of_stores_NS)
+            sequences = Sequences(batch["example"][start:stop], len(batch["aligned"]))
+            terms = terms_of(
+                teacher, answer, self.data.options, self.uncovered, of_stores_NS, sequences
+            )
             shares.append(terms if pieces is None else placed(terms, start))
             return total(terms)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.data.token_weights import PEAK
 from distill.head.query import HeadQuery, Lookup, Partition, Ranking
 from distill.losses import find
 from distill.losses.loss import Ask, Options
@@ -47,6 +48,8 @@ def query_of(
             if ask.ids_PK is not None
         },
         ranking=Ranking(batch["example"], len(batch["aligned"]), columns) if columns else None,
+        scaled_top_k=max((ask.scaled_top_k for ask in asks.values()), default=0),
+        has_entropy=any(PEAK in arrays for arrays in teacher.values()),
         has_logits=any(ask.has_logits for ask in asks.values()),
     )
 

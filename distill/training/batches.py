@@ -57,6 +57,7 @@ class _Settings:
     rows: str | None
     train_top_k: int | None
     token_filter: str | None
+    token_weights: str | None
     teachers: str
 
     @property
@@ -83,6 +84,7 @@ def batches(
     rows: str | None = None,
     train_top_k: int | None = None,
     token_filter: str | None = None,
+    token_weights: str | None = None,
     teachers: Teachers = "mean",
     max_length: int | None = None,
     max_lost: float = DEFAULT_MAX_LOST,
@@ -112,6 +114,7 @@ def batches(
         rows: As `--rows`.
         train_top_k: As `--train_top_k`.
         token_filter: As `--token_filter`.
+        token_weights: As `--token_weights`.
         teachers: As `--teachers`, of several stores.
         max_length: Cut rows at so many student tokens.
         max_lost: The largest share of sequences that may be unusable.
@@ -145,6 +148,7 @@ def batches(
         rows,
         train_top_k,
         token_filter,
+        token_weights,
         teachers,
     )
     weights = settings.loss_weights

@@ -17,6 +17,7 @@ from typing import Any, Self, get_args
 import torch
 
 from distill.data.records_asked import parse_filter
+from distill.data.token_weights import check_known
 from distill.losses import all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Loss
@@ -163,6 +164,7 @@ class CachedTeacherConfig(RunArguments, LossFlags):
                     )
         if self.token_filter is not None:
             parse_filter(self.token_filter)
+        check_known(self.token_weights)
         if self.kd_schedule is not None:
             parse_schedule(self.kd_schedule)
         if self.max_length is not None and self.max_length < 2:

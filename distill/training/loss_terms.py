@@ -26,6 +26,9 @@ A pair covers its label and the further labels that belong to it. The value of a
 counts once, since it is of all of them together. That of a whole sequence is a mean over its
 positions, so it counts once for each label that it covers, except with `none`.
 
+**Weights of tokens** (`--token_weights`) multiply the value of a pair, with what the pair leaves
+open of its label. They have a mean of one over the pairs of a sequence, as stand-ins have.
+
 **Several stores.** A loss then has arrays of each (:mod:`distill.losses.uses`), and its term is the
 mean over the stores that have the row, by their weights: at every label, stand-ins included, or
 with `none` over the pairs of all of them.
@@ -47,6 +50,7 @@ from distill.losses import find
 from distill.losses.loss import Options, Student
 from distill.losses.uses import loss_of, store_of
 from distill.training.arguments import Uncovered
+from distill.training.weighing import Sequences, weight_of_each
 from logitstore.errors import InputError
 
 Batch = Mapping[str, Any]
@@ -131,6 +135,7 @@ def terms_of(
     options: Options,
     uncovered: Uncovered,
     shares_NS: Tensor | None = None,
+    sequences: Sequences | None = None,
 ) -> dict[str, Term]:
     """Compute `ce`, then the term of each loss of the batch or of a piece of it, in its order.
 
@@ -140,6 +145,7 @@ def terms_of(
         options: Options of losses.
         uncovered: What is done about labels that no pair covers.
         shares_NS: Of :func:`shares_of`, for these labels.
+        sequences: Of these labels, for weights that are scaled in each.
     """
     ce_N = -answer.label_logprob_N
     terms = {"ce": _term("ce", ce_N, torch.arange(len(ce_N), device=ce_N.device))}
@@ -152,6 +158,9 @@ def terms_of(
             term = _term(name, loss.values(arrays, student, options), arrays["index"])
             if uncovered == "hard":
                 term = _completed(term, loss.cell(arrays, student, options), answer)
+            if (weight_P := weight_of_each(arrays, answer, sequences)) is not None:
+                values_P, index_P, bound_P, _ = term
+                term = Term(weight_P * values_P, index_P, weight_P * bound_P)
             if uncovered != "none":
                 term = _of_all_labels(name, term, arrays, stand_in_N)
             if shares_NS is not None:

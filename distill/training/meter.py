@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.training.loss_terms import covered_fractions, covered_of, named
-from logitstore.text.token_ids import NO_LABEL
+from logitstore.records import NO_LABEL
 
 
 class Meter:

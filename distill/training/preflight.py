@@ -42,6 +42,7 @@ _COMPUTED = (
     "uncovered",
     "train_top_k",
     "token_filter",
+    "token_weights",
     "kd_schedule",
     "max_length",
     "chat_template_kwargs",

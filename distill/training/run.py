@@ -15,8 +15,8 @@ from distill.data.left_out import Usable
 from distill.losses import advice
 from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
-from distill.report.model_card import write_card
-from distill.report.results import RunObject, check_writable, peak_rss_bytes, write_results
+from distill.report.model_card import hub_id, write_card
+from distill.report.results import RunObject, check_writable, write_results
 from distill.student.adapters import settings_of
 from distill.student.arguments import StudentArguments
 from distill.student.loading import make_student
@@ -27,10 +27,11 @@ from distill.training.preflight import say
 from distill.training.several_stores import open_stores
 from distill.training.summary import beginning
 from distill.training.trainer import CachedTeacherTrainer
+from logitstore.console.memory import peak_rss_bytes
 from logitstore.errors import InputError
 
 #: Flags that are said of a run only where they were given.
-_CHOSEN = ("rows", "train_top_k", "token_filter", "kd_schedule")
+_CHOSEN = ("rows", "train_top_k", "token_filter", "token_weights", "kd_schedule")
 
 
 def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
@@ -94,6 +95,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         "balance": config.balance,
         "uncovered": config.uncovered if config.loss_weights else None,
         "model_name_or_path": student.model_name_or_path or None,
+        "base_model": hub_id(student.model_name_or_path),
         "student_config": student.student_config,
         "lora": None if student.lora_merge else adapters,
         **({"lora_merged": adapters} if student.lora_merge else {}),
@@ -114,7 +116,6 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     }
     if config.should_save:
         write_results(folder, run)
-        write_card(folder, run)
         if can_draw():
             draw(trainer.state.log_history, folder / CURVES_FILE)
         else:
@@ -122,6 +123,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
                 f"no {CURVES_FILE}: matplotlib is not installed (pip install 'logitstore[report]')"
             )
             print(line, file=sys.stderr)
+        write_card(folder, run, trainer.state.log_history)
     for part, usable in zip(parts_of(trainer.data), trainer.usable, strict=True):
         if config.process_index == 0 and not usable.is_all:
             say(usable, part.store.path)  # again: what was said before step 1 is far above

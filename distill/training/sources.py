@@ -46,6 +46,8 @@ class Reading(Protocol):
     @property
     def token_filter(self) -> str | None: ...
     @property
+    def token_weights(self) -> str | None: ...
+    @property
     def teachers(self) -> str: ...
 
 
@@ -64,7 +66,7 @@ def at_boundaries(store: Store, student: ByteTokenizer, args: Reading) -> Store:
             raise InputError(
                 f"--boundaries: a strict {name} is for labels that are the teacher's tokens, and "
                 "at the boundaries of a student the teacher's tokens are not known. Leave "
-                "--map strict out, or --boundaries."
+                f"--map {args.loss_options['map']} out, or --boundaries."
             )
     if not any(map(asks_at_boundaries, pairings.values())):
         raise InputError(
@@ -155,6 +157,7 @@ def _asked(store: Store, args: Reading, among: Sequence[Store]) -> dict[str, Any
         "rows": chosen_rows(args.rows, store) if args.rows is not None and is_first else None,
         "top_k": top_k,
         "token_filter": args.token_filter,
+        "token_weights": args.token_weights,
     }
 
 

@@ -126,7 +126,7 @@ def reject_without_losses(args: Any, weights: Mapping[str, float]) -> None:
     """
     if args.ce_weight == 0 and not weights:
         raise InputError("--loss ce with --ce_weight 0 leaves nothing to train on.")
-    for flag in ("token_filter", "kd_schedule"):
+    for flag in ("token_filter", "token_weights", "kd_schedule"):
         if getattr(args, flag) is not None and not weights:
             raise InputError(
                 f"--{flag} {getattr(args, flag)} would have no effect: --loss ce compares "

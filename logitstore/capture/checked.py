@@ -8,6 +8,7 @@ from logitstore.capture.passes.vllm.options import PUBLIC, WORKER
 from logitstore.capture.passes.vllm.options import Options as VllmOptions
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
+from logitstore.errors import check_installed as check_library
 from logitstore.format.hidden import DTYPES, EMBEDDING, LAST, LAYERS
 from logitstore.format.spec import CODECS
 
@@ -60,6 +61,7 @@ class Checked:
     hidden_context: bool
     boundaries_of: str | None
     quantization: object
+    gguf_file: str | None
     device: str | None
     device_map: object
     attn_implementation: str | None
@@ -94,6 +96,7 @@ class Checked:
             raise InputError(f"--max-lost is {self.max_lost}, expected 0 to 1, such as 0.05.")
         self._check_codec()
         self._check_engine()
+        self._check_gguf()
 
     def _check_engine(self) -> None:
         if self.engine not in ENGINES:
@@ -115,6 +118,16 @@ class Checked:
             self._check_server()
         else:
             self._check_vllm()
+
+    def _check_gguf(self) -> None:
+        if self.gguf_file is None:
+            return
+        if self.quantization is not None:
+            raise InputError(
+                f"--gguf-file {self.gguf_file}: what such a file holds is quantised already, so "
+                "--quantization would quantise it again. Leave it out."
+            )
+        check_library("gguf", f"--gguf-file {self.gguf_file}:", "gguf")
 
     def _check_server(self) -> None:
         """Reject what a server does not say: it gives entries and the token's own alone."""
@@ -190,6 +203,7 @@ class Checked:
         return {
             "--boundaries-of": self.boundaries_of,
             "--quantization": self.quantization,
+            "--gguf-file": self.gguf_file,
             "--device": self.device,
             "--device-map": self.device_map,
             "--attn-implementation": self.attn_implementation,

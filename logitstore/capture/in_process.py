@@ -59,7 +59,8 @@ class InThisProcess:
         if sample is not None and sample.records and not self._has_forecast:
             own = sorted(set(missing) & set(writer.own.missing()))
             to_complete = Forecast.before_teacher(self.task, sample, missing, own)
-        with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
+        work, rows = self.task.work_of(missing), self.task.rows_of(missing)
+        with progress(work, "capture", "B", self.events, rows) as shown:
             beat = self.sharing.beat
             worker = ShardWorker(self.task, writer, engine, budget, shown, beat, to_complete)
             self._do_shards(writer, worker)

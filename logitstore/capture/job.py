@@ -73,7 +73,7 @@ def run_preview(
         begun = _begun(task, place)
         missing, own_missing = begun.missing(), begun.own.missing()
         budget = task.budget(begun.provenance)
-    sample = take_sample(task.reader, task.text_bytes)
+    sample = take_sample(task.reader, task.sizes)
     if task.student is not None:
         check_asked(task.student, sample.sequences)
     if not missing or not (sample.records or task.settings.generate):

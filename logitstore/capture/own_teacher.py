@@ -81,7 +81,7 @@ class OwnTeacher:
         if self._has_tried or not task.settings.self_test:
             return {}
         self._has_tried = True
-        sample = sample or take_sample(task.reader, task.text_bytes)
+        sample = sample or take_sample(task.reader, task.sizes)
         size = self._ranks.size
         name = str(task.provenance["teacher"]) + (f" ({self._ranks})" if size > 1 else "")
         check_places(task.reader.tokenizer, sample.sequences, name)

@@ -162,7 +162,7 @@ class CaptureProcess:
 
     def _look_at_rows(self, missing: Sequence[int]) -> None:
         task = self.task
-        self.sample = take_sample(task.reader, task.text_bytes)
+        self.sample = take_sample(task.reader, task.sizes)
         check_sample(self.sample, task.rows.name, len(task.rows), task.settings)
         if task.student is not None:
             check_asked(task.student, self.sample.sequences)

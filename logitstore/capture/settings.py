@@ -271,6 +271,13 @@ class CaptureSettings(Checked):
         "it changes the distribution. A checkpoint that was saved quantised needs no setting.",
         metavar="NAME",
     )
+    gguf_file: str | None = setting(
+        None,
+        _TEACHER,
+        "File in TEACHER with its weights, of llama.cpp's format GGUF, mostly quantised. A "
+        "tokenizer beside it is taken, else the one in the file. Needs the extra gguf.",
+        metavar="FILE",
+    )
     experts: str | None = setting(
         None,
         _TEACHER,
@@ -379,10 +386,15 @@ class CaptureSettings(Checked):
     )
 
     def recorded(self) -> dict[str, Any]:
-        """Select the settings that decide a store, as JSON, for `logitstore repair --capture`."""
-        kept = {name: value for name, value in vars(self).items() if name not in NOT_RECORDED}
-        # A store without hidden states is described as it was before there were any.
-        return {n: v for n, v in kept.items() if v or not n.startswith("hidden")}
+        """Select the settings that decide a store, as JSON, for `logitstore repair --capture`.
+
+        A newer setting that is not used is left out: stores without it have the bytes they had.
+        """
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in NOT_RECORDED and not (name in _NEWER and not value)
+        }
 
     @classmethod
     def from_recorded(cls, recorded: Mapping[str, Any]) -> Self:
@@ -400,5 +412,7 @@ class CaptureSettings(Checked):
         return cls(**recorded)
 
 
+#: Settings that stores from before them do not name.
+_NEWER = {"gguf_file", "hidden", "hidden_dtype", "hidden_context"}
 #: Settings of this machine and this run, which do not decide what a store holds.
 NOT_RECORDED = not_recorded(CaptureSettings)

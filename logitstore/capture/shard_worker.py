@@ -1,7 +1,7 @@
 """Capture one shard: rows become sequences, sequences become records, records become a file."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from logitstore.capture.estimate.forecast import Forecast, Pairs, extrapolate, stored_size
 from logitstore.capture.estimate.profile import profile_of
@@ -14,7 +14,8 @@ from logitstore.capture.passes.split_on_oom import HalvingReader, Parts
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
 from logitstore.capture.writer import CaptureWriter
-from logitstore.console.progress import Shows
+from logitstore.console.memory import peak_memory
+from logitstore.console.progress import Shows, byte_count
 from logitstore.format.encoded import EncodedRecords
 from logitstore.records import SequenceText
 
@@ -72,8 +73,8 @@ class ShardWorker:
         sequences, weights = self._tokenise(index)
         lines = [s.line for s in sequences]
         records = [SequenceRecords(None)] * len(sequences)
-        unread = (w for s, w in zip(sequences, weights, strict=True) if not s.records)
-        self.progress.update(sum(unread))
+        unread = [w for s, w in zip(sequences, weights, strict=True) if not s.records]
+        self.progress.update(sum(unread), rows=_rows(unread))
         for batch, encoded in read_overlapped(
             self._reader, sequences, self.budget, self._after_batch
         ):
@@ -81,9 +82,14 @@ class ShardWorker:
                 records[i] = part
                 if part.own is None:
                     lines[i] = self._skipped(lines[i], part)
+            read = [weights[i] for i in batch]
+            memory, used_bytes = peak_memory()
+            used: Any = {memory: byte_count(used_bytes)}
             self.progress.update(
-                sum(weights[i] for i in batch),
+                sum(read),
+                rows=_rows(read),
                 tokens=sum(sequences[i].length for i in batch),
+                **used,
                 shard=f"{index + 1}/{self.task.plan.shard_count}",
             )
         self.task.watch.check()  # before anything of these rows is committed
@@ -111,7 +117,7 @@ class ShardWorker:
     def count_done_elsewhere(self, shards: Sequence[int]) -> None:
         """Add shards that other processes committed to the progress."""
         if shards:
-            self.progress.update(self.task.work_of(shards))
+            self.progress.update(self.task.work_of(shards), rows=self.task.rows_of(shards))
 
     def _skipped(self, line: SequenceText, records: SequenceRecords) -> SequenceText:
         event, why = records.status.replace("_", " "), {"why": records.why} if records.why else {}
@@ -158,6 +164,11 @@ class ShardWorker:
             profile=profile_of([said.result for _, said in parts]),
             devices=self._teacher.devices,
         ).announce(self.progress.log)
+
+
+def _rows(weights: Sequence[int]) -> int:
+    """Count rows: of a row's sequences, the first alone weighs anything."""
+    return sum(weight > 0 for weight in weights)
 
 
 def _at_boundaries(

@@ -26,6 +26,7 @@ from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import Limits, limits_of, rendering_of
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.teacher.experts import View, check_experts
+from logitstore.capture.teacher.gguf_file import about_file
 from logitstore.capture.teacher.teacher import (
     Teacher,
     chosen_device,
@@ -33,6 +34,7 @@ from logitstore.capture.teacher.teacher import (
     default_device,
     find_teacher,
 )
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError
 from logitstore.format.hidden import EMBEDDING, HiddenSpec
@@ -72,13 +74,10 @@ class Task:
         reader: Turns a row into the token sequences that the teacher reads.
         spec: What the store will hold.
         plan: Which rows go into which shard.
-        text_bytes: UTF-8 bytes of each row from `first_row` on, with the longest completion written
-            for it.
+        sizes: How much text the rows have; only of some, where only a part is at hand (`over`).
         provenance: How the store was made, for people; see `StoreHeader`.
         settings: The settings as the caller gave them.
         student: The student whose boundaries the teacher is asked about; None: nobody's.
-        first_row: The first row of which there are `text_bytes`: 0, but where only a part of the
-            rows is at hand (`over`).
     """
 
     teacher: Teacher
@@ -87,11 +86,10 @@ class Task:
     reader: RowReader
     spec: StoreSpec
     plan: Plan
-    text_bytes: I64
+    sizes: TextSizes
     provenance: dict[str, Any]
     settings: CaptureSettings
     student: Student | None = None
-    first_row: int = 0
 
     def budget(self, provenance: Mapping[str, Any]) -> int:
         """Return the padded tokens of a batch: as asked for, else as the store recorded."""
@@ -122,27 +120,29 @@ class Task:
 
     def work_of(self, shards: Sequence[int]) -> int:
         """Return what shards add to the progress: a unit for each byte of text and for each row."""
-        rows = sum(b - a for a, b in map(self.plan.shard_rows, shards))
-        return self.text_of(shards) + rows
+        return self.text_of(shards) + self.rows_of(shards)
+
+    def rows_of(self, shards: Sequence[int]) -> int:
+        """Count the rows of the given shards."""
+        at = np.asarray(shards, np.int64)
+        return int((self.plan.boundaries[at + 1] - self.plan.boundaries[at]).sum())
 
     def text_of(self, shards: Sequence[int]) -> int:
         """Return the bytes of text in the given shards."""
-        return sum(int(self.text_of_rows(i).sum()) for i in shards)
+        return self.sizes.in_shards(shards)
 
     def text_of_rows(self, shard: int) -> I64:
         """Return the bytes of text in each row of a shard."""
-        first, stop = self.plan.shard_rows(shard)
-        return self.text_bytes[first - self.first_row : stop - self.first_row]
+        return self.sizes.of(range(*self.plan.shard_rows(shard)))
 
-    def over(self, rows: Rows, text_bytes: I64, first_row: int = 0) -> "Task":
+    def over(self, rows: Rows, sizes: TextSizes) -> "Task":
         """Return the same task for a part of the rows, which is all that it can read."""
         return replace(
             self,
             rows=rows,
             watch=Watch(rows),
             reader=self.reader.over(rows),
-            text_bytes=text_bytes,
-            first_row=first_row,
+            sizes=sizes,
         )
 
 
@@ -172,8 +172,9 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
         size = shard_text_with_hidden(spec.hidden)
     plan = make_plan(watch.digest, text_bytes, size)
     provenance = _provenance(teacher, dataset, settings)
+    sizes = TextSizes.of_all(text_bytes, plan)
     return Task(
-        found_teacher, rows, watch, reader, spec, plan, text_bytes, provenance, settings, student
+        found_teacher, rows, watch, reader, spec, plan, sizes, provenance, settings, student
     )
 
 
@@ -187,7 +188,7 @@ def prepare_part(
     """Prepare what another process has planned, where only a part of the rows is at hand.
 
     The dataset is neither looked for nor read again. The spec is that of the teacher which is found
-    here: whoever calls compares it with the one that was planned. `text_bytes` is empty.
+    here: whoever calls compares it with the one that was planned. No sizes are known.
 
     Raises:
         InputError: A model or setting that cannot be used here.
@@ -198,10 +199,8 @@ def prepare_part(
     rows = part.rows()
     student, reader = _readers(rows, found, limits, settings)
     spec = _spec(found, reader, settings)
-    nothing = np.empty(0, np.int64)
-    return Task(
-        found, rows, Watch(rows), reader, spec, plan, nothing, provenance, settings, student
-    )
+    sizes = TextSizes()
+    return Task(found, rows, Watch(rows), reader, spec, plan, sizes, provenance, settings, student)
 
 
 def _check_device(settings: CaptureSettings) -> None:
@@ -240,6 +239,7 @@ def _teacher(name: str, settings: CaptureSettings) -> Teacher:
         quantization=settings.quantization,
         attn_implementation=settings.attn_implementation,
         device_map=settings.device_map,
+        gguf_file=settings.gguf_file,
         is_elsewhere=settings.engine == SERVER,
     )
     if settings.top_k > teacher.vocab_size:
@@ -393,14 +393,14 @@ def _provenance(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) 
     named = names_of(dataset)
     asked = settings.tokens_per_batch
     is_vllm = settings.engine == VLLM
-    can_repeat = named is not None and settings.engine == TRANSFORMERS  # its address is not kept
     return {
         "teacher": teacher,
         "revision": settings.revision,
         "dataset": type(dataset).__name__ if named is None else " + ".join(named),
+        **_given("gguf", settings.gguf_file and about_file(teacher, settings.gguf_file)),
         **_given("files", named if named is not None and len(named) > 1 else None),
         # A dataset in memory cannot be found again by its name, so nothing can be run again.
-        "settings": settings.recorded() if can_repeat else None,
+        "settings": settings.recorded() if named is not None else None,
         **_given("engine_args", (list(settings.engine_args) or None) if is_vllm else None),
         "tokens_per_batch": asked if isinstance(asked, int) else _default_tokens(settings),
         "versions": versions(),

@@ -1,8 +1,9 @@
 """Remember which shards a check has found whole, so that an interrupted one can go on.
 
-A file in the user's cache has a line for each: its number, and size, time of change and time of
-status change of its file then. Whoever writes to a file changes one of them; what a disk loses in
-silence does not, which is why only a check that says so (`--resume`) believes the file.
+A file in the user's cache has a line for each: its number, and the stamp that its file or object
+had before it was looked at (of a file size and times, of an object what the service says of its
+content). Whoever writes a shard anew changes that; what a disk loses in silence does not, which is
+why only a check that says so (`--resume`) believes the file.
 """
 
 import hashlib
@@ -13,31 +14,31 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from logitstore.errors import InputError
 from logitstore.format.spec import SHARDS_FOLDER, StoreHeader, shard_name
 from logitstore.reading.shard_cache import ShardCache
-from logitstore.storage.paths import StorePath, local
+from logitstore.storage.paths import StorePath
 
 _FOLDER = "verified"
-#: Of what the checks look at: raised when they look at more.
-_CHECKS = 1
-Stamp = tuple[int, int, int]
+#: Of what the checks look at, and of stamps: raised when they look at more.
+_CHECKS = 2
 
 
 @dataclass
 class CheckedShards:
-    """The shards of a folder that were found whole; nothing of a bucket is remembered.
+    """The shards of a store that were found whole.
 
     As a context it appends to its file, and removes it if all went through.
 
     Attributes:
-        shards: The folder of its shards.
-        file: Where they are remembered; None: nowhere.
+        file: Where they are remembered.
         known: The stamp that each had.
+        stamps: Those of all shards when the check began, by the names of their files.
     """
 
-    shards: Path
-    file: Path | None
-    known: Mapping[int, Stamp]
+    file: Path
+    known: Mapping[int, str]
+    stamps: Mapping[str, str]
     _written: IO[str] | None = None
 
     @classmethod
@@ -51,32 +52,40 @@ class CheckedShards:
             header: What its `store.json` says.
             what: What is looked at: a check of another kind says nothing.
             is_resumed: Whether to believe it; else it is forgotten.
+
+        Raises:
+            InputError: It is to be believed, and nothing tells whether an object is as it was.
+            StorageError: The shards cannot be listed.
         """
-        if path.is_remote:
-            return cls(Path(), None, {})
-        place = str(local(path).resolve())
-        content = [place, header.spec.digest, header.plan.digest, what, _CHECKS]
+        content = [str(path.resolve()), header.spec.digest, header.plan.digest, what, _CHECKS]
         name = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
         file = ShardCache.chosen().folder / _FOLDER / f"{name}.jsonl"
-        return cls(local(path) / SHARDS_FOLDER, file, _read(file) if is_resumed else {})
+        stamps = (path / SHARDS_FOLDER).stamps()
+        if is_resumed and path.is_remote and not stamps:
+            raise InputError(
+                f"{path}: --resume knows by what a bucket says of an object (its ETag) whether it "
+                "is as it was checked, and this one says nothing. Leave it out."
+            )
+        return cls(file, _read(file) if is_resumed else {}, stamps)
 
     def has(self, index: int) -> bool:
         """Tell whether a shard was found whole, and its file is as it was then."""
-        return index in self.known and self.known[index] == self._stamp(index)
+        stamp = self.stamps.get(shard_name(index))
+        return stamp is not None and self.known.get(index) == stamp
 
     def add(self, index: int) -> None:
         """Note that a shard is whole."""
-        if self._written is not None and (stamp := self._stamp(index)) is not None:
-            self._written.write(json.dumps([index, *stamp]) + "\n")
+        stamp = self.stamps.get(shard_name(index))
+        if self._written is not None and stamp is not None:
+            self._written.write(json.dumps([index, stamp]) + "\n")
             self._written.flush()
 
     def __enter__(self) -> Self:
-        if self.file is not None:
-            try:
-                self.file.parent.mkdir(parents=True, exist_ok=True)
-                self._written = self.file.open("a" if self.known else "w", encoding="utf-8")
-            except OSError:  # a check needs no cache; it just cannot be resumed
-                self._written = None
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._written = self.file.open("a" if self.known else "w", encoding="utf-8")
+        except OSError:  # a check needs no cache; it just cannot be resumed
+            self._written = None
         return self
 
     def __exit__(
@@ -87,25 +96,17 @@ class CheckedShards:
     ) -> None:
         if self._written is not None:
             self._written.close()
-            if kind is None and self.file is not None:
+            if kind is None:
                 self.file.unlink(missing_ok=True)
 
-    def _stamp(self, index: int) -> Stamp | None:
-        try:
-            found = (self.shards / shard_name(index)).stat()
-        except OSError:
-            return None
-        return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
-
-def _read(file: Path) -> dict[int, Stamp]:
+def _read(file: Path) -> dict[int, str]:
     """Read what was remembered; a line that was cut off is left out, with all that follow."""
-    known: dict[int, Stamp] = {}
+    known: dict[int, str] = {}
     try:
-        lines = file.read_text("utf-8").splitlines()
-        for line in lines:
-            index, *stamp = json.loads(line)
-            known[int(index)] = (int(stamp[0]), int(stamp[1]), int(stamp[2]))
-    except (OSError, ValueError, TypeError, IndexError):
+        for line in file.read_text("utf-8").splitlines():
+            index, stamp = json.loads(line)
+            known[int(index)] = str(stamp)
+    except (OSError, ValueError, TypeError):
         pass
     return known

@@ -78,29 +78,25 @@ def verify_store(
         jobs: How many shards are checked at a time: with `deep` each in a process of its own, so a
             script that asks for several needs `if __name__ == "__main__":`.
         resume: Leave out shards that an interrupted check of the same kind found whole, and whose
-            files have not been written to since. Only for a folder.
+            files or objects have not been written to since.
 
     Raises:
         NotAStoreError: There is no store here.
         FormatError: The store has a newer format version.
         IncompleteStoreError: The capture has not finished, and `allow_partial` is off.
-        InputError: `by_zarr` without `deep`; no jobs; `resume` for a bucket.
+        InputError: `by_zarr` without `deep`; no jobs; `resume` for a bucket that says of its
+            objects nothing by which one that was replaced would be known.
     """
     path, how = store_path(path), _How(deep, by_zarr, allow_partial, jobs, resume)
-    _check_arguments(path, how)
+    _check_arguments(how)
     return _verified(path, how)
 
 
-def _check_arguments(path: StorePath, how: _How) -> None:
+def _check_arguments(how: _How) -> None:
     if how.by_zarr and not how.deep:
         raise InputError("--zarr is a second opinion on what is decoded: add --deep.")
     if how.jobs < 1:
         raise InputError(f"--jobs is {how.jobs}, expected 1 or more.")
-    if how.resume and path.is_remote:
-        raise InputError(
-            f"{path}: --resume knows by a file's times whether it is as it was checked, and a "
-            "bucket's objects have none that can be relied on. Leave it out."
-        )
 
 
 def _verified(path: StorePath, how: _How) -> VerifyReport:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from logitstore.console.options import (
     print_facts,
     settings_from,
     with_options_of,
+    words_of,
 )
 from logitstore.console.settings import about, described
 from logitstore.errors import InputError
@@ -97,7 +100,7 @@ def estimate(
     """Estimate the size and time of a capture, and how peaked the teacher is.
 
     Reads a sample of the rows and runs some batches through the teacher; writes nothing. Takes the
-    options of capture, and recommends a --top-k and a --max-tail.
+    options of capture, recommends a --top-k and a --max-tail, and ends with the command to copy.
     """
     settings = CaptureSettings(**settings_from(CaptureSettings, values))
     _print_preview(teacher, dataset, None, settings, as_json)
@@ -106,12 +109,34 @@ def estimate(
 def _print_preview(
     teacher: str, dataset: list[str], out: str | None, settings: CaptureSettings, as_json: bool
 ) -> None:
-    """Print what one process would do; the other ranks have nothing to add."""
+    """Print what one process would do; the other ranks have nothing to add.
+
+    Without a store to write to, also the command that captures as is recommended.
+    """
     from logitstore.capture.job import run_preview
 
-    if find_ranks().is_first:
-        forecast = run_preview(teacher, dataset, out, settings)
-        typer.echo(json.dumps(forecast.facts()) if as_json else str(forecast))
+    if not find_ranks().is_first:
+        return
+    forecast = run_preview(teacher, dataset, out, settings)
+    facts, text = forecast.facts(), str(forecast)
+    if out is None:
+        profile = forecast.profile
+        advice = None if profile is None else profile.recommended()
+        command = _command(teacher, dataset, settings, advice)
+        facts |= {"command": command}
+        text += f"\n\n{command}"
+    typer.echo(json.dumps(facts) if as_json else text)
+
+
+def _command(
+    teacher: str, dataset: list[str], settings: CaptureSettings, advice: dict[str, Any] | None
+) -> str:
+    """Write the command line of a capture as it was asked about, with what is recommended."""
+    if advice is not None:
+        chosen = {name: advice[name] for name in ("top_k", "max_tail", "draws")}
+        settings = replace(settings, **chosen)
+    words = [teacher, *dataset, "--out", "store", *words_of(settings)]
+    return shlex.join(["logitstore", "capture", *words])
 
 
 def _be_quiet() -> None:

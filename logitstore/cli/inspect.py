@@ -100,18 +100,19 @@ def report(
     sequences: Annotated[
         int,
         typer.Option(
-            help="Put N sequences on the page to browse, evenly spread over the store.",
+            help="Put N rows on the page to read: half of them the most surprising ones, the rest "
+            "evenly spread over the store.",
             metavar="N",
         ),
     ] = 24,
     as_json: JsonOpt = False,
     allow_partial: PartialOpt = False,
 ) -> None:
-    """Write a store as one page for a browser, in a single file: figures, and text to browse."""
+    """Write a store as one page for a browser: whether to trust it, its text, and figures."""
     from logitstore.inspection.page import write_page
     from logitstore.store import open_store
 
     opened = open_store(store, allow_partial=allow_partial)
     written = write_page(opened, out, sequences=sequences)
-    text = f"{out}: {written['bytes']:,} bytes, {written['sequences']} sequences to browse"
+    text = f"{out}: {written['bytes']:,} bytes, {written['sequences']} rows to read"
     typer.echo(json.dumps(written) if as_json else text)

@@ -43,12 +43,24 @@ def export(
     out: Annotated[
         str, typer.Option(help="Folder to make; for zarr also a URL.", metavar="FOLDER")
     ],
+    no_input_ids: Annotated[
+        bool,
+        typer.Option(
+            "--no-input-ids",
+            help="Parquet without the tokens between the records, which need `transformers`.",
+        ),
+    ] = False,
     as_json: JsonOpt = False,
 ) -> None:
     """Write a store as Parquet, which `import` takes back, or as a zarr group of decoded arrays.
 
-    Parquet is read by pyarrow, datasets and polars, zarr by xarray and dask.
+    Parquet is read by pyarrow, datasets and polars, zarr by xarray and dask. A line of Parquet has
+    input_ids, attention_mask, labels and loss_mask, and what the teacher said of each token there.
     """
+    if no_input_ids and to != "parquet":
+        raise InputError(
+            f"--to {to}: has no input_ids, so --no-input-ids would have no effect. Leave it out."
+        )
     if to == "zarr":
         from logitstore.moving.zarr_export import export_zarr
 
@@ -60,7 +72,7 @@ def export(
         raise InputError(f"--to is {to}, expected parquet or zarr.")
     from logitstore.moving.parquet.export import export_parquet
 
-    made = export_parquet(store, out)
+    made = export_parquet(store, out, input_ids=not no_input_ids)
     files = sorted(made.rglob("*.parquet"))
     size = sum(file.stat().st_size for file in files)
     if as_json:

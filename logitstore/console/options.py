@@ -99,6 +99,27 @@ def settings_from(settings: type, values: Mapping[str, Any]) -> dict[str, Any]:
     return {each.name: _setting_of(each, values[each.name]) for each in chosen}
 
 
+def words_of(settings: Any) -> list[str]:
+    """Write settings as the options that give them: the inverse of `settings_from`.
+
+    Args:
+        settings: An instance of a dataclass of settings; those left as they are get no option.
+    """
+    words: list[str] = []
+    for each in described(type(settings)):
+        value = getattr(settings, each.name)
+        if value == each.default:
+            continue
+        flag = flag_of(each)
+        if is_switch(each):
+            words.append(flag)
+        elif isinstance(each.default, tuple):
+            words += [word for one in value for word in (flag, str(one))]
+        else:
+            words += [flag, json.dumps(value) if isinstance(value, Mapping) else str(value)]
+    return words
+
+
 def _setting_of(each: "Field[Any]", value: Any) -> Any:
     if is_switch(each):
         return value != each.default  # the flag of one that is on by default switches it off

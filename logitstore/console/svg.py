@@ -66,6 +66,9 @@ def histogram(found: dict[str, Any]) -> str:
     for i in range(held[0], held[-1] + 1):
         is_last = i + 1 == len(edges)
         name = f"{edges[i]:g} and more" if is_last else f"{edges[i]:g}\N{EN DASH}{edges[i + 1]:g}"
+        if found["label"].startswith("tail"):  # a share of all probability
+            name = f"{100 * edges[i]:g}" + (" % and more" if is_last else "")
+            name += "" if is_last else f"\N{EN DASH}{100 * edges[i + 1]:g} %"
         if found["label"].startswith("entries") and not is_last:  # whole numbers
             top = edges[i + 1] - 1
             name = f"{edges[i]:g}" if top == edges[i] else f"{edges[i]:g}\N{EN DASH}{top:g}"

@@ -52,6 +52,25 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def folded(rows: Sequence[Sequence[str]], columns: int = 80) -> str:
+    """Align a table like :func:`aligned`; columns without room go on below, the first one again.
+
+    Args:
+        rows: The cells of each row, the same number in all; the first row is the head.
+        columns: Of the terminal. A single column that is wider is not cut.
+    """
+    widths = [max(map(columns_of, cells)) for cells in zip(*rows, strict=True)]
+    parts, room = [[0]], 0
+    for i, width in enumerate(widths[1:], 1):
+        if room < width + 2 and (i == 1 or len(parts[-1]) > 1):
+            parts.append([0])
+            room = columns - widths[0]
+        parts[-1].append(i)
+        room -= width + 2
+    parts = [part for part in parts if len(part) > 1] or [[0]]
+    return "\n\n".join(aligned([[row[i] for i in part] for row in rows]) for part in parts)
+
+
 def _room(cell: str, columns: int) -> str:
     return " " * (columns - columns_of(cell))
 

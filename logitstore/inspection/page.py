@@ -1,6 +1,12 @@
-"""Write a store's report page (`logitstore report`): its facts, its distributions and its text."""
+"""Write a store's report page (`logitstore report`): whether to trust it, its text, its figures.
+
+What decides comes first: five numbers. Then the text, since a wrong template or wrong rows are seen
+at once there and nowhere else. Then figures, each with a sentence on what it means for the losses;
+what is left is folded.
+"""
 
 import os
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -10,14 +16,15 @@ from logitstore.console.html_document import (
     clipped_text,
     definitions,
     document,
-    figure,
     write_document,
 )
-from logitstore.console.svg import axis_top, bars, curve, histogram
+from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.errors import InputError
 from logitstore.info import facts, info_lines
-from logitstore.inspection.page_data import browsed, curves
-from logitstore.inspection.scalars import histograms
+from logitstore.inspection.page_data import browsed
+from logitstore.inspection.page_figures import figures
+from logitstore.inspection.scalars import Survey, survey
+from logitstore.inspection.trust import Check, checks, numbers
 from logitstore.store import LogitStore
 
 #: The default number of sequences; long ones leave room for fewer.
@@ -48,93 +55,113 @@ def write_page(
             f"{out}: is inside the store, which holds its own files alone. Name a file outside "
             "the store with -o."
         )
-    data = browsed(store, sequences)
-    size = write_document(out, page(store, data))
+    found = survey(store)
+    data = browsed(store, sequences, found.sequence_surprise)
+    size = write_document(out, page(store, data, found))
     return {"report": str(out), "bytes": size, "sequences": len(data["sequences"])}
 
 
-def page(store: LogitStore, data: dict[str, Any]) -> str:
+def page(store: LogitStore, data: dict[str, Any], found: Survey) -> str:
     """Return the page as HTML.
 
     Args:
         store: The store.
         data: What `page_data.browsed` returns: the sequences to include.
+        found: What all of its tokens say.
     """
     about = facts(store)
     name = clipped_text(os.path.basename(str(store.path)) or "store", 80)
-    # What `logitstore info` prints, except the bytes by field, which are drawn as a figure.
-    lines = {label: value for label, value in info_lines(about).items() if label}
-    body = f"""<h1>{escape(name)}</h1>
-<p class="dim">The teacher's predictions for each token, kept for its students.</p>
-{definitions(lines)}
-<h2>Distributions</h2>
+    made = checks(about, found)
+    body = f"""<main>
+<h1>{escape(name)}</h1>
+<p class="dim">{_subtitle(about)}</p>
+{_numbers(about, found)}
+{"".join(_failed(check) for check in made if check.passed is False)}
+<h2>Read the text</h2>
+{_browser(data)}
+<h2>What it means for a student</h2>
 <div class="figures">
-{"".join(_figures(store, about))}
+{"".join(figures(store, about, found))}
 </div>
-<h2>Sequences</h2>
-{_browser(data)}"""
+<h2>Details</h2>
+{_details(about, made)}
+</main>"""
     style, script = (beside("logitstore.inspection", f"browse.{kind}") for kind in ("css", "js"))
     return document(f"{name} · logitstore", body, style=style, script=script, data=data)
 
 
-def _figures(store: LogitStore, about: dict[str, Any]) -> list[str]:
-    spread = histograms(store)
-    drawn = [
-        figure(h["label"][0].upper() + h["label"][1:], histogram(h), _unknown(h["unknown"]))
-        for h in (spread[name] for name in ("surprise", "entropy", "tail", "entries"))
-    ]
-    return [*drawn, *_curves(curves(store)), _sizes(about)]
+def _subtitle(about: dict[str, Any]) -> str:
+    teacher, dataset = about["teacher"]["name"], about["dataset"]["name"]
+    said = f"What {teacher or 'a teacher'} expected at each token of {dataset or 'a dataset'}."
+    return escape(clipped_text(said, 300))
 
 
-def _unknown(count: int) -> str:
-    return f"not known for {count:,} tokens" if count else ""
-
-
-def _curves(found: dict[str, Any] | None) -> list[str]:
-    if found is None:
-        none = '<p class="none">no entries are kept, or their tails are not known</p>'
-        return [figure("Mass of the k most probable", none)]
-    ks, of = found["k"], f"of {found['records']:,} tokens, evenly spread"
-    points = ", ".join(f"k {k}: {m:.4f}" for k, m in zip(ks, found["mass"], strict=True))
-    mass = curve(ks, {"first": found["mass"]}, 1.0, f"mass of the k most probable: {points}")
-    both = {"first": found["bound_mean"], "second": found["bound_p99"]}
-    pairs = zip(ks, both["first"], both["second"], strict=True)
-    points = ", ".join(f"k {k}: {mean:.4f} and {p99:.4f}" for k, mean, p99 in pairs)
-    top = axis_top(max(both["second"]))
-    bound = curve(ks, both, top, f"ULD bound on average and for 99 of 100 tokens: {points}")
-    caption = (
-        '<span class="key">— on average</span> · <span class="key second">- - 99 of 100 tokens'
-        f"</span>: how far a ULD from k entries can be from the exact one, {of}"
+def _numbers(about: dict[str, Any], found: Survey) -> str:
+    items = (
+        f"<li><b>{escape(each.value)}</b> <span>{escape(each.name)}</span>"
+        f"<small>{escape(each.more)}</small></li>"
+        for each in numbers(about, found)
     )
-    return [
-        figure("Mass of the k most probable", mass, f"mean {of}; the rest is the tail"),
-        figure("ULD bound by k", bound, caption),
-    ]
+    return f'<ul class="numbers">{"".join(items)}</ul>'
 
 
-def _sizes(about: dict[str, Any]) -> str:
-    fields = sorted(about["bytes_per_token_by_field"].items(), key=lambda item: -item[1])
-    rows = [(name.replace("_", " "), size, f"{size:.2f}") for name, size in fields if size >= 0.005]
-    sizes = ", ".join(f"{name} {size}" for name, _, size in rows)
-    total = f"{about['bytes_per_token']:.1f} in all, directories of the files included"
-    return figure("Bytes a token", bars(rows, f"bytes a token: {sizes}"), total)
+def _failed(check: Check) -> str:
+    return f'<p class="note"><b>Not so: {escape(check.name)}.</b> {escape(check.said)}.</p>'
+
+
+def _details(about: dict[str, Any], made: Sequence[Check]) -> str:
+    words = {True: "passed", False: "failed", None: "not known"}
+    lines = {check.name: f"{words[check.passed]}: {check.said}" for check in made}
+    left_out = left_out_text([LeftOut.from_facts(each) for each in about["left_out"]], "sequences")
+    # What `logitstore info` prints, except the bytes by field, which are drawn as a figure.
+    known = {label: value for label, value in info_lines(about).items() if label.strip()}
+    deep = (
+        '<p class="dim"><code>logitstore verify --deep</code> reads every byte, and looks whether '
+        "the tokens are those of the text.</p>"
+    )
+    parts = [f"<details><summary>The checks</summary>{definitions(lines)}{deep}</details>"]
+    if left_out:
+        parts.append(
+            f"<details><summary>What was not used</summary>{_preformatted(left_out)}</details>"
+        )
+    parts.append(
+        "<details><summary>Everything that <code>logitstore info</code> says</summary>"
+        f"{definitions(known)}</details>"
+    )
+    return "\n".join(parts)
+
+
+def _preformatted(text: str) -> str:
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="what was not used">'
+        f"<pre>{escape(clipped_text(text, 8000))}</pre></div>"
+    )
 
 
 def _browser(data: dict[str, Any]) -> str:
     if not data["sequences"]:
-        return '<p class="none">No sequence with records fits on this page.</p>'
-    return """<noscript><p>Sequences are shown by a script, and scripts are off.</p></noscript>
+        return '<p class="none">No row with a token that is kept fits on this page.</p>'
+    return """<noscript><p>The text is shown by a script, and scripts are off.</p></noscript>
 <div id="browser" hidden>
 <p class="legend">Surprise of a token, &minus;log p in nats:
 <span class="token">below 1</span><span class="token s1">from 1</span>\
 <span class="token s2">from 3</span>\
 <span class="token s3">from 6</span></p>
-<p class="dim">Point at a token for the teacher's prediction in its place; click or tap to keep it
-selected. <span class="keys"><kbd>←</kbd> <kbd>→</kbd> move by one token, <kbd>↑</kbd> <kbd>↓</kbd>
-by ten.</span></p>
-<div class="controls"><button id="before" type="button" aria-label="sequence before">←</button>\
-<select id="sequence" aria-label="sequence"></select>\
-<button id="after" type="button" aria-label="next sequence">→</button></div>
-<div class="browser"><div id="text" class="card" role="listbox" aria-label="tokens"></div>\
-<div id="detail" class="card" aria-live="polite"></div></div>
+<div class="controls">
+<label for="search">Search <input id="search" type="search" autocomplete="off"></label>
+<label for="order">Order <select id="order">\
+<option value="surprise">most surprising first</option>\
+<option value="row">as in the dataset</option></select></label>
+<span id="count" class="dim" role="status"></span>
+</div>
+<div class="browser">
+<div id="rows" class="card" role="listbox" aria-label="rows"></div>
+<div id="reading"><div id="worst" class="dim"></div>\
+<div id="text" class="card" tabindex="-1"></div></div>
+<div id="detail" class="card"></div>
+</div>
+<p class="dim">Point at a token for what the teacher expected in its place; click or tap it to keep
+it. <span class="keys"><kbd>Tab</kbd> goes from the rows to the text, <kbd>&larr;</kbd>
+<kbd>&rarr;</kbd> move by a token, <kbd>&uarr;</kbd> <kbd>&darr;</kbd> by ten, or from row to
+row.</span></p>
 </div>"""

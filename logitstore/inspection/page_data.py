@@ -18,10 +18,12 @@ from logitstore.console.html_document import as_script, clipped_text
 from logitstore.console.terminal import printable
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.numpy_types import F64
-from logitstore.inspection.sequence import SHOWN_ENTRIES, sequence_facts
 from logitstore.store import LogitStore
+from logitstore.text.sequence_facts import SHOWN_ENTRIES, sequence_facts
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
+#: The mean of fewer tokens says little of a sequence.
+_JUDGED_RECORDS, _PREVIEW_CHARACTERS = 8, 90
 #: The page stays below 2 MB: limits of all sequences together, of one, of a text, of a name.
 _DATA_BYTES, _SHOWN_RECORDS, _TEXT_CHARACTERS, _NAME_CHARACTERS = 1_200_000, 512, 4000, 80
 
@@ -80,24 +82,48 @@ def spread(store: LogitStore, count: int) -> list[int]:
     return [int(i) for i in held[places]]
 
 
-def browsed(store: LogitStore, count: int) -> dict[str, Any]:
+def picked(store: LogitStore, count: int, surprise: F64) -> list[int]:
+    """List sequences to read, in the order in which they get room on the page.
+
+    Half are the most surprising of the whole store, half are evenly spread; one of each in turn.
+
+    Args:
+        store: The store.
+        count: How many at most.
+        surprise: (sequences,) of each, NaN where it is not known.
+    """
+    even = spread(store, count)
+    known = np.flatnonzero(~np.isnan(surprise) & (store.token_counts >= _JUDGED_RECORDS))
+    worst = [int(i) for i in known[np.argsort(-surprise[known], kind="stable")][: count // 2]]
+    turns = [i for pair in zip(worst, even, strict=False) for i in pair] + even
+    return list(dict.fromkeys(turns))[:count]
+
+
+def browsed(store: LogitStore, count: int, surprise: F64) -> dict[str, Any]:
     """Collect sequences for the page's script; fewer than `count` if they would be too large.
 
+    Args:
+        store: The store.
+        count: How many.
+        surprise: (sequences,) of each, as `scalars.survey` has it.
+
     Returns:
-        ``names``, the text of each id that occurs; ``sequences``, each with its number, row, part,
-        status, ``records`` (how many it has), and ``parts``: ``[0, text]`` for context,
-        ``[1, tokens]`` for supervised text, where a token is ``[record, text, id, logprob, entropy,
+        ``names``, the text of each id that occurs; ``sequences``, the most surprising first, each
+        with its number, row, part, status, ``records`` (how many it has), ``surprise`` (the mean
+        of its tokens, or null), ``preview`` and ``parts``: ``[0, text]`` for context, ``[1,
+        tokens]`` for supervised text, where a token is ``[record, text, id, logprob, entropy,
         tail, entries, [[id, p], …]]`` with null for what is not known. Long sequences are cut.
     """
     names: dict[str, str] = {}
     sequences: list[dict[str, Any]] = []
     room = _DATA_BYTES
-    for i in spread(store, count):
+    for i in picked(store, count, surprise):
         facts = sequence_facts(store, i)
+        mean = None if np.isnan(surprise[i]) else float(f"{surprise[i]:.3f}")
         # One sequence may be too large already: then show fewer records of the first.
         for most in (_SHOWN_RECORDS,) if sequences else (_SHOWN_RECORDS, 64, 8):
             used: dict[str, str] = {}
-            sequence = _sequence(facts, used, most)
+            sequence = _sequence(facts, used, most) | {"surprise": mean}
             fresh = {token_id: name for token_id, name in used.items() if token_id not in names}
             size = len(as_script(sequence).encode()) + len(as_script(fresh).encode())
             if size <= room:
@@ -107,7 +133,14 @@ def browsed(store: LogitStore, count: int) -> dict[str, Any]:
         room -= size
         names |= fresh
         sequences.append(sequence)
+    sequences.sort(key=lambda each: -(each["surprise"] or 0.0))
     return {"names": names, "sequences": sequences}
+
+
+def _preview(segments: list[dict[str, Any]]) -> str:
+    """Shorten the supervised text to a line that tells it from others."""
+    text = "".join(segment["text"] for segment in segments if segment["supervised"])
+    return clipped_text(" ".join(text[:2000].split()), _PREVIEW_CHARACTERS)
 
 
 def _sequence(found: dict[str, Any], names: dict[str, str], most: int) -> dict[str, Any]:
@@ -132,6 +165,7 @@ def _sequence(found: dict[str, Any], names: dict[str, str], most: int) -> dict[s
     elif left:
         parts.append([1, left])
     facts = {name: found[name] for name in ("sequence", "row", "part", "status")}
+    facts |= {"preview": _preview(found["segments"])}
     return facts | {"records": len(found["tokens"]), "parts": parts}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from logitstore.console.terminal import bar
 from logitstore.format.logprob_codec import TAIL_STEP, TOKEN_STEP, dequantise, dequantise_entropy
-from logitstore.format.numpy_types import F32, I64
+from logitstore.format.numpy_types import F32, F64, I64
 from logitstore.store import LogitStore
 
 _BAR_COLUMNS = 40
@@ -72,26 +72,75 @@ _BINS: dict[str, tuple[str, list[float]]] = {
 }
 
 
-def histograms(store: LogitStore) -> dict[str, Any]:
-    """Count each scalar's values in bins.
+class Survey(NamedTuple):
+    """What one pass over the scalars of every record found.
 
-    Returns:
-        For each scalar: ``label``, ``edges`` of the bins, ``counts`` in them (the last bin is
-        open), and ``unknown``, the number of records without a value.
+    Attributes:
+        histograms: Of each scalar: ``label``, ``edges`` of the bins, ``counts`` in them (the last
+            bin is open), ``unknown``, the number of records without a value, and ``mean`` of those
+            with a finite one (None without any).
+        impossible: Records whose token the teacher had given no probability at all.
+        first_surprise: The mean surprise of the first token of a sequence; None if not known.
+        sequence_surprise: (sequences,) the mean surprise of each sequence's tokens, an impossible
+            one counted as `MOST_SURPRISE`; NaN where it has none.
     """
-    histograms_: dict[str, dict[str, Any]] = {
+
+    histograms: dict[str, Any]
+    impossible: int
+    first_surprise: float | None
+    sequence_surprise: F64
+
+
+#: A token that the teacher had excluded is as surprising as one of e^-32, in a mean.
+MOST_SURPRISE = 32.0
+
+
+def survey(store: LogitStore) -> Survey:
+    """Read the scalars of every record once, for all that is said of them together."""
+    found: dict[str, dict[str, Any]] = {
         name: {"label": label, "edges": edges, "counts": [0] * len(edges), "unknown": 0}
         for name, (label, edges) in _BINS.items()
     }
+    sums, finite = dict.fromkeys(_BINS, 0.0), dict.fromkeys(_BINS, 0)
+    means, firsts, impossible = np.full(len(store), np.nan), [np.zeros(0)], 0
     for shard in scalars(store):
-        for name, histogram in histograms_.items():
+        for name, histogram in found.items():
             values = np.asarray(getattr(shard, name), np.float64)
-            known = values[~np.isnan(values)]
-            bins = np.searchsorted(histogram["edges"], np.maximum(known, 0), side="right") - 1
-            counts = np.bincount(bins, minlength=len(histogram["counts"]))
-            histogram["counts"] = (np.array(histogram["counts"]) + counts).tolist()
-            histogram["unknown"] += len(values) - len(known)
-    return histograms_
+            _count(histogram, values)
+            sums[name] += float(values[np.isfinite(values)].sum())
+            finite[name] += int(np.isfinite(values).sum())
+        surprise = shard.surprise.astype(np.float64)
+        impossible += int(np.isinf(surprise).sum())
+        begins = np.concatenate([[0], shard.stops[:-1]])
+        held = shard.stops > begins
+        firsts.append(surprise[begins[held]])
+        means[shard.first : shard.first + len(begins)] = _means(surprise, begins, shard.stops)
+    for name, histogram in found.items():
+        histogram["mean"] = sums[name] / finite[name] if finite[name] else None
+    first = np.concatenate(firsts)
+    first = first[np.isfinite(first)]
+    return Survey(found, impossible, float(first.mean()) if len(first) else None, means)
+
+
+def histograms(store: LogitStore) -> dict[str, Any]:
+    """Count each scalar's values in bins, as `Survey.histograms` describes."""
+    return survey(store).histograms
+
+
+def _count(histogram: dict[str, Any], values: F64) -> None:
+    known = values[~np.isnan(values)]
+    bins = np.searchsorted(histogram["edges"], np.maximum(known, 0), side="right") - 1
+    counts = np.bincount(bins, minlength=len(histogram["counts"]))
+    histogram["counts"] = (np.array(histogram["counts"]) + counts).tolist()
+    histogram["unknown"] += len(values) - len(known)
+
+
+def _means(surprise: F64, begins: I64, stops: I64) -> F64:
+    """Average over each sequence's tokens; NaN where one is not known, or there is none."""
+    sums = np.concatenate([[0.0], np.cumsum(np.clip(surprise, 0, MOST_SURPRISE))])
+    with np.errstate(invalid="ignore"):
+        means: F64 = (sums[stops] - sums[begins]) / (stops - begins)
+    return means
 
 
 def histogram_text(found: dict[str, Any]) -> str:

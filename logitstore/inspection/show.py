@@ -5,8 +5,9 @@ from typing import Any
 from logitstore.console.terminal import has_colour, printable
 from logitstore.errors import InputError
 from logitstore.inspection.scalars import worst
-from logitstore.inspection.sequence import position_text, sequence_facts, sequence_text
 from logitstore.store import LogitStore
+from logitstore.text.sequence_facts import sequence_facts
+from logitstore.text.sequence_text import position_text, sequence_text
 
 
 def shown(

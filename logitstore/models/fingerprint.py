@@ -18,17 +18,26 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
 _CONFIGS = ("config.json", "generation_config.json", "adapter_config.json")
 
 
-def fingerprint_commit(commit: str) -> str:
-    """Compute the fingerprint of a hub model at one commit."""
-    return hashlib.sha256(f"commit:{commit}".encode()).hexdigest()
+def fingerprint_commit(commit: str, file: str | None = None) -> str:
+    """Compute the fingerprint of a hub model at one commit, or of one of its files."""
+    named = "" if file is None else f":{file}"
+    return hashlib.sha256(f"commit:{commit}{named}".encode()).hexdigest()
 
 
-def fingerprint_folder(folder: Path) -> str:
+def fingerprint_folder(folder: Path, file: str | None = None) -> str:
     """Compute the fingerprint of a model folder: names, sizes and bytes of config and weights.
+
+    Args:
+        folder: The folder.
+        file: The file in it that holds configuration and weights; None: whatever weights it has.
 
     Raises:
         InputError: The folder holds no weights.
     """
+    if file is not None:
+        digest = hashlib.sha256(f"{(folder / file).stat().st_size}:".encode())
+        _update_sampled(digest, folder / file)
+        return digest.hexdigest()
     weights = _weights(folder)
     if not weights:
         names = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"

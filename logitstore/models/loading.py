@@ -36,6 +36,7 @@ def load_tokenizer(
     revision: str | None = None,
     local_files_only: bool = False,
     trust_remote_code: bool = False,
+    gguf_file: str | None = None,
     named_by: str = "",
     advice: str = GIVE_A_MODEL,
 ) -> PreTrainedTokenizerBase:
@@ -46,6 +47,7 @@ def load_tokenizer(
         revision: Branch, tag or commit of a hub id.
         local_files_only: Whether the hub is never asked.
         trust_remote_code: Whether code that comes with the tokenizer may run.
+        gguf_file: The file there that holds it; None: it has files of its own.
         named_by: The flag that names it, for the message.
         advice: The last sentence of the message: what to give instead.
 
@@ -62,6 +64,7 @@ def load_tokenizer(
             revision=revision,
             local_files_only=local_files_only,
             trust_remote_code=trust_remote_code,
+            **({} if gguf_file is None else {"gguf_file": gguf_file}),
         )
         return loaded
 

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from logitstore.errors import InputError, MissingLibraryError, in_a_line
 from logitstore.ray.settings import AUTO, LOCAL
 
 _CONNECT_S = 10.0
+_SHOWN = 300  # characters of what Ray says
 
 
 def ray_library() -> Any:
@@ -70,16 +72,42 @@ def connected(address: str) -> Iterator[str]:
         yield "the Ray cluster that this program is connected to"
         return
     _check_listens(address, named)
+    _check_client(address, named)
     options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.WARNING, **options)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, gRPC's, as it likes
         ray.shutdown()
-        raise _unreachable(named, in_a_line(error)) from error
+        raise _unreachable(named, _why(error)) from error
     try:
         yield named
     finally:
         ray.shutdown()
+
+
+def _check_client(address: str, named: str) -> None:
+    """Reject the address of a client's server where Ray has no client.
+
+    Raises:
+        MissingLibraryError: What it speaks with is not installed.
+    """
+    if urlsplit(address).scheme == "ray" and find_spec("grpc") is None:
+        raise MissingLibraryError(
+            f"{named} needs Ray's client, which is not installed. Run "
+            "`pip install 'logitstore[ray]'`, or start this on a node of the cluster with --ray "
+            f"{AUTO}."
+        )
+
+
+def _why(error: Exception) -> str:
+    """Say why Ray did not connect: of a traceback that it quotes, the last line."""
+    return last_line(error) if "Traceback" in str(error) else in_a_line(error)
+
+
+def last_line(error: BaseException) -> str:
+    """Take from what Ray says the cause, which stands last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:_SHOWN].rstrip(".")
 
 
 def _check_listens(address: str, named: str) -> None:

@@ -28,10 +28,10 @@ from typing import Any
 
 from logitstore.capture.own_teacher import Tried
 from logitstore.capture.sharing.heartbeat import PATIENCE_S
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, LogitStoreError
-from logitstore.format.numpy_types import I64
-from logitstore.ray.cluster import Needs, Room, ray_library
+from logitstore.ray.cluster import Needs, Room, last_line, ray_library
 from logitstore.ray.messages import Begun, Done, Failure, Job, Left, Said, ShardRows
 from logitstore.ray.teacher import CONCURRENCY, Teacher
 
@@ -42,7 +42,6 @@ _IN_HAND = 2
 #: So many shards that fail one after the other are no matter of a row.
 _MOST_FAILED = 10
 _WAIT_S, _SAID_EVERY_S, _LOOK_EVERY_S = 0.5, 1.0, 3.0
-_SHOWN = 300  # characters of what Ray says of a death
 
 
 @dataclass(eq=False)
@@ -104,19 +103,22 @@ class Crew:
 
     # ---- what a driver asks for ----
 
-    def try_it(self, text_bytes: I64) -> Tried:
+    def try_it(self, sizes: TextSizes) -> Tried:
         """Have one teacher try the model, before there is a store.
+
+        Args:
+            sizes: What the trial asks about the text of rows.
 
         Raises:
             LogitStoreError: What the teacher raised; or teachers died again and again.
         """
-        sizes = self._ray.put(text_bytes)
+        told = self._ray.put(sizes)
         while self._answer is None:
             if not self.hired:
                 self._hire()
             for each in self.hired:
                 if each.where and not self._is_asked(each, "try_it"):
-                    self._call(each, "try_it", sizes)
+                    self._call(each, "try_it", told)
             self._step()
             if self.fatal is not None:
                 raise self.fatal
@@ -207,7 +209,7 @@ class Crew:
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayError as error:
-            self._lose(each, _last_line(error))
+            self._lose(each, last_line(error))
             return
         if isinstance(answer, Failure):
             self._fail(each, method, given, answer)
@@ -356,9 +358,3 @@ class Crew:
         self._ray.kill(each.actor)
         if each.group is not None:
             self._ray.util.remove_placement_group(each.group)
-
-
-def _last_line(error: BaseException) -> str:
-    """Take from what Ray says the cause, which stands last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:_SHOWN].rstrip(".")

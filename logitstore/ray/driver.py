@@ -10,18 +10,19 @@ import numpy as np
 import torch
 
 from logitstore.capture.checked import SERVER, TRANSFORMERS
-from logitstore.capture.estimate.budget import longest_rows
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.odd_turns import OddTurns
 from logitstore.capture.settings import CaptureSettings
 from logitstore.capture.sharing.claims import sign_of_alone
 from logitstore.capture.sharing.sharing import AGAIN, folder_of_claims, shards_present
 from logitstore.capture.task import Task
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.capture.writer import CaptureWriter
 from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import Progress, progress
 from logitstore.console.signals import Stopped, Stopper
 from logitstore.errors import InputError, LogitStoreError
+from logitstore.format.numpy_types import I64
 from logitstore.format.spec import SPEC_FILE
 from logitstore.ray.cluster import Needs, Room
 from logitstore.ray.crew import Crew
@@ -64,7 +65,8 @@ class RayHands:
 
     def try_teacher(self, sample: Sample) -> dict[str, Any]:
         """Have one teacher tried, before there is a store."""
-        tried = self._hired(sample).try_it(self.task.text_bytes)
+        rows, longest = trial_rows(self.task, sample), longest_rows(self.task)
+        tried = self._hired(sample).try_it(self.task.sizes.for_trial(rows, longest))
         if tried.forecast is not None:
             tried.forecast.announce(self.events)
         return tried.measured
@@ -80,7 +82,8 @@ class RayHands:
         assert sample is not None  # of every process that may begin the store
         crew, self._odd = self._hired(sample), OddTurns(self.task, writer)
         done: list[int] = []
-        with progress(self.task.work_of(missing), "capture", "B", self.events) as shown:
+        work, rows = self.task.work_of(missing), self.task.rows_of(missing)
+        with progress(work, "capture", "B", self.events, rows) as shown:
 
             def after_step(newly: Sequence[int]) -> None:
                 done.extend(newly)
@@ -125,7 +128,8 @@ class RayHands:
         first, stop = self.task.plan.shard_rows(index)
         part = Part.of(self.task.rows, np.arange(first, stop))
         self.task.watch.check()  # what was taken is what the plan has the digest of
-        return ShardRows(index, first, part, self.task.text_of_rows(index))
+        sizes = TextSizes(range(first, stop), self.task.text_of_rows(index))
+        return ShardRows(index, part, sizes)
 
     def _hear(self, said: Said) -> None:
         self._tokens += said.tokens
@@ -151,9 +155,9 @@ class RayHands:
         tokens, self._tokens = self._tokens, 0
         stored = sum(writer.shard_bytes(i) for i in newly)
         facts = {"teachers": f"{crew.ready}", "shards": f"{len(done)}/{count}"}
-        now = self.task.work_of(done) + crew.work_in_hand()
-        shown.reach(now)
-        shown.update(0, tokens=tokens, stored_bytes=stored, **facts)
+        rows = self.task.rows_of(newly)
+        shown.update(0, rows=rows, tokens=tokens, stored_bytes=stored)
+        shown.reach(self.task.work_of(done) + crew.work_in_hand(), **facts)
 
     def _left_out(self, failed: dict[int, Failure]) -> LogitStoreError:
         index = min(failed)
@@ -199,9 +203,6 @@ def needs_of(given: CaptureSettings, settings: RaySettings, room: Room, named: s
 
 def job_of(task: Task, sample: Sample, needs: Needs) -> Job:
     """Put together what every teacher is told."""
-    rows = {s.line.row for s in sample.sequences}
-    if task.wants_budget:
-        rows |= {int(row) for row in longest_rows(task.text_bytes)}
     settings = task.settings
     if not needs.gpus and settings.device_map is None and settings.engine == TRANSFORMERS:
         settings = replace(settings, device="cpu")  # a node may have GPUs that it was not given
@@ -218,10 +219,21 @@ def job_of(task: Task, sample: Sample, needs: Needs) -> Job:
         plan=task.plan,
         provenance=task.provenance,
         sample=sample,
-        part=Part.of(task.rows, np.array(sorted(rows), np.int64)),
+        part=Part.of(task.rows, trial_rows(task, sample)),
         threads=torch.get_num_threads(),
         gpus=needs.gpus,
     )
+
+
+def trial_rows(task: Task, sample: Sample) -> I64:
+    """List the rows that a teacher is tried with: those of the sample, and the longest."""
+    rows = {s.line.row for s in sample.sequences} | set(longest_rows(task).tolist())
+    return np.array(sorted(rows), np.int64)
+
+
+def longest_rows(task: Task) -> I64:
+    """List the rows that the size of a batch is measured with, if it is."""
+    return task.sizes.longest if task.wants_budget else np.empty(0, np.int64)
 
 
 def _whole(path: str | None) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.settings import CaptureSettings
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.errors import (
     BusyError,
     FormatError,
@@ -16,7 +17,6 @@ from logitstore.errors import (
     NotAStoreError,
     StorageError,
 )
-from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.part import Part
 
@@ -82,15 +82,13 @@ class ShardRows:
 
     Attributes:
         index: Number of the shard.
-        first_row: Its first row.
-        part: The rows.
-        text_bytes: (n,) bytes of text in each.
+        part: Its rows.
+        sizes: How much text they have.
     """
 
     index: int
-    first_row: int
     part: Part
-    text_bytes: I64
+    sizes: TextSizes
 
 
 @dataclass

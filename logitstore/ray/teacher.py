@@ -22,11 +22,11 @@ from logitstore.capture.shard_worker import ShardRecords, ShardWorker
 from logitstore.capture.sharing.claims import sign_of_alone
 from logitstore.capture.sharing.sharing import folder_of_claims
 from logitstore.capture.task import Task, prepare_part, versions
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.capture.writer import CaptureWriter
 from logitstore.console.json_log import JsonLog
 from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError, LogitStoreError, MismatchError, StorageError
-from logitstore.format.numpy_types import I64
 from logitstore.format.spec import SPEC_FILE
 from logitstore.ray.messages import Begun, Done, Failure, Job, Left, Said, ShardRows
 from logitstore.storage.paths import StorePath, to_write
@@ -62,13 +62,13 @@ class Teacher:
         """
         return self._answer(lambda: self._model.submit(self._start).result())
 
-    def try_it(self, text_bytes: I64) -> Tried | Failure:
+    def try_it(self, sizes: TextSizes) -> Tried | Failure:
         """Try the model before there is a store.
 
         Args:
-            text_bytes: (rows,) bytes of text of all rows.
+            sizes: How much text the rows have that it is tried with, and all shards.
         """
-        task = self._task.over(self._task.rows, text_bytes)
+        task = self._task.over(self._task.rows, sizes)
         return self._answer(lambda: self._model.submit(self._try, task).result())
 
     def open(self, begun: Begun) -> Failure | None:
@@ -120,7 +120,7 @@ class Teacher:
     def _read(self, rows: ShardRows) -> tuple[ShardWorker, ShardRecords] | None:
         if self._stop.is_set():
             return None
-        task = self._task.over(rows.part.rows(), rows.text_bytes, rows.first_row)
+        task = self._task.over(rows.part.rows(), rows.sizes)
         shown = _Shown(self._work, rows.index)
         worker = ShardWorker(
             task, self._writer, self._own.engine, self._budget, shown, lambda: None
@@ -201,7 +201,9 @@ class _Shown:
     def __init__(self, count: Callable[[int, int, int], None], index: int) -> None:
         self._count, self._index, self.log = count, index, JsonLog()
 
-    def update(self, done: int, *, tokens: int = 0, stored_bytes: int = 0, **facts: str) -> None:
+    def update(
+        self, done: int, *, rows: int = 0, tokens: int = 0, stored_bytes: int = 0, **facts: str
+    ) -> None:
         self._count(self._index, done, tokens)
 
 

@@ -8,6 +8,7 @@ from logitstore.format.spec import StoreHeader
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_ends import LINES, RECORDS, Read, encode_lines, lines_of, shards_of
 from logitstore.reading.shard_table import ShardTable
+from logitstore.reading.threads import for_each
 from logitstore.storage.paths import StorePath, store_path
 
 
@@ -21,7 +22,8 @@ def reader_of(path: StorePath, what: str, size: int) -> Read:
     table.check_header(header)
 
     def read(block: int) -> bytes:
-        ends = map(table.checked_skim, shards_of(block, count, size))
+        shards = shards_of(block, count, size)
+        ends = for_each(shards, table.checked_skim, at_once=path.is_remote)
         parts = [end.token_counts if what == RECORDS else end.sequence_rows for end in ends]
         return np.concatenate(parts).astype("<i8").tobytes()
 

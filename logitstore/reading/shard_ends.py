@@ -22,8 +22,9 @@ from typing import IO, Any
 
 from logitstore.format.spec import SHARDS_FOLDER, StoreHeader, shard_name
 from logitstore.reading.shard import Shard
+from logitstore.reading.shard_cache import FOLDER_VARIABLE
 from logitstore.reading.shard_head import Skimmed, index_line
-from logitstore.reading.threads import cores
+from logitstore.reading.threads import cores, for_each
 from logitstore.storage.paths import StorePath
 
 #: Shards that are read at a time.
@@ -37,22 +38,29 @@ Read = Callable[[int], bytes]
 
 
 def read_blocks(
-    path: StorePath, what: str, blocks: Sequence[int], read: Read, jobs: int | None = None
+    path: StorePath,
+    what: str,
+    blocks: Sequence[int],
+    read: Read,
+    jobs: int | None = None,
+    cache: Path | None = None,
 ) -> Iterator[bytes]:
     """Yield what each block of shards says, in order.
 
     Args:
-        path: The store's folder.
+        path: The store.
         what: `RECORDS`, `ROWS` or `LINES`.
         blocks: Numbers of blocks.
         read: Reads a block in this process.
         jobs: How many processes; None: as many as there are cores.
+        cache: The folder where the index of a bucket is kept; None: the user's.
     """
     count = min(jobs or cores(), len(blocks)) if sys.executable else 1
     if count < 2:
         yield from map(read, blocks)
         return
-    started = [_start(path, what, blocks[first::count]) for first in range(count)]
+    own = {} if cache is None else {FOLDER_VARIABLE: str(cache)}
+    started = [_start(path, what, blocks[first::count], own) for first in range(count)]
     try:
         for place, block in enumerate(blocks):
             found = _answer(started[place % count].stdout)
@@ -65,7 +73,9 @@ def read_blocks(
                 each.stdout.close()
 
 
-def _start(path: StorePath, what: str, blocks: Sequence[int]) -> "subprocess.Popen[bytes]":
+def _start(
+    path: StorePath, what: str, blocks: Sequence[int], own: dict[str, str]
+) -> "subprocess.Popen[bytes]":
     package = str(Path(__file__).resolve().parents[2])
     found = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
@@ -73,7 +83,7 @@ def _start(path: StorePath, what: str, blocks: Sequence[int]) -> "subprocess.Pop
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"PYTHONPATH": found},
+        env=os.environ | {"PYTHONPATH": found, **own},
     )
     assert process.stdin is not None
     with suppress(BrokenPipeError), process.stdin as numbers:
@@ -104,11 +114,15 @@ def blocks_of(shard_count: int) -> range:
 def lines_of(path: StorePath, header: StoreHeader, shards: Sequence[int]) -> list[dict[str, Any]]:
     """Make the index's lines of shards, whose headers are all checked.
 
-    Of a bucket only their ends are read: they would else be fetched whole.
+    Of a bucket only their ends are read, several at once: they would else be fetched whole.
     """
     kind = Skimmed if path.is_remote else Shard
-    files = ((index, path / SHARDS_FOLDER / shard_name(index)) for index in shards)
-    return [index_line(kind(f, header.spec, header.plan, i), i) for i, f in files]
+
+    def line(index: int) -> dict[str, Any]:
+        file = path / SHARDS_FOLDER / shard_name(index)
+        return index_line(kind(file, header.spec, header.plan, index), index)
+
+    return for_each(shards, line, at_once=path.is_remote)
 
 
 def encode_lines(lines: Sequence[dict[str, Any]]) -> bytes:

@@ -311,8 +311,7 @@ class ShardTable:
 
     def _of_each_sequence(self, what: str, read: Callable[[int], I64]) -> I64:
         """Join an array of every shard; what takes long is kept on the local disk, and mapped."""
-        is_long = self.is_complete and self.plan.shard_count >= WORTH_PROCESSES
-        if not (self.path.is_remote or is_long):
+        if not (self.path.is_remote or self._is_long):
             parts = self.for_each_shard(read)
             return np.concatenate(parts) if parts else np.zeros(0, np.int64)
         pinned = (
@@ -325,18 +324,25 @@ class ShardTable:
 
     def _parts(self, what: str, read: Callable[[int], I64]) -> Iterator[I64]:
         """Yield an array of every shard, some shards at a time."""
-        if self.path.is_remote:
+        if not self._is_long:
             yield from self.for_each_shard(read)
             return
-        count = self.plan.shard_count
+        count, cache = self.plan.shard_count, self._cache.folder
 
         def of_block(block: int) -> bytes:
-            return np.concatenate([*map(read, shards_of(block, count))]).astype("<i8").tobytes()
+            parts = for_each(shards_of(block, count), read, at_once=self.path.is_remote)
+            return np.concatenate(parts).astype("<i8").tobytes()
 
+        found = read_blocks(self.path, what, blocks_of(count), of_block, cache=cache)
         with progress(count, "count", "shards") as shown:
-            for block, data in enumerate(read_blocks(self.path, what, blocks_of(count), of_block)):
+            for block, data in enumerate(found):
                 yield np.frombuffer(data, "<i8")
                 shown.update(len(shards_of(block, count)))
+
+    @property
+    def _is_long(self) -> bool:
+        """Tell whether reading the ends of all shards is worth processes of its own."""
+        return self.is_complete and self.plan.shard_count >= WORTH_PROCESSES
 
     def _check_complete(self, found: Sequence[int]) -> None:
         lost = sorted(set(range(self.plan.shard_count)) - set(found))

@@ -17,7 +17,8 @@ from logitstore.text.ends import count_endless
 from logitstore.text.parse_special import SpecialNames
 from logitstore.text.student_turns import SUPERVISED_TEXT
 from logitstore.text.token_ids import check_spelling, read_tokens
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.text.turns import MODES, SupervisedText
 
 if TYPE_CHECKING:

@@ -14,8 +14,9 @@ import numpy as np
 
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
+from logitstore.records import NO_LABEL
 from logitstore.rows.kinds import MASKS
-from logitstore.text.token_ids import NO_LABEL, TokenRow
+from logitstore.text.token_ids import TokenRow
 
 _LENGTHS = "seq_lengths"
 #: Columns that say which tokens are there, and which of them begin a document.

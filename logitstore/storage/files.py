@@ -46,7 +46,11 @@ def file_sign(path: Path) -> FileSign:
     Raises:
         OSError: It cannot be looked at.
     """
-    about = path.stat()
+    return sign_of(path.stat())
+
+
+def sign_of(about: os.stat_result) -> FileSign:
+    """Take the sign of a file from what the system says of it."""
     return FileSign(about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 
 

@@ -7,6 +7,7 @@ its files, and `files.py` reads those that may come from strangers.
 import errno
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PosixPath
@@ -15,7 +16,15 @@ from typing import Self
 from logitstore.errors import MismatchError
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
-from logitstore.storage.files import Buffer, file_pieces, file_sha256, open_file, read_file
+from logitstore.storage.files import (
+    TICK_NS,
+    Buffer,
+    file_pieces,
+    file_sha256,
+    open_file,
+    read_file,
+    sign_of,
+)
 from logitstore.storage.trial import explain_trial, try_beside
 
 #: What is appended to the name of a store for the file beside it.
@@ -41,6 +50,15 @@ class LocalPath(PosixPath):
             with suppress(FileNotFoundError):  # deleted since it was listed: a change, too
                 sign_of[entry.name] = str(entry.stat().st_mtime_ns)
         return sign_of
+
+    def stamps(self) -> dict[str, str]:
+        stamp_of, until = {}, time.time_ns() - TICK_NS
+        for entry in os.scandir(self) if self.is_dir() else ():
+            with suppress(OSError):  # deleted since it was listed, or a link to nothing
+                sign = sign_of(entry.stat())
+                if max(sign.mtime_ns, sign.ctime_ns) <= until:
+                    stamp_of[entry.name] = " ".join(map(str, sign))
+        return stamp_of
 
     def size_bytes(self) -> int:
         return self.stat().st_size

@@ -34,6 +34,9 @@ _PARTS_AT_ONCE = 4
 _COMPARED_BYTES = 8 * 1024 * 1024  # a whole store.json; the end of a shard, with its digest
 _BEYOND_END = 416  # the status of a range that begins where the object has ended
 _EXTRAS = {"s3": "remote", "s3a": "remote", "hf": "train"}
+#: What services say of an object that is another if it was written anew: S3, Google, the hub;
+#: and fsspec's memory, where a time has microseconds.
+_OF_CONTENT = ("ETag", "etag", "generation", "blob_id", "created")
 _CONDITIONAL = ("s3", "s3a", "memory")
 _memory_lock = threading.Lock()  # fsspec's memory:// checks for a name and writes in two steps
 
@@ -199,17 +202,27 @@ class RemotePath:
 
     def signs(self) -> dict[str, str]:
         """Map each name directly below this prefix to a text that changes when it is written."""
+        marks = ("size", "ETag", "LastModified", "created")
+        return {name: " ".join(str(entry.get(m)) for m in marks) for name, entry in self._entries()}
+
+    def stamps(self) -> dict[str, str]:
+        """Map each name to a stamp, which no other content has; see `StorePath`."""
+        stamp_of = {}
+        for name, entry in self._entries():
+            told = [f"{mark} {entry[mark]}" for mark in _OF_CONTENT if entry.get(mark)]
+            if told:
+                stamp_of[name] = " ".join([str(entry.get("size")), *told])
+        return stamp_of
+
+    def _entries(self) -> list[tuple[str, dict[str, Any]]]:
+        """List what is directly below this prefix: names, and what the service says of each."""
         fs, key = self.client()
         try:
             entries = retrying(lambda: fs.ls(key, detail=True), self.url)
         except (FileNotFoundError, NotADirectoryError):
-            return {}
+            return []
         below = [entry for entry in entries if entry["name"].rstrip("/") != key.rstrip("/")]
-        marks = ("size", "ETag", "LastModified", "created")
-        return {
-            entry["name"].rstrip("/").rsplit("/", 1)[-1]: " ".join(str(entry.get(m)) for m in marks)
-            for entry in below
-        }
+        return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry) for entry in below]
 
     # -- writing ---------------------------------------------------------------------------------
 

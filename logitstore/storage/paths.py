@@ -70,6 +70,13 @@ class StorePath(Protocol):
         Nothing exists: an empty map.
         """
 
+    def stamps(self) -> dict[str, str]:
+        """Map each name directly inside to a stamp, which nothing that is written later can have.
+
+        Names without one are left out: files that were written so lately that the clock may not
+        tell the next write, and objects of a service that says nothing of what they hold.
+        """
+
     def size_bytes(self) -> int:
         """Return the size of the file or object in bytes."""
 

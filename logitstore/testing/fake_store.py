@@ -29,7 +29,8 @@ import numpy as np
 from logitstore.errors import MismatchError
 from logitstore.records import Segment, SequenceText, TokenRecords
 from logitstore.testing._extras import needed_by
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 with needed_by(__name__, extra="train"):
     import torch

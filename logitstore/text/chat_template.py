@@ -30,8 +30,9 @@ from logitstore.text.slots import calls_of
 from logitstore.text.strict_json import trouble
 from logitstore.text.supervised_turns import Writer, by_slots
 from logitstore.text.template_ends import find_ends
-from logitstore.text.tokenizer import ByteTokenizer, utf8
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.text.turns import Rendering, SupervisedText
+from logitstore.text.utf8 import utf8
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -22,7 +22,8 @@ from logitstore.models.loading import (
     saved_files,
 )
 from logitstore.storage.files import file_sha256
-from logitstore.text.tokenizer import ByteTokenizer, fingerprint
+from logitstore.text.fingerprint import fingerprint
+from logitstore.text.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -24,7 +24,8 @@ from logitstore.text.matching import (
     pieces_of,
     rows_of,
 )
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.text.turns import MODES, Piece, Rendering, SupervisedText, cut
 
 #: The key of a store's rendering that says what of a turn is supervised. Older stores lack it.

@@ -27,10 +27,9 @@ import numpy as np
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import Segment
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
-#: The label of a token that is not trained on; torch's cross-entropy ignores it.
-NO_LABEL = -100
 BARE, BEGIN, END, MARK = "bare", "begin", "end", "mark"
 _ROLES = (None, BARE, BEGIN, END, MARK)
 

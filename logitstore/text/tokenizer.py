@@ -16,86 +16,31 @@ Shape legend: T = tokens of a sequence, V = ids.
 from __future__ import annotations
 
 import copy
-import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from logitstore.errors import InputError
-from logitstore.format.numpy_types import I64, Bools
+from logitstore.format.numpy_types import I64
 from logitstore.models.loading import load_tokenizer
 from logitstore.records import Segment
 from logitstore.text.ends import named_ends, turn_ends, turn_events
+from logitstore.text.fingerprint import fingerprint_of
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_bytes import standins, written_bytes
 from logitstore.text.token_spans import Spelling, spans_from_offsets, spelling
+from logitstore.text.tokenized_text import TokenizedText, Tokens, nothing, without_records, wrapped
+from logitstore.text.utf8 import utf8
 from logitstore.text.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenizedText:
-    """A text as one tokenizer sees it: its tokens, and the bytes that each one covers.
-
-    Attributes:
-        token_ids: (T,) the whole sequence, with the prefix (BOS) that the tokenizer itself adds.
-        has_record: (T,) supervised, and predicted by something before it.
-        byte_starts: (T,) supervised UTF-8 bytes before the token; 0 where `has_record` is false.
-        byte_lengths: (T,) supervised bytes of the token; 0 where `has_record` is false.
-        is_eos: (T,) the end of the text, or of a turn: a token without bytes, after the last byte.
-        text_starts: (T,) bytes of the whole text, context too, before the token; 0 for the prefix.
-        text_ends: (T,) bytes of the whole text up to the token's end.
-        heads: (T,) bytes of the token in context before its first supervised byte; 0 where
-            `has_record` is false.
-        tails: (T,) bytes of the token behind the supervised text that its first supervised byte is
-            in; 0 where `has_record` is false.
-        has_added_space: (T,) it writes one space in front that the text does not have.
-        is_verbatim: (T,) what it writes, less an added space, is the text that it covers. True for
-            tokens without bytes in the text: the prefix, and the end.
-        status: `ok`; `truncated`, cut at `max_length`, so without an end; `empty`, no text at all;
-            `no_supervised_text`, no supervised token (left) that something predicts;
-            `spans_unknown`, the tokenizer's offsets do not describe this text, so no records.
-    """
-
-    token_ids: I64
-    has_record: Bools
-    byte_starts: I64
-    byte_lengths: I64
-    is_eos: Bools
-    text_starts: I64
-    text_ends: I64
-    heads: I64
-    tails: I64
-    has_added_space: Bools
-    is_verbatim: Bools
-    status: str
-
-    def cut(self, max_length: int | None) -> Self:
-        """Keep the first `max_length` tokens; return the same object if there are no more."""
-        if max_length is None or len(self.token_ids) <= max_length:
-            return self
-        kept = self.take(slice(max_length))
-        if self.status not in ("ok", "truncated"):
-            return kept
-        return replace(kept, status="truncated" if kept.has_record.any() else "no_supervised_text")
-
-    def take(self, tokens: I64 | slice, has_record: Bools | None = None) -> Self:
-        """Keep some of the tokens, with fewer records if `has_record`, one for each, says so."""
-        taken = {f.name: getattr(self, f.name)[tokens] for f in fields(self) if f.name != "status"}
-        if has_record is not None:
-            taken["has_record"] = has_record
-            for name in ("byte_starts", "byte_lengths", "heads", "tails"):
-                taken[name] = np.where(has_record, taken[name], 0)
-        return replace(self, **taken)
 
 
 class ByteTokenizer:
@@ -144,7 +89,7 @@ class ByteTokenizer:
         special.update(tokenizer.all_special_ids)
 
         self.name = str(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
-        self.fingerprint = _fingerprint(content, tokenizer)
+        self.fingerprint = fingerprint_of(content, tokenizer)
         self.size = max(vocabulary.values(), default=-1) + 1
         self.eos_token_id: int | None = tokenizer.eos_token_id
         self.bos_token_id: int | None = tokenizer.bos_token_id
@@ -300,7 +245,7 @@ class ByteTokenizer:
         written = "".join(segment.text for segment in segments)
         data = utf8(written, "text")
         if not data:
-            return _nothing("empty")
+            return nothing("empty")
         encoding = self._backend.encode(written, add_special_tokens=False)
         id_list: list[int] = encoding.ids  # a new list each time
         ids = np.array(id_list, np.int64)
@@ -308,7 +253,7 @@ class ByteTokenizer:
         prefix = self.prefix if add_prefix else self.prefix[:0]
         if found is None:
             whole = np.concatenate([prefix, ids])
-            return _without_records(whole, "spans_unknown").cut(max_length)
+            return without_records(whole, "spans_unknown").cut(max_length)
         spans, spelt = found
         supervised = SupervisedBytes(segments)
         starts, lengths, is_supervised = supervised.project(*spans)
@@ -320,7 +265,7 @@ class ByteTokenizer:
         is_supervised[events] = True
         is_eos = np.zeros(len(ids), np.bool_)
         is_eos[events] = True
-        text = _Tokens(
+        text = Tokens(
             ids=ids,
             is_supervised=is_supervised,
             starts=starts,
@@ -334,7 +279,7 @@ class ByteTokenizer:
         )
         end_id = self.eos_token_id if end_id is None else end_id
         ends = [end_id] if add_eos and end_id is not None else []
-        return _wrapped(text, prefix, supervised, ends).cut(max_length)
+        return wrapped(text, prefix, supervised, ends).cut(max_length)
 
     def _spans(
         self, data: bytes, ids: I64, id_list: list[int], encoding: Any
@@ -358,122 +303,6 @@ class ByteTokenizer:
         owns_space = self.is_text[ids] | (ids == self.unk_token_id)
         spans = spans_from_offsets(data, offsets, written, lengths, owns_space)
         return None if spans is None else (spans, spelling(data, *spans, written, lengths))
-
-
-def fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Compute the SHA-256 of all that decides how a fast tokenizer turns text into tokens.
-
-    That is its `tokenizer.json` (vocabulary, merges, normaliser, pre-tokenizer, post-processor,
-    decoder, added tokens) written canonically, the roles of BOS, EOS and UNK, and whether special
-    tokens in a text are recognised. Truncation and padding are settings of a single call, and the
-    padding token is never in a text, so they do not count; nor does the folder it came from.
-    """
-    return _fingerprint(json.loads(tokenizer.backend_tokenizer.to_str()), tokenizer)
-
-
-def _fingerprint(content: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> str:
-    lasting = {k: v for k, v in content.items() if k not in ("truncation", "padding")}
-    roles = {role: getattr(tokenizer, role) for role in ("bos_token", "eos_token", "unk_token")}
-    split_special = bool(tokenizer.backend_tokenizer.encode_special_tokens)
-    whole = [lasting, {k: None if v is None else str(v) for k, v in roles.items()}, split_special]
-    canonical = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def utf8(text: str, where: str) -> bytes:
-    """Encode text as UTF-8.
-
-    Raises:
-        InputError: It holds half of a surrogate pair, which UTF-8 cannot encode; names `where`.
-    """
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: character {error.start:,} is U+{ord(text[error.start]):04X}, half of a "
-            "surrogate pair, which UTF-8 cannot hold. Repair the text with "
-            "text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace'), or drop the row."
-        ) from error
-
-
-class _Tokens(NamedTuple):
-    """The tokens of a text as :class:`TokenizedText` has them, before anything is put around."""
-
-    ids: I64
-    is_supervised: Bools
-    starts: I64
-    lengths: I64
-    is_eos: Bools
-    spans: tuple[I64, I64]
-    heads: I64
-    tails: I64
-    has_added_space: Bools
-    is_verbatim: Bools
-
-
-def _wrapped(
-    text: _Tokens, prefix: I64, supervised: SupervisedBytes, last: Sequence[int]
-) -> TokenizedText:
-    """Add the prefix and an end to a text; the first token has no record: nothing predicts it.
-
-    `last` is the end: EOS or another token, or nothing.
-    """
-    begin, stop = len(prefix), len(prefix) + len(text.ids)
-    whole = stop + len(last)
-
-    def wrapped(array: Any, first: int = 0, end: int = 0) -> Any:
-        made = np.empty(whole, array.dtype)  # np.concatenate of three takes several times as long
-        made[:begin], made[begin:stop], made[stop:] = first, array, end
-        return made
-
-    token_ids = wrapped(text.ids)
-    token_ids[:begin], token_ids[stop:] = prefix, last
-    has_record = wrapped(text.is_supervised, end=supervised.at_end)
-    has_record[:1] = False  # nothing predicts it
-    of_records = (
-        wrapped(text.starts, end=supervised.total_bytes),
-        *map(wrapped, (text.lengths, text.heads, text.tails)),
-    )
-    if not has_record.all():
-        others = ~has_record
-        for array in of_records:
-            array[others] = 0
-    return TokenizedText(
-        token_ids=token_ids,
-        has_record=has_record,
-        byte_starts=of_records[0],
-        byte_lengths=of_records[1],
-        is_eos=wrapped(text.is_eos, end=True),
-        text_starts=wrapped(text.spans[0], end=supervised.text_bytes),
-        text_ends=wrapped(text.spans[1], end=supervised.text_bytes),
-        heads=of_records[2],
-        tails=of_records[3],
-        has_added_space=wrapped(text.has_added_space),
-        is_verbatim=wrapped(text.is_verbatim, first=True, end=True),
-        status="ok" if has_record.any() else "no_supervised_text",
-    )
-
-
-def _without_records(token_ids: I64, status: str) -> TokenizedText:
-    zeros, no = np.zeros(len(token_ids), np.int64), np.zeros(len(token_ids), np.bool_)
-    return TokenizedText(
-        token_ids=token_ids.astype(np.int64),
-        has_record=no,
-        byte_starts=zeros,
-        byte_lengths=zeros,
-        is_eos=no,
-        text_starts=zeros,
-        text_ends=zeros,
-        heads=zeros,
-        tails=zeros,
-        has_added_space=no,
-        is_verbatim=~no,
-        status=status,
-    )
-
-
-def _nothing(status: str) -> TokenizedText:
-    return _without_records(np.zeros(0, np.int64), status)
 
 
 def _prefix_ids(backend: Tokenizer, post_processor: Any) -> I64:

@@ -9,7 +9,8 @@ from distill.alignment.align import Spans, align
 from distill.data.targets import student_spans
 from logitstore.records import Segment
 from logitstore.text.crossings import find_crossings
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from tools.plain_tokens import Label, Piece, PlainTokenizer, groups, labels, shared_starts
 
 

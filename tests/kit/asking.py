@@ -33,6 +33,8 @@ def question(top_k: int = 5, width: int = V) -> Question:
         top_k_mask_N=torch.rand(len(rows), generator=gen) < 0.7,
         lookups={"ids": Lookup(lookup), "tempered": Lookup(lookup, 2.5)},
         ranking=Ranking(rows // T, B, 7),
+        scaled_top_k=6,
+        has_entropy=True,
     )
     inputs = {"input_ids": ids * mask, "attention_mask": mask.long()}
     return Question(inputs, rows, query)
@@ -41,17 +43,27 @@ def question(top_k: int = 5, width: int = V) -> Question:
 def definition(logits_MV: Tensor, rows_N: Tensor, query: HeadQuery) -> HeadAnswer:
     """Row by row in float64, from logits; the mass outside the ids summed token by token."""
     rows = [logits_MV[row].double() for row in rows_N.tolist()]
-    labels, tops = [], []
+    labels, tops, scaled, entropy = [], [], [], []
     for n, logits_V in enumerate(rows):
         logprobs_V = logits_V.log_softmax(-1)
         labels.append(logprobs_V[query.labels_N[n]])
         wanted = query.top_k_mask_N is None or bool(query.top_k_mask_N[n])
         best = list(logprobs_V.sort(descending=True).values[: query.top_k]) if wanted else []
         tops.append(torch.stack(best + [_minus_inf()] * (query.top_k - len(best))))
+        if query.scaled_top_k:
+            scaled_V = (logits_V / (logits_V.std() + 1e-4)).log_softmax(-1)
+            most = list(scaled_V.sort(descending=True).values[: query.scaled_top_k])
+            scaled.append(torch.stack(most + [_minus_inf()] * (query.scaled_top_k - len(most))))
+        entropy.append(-(logprobs_V.exp() * logprobs_V).sum().detach())
     found = {name: _found(rows, each) for name, each in query.lookups.items()}
     columns = None if query.ranking is None else _columns(rows, query.ranking)
     return HeadAnswer(
-        torch.stack(labels), torch.stack(tops), found=found, column_logprobs_Nk=columns
+        torch.stack(labels),
+        torch.stack(tops),
+        found=found,
+        column_logprobs_Nk=columns,
+        scaled_top_logprobs_NK=torch.stack(scaled) if scaled else None,
+        entropy_N=torch.stack(entropy) if query.has_entropy else None,
     )
 
 

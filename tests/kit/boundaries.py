@@ -15,7 +15,7 @@ from logitstore.capture.sequences.questions import Branch, Questions
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.records import SequenceText
 from logitstore.store import LogitStore
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
 from tests.kit.families import V
 
 SETTINGS: dict[str, Any] = {"top_k": 8, "shard_text_bytes": 700}

@@ -140,8 +140,12 @@ class Browser:
     def press(self, key: str) -> None:
         """Press a key, by its name in JavaScript."""
         codes = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+        codes |= {"Enter": 13, " ": 32}
         code = {"key": key, "code": key, "windowsVirtualKeyCode": codes.get(key, 0)}
-        self.call("Input.dispatchKeyEvent", type="rawKeyDown", **code)
+        # Those two press what has the focus, by the text that they write.
+        written = {"Enter": {"text": "\r"}, " ": {"text": " "}}.get(key, {})
+        down = "keyDown" if written else "rawKeyDown"
+        self.call("Input.dispatchKeyEvent", type=down, **code, **written)
         self.call("Input.dispatchKeyEvent", type="keyUp", **code)
 
     def screenshot(self, out: Path, *, whole: bool = True) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from logitstore.testing import tiny
 from logitstore.testing.unigram import unigram_pieces
-from logitstore.text.tokenizer import fingerprint
+from logitstore.text.fingerprint import fingerprint
 
 KINDS = ("byte_bpe", "unigram", "sp_bpe", "wordpiece")
 

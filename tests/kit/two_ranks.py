@@ -1,6 +1,6 @@
 """What each of two processes does for `test_world_size.py`.
 
-torchrun --nproc-per-node=2 -m tests.kit.two_ranks FOLDER [--shards | --packed]
+torchrun --nproc-per-node=2 -m tests.kit.two_ranks FOLDER [--shards | --packed | --methods]
 run_both(FOLDER)      # two forks of a process that has loaded torch and has no threads
 """
 
@@ -31,6 +31,12 @@ PACKED = {
     "gradient_accumulation_steps": 1,
     "packing": True,
     "train_sampling_strategy": "group_by_length",
+}
+#: Pairs that are made by warping, and weights that the student has a part in.
+METHODS = {
+    "loss": "cdm,infifusion,mapped_kl",
+    "map": "exact",
+    "token_weights": "dwa_student",
 }
 SHARDS = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
 
@@ -69,6 +75,7 @@ def main(folder: Path, *flags: str) -> None:
     how = PACKED if "--packed" in flags else TWO | (SHARDS if sharded else {})
     if (more := folder / "how.json").exists():
         how = how | json.loads(more.read_text())
+    how |= METHODS if "--methods" in flags else {}
     store = pickle.loads((folder / "store").read_bytes())
     # A run of shards goes on from its own checkpoint, others from that of one process.
     begun = folder / ("two" if sharded else "one") / f"checkpoint-{SAVED_STEP}"

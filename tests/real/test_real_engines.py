@@ -7,11 +7,8 @@ captures there, as a command.
 import json
 import os
 import signal
-import socket
 import subprocess
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +26,11 @@ from logitstore.testing import tiny
 from tests.kit.created import created, logits_of
 from tests.kit.dumps import Dumper
 from tests.kit.paths import ROOT
-from tests.kit.rows import texts_file
-from tests.kit.same_rows import agree
+from tests.kit.real_vllm import VLLM, Capture, capture_command, environment, served
+from tests.kit.rows import rows_file, texts_file
+from tests.kit.same_rows import SUMMED, agree
 
-VLLM = Path(os.environ.get("VLLM_ENV", ROOT / "build" / "vllm")) / "bin" / "python"
-#: Loading takes minutes on a busy machine.
-STARTS_WITHIN_S = 600
+SMOLLM2 = ROOT / "build" / "real" / "smollm2"
 K = 16
 #: Of a capture: three rows a shard, so that there is something left when it is killed.
 ASKED: dict[str, Any] = {"top_k": K, "shard_text_bytes": 200, "max_length": 128}
@@ -71,108 +67,16 @@ def here(model: Path, data: str, tmp_path_factory: pytest.TempPathFactory) -> Lo
 
 @pytest.fixture(scope="module")
 def url(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # The build for CPUs has another name, which its `vllm serve` does not find itself by.
-    words = [
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(model),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--enforce-eager",
-    ]
-    words += ["--dtype", "float32", "--max-model-len", "256", "--max-logprobs", str(K)]
-    log = tmp_path_factory.mktemp("log") / "vllm.log"
-    with log.open("w") as written:
-        server = subprocess.Popen(
-            [str(VLLM), *words], stdout=written, stderr=subprocess.STDOUT, env=environment()
-        )
-        try:
-            _wait(f"http://127.0.0.1:{port}/health", server, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def _wait(url: str, server: "subprocess.Popen[bytes]", log: Path) -> None:
-    until = time.monotonic() + STARTS_WITHIN_S
-    while time.monotonic() < until:
-        assert server.poll() is None, log.read_text()[-3000:]
-        try:
-            urllib.request.urlopen(url, timeout=5)
-        except OSError:
-            time.sleep(2)
-        else:
-            return
-    raise AssertionError(f"not up within {STARTS_WITHIN_S} s: {log.read_text()[-3000:]}")
-
-
-def environment() -> dict[str, str]:
-    own = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": str(ROOT)}
-    return os.environ | own
+    with served(model, K, tmp_path_factory.mktemp("log") / "vllm.log") as address:
+        yield address
 
 
 def command(model: Path, data: str, out: Path, *more: str) -> list[str]:
-    """A capture with vLLM, in its own environment."""
-    words = [str(VLLM), "-m", "logitstore", "capture", str(model), data, "--out", str(out)]
-    words += ["--top-k", str(K), "--shard-text-bytes", "200", "--max-length", "128"]
-    words += ["--engine", "vllm", "--engine-args", "enforce_eager=true"]
+    """A capture with vLLM that asks for what `ASKED` does."""
+    words = ["--top-k", str(K), "--shard-text-bytes", "200", "--max-length", "128"]
     # Prompts are read in parts, several of them in a step.
-    return [*words, "--engine-args", "max_num_batched_tokens=48", *more]
-
-
-class Capture:
-    """A capture that runs in processes of its own, all of which end with it."""
-
-    def __init__(self, words: list[str], log: Path) -> None:
-        self.log = log
-        with log.open("w") as written:
-            self.process = subprocess.Popen(
-                words, stdout=written, stderr=subprocess.STDOUT, env=environment(),
-                start_new_session=True,
-            )  # fmt: skip
-
-    def wait(self) -> str:
-        """Wait for its end, which is a good one; returns what it said."""
-        try:
-            status = self.process.wait(3 * STARTS_WITHIN_S)
-        finally:
-            self.kill()
-        said = self.log.read_text()
-        assert status == 0, said[-3000:]
-        return said
-
-    def kill(self) -> None:
-        try:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return
-        self.process.wait()
-
-    def until(self, is_so: Callable[[], bool]) -> None:
-        until = time.monotonic() + 2 * STARTS_WITHIN_S
-        while not is_so():
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            assert time.monotonic() < until, self.log.read_text()[-3000:]
-            time.sleep(0.02)
-
-    def engine_core(self) -> int:
-        """The process of vLLM that forms batches."""
-        children = Path("/proc").glob("[0-9]*/stat")
-        for path in children:
-            try:
-                _, name, rest = path.read_text().replace("(", ")").split(")")
-                if int(rest.split()[2]) == self.process.pid and "EngineCor" in name:
-                    return int(path.parent.name)
-            except (OSError, ValueError):
-                continue
-        raise AssertionError("vLLM has no process EngineCore")
+    words += ["--engine-args", "max_num_batched_tokens=48"]
+    return capture_command(model, data, out, *words, *more)
 
 
 def shards(store: Path) -> int:
@@ -248,6 +152,42 @@ def test_vllm_writes_completions_and_reads_them_though_it_caches_prefixes(
     Capture(command(model, str(data), tmp_path / "s", *more), tmp_path / "log").wait()
     settings = CaptureSettings(**ASKED, generate=True, max_new_tokens=12, max_lost=1.0)
     agree(open_store(tmp_path / "s"), run_capture(model, str(data), tmp_path / "here", settings))
+
+
+@pytest.fixture(scope="module")
+def talks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Two conversations, of one turn and of two."""
+    said = [
+        ["Name a colour.", "Blue, like the sea on a clear day."],
+        ["What is 2 + 2?", "It is 4.", "Why?", "Two and two more make four: 1, 2, 3, 4."],
+    ]
+    rows = [
+        {
+            "messages": [
+                {"role": ("user", "assistant")[n % 2], "content": t} for n, t in enumerate(s)
+            ]
+        }
+        for s in said
+    ]
+    return str(rows_file(tmp_path_factory.mktemp("talks") / "talks.jsonl", *rows))
+
+
+@pytest.fixture(scope="module")
+def instructed(talks: str, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
+    """By transformers, of a real model in float32."""
+    place = tmp_path_factory.mktemp("instructed") / "s"
+    return run_capture(SMOLLM2, talks, place, CaptureSettings(**ASKED, dtype="float32"))
+
+
+@pytest.mark.skipif(not SMOLLM2.exists(), reason="no build/real: python -m tools.real_parts")
+@pytest.mark.parametrize(("way", "tail_mass"), [("public", SUMMED), ("worker", 0.0)])
+def test_a_real_instruct_model_says_the_same(
+    way: str, tail_mass: float, talks: str, instructed: LogitStore, tmp_path: Path
+) -> None:
+    """A vocabulary of 49,152, tied embeddings, grouped heads and a chat template of its own."""
+    more = ["--dtype", "float32", "--engine-args", f"way={way}"]
+    Capture(command(SMOLLM2, talks, tmp_path / "s", *more), tmp_path / "log").wait()
+    agree(open_store(tmp_path / "s"), instructed, tail_mass=tail_mass)
 
 
 _SECOND_RUNNER = """

@@ -11,7 +11,8 @@ import pytest
 
 from tests.kit.forks import printed_by
 from tests.kit.paths import ROOT
-from tools.bench_page import WRITTEN, page
+from tools import first_screen
+from tools.bench_page import WRITTEN, page, renewed
 from tools.benchmark import goal, is_goal, table
 from tools.scale.arithmetic import Cluster, lines_of
 from tools.scale.growth import at_size, exponent
@@ -75,7 +76,7 @@ def test_a_benchmark_says_what_it_measured_where_and_beside_which_goal(name: str
     assert {"machine", "versions", "date", "command"} <= report.keys()
     assert f"tools.{name}" in report["command"]
     shown = page({name: report})
-    assert shown.count("\n## ") == 3  # the experiment and the counts, whatever was measured
+    assert shown.count("\n## ") == 4  # answer, experiment and counts, whatever was measured
     found = figures(report)
     assert shown.count("| MISSED |") == sum(not each["met"] for each in found)
     assert found
@@ -95,6 +96,42 @@ def test_what_people_wrote_stays_when_the_page_is_made_again() -> None:
     assert written.startswith("## ")
     assert page({}).endswith("\n" + written)
     assert (WRITTEN.with_name("BENCHMARKS.md")).read_text(encoding="utf-8").endswith("\n" + written)
+
+
+def test_a_report_takes_the_place_of_its_section_and_of_nothing_else() -> None:
+    before = (WRITTEN.with_name("BENCHMARKS.md")).read_text(encoding="utf-8")
+    assert renewed(before, {}) == before
+    report = {
+        "machine": {"processor": "P", "cores": 2, "system": "S"},
+        "versions": {},
+        "date": "2026-01-01",
+        "command": "python -m tools.bench_train",
+        "uld": {"time of CE only": goal(1.5, at_most=1.15)},
+    }
+    after = renewed(before, {"bench_train": report})
+    assert [line for line in before.split("\n") if line.startswith("## ")] == [
+        line for line in after.split("\n") if line.startswith("## ")
+    ]
+    assert "| uld · time of CE only | 1.5 | 1.15 | MISSED |" in after
+    assert "| mapped_kl · time of CE only |" not in after
+    assert "with cross-entropy alone 1 | 1.5 |" in after, "the answer is of the page below it"
+    assert after.split("## Scale")[1].split("## ")[0] == before.split("## Scale")[1].split("## ")[0]
+
+
+def test_the_page_answers_first_with_what_stands_below() -> None:
+    page = (WRITTEN.with_name("BENCHMARKS.md")).read_text(encoding="utf-8")
+    answer, below = page.split("\n## ")[1], page
+    assert answer.startswith(first_screen.TITLE)
+    for cost in first_screen.COSTS:
+        assert f"| {cost.what} | " in answer, cost
+        (said,) = re.findall(rf"^\| {re.escape(cost.what)} \| (.*) \|$", answer, re.MULTILINE)
+        for value in said.split(" to "):
+            assert re.search(rf"^\| {cost.row} \| {re.escape(value)} \|", below, re.MULTILINE)
+    for name, figure in (("events", "-0.0316"), ("uld", "+0.0093")):
+        assert f"| {figure} |" in answer
+        table = (WRITTEN.with_name("experiment_labels.md")).read_text(encoding="utf-8")
+        assert re.search(rf"^\| (map )?{name} \|.*{re.escape(figure)}", table, re.MULTILINE)
+    assert first_screen.PLOT.read_text(encoding="utf-8") == first_screen.plot()
 
 
 def test_a_goal_is_met_on_the_right_side_of_it() -> None:

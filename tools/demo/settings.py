@@ -1,7 +1,7 @@
 """Define the sizes of the demo and its contenders."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 
@@ -34,11 +34,23 @@ CONTENDERS = (
 )
 
 
+#: What the demo does, one after the other.
+PHASES = ("the models", "the teacher pass", "the teacher's own score", "the students")
+
+
 @dataclass(frozen=True)
 class Settings:
-    """The sizes of the demo; equal settings with equal versions make the same run."""
+    """The sizes of the demo; equal settings with equal versions make the same run.
 
-    teacher: Shape
+    Attributes:
+        teacher: The size of a teacher that the demo trains; None: SmolLM2-135M-Instruct, which it
+            fetches.
+        guesses_s: Seconds that each phase takes on two cores, in the order of `PHASES`: what the
+            time to go is guessed from.
+        is_smoke_test: Whether it shows that every step works, and nothing else.
+    """
+
+    teacher: Shape | None
     student: Shape
     teacher_bytes: int
     tokenizer_bytes: int
@@ -48,6 +60,8 @@ class Settings:
     student_steps: int
     seeds: tuple[int, ...]
     top_k: int
+    guesses_s: tuple[int, int, int, int]
+    is_smoke_test: bool = False
 
     @property
     def corpus_bytes(self) -> dict[str, int]:
@@ -56,19 +70,28 @@ class Settings:
         return {name: getattr(self, name) for name in names}
 
 
-#: The teacher was trained on twenty times the student's text, so it has something to teach; the
-#: student reads its own little text seventeen times, so it overfits without a teacher.
-FULL = Settings(
-    teacher=Shape(width=192, layers=3, vocabulary=4096),
+#: The real teacher: SmolLM2-135M-Instruct. Students read their little text many times over, so
+#: they overfit without a teacher.
+REAL = Settings(
+    teacher=None,
     student=Shape(width=96, layers=2, vocabulary=2048),
-    teacher_bytes=4_000_000,
+    teacher_bytes=400_000,  # what the student's tokenizer is made from
     tokenizer_bytes=400_000,
     student_bytes=100_000,
-    heldout_bytes=100_000,
-    teacher_steps=320,
-    student_steps=250,
-    seeds=(0, 1),
+    heldout_bytes=50_000,
+    teacher_steps=0,
+    student_steps=120,
+    seeds=(0, 1, 2),
     top_k=64,
+    guesses_s=(20, 110, 60, 300),
+)
+#: A teacher that is trained here, on twenty times the student's text: it runs everywhere.
+TINY = replace(
+    REAL,
+    teacher=Shape(width=192, layers=3, vocabulary=4096),
+    teacher_bytes=4_000_000,
+    teacher_steps=320,
+    guesses_s=(200, 20, 15, 300),
 )
 
 #: Nothing is learnt here; it shows that every step works. Its minute goes into starting processes
@@ -84,6 +107,8 @@ QUICK = Settings(
     student_steps=5,
     seeds=(0,),
     top_k=16,
+    guesses_s=(10, 15, 10, 45),
+    is_smoke_test=True,
 )
 
 

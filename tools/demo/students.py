@@ -4,11 +4,13 @@ Each has one thread, so that all are timed under equal conditions.
 """
 
 import json
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from tools.demo.commands import Commands, show
 from tools.demo.settings import CONTENDERS, Contender, Settings, cores
 
 Run = dict[str, Any]
+#: A line of the table that a run logs; its first column is the step.
+_LOGGED_STEP = re.compile(r"^ *(\d+)(?=  +[\d.]+%? )", re.MULTILINE)
 
 #: How all students are trained, here and in `tools.experiment_quality`.
 TRAINING = (
@@ -55,10 +59,15 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
     for contender in CONTENDERS:
         show(train_command(out, contender, settings.seeds[0], settings))
     jobs = [(contender, seed) for contender in CONTENDERS for seed in settings.seeds]
+    left = [each for each in jobs if _measured(out, *each) is None]
     with ThreadPoolExecutor(max_workers=min(cores(), len(jobs))) as pool:
         futures = [pool.submit(_student, out, c, seed, settings, commands) for c, seed in jobs]
         try:
-            _watch(futures)
+            _watch(
+                futures,
+                partial(steps_done, out, left, settings),
+                len(left) * settings.student_steps,
+            )
             return [future.result() for future in futures]
         except BaseException:  # Ctrl-C and SIGTERM too: nothing of ours may go on training
             pool.shutdown(wait=False, cancel_futures=True)
@@ -66,32 +75,58 @@ def train_all(out: Path, settings: Settings, commands: Commands) -> list[Run]:
             raise
 
 
-def _watch(futures: "list[Future[Run]]") -> None:
+def _watch(futures: "list[Future[Run]]", steps_done: Callable[[], int], steps: int) -> None:
     """Show progress until all are done, or raise the first failure."""
     waiting = set(futures)
     latest = "none yet"
-    with progress(len(futures), "students", "students") as shown:
+    with progress(steps, "students", "steps") as shown:
         while waiting:
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             for future in done:
                 run = future.result()
                 latest = f"{run['name']}-{run['seed']} at {run['bits_per_byte']:.3f} bits/byte"
-            shown.update(len(done), latest=latest)
+            shown.reach(steps_done(), measured=f"{len(futures) - len(waiting)}", latest=latest)
+
+
+def steps_done(out: Path, jobs: Sequence[tuple[Contender, int]], settings: Settings) -> int:
+    """Count the steps of these students so far, from what each run has logged."""
+    total = 0
+    for contender, seed in jobs:
+        if _measured(out, contender, seed) is not None:
+            total += settings.student_steps
+        elif (log := _log(out, contender, seed)).exists():
+            total += max(map(int, _LOGGED_STEP.findall(log.read_text(errors="replace"))), default=0)
+    return total
+
+
+def _measured(out: Path, contender: Contender, seed: int) -> Run | None:
+    """Return the run object of a student that is trained and measured."""
+    results = _folder(out, contender, seed) / "results.json"
+    if results.exists() and "bits_per_byte" in (run := json.loads(results.read_text())):
+        return dict(run)
+    return None
+
+
+def _folder(out: Path, contender: Contender, seed: int) -> Path:
+    return out / "students" / f"{contender.name}-{seed}"
+
+
+def _log(out: Path, contender: Contender, seed: int, of: str = "train") -> Path:
+    return out / "logs" / f"{contender.name}-{seed}-{of}.log"
 
 
 def _student(
     out: Path, contender: Contender, seed: int, settings: Settings, commands: Commands
 ) -> Run:
-    name = f"{contender.name}-{seed}"
-    folder, logs = out / "students" / name, out / "logs"
-    results = folder / "results.json"
-    if results.exists() and "bits_per_byte" in (run := json.loads(results.read_text())):
-        return dict(run)
+    if (run := _measured(out, contender, seed)) is not None:
+        return run
+    folder = _folder(out, contender, seed)
     shutil.rmtree(folder, ignore_errors=True)
     training = train_command(out, contender, seed, settings)
-    commands.run(training, threads=1, log=logs / f"{name}-train.log")
+    commands.run(training, threads=1, log=_log(out, contender, seed))
     evaluating = [*evaluate_command(folder, out), "--samples", "4"]
-    return dict(commands.json(evaluating, threads=1, log=logs / f"{name}-evaluate.log"))
+    log = _log(out, contender, seed, "evaluate")
+    return dict(commands.json(evaluating, threads=1, log=log))
 
 
 def train_command(out: Path, contender: Contender, seed: int, settings: Settings) -> list[str]:
@@ -101,7 +136,7 @@ def train_command(out: Path, contender: Contender, seed: int, settings: Settings
         *("--model_name_or_path", str(out / "init" / str(seed))),
         *("--store", str(out / "store")),
         *contender.flags,
-        *("--output_dir", str(out / "students" / f"{contender.name}-{seed}")),
+        *("--output_dir", str(_folder(out, contender, seed))),
         *("--run_name", contender.name),
         *("--max_steps", str(settings.student_steps), "--seed", str(seed)),
         *("--logging_steps", str(max(1, settings.student_steps // 25))),
@@ -118,8 +153,6 @@ def evaluate_command(model: Path, out: Path) -> list[str]:
 def compare_command(out: Path, settings: Settings) -> list[str]:
     """Return the command line that compares the students."""
     students = [
-        str(out / "students" / f"{contender.name}-{seed}")
-        for contender in CONTENDERS
-        for seed in settings.seeds
+        str(_folder(out, contender, seed)) for contender in CONTENDERS for seed in settings.seeds
     ]
     return ["distill", "compare", *students, "-o", str(out / "compare.html")]

@@ -27,7 +27,8 @@ from logitstore.text.stored import Stored, files_to_store, stored_tokenizer
 from logitstore.text.student_turns import SUPERVISED_TEXT, StudentTurns, read_turns
 from logitstore.text.supervised_bytes import SupervisedBytes
 from logitstore.text.token_ids import begins_bare, for_student
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 _FLAG = "--boundaries-of"
 #: Statuses of a line with text that the student cannot be asked about.

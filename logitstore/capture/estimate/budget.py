@@ -19,7 +19,6 @@ import numpy as np
 from logitstore.capture.passes.split_on_oom import too_long
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
-from logitstore.format.numpy_types import I64
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ log = logging.getLogger(__name__)
 
 #: Beyond this nothing gets faster, and a batch is a noticeable part of a shard.
 _MOST_TOKENS = 131_072
-_LONGEST_ROWS = 8  # of the dataset, by bytes; one of them has the most tokens, or nearly
 _HALVINGS = 3  # after the doubling: to within an eighth of what fits
 _MIN_SPEEDUP = 1.05  # on a CPU: what a doubling must bring
 _LONG_S = 10.0  # on a CPU: a batch that takes this long is large enough
@@ -44,12 +42,11 @@ def find_budget(task: "Task", teacher: "Engine", sample: "Sample") -> int:
     Raises:
         InputError: Not even one of the longest sequences fits.
     """
-    largest_shard = max(task.text_of([i]) for i in range(task.plan.shard_count))
     tokens, why = DEFAULT_TOKENS_PER_BATCH, _NOTHING_TO_TRY
     if teacher.raises_out_of_memory:
         if (longest := longest_sequence(task, sample)) is not None:
             # A token has a byte or more, but for the few that a tokenizer adds.
-            most = min(_MOST_TOKENS, max(largest_shard, longest.length))
+            most = min(_MOST_TOKENS, max(task.sizes.of_largest_shard, longest.length))
             tokens, why = _most_that_fits(teacher, longest, most)
     elif (median := _median_sequence(sample)) is not None:
         tokens, why = _fast_enough(teacher, median)
@@ -60,18 +57,13 @@ def find_budget(task: "Task", teacher: "Engine", sample: "Sample") -> int:
 
 def longest_sequence(task: "Task", sample: "Sample") -> TeacherSequence | None:
     """Find the longest sequence, and mark all of its tokens as supervised: the worst case."""
-    rows = longest_rows(task.text_bytes)
-    sequences = [s for row in rows for s in task.reader.sequences(int(row))] + sample.sequences
+    rows = task.sizes.longest.tolist()
+    sequences = [s for row in rows for s in task.reader.sequences(row)] + sample.sequences
     longest = max((s for s in sequences if s.records), key=lambda s: s.length, default=None)
     if longest is None:
         return None
     all_but_first = np.arange(longest.length) > 0
     return replace(longest, text=replace(longest.text, has_record=all_but_first))
-
-
-def longest_rows(text_bytes: I64) -> I64:
-    """Choose the rows that `longest_sequence` looks at, beside the sample."""
-    return np.argsort(-text_bytes, kind="stable")[:_LONGEST_ROWS]
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

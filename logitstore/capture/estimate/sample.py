@@ -13,8 +13,9 @@ import numpy as np
 
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.capture.text_sizes import TextSizes
 from logitstore.console.terminal import printable
-from logitstore.format.numpy_types import I64, Bools
+from logitstore.format.numpy_types import Bools
 
 _SAMPLE_ROWS = 200
 _SAMPLE_BYTES = 2_000_000
@@ -53,17 +54,17 @@ class Sample:
         return sum(s.records for s in self.sequences)
 
 
-def take_sample(reader: RowReader, text_bytes: I64) -> Sample:
+def take_sample(reader: RowReader, sizes: TextSizes) -> Sample:
     """Look at rows evenly spread over the dataset, always with the first one.
 
     Args:
         reader: Turns a row into sequences.
-        text_bytes: (rows,) bytes of text in each row of the dataset.
+        sizes: How much text every row of the dataset has.
 
     Raises:
         InputError: A row cannot be rendered.
     """
-    count = len(text_bytes)
+    count = len(sizes.places)
     chosen = np.unique(np.linspace(0, count - 1, min(count, _SAMPLE_ROWS)).astype(np.int64))
     sample, has_shown_records, began = Sample(), False, time.monotonic()
     for row in (int(r) for r in chosen):
@@ -75,7 +76,7 @@ def take_sample(reader: RowReader, text_bytes: I64) -> Sample:
             sample.first = marked_text(reader.wholes(row)[0], sequences)
         has_shown_records = has_shown_records or has_records
         sample.rows += 1
-        sample.text_bytes += int(text_bytes[row])
+        sample.text_bytes += int(sizes.of([row])[0])
         sample.statuses.update(s.line.status for s in sequences)
         sample.sequences += sequences
         if sample.text_bytes >= _SAMPLE_BYTES:

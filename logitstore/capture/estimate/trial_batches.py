@@ -56,7 +56,7 @@ def forecast_capture(
     completer, reader = completer_of(teacher, task, budget), HalvingReader(teacher, _no_journal)
     if completer is not None:
         rows = rows_to_write(sample, task, budget)
-        sample, speed, pairs = write_some(completer, reader, sample, rows, task.text_bytes)
+        sample, speed, pairs = write_some(completer, reader, sample, rows, task.sizes)
     else:
         speed, pairs = _read_some(reader, sample.sequences, budget, most_tokens)
     known = Forecast.before_teacher(task, sample, missing, own_missing)

@@ -11,7 +11,7 @@ from logitstore.capture.passes.split_on_oom import HalvingReader, Read
 from logitstore.capture.sequences.prompts import PROMPT
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.task import Task
-from logitstore.format.numpy_types import I64
+from logitstore.capture.text_sizes import TextSizes
 
 _FEWEST_ROWS, _MOST_BATCHES = 8, 2
 
@@ -39,7 +39,7 @@ def write_some(
     teacher: HalvingReader,
     sample: Sample,
     rows: list[int],
-    text_bytes: I64,
+    sizes: TextSizes,
 ) -> tuple[Sample, float, Pairs]:
     """Complete some rows of a sample, and read the completions as a capture does.
 
@@ -48,7 +48,7 @@ def write_some(
         teacher: Reads rows with completions.
         sample: Rows without completions.
         rows: The rows of the sample to complete.
-        text_bytes: (rows,) bytes of every row of the dataset, with the longest completion.
+        sizes: How much text these rows have, with the longest completion.
 
     Returns:
         The completed rows as a sample, tokens a second of writing and reading together, and the
@@ -61,7 +61,7 @@ def write_some(
     writing_s = time.monotonic() - began
     batch = [s for sequences in per_row.values() for s in sequences if s.records]
     encoded, reading_s = _read(teacher, batch, completer.budget) if batch else ([], 0.0)
-    written = Sample(rows=len(rows), text_bytes=int(text_bytes[rows].sum()), sequences=batch)
+    written = Sample(rows=len(rows), text_bytes=int(sizes.of(rows).sum()), sequences=batch)
     written.statuses.update(s.line.status for parts in per_row.values() for s in parts)
     shown = (_shown(parts) for parts in per_row.values())
     written.first = next((text for text in shown if text), sample.first)

@@ -1,6 +1,7 @@
 """Turn what an engine said of a batch into encoded records: the same for every engine."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,17 @@ class Encoding:
     Args:
         spec: What the store keeps.
         on_nan: `stop` at logits that are not finite, or `skip` the sequence.
+
+    Attributes:
+        place, devices, versions, is_quantized, raises_out_of_memory: As of `Engine`; what an
+            engine does not say of itself is so.
     """
+
+    place = ""
+    devices = 1
+    versions: Mapping[str, str] = MappingProxyType({})
+    is_quantized = False
+    raises_out_of_memory = False
 
     def __init__(self, spec: StoreSpec, on_nan: str = "stop") -> None:
         self.spec, self._on_nan = spec, on_nan

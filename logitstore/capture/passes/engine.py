@@ -90,17 +90,11 @@ class Engine(Protocol):
     """
 
     spec: StoreSpec
-
-    @property
-    def place(self) -> str: ...
-    @property
-    def devices(self) -> int: ...
-    @property
-    def versions(self) -> Mapping[str, str]: ...
-    @property
-    def is_quantized(self) -> bool: ...
-    @property
-    def raises_out_of_memory(self) -> bool: ...
+    place: str
+    devices: int
+    versions: Mapping[str, str]
+    is_quantized: bool
+    raises_out_of_memory: bool
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
         """Summarise the prediction of every supervised token, and what is said behind branches."""

@@ -46,12 +46,9 @@ class ListedEngine(Encoding):
     """The part of such engines that is the same for all.
 
     Attributes:
-        place: Where it runs, for messages.
         step: What to do where it gives fewer than k entries, up to the words "with --top-k".
     """
 
-    devices, is_quantized, raises_out_of_memory = 1, False, False
-    place: str
     step = "Capture"
 
     def ask(self, batch: Sequence[TeacherSequence]) -> list[Said | Refused]:

@@ -30,6 +30,7 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.experts import Routed, View
 from logitstore.capture.teacher.head import TeacherHead, Watch, check_vocabulary
 from logitstore.capture.teacher.hidden import HiddenCatcher
+from logitstore.capture.teacher.memory import raises_out_of_memory
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
 from logitstore.capture.teacher.weights import input_device, load_model
@@ -72,6 +73,11 @@ class TeacherPass(Encoding):
         check_vocabulary(model, teacher.tokenizer.size, spec.vocab_size)
         experts = spec.teacher.get("experts")
         self._routed = None if experts is None else Routed(model, View.from_recorded(experts))
+        self.place, self.devices = str(self.device), _devices(model)
+        self.is_quantized = "quantization" in spec.teacher or bool(
+            getattr(model, "is_quantized", False)
+        )
+        self.raises_out_of_memory = raises_out_of_memory(self.device)
         self._head = TeacherHead(model, head_settings(spec))
         hidden = spec.hidden
         self._catcher = None if hidden is None else HiddenCatcher(model, hidden, teacher.name)
@@ -116,32 +122,6 @@ class TeacherPass(Encoding):
     ) -> Completer:
         """Make what writes completions, with the same model."""
         return ModelCompleter(self.model, reader, sampling, budget, self.device, beat)
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Name nothing: the versions of torch and transformers are in every store."""
-        return {}
-
-    @property
-    def place(self) -> str:
-        """Name where it runs."""
-        return str(self.device)
-
-    @property
-    def is_quantized(self) -> bool:
-        """Tell whether the weights are quantised, when they were loaded or before."""
-        said = "quantization" in self.spec.teacher
-        return said or bool(getattr(self.model, "is_quantized", False))
-
-    @property
-    def raises_out_of_memory(self) -> bool:
-        """Tell whether the device raises an error when its memory runs out; a CPU does not."""
-        return self.device.type != "cpu"
-
-    @property
-    def devices(self) -> int:
-        """Count the devices that hold weights."""
-        return len({p.device for p in self.model.parameters() if not p.is_meta}) or 1
 
     def _rows(self, batch: Sequence[TeacherSequence]) -> Tensor:
         """Pad the tokens of a batch: (B, L)."""
@@ -189,6 +169,11 @@ class TeacherPass(Encoding):
             watch,
         )
         return result, at // input_ids.shape[1]
+
+
+def _devices(model: Any) -> int:
+    """Count the devices that hold weights."""
+    return len({p.device for p in model.parameters() if not p.is_meta}) or 1
 
 
 def _places(batch: Sequence[TeacherSequence]) -> Tensor:

@@ -25,7 +25,7 @@ from logitstore.capture.sequences.questions import Questions
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
 
 OVERFLOWS = ("split", "truncate", "skip")
 #: By default an eighth of a window is context: 14 % more work for the teacher.

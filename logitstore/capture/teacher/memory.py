@@ -15,6 +15,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(should_reduce_batch_size(error))
 
 
+def raises_out_of_memory(device: torch.device) -> bool:
+    """Tell whether a device raises an error when its memory runs out; a CPU does not."""
+    return device.type != "cpu"
+
+
 def free_memory() -> None:
     """Release the memory that the device caches.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
+from logitstore.capture.teacher.gguf_file import QUANTIZATION, check_gguf, tokenizer_source
 from logitstore.capture.teacher.quantization import (
     DTYPES,
     checkpoint_quantization,
@@ -48,6 +49,7 @@ class Teacher:
         quantization: The `quantization_config` to load it with; None for the checkpoint's own.
         attn_implementation: Name of the attention in `transformers`; None: its choice.
         device_map: How the model is spread over devices; None: it is on one.
+        gguf_file: The file that holds configuration and weights; None: there are several.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Teacher:
     quantization: dict[str, Any] | None = None
     attn_implementation: str | None = None
     device_map: str | dict[str, Any] | None = None
+    gguf_file: str | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -101,6 +104,7 @@ def find_teacher(
     quantization: str | Mapping[str, Any] | None = None,
     attn_implementation: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    gguf_file: str | None = None,
     is_elsewhere: bool = False,
 ) -> Teacher:
     """Find out everything about a teacher that needs no weights in memory.
@@ -110,16 +114,22 @@ def find_teacher(
     Raises:
         InputError: There is no such model, or it cannot be used.
     """
+    check_gguf(name, gguf_file)
+    in_file = {} if gguf_file is None else {"gguf_file": gguf_file}
     config: Any = load_or_explain(
         name,
         lambda: AutoConfig.from_pretrained(
-            name, revision=revision, trust_remote_code=trust_remote_code
+            name, revision=revision, trust_remote_code=trust_remote_code, **in_file
         ),
         f"{name}: cannot load a teacher from here",
         _GIVE_A_TEACHER,
     )
     tokenizer = load_tokenizer(
-        name, revision=revision, trust_remote_code=trust_remote_code, advice=_GIVE_A_TEACHER
+        name,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        gguf_file=tokenizer_source(name, gguf_file),
+        advice=_GIVE_A_TEACHER,
     )
     limit = int(min(tokenizer.model_max_length, _UNLIMITED_TOKENS))
     precision = _resolve_dtype(dtype, config)
@@ -131,12 +141,15 @@ def find_teacher(
         transformers_tokenizer=tokenizer,
         tokenizer_files=files_to_store(tokenizer),
         tokenizer_limit=limit if limit < _UNLIMITED_TOKENS else None,
-        fingerprint=fingerprint_of(name, config, is_elsewhere=is_elsewhere),
+        fingerprint=fingerprint_of(name, config, gguf_file, is_elsewhere=is_elsewhere),
         dtype="unknown" if is_elsewhere else precision,
         trust_remote_code=trust_remote_code,
-        quantization=_quantization(name, quantization, precision, config),
+        quantization=(
+            QUANTIZATION if gguf_file else _quantization(name, quantization, precision, config)
+        ),
         attn_implementation=attn_implementation,
         device_map=None if device_map is None else device_map_of(device_map),
+        gguf_file=gguf_file,
     )
 
 
@@ -168,7 +181,9 @@ def default_device(local_rank: int = 0) -> torch.device:
     return torch.device("cpu")
 
 
-def fingerprint_of(name: str, config: Any, *, is_elsewhere: bool = False) -> str:
+def fingerprint_of(
+    name: str, config: Any, gguf_file: str | None = None, *, is_elsewhere: bool = False
+) -> str:
     """Identify the weights of a hub id or a folder; of a teacher elsewhere, at least its name.
 
     Raises:
@@ -178,7 +193,7 @@ def fingerprint_of(name: str, config: Any, *, is_elsewhere: bool = False) -> str
         if is_elsewhere and not has_weights(Path(name)):
             return f"named:{Path(name).resolve().name}"
         try:
-            return fingerprint_folder(Path(name))
+            return fingerprint_folder(Path(name), gguf_file)
         except OSError as e:
             raise InputError(
                 f"{e.filename or name}: cannot be read ({e.strerror}). Fix its permissions, or "
@@ -190,7 +205,7 @@ def fingerprint_of(name: str, config: Any, *, is_elsewhere: bool = False) -> str
             f"{name}: the hub did not say which commit this is, so the store could not say which "
             "teacher made it. Download the model to a folder and give that."
         )
-    return fingerprint_commit(str(commit))
+    return fingerprint_commit(str(commit), gguf_file)
 
 
 def _resolve_dtype(dtype: str, config: Any) -> str:

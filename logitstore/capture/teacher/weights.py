@@ -54,7 +54,8 @@ def check_unchanged(teacher: Teacher) -> None:
     Raises:
         InputError: They are not.
     """
-    if fingerprint_of(teacher.name, teacher.config) != teacher.fingerprint:
+    found = fingerprint_of(teacher.name, teacher.config, teacher.gguf_file)
+    if found != teacher.fingerprint:
         raise InputError(
             f"{teacher.name}: the teacher was written to between the look at its files and the "
             "loading of its weights, so the store could not say which teacher made it. Run the "
@@ -85,7 +86,9 @@ def _options(teacher: Teacher, device: torch.device) -> dict[str, Any]:
     }
     if teacher.attn_implementation is not None:
         options["attn_implementation"] = teacher.attn_implementation
-    if teacher.quantization is not None:
+    if teacher.gguf_file is not None:
+        options["gguf_file"] = teacher.gguf_file
+    elif teacher.quantization is not None:
         options["quantization_config"] = transformers_config(teacher.quantization)
     if teacher.device_map is not None:
         options["device_map"] = teacher.device_map
@@ -111,7 +114,7 @@ def _explain(teacher: Teacher, device: torch.device, error: Exception) -> InputE
             f"({first}). Use eager or sdpa, or leave it out; or install what it needs."
         )
     if isinstance(error, ImportError) and is_quantized(teacher):
-        asked = teacher.quantization is not None
+        asked = teacher.quantization is not None and teacher.gguf_file is None
         method = checkpoint_quantization(teacher.config)
         cause = "--quantization" if asked else f"it is quantised ({method}), and"
         step = ", or leave --quantization out" if asked else ", or give a teacher that is not"

@@ -16,7 +16,8 @@ from logitstore.text.chat_template import ChatTemplate, parse_kwargs
 from logitstore.text.conversation import Conversation, Supervise
 from logitstore.text.student_turns import SUPERVISED_TEXT
 from logitstore.text.token_ids import TokenRow, check_spelling, read_tokens
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,7 +23,8 @@ from logitstore.records import SequenceText
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation, Supervise
 from logitstore.text.token_ids import TokenRow, read_tokens
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.text.turns import MODES, SupervisedText
 from logitstore.writing.lists.lists import Lists, reject_lengths
 

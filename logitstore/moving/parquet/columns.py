@@ -8,6 +8,10 @@
 the hub's convention). The lists of a line have one item for each token; those of `entry_…` and
 `sample_…` are lists again. Log-probabilities are decoded, in nats; entries and tail sum to 1.
 
+`input_ids`, `attention_mask`, `labels` and `loss_mask` have one item for each token that the
+teacher read, as trainers take them; the items of the other lists are of those tokens that
+`loss_mask` marks. An import does not read these four, nor `tokens_agree` (`Example.agrees`).
+
 Decoding spreads the rounding error over the entries, which cannot be undone. So `entry_codes` and
 `tail_codes` hold the stored codes: an import reads those and writes the same bytes as the original
 store. The schema's metadata has, under `logitstore`, the store's content and provenance, the file's
@@ -26,7 +30,7 @@ from logitstore.format.fields import DRAWS, ENTRIES, RECORDS, Field, fields_of
 from logitstore.format.numpy_types import Array
 from logitstore.format.rows_parquet import SCHEMA as LINES_SCHEMA
 from logitstore.format.spec import StoreSpec
-from logitstore.records import SequenceText, TokenRecords
+from logitstore.records import Example, SequenceText, TokenRecords
 
 METADATA_KEY = b"logitstore"
 EXPORT_VERSION = 1
@@ -38,6 +42,14 @@ _CODES_BEHIND = {  # what is stored, as columns behind those of what is decoded
     "entry_logprobs": {"entry_codes": pa.list_(pa.uint16())},
 }
 _LINE_FIELDS = ("row", "part", "status", "supervised_start", "segments", "messages")
+
+_OF_EXAMPLES = {
+    "input_ids": pa.list_(pa.int32()),
+    "attention_mask": pa.list_(pa.int8()),
+    "labels": pa.list_(pa.int32()),
+    "loss_mask": pa.list_(pa.bool_()),
+}
+_AGREES = "tokens_agree"
 
 Sequence_ = tuple[SequenceText, TokenRecords, EncodedRecords]
 
@@ -52,6 +64,13 @@ def schema_of(spec: StoreSpec) -> pa.Schema:
     fields = [LINES_SCHEMA.field(name) for name in _LINE_FIELDS]
     fields += [pa.field(name, pa.list_(kind)) for name, kind in _per_token(spec).items()]
     return pa.schema(fields)
+
+
+def with_examples(schema: pa.Schema) -> pa.Schema:
+    """Return the columns of an export that has the tokens between the records, too."""
+    for name, kind in _OF_EXAMPLES.items():
+        schema = schema.append(pa.field(name, kind))
+    return schema.append(pa.field(_AGREES, pa.bool_()))
 
 
 def columns_of(spec: StoreSpec) -> list[Field]:
@@ -85,6 +104,17 @@ def table_of(spec: StoreSpec, sequences: Sequence[Sequence_]) -> pa.Table:
         values = [arrays[name] for arrays in flat]
         columns[name] = _lists(_inner(values, kind), lengths)
     return pa.table(columns, schema=schema_of(spec))
+
+
+def add_examples(table: pa.Table, examples: Sequence[Example]) -> pa.Table:
+    """Add the tokens of each line to a table, as :func:`with_examples` names the columns."""
+    lengths = np.array([len(example) for example in examples])
+    for name, kind in _OF_EXAMPLES.items():
+        values = np.concatenate([getattr(example, name) for example in examples])
+        lists = _lists(pa.array(values).cast(kind.value_type), lengths)
+        table = table.append_column(pa.field(name, kind), lists)
+    agrees = pa.array([example.agrees for example in examples], pa.bool_())
+    return table.append_column(pa.field(_AGREES, pa.bool_()), agrees)
 
 
 def _flat(spec: StoreSpec, records: TokenRecords, encoded: EncodedRecords) -> dict[str, Any]:

@@ -233,7 +233,10 @@ def look_renormalised(lists: Lists, vocab_size: int) -> tuple[int, int]:
 def tails(lists: Lists, vocab_size: int) -> F64:
     """Return (T,) the log of each list's tail, the probability beyond its entries.
 
-    1 - sum is known to about 1e-6. A list of the whole vocabulary has a tail of 0. The tail is at
+    1 - sum is as good as the sum: to about 1e-6 where the log-probabilities are, and to 4e-5 where
+    they are torch's float32 log_softmax of 49,152 logits on a CPU, whose sum of exponentials loses
+    so much. The log of a tail below 1e-3 has few digits then; an engine that knows the other tokens
+    computes it from them. A list of the whole vocabulary has a tail of 0. The tail is at
     most V - k times the probability of the last entry, which no other token exceeds.
     """
     has = lists.counts > 0

@@ -87,6 +87,21 @@ def test_a_table_grows_before_many_answers_lose_their_place(
     assert sum(asked) < 240
 
 
+def test_a_larger_table_has_every_answer_of_the_smaller_one() -> None:
+    rng = np.random.default_rng(0)
+    known = np.zeros((4, cuts_module._SLOTS), np.int64)
+    questions = np.unique(rng.integers(2**40, size=400))
+    for row in range(4):
+        own = questions[cuts_module._rows(questions, 4) == row][: cuts_module._SLOTS]
+        known[row, : len(own)] = (own + 1) * 2 + rng.integers(2, size=len(own))
+    assert known.all()
+    larger = cuts_module._larger(known)
+    assert sorted(larger[larger != 0]) == sorted(known.ravel())
+    for row, answers in enumerate(larger):
+        own = (answers[answers != 0] >> 1) - 1
+        assert (cuts_module._rows(own, len(larger)) == row).all()
+
+
 def test_the_token_that_came_nearly_always_fits_and_others_do_not(tmp_path: object) -> None:
     """The claim behind it: it rules out what never comes."""
     tokenizer = tiny.unigram()

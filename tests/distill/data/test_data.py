@@ -377,6 +377,56 @@ def test_strict_pairs_are_fewer_and_of_equal_bytes(
     assert strict.aligned < loose.aligned
 
 
+def test_exact_pairs_are_strict_ones_where_the_teacher_expects_a_token_of_the_student(
+    store: FakeStore, student: ByteTokenizer
+) -> None:
+    """DSKDv2's exact token alignment, in plain loops over bytes; an end is one on both sides."""
+    teacher = ByteTokenizer.from_folder(store.tokenizer_path)
+    strict, exact = (
+        StoreDataset(store, student, ["mapped_kl"], map=kind) for kind in ("strict", "exact")
+    )
+    dropped = kept = 0
+    for i in range(len(strict)):
+        asked = strict.asked(i, "mapped_kl")
+        assert asked is not None
+        want = []
+        for t, _, label, _ in asked.pairs.table.tolist():
+            entries = entries_of(asked.records, t)
+            written = teacher.token_bytes[entries[0]]
+            if entries[0] in store.spec.eos_ids or (written and has_token(student, written)):
+                want.append(label)
+            else:
+                dropped += 1
+        found = exact[i].teacher["mapped_kl"]
+        assert found["index"].tolist() == want
+        assert (strict[i].aligned, exact[i].aligned) == (len(asked.pairs.table), len(want))
+        kept += len(want)
+    assert dropped > 5
+    assert kept > 5
+    no_entry = replace(store.records[0], entry_count=0 * store.records[0].entry_count,
+                       entry_ids=store.records[0].entry_ids[:0],
+                       entry_logprobs=store.records[0].entry_logprobs[:0])  # fmt: skip
+    silent = replace(store, records=[no_entry, *store.records[1:]])
+    nothing = StoreDataset(silent, student, ["mapped_kl"], map="exact")[0]
+    assert len(nothing.teacher["mapped_kl"]["index"]) == 0
+
+
+def entries_of(records: TokenRecords, t: int) -> list[int]:
+    """The ids of a record's entries, most probable first."""
+    first = int(records.entry_count[:t].sum())
+    assert records.entry_ids is not None
+    ids: list[int] = records.entry_ids[first : first + int(records.entry_count[t])].tolist()
+    return ids
+
+
+def has_token(reader: ByteTokenizer, written: bytes) -> bool:
+    """Tell whether a tokenizer has a token of these bytes, other than a part of a character."""
+    return any(
+        each == written and not (reader.is_standin[i] and written >= b"\x80")
+        for i, each in enumerate(reader.token_bytes)
+    )
+
+
 def test_strict_maps_a_token_only_to_the_same_bytes(
     store: FakeStore, student: ByteTokenizer
 ) -> None:

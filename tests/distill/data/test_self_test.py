@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from distill.data.dataset import StoreDataset
-from distill.data.self_test import Tried, try_records
+from distill.data.self_test import Tried, _Entries, try_records
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.records import TokenRecords
 from logitstore.testing import tiny
@@ -214,3 +214,20 @@ def test_values_without_ids_and_draws_alone_are_tried_by_their_text(
     moved = edited(blind, lambda r: replace(r, byte_starts=r.byte_starts + 1))
     with pytest.raises(InputError, match="not the text at their places"):
         tried(moved)
+
+
+def test_a_record_gives_a_label_the_mass_of_what_begins_it_or_begins_with_it() -> None:
+    said = [(b"a", 0.1), (b"ab", 0.2), (b"ac", 0.4), (b"b", 0.05), (b" a", 0.02)]
+    entries = _Entries(said)
+    for _ in range(2):  # the second time from memory
+        for label, mass in (
+            (b"ab", 0.3),
+            (b"ac", 0.5),
+            (b"a", 0.7),
+            (b" ab", 0.3),  # a space that the teacher's token may have, too
+            (b"b", 0.05),
+            (b"c", 0.0),
+            (b" ", 0.02),
+            (b"", 0.77),
+        ):
+            assert entries.mass(label) == pytest.approx(mass), label

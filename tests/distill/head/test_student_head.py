@@ -142,6 +142,8 @@ def test_batch_mates_and_padding_change_nothing() -> None:
             query.top_k_mask_N[mine],
             lookups={name: x._replace(ids_NK=x.ids_NK[mine]) for name, x in query.lookups.items()},
             ranking=Ranking(torch.zeros_like(rows[mine]), 1, 7),
+            scaled_top_k=query.scaled_top_k,
+            has_entropy=True,
         )
         got = StudentHead(model)(model, alone, rows[mine] - b * T, part)
         assert_close(fields(got), {n: x[mine] for n, x in whole.items()}, rtol=1e-9, atol=1e-9)
@@ -170,6 +172,8 @@ def test_no_position_still_gives_every_weight_a_gradient(dense: bool) -> None:
         "label_logprob_N": (0,),
         "top_logprobs_NK": (0, 5),
         "column_logprobs_Nk": (0, 7),
+        "scaled_top_logprobs_NK": (0, 6),
+        "entropy_N": (0,),
         "ids.at_ids": (0, 6),
         "ids.rest": (0,),
         "tempered.at_ids": (0, 6),
@@ -193,6 +197,7 @@ def test_a_vocabulary_smaller_than_k_and_ids_that_cover_it() -> None:
                 V + 3,
                 lookups={"ids": Lookup(every)},
                 ranking=Ranking(rows // T, B, V + 2),
+                scaled_top_k=V + 1,
             ),
         )
         assert answer.top_logprobs_NK is not None
@@ -200,6 +205,9 @@ def test_a_vocabulary_smaller_than_k_and_ids_that_cover_it() -> None:
         rest_N = fields(answer)["ids.rest"]
         assert (answer.column_logprobs_Nk[:, V:] == -torch.inf).all()
         assert torch.isfinite(answer.column_logprobs_Nk[:, :V]).all()
+        assert answer.scaled_top_logprobs_NK is not None
+        assert (answer.scaled_top_logprobs_NK[:, V:] == -torch.inf).all()
+        assert torch.isfinite(answer.scaled_top_logprobs_NK[:, :V]).all()
         assert (answer.top_logprobs_NK[:, V:] == -torch.inf).all()
         assert torch.isfinite(answer.top_logprobs_NK[:, :V]).all()
         assert (rest_N == -torch.inf).all()
@@ -292,6 +300,7 @@ def test_gradcheck(width: int, chunk_tokens: int, summed: bool) -> None:
             "at": Lookup(ids, has_rest=False),
         },
         ranking=Ranking(torch.tensor([0, 0, 1, 1, 1]), 2, 3),
+        scaled_top_k=2,
     )
     after = AfterEmbedding(factor=1.3, divisor=None, cap=4.0, bias_V=None)
 

@@ -12,7 +12,11 @@ from transformers import PreTrainedModel
 
 from distill.alignment.align import align
 from distill.data.targets import student_spans
-from distill.losses.infifusion import infifusion, top_at_one_scale
+from distill.head.chunked import recomputed
+from distill.head.output_head import LinearHead
+from distill.head.query import HeadQuery
+from distill.losses.infifusion import infifusion
+from logitstore.models.output_embedding import AfterEmbedding
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
 from logitstore.text.tokenizer import ByteTokenizer
@@ -49,6 +53,17 @@ def naive(case: Case, student_NV: Tensor) -> Tensor:
         for p_V, q_V, count in zip(student_NV, case.teacher_NV, case.counts, strict=True)
     ]
     return torch.stack(found)
+
+
+def top_at_one_scale(logits_NV: Tensor, k: int) -> Tensor:
+    """What the head answers about these logits: a student whose hidden states they are."""
+    width = logits_NV.shape[1]
+    as_it_is = torch.nn.Linear(width, width, bias=False, dtype=logits_NV.dtype)
+    as_it_is.weight = torch.nn.Parameter(torch.eye(width, dtype=logits_NV.dtype))
+    labels_N = torch.zeros(len(logits_NV), dtype=torch.long)
+    head = LinearHead(as_it_is, AfterEmbedding(None, None, None, None))
+    query = HeadQuery(labels_N, scaled_top_k=k)
+    return recomputed(head, logits_NV, query, 3)["scaled_top_logprobs_NK"]
 
 
 def run(case: Case, student_NV: Tensor) -> Tensor:

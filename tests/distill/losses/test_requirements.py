@@ -54,8 +54,8 @@ def store_of(fingerprint: str = ANOTHER, **spec: Any) -> SimpleNamespace:
         ("uld", {"missing": ("token_logprob",)}, "mapped_kl"),
         (
             "mapped_kl",
-            {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False, "hidden": None},
-            "ce",
+            {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False},
+            "cdm",
         ),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from distill.report import comparison
+from distill.report.leaderboard import table
 from logitstore.errors import InputError
 from tests.kit.paths import ROOT
 
@@ -38,17 +39,12 @@ def test_a_difference_is_taken_seed_by_seed() -> None:
     assert (own["wins"], own["pairs"]) == (2, 2)
     assert base["metrics"]["bits_per_byte"]["std"] == pytest.approx(0.2 * 2**0.5)
     assert base["metrics"]["bits_per_byte"]["difference"] is None
+    assert base["metrics"]["bits_per_byte"]["verdict"] is None
+    # t(1) std / sqrt(2) of two differences, of one contender: 12.706 * 0.1414 / 1.4142
+    assert own["half_width"] == pytest.approx(1.2706, abs=1e-4)
+    assert own["verdict"] == "undecided"
     higher = other["metrics"]["agreement"]  # where higher is better
     assert (higher["wins"], higher["pairs"]) == (1, 2)
-
-
-def test_the_table_says_what_was_compared_with_what() -> None:
-    shown = comparison.table(comparison.compare(RUNS))
-    assert "bits/byte (lower is better)" in shown
-    assert "agreement (higher is better)" in shown
-    line = next(line for line in shown.splitlines() if line.startswith("  mapped"))
-    assert line.split() == ["mapped", "3", "4.333", "1.900", "-", "9.000", "-0.200", "2", "of", "2"]
-    assert "against ce, seed by seed" in shown
 
 
 def test_the_baseline_can_be_named_and_comes_first() -> None:
@@ -77,7 +73,9 @@ def test_figures_of_other_texts_are_not_compared_without_a_word() -> None:
     [note] = other["notes"]
     assert note.startswith("bits/byte: not all were measured alike")
     assert "x (9 rows, 100 bytes); \\x1b[2Jz (9 rows, 90 bytes)" in note
-    assert note in comparison.table(other)
+    assert other["unlike"] == ["bits_per_byte"]
+    assert other["finding"].startswith("No verdict: bits/byte was not measured alike")
+    assert note in " ".join(table(other).split())
 
 
 def test_figures_that_are_none_or_not_finite_or_no_numbers_are_left_out() -> None:
@@ -85,11 +83,11 @@ def test_figures_that_are_none_or_not_finite_or_no_numbers_are_left_out() -> Non
     found = comparison.compare(runs)
     assert [m["name"] for m in found["metrics"]] == ["bits_per_byte", "time_s"]
     assert found["contenders"][0]["metrics"]["bits_per_byte"]["mean"] is None
-    assert "-" in comparison.table(found)
+    assert "-" in table(found)
 
 
 def test_a_name_cannot_command_a_terminal_or_fill_it() -> None:
-    shown = comparison.table(comparison.compare([run("\x1b[2Jhe\nllo" + "x" * 500, 0, 1.0)]))
+    shown = table(comparison.compare([run("\x1b[2Jhe\nllo" + "x" * 500, 0, 1.0)]))
     assert "\x1b" not in shown
     assert max(map(len, shown.splitlines())) < 130
 

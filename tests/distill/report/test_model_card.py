@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from distill.report.curves import draw, series
-from distill.report.model_card import card, renew_results, write_card
+from distill.report.model_card import card, hub_id, renew_results, write_card
+from tests.kit.html_pages import Outline
 
 RUN: dict[str, Any] = {
     "name": "mine",
@@ -52,6 +56,57 @@ def test_a_card_says_what_the_run_was() -> None:
     assert "arxiv.org/abs/2503.20083" in text
     assert "somebody" not in text
     assert yaml.safe_load(text.split("---")[1])["base_model"] == "org/student-1.5"
+
+
+def rendered(markdown: str) -> tuple[str, set[str]]:
+    """The text that Markdown shows, tables of GitHub's included, and the elements it makes."""
+    page = Outline(MarkdownIt("gfm-like", {"linkify": False}).render(markdown))
+    return page.elements[-1][2], {tag for tag, *_ in page.elements}
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("t_mapped", "t_mapped"), ("kd_2_x.y-z", "kd_2_x.y-z"), ("_em_", "&#95;em&#95;")],
+)
+def test_a_name_is_written_as_it_is_where_nothing_reads_it_as_more(name: str, written: str) -> None:
+    assert f"\n# {written}\n" in card({**RUN, "name": name})
+
+
+@given(st.text(alphabet="a_*`<é&~[](!)#|\\ 1.:@", min_size=1, max_size=12))
+def test_a_name_is_shown_letter_for_letter(name: str) -> None:
+    line = next(each for each in card({**RUN, "name": name}).split("\n") if each.startswith("# "))
+    shown, elements = rendered(line)
+    assert shown == name.strip()
+    assert elements <= {"h1"}
+
+
+def test_the_base_model_is_a_hubs_id_and_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "student").mkdir(parents=True)
+    copy = tmp_path / "hub" / "models--org--small-1.5" / "snapshots" / "abc"
+    copy.mkdir(parents=True)
+    assert hub_id("org/student-1.5") == "org/student-1.5"
+    assert hub_id("runs/student") is hub_id("student") is hub_id(None) is None
+    assert hub_id(str(copy)) == "org/small-1.5"
+    for base, wanted in (("org/x", "org/x"), (None, None), ("../x\n", None), (3, None)):
+        told = {**RUN, "model_name_or_path": "runs/student", "base_model": base}
+        assert yaml.safe_load(card(told).split("---")[1]).get("base_model") == wanted
+
+
+def test_a_card_says_how_the_losses_fell(tmp_path: Path) -> None:
+    history = [{"step": 1, "loss": 6.0, "ce_loss": 4.5}, {"step": 20, "loss": 3.0, "ce_loss": 2.5}]
+    history += [{"step": 20, "eval_ce_loss": 2.75}]
+    text = card(RUN, history)
+    assert "| ce_loss | 4.5 at step 1 | 2.5 at step 20 |" in text
+    assert "| eval_ce_loss | 2.75 at step 20 |  |" in text
+    assert "curves.png" not in text
+    assert "## Curves" not in card(RUN)
+    draw(history, tmp_path / "curves.png")
+    write_card(tmp_path, RUN, history)
+    assert "![The losses by step](curves.png)" in (tmp_path / "README.md").read_text()
+    assert card(RUN, [{"step": 1, "<b>_loss": 1.0}]).count("<b>") == 0
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -7,8 +7,8 @@ import torch
 from distill.evaluation.forward import ask, batch_of
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import Sides
+from logitstore.records import NO_LABEL
 from logitstore.testing import tiny
-from logitstore.text.token_ids import NO_LABEL
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.students import t5
 

@@ -16,9 +16,9 @@ from transformers import LlamaForCausalLM
 from distill.losses import all_losses
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError
+from logitstore.records import NO_LABEL
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
-from logitstore.text.token_ids import NO_LABEL
 from tests.kit import learnt
 from tests.kit.students import t5, trainer_of
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from distill.data.records_asked import cut_entries, parse_filter
+from distill.data.records_asked import parse_filter
 from distill.training.kd_schedule import parse_schedule
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.errors import InputError, MismatchError
@@ -59,12 +59,12 @@ def test_a_cut_store_is_one_that_was_captured_with_fewer_entries(
 
 def test_a_cut_keeps_one_as_the_sum_and_leaves_short_records_alone(store: FakeStore) -> None:
     records = store.records[4]
-    cut = cut_entries(records, 5)
+    cut = records.cut(5)
     assert cut.entry_count.tolist() == [5] * len(records)
     mass = np.exp(cut.entry_logprobs.astype(np.float64)).reshape(-1, 5).sum(1)
     np.testing.assert_allclose(mass + np.exp(cut.tail_logmass.astype(np.float64)), 1, atol=1e-6)
-    assert cut_entries(records, 16) is records
-    assert cut_entries(cut, 9).tail_logmass is cut.tail_logmass
+    assert records.cut(16) is records
+    assert cut.cut(9).tail_logmass is cut.tail_logmass
 
 
 def test_a_held_out_store_is_read_whole(

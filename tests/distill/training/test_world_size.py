@@ -20,7 +20,7 @@ from logitstore.testing.fake_store import FakeStore
 from tests.kit.curves import Record, assert_same, of_log
 from tests.kit.paths import ROOT
 from tests.kit.students import logged, ragged_rows
-from tests.kit.two_ranks import ONE, SAVED_STEP, Noting, prepared, run_both
+from tests.kit.two_ranks import METHODS, ONE, SAVED_STEP, Noting, prepared, run_both
 
 KEYS = ("loss", "grad_norm", "ce_loss", "kd_loss", "kd_gap", "covered_fraction")
 
@@ -127,6 +127,22 @@ def test_one_process_goes_on_where_two_were(
     assert rows_of(again) == rows_of(one)[4 * SAVED_STEP :]
     got, want = of_log(logged(again), KEYS), of_log(logged(one), KEYS)
     assert_same(record_property, "2 processes, resumed by 1 = 1", got, want)
+
+
+@pytest.mark.slow
+def test_two_processes_warp_and_weigh_as_one_does(tmp_path: Path, record_property: Record) -> None:
+    """Of losses whose weights are known only once the student has been asked."""
+    pytest.importorskip("rapidfuzz")
+    teacher, how = tiny.llama(len(tiny.unigram()), seed=7), ONE | METHODS
+    store = FakeStore.from_teacher(
+        teacher, tiny.unigram(), ragged_rows(), tmp_path / "teacher", logit_std=True
+    )
+    one = prepared(store, tmp_path / "one", eval_store=store, **how)
+    one.train()
+    keys = ("loss", "grad_norm", "ce_loss", "cdm_loss", "infifusion_loss", "mapped_kl_loss")
+    found, want = launched(tmp_path, store, "--methods"), of_log(logged(one), keys)
+    for name, what in (("two", "methods on 2 processes = 1"), ("resumed", "methods, resumed = 1")):
+        assert_same(record_property, what, of_log(found[name][0]["logged"], keys), want)
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import logitstore
 from logitstore.capture import preview
 from logitstore.capture.estimate.budget import largest_that_fits, smallest_that_is_fast
+from logitstore.capture.passes import teacher_pass
 from logitstore.capture.passes.teacher_pass import TeacherPass, batches
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.head import TeacherHead
@@ -31,7 +32,7 @@ from logitstore.errors import InputError
 from logitstore.records import SequenceText
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
 from tests.kit.families import FAMILIES, V, build
 from tests.kit.rows import texts_file
 
@@ -321,7 +322,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     out = tmp_path / "s"
-    monkeypatch.setattr(TeacherPass, "raises_out_of_memory", True)
+    monkeypatch.setattr(teacher_pass, "raises_out_of_memory", lambda device: True)
     with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
         Memory(patched, 500)
         store = run(teacher, data, out, tokens_per_batch="auto")
@@ -351,7 +352,7 @@ def test_an_automatic_budget_is_found_before_the_first_shard_and_kept(
 def test_an_automatic_budget_ends_where_not_one_row_fits(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TeacherPass, "raises_out_of_memory", True)
+    monkeypatch.setattr(teacher_pass, "raises_out_of_memory", lambda device: True)
     Memory(monkeypatch, 10)
     with pytest.raises(InputError, match=r"row \d+: one sequence of \d+ tokens alone does not fit"):
         run(teacher, data, tmp_path / "s", tokens_per_batch="auto")
@@ -432,7 +433,7 @@ def test_another_budget_is_the_same_store_but_for_rounding(
 def test_a_dry_run_reads_in_halves_too_and_finds_a_budget_that_it_does_not_write(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TeacherPass, "raises_out_of_memory", True)
+    monkeypatch.setattr(teacher_pass, "raises_out_of_memory", lambda device: True)
     Memory(monkeypatch, 150)
     for budget in (8192, "auto"):
         settings = SETTINGS | {"tokens_per_batch": budget}

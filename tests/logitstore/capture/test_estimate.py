@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -84,17 +85,30 @@ def test_advice_is_a_bound_for_a_peaked_teacher_and_draws_for_a_flat_one(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = tree(folder)
-    said = {}
+    said, commands = {}, {}
     for name in TEACHERS:
         command = ["logitstore", "estimate", str(folder / name), str(folder / "rows.jsonl")]
         monkeypatch.setattr(sys, "argv", [*command, "--json", "--temperature", "2"])
         main_until_exit()
-        said[name] = json.loads(capsys.readouterr().out)["to_come"]
+        printed = json.loads(capsys.readouterr().out)
+        said[name] = printed["to_come"]
+        commands[name] = shlex.split(printed["command"])
     peaked, flat = (said[name]["teacher"]["recommended"] for name in TEACHERS)
     assert (peaked["max_tail"], peaked["draws"]) == (0.01, 0)
     assert "the teacher is peaked" in peaked["why"]
     assert (flat["top_k"], flat["max_tail"], flat["draws"]) == (64, None, 50)
     assert "the teacher is flat" in flat["why"]
+    captured = ["logitstore", "capture", str(folder / "flat"), str(folder / "rows.jsonl")]
+    assert commands["flat"] == [
+        *captured,
+        "--out",
+        "store",
+        "--temperature",
+        "2.0",
+        "--draws",
+        "50",
+    ]
+    assert commands["peaked"][-4:-2] == ["--max-tail", "0.01"]
     for facts in said.values():
         assert facts["seconds"] > 0
         assert facts["device_hours"] == pytest.approx(facts["seconds"] / 3600)

@@ -10,8 +10,6 @@ import logitstore
 from logitstore.capture import preview
 from logitstore.capture.estimate import sample as sample_module
 from logitstore.capture.estimate import trial_batches
-from logitstore.console.json_log import JsonLog
-from logitstore.console.progress import Progress, byte_count, duration, progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
@@ -210,45 +208,3 @@ def test_a_log_that_cannot_be_written_is_refused_before_anything_is(
             str(teacher), str(data), tmp_path / "s", top_k=8, log_json=tmp_path / "nowhere/log"
         )
     assert not (tmp_path / "s").exists()
-
-
-# ---- progress ----
-
-
-def test_without_a_terminal_there_is_a_line_every_30_seconds(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("logitstore.console.progress.time.monotonic", lambda: now[0])
-    with progress(1000, "capture", "B", JsonLog(tmp_path / "log")) as shown:
-        for _ in range(7):
-            now[0] += 10
-            shown.update(100, tokens=50, stored_bytes=2_000_000, shard="1/4")
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [
-        "capture: 300 of 1,000 B (30%), 1 min 10 s to go, tokens/s 5, stored 6.0 MB, shard 1/4",
-        "capture: 600 of 1,000 B (60%), 40 s to go, tokens/s 5, stored 12.0 MB, shard 1/4",
-    ]
-    events = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
-    assert [e["event"] for e in events] == ["begin", "progress", "progress"]
-    assert (events[2]["tokens_per_s"], events[2]["left_s"], events[2]["shard"]) == (5, 40, "1/4")
-
-
-def test_a_bar_is_only_for_terminals_and_only_on_rank_0(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    for rank, is_shown in (("0", True), ("1", False)):
-        monkeypatch.setenv("RANK", rank)
-        monkeypatch.setenv("WORLD_SIZE", "2")
-        shown = Progress(10, "capture", "B")
-        shown.update(5, tokens=3)
-        shown.close()
-        err = capsys.readouterr().err
-        assert ("capture" in err and "tokens/s" in err) == is_shown, err
-
-
-def test_amounts_are_said_in_units_people_use() -> None:
-    assert [duration(s) for s in (3.4, 75, 7500)] == ["3 s", "1 min 15 s", "2 h 5 min"]
-    counts = (812, 1500, 12_400_000, 3.1e9, 2e12)
-    assert [byte_count(n) for n in counts] == ["812 B", "1.5 kB", "12.4 MB", "3.1 GB", "2.0 TB"]

@@ -31,7 +31,7 @@ from logitstore.info import facts, info_text
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
 from logitstore.testing.stores import tree
-from logitstore.text.tokenizer import TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
 from tests.kit import learnt
 from tests.kit.families import FAMILIES, V, build
 from tests.kit.paths import ROOT

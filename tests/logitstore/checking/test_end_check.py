@@ -19,7 +19,8 @@ from logitstore.testing import tiny
 from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
 from logitstore.text.token_ids import TokenRow, read_tokens
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit import templates
 from tests.kit.shapes import SHAPES, TALKS
 from tests.kit.talks import capture, dataset_of, trainer_of

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from logitstore.console.escaped import Escaped, escaped_output, print_coloured
 from logitstore.console.terminal import coloured
-from logitstore.inspection.sequence import sequence_text
+from logitstore.text.sequence_text import sequence_text
 from tests.kit.hostile import edit_spec
 from tests.kit.made_stores import put
 from tests.logitstore.cli.conftest import Typed

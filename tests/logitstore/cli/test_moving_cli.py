@@ -14,7 +14,7 @@ from tests.kit.made_stores import put
 def test_out_and_in_again(run: Run, tmp_path: Path) -> None:
     store, export, back = tmp_path / "s", tmp_path / "e", tmp_path / "b"
     put(store)
-    code, out, _ = run("export", store, "--to", "parquet", "--out", export)
+    code, out, _ = run("export", store, "--to", "parquet", "--out", export, "--no-input-ids")
     assert (code, out.split(":")[1][:17]) == (0, " 3 Parquet files,")
     code, out, _ = run("import", export, "--out", back, "--dry-run")
     assert out == "an export of 12 rows in 3 shards: whole. Nothing was written.\n"
@@ -22,13 +22,15 @@ def test_out_and_in_again(run: Run, tmp_path: Path) -> None:
     assert (code, json.loads(out)["rows"]) == (0, 12)
     assert stores.tree(back) == stores.tree(store)
     assert run("import", export, "--out", back)[0] == 0  # again: nothing to do
-    code, out, _ = run("export", store, "--to", "parquet", "--out", tmp_path / "f", "--json")
+    code, out, _ = run(
+        "export", store, "--to", "parquet", "--out", tmp_path / "f", "--json", "--no-input-ids"
+    )
     assert json.loads(out)["files"] == 3
 
 
 def test_a_tokenizer_that_moved(run: Run, tmp_path: Path) -> None:
     put(tmp_path / "s")
-    run("export", tmp_path / "s", "--to", "parquet", "--out", tmp_path / "e")
+    run("export", tmp_path / "s", "--to", "parquet", "--out", tmp_path / "e", "--no-input-ids")
     (tmp_path / "e" / "tokenizer").rename(tmp_path / "t")
     code, _, err = run("import", tmp_path / "e" / "data", "--out", tmp_path / "b")
     assert (code, "tokenizer" in err) == (2, True)
@@ -97,13 +99,13 @@ def test_merge_and_subset(run: Run, tmp_path: Path) -> None:
 def test_a_wrong_request_is_one_message_and_writes_nothing(run: Run, tmp_path: Path) -> None:
     put(tmp_path / "s")
     stores.write(tmp_path / "part", shards=(0,), seal=False)
-    run("export", tmp_path / "s", "--to", "parquet", "--out", tmp_path / "e")
+    run("export", tmp_path / "s", "--to", "parquet", "--out", tmp_path / "e", "--no-input-ids")
     shutil.copytree(tmp_path / "s", tmp_path / "full")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("years")
     cases = {
         ("export", "s", "--to", "csv", "--out", "x"): "--to is csv, expected parquet or zarr.",
-        ("export", "s", "--to", "parquet", "--out", "e"): (
+        ("export", "s", "--to", "parquet", "--out", "e", "--no-input-ids"): (
             "<here>/e: is there already, and an export replaces nothing. Choose another --out."
         ),
         ("import", "e", "--out", "x", "--vocab-size", "9"): (
@@ -122,7 +124,7 @@ def test_a_wrong_request_is_one_message_and_writes_nothing(run: Run, tmp_path: P
         ("subset", "s", "--rows", "0:3", "--out", "x", "--shard-text-bytes", "0"): (
             "--shard-text-bytes is 0, expected 1 or more."
         ),
-        ("export", "part", "--to", "parquet", "--out", "x"): (
+        ("export", "part", "--to", "parquet", "--out", "x", "--no-input-ids"): (
             "<here>/part: holds 3 of 12 rows. Run the same command that writes it again, to finish "
             "it first."
         ),

@@ -1,12 +1,13 @@
 """A setting is described once: whatever names it is derived from its field."""
 
 import inspect
+import json
 import pydoc
 import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ import typer
 import logitstore
 from logitstore.capture.settings import NOT_RECORDED, PANELS, CaptureSettings
 from logitstore.cli.app import app
-from logitstore.console.options import option_of, settings_from, with_options_of
+from logitstore.console.options import option_of, settings_from, with_options_of, words_of
 from logitstore.console.settings import about, flag_of, help_of, setting, with_settings
 
 SETTINGS = fields(CaptureSettings)
@@ -52,12 +53,44 @@ def test_an_estimate_takes_each_setting_but_those_of_doing_it(each: "Field[Any]"
 
 def test_what_a_store_records_are_the_settings_that_decide_it() -> None:
     recorded = CaptureSettings().recorded()
-    asked = CaptureSettings(hidden=["last"], hidden_dtype="fp8", hidden_context=True).recorded()
-    assert set(asked) | NOT_RECORDED == set(ids)
-    # As a store was described before there were any.
-    assert set(asked) - set(recorded) == {"hidden", "hidden_dtype", "hidden_context"}
+    newer = {
+        "gguf_file",
+        "hidden",
+        "hidden_dtype",
+        "hidden_context",
+    }  # named by a store that uses it, so that others keep their bytes
+    assert set(recorded) | NOT_RECORDED | newer == set(ids)
+    assert not newer & set(recorded)
+    with_all = CaptureSettings(
+        gguf_file="m.gguf", hidden=["last"], hidden_dtype="fp8", hidden_context=True
+    )
+    assert CaptureSettings.from_recorded(with_all.recorded()) == with_all
+    assert set(with_all.recorded()) | NOT_RECORDED == set(ids)
     assert CaptureSettings.from_recorded(recorded) == CaptureSettings()
     assert "trust_remote_code" in NOT_RECORDED, "a file must never decide this"
+
+
+def test_words_of_settings_are_read_back_as_these_settings() -> None:
+    given = CaptureSettings(
+        top_k=8,
+        max_tail=0.05,
+        ids=False,
+        temperatures=(1.0, 2.5),
+        draws=3,
+        stop=("END OF", "it's"),
+        chat_template_kwargs={"enable_thinking": False},
+        tokens_per_batch="auto",
+        claim=True,
+    )
+    words = words_of(given)
+    assert words_of(CaptureSettings()) == []
+    assert "--no-ids" in words
+    made: Any = typer.main.get_command(app)
+    command = made.commands["capture"]
+    context = command.make_context("capture", ["t", "d", "--out", "s", *words])
+    read = CaptureSettings(**settings_from(CaptureSettings, context.params))
+    kwargs = json.loads(read.chat_template_kwargs)  # type: ignore[arg-type]
+    assert replace(read, chat_template_kwargs=kwargs) == given
 
 
 def test_options_that_are_not_given_are_the_defaults() -> None:

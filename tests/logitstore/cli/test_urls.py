@@ -26,7 +26,7 @@ READING = {
     "report": ("report", "{url}", "-o", "{new}", "--json"),
     "verify": ("verify", "{url}", "--deep", "--json"),
     "repair": ("repair", "{url}", "--json"),
-    "export": ("export", "{url}", "--to", "parquet", "--out", "{new}", "--json"),
+    "export": ("export", "{url}", "--to", "parquet", "--out", "{new}", "--no-input-ids", "--json"),
     "merge": ("merge", "{url}", "{other}", "--out", "{new}", "--json"),
     "subset": ("subset", "{url}", "--rows", "2:5", "--out", "{new}", "--json"),
     "split": ("split", "{url}", "--eval", "0.3", "--out", "{new}", "--json"),

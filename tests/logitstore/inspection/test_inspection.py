@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +28,12 @@ from logitstore.format.spec import Plan
 from logitstore.inspection import show
 from logitstore.inspection.diff import diff, diff_text, spec_differences
 from logitstore.inspection.scalars import histogram_text, histograms, worst
-from logitstore.inspection.sequence import (
-    position_text,
-    sequence_facts,
-    sequence_text,
-    token_names,
-)
 from logitstore.records import Segment, SequenceText
 from logitstore.storage.files import file_sha256
 from logitstore.store import LogitStore
 from logitstore.testing import stores, tiny
+from logitstore.text.sequence_facts import sequence_facts, token_names
+from logitstore.text.sequence_text import position_text, sequence_text
 from logitstore.writing.writer import StoreWriter
 from tests.kit.made_stores import put
 
@@ -274,6 +271,9 @@ def test_notebooks_show_a_store_and_records_and_run_nothing_of_it(tmp_path: Path
     store = open_store(tmp_path / "<img src=x onerror=alert(1)>")
     assert "<img" not in store._repr_html_()
     assert "&lt;img" in store._repr_html_()
+    assert "store.show(0)" in store._repr_html_()
+    lines = dict(re.findall(r"<tr><th[^>]*>([^<]*)</th><td[^>]*>([^<]*)</td>", store._repr_html_()))
+    assert lines["digest"] == store.digest
     records = store[longest(store)]
     html = records._repr_html_()
     assert html.count("<tr>") == min(len(records), 20) + 1

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,21 +14,25 @@ from typer.testing import CliRunner
 
 from logitstore import open_store
 from logitstore.cli.app import app
-from logitstore.console.html_document import as_script, clipped_text
+from logitstore.console.html_document import as_script, beside, clipped_text
 from logitstore.console.svg import axis_top, bars, curve, histogram
 from logitstore.errors import InputError
 from logitstore.format.spec import Plan
-from logitstore.info import uld_within
-from logitstore.inspection import page_data
+from logitstore.info import facts, uld_within
+from logitstore.inspection import meaning, page_data
 from logitstore.inspection.page import write_page
-from logitstore.inspection.page_data import browsed, curves, spread
-from logitstore.inspection.sequence import sequence_facts
+from logitstore.inspection.page_data import browsed, curves, picked, spread
+from logitstore.inspection.scalars import survey
+from logitstore.inspection.trust import checks, numbers
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore
 from logitstore.testing import stores
+from logitstore.text.sequence_facts import sequence_facts
 from logitstore.writing.encode import encode_records
 from logitstore.writing.writer import StoreWriter
 from tests.kit.browser import ATTACK, Browser
+from tests.kit.html_pages import Outline, check_structure, contrast, palettes
+from tests.kit.look_at_pages import look
 from tests.kit.made_stores import put
 
 
@@ -139,8 +144,8 @@ def test_what_is_not_known_has_no_curve(tmp_path: Path) -> None:
 
 
 def test_sequences_to_browse_are_those_of_show(store: LogitStore) -> None:
-    found = browsed(store, 100)
-    assert [s["sequence"] for s in found["sequences"]] == spread(store, 100)
+    found = browsed(store, 100, survey(store).sequence_surprise)
+    assert sorted(s["sequence"] for s in found["sequences"]) == spread(store, 100)
     for sequence in found["sequences"]:
         exact = sequence_facts(store, sequence["sequence"])["tokens"]
         tokens = [t for supervised, held in sequence["parts"] if supervised for t in held]
@@ -167,16 +172,157 @@ def test_long_sequences_and_many_are_cut_to_the_size_of_a_page(
     store: LogitStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(page_data, "_SHOWN_RECORDS", 3)
-    found = browsed(store, 5)
+    surprise = survey(store).sequence_surprise
+    found = browsed(store, 5, surprise)
     assert len(found["sequences"]) == 5
     for sequence in found["sequences"]:
         shown = sum(len(held) for supervised, held in sequence["parts"] if supervised)
         assert shown == min(3, sequence["records"])
     monkeypatch.setattr(page_data, "_DATA_BYTES", 2 * len(as_script(found["sequences"][0])))
-    assert 1 <= len(browsed(store, 5)["sequences"]) < 5
+    assert 1 <= len(browsed(store, 5, surprise)["sequences"]) < 5
     for limit in (10, 300, 1000, 3000):
         monkeypatch.setattr(page_data, "_DATA_BYTES", limit)
-        assert len(as_script(browsed(store, 5)).encode()) <= limit + 100
+        assert len(as_script(browsed(store, 5, surprise)).encode()) <= limit + 100
+
+
+# ---- what decides ----
+
+
+def exact_surprise(store: LogitStore, i: int) -> float:
+    logprobs = store[i].token_logprob.astype(np.float64)
+    return float(np.clip(-logprobs, 0, 32).mean()) if len(logprobs) else float("nan")
+
+
+def test_a_survey_is_of_every_record(store: LogitStore) -> None:
+    found = survey(store)
+    exact = np.array([exact_surprise(store, i) for i in range(len(store))])
+    np.testing.assert_allclose(found.sequence_surprise, exact, atol=1e-5)
+    flat = np.concatenate([-r.token_logprob.astype(np.float64) for r in store])
+    finite = flat[np.isfinite(flat)]
+    assert found.histograms["surprise"]["mean"] == pytest.approx(finite.mean(), rel=1e-5)
+    assert found.impossible == len(flat) - len(finite)
+    firsts = np.array([-r.token_logprob[0] for r in store if len(r)], np.float64)
+    assert found.first_surprise == pytest.approx(firsts[np.isfinite(firsts)].mean(), rel=1e-5)
+
+
+def test_the_most_surprising_rows_of_the_whole_store_come_first(store: LogitStore) -> None:
+    surprise = survey(store).sequence_surprise
+    long = [i for i in range(len(store)) if store.token_counts[i] >= 8]
+    worst = sorted(long, key=lambda i: -surprise[i])
+    assert set(worst[:2]) <= set(picked(store, 4, surprise))
+    assert len(picked(store, 4, surprise)) == len(set(picked(store, 4, surprise))) == 4
+    shown = [s["surprise"] for s in browsed(store, 4, surprise)["sequences"]]
+    assert shown == sorted(shown, reverse=True)
+    unknown = np.full(len(store), np.nan)
+    assert picked(store, 4, unknown) == spread(store, 4)
+
+
+def test_a_preview_is_a_short_line_of_the_text_that_is_learnt() -> None:
+    segments = [
+        {"text": "asked", "supervised": False},
+        {"text": "one\n  two\u202e " + "x" * 200, "supervised": True},
+    ]
+    shown = page_data._preview(segments)
+    assert shown.startswith("one two\\u202e xxx")
+    assert len(shown) < 110
+
+
+def test_five_numbers_come_first(store: LogitStore, tmp_path: Path) -> None:
+    write_page(store, tmp_path / "r.html")
+    page = Outline((tmp_path / "r.html").read_text())
+    numbers = [text for _, text in page.of("b")][:5]
+    about = facts(store)
+    assert numbers[0] == f"{about['records']:,}"
+    assert numbers[1] == f"{about['rows']:,}"
+    assert numbers[2] == f"{about['bytes_per_token']:.1f}"
+    assert numbers[3] == f"{1 - about['fidelity']['tail_mean']:.1%}"
+    assert re.fullmatch(r"(\d) of \1", numbers[4])
+    assert len(page.of("li")) == 5
+    assert page.headings[:2] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("change", "failed"),
+    [
+        ({}, None),
+        ({"complete": False}, "The capture has finished"),
+        ({"fidelity": {"dropped_entries": 3}}, "No prediction fell out of the range of its code"),
+        (
+            {"self_test": {"tokens": 9, "largest": 0.5, "tolerance": 0.1}},
+            "The teacher says the same alone and in a batch",
+        ),
+        ({"turns": {"rows": 9, "without_end": 2}}, "Every answer ends with a token for its end"),
+    ],
+)
+def test_a_check_that_fails_is_named_and_lowers_the_count(
+    store: LogitStore, change: dict[str, Any], failed: str | None
+) -> None:
+    about, found = facts(store), survey(store)
+    about["turns"] = {"rows": 9, "without_end": 0}
+    about["self_test"] = {"tokens": 9, "largest": 0.01, "tolerance": 0.1}
+    for name, value in change.items():
+        about[name] = about[name] | value if isinstance(value, dict) else value
+    assert [c.name for c in checks(about, found) if c.passed is False] == ([failed] * bool(failed))
+    assert numbers(about, found)[4].value == ("5 of 6" if failed else "6 of 6")
+
+
+def test_a_token_that_the_teacher_excluded_fails_a_check(store: LogitStore) -> None:
+    found = survey(store)._replace(impossible=2)
+    [check] = [c for c in checks(facts(store), found) if c.passed is False]
+    assert check.said.startswith("2 of ")
+
+
+def test_every_figure_says_what_it_means(store: LogitStore, tmp_path: Path) -> None:
+    write_page(store, tmp_path / "r.html")
+    page = Outline((tmp_path / "r.html").read_text())
+    captions = [text for _, text in page.of("figcaption")]
+    assert len(captions) == len(page.of("figure")) >= 6
+    for word in ("ce_loss", "tail_kl and mapped_kl", "uld loss", "cross-entropy"):
+        assert any(word in text for text in captions), word
+
+
+def test_what_a_figure_says_is_what_the_tokens_are(store: LogitStore) -> None:
+    found, about = survey(store), facts(store)
+    flat = np.concatenate([-r.token_logprob.astype(np.float64) for r in store])
+    mean = flat[np.isfinite(flat)].mean()
+    assert meaning.surprise(found).startswith(f"{mean:.2f} nats a token")
+    assert f"{(flat < 1).mean():.0%} of the tokens are below 1" in meaning.surprise(found)
+    assert "a larger --top-k would keep more" in meaning.tail(
+        found, about | {"fidelity": about["fidelity"] | {"tail_mean": 0.2}}
+    )
+    assert "template" in meaning.surprise(found._replace(first_surprise=3 * mean + 9))
+    assert "template" not in meaning.surprise(found._replace(first_surprise=mean))
+    curve = {"k": [1, 2, 4], "mass": [0.5, 0.9, 0.905]}
+    assert "--top-k 2 would have done" in meaning.mass(curve)
+    assert "more would add more" in meaning.mass(curve | {"mass": [0.3, 0.5, 0.7]})
+
+
+def test_the_page_has_an_outline_labels_and_nothing_empty(
+    store: LogitStore, hostile: LogitStore, tmp_path: Path
+) -> None:
+    put(tmp_path / "draws", stores.spec(top_k=0, draws=4))
+    put(tmp_path / "import", stores.spec(missing=("entropy", "tail_logmass", "token_logprob")))
+    every = (store, hostile, *(open_store(tmp_path / name) for name in ("draws", "import")))
+    for opened in every:
+        write_page(opened, tmp_path / "r.html")
+        check_structure((tmp_path / "r.html").read_text())
+
+
+def test_every_text_can_be_read_in_light_and_in_dark() -> None:
+    css = beside("logitstore.console", "page.css") + beside("logitstore.inspection", "browse.css")
+    for scheme, colours in palettes(css).items():
+        for text in ("text", "dim", "bar", "second"):
+            for ground in ("back", "card"):
+                found = contrast(colours[text], colours[ground])
+                assert found >= 4.5, f"{scheme}: {text} on {ground} has {found:.2f}"
+        for shade in ("s1", "s2", "s3"):
+            assert contrast(colours["text"], colours[shade]) >= 4.5, (scheme, shade)
+            assert contrast(colours["mark"], colours[shade]) >= 3, (scheme, shade)
+        assert contrast(colours["focus"], colours["card"]) >= 3
+        assert contrast(colours["edge"], colours["card"]) >= 3, "the border of a field"
+
+
+# ---- figures ----
 
 
 def test_figures_say_their_numbers_in_words() -> None:
@@ -195,7 +341,7 @@ def test_a_store_without_records_has_a_page_too(tmp_path: Path) -> None:
     writer.write_shard(0, [(SequenceText(0, 0, "empty", ()), None)])
     writer.seal()
     write_page(open_store(tmp_path / "s"), tmp_path / "r.html")
-    assert "No sequence with records fits" in (tmp_path / "r.html").read_text()
+    assert "No row with a token that is kept fits" in (tmp_path / "r.html").read_text()
 
 
 def test_the_command_says_what_it_wrote(store: LogitStore, tmp_path: Path) -> None:
@@ -253,13 +399,14 @@ def check_shown(browser: Browser, token: dict[str, object], record: int) -> None
     entries = token["entries"]
     assert isinstance(entries, list)
     assert browser.ask("document.querySelector('#detail h3').textContent").startswith(
-        f"record {record}: "
+        f"Token {record}: "
     )
     assert facts["id"] == str(token["token_id"])
-    assert float(facts["p"]) == pytest.approx(np.exp(token["logprob"]), abs=6e-5)
+    assert float(facts["probability"]) == pytest.approx(np.exp(token["logprob"]), abs=6e-5)
     assert float(facts["surprise"]) == pytest.approx(-float(str(token["logprob"])), abs=6e-4)
     assert float(facts["entropy"]) == pytest.approx(token["entropy"], abs=6e-4)
-    assert float(facts["tail"]) == pytest.approx(token["tail"], abs=6e-5)
+    assert rows[-1][1] == "all others, not kept"
+    assert float(rows[-1][0]) == pytest.approx(token["tail"], abs=6e-5)
     assert [name for _, name in rows[:10]] == [f"id {e['id']}" for e in entries[:10]]
     for (p, _), entry in zip(rows, entries[:10], strict=False):
         assert float(p) == pytest.approx(entry["p"], abs=6e-5)
@@ -270,7 +417,8 @@ def test_pointing_tapping_and_keys_show_the_right_numbers(
 ) -> None:
     write_page(store, tmp_path / "r.html")
     browser.open(tmp_path / "r.html")
-    first, second = spread(store, 24)[:2]
+    surprise = survey(store).sequence_surprise
+    first, second = (s["sequence"] for s in browsed(store, 24, surprise)["sequences"][:2])
     tokens = sequence_facts(store, first)["tokens"]
     element = "document.querySelectorAll('#text .token')[{}]".format
     browser.hover(element(2))
@@ -280,7 +428,7 @@ def test_pointing_tapping_and_keys_show_the_right_numbers(
     check_shown(browser, tokens[1], 1)
     browser.press("End")
     check_shown(browser, tokens[-1], len(tokens) - 1)
-    browser.ask("document.getElementById('after').click()")
+    browser.ask("document.querySelectorAll('#rows .row')[1].click()")
     check_shown(browser, sequence_facts(store, second)["tokens"][0], 0)
     assert browser.said == []
 
@@ -291,6 +439,80 @@ def test_pointing_tapping_and_keys_show_the_right_numbers(
     back = browser.ask("getComputedStyle(document.body).backgroundColor")
     assert back == "rgb(20, 22, 26)"
     assert browser.said == []
+
+
+def test_everything_can_be_reached_with_the_keyboard(
+    browser: Browser, store: LogitStore, tmp_path: Path
+) -> None:
+    write_page(store, tmp_path / "r.html")
+    browser.open(tmp_path / "r.html")
+    in_text = "document.activeElement.closest('#text') ? 'text' : "
+    focused = in_text + "document.activeElement.id || document.activeElement.className || 'x'"
+    seen: list[str] = []
+    for _ in range(12):
+        browser.press("Tab")
+        at = str(browser.ask(focused)).split()[0]
+        seen += [at] if at not in seen[-1:] else []
+        if at != "x":
+            style = browser.ask("getComputedStyle(document.activeElement).outlineStyle")
+            assert style == "solid", f"{at}: the focus is not seen"
+    # The tokens are one stop of the tabulator: arrows go on from there.
+    assert seen[:5] == ["search", "order", "row", "token", "text"]
+    browser.ask("document.querySelector('#rows .row').focus()")
+    browser.press("ArrowDown")
+    selected = "[...document.querySelectorAll('.row')].map(e => e.getAttribute('aria-selected'))"
+    assert browser.ask(selected)[:2] == ["false", "true"]
+    browser.ask("document.querySelector('#text .token').focus()")
+    browser.press("Enter")
+    browser.hover("document.querySelectorAll('#text .token')[1]")
+    assert browser.ask("document.querySelector('#detail h3').textContent").startswith("Token 0: ")
+    browser.press("Escape")
+    browser.hover("document.querySelectorAll('#text .token')[2]")
+    assert browser.ask("document.querySelector('#detail h3').textContent").startswith("Token 2: ")
+    assert browser.said == []
+
+
+def test_rows_are_searched_and_ordered(browser: Browser, store: LogitStore, tmp_path: Path) -> None:
+    write_page(store, tmp_path / "r.html")
+    browser.open(tmp_path / "r.html")
+    rows = (
+        "[...document.querySelectorAll('#rows small')].map(e => parseInt(e.textContent.slice(4)))"
+    )
+    surprise = survey(store).sequence_surprise
+    shown = browsed(store, 24, surprise)["sequences"]
+    assert browser.ask(rows) == [s["row"] for s in shown]
+    change = (
+        "(e => {{ e.value = {}; e.dispatchEvent(new Event('{}')) }})(document.getElementById('{}'))"
+    )
+    browser.ask(change.format("'row'", "change", "order"))
+    assert browser.ask(rows) == sorted(s["row"] for s in shown)
+    text = store.text(shown[-1]["sequence"])
+    word = text.supervised_bytes.decode()[:6]
+    browser.ask(change.format(json.dumps(word), "input", "search"))
+    wanted = sorted(s["row"] for s in shown if word.lower() in all_text(store, s["sequence"]))
+    assert browser.ask(rows) == wanted
+    assert browser.ask("document.getElementById('count').textContent").startswith(
+        f"{len(wanted)} of {len(shown)} rows with"
+    )
+    browser.ask(change.format("'no such text'", "input", "search"))
+    assert browser.ask("document.getElementById('count').textContent").startswith("0 of ")
+    assert browser.said == []
+
+
+def all_text(store: LogitStore, i: int) -> str:
+    return "".join(segment.text for segment in store.text(i).segments).lower()
+
+
+@pytest.mark.slow
+def test_the_page_fits_a_desk_and_a_phone_in_light_and_in_dark(
+    browser: Browser, store: LogitStore, tmp_path: Path
+) -> None:
+    write_page(store, tmp_path / "r.html")
+    assert list(look(browser, tmp_path / "r.html", tmp_path, None)) == []
+    assert len({path.read_bytes() for path in tmp_path.glob("r-*.png")}) == 8
+    (tmp_path / "wide.html").write_text("<div style='width: 600px'>x</div>")
+    wrong = list(look(browser, tmp_path / "wide.html", tmp_path, None))
+    assert [said.split(", ")[1] for said in wrong] == ["390 pixels"] * 2
 
 
 def test_a_store_full_of_scripts_runs_nothing(

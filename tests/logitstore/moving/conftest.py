@@ -1,12 +1,5 @@
 """A teacher that other tools have asked, made once for all tests of imports."""
 
-import pytest
+from tests.kit.dumper import teacher
 
-from tests.kit import dumps
-from tests.kit.dumps import Dumper
-
-
-@pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    """It is only read: one with other settings is a copy (`dataclasses.replace`)."""
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
+__all__ = ["teacher"]  # a fixture

@@ -28,11 +28,6 @@ from tests.kit.paths import ROOT
 STEPS = {"token_logprob": TOKEN_STEP, "tail_logmass": TAIL_STEP, "entropy": ENTROPY_STEP}
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
 def same(one: LogitStore, other: LogitStore, tolerance: float = 1.01) -> None:
     """The same texts and tokens, and values within a step of their codes."""
     assert len(one) == len(other) > 0

@@ -12,16 +12,10 @@ import pytest
 import logitstore
 from logitstore.errors import IncompleteStoreError, MismatchError
 from logitstore.testing import stores
-from tests.kit import dumps
 from tests.kit.created import Rows, created, settings, with_logits
 from tests.kit.dumps import ENGLISH, TEXTS, Dumper
 
 PLAIN = {"top_k": 8, "shard_rows": 4, "dataset": "tiny"}
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 import logitstore
 from logitstore.errors import InputError, LogitStoreError
 from logitstore.testing import tiny
-from tests.kit import dumps
 from tests.kit.created import logits_of, settings, with_entries
 from tests.kit.dumps import Dumper
 
@@ -25,11 +24,6 @@ TOGETHER = (
     "ids=… and logprobs=…, with tail=…, entropy=… and token_logprob=… where they are known."
 )
 Arrays = dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
 
 
 def put(array: Any, place: Any, value: float) -> Any:

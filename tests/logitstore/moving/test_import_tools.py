@@ -19,11 +19,6 @@ CONFIG = "d: 400\nk: 8\nexact_k: 8\nexact_dtype: float32\nresidual_bins: []\n"
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
-@pytest.fixture(scope="module")
 def raw(teacher: Dumper, tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
     folder = tmp_path_factory.mktemp("raw")
     rows = [teacher.raw(text) for text in ENGLISH]

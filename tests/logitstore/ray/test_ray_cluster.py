@@ -3,12 +3,14 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -161,16 +163,16 @@ def test_teachers_that_are_killed_cost_their_shards_in_hand_and_are_replaced(
     assert tree(out) == wanted
 
 
-def command(ray: Any, teacher: Path, data: Path, out: Path) -> "subprocess.Popen[str]":
+def command(address: str, teacher: Path, data: Path, out: Path) -> "subprocess.Popen[str]":
     """Drive a capture from a process of its own, by the cluster's address."""
     job = [sys.executable, "-m", "logitstore", "capture", str(teacher), str(data)]
     job += ["--out", str(out), "--top-k", "8", "--shard-text-bytes", "400", "--json"]
     return subprocess.Popen(
-        [*job, "--ray", ray.address],
+        [*job, "--ray", address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
     )
 
 
@@ -185,14 +187,14 @@ def test_a_driver_that_is_killed_and_started_again_resumes_and_its_teachers_end(
     ray: Any, teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    first = command(ray, teacher, data, out)
+    first = command(ray.address, teacher, data, out)
     wait_for(first, has_shards(out, 3))
     first.kill()
     first.communicate()
     (orphan,) = processes(out)
     assert not (out / "DONE").exists()
     there = {path.name: path.stat().st_mtime_ns for path in (out / "shards").glob("*.zip")}
-    second = command(ray, teacher, data, out)
+    second = command(ray.address, teacher, data, out)
     printed, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     assert json.loads(printed)["complete"]
@@ -206,7 +208,7 @@ def test_a_signal_ends_the_driver_after_the_shards_in_hand(
     ray: Any, teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    driver = command(ray, teacher, data, out)
+    driver = command(ray.address, teacher, data, out)
     wait_for(driver, has_shards(out, 3))
     driver.send_signal(signal.SIGTERM)
     printed, err = driver.communicate(timeout=120)
@@ -217,6 +219,39 @@ def test_a_signal_ends_the_driver_after_the_shards_in_hand(
     assert f"stopped after whole shards. {out}: {there} of" in err
     assert not list((out / "shards").glob(".tmp-*"))
     assert verify_store(out, allow_partial=True, deep=True).damaged == []
+
+
+@contextmanager
+def client_server(ray: Any) -> Iterator[str]:
+    """Serve Ray's client on loopback, as a head node does; yields the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = [sys.executable, "-m", "ray.util.client.server", f"--address={ray.address}"]
+    words += ["--host=127.0.0.1", f"--port={port}", "--mode=legacy"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            until = time.monotonic() + 60
+            while True:
+                assert server.poll() is None
+                assert time.monotonic() < until, "the server does not listen"
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                    break
+                time.sleep(0.1)
+            yield f"ray://127.0.0.1:{port}"
+        finally:
+            server.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("grpc") is None, reason="ray without its client: ray[client]")
+def test_a_driver_outside_the_cluster_reaches_it_by_rays_client(
+    ray: Any, teacher: Path, data: Path, wanted: dict[str, bytes], tmp_path: Path
+) -> None:
+    with client_server(ray) as address:
+        printed, err = command(address, teacher, data, tmp_path / "s").communicate(timeout=300)
+    assert json.loads(printed)["complete"], err
+    assert tree(tmp_path / "s") == wanted
 
 
 @pytest.mark.slow

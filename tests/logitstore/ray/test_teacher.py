@@ -33,7 +33,7 @@ def task(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Task:
 
 @pytest.fixture(scope="module")
 def job(task: Task) -> Job:
-    return job_of(task, take_sample(task.reader, task.text_bytes), Needs(0, 1))
+    return job_of(task, take_sample(task.reader, task.sizes), Needs(0, 1))
 
 
 @pytest.fixture(autouse=True)
@@ -120,5 +120,5 @@ def test_a_teacher_holds_what_is_asked_for_else_what_one_uses(
 def test_processors_are_no_gpus_for_who_was_given_none(task: Task, job: Job) -> None:
     """A node may have some, which belong to others."""
     assert job.settings.device == "cpu"
-    sample = take_sample(task.reader, task.text_bytes)
+    sample = take_sample(task.reader, task.sizes)
     assert job_of(task, sample, Needs(1, 1)).settings.device is None

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from logitstore.records import Segment
 from logitstore.testing import tiny
 from logitstore.text.crossings import Crossings, find_crossings
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.kinds import CHANGING, EXACT, SEGMENTS, TOKENIZERS
 
 LAW = settings(max_examples=60, deadline=None)

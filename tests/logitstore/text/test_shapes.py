@@ -19,7 +19,8 @@ from logitstore.text.chat_template import ChatTemplate
 from logitstore.text.conversation import Conversation
 from logitstore.text.ends import CALLS, THINKING, count_endless
 from logitstore.text.student_turns import read_turns
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from logitstore.text.turns import Piece, Rendering
 from tests.kit.shapes import CALL, SHAPES, TALKS, Expected, expected
 

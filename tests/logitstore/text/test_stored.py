@@ -17,15 +17,16 @@ from logitstore.capture.again import capture_again
 from logitstore.checking.verify import verify_store
 from logitstore.errors import CorruptStoreError, InputError, MismatchError
 from logitstore.format.spec import boundaries_name
-from logitstore.inspection import sequence
-from logitstore.inspection.sequence import sequence_facts
 from logitstore.moving.subset import subset
 from logitstore.storage.folder import LocalPath
 from logitstore.store import LogitStore, open_store
 from logitstore.testing import tiny
+from logitstore.text import sequence_facts as sequence
 from logitstore.text import stored
+from logitstore.text.fingerprint import fingerprint
+from logitstore.text.sequence_facts import sequence_facts
 from logitstore.text.stored import files_to_store, stored_tokenizer
-from logitstore.text.tokenizer import ByteTokenizer, fingerprint
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.rows import texts_file
 
 TEXTS = tiny.corpus()[:3]

@@ -24,7 +24,8 @@ from logitstore.records import Segment
 from logitstore.testing import tiny
 from logitstore.text import token_spans
 from logitstore.text.token_spans import spans_from_offsets
-from logitstore.text.tokenizer import ByteTokenizer, TokenizedText
+from logitstore.text.tokenized_text import TokenizedText
+from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.kinds import (
     CHANGING,
     EXACT,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from logitstore.capture.passes.completer import Completer
+from logitstore.capture.passes.encoding import Encoding
 from logitstore.capture.passes.vllm.completer import VllmCompleter
 from logitstore.capture.passes.vllm.engine import Engine
 from logitstore.capture.passes.vllm.options import Options
@@ -80,22 +81,13 @@ class Wanted:
         return found
 
 
-class InVllm:
-    """The part of an engine that runs in vLLM which is the same for both ways.
-
-    Attributes:
-        place, versions: What it is, for messages and for the store.
-        devices: How many hold the teacher.
-        is_quantized: Whether its weights or its cache are.
-    """
-
-    spec: StoreSpec
-    raises_out_of_memory = False  # it forms batches of its own
+class InVllm(Encoding):
+    """The part of an engine that runs in vLLM which is the same for both ways."""
 
     def _run(self, wanted: Wanted, **more: Any) -> None:
         """Start vLLM; as `Wanted.start`."""
         self._engine = wanted.start(**more)
-        self.place: str = self._engine.place
+        self.place = self._engine.place
         self.versions = {"vllm": self._engine.version}
         self.devices, self.is_quantized = wanted.options.devices(), wanted.is_quantized
 

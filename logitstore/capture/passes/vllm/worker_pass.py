@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from logitstore.capture.boundaries.branches import selected
-from logitstore.capture.passes.encoding import Encoding, head_settings
+from logitstore.capture.passes.encoding import head_settings
 from logitstore.capture.passes.engine import Alone, Forwarded
 from logitstore.capture.passes.listed import Refused, warn_of_refused
 from logitstore.capture.passes.vllm.extension import NAME
@@ -32,7 +32,7 @@ _SAME = 0.05
 _PROBE_TOKENS = 12
 
 
-class WorkerPass(InVllm, Encoding):
+class WorkerPass(InVllm):
     """Asks vLLM's workers about batches of sequences.
 
     Args:

@@ -17,22 +17,10 @@ from logitstore.capture.settings import CaptureSettings
 from logitstore.errors import InputError, LogitStoreError, MismatchError
 from logitstore.store import LogitStore
 from logitstore.testing import stores
-from tests.kit import dumps
 from tests.kit.dumps import ENGLISH, Dumper
 from tests.kit.fake_server import Server, serve
 
 KEY = "sk-very-secret"
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "a.jsonl"
-    return str(dumps.write_jsonl(path, [{"text": text} for text in ENGLISH]))
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from logitstore.capture.job import run_capture, run_preview
-from logitstore.capture.passes.vllm import engine
+from logitstore.capture.passes.vllm import engine, public_pass
 from logitstore.capture.passes.vllm.engine import Engine
 from logitstore.capture.passes.vllm.options import Options
 from logitstore.capture.passes.vllm.summaries import Asked, Span, Summaries, unpacked
@@ -28,17 +28,6 @@ from tests.kit.dumps import ENGLISH, Dumper
 from tests.kit.fake_vllm import FakeVllm
 
 ALL: dict[str, Any] = {"temperatures": [2.0], "logit_std": True, "draws": 4, "top_k": 4}
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Dumper:
-    return dumps.dumper(tmp_path_factory.mktemp("dumps") / "teacher")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path = tmp_path_factory.mktemp("data") / "a.jsonl"
-    return str(dumps.write_jsonl(path, [{"text": text} for text in ENGLISH]))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +122,24 @@ def test_an_older_vllm_without_flat_lists_says_the_same(
     FakeVllm.put(monkeypatch, flat=False)
     other = ask(teacher, data, tmp_path / "plain")
     assert stores.tree(one.path) == stores.tree(other.path)
+
+
+def test_vllm_is_asked_in_parts_whose_lists_are_not_too_large(
+    teacher: Dumper, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeVllm.put(monkeypatch)
+    one = ask(teacher, data, tmp_path / "one", shard_text_bytes=10_000)
+    calls = [[len(ids) for ids in asked] for asked in fake.asked[1:]]  # after the probe
+    assert [len(lengths) for lengths in calls] == [len(ENGLISH)]
+    most = 2 * max(calls[0])
+    fake.asked.clear()
+    monkeypatch.setattr(public_pass, "_MOST_ENTRIES", most * 5)  # four entries, and the token's own
+    parts = ask(teacher, data, tmp_path / "parts", shard_text_bytes=10_000)
+    again = [[len(ids) for ids in asked] for asked in fake.asked[1:]]
+    assert [length for lengths in again for length in lengths] == calls[0]
+    assert 1 < len(again) < len(ENGLISH)
+    assert all(sum(lengths) <= most for lengths in again)
+    assert stores.tree(one.path) == stores.tree(parts.path)
 
 
 @pytest.mark.parametrize("silently", [False, True])
