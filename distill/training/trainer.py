@@ -350,7 +350,8 @@ class CachedTeacherTrainer(EvaluatingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Save the student as Trainer does, and the weights of losses beside it."""
         super()._save(output_dir, state_dict)
-        save_beside(self.head.model, Path(output_dir or str(self.args.output_dir)))
+        if self.args.should_save:  # of several processes one
+            save_beside(self.head.model, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -378,16 +378,17 @@ def test_they_have_a_learning_rate_of_their_own(
 
 
 @pytest.mark.slow
-def test_two_processes_train_them_as_one_does(
-    stores: dict[str, LogitStore], tmp_path: Path
-) -> None:
+def test_two_processes_train_them_as_one_does(here: Path, tmp_path: Path) -> None:
     """Each has half of the rows of a step, and the gradients of both are added up."""
+    rows = str(texts_file(tmp_path / "rows.jsonl", [text[:30] for text in tiny.corpus()[:8]]))
+    kept: dict[str, Any] = {"hidden": ["last,embedding"], "device": "cpu", "self_test": False}
+    store = capture(str(here / "teacher"), rows, out=tmp_path / "s", top_k=4, **kept)
     how: dict[str, Any] = {"loss": "dskd", "no_self_test": True, "loss_learning_rate": 1e-2}
-    one = prepared(stores["bf16"], tmp_path / "one", eval_store=stores["bf16"], **ONE, **how)
+    one = prepared(store, tmp_path / "one", eval_store=store, **ONE, **how)
     one.train()
     one.save_model()
     (tmp_path / "how.json").write_text(json.dumps(how))
-    (tmp_path / "store").write_bytes(pickle.dumps(stores["bf16"]))
+    (tmp_path / "store").write_bytes(pickle.dumps(store))
     run_both(tmp_path)
     found = json.loads((tmp_path / "two-0.json").read_text())["logged"]
     for ours, theirs in zip(logged(one), found, strict=True):
