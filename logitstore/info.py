@@ -44,6 +44,8 @@ class Described(Protocol):
     @property
     def boundaries(self) -> Mapping[str, "Described"]: ...
     @property
+    def hidden_bytes(self) -> int: ...
+    @property
     def statuses(self) -> dict[str, int]: ...
     def __len__(self) -> int: ...
     def first_rows(self) -> Mapping[str, int]: ...
@@ -88,7 +90,7 @@ def facts(store: Described) -> dict[str, Any]:
         "turns": store.provenance.get("turns"),
         "digest": store.digest,
         "boundaries": [_boundaries(*each) for each in store.boundaries.items()],
-    }
+    } | ({} if spec.hidden is None else {"hidden_bytes": store.hidden_bytes})
 
 
 def _boundaries(fingerprint: str, store: Described) -> dict[str, Any]:
@@ -195,6 +197,7 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
         if uld is None
         else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
         f"{uld['p99']:.4f} for 99 of 100 tokens" + _at_worst(uld["worst"]),
+        **_hidden(capture, about),
         **_turns(about["turns"]),
         **_self_test(about["self_test"]),
         "digest": about["digest"],
@@ -210,6 +213,18 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
     return lines
+
+
+def _hidden(capture: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
+    """Say which hidden states lie beside the records, and what they take."""
+    if "hidden" not in capture:
+        return {}
+    kept, size = capture["hidden"], about["hidden_bytes"]
+    said = f"{', '.join(kept['layers'])} · {kept['width']:,} numbers in {kept['dtype']}"
+    said += " · of context, too" if kept["context"] else ""
+    said += " · the embedding is the teacher's weights" if "embedding" in kept["layers"] else ""
+    each = size / max(about["records"], 1)
+    return {"hidden": f"{said} · {size:,} bytes in files of their own, {each:.1f} a token"}
 
 
 def _source(about: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ Shape legend: n = records (supervised tokens) of the sequence, m = entries of al
 T = extra temperatures, d = draws of all its records, L = tokens of the whole sequence.
 """
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,14 @@ class Entries(NamedTuple):
     tail_logmass: npt.NDArray[np.float32]  # (n,)
 
 
+class Sidecar(Protocol):
+    """The hidden states of one sequence, `logitstore.format.hidden_states.HiddenStates`."""
+
+    @property
+    def of_records(self) -> npt.NDArray[np.float32]:
+        """(n, D) the state that predicted each record's token."""
+
+
 _SHOWN_RECORDS = 20  # of a sequence, in a notebook
 _COLUMNS = ("record", "token id", "bytes", "p", "entropy", "tail", "entries", "largest p")
 
@@ -97,6 +106,8 @@ class TokenRecords:
         sample_ids: (d,) uint32 flat, distinct draws from the tail, or None.
         sample_counts: (d,) uint8, how often each was drawn, or None.
         draw_count: (n,) int64, distinct draws of each record, or None.
+        sidecar: Reads the hidden states, which lie in a file of their own; None where there are
+            none.
     """
 
     token_ids: npt.NDArray[np.uint32]
@@ -114,6 +125,12 @@ class TokenRecords:
     sample_ids: npt.NDArray[np.uint32] | None = None
     sample_counts: npt.NDArray[np.uint8] | None = None
     draw_count: npt.NDArray[np.int64] | None = None
+    sidecar: Callable[[], Sidecar] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def hidden(self) -> npt.NDArray[np.float32] | None:
+        """(n, D) float32, read now: the last hidden state that predicted each token; or None."""
+        return None if self.sidecar is None else self.sidecar().of_records
 
     def __len__(self) -> int:
         return len(self.token_ids)

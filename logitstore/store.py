@@ -25,7 +25,8 @@ which names the row, and nothing is returned in their place.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,8 +39,10 @@ from logitstore.errors import (
     check_installed,
 )
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.hidden_states import HiddenStates
 from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
+from logitstore.format.shard_group import HIDDEN
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.info import Fidelity, facts, store_html
 from logitstore.reading.bucket import tokenizer_folder
@@ -157,7 +160,7 @@ class LogitStore:
             IndexError: There is no such sequence.
             CorruptStoreError: Its bytes are damaged; other sequences may still be whole.
         """
-        return self._read(i, Shard.records)
+        return self._with_sidecar(i, self._read(i, Shard.records))
 
     def __iter__(self) -> Iterator[TokenRecords]:
         return (self[i] for i in range(len(self)))
@@ -179,7 +182,8 @@ class LogitStore:
         """
         asked = list(indices)
         self.fetch_ahead(asked)
-        return self._shards.read_many([self.locate(i) for i in asked])
+        read = self._shards.read_many([self.locate(i) for i in asked])
+        return [self._with_sidecar(i, each) for i, each in zip(asked, read, strict=True)]
 
     def entries(self, i: int) -> Entries:
         """Read the entries of sequence i without the rest of its records: half of the work.
@@ -189,6 +193,26 @@ class LogitStore:
             CorruptStoreError: Bytes it needs are damaged.
         """
         return self._read(i, Shard.entries)
+
+    def states(self, i: int) -> HiddenStates:
+        """Read the teacher's hidden states of sequence i; `store[i].hidden` has those of records.
+
+        Raises:
+            MismatchError: The store was captured without them.
+            IndexError: There is no such sequence.
+            CorruptStoreError: Bytes it needs are damaged.
+        """
+        if self.spec.hidden is None:
+            raise MismatchError(
+                f"{self.path}: captured without --hidden, so without the teacher's hidden states. "
+                "Run `logitstore capture …` again with --hidden last."
+            )
+        return self._read(i, Shard.states)
+
+    def _with_sidecar(self, i: int, records: TokenRecords) -> TokenRecords:
+        if self.spec.hidden is None:
+            return records
+        return replace(records, sidecar=partial(self.states, i))
 
     def text(self, i: int) -> SequenceText:
         """Read the text of sequence i, and the dataset row that it comes from.
@@ -511,6 +535,14 @@ class LogitStore:
     def member_bytes(self) -> list[dict[str, int]]:
         """Count, for each shard, the bytes of each array and of the text."""
         return self._table.for_each_shard(lambda i: self._table.skim(i).member_bytes())
+
+    @property
+    def hidden_bytes(self) -> int:
+        """The bytes of the files with hidden states; 0 where there are none."""
+        if self.spec.hidden is None:
+            return 0
+        sizes = self._table.for_each_shard(lambda i: int(self.skim(i).about[HIDDEN]["bytes"]))
+        return sum(sizes)
 
     def _read(self, i: int, read: Callable[[Shard, int], T]) -> T:
         return self._shards.read_sequence(*self._table.find_sequence(i), read)

@@ -7,6 +7,8 @@ From hidden states to their gradient and that of the output embedding, in proces
 * cross-entropy with all logits at once; chunk by chunk, recomputing the logits in the backward
   pass; and chunk by chunk with the gradient taken in the forward, as Liger's kernel does;
 * cross-entropy plus each loss here, as the trainer takes it, from a store's top 64;
+* of losses that read hidden states, beside the student's head the loss's own weights (a teacher of
+  width 512): twice the logits, so they have no goal;
 * the same with mapped_kl over events: groups of the student's tokens, 50,000 of 128,256 tokens and
   in proportion elsewhere. Two thirds have one token, the largest nearly 10,000, and half of a row's
   64 events are drawn by their number of tokens;
@@ -39,7 +41,8 @@ from torch.utils.checkpoint import checkpoint
 from distill.data.batch_cuts import cut, piece_of
 from distill.head.query import Partition
 from distill.head.student_head import StudentHead, chunk_tokens_of
-from distill.losses import option_values
+from distill.losses import find, option_values
+from distill.losses.loss import Inside, Widths
 from distill.training.batch_query import query_of
 from distill.training.loss_terms import terms_of
 from tools.benchmark import PeakMemory, goal, run_sizes, said, table
@@ -57,7 +60,12 @@ LOSSES = (
     "gold",
     "infifusion",
     "cdm",
+    "clkd",
+    "dskd",
 )
+#: Of these, the losses that read hidden states; their weights and states are theirs alone.
+SIDECAR = ("dskd",)
+TEACHER_WIDTH = 512
 RECOMPUTED, IN_FORWARD = "chunked CE, recomputed", "chunked CE, in the forward"
 SORTED, TRL = "ULD, both sides sorted", "ULD, TRL"
 
@@ -189,7 +197,11 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
         partitions = {name: each.to(sizes.device) for name, each in partitions.items()}
     hidden, weight, labels = hidden_and_weight(sizes)
     model, settings = HeadOnly(weight), option_values({})
-    head = StudentHead(model)
+    head, made = StudentHead(model), find(name).module
+    own = None
+    if made is not None:
+        widths = Widths(TEACHER_WIDTH, TEACHER_WIDTH, sizes.D, sizes.D)
+        own = made(widths, settings).to(sizes.device)
     example = np.repeat(np.arange(sizes.B), sizes.N // sizes.B)
     pieces = cut(arrays, example, head.chunk_tokens)
     teacher = {
@@ -208,6 +220,14 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
         "aligned": torch.ones(sizes.B, device=sizes.device),
     }
 
+    def make(hidden_ND: Tensor) -> dict[str, Tensor]:
+        assert own is not None
+        ids = batch["labels"].flatten()
+        inside = Inside(
+            hidden_ND, ids[rows], ids[rows + 1], batch["example"], weight.detach().__getitem__
+        )
+        return {f"{name}.{key}": x for key, x in own(inside, teacher[name], settings).items()}
+
     def objective(answer: Any, start: int, _stop: int) -> Tensor:
         part = piece_of(teacher, starts[start]) if starts else teacher
         ce, kd = terms_of(part, answer, settings, "hard").values()
@@ -221,6 +241,7 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
             query_of(batch, settings, partitions),
             objective,
             ranges,
+            None if own is None else make,
         )
 
     return stepped(hidden, weight, loss)
@@ -333,10 +354,25 @@ def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:
         }
     if name == "infifusion":
         return {"index": index, "entry_logprobs": logprobs}
+    if name in SIDECAR:
+        shape, tokens = (sizes.N, TEACHER_WIDTH), np.arange(sizes.N)
+        codes, scale = rng.integers(1, 126, shape, np.uint8), np.ones(sizes.N, np.float32)
+        return {
+            "index": index,
+            "label": rng.integers(sizes.V, size=sizes.N),
+            "whole_ids": tokens,
+            "whole_read": tokens,
+            "whole_sequence": tokens // (sizes.N // sizes.B),
+            "whole_codes": codes,
+            "whole_scale": scale,
+            "whole_embedding_ids": tokens,
+            "whole_embedding_codes": codes,
+            "whole_embedding_scale": scale,
+        }
     if name == "alm":
         logprob = np.full(count, -2, np.float32)
         return {"index": index, "logprob": logprob, "token_index": every, "token_pair": owner}
-    if name == "multilevel_ot":
+    if name in ("multilevel_ot", "clkd"):
         length = sizes.N // sizes.B
         return {
             "index": every[::length],
@@ -459,7 +495,7 @@ def judged(measured: dict[str, dict[str, float]], vocabulary: int) -> dict[str, 
             f"times faster than {other}": speed,
             f"memory of {other}": goal(ratio("peak_bytes", "uld", other), at_most=0.1),
         }
-    for name in LOSSES:
+    for name in (each for each in LOSSES if each not in SIDECAR):
         goals.setdefault(name, {}).update(
             {
                 f"time of {RECOMPUTED}": goal(ratio("cpu_s", name, RECOMPUTED), at_most=1.15),

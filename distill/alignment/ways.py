@@ -37,7 +37,7 @@ Shape legend: P = pairs of a record and a label, n = records of the sequence, N 
 """
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -257,8 +257,9 @@ def with_answers(records: TokenRecords, answers: TokenRecords) -> TokenRecords:
     assert records.entry_ids is not None
     assert answers.entry_ids is not None
     kept = [column.name for column in fields(TokenRecords)][:9]
-    both = ((getattr(records, name), getattr(answers, name)) for name in kept)
-    return TokenRecords(*(np.concatenate(parts) for parts in both))
+    both = {name: (getattr(records, name), getattr(answers, name)) for name in kept}
+    joined: dict[str, Any] = {name: np.concatenate(parts) for name, parts in both.items()}
+    return TokenRecords(**joined)
 
 
 def answers_of(student: Spans, starts: Ints, lengths: Ints) -> Ints:

@@ -23,6 +23,10 @@ Ints = npt.NDArray[np.int64]
 
 #: Endings of the names of arrays: the further labels that belong to pairs, and the pair of each.
 INDEX, PAIR = "_index", "_pair"
+#: Begins the names of arrays of whole sequences, which no piece has a part of.
+WHOLE = "whole_"
+#: Of these, the one that numbers sequences.
+WHOLE_SEQUENCE = f"{WHOLE}sequence"
 
 
 class Piece(NamedTuple):
@@ -110,6 +114,8 @@ def _piece_of_loss(name: str, arrays: Mapping[str, Tensor], piece: Piece) -> dic
     pairs, members = piece.pairs[name], piece.members[name]
     taken = {}
     for key, array in arrays.items():
+        if key.startswith(WHOLE):
+            continue
         owner = next((label for label in members if key.startswith(f"{label}_")), None)
         part = array[pairs if owner is None else members[owner]]
         if key == "index" or key.endswith(INDEX):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from distill.alignment.runs import runs
-from distill.data.batch_cuts import INDEX, PAIR, cut
+from distill.data.batch_cuts import INDEX, PAIR, WHOLE_SEQUENCE, cut
 from distill.data.example import Example
 from distill.data.packing import Layout, one_a_row
 from distill.data.ragged import tensors_of
@@ -97,12 +97,13 @@ def _joined(name: str, loss: Loss, examples: Sequence[Example]) -> Arrays:
     """Join one loss's arrays of all examples, with label and pair numbers of the batch."""
     parts: dict[str, list[npt.NDArray[Any]]] = {}
     labels = pairs = 0
-    for example in examples:
+    for number, example in enumerate(examples):
         arrays = example.teacher.get(name)
         if arrays is not None:
             for key, array in arrays.items():
                 is_label = key == "index" or key.endswith(INDEX)
                 shift = labels if is_label else pairs if key.endswith(PAIR) else 0
+                shift = number if key == WHOLE_SEQUENCE else shift
                 parts.setdefault(key, []).append(array + shift if shift else array)
             pairs += len(arrays["index"])
         labels += int(np.count_nonzero(example.is_label))

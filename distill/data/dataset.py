@@ -67,10 +67,12 @@ from distill.data.targets import (
     asks_at_boundaries,
     by_position,
     is_by_position,
+    is_of_all,
     plain_pairs,
     student_spans,
     teacher_spans,
     teacher_tokenizer,
+    with_all,
     with_answers_at_labels,
     with_labels_between,
 )
@@ -140,6 +142,7 @@ class StoreDataset(Dataset[Example]):
         self.options = option_values(options)
         self._found = {name: find(name) for name in losses}  # a worker may begin without them
         self.pairings = {name: each.pairing_of(self.options) for name, each in self._found.items()}
+        self._check_of_all()
         for name, pairing in self.pairings.items():
             if pairing.kind == "strings":
                 check_installed(f"--loss {name}")
@@ -168,6 +171,16 @@ class StoreDataset(Dataset[Example]):
             for name, pairing in self.pairings.items()
         }
         self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
+
+    def _check_of_all(self) -> None:
+        """Reject a filter of tokens for a loss whose labels have no record of their own."""
+        of_all = [name for name, pairing in self.pairings.items() if is_of_all(pairing)]
+        if of_all and self._conditions:
+            raise InputError(
+                f"--token_filter {self.token_filter}: {', '.join(of_all)} compares each label with "
+                "all of the teacher's records of its sequence, not with one that a filter could be "
+                "asked of. Leave it out, or use another --loss."
+            )
 
     def with_losses(self, losses: Sequence[str], **options: Any) -> "StoreDataset":
         """Return the same store as this student reads it, for other losses and options."""
@@ -213,7 +226,7 @@ class StoreDataset(Dataset[Example]):
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Make the examples of a batch with one read of the store; DataLoader calls this."""
         both = self._both_sides([self.sequences[i] for i in indices])
-        if all(map(is_by_position, self.pairings.values())):
+        if all(is_by_position(each) or is_of_all(each) for each in self.pairings.values()):
             return [self._example(sides, None) for sides in both]
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
         return list(map(self._example, both, alignments))
@@ -299,7 +312,7 @@ class StoreDataset(Dataset[Example]):
             pairs.space,
             self._order if ways is not None or pairs.written.any() else None,
             self._texts(both) if self._has_labels(name) else None,
-            None if mapping is None else both.label_ids,
+            both.label_ids if mapping is not None or is_of_all(self.pairings[name]) else None,
             ways,
         )
         arrays = loss.arrays(aligned, self.options)
@@ -357,6 +370,8 @@ class StoreDataset(Dataset[Example]):
     ) -> Pairs:
         """List the pairs of a sequence."""
         teacher, student = both.teacher, both.student
+        if is_of_all(pairing):
+            return plain_pairs(with_all(teacher, student))
         if is_by_position(pairing):
             return plain_pairs(
                 by_position(

@@ -162,6 +162,18 @@ def is_by_position(pairing: Pairing) -> bool:
     return pairing.kind in ("positions", "sequence")
 
 
+def is_of_all(pairing: Pairing) -> bool:
+    """Tell whether each label is compared with all of the teacher's records of its sequence."""
+    return pairing.kind == "labels"
+
+
+def with_all(teacher: Spans, student: Spans) -> Ints:
+    """Pair (L, 4) each of the student's labels with all of the teacher's records."""
+    label = np.arange(len(student.starts), dtype=np.int64)
+    count = np.full_like(label, len(teacher.starts))
+    return np.stack([np.zeros_like(label), count, label, label + 1], 1)
+
+
 def asks_at_boundaries(pairing: Pairing) -> bool:
     """Tell whether a loss compares what can follow at any boundary of the student's tokens."""
     return pairing.kind == "starts" and pairing.map is not None

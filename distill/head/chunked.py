@@ -19,8 +19,9 @@ Shape legend: N = positions; D = hidden width; c = positions of a chunk; V = voc
 sequences; k = columns of a ranking.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from distill.head.query import (
 )
 from distill.head.scaled_rows import ScaledRows
 
+_NOTHING_MADE: Mapping[str, Tensor] = MappingProxyType({})
 #: The loss of a chunk from its answer, for positions [start, stop).
 Objective = Callable[[HeadAnswer, int, int], Tensor]
 
@@ -71,6 +73,7 @@ def in_the_forward(
     query: HeadQuery,
     ranges: Sequence[tuple[int, int]],
     objective: Objective,
+    made: Mapping[str, Tensor] = _NOTHING_MADE,
 ) -> Tensor:
     """Add up `objective` over chunks, and compute the gradient of that sum along with it.
 
@@ -80,13 +83,21 @@ def in_the_forward(
         query: What to compute at each position.
         ranges: The positions [start, stop) of each chunk, one after the other.
         objective: The loss of a chunk. It must not keep the answer, or a tensor with its graph.
+        made: (N, …) tensors that go with the answer under their names, with their gradient.
 
     Returns:
         The loss, a scalar. Its backward pass can run once.
     """
     with without_autocast(hidden_ND):
         loss: Tensor = _InTheForward.apply(  # type: ignore[no-untyped-call]
-            head, query, ranges, objective, hidden_ND, *head.weights
+            head,
+            query,
+            ranges,
+            objective,
+            tuple(made),
+            hidden_ND,
+            *head.weights,
+            *made.values(),
         )
     return loss
 
@@ -97,6 +108,7 @@ def in_turn(
     query: HeadQuery,
     ranges: Sequence[tuple[int, int]],
     objective: Objective,
+    made: Mapping[str, Tensor] = _NOTHING_MADE,
 ) -> Tensor:
     """Add up `objective` over chunks, where no gradient is wanted; the memory is that of one.
 
@@ -106,12 +118,14 @@ def in_turn(
         query: Likewise.
         ranges: Likewise.
         objective: Likewise.
+        made: Likewise.
     """
     values = []
     with without_autocast(hidden_ND):
         for start, stop in ranges:
             rows = LogitRows(head.logits(hidden_ND[start:stop]), query.part(start, stop))
-            values.append(objective(HeadAnswer.of(rows.answer), start, stop))
+            answer = rows.answer | {name: each[start:stop] for name, each in made.items()}
+            values.append(objective(HeadAnswer.of(answer, head.of_rows), start, stop))
             del rows  # before the next chunk's are made
     head.close()
     return torch.stack(values).sum()
@@ -235,21 +249,29 @@ class _InTheForward(torch.autograd.Function):
         query: HeadQuery,
         ranges: Sequence[tuple[int, int]],
         objective: Objective,
+        names: tuple[str, ...],
         hidden_ND: Tensor,
-        *weights: Tensor,
+        *weights_and_made: Tensor,
     ) -> Tensor:
+        count = len(weights_and_made) - len(names)
+        weights, made = weights_and_made[:count], weights_and_made[count:]
         head.sums = [None] * len(weights)
         slope_ND = torch.empty_like(hidden_ND)
+        made_slopes = [torch.zeros_like(each) for each in made]
         values = []
         for start, stop in ranges:
             logits_cV, pull = head.open(hidden_ND[start:stop])
             rows = LogitRows(logits_cV, query.part(start, stop))
-            value, slopes = _with_slopes(objective, rows.answer, start, stop)
+            of_chunk = dict(zip(names, (each[start:stop] for each in made), strict=True))
+            answer = rows.answer | of_chunk
+            value, slopes = _with_slopes(objective, answer, start, stop, head.of_rows)
             values.append(value)
+            for name, slope in zip(names, made_slopes, strict=True):
+                slope[start:stop] = slopes.pop(name)
             slope_ND[start:stop] = pull(rows.slope(slopes))
             del logits_cV, rows, pull  # before the next chunk's are made
         head.close()
-        ctx.slopes = (slope_ND, *_sums(head, weights))
+        ctx.slopes = (slope_ND, *_sums(head, weights), *made_slopes)
         return torch.stack(values).sum()
 
     @staticmethod
@@ -259,16 +281,20 @@ class _InTheForward(torch.autograd.Function):
                 "the gradient was taken in the forward pass and is used up; run the forward again"
             )
         slopes, ctx.slopes = ctx.slopes, None
-        return (None, None, None, None, *(x.mul_(slope.to(x.dtype)) for x in slopes))
+        return (None, None, None, None, None, *(x.mul_(slope.to(x.dtype)) for x in slopes))
 
 
 def _with_slopes(
-    objective: Objective, answer: dict[str, Tensor], start: int, stop: int
+    objective: Objective,
+    answer: dict[str, Tensor],
+    start: int,
+    stop: int,
+    logits_of: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss of a chunk, and its gradient with respect to each tensor of the answer."""
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in answer.items()}
     with torch.enable_grad():
-        value = objective(HeadAnswer.of(leaves), start, stop)
+        value = objective(HeadAnswer.of(leaves, logits_of), start, stop)
         slopes = torch.autograd.grad(
             value, list(leaves.values()), allow_unused=True, materialize_grads=True
         )

@@ -8,7 +8,7 @@ chosen columns alone.
 Shape legend: c = positions of a chunk; D = hidden width; V = vocabulary; n = some columns.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
@@ -43,6 +43,9 @@ class OutputHead(Protocol):
 
         Calling that function also adds the gradient of the weights to `sums`.
         """
+
+    def of_rows(self, rows_cD: Tensor) -> Tensor:
+        """Compute (c, V) logits of other rows, with their gradient and none of the weights."""
 
     def close(self) -> None:
         """Release the memory of the logits made last."""
@@ -85,6 +88,10 @@ class AnyHead:
             return slopes[0]
 
         return self._own(logits_cV.detach()), pull
+
+    def of_rows(self, rows_cD: Tensor) -> Tensor:
+        with _frozen(self.weights), self._autocast():
+            return self._after(self._forward(rows_cD))
 
     def close(self) -> None:
         pass
@@ -144,6 +151,11 @@ class LinearHead:
 
         return logits_cV.detach(), pull
 
+    def of_rows(self, rows_cD: Tensor) -> Tensor:
+        weight_VD, bias_V = self._weight_and_bias
+        with without_autocast(rows_cD):
+            return self._after(nn.functional.linear(rows_cD.to(weight_VD.dtype), weight_VD, bias_V))
+
     def columns(self, hidden_cD: Tensor, ids_n: Tensor) -> Tensor | None:
         weight_VD, bias_V = self._weight_and_bias
         with torch.no_grad():
@@ -186,6 +198,18 @@ class LinearHead:
             total.addmm_(slope_cV.T, hidden_cD)
         else:
             _add(self.sums, i, slope_cV.T @ hidden_cD)
+
+
+@contextmanager
+def _frozen(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Leave weights out of the graph that is made meanwhile."""
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def _add(sums: list[Tensor | None], i: int, more: Tensor) -> None:

@@ -11,7 +11,7 @@ Shape legend: N = positions asked for; c = positions of a chunk; V = student voc
 or the width of a lookup's ids; S = sequences; k = columns of a ranking.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -232,6 +232,9 @@ class HeadAnswer:
         scaled_top_logprobs_NK: (N, scaled_top_k) the largest at one scale, in order; -inf beyond V.
         entropy_N: (N,) the entropy in nats, without gradient.
         logits_NV: (N, V) the logits themselves.
+        made: What the weights of a loss made of each position, by names that the caller chose.
+        logits_of: Makes (c, V) logits of rows of hidden states, by the student's head: with their
+            gradient, and none of the head's weights.
     """
 
     label_logprob_N: Tensor
@@ -242,14 +245,21 @@ class HeadAnswer:
     scaled_top_logprobs_NK: Tensor | None = None
     entropy_N: Tensor | None = None
     logits_NV: Tensor | None = None
+    made: Mapping[str, Tensor] = field(default_factory=dict)
+    logits_of: Callable[[Tensor], Tensor] | None = None
 
     @classmethod
-    def of(cls, flat: Mapping[str, Tensor]) -> "HeadAnswer":
-        """Build an answer from the tensors that :func:`answer_rows` returns."""
+    def of(
+        cls,
+        flat: Mapping[str, Tensor],
+        logits_of: Callable[[Tensor], Tensor] | None = None,
+    ) -> "HeadAnswer":
+        """Build an answer from the tensors that :func:`answer_rows` returns, and those made."""
         names = [name.removesuffix(AT_IDS) for name in flat if name.endswith(AT_IDS)]
         found = {name: Found(flat[name + AT_IDS], flat.get(name + REST)) for name in names}
         tensors = {field_.name: flat[field_.name] for field_ in fields(cls) if field_.name in flat}
-        return cls(**tensors, found=found)
+        made = {n.removeprefix(MADE): tensor for n, tensor in flat.items() if n.startswith(MADE)}
+        return cls(**tensors, found=found, made=made, logits_of=logits_of)
 
 
 #: Names of the tensors of an answer; those of a lookup follow its name.
@@ -257,6 +267,8 @@ LABEL, TOP, COLUMNS = "label_logprob_N", "top_logprobs_NK", "column_logprobs_Nk"
 TOP_IDS, LOGITS, SCALED_TOP = "top_ids_NK", "logits_NV", "scaled_top_logprobs_NK"
 ENTROPY = "entropy_N"
 AT_IDS, REST = ".at_ids", ".rest"
+#: Begins the names of what the weights of a loss made.
+MADE = "made."
 
 
 def answer_rows(

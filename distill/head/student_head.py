@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from distill.head.chunked import Objective, in_the_forward, in_turn, recomputed
 from distill.head.output_head import AnyHead, LinearHead, OutputHead, is_plain_linear
-from distill.head.query import HeadAnswer, HeadQuery, answer_rows, column_mass, rank_columns
+from distill.head.query import MADE, HeadAnswer, HeadQuery, answer_rows, column_mass, rank_columns
 from logitstore.errors import InputError
 from logitstore.models.output_embedding import (
     PROBE_ROWS,
@@ -51,6 +51,8 @@ from logitstore.models.output_embedding import (
 #: most positions: with 256, ULD needs just over a tenth of the memory of sorting both sides.
 CHUNK_LOGITS, CHUNK_TOKENS = 2**25, 208
 _ROUTER_LOSS = "aux_loss"
+#: Makes (N, …) tensors by name of (N, D) hidden states.
+Make = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 class StudentHead:
@@ -78,6 +80,11 @@ class StudentHead:
         else:
             width = int(getattr(self._embedding, "out_features", self._embedding.weight.shape[0]))
             self.chunk_tokens = chunk_tokens or chunk_tokens_of(width)
+
+    @property
+    def model(self) -> nn.Module:
+        """The bare model."""
+        return self._model
 
     def __call__(
         self,
@@ -116,6 +123,7 @@ class StudentHead:
         query: HeadQuery,
         objective: Objective,
         ranges: Sequence[tuple[int, int]] | None,
+        make: Make | None = None,
     ) -> Tensor:
         """Run the model, and add up `objective` over the answers to `query`, chunk by chunk.
 
@@ -133,23 +141,37 @@ class StudentHead:
                 scalar. The loss is the sum over chunks.
             ranges: The (start, stop) of each chunk, one after the other, each of about
                 `chunk_tokens` positions and, with a ranking, of whole sequences. None: one chunk.
+            make: Is given the hidden states at `rows_N` within the model's forward, and makes
+                (N, …) tensors by name that go with the answer, with their gradient.
+
+        Raises:
+            InputError: Something is to be made, and the student's logits are not made of hidden
+                states as known here.
 
         Returns:
             The loss, a scalar.
         """
 
         def chunked(head: OutputHead, hidden_ND: Tensor) -> dict[str, Tensor]:
+            made = {} if make is None else named_made(make(hidden_ND))
             if ranges and not torch.is_grad_enabled():
-                return {"loss": in_turn(head, hidden_ND, query, ranges, objective)}
+                return {"loss": in_turn(head, hidden_ND, query, ranges, objective, made)}
             if ranges and hidden_ND.dtype != torch.float16 and not _is_float16_autocast(hidden_ND):
-                return {"loss": in_the_forward(head, hidden_ND, query, ranges, objective)}
-            return whole(recomputed(head, hidden_ND, query, self.chunk_tokens))
+                return {"loss": in_the_forward(head, hidden_ND, query, ranges, objective, made)}
+            answer = recomputed(head, hidden_ND, query, self.chunk_tokens)
+            return whole(HeadAnswer.of(answer | made, head.of_rows))
 
         def dense(logits_NV: Tensor) -> dict[str, Tensor]:
-            return whole(answer_rows(logits_NV, query, _columns(logits_NV, query)))
+            if make is not None:
+                raise InputError(
+                    f"{type(self._model).__name__}: does not make its logits from hidden states as "
+                    "known here, which a loss with weights of its own reads. Use another --loss."
+                )
+            found = answer_rows(logits_NV, query, _columns(logits_NV, query))
+            return whole(HeadAnswer.of(found))
 
-        def whole(answer: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {"loss": objective(HeadAnswer.of(answer), 0, len(rows_N))}
+        def whole(answer: HeadAnswer) -> dict[str, Tensor]:
+            return {"loss": objective(answer, 0, len(rows_N))}
 
         return self._run(model_or_wrapped, inputs, rows_N, chunked, dense)["loss"]
 
@@ -232,6 +254,11 @@ class StudentHead:
                 "StudentHead(…, dense=True) asks for that without this warning.",
                 stacklevel=3,
             )
+
+
+def named_made(made: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Name what was made as an answer has it."""
+    return {f"{MADE}{name}": tensor for name, tensor in made.items()}
 
 
 def _router_loss(output: Any) -> dict[str, Tensor]:

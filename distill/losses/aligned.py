@@ -355,6 +355,29 @@ class Aligned:
         lognorm = self.records.lognorm[:, self.temperatures.index(temperature)]
         return replace(self, records=_tempered(self.records, temperature, lognorm))
 
+    def states(self) -> Arrays:
+        """Take the teacher's last hidden state at each of the n records of the sequence.
+
+        Returns:
+            `whole_codes` (n, D), and of fp8 `whole_scale` (n,); `whole_ids` (n,), the token that
+            each predicts, `whole_read` (n,), the one before it, and `whole_sequence` (n,), 0.
+            Where the store has the teacher's input embedding, too, `whole_embedding_ids` (E,), the
+            distinct tokens among these, `whole_embedding_codes` and `whole_embedding_scale`.
+        """
+        if self.records.sidecar is None:  # of an empty batch
+            return {name: np.zeros((0, *shape), dtype) for name, shape, dtype in _NO_STATES}
+        states: Any = self.records.sidecar()
+        made: Arrays = {
+            "whole_ids": self.records.token_ids.astype(np.int64),
+            "whole_read": states.ids_of_records.astype(np.int64),
+            "whole_sequence": np.zeros(len(self.records), np.int64),
+            **_rows("whole", states.rows_of_records),
+        }
+        if states.embedding_ids is not None:
+            made["whole_embedding_ids"] = states.embedding_ids.astype(np.int64)
+            made |= _rows("whole_embedding", states.encoded.embedding)
+        return made
+
     def columns(self, k: int) -> npt.NDArray[np.float32]:
         """Choose k columns of the sequence: (P, k) log-probabilities there, at one scale.
 
@@ -365,6 +388,22 @@ class Aligned:
         if not len(self.pairs):
             return np.full((0, k), -np.inf, np.float32)
         return at_columns(self.records, k)[self.last_record]
+
+
+#: Names, further dimensions and types of the arrays of states that are not there.
+_NO_STATES: tuple[tuple[str, tuple[int, ...], str], ...] = (
+    ("whole_ids", (), "<i8"),
+    ("whole_read", (), "<i8"),
+    ("whole_sequence", (), "<i8"),
+    ("whole_codes", (0,), "|u1"),
+)
+
+
+def _rows(name: str, rows: Any) -> Arrays:
+    """Name rows as they are stored; torch knows 16 bits with a sign better than without."""
+    codes = rows.codes.view(np.int16) if rows.scale is None else rows.codes
+    scale = {} if rows.scale is None else {f"{name}_scale": rows.scale}
+    return {f"{name}_codes": codes, **scale}
 
 
 def nothing() -> Aligned:

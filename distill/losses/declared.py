@@ -19,6 +19,9 @@ loss needs of a store decides what its function is given, unless it makes its ar
     … and draws       as stored: entry_ids, entry_logprobs, tail_logmass; draw_ids and draw_times
     token logprob     logprob (P,), the teacher's of all its tokens of the pair
     logit std         token_logprobs (L, k) at the columns of a sequence
+    hidden            whole_codes (m, D) and whole_scale (m,), the teacher's last hidden states,
+                      each predicting whole_ids (m,), behind whole_read (m,), of whole_sequence
+    embedding         likewise embedding_codes … of whole_embedding_ids, the distinct tokens
     temperature       all of them at `--temperature`
 
 Padding of ids is -1, of log-probabilities -inf, of counts 0.
@@ -29,7 +32,7 @@ Shape legend: P = pairs, K = entries of a pair, L = labels that belong to pairs,
 from collections.abc import Callable, Collection
 from typing import get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from distill.losses.aligned import Aligned, Arrays
 from distill.losses.given import Needs, Width, arrays_for, ask_for
@@ -44,6 +47,7 @@ from distill.losses.loss import (
     Student,
     Teacher,
     Values,
+    Widths,
 )
 from distill.losses.maps import BETWEEN, MAP, by_map
 from logitstore.errors import InputError
@@ -59,6 +63,8 @@ NEEDS = (
     "temperature",
     "logit std",
     "draws",
+    "hidden",
+    "embedding",
 )
 
 
@@ -75,6 +81,7 @@ def loss(
     weight: float = 1.0,
     options: tuple[Option, ...] = (),
     has_bound: bool = False,
+    module: Callable[[Widths, Options], nn.Module] | None = None,
     cited: Paper | None = None,
     order: int = 100,
 ) -> Callable[[Values], Loss]:
@@ -89,7 +96,7 @@ def loss(
         pairs: Which records are compared with which labels: `starts` where both models have read
             the same bytes, `strict` where they also end together, `groups` of tokens of equal
             bytes, `strings` by warping over what tokens write, `positions` by number, `sequence`
-            for one value of all of it.
+            for one value of all of it, `labels` for each label with all of the teacher's records.
         top_k: How many of the student's largest log-probabilities `student.top` has; `entries`: as
             many as the teacher's records have.
         columns: How many columns of each sequence `student.columns` has.
@@ -100,6 +107,7 @@ def loss(
         weight: The weight beside cross-entropy, if `--loss` gives none.
         options: Flags that it reads.
         has_bound: Whether the function also returns bounds.
+        module: Makes weights of its own, as :class:`distill.losses.loss.Loss` has it.
         cited: The paper to cite.
         order: Its place in lists.
 
@@ -126,6 +134,7 @@ def loss(
             weight=weight,
             options=options,
             has_bound=has_bound,
+            module=module,
             cited=cited,
             order=order,
             home=where,

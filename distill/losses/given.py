@@ -37,6 +37,10 @@ def arrays_for(
         made: Arrays = {"index": aligned.last_label}
         if kind == "groups":
             made |= aligned.labels()
+        if kind == "labels" and aligned.label_ids is not None:
+            made["label"] = aligned.label_ids
+        if "hidden" in needs:
+            made |= aligned.states()
         if "token logprob" in needs:
             made["logprob"] = aligned.token_logprob().astype(np.float32)
         if has_map and "draws" in needs:

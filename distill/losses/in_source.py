@@ -15,8 +15,8 @@ from distill import losses
 
 #: The place of a loss in lists, if it says none.
 _LAST = 100
-#: The file of the flags that several losses read.
-_SHARED = "maps"
+#: The files of flags that several losses read: those of the first losses, and of the last.
+_FIRST, _THEN = "maps", "own_rate"
 
 
 class Flag(NamedTuple):
@@ -48,9 +48,14 @@ def loss_names() -> list[str]:
 
 def loss_flags() -> list[Flag]:
     """List the flags that they add, in that order, each once."""
-    (maps,) = (path for path in _files() if path.stem == _SHARED)
     own = [flag for each in _declared() for flag in each.flags]
-    return list({flag.name: flag for flag in [*_flags(_tree(maps)), *own]}.values())
+    flags = [*_shared(_FIRST), *own, *_shared(_THEN)]
+    return list({flag.name: flag for flag in flags}.values())
+
+
+def _shared(file: str) -> Iterator[Flag]:
+    (path,) = (path for path in _files() if path.stem == file)
+    return _flags(_tree(path))
 
 
 def _files() -> list[Path]:

@@ -17,6 +17,8 @@ How a batch lays out the arrays is in their names, so a loss may add any:
     index                  (P,)     the label of each pair, ascending
     X_count and X_…        (P,), (M,)   lists of different lengths, flat; on the device X_… are
                                     rectangles (P, K), padded with -1 (`…_ids`), -inf or 0
+    whole_…                (m, …)   of whole sequences, for the loss's own weights: never cut, and
+                                    joined as they are; `whole_sequence` (m,) counts sequences
     X_index, X_pair, X_…   (L, …)   further labels that belong to a pair, ascending: the label, its
                                     pair, and anything else with a row for each of them
     all others             (P, …)   a row for each pair
@@ -36,9 +38,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from distill.head.query import HeadAnswer
+from distill.head.query import HeadAnswer, widened
 from distill.losses import keep
 from distill.losses.aligned import Aligned, Arrays
 from logitstore.errors import InputError
@@ -50,14 +52,15 @@ Teacher = Mapping[str, Tensor]
 
 
 #: Which records and labels are a pair.
-Kind = Literal["starts", "strict", "groups", "strings", "positions", "sequence"]
+Kind = Literal["starts", "strict", "groups", "strings", "positions", "sequence", "labels"]
 
 
 class Pairing(NamedTuple):
     """A rule for which of the teacher's records a label is compared with.
 
     Attributes:
-        kind: `starts`: where both models have read the same bytes so far. `strict`: of these, those
+        kind: `labels`: each label with all of the teacher's records of its sequence. `starts`:
+            where both models have read the same bytes so far. `strict`: of these, those
             that also end together. `groups`: smallest runs of tokens that start and end together.
             `strings`: by warping both sides over what their tokens write, every label with one.
             `positions`: the n-th supervised token with the n-th. `sequence`: likewise, but one
@@ -186,6 +189,18 @@ class Student:
         share_Pr = teacher["cell_share"]
         return (share_Pr * cell_Pr.masked_fill(share_Pr == 0, 0)).sum(1)
 
+    def made(self, name: str) -> Tensor:
+        """Take (P, …) what the loss's own weights made at the label of each pair."""
+        return self.answer.made[f"{self.name}.{name}"][self.index_P]
+
+    def logits_of(self, rows_PD: Tensor) -> Tensor:
+        """Compute (P, V) the logits that the student's head makes of other rows, float32 or wider.
+
+        They have the gradient of the rows, and none of the head's weights.
+        """
+        assert self.answer.logits_of is not None, "the loss has no weights of its own"
+        return widened(self.answer.logits_of(rows_PD))
+
     def label(self) -> Tensor:
         """Take (P,) the log-probability of each pair's label: of a group or sequence, of one."""
         return self.answer.label_logprob_N[self.index_P]
@@ -204,6 +219,40 @@ class Student:
         """Take (L, k) log-probabilities of those labels at the columns of their sequence."""
         assert self.answer.column_logprobs_Nk is not None, "columns were not asked for"
         return self.answer.column_logprobs_Nk[index_L]
+
+
+class Widths(NamedTuple):
+    """The widths between which the weights of a loss stand.
+
+    Attributes:
+        teacher: Numbers of the teacher's hidden states in a store.
+        teacher_embedding: Of the rows of its input embedding; None: the store has none.
+        student: Of the hidden states that the student's head reads.
+        student_embedding: Of the rows of the student's input embedding.
+    """
+
+    teacher: int
+    teacher_embedding: int | None
+    student: int
+    student_embedding: int
+
+
+class Inside(NamedTuple):
+    """What the weights of a loss are given of the student, within its forward, at each label.
+
+    Attributes:
+        hidden_ND: (N, D) what its head reads, with its gradient.
+        read_N: (N,) the token before each label.
+        label_N: (N,) the labels.
+        sequence_N: (N,) the sequence of each, ascending.
+        embed: Looks tokens up in its input embedding, without gradient.
+    """
+
+    hidden_ND: Tensor
+    read_N: Tensor
+    label_N: Tensor
+    sequence_N: Tensor
+    embed: Callable[[Tensor], Tensor]
 
 
 #: The function that a declaration stands above.
@@ -238,6 +287,9 @@ class Loss:
         weight: The weight beside cross-entropy, if `--loss` gives none.
         options: Flags that it reads.
         has_bound: Whether `values` returns bounds.
+        module: Makes its own weights, which are trained with the student and saved beside it, never
+            inside; None: it has none. The module is called with :class:`Inside`, the loss's arrays
+            and the options, and returns (N, …) tensors by name, for `student.made`.
         cited: The paper to cite.
         order: Its place in lists. If a store cannot serve one loss, the message names the first
             that it can serve.
@@ -253,6 +305,7 @@ class Loss:
     weight: float = 1.0
     options: tuple[Option, ...] = ()
     has_bound: bool = False
+    module: Callable[[Widths, Options], nn.Module] | None = None
     cited: Paper | None = None
     order: int = 100
     home: str = ""

@@ -12,6 +12,8 @@ A loss declares its needs beside its formula, in its `LOSS`, in these words:
     temperature      the log-normaliser at the temperature that the run asks for
     logit std        the standard deviation of logits, and the log-normaliser at it
     draws            draws from the tail
+    hidden           the teacher's last hidden states, in files beside the records
+    embedding        likewise the rows of its input embedding
 """
 
 from collections.abc import Callable, Iterator
@@ -52,6 +54,10 @@ def has_tokenizer_of(store: Described, student: ByteTokenizer) -> bool:
     return stored_bytes(store.tokenizer_path, known, store.path).is_one_with(student)
 
 
+def _embeds(store: Described) -> bool:
+    return store.spec.hidden is not None and store.spec.hidden.embedding_width is not None
+
+
 #: The check of each need, in the order in which they are made.
 _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
     "same tokenizer": lambda store, student, _: has_tokenizer_of(store, student),
@@ -64,6 +70,8 @@ _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
     "token logprob": lambda store, *_: "token_logprob" not in store.spec.missing,
     "logit std": lambda store, *_: bool(store.spec.has_logit_std),
     "draws": lambda store, *_: bool(store.spec.draws),
+    "embedding": lambda store, *_: _embeds(store),
+    "hidden": lambda store, *_: store.spec.hidden is not None,
 }
 
 
@@ -161,6 +169,16 @@ def _no_token_logprob(loss: _Rejected) -> str:
     )
 
 
+def _no_embedding(loss: _Rejected) -> str:
+    flag = "--hidden last,embedding"
+    if loss.store.spec.hidden is None:
+        return _without("the teacher's hidden states and input embedding", flag)(loss)
+    return (
+        f"captured with --hidden last, so without the teacher's input embedding, which {loss.name} "
+        f"reads. Run `logitstore capture …` again with {flag}, or use {loss.other}."
+    )
+
+
 def _without(arrays: str, flag: str) -> Callable[[_Rejected], str]:
     return lambda loss: (
         f"captured without {flag.split()[0]}, so without {arrays}, which {loss.name} reads. Run "
@@ -177,6 +195,8 @@ _MESSAGES: dict[str, Callable[[_Rejected], str]] = {
     "token logprob": _no_token_logprob,
     "logit std": _without("logit_std and lognorm_std", "--logit-std"),
     "draws": _without("sample_ids and sample_counts", "--draws 50"),
+    "embedding": _no_embedding,
+    "hidden": _without("the teacher's hidden states", "--hidden last"),
 }
 
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from distill.data.batch_cuts import Pieces, piece_of
 from distill.data.joined import StudentData, stores_of
 from distill.head.query import HeadAnswer, Partition
-from distill.head.student_head import StudentHead
+from distill.head.student_head import Make, StudentHead
 from distill.losses import find, is_own
+from distill.losses.loss import Inside
 from distill.student.encoder_decoder import SEEN
 from distill.training.arguments import Uncovered
 from distill.training.batch_query import query_of
@@ -30,6 +31,7 @@ from distill.training.loss_terms import (
     terms_of,
     unpacked,
 )
+from distill.training.own_weights import of
 from distill.training.weighing import Sequences
 from logitstore.errors import InputError
 
@@ -122,8 +124,36 @@ class BatchLoss:
 
         query = query_of(batch, self.data.options, self.partitions(batch["rows"].device))
         ranges = None if pieces is None else [(each.start, each.stop) for each in pieces.each]
-        loss = self.head.loss(model, seen_of(batch), batch["rows"], query, objective, ranges)
+        seen, make = seen_of(batch), self._make(batch, query.labels_N)
+        loss = self.head.loss(model, seen, batch["rows"], query, objective, ranges, make)
         return loss, joined(shares)
+
+    def _make(self, batch: Mapping[str, Any], labels_N: Tensor) -> Make | None:
+        """Return what the weights of losses make of a batch, which is unpacked; None: nothing."""
+        student: Any = self.head.model
+        weights = of(student)
+        if weights is None:
+            return None
+        read = batch.get("decoder_input_ids", batch["input_ids"])
+        read_N = read.flatten()[batch["rows"]].long()
+
+        def make(hidden_ND: Tensor) -> dict[str, Tensor]:
+            def embed(ids: Tensor) -> Tensor:
+                with torch.no_grad():
+                    rows: Tensor = student.get_input_embeddings()(ids)
+                return rows.float()
+
+            inside = Inside(hidden_ND.float(), read_N, labels_N, batch["example"], embed)
+            with torch.autocast(hidden_ND.device.type, enabled=False):
+                return {
+                    f"{use}.{name}": tensor
+                    for use, module in weights.items()
+                    for name, tensor in module(
+                        inside, batch["teacher"][use], self.data.options
+                    ).items()
+                }
+
+        return make
 
     def partitions(self, device: torch.device) -> Mapping[str, Partition]:
         """Return what the ids of losses are events of, on the device, where they stay.

@@ -17,12 +17,12 @@ from typing import Any, get_args
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from distill.data.collator import Collator
-from distill.data.joined import parts_of, uses_of
+from distill.data.joined import StudentData, parts_of, uses_of
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
 from distill.data.self_test import try_records
 from distill.head.student_head import StudentHead, chunk_tokens_of
-from distill.losses import option_values
+from distill.losses import find, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Loss
 from distill.losses.own import use
@@ -34,6 +34,7 @@ from distill.training.arguments import Uncovered
 from distill.training.loop import Batches, Losses, rank_and_size, warn
 from distill.training.named_stores import Teachers, check_teachers
 from distill.training.own_loss import try_own_losses
+from distill.training.own_weights import attach
 from distill.training.preflight import look_at
 from distill.training.several_stores import Given, OpenStores, Student, data_of_run, open_stores
 from logitstore.console.left_out import DEFAULT_MAX_LOST
@@ -102,7 +103,8 @@ def batches(
         tokenizer: The student's.
         loss: As `--loss`, or a declared function.
         model: The student, not wrapped. Without it rows are not cut at what it reads, and it must
-            be a causal one.
+            be a causal one, of losses without weights of their own: these hang on it from here on,
+            and are saved by :func:`distill.training.own_weights.save_beside`.
         batch_size: Sequences of a batch of one process.
         seed: Of the order of rows.
         ce_weight: Weight of cross-entropy.
@@ -157,6 +159,7 @@ def batches(
         try_own_losses(part)
         if weights and self_test:
             warn(part, try_records(part).doubt)
+    _attach(data, model, seed)
     width = chunk_tokens_of(student.size) if model is None else StudentHead(model).chunk_tokens
     collate = Collator(
         student.pad_id,
@@ -189,6 +192,18 @@ def _check_packing(model: PreTrainedModel | None) -> None:
             "none is given. Add model=…."
         )
     check_packing(model)
+
+
+def _attach(data: StudentData, model: PreTrainedModel | None, seed: int) -> None:
+    """Hang the weights of losses on the student, for the optimizer that is made after this."""
+    own = [loss for loss in data.losses if find(loss).module is not None]
+    if own and model is None:
+        raise InputError(
+            f"loss={','.join(own)}: has weights of its own, which are trained with the student, "
+            "and none is given. Add model=…, before the optimizer takes its parameters."
+        )
+    if model is not None:
+        attach(model, data, seed=seed)
 
 
 def _chosen(loss: str | Loss, stores: OpenStores, student: ByteTokenizer) -> str:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # a type checker does not see what losses declare
         alm_temperature: float = 100.0
         cdm_map: Literal["exact", "prefix", "mined"] = "exact"
         cdm_threshold: float = 0.1
+        dskd_temperature: float = 2.0
+        dskd_wrong: Literal["hard", "none"] = "hard"
+        loss_learning_rate: float = 0.001
 
 else:
     LossFlags = dataclasses.make_dataclass(

@@ -36,7 +36,8 @@ def try_own_losses(data: StoreDataset) -> None:
     Raises:
         InputError: One fails, or returns what cannot be trained with; says which, and how.
     """
-    own = [name for name in data.losses if is_own(name)]
+    # What is made by weights of a loss's own needs the student itself.
+    own = [name for name in data.losses if is_own(name) and find(name).module is None]
     if not own:
         return
     found = [data[i] for i in in_blocks(len(data), _LOOKED_AT, _SEQUENCES)]

@@ -9,6 +9,7 @@ from distill.report.results import RunObject
 from distill.student.arguments import StudentArguments
 from distill.training.first_batch import first_batches
 from distill.training.loss_terms import covered_of
+from distill.training.own_weights import is_own, parameters_of
 from logitstore.console.progress import duration
 
 if TYPE_CHECKING:
@@ -19,8 +20,9 @@ def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str
     """Describe a run before its first step: student, store, loss, steps, folder."""
     args = trainer.args
     model: Any = trainer.model
-    weights = sum(each.numel() for each in model.parameters())
-    learnt = sum(each.numel() for each in model.parameters() if each.requires_grad)
+    own = [each for name, each in model.named_parameters() if not is_own(name)]
+    weights = sum(each.numel() for each in own)
+    learnt = sum(each.numel() for each in own if each.requires_grad)
     of = "new" if trainer.is_new else "trained before"
     part = f", of which {learnt:,} are trained" if learnt < weights else ""
     lines = {
@@ -56,6 +58,8 @@ def _loss(trainer: "CachedTeacherTrainer") -> str:
     if not trainer.weights:
         return said
     share = share_covered(trainer)
+    own = sum(each.numel() for each in parameters_of(trainer.head.model))
+    said += f", with {own:,} weights of its own beside the student's" if own else ""
     return f"{said}; the teacher speaks of about {share:.0%} of the labels"
 
 

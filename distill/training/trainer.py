@@ -86,6 +86,14 @@ from distill.training.kd_schedule import parse_schedule
 from distill.training.meter import Meter
 from distill.training.one_cycle import one_cycle, parse_one_cycle
 from distill.training.own_loss import try_own_losses
+from distill.training.own_weights import (
+    attach,
+    check_not_sharded,
+    give_own_rate,
+    load_beside,
+    parameters_of,
+    save_beside,
+)
 from distill.training.preflight import (
     ORIGIN_FILE,
     check_checkpoint,
@@ -183,6 +191,8 @@ class CachedTeacherTrainer(EvaluatingTrainer):
                 look_at(part, args, "--eval_store")
         else:
             check_nothing_to_evaluate(args)
+        if attach(model, self.data, seed=args.seed) is not None:
+            check_not_sharded(args)
         if args.checkpoint:  # now, since Trainer's own set-up makes the output folder
             origin = self._origin(args)  # Trainer has not taken them yet
             check_checkpoint(args.checkpoint, str(args.output_dir), origin, self.store.path)
@@ -336,6 +346,27 @@ class CachedTeacherTrainer(EvaluatingTrainer):
         """End as Trainer does, once all are here: gloo aborts a process that leaves too early."""
         self.accelerator.wait_for_everyone()
         super().end()  # type: ignore[no-untyped-call]
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save the student as Trainer does, and the weights of losses beside it."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:  # of several processes one
+            save_beside(self.head.model, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_beside(self.head.model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        assert self.state.best_model_checkpoint is not None
+        load_beside(self.head.model, Path(self.state.best_model_checkpoint))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Make Trainer's optimizer, with a learning rate of their own for the weights of losses."""
+        optimizer = super().create_optimizer(model)
+        give_own_rate(optimizer, parameters_of(self.head.model), self.data.options)
+        return optimizer
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

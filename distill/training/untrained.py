@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.training.own_weights import is_own
 from logitstore.errors import InputError
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -67,8 +68,8 @@ def marks_of(model: nn.Module) -> list[int]:
     It is the sum of the bits of its values, read as integers.
     """
     sums = []
-    for each in model.parameters():
-        if not each.requires_grad:
+    for name, each in model.named_parameters():
+        if not each.requires_grad or is_own(name):  # a loss's weights are not the student
             continue
         local: Tensor = getattr(each, "ds_tensor", each).detach()  # DeepSpeed's shard, or itself
         local = local.to_local() if hasattr(local, "to_local") else local  # FSDP 2's

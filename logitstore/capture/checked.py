@@ -9,6 +9,7 @@ from logitstore.capture.passes.vllm.options import Options as VllmOptions
 from logitstore.capture.sampling import Sampling
 from logitstore.errors import InputError
 from logitstore.errors import check_installed as check_library
+from logitstore.format.hidden import DTYPES, EMBEDDING, LAST, LAYERS
 from logitstore.format.spec import CODECS
 
 #: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
@@ -55,6 +56,9 @@ class Checked:
     server: str | None
     engine_args: Sequence[str]
     logit_std: bool
+    hidden: Sequence[str]
+    hidden_dtype: str | None
+    hidden_context: bool
     boundaries_of: str | None
     quantization: object
     gguf_file: str | None
@@ -81,6 +85,7 @@ class Checked:
         self._check_temperatures()
         self._check_experts()
         self._check_draws()
+        self._check_hidden()
         self._check_generation()
         self._check_tokens_per_batch()
         if self.on_nan not in ON_NAN:
@@ -203,7 +208,40 @@ class Checked:
             "--device-map": self.device_map,
             "--attn-implementation": self.attn_implementation,
             "--experts": self.experts,
+            "--hidden": ",".join(self.hidden_layers) or None,
         }
+
+    @property
+    def hidden_layers(self) -> tuple[str, ...]:
+        """Return the layers whose hidden states are kept; `a,b` counts as two."""
+        return tuple(word.strip() for each in self.hidden for word in each.split(","))
+
+    def _check_hidden(self) -> None:
+        layers = self.hidden_layers
+        if not layers:
+            for flag, value in (
+                ("--hidden-dtype", self.hidden_dtype),
+                ("--hidden-context", self.hidden_context),
+            ):
+                if value:
+                    raise InputError(
+                        f"{flag} is given, but no hidden states are kept. Leave it out, or add "
+                        f"--hidden {LAST}."
+                    )
+            return
+        if LAST not in layers or set(layers) - set(LAYERS) or len(set(layers)) < len(layers):
+            raise InputError(
+                f"--hidden is {','.join(layers)}, expected {LAST} or {LAST},{EMBEDDING}."
+            )
+        if self.hidden_dtype is not None and self.hidden_dtype not in DTYPES:
+            raise InputError(
+                f"--hidden-dtype is {self.hidden_dtype}, expected {' or '.join(DTYPES)}."
+            )
+        if self.boundaries_of is not None:
+            raise InputError(
+                "--hidden with --boundaries-of: a hidden state is kept of the teacher's own tokens "
+                "alone, not at the boundaries of a student's. Leave one of the two out."
+            )
 
     def _check_codec(self) -> None:
         if self.codec not in CODECS:

@@ -70,6 +70,31 @@ class CaptureSettings(Checked):
         "Keep the standard deviation of the logits and the log-normaliser at it, which the loss "
         "multilevel_ot reads.",
     )
+    hidden: Sequence[str] = setting(
+        (),
+        _KEPT,
+        "Also keep the teacher's hidden states, which the losses dskd and cot2align read: `last`, "
+        "what its output head read where it predicted a token (behind the final norm); with "
+        "`embedding` also the rows of its input embedding, which are weights, under the teacher's "
+        "licence. They lie in files of their own, of which a student that does not need them reads "
+        "nothing, and are far larger than all else: `logitstore estimate` says how large.",
+        metavar="last[,embedding]",
+        unset="none",
+    )
+    hidden_dtype: str | None = setting(
+        None,
+        _KEPT,
+        "How numbers of hidden states are kept: fp8 (e4m3 and a scale for each token, D + 4 bytes "
+        "for D numbers) or bf16 (2 D bytes).",
+        metavar="fp8|bf16",
+        unset="fp8",
+    )
+    hidden_context: bool = setting(
+        False,
+        _KEPT,
+        "Keep the hidden states of all tokens that the teacher reads, also of those without a "
+        "record.",
+    )
     draws: int = setting(
         0,
         _KEPT,
@@ -368,7 +393,7 @@ class CaptureSettings(Checked):
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in NOT_RECORDED and not (name in _NEWER and value is None)
+            if name not in NOT_RECORDED and not (name in _NEWER and not value)
         }
 
     @classmethod
@@ -388,6 +413,6 @@ class CaptureSettings(Checked):
 
 
 #: Settings that stores from before them do not name.
-_NEWER = {"gguf_file"}
+_NEWER = {"gguf_file", "hidden", "hidden_dtype", "hidden_context"}
 #: Settings of this machine and this run, which do not decide what a store holds.
 NOT_RECORDED = not_recorded(CaptureSettings)

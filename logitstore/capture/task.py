@@ -6,6 +6,7 @@ tokens), and answers in a `Task`: what the store will hold (spec), which rows go
 every process and at every resume.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -36,6 +37,8 @@ from logitstore.capture.teacher.teacher import (
 from logitstore.capture.text_sizes import TextSizes
 from logitstore.console.launcher import Ranks
 from logitstore.errors import InputError
+from logitstore.format.hidden import EMBEDDING, HiddenSpec
+from logitstore.format.hidden_codec import FP8
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
@@ -46,12 +49,13 @@ from logitstore.rows.special_text import warn_of_special
 from logitstore.rows.watch import Watch
 from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
-from logitstore.writing.plan import make_plan
+from logitstore.writing.plan import make_plan, shard_text_with_hidden
 from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
     from logitstore.rows.sources import DatasetArg
 
+log = logging.getLogger(__name__)
 _version_of = cache(version)  # which parses a package's whole description, of torch 40 KB
 
 
@@ -156,8 +160,17 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
     student, reader = _readers(rows, found_teacher, limits, settings)
     warn_of_special(rows, reader.render)
     spec = _spec(found_teacher, reader, settings)
+    if spec.hidden is not None and spec.hidden.embedding_width is not None:
+        log.warning(
+            "%s: its rows of the input embedding that are kept are weights of the teacher: whoever "
+            "is given the store has them, under the teacher's licence.",
+            teacher,
+        )
     text_bytes = _text_bytes(rows, settings)
-    plan = make_plan(watch.digest, text_bytes, settings.shard_text_bytes)
+    size = settings.shard_text_bytes
+    if size is None and spec.hidden is not None:
+        size = shard_text_with_hidden(spec.hidden)
+    plan = make_plan(watch.digest, text_bytes, size)
     provenance = _provenance(teacher, dataset, settings)
     sizes = TextSizes.of_all(text_bytes, plan)
     return Task(
@@ -331,6 +344,7 @@ def _spec(teacher: Teacher, reader: RowReader, settings: CaptureSettings) -> Sto
             "draws": settings.draws,
             **_given("seed", (settings.seed or 0) if settings.draws else None),
             **_given("missing", ["entropy"] if settings.says_lists else None),
+            **_given("hidden", _hidden(teacher, settings)),
         },
     )
     return replace(spec, codec=spec.codec | {"name": settings.codec})
@@ -342,6 +356,19 @@ def _experts(settings: CaptureSettings) -> dict[str, Any] | None:
         return None
     seed = settings.seed or 0
     return View(settings.experts, settings.expert_sample or 0.0, seed).recorded()
+
+
+def _hidden(teacher: Teacher, settings: CaptureSettings) -> dict[str, Any] | None:
+    """Describe which hidden states are kept; None: none."""
+    layers = settings.hidden_layers
+    if not layers:
+        return None
+    return HiddenSpec(
+        settings.hidden_dtype or FP8,
+        teacher.hidden_width,
+        settings.hidden_context,
+        teacher.embedding_width if EMBEDDING in layers else None,
+    ).recorded()
 
 
 def _changes(settings: CaptureSettings) -> dict[str, Any] | None:

@@ -84,7 +84,7 @@ class CaptureWriter:
 
     def shard_bytes(self, index: int) -> int:
         """Count the bytes of a shard that is there, in both stores."""
-        return sum(writer.shard_path(index).size_bytes() for writer in self._both)
+        return sum(writer.shard_bytes(index) for writer in self._both)
 
     def note(self, event: str, **facts: Any) -> None:
         """Write an event to the journal beside the store."""

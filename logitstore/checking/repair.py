@@ -23,11 +23,14 @@ from logitstore.format.plan import is_plan_file
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,
+    HIDDEN_FOLDER,
     INDEX_FILE,
+    SHARDS_FOLDER,
     SPEC_FILE,
     STUDENT_FOLDER,
     TOKENIZER_FOLDER,
     StoreHeader,
+    shard_name,
 )
 from logitstore.reading.listing import list_boundaries
 from logitstore.storage import commit
@@ -117,7 +120,8 @@ def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath
 
 def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs) -> list[str]:
     """Move the seal and the index first, then the damaged files; return their names."""
-    names = list(dict.fromkeys([*_seals(damaged), *(d.file for d in damaged)]))
+    files = [d.file for d in damaged]
+    names = list(dict.fromkeys([*_seals(damaged), *filter(None, map(_shard_of, files)), *files]))
     moved = []
     for name in names:
         source, target = path / name, quarantine / name
@@ -125,6 +129,14 @@ def _move(path: StorePath, quarantine: StorePath, damaged: list[Damage], fs: Fs)
             source.move_to(target, fs)
             moved.append(name)
     return moved
+
+
+def _shard_of(file: str) -> str | None:
+    """Name the shard whose hidden states a file has: it is what says that they are there."""
+    folder, _, name = file.partition("/")
+    if folder != HIDDEN_FOLDER:
+        return None
+    return f"{SHARDS_FOLDER}/{shard_name(int(name.split('-')[0]))}"
 
 
 def _seals(damaged: list[Damage]) -> list[str]:

@@ -5,14 +5,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from logitstore.checking.hidden import hidden
 from logitstore.checking.nonsense import known_unknowns, nonsense
 from logitstore.checking.report import Damage
 from logitstore.checking.text_check import TextCheck
 from logitstore.errors import CorruptStoreError
-from logitstore.format.spec import INDEX_FILE, SHARDS_FOLDER, StoreHeader, shard_name
+from logitstore.format.spec import (
+    HIDDEN_FOLDER,
+    INDEX_FILE,
+    SHARDS_FOLDER,
+    StoreHeader,
+    shard_name,
+)
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.reading.shard_head import index_line
@@ -47,13 +53,26 @@ class ShardCheck:
             shard.archive.check_digest()
             for member in shard.archive.names if self.deep else ():
                 shard.archive.check_member(member)
-            damaged = list(_check_index(shard, index, line))
+            damaged = [*_check_index(shard, index, line), *self._check_states(shard)]
         except CorruptStoreError as e:
             return [Damage(name, e.rows or (first, stop - 1), str(e), e.kind)]
         faults = list(_read_all(shard, self._text)) if self.deep else []
         if self.by_zarr and not faults:
             faults = list(_read_by_zarr(shard, self.header, index))
         return damaged + [Damage(name, *fault) for fault in faults]
+
+    def _check_states(self, shard: Shard) -> Iterator[Damage]:
+        """Yield the damage of the hidden states beside a shard, if there should be any."""
+        if self.header.spec.hidden is None:
+            return
+        try:
+            if self.deep:
+                shard.hidden.check()
+            else:
+                shard.hidden.archive.check_digest()
+        except CorruptStoreError as e:
+            name = f"{HIDDEN_FOLDER}/{shard.hidden_file[0].name}"
+            yield Damage(name, e.rows or shard.rows, str(e), e.kind)
 
     @cached_property
     def _text(self) -> TextCheck | None:
@@ -64,10 +83,16 @@ class ShardCheck:
 
 def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
     """Open a shard; one in a bucket is downloaded again, whatever the cache holds."""
-    file = None
-    if isinstance(path, RemotePath):  # an object is fetched into a file
-        file, _ = ShardCache.chosen().download(path)
-    return Shard(path, header.spec, header.plan, index, file)
+    if not isinstance(path, RemotePath):
+        return Shard(path, header.spec, header.plan, index)
+    file = _fetched(path)  # an object is fetched into a file
+    return Shard(path, header.spec, header.plan, index, file, beside=lambda p, *_: _fetched(p))
+
+
+def _fetched(path: StorePath) -> BinaryIO:
+    assert isinstance(path, RemotePath)
+    file, _ = ShardCache.chosen().download(path)
+    return file
 
 
 def _check_index(shard: Shard, index: int, line: Mapping[str, Any] | None) -> Iterator[Damage]:

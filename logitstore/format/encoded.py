@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from logitstore.format.fields import AXIS, DRAWS, ENTRIES, RECORDS
+from logitstore.format.hidden import EncodedStates
 from logitstore.format.logprob_codec import (
     TAIL_STEP,
     dequantise,
@@ -35,12 +36,15 @@ class EncodedRecords:
             form, the distance from the record before, exists only within a sequence.
         kl, l1, dropped: (n,) the coding error (see `logprob_codec.EncodedEntries`); zeros where it
             is not known.
+        hidden: The hidden states beside the records of one sequence; None: there are none, or these
+            are the records of several.
     """
 
     fields: dict[str, Array]
     kl: Array
     l1: Array
     dropped: Array
+    hidden: EncodedStates | None = None
     _offsets: dict[str, Array] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -71,8 +75,8 @@ class EncodedRecords:
     def _part(self, start: int, stop: int) -> "EncodedRecords":
         cuts = {axis: slice(int(o[start]), int(o[stop])) for axis, o in self._offsets.items()}
         fields = {name: values[cuts[AXIS[name]]] for name, values in self.fields.items()}
-        of_records = (self.kl, self.l1, self.dropped)
-        return EncodedRecords(fields, *(values[start:stop] for values in of_records))
+        kl, l1, dropped = (values[start:stop] for values in (self.kl, self.l1, self.dropped))
+        return EncodedRecords(fields, kl, l1, dropped)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[EncodedRecords]") -> "EncodedRecords":

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from logitstore.format.canonical_json import canonical_json, parse_json
 from logitstore.format.encoded import NOTHING_MEASURED
-from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
+from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec, is_digest
 from logitstore.format.zip_archive import Member
 
 GROUP_MEMBER = "zarr.json"
@@ -41,6 +41,8 @@ _ABOUT = {
     "statuses",
     "supervised_bytes",
 }
+#: Of a store with hidden states: which file has those of the shard.
+HIDDEN = "hidden"
 
 
 class Members(Protocol):
@@ -81,9 +83,19 @@ def read_group(
             f"{spec.digest[:12]}…"
         )
     # With `mine`, because 1 equals 1.0 and true.
-    if set(about) != _ABOUT or raw != canonical_json(group_of(about | mine)):
+    expected = _ABOUT if spec.hidden is None else _ABOUT | {HIDDEN}
+    if set(about) != expected or raw != canonical_json(group_of(about | mine)):
         raise ValueError(f"{GROUP_MEMBER} is not the canonical JSON that was written")
+    if spec.hidden is not None and not is_pinned(about[HIDDEN]):
+        raise ValueError("it does not say which hidden states are its own")
     return about, _size(about, spec, plan, index)
+
+
+def is_pinned(value: Any) -> bool:
+    """Tell whether this says which file has a shard's hidden states: its digest and its bytes."""
+    if not isinstance(value, dict) or set(value) != {"sha256", "bytes"}:
+        return False
+    return is_digest(value["sha256"]) and _is_whole(value["bytes"]) and value["bytes"] < _MAX_NUMBER
 
 
 def _size(about: dict[str, Any], spec: StoreSpec, plan: Plan, index: int) -> ShardSize:

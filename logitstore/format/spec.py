@@ -25,6 +25,7 @@ from logitstore.errors import (
     StorageError,
 )
 from logitstore.format.canonical_json import canonical_json, parse_json
+from logitstore.format.hidden import HiddenSpec, is_hidden
 from logitstore.format.plan import Plan as Plan  # one of the two parts of the description
 from logitstore.storage.files import MAX_SPEC_BYTES
 from logitstore.storage.paths import StorePath, store_path
@@ -41,6 +42,8 @@ SHARDS_FOLDER = "shards"
 TOKENIZER_FOLDER = "tokenizer"
 #: The records at the boundaries of students' tokens: a store for each student, in a store.
 BOUNDARIES_FOLDER = "boundaries"
+#: The hidden states of each shard, in files that its readers alone open.
+HIDDEN_FOLDER = "hidden"
 #: In such a store: the student's tokenizer.
 STUDENT_FOLDER = "student"
 CODECS = ("portable", "compact")
@@ -68,7 +71,8 @@ class StoreSpec:
         rendering: ``kind`` of the rows, ``max_length`` in tokens, ``add_eos``.
         capture: ``top_k`` (0: no entries), ``max_tail`` (None: every record keeps top_k entries),
             ``ids``, ``temperatures``, ``logit_std``, ``draws``, and the ``seed`` of draws that were
-            made with one; and of an import ``missing``, the fields that its source lacks.
+            made with one; ``hidden``, which hidden states lie beside the records; and of an import
+            ``missing``, the fields that its source lacks.
         codec: ``name`` (``portable`` or ``compact``), how many records and entries an inner chunk
             holds, and the ``layout`` of draws (``distances.py``), 1 where it is not named.
     """
@@ -123,6 +127,12 @@ class StoreSpec:
         return tuple(self.capture.get("missing", ()))
 
     @property
+    def hidden(self) -> HiddenSpec | None:
+        """Which hidden states lie beside the records; None: none do."""
+        value = self.capture.get("hidden")
+        return None if value is None else HiddenSpec.of(value)
+
+    @property
     def layout(self) -> int:
         """The layout of draws, 1 or 2."""
         return int(self.codec.get("layout", 1))
@@ -150,6 +160,11 @@ class StoreSpec:
         rest = {k: v for k, v in self.rendering.items() if k != "boundaries_of"}
         said = {} if student is None else {"boundaries_of": student}
         return replace(self, rendering=rest | said)
+
+    def without_hidden(self) -> "StoreSpec":
+        """Describe the same records without the hidden states beside them."""
+        kept = {name: value for name, value in self.capture.items() if name != "hidden"}
+        return replace(self, capture=kept)
 
     @property
     def digest(self) -> str:
@@ -399,7 +414,7 @@ _OPTIONAL: dict[str, dict[str, Callable[[Any], bool]]] = {
         "engine": _is_text,
         "experts": _is_experts,
     },
-    "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32)},
+    "capture": {"missing": _is_missing, "seed": _upto(_MAX_U32), "hidden": is_hidden},
     "codec": {"layout": _upto(2, 2)},  # the first has no number
 }
 
@@ -412,3 +427,8 @@ def boundaries_name(fingerprint: str) -> str:
 def shard_name(index: int) -> str:
     """File name of a shard, below ``shards/``."""
     return f"{index:05d}.zarr.zip"
+
+
+def sidecar_name(index: int, digest: str) -> str:
+    """File name of a shard's hidden states, below ``hidden/``: by their own digest."""
+    return f"{index:05d}-{digest[:16]}.zarr.zip"

@@ -55,6 +55,16 @@ def say_what_stays(store: LogitStore) -> None:
         )
 
 
+def say_hidden_stays(store: LogitStore) -> None:
+    """Warn that an export has no hidden states: it would be as large as they are."""
+    if store.spec.hidden is not None:
+        log.warning(
+            "%s: its hidden states stay behind, which an export does not hold. "
+            "`store.states(i)` reads them.",
+            store.path,
+        )
+
+
 def publish_folder(unnamed: Path, target: Path) -> None:
     """Rename a folder from its temporary name to its own, after flushing all of it to disk.
 

@@ -36,7 +36,7 @@ from logitstore.console.progress import progress
 from logitstore.format.numpy_types import Array
 from logitstore.format.shard_group import GROUP_MEMBER
 from logitstore.format.spec import TOKENIZER_FOLDER, StoreSpec
-from logitstore.moving.folders import open_finished, tokenizer_files
+from logitstore.moving.folders import open_finished, say_hidden_stays, tokenizer_files
 from logitstore.moving.zarr_columns import HOW_TO_READ, Column, Columns, batches, columns_of
 from logitstore.moving.zarr_target import Target, target_at
 from logitstore.storage.paths import StorePath, store_path
@@ -69,6 +69,7 @@ def export_zarr(
         StorageError: The file system or object store failed; nothing was written.
     """
     source, place = open_finished(store), store_path(out)
+    say_hidden_stays(source)
     target = target_at(place)
     target.check_free()
     try:
@@ -200,7 +201,7 @@ def _about(source: LogitStore) -> dict[str, Any]:
         "how_to_read": list(HOW_TO_READ),
         "logitstore": {
             "export_version": EXPORT_VERSION,
-            "content": vars(source.spec),
+            "content": vars(source.spec.without_hidden()),
             "provenance": source.provenance,
             "dataset_sha256": source.plan.dataset_sha256,
             "plan_sha256": source.plan.digest,

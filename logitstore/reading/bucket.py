@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from logitstore.errors import CorruptStoreError, StorageError
+from logitstore.errors import CorruptStoreError, Located, StorageError
 from logitstore.format.canonical_json import canonical_json
 from logitstore.format.spec import SHARDS_FOLDER, TOKENIZER_FOLDER, StoreSpec, shard_name
 from logitstore.reading.prefetch import Prefetcher
@@ -34,6 +34,7 @@ class BucketShards:
         facts: Callable[[int], tuple[str, int]],
     ) -> None:
         self.store, self.cache, self._facts = store, cache, facts
+        self._beside: dict[str, str] = {}
         self._prefetcher = Prefetcher(lambda index: self.open(index).close())
 
     def open(self, index: int) -> BinaryIO:
@@ -44,6 +45,17 @@ class BucketShards:
             StorageError: The object store, or the disk, fails.
         """
         return self.cache.open(self._object(index), *self._facts(index))
+
+    def open_beside(self, path: StorePath, digest: str, size: int) -> BinaryIO:
+        """Open another object of the store, fetched if it is not in the cache.
+
+        Raises:
+            CorruptStoreError: The object is missing, or not the one with this digest.
+            StorageError: The object store, or the disk, fails.
+        """
+        assert isinstance(path, RemotePath)
+        self._beside[str(path)] = digest
+        return self.cache.open(path, digest, size)
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Begin to fetch shards to the local disk, at most a quarter of the cache at once."""
@@ -57,13 +69,15 @@ class BucketShards:
                 wanted.append(index)
         self._prefetcher.ask(wanted)
 
-    def drop_if_damaged(self, index: int) -> bool:
-        """Remove the local copy of a shard if it is damaged, and tell whether to fetch it anew."""
-        digest, _ = self._facts(index)
-        if self.cache.is_whole(digest):
-            return False
-        self.cache.forget(digest)
-        return True
+    def drop_if_damaged(self, index: int, path: Located) -> bool:
+        """Remove the local copies of a shard, and of the object at a path that was opened beside
+        it, if they are damaged; tell whether to fetch one anew.
+        """
+        digests = [self._facts(index)[0], self._beside.get(str(path))]
+        damaged = [each for each in digests if each is not None and not self.cache.is_whole(each)]
+        for each in damaged:
+            self.cache.forget(each)
+        return bool(damaged)
 
     def _object(self, index: int) -> RemotePath:
         return self.store / SHARDS_FOLDER / shard_name(index)

@@ -92,9 +92,9 @@ class OpenShards:
         except MemoryError:  # what the open shards keep may be what is missing
             if not self._of_process().close_all():
                 raise
-        except CorruptStoreError:
+        except CorruptStoreError as e:
             bucket = self._bucket_shards()
-            if bucket is None or not bucket.drop_if_damaged(index):
+            if bucket is None or not bucket.drop_if_damaged(index, e.path):
                 raise
             self._of_process().close(index)
         return read(self.opened(index))
@@ -138,7 +138,8 @@ class OpenShards:
     def _open_one(self, index: int) -> Shard:
         table, bucket = self._table, self._bucket_shards()
         file = None if bucket is None else bucket.open(index)
-        shard = Shard(table.path_of(index), table.spec, table.plan, index, file)
+        beside = None if bucket is None else bucket.open_beside
+        shard = Shard(table.path_of(index), table.spec, table.plan, index, file, beside=beside)
         position = table.position(index)
         if bucket is not None and (
             position == 0 or self._of_process().has(table.numbers[position - 1])

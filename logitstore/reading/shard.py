@@ -8,6 +8,8 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import BinaryIO, TypeVar
 
 import numpy as np
@@ -15,22 +17,26 @@ import numpy as np
 from logitstore.errors import CorruptStoreError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import AXIS, RECORDS
+from logitstore.format.hidden_states import HiddenStates
 from logitstore.format.limits import total
 from logitstore.format.logprob_codec import NEG_INF_CODE, TAIL_STEP
 from logitstore.format.numpy_types import I64, Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import LinesReader
 from logitstore.format.shard_arrays import open_arrays, read_offsets
-from logitstore.format.shard_group import read_group
-from logitstore.format.spec import Plan, StoreSpec
+from logitstore.format.shard_group import HIDDEN, read_group
+from logitstore.format.spec import HIDDEN_FOLDER, Plan, StoreSpec, sidecar_name
 from logitstore.format.zarr_arrays import ArraySpec, StoredChunk
 from logitstore.format.zip_archive import Archive
 from logitstore.reading.damage import damaged
+from logitstore.reading.hidden_shard import HiddenShard
 from logitstore.reading.sequences import SequenceReader
 from logitstore.records import Entries, SequenceText, TokenRecords
 from logitstore.storage.paths import StorePath
 
 T = TypeVar("T")
+#: Opens a file of the same store whose SHA-256 and bytes are known.
+OpensBeside = Callable[[StorePath, str, int], BinaryIO]
 
 
 class Shard:
@@ -48,6 +54,8 @@ class Shard:
         plan: Plan,
         index: int,
         file: BinaryIO | None = None,
+        *,
+        beside: OpensBeside | None = None,
     ) -> None:
         """Open the file and check that it is the shard it should be.
 
@@ -57,10 +65,12 @@ class Shard:
             plan: The store's.
             index: The shard's number.
             file: Its bytes, where `path` is an object; closed here.
+            beside: Opens another file of the store, where that is an object.
 
         Raises:
             CorruptStoreError: It is missing, damaged, or another store's.
         """
+        self._plan, self._index, self._beside = plan, index, beside
         self.path, self.spec, self._rows = path, spec, plan.shard_rows(index)
         try:
             self.archive = Archive(path, file)
@@ -99,15 +109,51 @@ class Shard:
         except ValueError:  # one by one, to find out which
             return [self.records(i) for i in places]
 
-    def encoded(self, i: int) -> EncodedRecords:
+    def encoded(self, i: int, *, hidden: bool = True) -> EncodedRecords:
         """Read sequence i of this shard in encoded form, to be stored again without any change.
+
+        Its hidden states come along, if there are any and `hidden` asks for them.
 
         The coding error (`kl`, `l1`, `dropped`) is not stored for single records: it is zero here.
 
         Raises:
             CorruptStoreError: Bytes it needs are damaged.
         """
-        return self._one(i, self._sequences.encoded)
+        encoded = self._one(i, self._sequences.encoded)
+        if self.spec.hidden is None or not hidden:
+            return encoded
+        ids = encoded.fields["token_ids"]
+        return replace(encoded, hidden=self.hidden.encoded(i, len(encoded), ids))
+
+    @cached_property
+    def hidden(self) -> HiddenShard:
+        """The hidden states beside the records, opened now.
+
+        Raises:
+            CorruptStoreError: Their file is missing, damaged, or another shard's.
+            StorageError: The object store, or the disk, fails.
+        """
+        path, digest, size = self.hidden_file
+        file = None if self._beside is None else self._beside(path, digest, size)
+        return HiddenShard(path, self.spec, self._plan, self._index, self.size, digest, file)
+
+    @property
+    def hidden_file(self) -> tuple[StorePath, str, int]:
+        """The file of the hidden states, the SHA-256 that it must have, and its bytes."""
+        pinned = self.about[HIDDEN]
+        name = sidecar_name(self._index, pinned["sha256"])
+        folder = self.path.parent.parent / HIDDEN_FOLDER
+        return folder / name, str(pinned["sha256"]), int(pinned["bytes"])
+
+    def states(self, i: int) -> HiddenStates:
+        """Read the hidden states of sequence i, which has some.
+
+        Raises:
+            CorruptStoreError: Bytes it needs are damaged.
+        """
+        start, stop = self.record_offsets[i : i + 2].tolist()
+        ids = self.array("token_ids", start, stop) if stop > start else np.zeros(0, np.uint32)
+        return self.hidden.states(i, stop - start, ids)
 
     def entries(self, i: int) -> Entries:
         """Decode the entries of sequence i, without the rest of its records.

@@ -56,6 +56,7 @@ class FakeSpec:
     teacher: dict[str, Any] = field(default_factory=lambda: {"fingerprint": "fake-teacher"})
     rendering: dict[str, Any] = field(default_factory=lambda: {"kind": "text"})
     boundaries_of: None = None
+    hidden: None = None
 
 
 @dataclass

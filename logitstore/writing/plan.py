@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from logitstore.format.hidden import HiddenSpec
 from logitstore.format.numpy_types import I64
 from logitstore.format.plan import MOST_IN_JSON, MOST_SHARDS_OF_ALL, Plan, too_many_shards
 
@@ -18,6 +19,9 @@ DEFAULT_SHARD_TEXT_BYTES = 4 * 1024 * 1024
 #: Shards that a store has at most where their size is not asked for: each costs a line of the plan
 #: and of the index, in every process that opens the store, and a file.
 MOST_SHARDS = MOST_IN_JSON
+#: Hidden states of a shard, about, and the bytes of text that a token has: a file has 4 GiB at
+#: most, and a text of one byte a token four times as many states as this one.
+_HIDDEN_BYTES, _TEXT_BYTES_PER_TOKEN = 256 * 1024 * 1024, 4
 _PART_ROWS = 1 << 20
 #: What the settings say of their default.
 DEFAULT_IN_WORDS = f"{DEFAULT_SHARD_TEXT_BYTES}; more where that made over {MOST_SHARDS} shards"
@@ -48,6 +52,12 @@ def make_plan(dataset_sha256: str, text_bytes: I64, shard_text_bytes: int | None
     if len(cuts) - 1 > MOST_SHARDS_OF_ALL:
         raise too_many_shards(len(cuts) - 1)
     return Plan(dataset_sha256, cuts)
+
+
+def shard_text_with_hidden(hidden: HiddenSpec) -> int:
+    """Choose the bytes of text of a shard that has hidden states beside it."""
+    states = max(1, _HIDDEN_BYTES // hidden.state_bytes)
+    return min(DEFAULT_SHARD_TEXT_BYTES, states * _TEXT_BYTES_PER_TOKEN)
 
 
 def _parts(text_bytes: I64) -> Iterator[I64]:

@@ -1,6 +1,7 @@
 """Build all members of a shard from its sequences: text, arrays, and the group's metadata."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from logitstore.format.numpy_types import Array
 from logitstore.format.rows_parquet import MEMBER as LINES_MEMBER
 from logitstore.format.rows_parquet import encode_lines
 from logitstore.format.shard_arrays import encode_arrays
-from logitstore.format.shard_group import GROUP_MEMBER, ShardSize, group_of
+from logitstore.format.shard_group import GROUP_MEMBER, HIDDEN, ShardSize, group_of
 from logitstore.format.spec import FORMAT_VERSION, Plan, StoreSpec
 from logitstore.records import SequenceText
 from logitstore.storage.files import Buffer
@@ -24,6 +25,7 @@ def build_shard(
     index: int,
     sequences: Sequence[tuple[SequenceText, EncodedRecords | None]],
     kept_fidelity: Mapping[str, float | int] | None = None,
+    hidden: Mapping[str, Any] | None = None,
 ) -> dict[str, Buffer]:
     """Build the members of a shard, ready for `zip_archive.pack`.
 
@@ -34,6 +36,7 @@ def build_shard(
         sequences: All of the shard's rows in order, each with its records or None.
         kept_fidelity: The coding error measured when the records were first encoded, if they come
             from another store; default: measured here.
+        hidden: Which file has its hidden states: `sha256` and `bytes`; None: there are none.
     """
     offsets = _offsets([encoded for _, encoded in sequences])
     size = ShardSize(len(sequences), **{axis: int(o[-1]) for axis, o in offsets.items()})
@@ -49,7 +52,10 @@ def build_shard(
     lines = [line for line, _ in sequences]
     members: dict[str, Buffer] = {LINES_MEMBER: memoryview(encode_lines(lines))}
     members |= encode_arrays(spec, size, arrays, offsets)
-    members[GROUP_MEMBER] = _group(spec, plan, index, size, fidelity, lines)
+    about = _about(spec, plan, index, size, fidelity, lines)
+    if hidden is not None:
+        about[HIDDEN] = dict(hidden)
+    members[GROUP_MEMBER] = canonical_json(group_of(about))
     return members
 
 
@@ -63,18 +69,18 @@ def _offsets(encoded: Sequence[EncodedRecords | None]) -> dict[str, Array]:
     return offsets
 
 
-def _group(
+def _about(
     spec: StoreSpec,
     plan: Plan,
     index: int,
     size: ShardSize,
     fidelity: dict[str, float | int],
     lines: Sequence[SequenceText],
-) -> bytes:
+) -> dict[str, Any]:
     statuses: dict[str, int] = {}
     for line in lines:
         statuses[line.status] = statuses.get(line.status, 0) + 1
-    about = {
+    return {
         "version": FORMAT_VERSION,
         "content_sha256": spec.digest,
         "plan_sha256": plan.digest,
@@ -85,4 +91,3 @@ def _group(
         "statuses": statuses,
         "supervised_bytes": sum(len(line.supervised_bytes) for line in lines),
     }
-    return canonical_json(group_of(about))

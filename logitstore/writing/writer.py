@@ -9,7 +9,8 @@ The order in which files appear is what makes a store safe to kill at any moment
 2. `tokenizer/`, of which `store.json` has the digests. Whoever resumes completes it.
 3. `shards/00000.zarr.zip` … in any order, from any process: each is written under a temporary name,
    synced, and linked to its final name, so it is there whole or not at all; a twin that comes
-   second is discarded (see commit.py).
+   second is discarded (see commit.py). Hidden states, if there are any, are there before the shard
+   that names them (sidecars.py).
 4. `index.parquet` when the last shard is there. It is derived from the shards, with their digests.
 5. Temporary files go: claims, heartbeats, and what a killed process left half-written.
 6. `DONE` comes last, with the digests of tokenizer, `store.json` and index: a store that has it is
@@ -32,8 +33,10 @@ from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import encode_index
 from logitstore.format.seal import seal_bytes, sealed_names
+from logitstore.format.shard_group import HIDDEN
 from logitstore.format.spec import (
     DONE_FILE,
+    HIDDEN_FOLDER,
     INDEX_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
@@ -47,6 +50,7 @@ from logitstore.format.spec import (
 from logitstore.format.zip_archive import pack
 from logitstore.reading.listing import list_shards
 from logitstore.reading.shard import Shard
+from logitstore.reading.shard_head import Skimmed
 from logitstore.records import SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
@@ -56,6 +60,13 @@ from logitstore.writing.places import check_place
 from logitstore.writing.same_store import check_same
 from logitstore.writing.sealing import gather_lines
 from logitstore.writing.shard_builder import build_shard
+from logitstore.writing.sidecars import (
+    Sidecar,
+    bytes_of,
+    copy_sidecar,
+    remove_strangers,
+    write_sidecar,
+)
 
 #: Looks at the lines of an index, and may raise.
 Check = Callable[[Sequence[Mapping[str, Any]]], None]
@@ -159,7 +170,9 @@ class StoreWriter:
         rows = [line.row for line, _ in sequences]
         if sorted(set(rows)) != list(range(began, ended)) or rows != sorted(rows):
             raise ValueError(f"shard {index} needs every row from {began} to {ended - 1}, in order")
-        members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity)
+        beside = self._write_sidecar(index, [encoded for _, encoded in sequences])
+        pinned = None if beside is None else beside.pinned
+        members = build_shard(self.spec, self.plan, index, sequences, kept_fidelity, pinned)
         pieces = list(pack(members))
         won = self.shard_path(index).create(pieces, self._fs)
         self.note(
@@ -167,9 +180,25 @@ class StoreWriter:
             shard=index,
             committed=won,
             records=sum(len(records) for _, records in sequences if records is not None),
-            stored_bytes=sum(len(memoryview(piece).cast("B")) for piece in pieces),
+            stored_bytes=bytes_of(pieces) + (0 if beside is None else beside.size_bytes),
         )
+        if beside is not None and not won:
+            self._remove_unless_pinned(index, beside)
         return won
+
+    def _write_sidecar(
+        self, index: int, records: Sequence[EncodedRecords | None]
+    ) -> Sidecar | None:
+        """Commit the hidden states of a shard, before the shard that names them; None: none."""
+        if self.spec.hidden is None:
+            return None
+        return write_sidecar(self.path, self.spec, self.plan, index, records, self._fs)
+
+    def _remove_unless_pinned(self, index: int, beside: Sidecar) -> None:
+        """Remove hidden states that the shard which is there now does not name."""
+        there = Skimmed(self.shard_path(index), self.spec, self.plan, index)
+        if there.about[HIDDEN] != beside.pinned:
+            beside.path.delete()
 
     def copy_shard(self, index: int, shard: Shard) -> bool:
         """Commit a shard of another store with the same content and plan, byte for byte.
@@ -181,6 +210,8 @@ class StoreWriter:
             CorruptStoreError: Its bytes are not those that were committed there.
         """
         shard.archive.check_digest()
+        if self.spec.hidden is not None:
+            copy_sidecar(self.path, shard, self._fs)
         won = self.shard_path(index).create(shard.archive.whole.pieces(), self._fs)
         self.note("shard", shard=index, committed=won)
         return won
@@ -207,12 +238,22 @@ class StoreWriter:
             # Not earlier: one of them is the claim on the seal, which tells others to wait.
             remove_temporaries(self.path / SHARDS_FOLDER)
             remove_temporaries(self.path)
+            if self.spec.hidden is not None:
+                remove_strangers(self.path, self.spec, self.plan)
             digests = {name: (self.path / name).sha256() for name in sealed_names(self.spec)}
         except FileNotFoundError as e:
             raise commit.explain(e, self.path) from e
         self._check_sealed(digests)
         (self.path / DONE_FILE).overwrite(seal_bytes(digests), self._fs)
         self.note("sealed")
+
+    def shard_bytes(self, index: int) -> int:
+        """Count the bytes of a shard that is there, with its hidden states."""
+        path = self.shard_path(index)
+        if self.spec.hidden is None:
+            return path.size_bytes()
+        pinned = Skimmed(path, self.spec, self.plan, index).about[HIDDEN]
+        return path.size_bytes() + int(pinned["bytes"])
 
     def note(self, event: str, **facts: Any) -> None:
         """Write an event to the journal beside the store."""
@@ -221,12 +262,18 @@ class StoreWriter:
     def _begin(self, header: StoreHeader) -> None:
         check_place(self.path)
         try:
-            (self.path / SHARDS_FOLDER).make_folder(self._fs)
+            for folder in self._empty_folders:
+                (self.path / folder).make_folder(self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
         for name, data in header.plan.files().items():  # named by content: any writer is right
             (self.path / name).create([data], self._fs)
         (self.path / SPEC_FILE).create([header.to_bytes()], self._fs)
+
+    @property
+    def _empty_folders(self) -> list[str]:
+        """The folders that are filled later."""
+        return [SHARDS_FOLDER, *([] if self.spec.hidden is None else [HIDDEN_FOLDER])]
 
     def _read_header(self) -> StoreHeader:
         """Read `store.json`; where the file of its plan was lost, and it is ours, write it again.
@@ -247,7 +294,8 @@ class StoreWriter:
     def _complete_folders(self) -> None:
         """Make folders and tokenizers again that a crash or a repair removed."""
         try:
-            (self.path / SHARDS_FOLDER).make_folder(self._fs)
+            for folder in self._empty_folders:
+                (self.path / folder).make_folder(self._fs)
             for folder, files in self._folders.items():
                 wanted = {name: _sha256(data) for name, data in files.items()}
                 if _digests(self.path / folder) != wanted:

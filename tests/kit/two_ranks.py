@@ -73,6 +73,8 @@ def prepared(store: FakeStore, out: Path, **more: Any) -> Noting:
 def main(folder: Path, *flags: str) -> None:
     sharded = "--shards" in flags
     how = PACKED if "--packed" in flags else TWO | (SHARDS if sharded else {})
+    if (more := folder / "how.json").exists():
+        how = how | json.loads(more.read_text())
     how |= METHODS if "--methods" in flags else {}
     store = pickle.loads((folder / "store").read_bytes())
     # A run of shards goes on from its own checkpoint, others from that of one process.

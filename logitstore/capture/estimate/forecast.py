@@ -22,6 +22,7 @@ from logitstore.format.zip_archive import pack
 from logitstore.records import SequenceText
 from logitstore.storage.files import Buffer
 from logitstore.writing.shard_builder import build_shard
+from logitstore.writing.sidecars import bytes_of, packed_sidecar
 
 if TYPE_CHECKING:
     from logitstore.capture.task import Task
@@ -41,12 +42,14 @@ class StoredSize:
         record_bytes: Bytes of a record, with its share of the text.
         entry_bytes: Of `record_bytes`, those of one entry.
         entries_per_record: Mean entries of a record.
+        hidden_bytes: Of `record_bytes`, those of hidden states.
     """
 
     shard_bytes: float
     record_bytes: float
     entry_bytes: float
     entries_per_record: float
+    hidden_bytes: float = 0.0
 
     def with_entries(self, entries_per_record: float) -> float:
         """Estimate the bytes of a record that has another number of entries."""
@@ -147,6 +150,8 @@ class Forecast:
         """Return costs and profile as JSON; None while the teacher was not asked."""
         if self.profile is None:
             return None
+        hidden = 0.0 if self.size is None else self.size.hidden_bytes
+        more = {"hidden_bytes_per_token": hidden} if hidden else {}
         sizes = {str(bound): size for bound, size in self.bytes_per_token().items()}
         return {
             "tokens": self.tokens,
@@ -156,6 +161,7 @@ class Forecast:
             "tokens_per_s": self.tokens_per_s,
             "device_hours": self.device_hours,
             "teacher": self.profile.facts() | {"bytes_per_token": sizes},
+            **more,
         } | ({} if self.boundaries is None else {"boundaries": self.boundaries.facts()})
 
     def costs_text(self) -> str:
@@ -173,6 +179,8 @@ class Forecast:
             f"({self.device_hours:.2g} device-hours)"
         )
         lines = [costs]
+        if self.size is not None and self.size.hidden_bytes:
+            lines.insert(0, self._hidden_text(self.size.hidden_bytes))
         if self.boundaries is not None:
             lines.append(str(self.boundaries))
         if self.profile.mass:
@@ -183,6 +191,16 @@ class Forecast:
             if advice := self.profile.advice_text():
                 lines.append(advice)
         return "\n".join(lines)
+
+    def _hidden_text(self, bytes_per_token: float) -> str:
+        """Say what hidden states take, and what the store would take without them."""
+        records = max(self.records, 1)
+        taken = bytes_per_token * self.records
+        left = max(self.file_bytes - taken, 0.0)
+        return (
+            f"hidden states: about {byte_count(taken)} ({bytes_per_token:.0f} bytes a token); "
+            f"without --hidden the store takes {byte_count(left)} ({left / records:.0f} a token)"
+        )
 
     def __str__(self) -> str:
         seen = sample_text(self.sample, self.rows, self.missing_shards, self.shards)
@@ -247,12 +265,13 @@ def stored_size(spec: StoreSpec, plan: Plan, pairs: Pairs) -> StoredSize:
     alone could not tell its fixed part (directory, metadata) from its records.
     """
     ordered = sorted(pairs, key=lambda pair: (pair[0].row, pair[0].part))
-    half, all_members = (build_shard(spec, plan, 0, part) for part in (ordered[::2], ordered))
-    small, large = _measured(ordered[::2], half), _measured(ordered, all_members)
-    if small.records in (0, large.records):  # no second point: all bytes are the records'
-        slope = large.total_bytes / max(large.records, 1)
-    else:
-        slope = (large.total_bytes - small.total_bytes) / (large.records - small.records)
+    both = (ordered[::2], ordered)
+    half, all_members = (build_shard(spec, plan, 0, part) for part in both)
+    hidden = [_hidden_bytes(spec, plan, part) for part in both]
+    small = _measured(ordered[::2], half, hidden[0])
+    large = _measured(ordered, all_members, hidden[1])
+    slope = _slope(small, large)
+    of_hidden = _slope(_Point(small.records, hidden[0]), _Point(large.records, hidden[1]))
     entries = sum(encoded.total(ENTRIES) for _, encoded in ordered if encoded)
     entry_bytes = sum(
         len(memoryview(data).cast("B"))
@@ -264,6 +283,7 @@ def stored_size(spec: StoreSpec, plan: Plan, pairs: Pairs) -> StoredSize:
         record_bytes=slope,
         entry_bytes=entry_bytes / max(entries, 1),
         entries_per_record=entries / max(large.records, 1),
+        hidden_bytes=of_hidden,
     )
 
 
@@ -272,7 +292,20 @@ class _Point(NamedTuple):
     total_bytes: int
 
 
-def _measured(pairs: Pairs, members: Mapping[str, Buffer]) -> _Point:
-    """Count the records of a shard, and its bytes as a file."""
+def _slope(small: _Point, large: _Point) -> float:
+    if small.records in (0, large.records):  # no second point: all bytes are the records'
+        return large.total_bytes / max(large.records, 1)
+    return (large.total_bytes - small.total_bytes) / (large.records - small.records)
+
+
+def _hidden_bytes(spec: StoreSpec, plan: Plan, pairs: Pairs) -> int:
+    """Count the bytes of a file with the hidden states of these records; 0: there are none."""
+    if spec.hidden is None:
+        return 0
+    return bytes_of(packed_sidecar(spec, plan, 0, [encoded for _, encoded in pairs]))
+
+
+def _measured(pairs: Pairs, members: Mapping[str, Buffer], hidden_bytes: int) -> _Point:
+    """Count the records of a shard, and its bytes as a file, and as another of hidden states."""
     records = sum(len(encoded) for _, encoded in pairs if encoded)
-    return _Point(records, sum(len(memoryview(piece).cast("B")) for piece in pack(members)))
+    return _Point(records, bytes_of(pack(members)) + hidden_bytes)

@@ -11,9 +11,11 @@ from torch import Tensor
 from logitstore.capture.boundaries.branches import selected
 from logitstore.capture.passes.completer import Completer
 from logitstore.capture.passes.engine import REFUSED, Forwarded, SequenceRecords
+from logitstore.capture.passes.states import not_finite, with_states
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.capture.teacher.hidden import CaughtStates
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
@@ -77,19 +79,20 @@ class Encoding:
         sequence_n: Tensor,
         answers: HeadResult | None = None,
         refused: Mapping[int, str] = _NOBODY,
+        states: CaughtStates | None = None,
     ) -> list[SequenceRecords]:
         """Encode the records of a forwarded batch; the half of `read` that needs no device.
 
         Args:
             batch: The sequences.
-            result, sequence_n, answers, refused: What `forward` returned for them.
+            result, sequence_n, answers, refused, states: What `forward` returned for them.
 
         Raises:
             InputError: As for `read`.
         """
         if refused:
             return self._encode_others(batch, result, sequence_n, refused)
-        own = self._encode_own(batch, result, sequence_n)
+        own = self._encode_own(batch, result, sequence_n, states)
         asked = [n for n, s in enumerate(batch) if s.questions is not None and own[n] is not None]
         if not asked:
             return [SequenceRecords(records) for records in own]
@@ -116,9 +119,15 @@ class Encoding:
         ]
 
     def _encode_own(
-        self, batch: Sequence[TeacherSequence], result: HeadResult, sequence_n: Tensor
+        self,
+        batch: Sequence[TeacherSequence],
+        result: HeadResult,
+        sequence_n: Tensor,
+        states: CaughtStates | None,
     ) -> list[EncodedRecords | None]:
         bad = _not_finite(result, sequence_n)
+        if states is not None:
+            bad = sorted({*bad, *not_finite(batch, states, self.spec)})
         if bad and self._on_nan == "stop":
             raise _stopped_by(batch[bad[0]])
         good = [s for i, s in enumerate(batch) if i not in bad]
@@ -130,7 +139,8 @@ class Encoding:
         _check_scale(result, batch, sequence_n)
         encoded = encode_records(_raw_records(good, result, self.spec), self.spec)
         parts = iter(encoded.split([s.records for s in good]))
-        return [None if i in bad else next(parts) for i in range(len(batch))]
+        own = [None if i in bad else next(parts) for i in range(len(batch))]
+        return own if states is None else with_states(own, batch, states, self.spec)
 
     def _encode_boundaries(
         self,

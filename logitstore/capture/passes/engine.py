@@ -21,6 +21,7 @@ from logitstore.capture.passes.completer import Completer
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.capture.teacher.hidden import CaughtStates
 from logitstore.capture.teacher.summary import HeadResult
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import StoreSpec
@@ -54,12 +55,14 @@ class Forwarded(NamedTuple):
         answers: Summaries behind every branch, in the order of `branches.placed`; None: no branch.
         refused: Why the engine reads a sequence not at all, by its place in the batch: of such a
             sequence `result` has nothing.
+        states: The hidden states that are kept; None: none are.
     """
 
     result: HeadResult
     sequence_n: Tensor
     answers: HeadResult | None = None
     refused: Mapping[int, str] = MappingProxyType({})
+    states: CaughtStates | None = None
 
 
 class Alone(NamedTuple):
@@ -103,6 +106,7 @@ class Engine(Protocol):
         sequence_n: Tensor,
         answers: HeadResult | None = None,
         refused: Mapping[int, str] = ...,
+        states: CaughtStates | None = None,
     ) -> list[SequenceRecords]:
         """Encode the records of a forwarded batch; may run on another thread."""
 

@@ -23,11 +23,13 @@ from logitstore.capture.passes.completer import Completer
 from logitstore.capture.passes.encoding import Encoding, head_settings
 from logitstore.capture.passes.engine import Alone, Forwarded
 from logitstore.capture.passes.generate import ModelCompleter
+from logitstore.capture.passes.states import kept_of
 from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import PromptReader
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.experts import Routed, View
-from logitstore.capture.teacher.head import TeacherHead, check_vocabulary
+from logitstore.capture.teacher.head import TeacherHead, Watch, check_vocabulary
+from logitstore.capture.teacher.hidden import HiddenCatcher
 from logitstore.capture.teacher.memory import raises_out_of_memory
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
@@ -77,6 +79,8 @@ class TeacherPass(Encoding):
         )
         self.raises_out_of_memory = raises_out_of_memory(self.device)
         self._head = TeacherHead(model, head_settings(spec))
+        hidden = spec.hidden
+        self._catcher = None if hidden is None else HiddenCatcher(model, hidden, teacher.name)
         self._branches = BranchReader(model, self._head, self.device, self._pad_id)
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
@@ -84,7 +88,11 @@ class TeacherPass(Encoding):
         branches = placed(batch)
         cache = self._branches.cache_for(batch) if branches else None
         rows = self._rows(batch)
-        result, sequence_n = self._forward(self._head, batch, cache)
+        watch = None if self._catcher is None else self._watch(batch, rows.shape[1])
+        result, sequence_n = self._forward(self._head, batch, cache, watch)
+        if self._catcher is not None:
+            read_n = torch.cat([torch.from_numpy(s.text.token_ids) for s in batch])
+            return Forwarded(result, sequence_n, states=self._catcher.taken(read_n))
         if not branches:
             return Forwarded(result, sequence_n)
         return Forwarded(result, sequence_n, self._branches.read(branches, cache, rows))
@@ -122,8 +130,19 @@ class TeacherPass(Encoding):
             input_ids[i, : s.length] = torch.from_numpy(s.text.token_ids)
         return input_ids
 
+    def _watch(self, batch: Sequence[TeacherSequence], length: int) -> Watch:
+        """Make what catches the states that are kept, of a batch that is padded to a length."""
+        catcher = self._catcher
+        assert catcher is not None
+        kept_T = torch.cat([i * length + kept_of(s, self.spec) for i, s in enumerate(batch)])
+        return lambda hidden_MD: catcher.catch(hidden_MD, kept_T)
+
     def _forward(
-        self, head: TeacherHead, batch: Sequence[TeacherSequence], cache: Any = None
+        self,
+        head: TeacherHead,
+        batch: Sequence[TeacherSequence],
+        cache: Any = None,
+        watch: Watch | None = None,
     ) -> tuple[HeadResult, Tensor]:
         """Read the rows of a batch; keep their keys and values if there is a cache."""
         input_ids = self._rows(batch)
@@ -147,6 +166,7 @@ class TeacherPass(Encoding):
             (at - 1).to(self.device),
             input_ids.flatten()[at].to(self.device),
             _places(batch).to(self.device) if head.settings.draws else None,
+            watch,
         )
         return result, at // input_ids.shape[1]
 

@@ -29,6 +29,8 @@ from logitstore.models.output_embedding import (
 
 log = logging.getLogger(__name__)
 
+#: Is shown hidden states of a batch.
+Watch = Callable[[Tensor], None]
 #: Rows of logits at a time, over the whole vocabulary. Fewer make the matrix product slower, more
 #: make nothing faster (V = 32,000, CPU us a row: 2,158 with 65, 1,378 with 262, 1,312 with
 #: 1,048). To cut the vocabulary instead is no faster either (1,342), and finds the tail as a
@@ -61,6 +63,7 @@ class TeacherHead:
         positions_n: Tensor,
         targets_n: Tensor,
         places_n3: Tensor | None = None,
+        watch: Watch | None = None,
     ) -> HeadResult:
         """Run the teacher and summarise the logit rows at `positions_n`, onto the CPU.
 
@@ -70,13 +73,22 @@ class TeacherHead:
             targets_n: The tokens they predict.
             places_n3: (row, part, position) of each target, which decide its draws; needed only
                 where there are draws.
+            watch: Is shown all hidden states of the batch, (B x L, D), as the head reads them.
+
+        Raises:
+            InputError: Hidden states are asked for, and the logits are not made of them.
         """
         words_nW = self._words(places_n3)
         if self._embedding is not None:
-            result = self._from_hidden(inputs, positions_n, targets_n, words_nW)
+            result = self._from_hidden(inputs, positions_n, targets_n, words_nW, watch)
             if result is not None:
                 return result
             self._fall_back("its logits are not made from its output embedding as known here")
+        if watch is not None:
+            raise InputError(
+                f"{type(self.model).__name__}: its logits are not made of its output embedding as "
+                "known here, so what its output head reads is not known. Capture without --hidden."
+            )
         logits = logits_of(self.model(**inputs)).flatten(0, 1)
         positions_n = positions_n.to(logits.device)
         return self._summarise(lambda part: logits[positions_n[part]], targets_n, words_nW)
@@ -95,6 +107,7 @@ class TeacherHead:
         positions_n: Tensor,
         targets_n: Tensor,
         words_nW: Tensor | None,
+        watch: Watch | None,
     ) -> HeadResult | None:
         """Summarise from hidden states; None if the model's own logits turn out to differ."""
         head, finish = self._embedding.forward, after_the_embedding(self.model)
@@ -106,6 +119,8 @@ class TeacherHead:
             hidden_MD = hidden.flatten(0, -2)
             # The hidden states of a model on several devices are on the last one.
             caught.append(hidden_MD[positions_n.to(hidden_MD.device)])
+            if watch is not None:
+                watch(hidden_MD)
             # Rows where records are: a padded row may hold anything.
             probe = torch.as_tensor(head(caught[0][: 0 if self._is_checked else PROBE_ROWS]))
             # One sequence of so few rows: whatever the model does to logits, it does to these.

@@ -73,6 +73,19 @@ class Teacher:
         return int(self.config.get_text_config().vocab_size)
 
     @property
+    def hidden_width(self) -> int:
+        """Return the numbers of a hidden state that its output head reads, as its family has it."""
+        config = self.config.get_text_config()
+        return int(getattr(config, "word_embed_proj_dim", None) or config.hidden_size)
+
+    @property
+    def embedding_width(self) -> int:
+        """Return the numbers of a token's row in its input embedding, as its family has it."""
+        config = self.config.get_text_config()
+        own = getattr(config, "embedding_size", None)
+        return int(own) if own else self.hidden_width
+
+    @property
     def architecture(self) -> str:
         return str((self.config.architectures or [type(self.config).__name__])[0])
 

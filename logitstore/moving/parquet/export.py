@@ -10,7 +10,12 @@ import pyarrow.parquet as pq
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError, MissingLibraryError
 from logitstore.format.spec import TOKENIZER_FOLDER
-from logitstore.moving.folders import open_finished, publish_folder, tokenizer_files
+from logitstore.moving.folders import (
+    open_finished,
+    publish_folder,
+    say_hidden_stays,
+    tokenizer_files,
+)
 from logitstore.moving.parquet.columns import (
     DATA_FOLDER,
     Sequence_,
@@ -57,6 +62,7 @@ def export_parquet(
         StorageError: The file system failed; nothing was written.
     """
     source, target = open_finished(store), local_path(out, "an export", "--out")
+    say_hidden_stays(source)
     _check_free(target)
     examples = _examples(source) if input_ids else None
     target.try_writing(commits=False)
@@ -110,7 +116,7 @@ def _write_shard(
     """Write one file; yield the number of sequences after each row group."""
     shard = store.shard(index)
     about = {
-        "content": vars(store.spec),
+        "content": vars(store.spec.without_hidden()),
         "provenance": store.provenance,
         "dataset_sha256": store.plan.dataset_sha256,
         "plan_sha256": store.plan.digest,
@@ -139,7 +145,7 @@ def groups_of(shard: Shard) -> Iterator[list[Sequence_]]:
     held: list[Sequence_] = []
     records = 0
     for i in range(len(shard)):
-        held.append((shard.text(i), shard.records(i), shard.encoded(i)))
+        held.append((shard.text(i), shard.records(i), shard.encoded(i, hidden=False)))
         records += len(held[-1][1])
         if records >= _GROUP_RECORDS or len(held) >= _GROUP_LINES:
             yield held

@@ -8,6 +8,7 @@ import pytest
 
 from distill.losses.requirements import check_needs
 from logitstore.errors import MismatchError
+from logitstore.format.hidden import HiddenSpec
 from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -32,6 +33,7 @@ def store_of(fingerprint: str = ANOTHER, **spec: Any) -> SimpleNamespace:
         "missing": (),
         "has_logit_std": True,
         "draws": 4,
+        "hidden": HiddenSpec("fp8", 16, embedding_width=16),
     }
     made = SimpleNamespace(**everything | spec)
     held = {"path": Path("store"), "tokenizer_path": Path("tokenizer"), "provenance": {}}
@@ -46,9 +48,15 @@ def store_of(fingerprint: str = ANOTHER, **spec: Any) -> SimpleNamespace:
         ("mapped_kl", {"has_ids": False}, "uld"),
         ("mapped_kl", {"top_k": 0}, "alm"),
         ("multilevel_ot", {"has_logit_std": False}, "mapped_kl"),
+        ("dskd", {"hidden": None}, "mapped_kl"),
+        ("dskd", {"hidden": HiddenSpec("fp8", 16)}, "mapped_kl"),
         ("uld", {"missing": ("tail_logmass",), "has_logit_std": False}, "alm"),
         ("uld", {"missing": ("token_logprob",)}, "mapped_kl"),
-        ("mapped_kl", {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False}, "ce"),
+        (
+            "mapped_kl",
+            {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False},
+            "cdm",
+        ),
     ],
 )
 def test_the_loss_that_is_named_instead_is_one_that_the_store_serves(

@@ -268,7 +268,7 @@ def test_one_that_fails_later_stops_the_run_before_the_weights(
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"needs": {"hidden"}}, "mine: declares that it needs 'hidden' of a store, expected of: "),
+        ({"needs": {"layers"}}, "mine: declares that it needs 'layers' of a store, expected of: "),
         ({"pairs": "words"}, "mine: declares pairs 'words', expected starts, strict, groups"),
     ],
 )

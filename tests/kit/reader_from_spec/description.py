@@ -67,6 +67,19 @@ def is_experts(value):
     )
 
 
+def is_hidden(value):
+    if not isinstance(value, dict) or not is_flag(value.get("context")):
+        return False
+    embeds = value.get("layers") == ["embedding", "last"]
+    widths = {"width", "embedding_width"} if embeds else {"width"}
+    return (
+        set(value) == {"layers", "dtype", "context", *widths}
+        and (embeds or value["layers"] == ["last"])
+        and value["dtype"] in ("fp8", "bf16")
+        and all(is_whole(value[name], 1 << 20, 1) for name in widths)
+    )
+
+
 #: Part, field -> what it may hold; those in OPTIONAL may be absent.
 CONTENT = {
     "teacher": {
@@ -92,6 +105,7 @@ CONTENT = {
         "draws": upto(U16),
         "seed": upto(U32),
         "missing": is_missing,
+        "hidden": is_hidden,
     },
     "codec": {
         "name": lambda value: value in ("portable", "compact"),
@@ -100,7 +114,7 @@ CONTENT = {
         "entries_per_chunk": upto(1_048_576, 1),
     },
 }
-OPTIONAL = {"experts", "quantization", "seed", "missing", "layout"}
+OPTIONAL = {"hidden", "experts", "quantization", "seed", "missing", "layout"}
 
 
 def read_description(path):

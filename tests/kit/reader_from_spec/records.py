@@ -7,6 +7,7 @@ import numpy as np
 from tests.kit.reader_from_spec.arrays import open_arrays, read_arrays
 from tests.kit.reader_from_spec.json_text import (
     canonical,
+    is_digest,
     is_number,
     is_whole,
     parse_canonical,
@@ -17,6 +18,7 @@ from tests.kit.reader_from_spec.refusing import must
 
 ABOUT = {"version", "shard", "rows", "content_sha256", "plan_sha256", "size", "fidelity"}
 ABOUT |= {"statuses", "supervised_bytes"}
+BESIDE = {"sha256", "bytes"}
 STEP = np.float32(-1 / 96)
 FIRST_SMALL_TAIL = 178  # e^(-177/256) is above one half
 
@@ -44,7 +46,13 @@ def read_group(members, content, plan, number):
     must(type(group["zarr_format"]) is int and isinstance(group["attributes"], dict), "group")
     must(set(group["attributes"]) == {"logitstore"}, "attributes of the group")
     about = group["attributes"]["logitstore"]
-    must(isinstance(about, dict) and set(about) == ABOUT, "fields of the group")
+    hidden = {"hidden"} if "hidden" in content["capture"] else set()
+    must(isinstance(about, dict) and set(about) == ABOUT | hidden, "fields of the group")
+    if hidden:
+        beside = about["hidden"]
+        must(isinstance(beside, dict) and set(beside) == BESIDE, "hidden states of the group")
+        must(is_digest(beside["sha256"]), "digest of hidden states")
+        must(is_whole(beside["bytes"], 2**53 - 1), "size of hidden states")
     first, stop = plan["boundaries"][number : number + 2]
     own = {"version": 1, "shard": number, "rows": [first, stop]}
     own |= {"content_sha256": sha256(canonical(content)), "plan_sha256": plan["sha256"]}

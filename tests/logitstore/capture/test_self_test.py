@@ -332,7 +332,7 @@ class Fake:
         self.forward = lambda batch: TeacherPass.forward(self, batch)  # type: ignore[arg-type]
         self.alone = lambda one: TeacherPass.alone(self, one)  # type: ignore[arg-type]
         self.is_quantized = False
-        self._pad_id, self._routed = 0, None
+        self._pad_id, self._routed, self._catcher = 0, None, None
         self._head = TeacherHead(model, self_test_settings())
         self._rows = lambda batch: TeacherPass._rows(self, batch)  # type: ignore[arg-type]
         self._forward = lambda *args: TeacherPass._forward(self, *args)  # type: ignore[arg-type]

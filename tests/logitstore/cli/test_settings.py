@@ -53,11 +53,19 @@ def test_an_estimate_takes_each_setting_but_those_of_doing_it(each: "Field[Any]"
 
 def test_what_a_store_records_are_the_settings_that_decide_it() -> None:
     recorded = CaptureSettings().recorded()
-    newer = {"gguf_file"}  # named by a store that uses it, so that others keep their bytes
+    newer = {
+        "gguf_file",
+        "hidden",
+        "hidden_dtype",
+        "hidden_context",
+    }  # named by a store that uses it, so that others keep their bytes
     assert set(recorded) | NOT_RECORDED | newer == set(ids)
     assert not newer & set(recorded)
-    with_all = CaptureSettings(gguf_file="m.gguf")
+    with_all = CaptureSettings(
+        gguf_file="m.gguf", hidden=["last"], hidden_dtype="fp8", hidden_context=True
+    )
     assert CaptureSettings.from_recorded(with_all.recorded()) == with_all
+    assert set(with_all.recorded()) | NOT_RECORDED == set(ids)
     assert CaptureSettings.from_recorded(recorded) == CaptureSettings()
     assert "trust_remote_code" in NOT_RECORDED, "a file must never decide this"
 

@@ -23,12 +23,12 @@ from logitstore.format import (
     parquet_limits,
     shard_group,
 )
+from logitstore.format.fields import FIELD
 from logitstore.format.logprob_codec import ENTRY_STEP, TAIL_STEP
 from logitstore.format.rows_parquet import GROUP_LINES
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zarr_arrays import ArraySpec, array_metadata, encode_array
 from logitstore.format.zip_archive import Archive
-from logitstore.records import TokenRecords
 from logitstore.storage import files
 from logitstore.testing import stores, tiny
 from tests.kit import reader_from_spec
@@ -71,7 +71,7 @@ def assert_same(path: Path) -> int:
     assert len(theirs) == len(store)
     for i, other in enumerate(theirs):
         mine: Any = store[i]
-        for name in TokenRecords.__slots__:
+        for name in FIELD:
             a, b = getattr(mine, name), other[name]
             assert (a is None) == (b is None), name
             if a is not None and a.dtype == np.float32:

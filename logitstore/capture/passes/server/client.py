@@ -42,9 +42,10 @@ class _Told(Retry):
         url: str | None = None,
         response: Any = None,
         error: Exception | None = None,
-        **more: Any,
+        _pool: Any = None,
+        _stacktrace: Any = None,
     ) -> Self:
-        found = super().increment(method, url, response, error, **more)
+        found = super().increment(method, url, response, error, _pool, _stacktrace)
         if time.monotonic() >= _Told.next_said_s:
             _Told.next_said_s = time.monotonic() + _SAID_EVERY_S
             what = "cannot be reached" if response is None else f"answers HTTP {response.status}"
