@@ -27,7 +27,7 @@ from logitstore.format.spec import (
 from logitstore.moving.folders import open_finished
 from logitstore.moving.hub.card import CARD_FILE, MARK, card
 from logitstore.moving.hub.repository import Repository
-from logitstore.storage.paths import StorePath, local, local_path
+from logitstore.storage.paths import local, local_path
 from logitstore.store import LogitStore
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ _MAX_CARD_BYTES = 1 << 20
 
 
 def push(
-    store: str | PathLike[str] | StorePath,
+    store: str | PathLike[str],
     to: str,
     *,
     public: bool = False,

@@ -7,6 +7,7 @@ come in several commits; those that make the rest readable are in the last one.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -100,22 +101,24 @@ class Repository(NamedTuple):
         """Give the hub's client, without its own bars; explain what it raises."""
         check_installed("huggingface_hub", f"{self.path}: writing to the hub")
         from huggingface_hub import HfApi
-        from huggingface_hub.utils import (
+        from huggingface_hub.utils import logging as hub_logging
+        from huggingface_hub.utils.tqdm import (
             are_progress_bars_disabled,
             disable_progress_bars,
             enable_progress_bars,
-            logging,
         )
 
-        was_off, level = are_progress_bars_disabled(), logging.get_verbosity()
+        was_off, level = are_progress_bars_disabled(), hub_logging.get_verbosity()
         disable_progress_bars()
-        logging.set_verbosity_error()  # a commit of nothing new is what going on looks like
+        hub_logging.set_verbosity(
+            logging.ERROR
+        )  # a commit of nothing new is what going on looks like
         try:
             yield HfApi(library_name="logitstore")
         except (OSError, ValueError, RuntimeError) as error:
             raise explain(_refusal(error), str(self.path), 1) from error
         finally:
-            logging.set_verbosity(level)
+            hub_logging.set_verbosity(level)
             if not was_off:
                 enable_progress_bars()
 
