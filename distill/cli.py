@@ -224,6 +224,26 @@ def select(
 
 
 @app.command()
+def push(
+    student: Annotated[str, typer.Argument(help="The folder that `distill train` wrote.")],
+    to: Annotated[str, typer.Argument(help="Where: hf://OWNER/NAME, made if it is not there.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository can be seen by everybody.")
+    ] = False,
+    as_json: JsonOpt = False,
+) -> None:
+    """Put a trained student on the Hugging Face Hub, with its model card. Run it again to resume.
+
+    The token is huggingface_hub's own: HF_TOKEN, or `hf auth login`.
+    """
+    from distill.report.push import push as run_push
+
+    done = run_push(student, to, public=public)
+    text = "{path}: {files:,} files, {file_bytes:,} bytes"
+    print(json.dumps(done) if as_json else text.format(**done))
+
+
+@app.command()
 def env(
     as_json: JsonOpt = False,
 ) -> None:

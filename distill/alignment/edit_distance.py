@@ -98,13 +98,12 @@ def alike(strings: Sequence[bytes], tokens: Sequence[bytes], below: float) -> Al
         bound = int(below * int(both[near].max()))
         for part, edits in _blocks(strings, members, tokens, near, bound):
             row, column = np.nonzero((edits < below * both[near]) & (edits > 0))
-            distance = edits[row, column] / both[near[column]]
-            parts.append((np.array(part)[row], near[column], distance.astype(np.float32)))
+            share = edits[row, column] / both[near[column]]
+            parts.append((np.array(part)[row], near[column], share.astype(np.float32)))
     none = np.zeros(0, np.int64)
-    string, token, distance = (
-        np.concatenate(each)
-        for each in zip((none, none, np.zeros(0, np.float32)), *parts, strict=True)
-    )
+    string = np.concatenate([none, *(each for each, _, _ in parts)])
+    token = np.concatenate([none, *(each for _, each, _ in parts)])
+    distance: F32 = np.concatenate([np.zeros(0, np.float32), *(each for _, _, each in parts)])
     order = np.lexsort((token, distance, string))
     return Alike(string[order], token[order], distance[order])
 

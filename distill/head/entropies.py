@@ -22,7 +22,8 @@ def entropies(logits_cV: Tensor) -> Tensor:
         logits_cV: float32 or float64, of any offset.
     """
     limit = BLOCK_LOGITS if logits_cV.device.type == "cpu" else BLOCK_LOGITS_ON_GPU
-    found = [_of_block(part) for part in logits_cV.split(max(1, limit // logits_cV.shape[1]))]
+    size = max(1, limit // logits_cV.shape[1])
+    found = [_of_block(logits_cV[i : i + size]) for i in range(0, len(logits_cV), size)]
     return torch.cat(found) if found else logits_cV.new_zeros(0)
 
 
@@ -30,4 +31,5 @@ def _of_block(logits_bV: Tensor) -> Tensor:
     below_bV = (logits_bV - logits_bV.amax(-1, keepdim=True)).clamp_(min=_NOTHING)
     e_bV = below_bV.exp()
     sum_b = e_bV.sum(-1)
-    return sum_b.log() - torch.linalg.vecdot(e_bV, below_bV) / sum_b
+    mean_b: Tensor = torch.linalg.vecdot(e_bV, below_bV) / sum_b
+    return sum_b.log() - mean_b

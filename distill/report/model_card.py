@@ -69,7 +69,7 @@ def card(
         picture: The file beside the card that shows their curves, if there is one.
     """
     teacher = _teacher(run)
-    front = {
+    front: dict[str, Any] = {
         "library_name": "peft" if run.get("lora") else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["distillation", "logitstore"],
@@ -77,6 +77,8 @@ def card(
     base = run["base_model"] if "base_model" in run else run.get("model_name_or_path")
     if isinstance(base, str) and _HUB_ID.fullmatch(base):
         front["base_model"] = base  # a hub's id; a path on some machine is nobody else's business
+    if datasets := _datasets(run):
+        front["datasets"] = datasets
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items()), "---", ""]
     lines += [f"# {_plain(run['name'])}", ""]
     lines += [
@@ -98,6 +100,14 @@ def card(
         *_citations(run),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _datasets(run: RunObject) -> list[str]:
+    """List the hub's ids of the stores that it was trained from; none of those in folders."""
+    stores = run.get("store")
+    named = stores if isinstance(stores, list) else [stores]
+    found = (re.match(r"hf://datasets/([\w.-]{1,96}/[\w.-]{1,96})", str(each)) for each in named)
+    return sorted({match[1] for match in found if match})
 
 
 def hub_id(name: str | None) -> str | None:

@@ -20,12 +20,12 @@ class Sequences(NamedTuple):
     """Which sequence each label belongs to.
 
     Attributes:
-        number_N: (N,) int64, below `count`.
-        count: Of a batch.
+        number_N: (N,) int64, below `size`.
+        size: Of a batch.
     """
 
     number_N: Tensor
-    count: int
+    size: int
 
 
 def weight_of_each(
@@ -41,7 +41,7 @@ def weight_of_each(
     index_P = arrays["index"]
     raw_P = answer.entropy_N.detach()[index_P] * arrays[PEAK]
     number_P = sequences.number_N[index_P]
-    total_S = raw_P.new_zeros(sequences.count).index_add(0, number_P, raw_P)
+    total_S = raw_P.new_zeros(sequences.size).index_add(0, number_P, raw_P)
     count_S = torch.zeros_like(total_S).index_add(0, number_P, torch.ones_like(raw_P))
     total_P = total_S[number_P]
     scaled_P = raw_P * (count_S[number_P] / total_P.where(total_P > 0, 1))

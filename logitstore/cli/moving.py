@@ -1,4 +1,4 @@
-"""`logitstore export`, `import`, `merge`, `split` and `subset`."""
+"""`logitstore export`, `import`, `merge`, `push`, `split` and `subset`."""
 
 import json
 from typing import Annotated, Any
@@ -33,6 +33,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("export")(export)
     app.command("import")(import_)
     app.command("merge")(merge)
+    app.command("push")(push)
     app.command("split")(split)
     app.command("subset")(subset)
 
@@ -159,6 +160,38 @@ def merge(
     from logitstore.moving.merge import merge as run
 
     _print_info(run(stores, out), as_json)
+
+
+def push(
+    store: StoreArg,
+    to: Annotated[
+        str, typer.Argument(help="Where: hf://datasets/OWNER/NAME, made if it is not there.")
+    ],
+    public: Annotated[
+        bool,
+        typer.Option("--public", help="A new repository can be seen by everybody."),
+    ] = False,
+    licence: Annotated[
+        str | None,
+        typer.Option(
+            "--license",
+            help="Licence for the card, as the hub names it.",
+            metavar="NAME",
+            show_default="unknown",
+        ),
+    ] = None,
+    as_json: JsonOpt = False,
+) -> None:
+    """Put a finished store on the Hugging Face Hub, with a card. Run it again to resume.
+
+    The token is huggingface_hub's own: HF_TOKEN, or `hf auth login`. The text of the store goes
+    with it. Anything reads it there as `hf://datasets/OWNER/NAME`.
+    """
+    from logitstore.moving.hub.push import push as run
+
+    done = run(store, to, public=public, licence=licence)
+    text = "{path}: {files:,} files, {file_bytes:,} bytes"
+    typer.echo(json.dumps(done) if as_json else text.format(**done))
 
 
 def subset(

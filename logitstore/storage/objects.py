@@ -326,8 +326,8 @@ class RemotePath:
         """
         if self.protocol == "hf":
             raise InputError(
-                f"{self}: hf:// is for reading. Capture to a folder or to s3://, then put the "
-                "finished store there with `hf upload`."
+                f"{self}: is on a hub, where no store can be made file by file. Make it in a "
+                f"folder, then run `logitstore push FOLDER {self}`."
             )
         if self.protocol not in _CONDITIONAL:
             raise InputError(

@@ -24,7 +24,7 @@ READING = {
     "coverage": "coverage {url} {student} --json",
     "select": "select {url} --by surprise --keep 0.5 -o {new} --json",
 }
-NAME_NO_STORE = {"compare", "env"}
+NAME_NO_STORE = {"compare", "env", "push"}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,11 @@ from distill.losses.cdm import cdm
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore, dense_logprobs
 from logitstore.text.tokenizer import ByteTokenizer
+from tests.distill.training.test_within_events import (
+    as_sure_as_the_text,
+    assert_cross_entropy,
+    changed,
+)
 from tests.kit import tokenizers
 from tests.kit.loss_laws import Law, sure
 from tests.kit.students import ragged_rows, trainer_of
@@ -210,8 +215,8 @@ def test_tokens_that_are_cut_otherwise_meet_the_most_alike() -> None:
 
 def test_a_teacher_that_is_sure_still_meets_what_is_most_alike() -> None:
     """All costs are 0 then, and the distances themselves decide."""
-    theirs = ours = [b"a", b" b", b" a", b" b", b"c"]
-    assert pairs(theirs, ours, [0] * 5) == [[i, i] for i in range(5)]
+    theirs, ours = [b"x", b"y", b"hello"], [b"x", b"y", b"hel", b"lo"]
+    assert pairs(theirs, ours, [0, 0, 0]) == [[0, 0], [1, 1], [2, 2], [2, 3]]
 
 
 def test_a_long_text_is_cut_where_both_begin_a_token() -> None:
@@ -391,6 +396,42 @@ def test_where_nothing_stands_for_anything_the_text_does(
         found.append(trainer.evaluate())
     assert found[0]["eval_cdm_loss"] == pytest.approx(found[2]["eval_ce_loss"], rel=1e-5)
     assert found[1]["eval_cdm_loss"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:wrong labels")
+@pytest.mark.parametrize("cut", ["whole", "pieces"])
+def test_a_teacher_that_is_as_sure_as_the_text_is_the_text(
+    teacher: PreTrainedModel, tmp_path: Path, cut: str
+) -> None:
+    """Whatever stands for its one entry, what is left open of a label is all of the label."""
+    store = FakeStore.from_teacher(teacher, tiny.unigram(), ragged_rows(), tmp_path / "t")
+    sure = changed(store, as_sure_as_the_text)
+    student = tiny.llama(len(tiny.byte_bpe())).double()
+    assert_cross_entropy(student, sure, tmp_path, cut, "cdm", no_self_test=True)
+
+
+def test_what_is_left_open_is_how_likely_all_are_that_stand_for_something(tmp_path: Path) -> None:
+    """Of a label among them: with one tokenizer, the entries. Of another, all of its surprise."""
+    width, k = len(tiny.byte_bpe()), 8
+    teacher, student = tiny.llama(width, seed=7), tiny.llama(width)
+    store = FakeStore.from_teacher(teacher, tiny.byte_bpe(), ragged_rows(), tmp_path / "t", top_k=k)
+    hard, none = (
+        trainer_of(student, store, tmp_path, eval_store=store, loss="cdm", uncovered=way).evaluate()
+        for way in ("hard", "none")
+    )
+    want, inside = [], 0
+    for segments in ragged_rows():
+        tokens = ByteTokenizer(tiny.byte_bpe()).encode(segments)
+        at = np.flatnonzero(tokens.has_record)
+        p, q = (dense_logprobs(model, tokens.token_ids)[at - 1] for model in (student, teacher))
+        for p_V, q_V, label in zip(p, q, tokens.token_ids[at].tolist(), strict=True):
+            best = q_V.topk(k).indices
+            is_in = label in best.tolist()
+            want.append(-float(p_V[best].logsumexp(0) if is_in else p_V[label]))
+            inside += is_in
+    assert 0 < inside < len(want)
+    opened = hard["eval_cdm_loss"] - none["eval_cdm_loss"]
+    assert opened == pytest.approx(float(np.mean(want)), rel=1e-3)
 
 
 def test_a_student_of_another_tokenizer_learns_it(teacher: PreTrainedModel, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ REFUSED = {
     "export": ("export", "{store}", "--to", "parquet", "--out", "{url}"),
     "report": ("report", "{store}", "-o", "{url}"),
     "split": ("split", "{store}", "--eval", "0.3", "--out", "{url}"),
+    "push": ("push", "{url}", "hf://datasets/me/it"),
 }
 NAME_NO_STORE = {"estimate"}
 
@@ -130,7 +131,7 @@ def test_a_dry_run_looks_at_a_url_and_writes_nothing(
         assert code == 0, err
     assert bucket.tree("made") == {}
     code, _, err = run(*words(("import", "{export}", "--out", "hf://x/y", "--dry-run")))
-    assert (code, "error: hf://x/y: hf:// is for reading" in err) == (2, True)
+    assert (code, "error: hf://x/y: is on a hub, where no store can be made" in err) == (2, True)
 
 
 @pytest.mark.parametrize("command", REFUSED)
@@ -166,4 +167,4 @@ def test_a_store_in_a_bucket_cannot_be_merged_with_itself(run: Run, words: Words
 def test_every_command_is_tried_or_names_no_store() -> None:
     group = typer.main.get_command(app)
     commands = set(group.commands)  # type: ignore[attr-defined]
-    assert READING.keys() | WRITING.keys() | NAME_NO_STORE == commands
+    assert READING.keys() | WRITING.keys() | REFUSED.keys() | NAME_NO_STORE == commands

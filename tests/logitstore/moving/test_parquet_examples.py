@@ -31,7 +31,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> LogitStore:
 
 @pytest.fixture(scope="module")
 def export(store: LogitStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_parquet(store.path, tmp_path_factory.mktemp("out") / "e", input_ids=True)
+    with pytest.MonkeyPatch.context() as small:  # several row groups in a file
+        small.setattr("logitstore.moving.parquet.export._GROUP_LINES", 2)
+        return export_parquet(store.path, tmp_path_factory.mktemp("out") / "e", input_ids=True)
 
 
 def test_datasets_reads_tokens_masks_and_records_at_their_tokens(

@@ -210,7 +210,6 @@ ASKED = {
     "logitstore/moving/zarr_target.py": 1,
     "logitstore/capture/sharing/sharing.py": 1,
     "logitstore/writing/journal.py": 1,
-    "logitstore/writing/sealing.py": 1,
 }
 _KINDS = {"Path", "PosixPath", LocalPath.__name__, RemotePath.__name__}
 

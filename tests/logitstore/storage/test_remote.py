@@ -292,7 +292,10 @@ def test_large_objects_go_up_in_parts_and_only_once(
 @pytest.mark.parametrize(
     ("out", "said"),
     [
-        ("hf://datasets/me/store", r"hf:// is for reading. Capture to a folder or to s3://, then"),
+        (
+            "hf://datasets/me/store",
+            r"folder, then run `logitstore push FOLDER hf://datasets/me/store`",
+        ),
         ("https://host/store", r"https:// is for reading. Capture to a folder and copy"),
         ("s3://bucket", r"s3://bucket: is a whole bucket. Name a place in it, as in --out s3://b"),
         ("s3://", r"s3://: names no store"),

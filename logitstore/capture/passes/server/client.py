@@ -5,10 +5,11 @@
 from the environment and goes into a header; no message and no store has it.
 """
 
+import logging
 import os
 import threading
 import time
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import requests
@@ -19,13 +20,39 @@ from logitstore.capture.passes.listed import Refused
 from logitstore.capture.passes.server.options import Options
 from logitstore.errors import InputError, in_a_line
 
+log = logging.getLogger(__name__)
+
 KEYS = ("LOGITSTORE_SERVER_KEY", "OPENAI_API_KEY")
 _LATER = (429, 502, 503, 504)
 _TIMES = 8
 _SLOW_TIMES = 1  # each waits for the whole of `timeout_s`
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 60.0
-_SHOWN = 300
+_SHOWN, _SAID_EVERY_S = 300, 10.0
 _MOST_ANSWER_BYTES = 1 << 30
+
+
+class _Told(Retry):
+    """Says that a server is asked again: not of each of many requests, and in words of ours."""
+
+    next_said_s = 0.0
+
+    def increment(
+        self,
+        method: str | None = None,
+        url: str | None = None,
+        response: Any = None,
+        error: Exception | None = None,
+        _pool: Any = None,
+        _stacktrace: Any = None,
+    ) -> Self:
+        found = super().increment(method, url, response, error, _pool, _stacktrace)
+        if time.monotonic() >= _Told.next_said_s:
+            _Told.next_said_s = time.monotonic() + _SAID_EVERY_S
+            what = "cannot be reached" if response is None else f"answers HTTP {response.status}"
+            why = f" ({_cause(error)})" if error is not None else ""
+            left = (found.total or 0) + 1
+            log.info("the server %s%s; it is asked again, up to %d times.", what, why, left)
+        return found
 
 
 class Client:
@@ -54,7 +81,7 @@ class Client:
         self._timeout_s = options.timeout_s
         self._pace = _Pace(options.requests_per_s)
         self._session = requests.Session()
-        retry = Retry(
+        retry = _Told(
             total=_TIMES,
             read=min(_TIMES, _SLOW_TIMES),
             backoff_factor=_FIRST_PAUSE_S,

@@ -1,6 +1,7 @@
 """A server is asked many things at once, patiently and discreetly; what it cannot do is said."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from itertools import pairwise
@@ -29,6 +30,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(client, "_FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr(client, "_TIMES", 3)
+    monkeypatch.setattr(client._Told, "next_said_s", 0.0)
 
 
 def ask(
@@ -63,10 +65,13 @@ def test_no_more_requests_a_second_than_are_allowed(
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_server_that_says_later_is_asked_again(
-    status: int, teacher: Dumper, data: str, tmp_path: Path
+    status: int, teacher: Dumper, data: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     with serve(teacher, model="teacher", fails=3, fail_status=status) as server:
         assert len(ask(server, data, tmp_path / "s")) == len(ENGLISH)
+    said = [text for text in caplog.messages if "asked again" in text]
+    assert said == [f"the server answers HTTP {status}; it is asked again, up to 3 times."]
 
 
 def test_a_server_that_goes_away_costs_nothing_that_is_committed(

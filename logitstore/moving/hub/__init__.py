@@ -1,0 +1,1 @@
+"""Put a store, or a folder of a model, on the Hugging Face Hub."""
