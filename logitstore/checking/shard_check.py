@@ -85,14 +85,13 @@ def _opened(path: StorePath, header: StoreHeader, index: int) -> Shard:
     """Open a shard; one in a bucket is downloaded again, whatever the cache holds."""
     if not isinstance(path, RemotePath):
         return Shard(path, header.spec, header.plan, index)
-    file = _fetched(path)  # an object is fetched into a file
-    return Shard(path, header.spec, header.plan, index, file, beside=lambda p, *_: _fetched(p))
+    store: RemotePath = path.parent.parent
 
+    def fetched(beside: StorePath, *_: object) -> BinaryIO:
+        """Fetch an object into a file."""
+        return ShardCache.chosen().download(store / beside.parent.name / beside.name)[0]
 
-def _fetched(path: StorePath) -> BinaryIO:
-    assert isinstance(path, RemotePath)
-    file, _ = ShardCache.chosen().download(path)
-    return file
+    return Shard(path, header.spec, header.plan, index, fetched(path), beside=fetched)
 
 
 def _check_index(shard: Shard, index: int, line: Mapping[str, Any] | None) -> Iterator[Damage]:

@@ -53,9 +53,8 @@ class BucketShards:
             CorruptStoreError: The object is missing, or not the one with this digest.
             StorageError: The object store, or the disk, fails.
         """
-        assert isinstance(path, RemotePath)
         self._beside[str(path)] = digest
-        return self.cache.open(path, digest, size)
+        return self.cache.open(self.store / path.parent.name / path.name, digest, size)
 
     def fetch_ahead(self, indices: Iterable[int]) -> None:
         """Begin to fetch shards to the local disk, at most a quarter of the cache at once."""

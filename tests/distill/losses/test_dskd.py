@@ -25,7 +25,7 @@ from logitstore.testing import tiny
 from logitstore.text.tokenizer import ByteTokenizer
 from tests.kit.loss_laws import Law, sure
 from tests.kit.rows import texts_file
-from tests.kit.students import logged, trainer_of
+from tests.kit.students import logged, t5, trainer_of
 from tests.kit.two_ranks import ONE, prepared, run_both
 
 #: Of the teacher; the student has 32.
@@ -326,6 +326,38 @@ def test_batch_mates_change_nothing(taught: CachedTeacherTrainer) -> None:
     together = sums([0, 1, 2])
     alone = torch.cat([sums([i]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_packed_rows_change_nothing(
+    taught: CachedTeacherTrainer, stores: Any, tmp_path: Path
+) -> None:
+    model: Any = taught.head.model
+    packed = run(model, stores["bf16"], tmp_path, packing=True)
+    batch = packed.data_collator([packed.data[i] for i in range(5)])
+    assert len(batch["input_ids"]) < 5
+    found = packed.batch_loss.terms(model, batch)["dskd"].values_P
+    plain = taught.data_collator([taught.data[i] for i in range(5)])
+    want = taught.batch_loss.terms(model, plain)["dskd"].values_P
+    torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_decoder_reads_what_stands_before_each_label_in_its_decoder(
+    stores: dict[str, LogitStore], tmp_path: Path
+) -> None:
+    trainer = run(t5(), stores["bf16"], tmp_path, max_steps=1)
+    trainer.train()
+    batch = trainer.data_collator([trainer.data[i] for i in range(2)])
+    seen: list[Any] = []
+    weights = of(trainer.head.model)
+    assert weights is not None
+    weights["dskd"].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    trainer.batch_loss.terms(trainer.head.model, batch)
+    read, label = seen[0].read_N, seen[0].label_N
+    first = torch.unique_consecutive(seen[0].sequence_N, return_counts=True)[1].cumsum(0)[:-1]
+    inner = torch.ones(len(read), dtype=torch.bool)
+    inner[0] = False
+    inner[first] = False
+    assert torch.equal(read[inner], label.roll(1)[inner])
 
 
 def test_the_weights_are_saved_beside_the_student_and_never_inside(
