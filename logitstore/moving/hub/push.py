@@ -16,6 +16,7 @@ from logitstore.errors import CorruptStoreError, InputError, MismatchError, NotA
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,
+    HIDDEN_FOLDER,
     INDEX_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
@@ -23,6 +24,7 @@ from logitstore.format.spec import (
     TOKENIZER_FOLDER,
     StoreHeader,
     shard_name,
+    sidecar_name,
 )
 from logitstore.moving.folders import open_finished
 from logitstore.moving.hub.card import CARD_FILE, MARK, card
@@ -106,7 +108,7 @@ def _check_whole(store: LogitStore) -> None:
 
 
 def _names_there(there: Repository, store: LogitStore) -> set[str]:
-    """List the shards that are there already.
+    """List the shards that are there already, and hidden states.
 
     Raises:
         MismatchError: They belong to another store, which is whole.
@@ -122,7 +124,8 @@ def _names_there(there: Repository, store: LogitStore) -> set[str]:
                 f"{there.path}: holds another store (digest {header.spec.digest[:12]}…, and this "
                 f"one has {ours.spec.digest[:12]}…), which is not replaced. Choose another name."
             )
-    return {f"{SHARDS_FOLDER}/{name}" for name in (there.path / SHARDS_FOLDER).names()}
+    folders = (SHARDS_FOLDER, HIDDEN_FOLDER)
+    return {f"{folder}/{name}" for folder in folders for name in (there.path / folder).names()}
 
 
 def _has_own_card(there: Repository) -> bool:
@@ -141,7 +144,11 @@ def _files(folder: Path, store: LogitStore) -> dict[str, Path]:
     """
     names = [f"{TOKENIZER_FOLDER}/{name}" for name in store.spec.tokenizer["files"]]
     names += list(store.plan.files())
-    names += [f"{SHARDS_FOLDER}/{shard_name(index)}" for index in store.shards]
+    for index in store.shards:
+        names.append(f"{SHARDS_FOLDER}/{shard_name(index)}")
+        if store.spec.hidden is not None:
+            digest = str(store.shard(index).about["hidden"]["sha256"])
+            names.append(f"{HIDDEN_FOLDER}/{sidecar_name(index, digest)}")
     found = {name: folder / name for name in names}
     for each in store.boundaries.values():
         inside = local(each.path)

@@ -14,6 +14,8 @@ import yaml
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
 
+import logitstore
+from logitstore.checking.verify import verify_store
 from logitstore.errors import (
     CorruptStoreError,
     IncompleteStoreError,
@@ -27,11 +29,12 @@ from logitstore.moving.hub import repository
 from logitstore.moving.hub.push import push
 from logitstore.storage import objects
 from logitstore.store import open_store
-from logitstore.testing import stores
+from logitstore.testing import stores, tiny
 from tests.kit import fake_hub
 from tests.kit.commands import Run
 from tests.kit.fake_hub import Hub
 from tests.kit.made_stores import put
+from tests.kit.rows import texts_file
 
 #: How `huggingface_hub` hands bytes to its client, which would have them otherwise.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -78,6 +81,24 @@ def test_a_store_on_the_hub_is_the_store(hub: Hub, tmp_path: Path) -> None:
     assert far.is_complete
     assert [r.token_ids.tolist() for r in far] == [r.token_ids.tolist() for r in near]
     assert far.text(3) == near.text(3)
+
+
+@pytest.mark.parametrize("part", ["hidden", "boundaries"])
+def test_what_lies_beside_the_records_goes_with_them(hub: Hub, tmp_path: Path, part: str) -> None:
+    rows = texts_file(tmp_path / "rows.jsonl", tiny.corpus()[:3])
+    for name, tokenizer in (("teacher", tiny.byte_bpe()), ("student", tiny.unigram())):
+        tiny.save(tmp_path / name, tiny.llama(len(tokenizer)), tokenizer)
+    asked: dict[str, dict[str, Any]] = {
+        "hidden": {"hidden": ["last"]},
+        "boundaries": {"boundaries_of": str(tmp_path / "student")},
+    }
+    how = {"top_k": 4, "self_test": False} | asked[part]
+    logitstore.capture(tmp_path / "teacher", str(rows), tmp_path / "s", **how)
+    push(tmp_path / "s", TO)
+    there = {path: data for path, data in hub.repos[KEY].items() if path != "README.md"}
+    assert there == stores.tree(tmp_path / "s")
+    assert part in {path.split("/")[0] for path in there}
+    assert not verify_store(open_store(TO, cache=tmp_path / "cache").path).damaged
 
 
 def test_what_makes_it_a_store_comes_last_and_together(hub: Hub, tmp_path: Path) -> None:
