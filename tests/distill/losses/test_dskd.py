@@ -263,7 +263,7 @@ def arguments() -> tuple[Any, ...]:
 
 
 def with_labels(z: Tensor, t: Tensor, labels: list[int], temperature: float) -> Tensor:
-    return dskd(z, t, torch.tensor(labels[: len(z)]), temperature)
+    return dskd(z, t, torch.tensor(labels[: len(z)], dtype=torch.long), temperature)
 
 
 LAWS = [
