@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread, the user's own caches untouched.
+"""What every test stands on, beside the environment of `tests/__init__.py`.
 
 Hypothesis has two profiles. `ci` repeats the same cases; `HYPOTHESIS_PROFILE=nightly` looks for
 new ones.
@@ -7,7 +7,6 @@ new ones.
 import gc
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -18,7 +17,6 @@ from tests.kit.browser import browser
 from tests.kit.handing_out import pytest_xdist_make_scheduler
 from tests.kit.page_fixtures import call, page_folder
 from tests.kit.paths import ROOT
-from tests.kit.ray_cluster import ENVIRONMENT as RAY
 from tests.kit.teacher import teacher
 from tests.kit.time_by_file import (
     pytest_runtest_logstart,
@@ -39,19 +37,6 @@ __all__ = [
     "s3_server",
     "teacher",
 ]  # fixtures, made when a test asks for them, and hooks
-
-# Read when torch, tokenizers and the hub's client are imported, so set before any test is.
-_HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
-_CACHE = tempfile.TemporaryDirectory(prefix="cache-")
-os.environ |= {
-    "OMP_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_OFFLINE": "1",
-    "HF_DATASETS_OFFLINE": "1",
-    "HF_HOME": _HF_HOME.name,
-    "XDG_CACHE_HOME": _CACHE.name,
-    **RAY,  # some of it is read when Ray is imported, by whichever test
-}
 
 # No test cuts the power: tests that would lose what was not flushed have a file system of their own
 # that forgets it, and processes that are killed leave their writes to the system. So nothing waits
