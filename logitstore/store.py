@@ -158,8 +158,14 @@ class LogitStore:
 
         Raises:
             IndexError: There is no such sequence.
+            TypeError: It is no number: several are read by `read_many`.
             CorruptStoreError: Its bytes are damaged; other sequences may still be whole.
         """
+        if isinstance(i, slice | str):
+            raise TypeError(
+                f"a store is asked for one sequence by its number, not by {i!r}. For several: "
+                "store.read_many(range(0, 2))."
+            )
         return self._with_sidecar(i, self._read(i, Shard.records))
 
     def __iter__(self) -> Iterator[TokenRecords]:

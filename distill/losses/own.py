@@ -11,6 +11,7 @@ import importlib
 import operator
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 
 from distill.losses import all_losses, all_options, keep
@@ -114,6 +115,12 @@ def _imported(module: str, address: str) -> object:
 
 
 def _not_imported(module: str, address: str, error: Exception) -> InputError:
+    if (line := _line_of(module, error)) is not None:
+        return InputError(
+            f"--loss {address}: {line} fails when it is imported ({in_a_line(error)}). Change it "
+            "there.",
+            kind="own-loss",
+        )
     hint = " Write the module's name, without .py and without slashes." if "/" in module else ""
     if module.endswith(".py"):
         hint = f" Write --loss {module.removesuffix('.py')}:{address.partition(':')[2]}."
@@ -122,6 +129,15 @@ def _not_imported(module: str, address: str, error: Exception) -> InputError:
         f"{hint or ' Run the command in the folder of that file, or set PYTHONPATH to it.'}",
         kind="own-loss",
     )
+
+
+def _line_of(module: str, error: Exception) -> str | None:
+    """Name the last line of the module's own file that an error came through, if any did."""
+    file = f"{module.replace('.', os.sep)}.py"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename.endswith((os.sep + file, os.sep + "__init__.py"))]
+    own = [f for f in own if f.filename.endswith(file) or module in f.filename]
+    return f"{own[-1].filename} line {own[-1].lineno}" if own else None
 
 
 def _check_declared(module: object, function: str, address: str) -> None:

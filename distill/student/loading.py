@@ -22,6 +22,10 @@ from logitstore.models.loading import GIVE_A_MODEL, load_or_explain, load_tokeni
 from logitstore.text.tokenizer import ByteTokenizer
 
 _BY = "AutoModelForCausalLM or AutoModelForSeq2SeqLM"
+_GIVE_A_TOKENIZER = (
+    "Give a folder with config.json, weights and a fast tokenizer, or a hub id; or name a "
+    "tokenizer that is elsewhere with --tokenizer_name_or_path."
+)
 _GIVE_THE_BASE = (
     "Put that model there, or change base_model_name_or_path in adapter_config.json to where it is."
 )
@@ -111,7 +115,9 @@ def make_student(
     if base is not None and not arguments.use_peft:
         raise reject_idle(name, base)
     if base is not None:
-        tokenizer = load_tokenizer(arguments.tokenizer_name_or_path or name, revision=revision)
+        named = arguments.tokenizer_name_or_path
+        advice = GIVE_A_MODEL if named else _GIVE_A_TOKENIZER
+        tokenizer = load_tokenizer(named or name, revision=revision, advice=advice)
         whole = _load_model(
             base.name, base.revision, arguments.dtype, _lacks_base(name, base), _GIVE_THE_BASE
         )

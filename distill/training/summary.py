@@ -99,7 +99,7 @@ def ending(run: RunObject, folder: str) -> str:
     if held_out:
         lines["held out"] = held_out
     lines["student"] = f"{folder}, with results.json, a model card and the tokenizer"
-    lines["next"] = f"distill evaluate {shlex.quote(folder)} DATA --store STORE"
+    lines["next"] = f"distill evaluate {shlex.quote(folder)} HELDOUT_DATA"
     return _table(lines)
 
 

@@ -5,7 +5,7 @@ import logging
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +22,11 @@ from logitstore.console.options import (
 )
 from logitstore.console.settings import about, described
 from logitstore.errors import InputError
+from logitstore.format.statuses import REASONS
 from logitstore.ray.settings import PANEL, RaySettings
+
+if TYPE_CHECKING:
+    from logitstore.capture.estimate.sample import Sample
 
 TeacherArg = Annotated[str, typer.Argument(help="The teacher: hub id or model folder.")]
 DatasetArg = Annotated[
@@ -118,6 +122,8 @@ def _print_preview(
     if not find_ranks().is_first:
         return
     forecast = run_preview(teacher, dataset, out, settings)
+    if out is None:
+        _check_worth_a_capture(forecast.sample, dataset)
     facts, text = forecast.facts(), str(forecast)
     if out is None:
         profile = forecast.profile
@@ -126,6 +132,23 @@ def _print_preview(
         facts |= {"command": command}
         text += f"\n\n{command}"
     typer.echo(json.dumps(facts) if as_json else text)
+
+
+def _check_worth_a_capture(sample: "Sample", dataset: list[str]) -> None:
+    """Reject rows of which none gets a record: a capture would end with that, too.
+
+    Raises:
+        InputError: It says why most of them do not.
+    """
+    if sample.records or not sample.rows:
+        return
+    status = max(sample.statuses, key=lambda each: sample.statuses[each])
+    reason = REASONS.get(status)
+    why = status if reason is None else f"{status}: {reason.why}. {reason.step}"
+    raise InputError(
+        f"{', '.join(dataset)}: none of the {sample.rows:,} rows looked at has anything to "
+        f"capture. Of {sample.statuses[status]:,}, {why}"
+    )
 
 
 def _command(

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 #: The cache has one of these for whatever was loaded before: a model, a tokenizer or adapters.
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+    *("vocab.json", "vocab.txt", "tokenizer_config.json"),
+)
 _DESCRIBING = ("config.json", "tokenizer_config.json", "adapter_config.json")
 #: The next step of a message about a model or a tokenizer that does not load.
 GIVE_A_MODEL = (
@@ -69,7 +73,15 @@ def load_tokenizer(
         return loaded
 
     where = f"{named_by} {name}".lstrip()
+    if gguf_file is None and _has_no_tokenizer(Path(name)):
+        raise InputError(f"{where}: no tokenizer is in this folder (no tokenizer.json). {advice}")
     return load_or_explain(str(name), load, f"{where}: AutoTokenizer cannot load it", advice)
+
+
+def _has_no_tokenizer(folder: Path) -> bool:
+    """Tell whether a folder of a model has none of the files that a tokenizer may come in."""
+    is_model = (folder / "config.json").is_file()
+    return is_model and not any((folder / file).exists() for file in _TOKENIZER_FILES)
 
 
 def check_vocabulary(folder: Path) -> None:
