@@ -161,9 +161,10 @@ class LogitStore:
             TypeError: It is no number: several are read by `read_many`.
             CorruptStoreError: Its bytes are damaged; other sequences may still be whole.
         """
-        if isinstance(i, slice | str):
+        asked: object = i
+        if isinstance(asked, slice | str):
             raise TypeError(
-                f"a store is asked for one sequence by its number, not by {i!r}. For several: "
+                f"a store is asked for one sequence by its number, not by {asked!r}. For several: "
                 "store.read_many(range(0, 2))."
             )
         return self._with_sidecar(i, self._read(i, Shard.records))

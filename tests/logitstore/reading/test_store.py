@@ -147,6 +147,13 @@ def test_an_unfinished_store_says_so_and_reads_what_is_there(tmp_path: Path) -> 
         store.row(4)
 
 
+@pytest.mark.parametrize("asked", [slice(0, 2), "a"])
+def test_several_sequences_are_not_asked_for_by_a_slice(tmp_path: Path, asked: object) -> None:
+    stores.write(tmp_path / "s", shards=(0, 1, 2))
+    with pytest.raises(TypeError, match=r"one sequence by its number, .*store\.read_many"):
+        open_store(tmp_path / "s")[asked]  # type: ignore[index]
+
+
 def test_a_store_travels_to_other_processes(tmp_path: Path) -> None:
     put(tmp_path / "s")
     store = open_store(tmp_path / "s")
