@@ -292,7 +292,7 @@ class Loss:
             and the options, and returns (N, …) tensors by name, for `student.made`.
         cited: The paper to cite.
         order: Its place in lists. If a store cannot serve one loss, the message names the first
-            that it can serve.
+            of the common ones that it can serve.
         home: `module:function`, where it is declared; empty where it is not.
     """
 

@@ -26,6 +26,10 @@ from logitstore.errors import MismatchError
 from logitstore.text.stored import stored_bytes
 from logitstore.text.tokenizer import ByteTokenizer
 
+#: The order of the last loss that is named in place of another; those behind it are for who asks
+#: for them.
+LAST_COMMON = 6
+
 
 class Described(Protocol):
     """A store, or the part of it that describes what it holds."""
@@ -112,10 +116,9 @@ class _Rejected(NamedTuple):
 
     @property
     def other(self) -> str:
-        """Find the first loss that the store can serve, as a flag."""
-        served = (
-            n for n in all_losses() if not any(unmet(self.store, self.student, n, self.options))
-        )
+        """Find the first loss that the store can serve, as a flag: one of the common ones."""
+        common = (n for n, loss in all_losses().items() if loss.order <= LAST_COMMON)
+        served = (n for n in common if not any(unmet(self.store, self.student, n, self.options)))
         return f"--loss {next(served, 'ce')}"
 
 

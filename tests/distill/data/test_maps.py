@@ -191,7 +191,8 @@ def test_every_target_sums_to_one(store: FakeStore, kind: str, reader: str) -> N
     data = StoreDataset(store, student(reader), ["mapped_kl"], map=kind)
     found = [sums(arrays) for arrays in targets(data)]
     np.testing.assert_allclose(np.concatenate(found), 1, atol=1e-4)
-    assert sum(map(len, found)) > 300
+    # `exact` asks only where the teacher's first choice is a token of the student, too.
+    assert sum(map(len, found)) > (50 if kind == "exact" else 300)
 
 
 @pytest.mark.parametrize("kind", OURS)

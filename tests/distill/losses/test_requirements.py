@@ -52,11 +52,7 @@ def store_of(fingerprint: str = ANOTHER, **spec: Any) -> SimpleNamespace:
         ("dskd", {"hidden": HiddenSpec("fp8", 16)}, "mapped_kl"),
         ("uld", {"missing": ("tail_logmass",), "has_logit_std": False}, "alm"),
         ("uld", {"missing": ("token_logprob",)}, "mapped_kl"),
-        (
-            "mapped_kl",
-            {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False},
-            "cdm",
-        ),
+        ("mapped_kl", {"missing": ("tail_logmass", "token_logprob"), "has_logit_std": False}, "ce"),
     ],
 )
 def test_the_loss_that_is_named_instead_is_one_that_the_store_serves(
