@@ -77,7 +77,8 @@ def test_weights_that_were_written_after_they_were_identified_are_not_used(
 def test_weights_of_the_hub_are_those_of_the_commit_that_was_found() -> None:
     found = SimpleNamespace(
         revision="main", dtype="float32", trust_remote_code=False, attn_implementation=None,
-        quantization=None, device_map=None, gguf_file=None, config=SimpleNamespace(_commit_hash="0123abcd"),
+        quantization=None, device_map=None, gguf_file=None,
+        config=SimpleNamespace(_commit_hash="0123abcd"),
     )  # fmt: skip
     options = weights._options(found, torch.device("cpu"))  # type: ignore[arg-type]
     assert options["revision"] == "0123abcd"
