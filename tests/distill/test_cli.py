@@ -134,7 +134,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(here: Path, tmp_path: Path,
     assert ends["trained"].startswith("3 steps in ")
     assert f"uld {found['metrics']['uld_loss']:.4f}" in stdout
     assert f"held out     loss {found['metrics']['eval_loss']:.4f}" in stdout
-    assert f"distill evaluate '{out}' DATA" in stdout
+    assert f"distill evaluate '{out}' HELDOUT_DATA" in stdout
     assert max(map(len, stdout.splitlines())) < 80 + len(str(tmp_path))
 
 
