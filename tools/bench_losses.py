@@ -212,7 +212,7 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
     starts = {} if pieces is None else {piece.start: piece for piece in pieces.each}
     ranges = None if pieces is None else [(piece.start, piece.stop) for piece in pieces.each]
     rows = torch.arange(sizes.N, device=sizes.device)
-    batch = {
+    batch: dict[str, Any] = {
         "teacher": teacher,
         "rows": rows,
         "labels": torch.cat([labels[:1], labels])[None],

@@ -74,7 +74,7 @@ FULL = Scale(
     seeds=(0, 1, 2),
 )
 QUICK = Scale(
-    teacher=demo.QUICK.teacher,
+    teacher=Shape(width=64, layers=1, vocabulary=600),
     student=demo.QUICK.student,
     teacher_bytes=demo.QUICK.teacher_bytes,
     tokenizer_bytes=demo.QUICK.tokenizer_bytes,

@@ -95,8 +95,8 @@ def students() -> Iterator[Student]:
             shown = loss if loss == "tail_kl" else "mapped_kl"
             yield Student(f"{setting.student}, {DATA[setting.data]}", _REAL, shown, line)
     labels = experiment_labels_page.lines(json.loads(experiment_labels_page.KEPT.read_text()))
-    for who, setting, contender, loss in _OF_LABELS:
-        line = labels.get(experiment_labels_page.Key(Labels(*setting), contender, "1"))
+    for who, of, contender, loss in _OF_LABELS:
+        line = labels.get(experiment_labels_page.Key(Labels(*of), contender, "1"))
         if line is not None and line.differences:
             yield Student(who, _REAL, loss, line)
     quality = json.loads(experiment_page.KEPT.read_text())
