@@ -368,9 +368,7 @@ class StoreDataset(Dataset[Example]):
             pairs, mapping = self.pairer.pairs(name, both, alignment)
         fits = np.ones(len(pairs.table), np.bool_)
         if name is not None and self.pairer.has_labels(name):
-            fits = own_fits(
-                both.records, pairs.places, self.tokenizers.texts(both), both.label_ids
-            )
+            fits = own_fits(both.records, pairs.places, self.tokenizers.texts(both), both.label_ids)
         return Asked(
             both.records,
             both.text,
