@@ -297,7 +297,7 @@ def test_the_bytes_of_a_store_with_fewer_entries_are_those_of_one_written_so(
     tmp_path: Path,
 ) -> None:
     for k in (12, 4):
-        put(tmp_path / str(k), stores.spec(top_k=k), (0, 400))
+        put(tmp_path / str(k), stores.spec(top_k=k), (0, 150))
     whole, small = (open_store(tmp_path / str(k)) for k in (12, 4))
     assert bytes_per_token(whole, 4) == pytest.approx(bytes_per_token(small), rel=0.02)
     assert bytes_per_token(small) < 0.8 * bytes_per_token(whole)
