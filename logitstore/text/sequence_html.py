@@ -13,6 +13,7 @@ from typing import Any
 from logitstore.console.html_document import clipped_text
 from logitstore.console.terminal import marked_spaces, printable
 from logitstore.text.sequence_facts import Facts
+from logitstore.text.tokens_by_segment import tokens_by_segment
 
 #: (nats, background, width of the line below): of a token of at least this surprise. The line is
 #: for those who cannot tell the colours apart.
@@ -59,23 +60,18 @@ def _legend() -> str:
 
 def _body(found: Facts) -> list[str]:
     """Build the text: context pale, tokens coloured."""
-    tokens = found["tokens"][:_MOST_TOKENS]
-    parts, shown, begun = [], 0, found["supervised_start"]
-    for segment in found["segments"]:
-        if not segment["supervised"]:
+    tokens, parts, shown = found["tokens"], list[str](), 0
+    for segment, numbers in tokens_by_segment(found):
+        if segment is not None and not segment["supervised"]:
             text = escape(clipped_text(segment["text"], _TEXT))
             parts.append(f'<bdi style="display: block; {_PALE}">{text}</bdi>')
             continue
-        begun += len(segment["text"].encode())
-        stop = shown
-        while stop < len(tokens) and tokens[stop]["byte_start"] < begun:
-            stop += 1
-        parts += map(_token, tokens[shown:stop])
-        shown = stop
+        kept = numbers[: _MOST_TOKENS - shown]
+        parts += [_token(tokens[t]) for t in kept]
+        shown += len(kept)
         if shown == _MOST_TOKENS:
             break
-    parts += map(_token, tokens[shown:])  # an end of the text has no bytes
-    more = len(found["tokens"]) - len(tokens)
+    more = len(tokens) - shown
     return [*parts, f" … {more:,} tokens more"] if more else parts
 
 
@@ -139,7 +135,7 @@ def _p(token: Facts) -> str:
 
 
 def _expected(token: Facts) -> str:
-    return "  ".join(f"{_name(entry)} {entry['p']:.3f}" for entry in token["entries"][:_BESIDE])
+    return "  ".join(f"{_name(entry)} {entry['p']:.4f}" for entry in token["entries"][:_BESIDE])
 
 
 def _name(entry: dict[str, Any]) -> str:
