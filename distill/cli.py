@@ -49,12 +49,14 @@ def train(context: typer.Context) -> None:
     file of flags.
     """
     from distill.training.flag_names import check_names
+    from distill.training.flag_values import check_values
     from distill.training.help import asked_for
 
     if (text := asked_for(context.args)) is not None:
         print(text, end="")
         return
     check_names(context.args)
+    check_values(context.args)
     with _talk_to_stderr():
         from distill.training.command_line import parse
     config, student = parse(context.args)

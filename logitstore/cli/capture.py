@@ -73,6 +73,7 @@ def capture(
     settings = CaptureSettings(**settings_from(CaptureSettings, values))
     on_ray = RaySettings(**settings_from(RaySettings, values))
     on_ray.check(settings, find_ranks())
+    settings.check()  # before seconds of imports
     if dry_run:
         if on_ray.address is not None:
             raise InputError(
@@ -117,6 +118,7 @@ def _print_preview(
 
     Without a store to write to, also the command that captures as is recommended.
     """
+    settings.check()
     from logitstore.capture.job import run_preview
 
     if not find_ranks().is_first:
