@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import (
     IncompleteStoreError,
     MismatchError,
@@ -127,7 +128,8 @@ class LogitStore:
         self.shards: Sequence[int] = self._table.numbers
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
-                f"{path}: holds {self.rows_held:,} of {self.plan.rows:,} rows; the capture has not "
+                f"{path}: holds {self.rows_held:,} of {counted(self.plan.rows, 'row')}; the "
+                "capture has not "
                 "finished. Run the same `logitstore capture …` again to resume it, or use what is "
                 "there with --allow-partial."
             )
@@ -174,7 +176,7 @@ class LogitStore:
 
     def __repr__(self) -> str:
         state = "complete" if self.is_complete else "unfinished"
-        return f"LogitStore({str(self.path)!r}, {len(self):,} sequences, {state})"
+        return f"LogitStore({str(self.path)!r}, {counted(len(self), 'sequence')}, {state})"
 
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]:
         """Read the records of several sequences, in the order asked for; faster than one by one.
@@ -425,7 +427,8 @@ class LogitStore:
             )
         if not found.is_complete and not self._allow_partial:
             raise IncompleteStoreError(
-                f"{found.path}: holds {found.rows_held:,} of {found.plan.rows:,} rows; the capture "
+                f"{found.path}: holds {found.rows_held:,} of {counted(found.plan.rows, 'row')}; "
+                "the capture "
                 "has not finished. Run the same `logitstore capture … --boundaries-of` again to "
                 "resume it, or use what is there with --allow-partial."
             )
@@ -456,7 +459,8 @@ class LogitStore:
             return outer
         lacking = [shard for shard, count in ours.items() if theirs.get(shard) != count]
         raise IncompleteStoreError(
-            f"{path}: lacks {len(lacking):,} of the {len(ours):,} shards that {self.path.name} in "
+            f"{path}: lacks {len(lacking):,} of the {counted(len(ours), 'shard')} that "
+            f"{self.path.name} in "
             f"it has (shard {lacking[0]} first). Run the same `logitstore capture …` again."
         )
 

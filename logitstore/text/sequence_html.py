@@ -10,6 +10,7 @@ import math
 from html import escape
 from typing import Any
 
+from logitstore.console.counts import counted
 from logitstore.console.html_document import clipped_text
 from logitstore.console.terminal import marked_spaces, printable
 from logitstore.text.sequence_facts import Facts
@@ -47,7 +48,9 @@ def surprise(token: Facts) -> float | None:
 def _title(found: Facts) -> str:
     tokens = found["tokens"]
     part = f", part {found['part']}" if found["part"] else ""
-    said = f"sequence {found['sequence']} · row {found['row']}{part} · {len(tokens):,} tokens"
+    said = (
+        f"sequence {found['sequence']} · row {found['row']}{part} · {counted(len(tokens), 'token')}"
+    )
     said += "" if found["status"] == "ok" else f" · {printable(found['status'])}"
     known = [nats for nats in map(surprise, tokens) if nats is not None and math.isfinite(nats)]
     return f"{said} · {sum(known) / len(known):.2f} nats of surprise on average" if known else said
@@ -72,7 +75,7 @@ def _body(found: Facts) -> list[str]:
         if shown == _MOST_TOKENS:
             break
     more = len(tokens) - shown
-    return [*parts, f" … {more:,} tokens more"] if more else parts
+    return [*parts, f" … {counted(more, 'token')} more"] if more else parts
 
 
 def _token(token: Facts) -> str:
@@ -107,7 +110,7 @@ def _table(tokens: list[Facts]) -> str:
     )
     lines = "".join(map(_line, tokens[:_MOST_LINES]))
     more = len(tokens) - _MOST_LINES
-    rest = f"<p>{more:,} tokens more</p>" if more > 0 else ""
+    rest = f"<p>{counted(more, 'token')} more</p>" if more > 0 else ""
     return (
         "<details><summary>token by token</summary>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>{rest}</details>"

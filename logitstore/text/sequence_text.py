@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.console.terminal import (
     bar,
     clipped,
@@ -32,7 +33,7 @@ def sequence_text(found: Facts, *, colour: bool = False) -> str:
     lines = [
         (
             f"sequence {found['sequence']} · row {found['row']} part {found['part']} · "
-            f"{printable(found['status'])} · {len(tokens)} records"
+            f"{printable(found['status'])} · {counted(len(tokens), 'record')}"
         ),
         *_body(found, colour),
         *_student_sees(found, colour),
