@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import (
     IncompleteStoreError,
     MismatchError,
@@ -126,9 +127,9 @@ class LogitStore:
         self.shards: Sequence[int] = self._table.numbers
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
-                f"{path}: holds {self.rows_held:,} of {self.plan.rows:,} rows; the capture has not "
-                "finished. Run the same `logitstore capture …` again to resume it, or use what is "
-                "there with --allow-partial."
+                f"{path}: holds {self.rows_held:,} of {counted(self.plan.rows, 'row')}; the "
+                "capture has not finished. Run the same `logitstore capture …` again to resume it, "
+                "or use what is there with --allow-partial."
             )
 
     def __len__(self) -> int:
@@ -173,7 +174,7 @@ class LogitStore:
 
     def __repr__(self) -> str:
         state = "complete" if self.is_complete else "unfinished"
-        return f"LogitStore({str(self.path)!r}, {len(self):,} sequences, {state})"
+        return f"LogitStore({str(self.path)!r}, {counted(len(self), 'sequence')}, {state})"
 
     def read_many(self, indices: Iterable[int]) -> list[TokenRecords]:
         """Read the records of several sequences, in the order asked for; faster than one by one.

@@ -6,6 +6,7 @@ They lie in folders of the store, each of them a store of the same rows.
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from logitstore.console.counts import counted
 from logitstore.errors import IncompleteStoreError, MismatchError, NotAStoreError
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.reading.listing import list_boundaries
@@ -81,8 +82,8 @@ def chosen_inside(
         )
     if not found.is_complete and not allow_partial:
         raise IncompleteStoreError(
-            f"{found.path}: holds {found.rows_held:,} of {found.plan.rows:,} rows; the capture "
-            "has not finished. Run the same `logitstore capture … --boundaries-of` again to "
+            f"{found.path}: holds {found.rows_held:,} of {counted(found.plan.rows, 'row')}; the "
+            "capture has not finished. Run the same `logitstore capture … --boundaries-of` again to "
             "resume it, or use what is there with --allow-partial."
         )
     return found
@@ -113,8 +114,8 @@ def store_around(store: Opened, opened: Callable[[StorePath], S]) -> S:
     lacking = [shard for shard, count in ours.items() if theirs.get(shard) != count]
     if lacking:
         raise IncompleteStoreError(
-            f"{path}: lacks {len(lacking):,} of the {len(ours):,} shards that {store.path.name} in "
-            f"it has (shard {lacking[0]} first). Run the same `logitstore capture …` again."
+            f"{path}: lacks {len(lacking):,} of the {counted(len(ours), 'shard')} that "
+            f"{store.path.name} in it has (shard {lacking[0]} first). Run the same `logitstore capture …` again."
         )
     return around
 
