@@ -39,14 +39,17 @@ from logitstore.errors import (
     check_installed,
 )
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fidelity import Fidelity
 from logitstore.format.hidden_states import HiddenStates
 from logitstore.format.index import statuses_of
+from logitstore.format.lm_head import LmHead
 from logitstore.format.numpy_types import I64
 from logitstore.format.shard_group import HIDDEN
-from logitstore.format.spec import Plan, StoreHeader, StoreSpec
-from logitstore.info import Fidelity, facts, store_html
+from logitstore.format.spec import LM_HEAD_FILE, Plan, StoreHeader, StoreSpec
+from logitstore.info import facts, store_html
 from logitstore.reading.boundaries import chosen_inside, store_around, stores_inside
 from logitstore.reading.bucket import tokenizer_folder
+from logitstore.reading.lm_head import lm_head_of
 from logitstore.reading.open_shards import OpenShards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
@@ -215,6 +218,20 @@ class LogitStore:
                 "Run `logitstore capture …` again with --hidden last."
             )
         return self._read(i, Shard.states)
+
+    def lm_head(self) -> LmHead:
+        """Read the teacher's output embedding, which makes logits of `states(i)`: all of it.
+
+        Raises:
+            MismatchError: The store was captured without it.
+            CorruptStoreError: It is missing or damaged.
+        """
+        if not self.spec.has_head:
+            raise MismatchError(
+                f"{self.path}: captured without --with-lm-head, so without the teacher's output "
+                "embedding. Run `logitstore capture …` again with --hidden last --with-lm-head."
+            )
+        return lm_head_of(self.path, self.spec)
 
     def _with_sidecar(self, i: int, records: TokenRecords) -> TokenRecords:
         if self.spec.hidden is None:
@@ -511,6 +528,12 @@ class LogitStore:
             return 0
         sizes = self._table.for_each_shard(lambda i: int(self.skim(i).about[HIDDEN]["bytes"]))
         return sum(sizes)
+
+    @property
+    def lm_head_bytes(self) -> int:
+        """The bytes of the file with the teacher's output embedding; 0 where there is none yet."""
+        path = self.path / LM_HEAD_FILE
+        return path.size_bytes() if self.spec.has_head and path.exists() else 0
 
     def _read(self, i: int, read: Callable[[Shard, int], T]) -> T:
         return self._shards.read_sequence(*self._table.find_sequence(i), read)

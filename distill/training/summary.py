@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from distill.data.left_out import spread
 from distill.report.results import RunObject
@@ -80,7 +80,7 @@ def share_covered(trainer: "CachedTeacherTrainer") -> tuple[float, int]:
     for i in chosen:
         example = trainer.data[i]
         if example.is_label.any():
-            batch = trainer.data_collator([example])
+            batch = trainer.data_collator([cast(Any, example)])
             marked = list(covered_of(batch).values())
             covered += int(sum(marked[1:], marked[0]).sum())
             labels += len(batch["rows"])

@@ -83,8 +83,8 @@ def chosen_inside(
     if not found.is_complete and not allow_partial:
         raise IncompleteStoreError(
             f"{found.path}: holds {found.rows_held:,} of {counted(found.plan.rows, 'row')}; the "
-            "capture has not finished. Run the same `logitstore capture … --boundaries-of` again to "
-            "resume it, or use what is there with --allow-partial."
+            "capture has not finished. Run the same `logitstore capture … --boundaries-of` again "
+            "to resume it, or use what is there with --allow-partial."
         )
     return found
 
@@ -115,7 +115,8 @@ def store_around(store: Opened, opened: Callable[[StorePath], S]) -> S:
     if lacking:
         raise IncompleteStoreError(
             f"{path}: lacks {len(lacking):,} of the {counted(len(ours), 'shard')} that "
-            f"{store.path.name} in it has (shard {lacking[0]} first). Run the same `logitstore capture …` again."
+            f"{store.path.name} in it has (shard {lacking[0]} first). Run the same `logitstore "
+            "capture …` again."
         )
     return around
 
