@@ -19,6 +19,7 @@ from distill.data.coverage_settings import CoverageSettings
 from distill.data.orders import BY
 from distill.evaluation.settings import METRICS, MOST_SAMPLES, PANELS, EvaluationSettings
 from logitstore.console import entry
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.console.options import (
     JsonOpt,
@@ -49,12 +50,14 @@ def train(context: typer.Context) -> None:
     file of flags.
     """
     from distill.training.flag_names import check_names
+    from distill.training.flag_values import check_values
     from distill.training.help import asked_for
 
     if (text := asked_for(context.args)) is not None:
         print(text, end="")
         return
     check_names(context.args)
+    check_values(context.args)
     with _talk_to_stderr():
         from distill.training.command_line import parse
     config, student = parse(context.args)
@@ -147,7 +150,9 @@ def compare(
 
         places = {comparing.key_of(run): Path(path) for run, path in zip(read, runs, strict=True)}
         written = write_page(comparison, places, out)
-        print(f"{out}: {written['bytes']:,} bytes, {written['runs']} runs", file=sys.stderr)
+        print(
+            f"{out}: {written['bytes']:,} bytes, {counted(written['runs'], 'run')}", file=sys.stderr
+        )
     print(json.dumps(comparison, indent=1) if as_json else table(comparison))
 
 
@@ -239,8 +244,8 @@ def push(
     from distill.report.push import push as run_push
 
     done = run_push(student, to, public=public)
-    text = "{path}: {files:,} files, {file_bytes:,} bytes"
-    print(json.dumps(done) if as_json else text.format(**done))
+    text = f"{done['path']}: {counted(done['files'], 'file')}, {done['file_bytes']:,} bytes"
+    print(json.dumps(done) if as_json else text)
 
 
 @app.command()
@@ -316,7 +321,9 @@ def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
         }
     if set(metrics) & {"token_f1", "exact_match", "rouge"}:
         facts = run["answered"]
-        lines["answers"] = f"{facts['prompts']:,}, of at most {facts['max_new_tokens']:,} tokens"
+        lines["answers"] = (
+            f"{facts['prompts']:,}, of at most {counted(facts['max_new_tokens'], 'token')}"
+        )
         if facts["references"] > facts["prompts"]:
             lines["references"] = f"{facts['references']:,}: the best for each answer counts"
         names = {"token_f1": "token F1", "exact_match": "exact match"}
@@ -326,7 +333,9 @@ def _table(run: dict[str, Any], metrics: Sequence[str]) -> str:
         lines |= {shown: f"{run[name]:.1%}" for name, shown in names.items()}
     if "judged" in run and set(metrics) & {"agreement", "uld", "calibration"}:
         facts = run["judged"]
-        lines["store"] = f"{facts['store']}, {facts['sequences']:,} sequences of {facts['teacher']}"
+        lines["store"] = (
+            f"{facts['store']}, {counted(facts['sequences'], 'sequence')} of {facts['teacher']}"
+        )
         lines |= _judged(run, metrics)
     lines["time"] = f"{facts['time_s']:.1f} s"
     text = "\n".join(f"{name:<14} {value}" for name, value in lines.items())
@@ -347,9 +356,10 @@ def _left_out(run: dict[str, Any]) -> Iterator[str]:
 def _judged(run: dict[str, Any], metrics: Sequence[str]) -> dict[str, str]:
     facts, lines = run["judged"], {}
     if "agreement" in metrics:
+        same, begins = (_known(run[f"agreement{end}"], ".1%") for end in ("", "_prefix"))
         lines["agreement"] = (
-            f"{_known(run['agreement'], '.1%')} of {facts['shared_starts']:,} shared starts, "
-            f"{_known(run['agreement_prefix'], '.1%')} but for where tokens end"
+            f"at {same} of {counted(facts['shared_starts'], 'shared start')} both find the same "
+            f"token most probable; at {begins} the same, or one that the other begins with"
         )
     if "uld" in metrics:
         within = _known(run["uld_gap"], ".4f")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from logitstore.capture import capture
+    from logitstore.format.fidelity import Fidelity
     from logitstore.format.spec import Plan, StoreSpec
-    from logitstore.info import Fidelity
     from logitstore.moving.created.create import create
     from logitstore.records import Example, PaddedEntries, Segment, SequenceText, TokenRecords
     from logitstore.store import LogitStore, open_store
@@ -42,7 +42,7 @@ __all__ = [
 
 _HOME = {
     "Example": "logitstore.records",
-    "Fidelity": "logitstore.info",
+    "Fidelity": "logitstore.format.fidelity",
     "LogitStore": "logitstore.store",
     "PaddedEntries": "logitstore.records",
     "Plan": "logitstore.format.spec",

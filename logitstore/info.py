@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
-import numpy as np
-
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut, left_out_text
 from logitstore.console.notebook import facts_html
+from logitstore.format.fidelity import Fidelity
+from logitstore.format.fields import IN_WORDS
 from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.statuses import left_out_of
@@ -20,6 +20,12 @@ _ODD_TURNS = {
     "without_end": "that no token ends, so students do not learn from them when to stop",
     "unwritten_tool_calls": "left out, whose tool calls the chat template does not write",
 }
+
+#: What the lines take for known, for who has not met it.
+_WORDS = (
+    "A record is what the teacher said of one token: its entries, the most probable next tokens,\n"
+    "and the tail, the probability of all others. docs/glossary.md has every word."
+)
 
 
 class Described(Protocol):
@@ -40,7 +46,7 @@ class Described(Protocol):
     @property
     def rows_held(self) -> int: ...
     @property
-    def fidelity(self) -> "Fidelity": ...
+    def fidelity(self) -> Fidelity: ...
     @property
     def boundaries(self) -> Mapping[str, "Described"]: ...
     @property
@@ -142,7 +148,7 @@ def info_text(about: dict[str, Any]) -> str:
     """Write the facts as aligned lines, and a table of what was not used."""
     lines = "\n".join(f"{name:<10}{value}" for name, value in info_lines(about).items())
     table = left_out_text([LeftOut.from_facts(each) for each in about["left_out"]], "sequences")
-    return f"{lines}\n\n{table}" if table else lines
+    return "\n\n".join(filter(None, [lines, _WORDS, table]))
 
 
 def store_html(store: Described, about: dict[str, Any]) -> str:
@@ -151,7 +157,7 @@ def store_html(store: Described, about: dict[str, Any]) -> str:
     further = "store.show(0) shows a sequence, store[0] its numbers, store.text(0) its text."
     more = "\n\n".join(filter(None, [left_out, further]))
     lines = {name: value for name, value in info_lines(about).items() if name}
-    return facts_html(f"{len(store):,} sequences", lines, more)
+    return facts_html(counted(len(store), "sequence"), lines, more)
 
 
 def info_lines(about: dict[str, Any]) -> dict[str, str]:
@@ -159,44 +165,38 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     teacher, capture, fidelity = about["teacher"], about["capture"], about["fidelity"]
     uld = about["uld_within"]
     state = "complete" if about["complete"] else "unfinished: run the same capture again"
-    kept = f"top {capture['top_k']}" if capture["top_k"] else "no entries"
-    if capture["max_tail"] is not None:
-        kept += f", fewest that leave a tail of at most {capture['max_tail']:g}"
-    kept += "" if capture["ids"] or not capture["top_k"] else ", values only (no ids)"
-    kept += f", {capture['draws']} draws from the tail" if capture["draws"] else ""
     dtype = teacher["dtype"]
     if "quantization" in teacher:
         dtype += f", quantised: {json.dumps(teacher['quantization'])}"
     if "experts" in teacher:
         dtype += f", experts: {json.dumps(teacher['experts'])}"
-    kept += ", standard deviations of logits" if capture["logit_std"] else ""
-    if capture["temperatures"]:
-        kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
     lines = {
         "store": f"{about['path']} ({state})",
         "teacher": f"{teacher['name']} · {teacher['architecture']} · {dtype} · "
-        f"vocabulary {teacher['vocab_size']:,} · {teacher['fingerprint'][:12]}…",
-        "tokenizer": f"{about['tokenizer']['size']:,} ids · "
+        f"vocabulary {teacher['vocab_size']:,} · fingerprint {teacher['fingerprint'][:12]}…",
+        "tokenizer": f"{about['tokenizer']['size']:,} ids · fingerprint "
         f"{about['tokenizer']['fingerprint'][:12]}…",
         "dataset": f"{about['dataset']['name']} · {about['rows']:,} of "
-        f"{about['dataset']['rows']:,} rows · {about['dataset']['sha256'][:12]}…",
+        f"{counted(about['dataset']['rows'], 'row')} · digest {about['dataset']['sha256'][:12]}…",
         "rows": " · ".join(f"{n:,} {status}" for status, n in sorted(about["statuses"].items())),
-        "kept": kept,
-        "records": f"{about['records']:,} tokens, {fidelity['entries_mean']:.1f} entries each, "
-        f"{about['supervised_bytes'] / max(about['records'], 1):.2f} bytes of text each",
-        "size": f"{about['file_bytes']:,} bytes in {about['shards']} shards, "
+        "kept": _kept(capture),
+        "records": f"{counted(about['records'], 'token')}, {fidelity['entries_mean']:.1f} entries "
+        f"each, {about['supervised_bytes'] / max(about['records'], 1):.2f} bytes of text each",
+        "size": f"{counted(about['file_bytes'], 'byte')} in {counted(about['shards'], 'shard')}, "
         f"{about['bytes_per_token']:.1f} bytes a token",
-        "": " · ".join(
-            f"{name} {value:.2f}"
+        "": "of these: "
+        + " · ".join(
+            f"{IN_WORDS.get(name, name)} {value:.2f}"
             for name, value in sorted(
                 about["bytes_per_token_by_field"].items(), key=lambda item: -item[1]
             )
             if value >= 0.005
         ),
-        "tail": f"{fidelity['tail_mean']:.4f} of the probability on average, p99 "
-        f"{fidelity['tail_p99']:.4f}; {fidelity['at_cap_fraction']:.1%} of tokens at the cap",
-        "coding": f"KL {fidelity['kl_mean']:.2e} nats, L1 {fidelity['l1_mean']:.2e} on average, "
-        f"{fidelity['l1_max']:.2e} at most; {fidelity['dropped_entries']} entries out of range",
+        "tail": f"{fidelity['tail_mean']:.4f} of the probability on average, "
+        f"{fidelity['tail_p99']:.4f} or less at 99 of 100 tokens{_at_cap(capture, fidelity)}",
+        "rounding": f"moves {fidelity['l1_mean'] / 2:.2%} of the probability of a token on "
+        f"average, {fidelity['l1_max'] / 2:.2%} at most (KL {fidelity['kl_mean']:.1e} nats); "
+        f"{counted(fidelity['dropped_entries'], 'entry', 'entries')} too improbable to be kept",
         "ULD": "from this store has no bound"
         if uld is None
         else f"from this store is within {uld['mean']:.4f} of the exact one on average, "
@@ -209,14 +209,39 @@ def info_lines(about: dict[str, Any]) -> dict[str, str]:
     for n, each in enumerate(about["boundaries"]):
         state = "" if each["complete"] else "; unfinished: run the same capture again"
         lines["boundaries" if n == 0 else " " * n] = (
-            f"of {each['student']} · {each['fingerprint'][:12]}… · {each['records']:,} records, "
-            f"{each['file_bytes']:,} bytes{state}"
+            f"of {each['student']} · fingerprint {each['fingerprint'][:12]}… · "
+            f"{counted(each['records'], 'record')}, {each['file_bytes']:,} bytes{state}"
         )
     if "missing" in capture:
         lines["missing"] = f"{', '.join(capture['missing'])}: not {_source(about)}"
     if "tail_logmass" in capture.get("missing", ()):
         lines["tail"] = "not known: the entries were renormalised before they were imported"
     return lines
+
+
+def _kept(capture: Mapping[str, Any]) -> str:
+    """Say what of each prediction is kept."""
+    top_k = capture["top_k"]
+    kept = f"top {top_k}: the most probable next tokens" if top_k else "no entries"
+    if capture["max_tail"] is not None:
+        kept += f", the fewest that leave a tail of at most {capture['max_tail']:g}"
+    kept += "" if capture["ids"] or not top_k else ", their values alone (no ids)"
+    if capture["draws"]:
+        kept += f", {counted(capture['draws'], 'draw')} from the tail"
+    kept += ", standard deviations of logits" if capture["logit_std"] else ""
+    if capture["temperatures"]:
+        kept += f", log-normalisers at {', '.join(f'{t:g}' for t in capture['temperatures'])}"
+    return kept
+
+
+def _at_cap(capture: Mapping[str, Any], fidelity: Mapping[str, Any]) -> str:
+    """Say at how many tokens the bound on the tail was not met; nothing where none was asked."""
+    if capture["max_tail"] is None:
+        return ""
+    return (
+        f"; at {fidelity['at_cap_fraction']:.1%} of the tokens {capture['top_k']} entries were too "
+        f"few for {capture['max_tail']:g}"
+    )
 
 
 def _hidden(capture: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, str]:
@@ -251,8 +276,8 @@ def _self_test(found: object) -> dict[str, str]:
     if not _has_numbers(found, "sequences", "tokens", "largest", "largest_mean", "tolerance"):
         return {}
     return {
-        "self-test": f"{found['sequences']} sequences alone and in a batch: log p of "
-        f"{found['tokens']:,} tokens differs by {found['largest']:g} at most, "
+        "self-test": f"{counted(found['sequences'], 'sequence')} alone and in a batch: log p of "
+        f"{counted(found['tokens'], 'token')} differs by {found['largest']:g} at most, "
         f"{found['largest_mean']:g} on average (up to {found['tolerance']:g} is rounding)"
     }
 
@@ -263,7 +288,9 @@ def _turns(found: object) -> dict[str, str]:
         return {}
     kinds = [kind for kind in _ODD_TURNS if _has_numbers(found, kind)]
     odd = [f"{found[kind]:,} {_ODD_TURNS[kind]}" for kind in kinds]
-    return {"turns": f"of {found['rows']:,} rows looked at: {'; '.join(odd)}"} if odd else {}
+    return (
+        {"turns": f"of {counted(found['rows'], 'row')} looked at: {'; '.join(odd)}"} if odd else {}
+    )
 
 
 def _has_numbers(found: object, *names: str) -> TypeGuard[dict[str, Any]]:
@@ -284,55 +311,3 @@ def _bytes_by_field(store: Described, records: int) -> dict[str, float]:
         for name, size in sizes.items():
             totals[name] = totals.get(name, 0) + size
     return {name: size / max(records, 1) for name, size in totals.items()}
-
-
-@dataclass(frozen=True)
-class Fidelity:
-    """The exactness of a store, measured over all of its records when they were written.
-
-    Attributes:
-        tail_mean: Mean tail: the probability beyond the entries.
-        tail_p99: The largest of the shards' 99th percentiles of it.
-        at_cap_fraction: Records that kept top_k entries and still have more tail than asked for.
-        entries_mean: Entries a record.
-        kl_mean: KL(exact || decoded) over entries and tail, nats.
-        l1_mean: L1 distance of the same; what quantisation adds to a ULD, on average.
-        l1_max: The largest L1 of any record: a bound for any loss that is 1-Lipschitz in L1.
-        dropped_entries: Too improbable for the code, left out.
-    """
-
-    tail_mean: float
-    tail_p99: float
-    at_cap_fraction: float
-    entries_mean: float
-    kl_mean: float
-    l1_mean: float
-    l1_max: float
-    dropped_entries: int
-
-    @classmethod
-    def of(cls, shards: Sequence[Mapping[str, Any]]) -> Self:
-        """Combine what the index says of each shard.
-
-        Args:
-            shards: The lines of the index.
-        """
-        weights = np.array([shard["records"] for shard in shards], np.float64)
-        total = max(weights.sum(), 1.0)
-
-        def mean(name: str) -> float:
-            return float(sum(w * s[name] for w, s in zip(weights, shards, strict=True)) / total)
-
-        def largest(name: str) -> float:
-            return float(max((shard[name] for shard in shards), default=0.0))
-
-        return cls(
-            tail_mean=mean("tail_mean"),
-            tail_p99=largest("tail_p99"),
-            at_cap_fraction=mean("at_cap_fraction"),
-            entries_mean=mean("entries_mean"),
-            kl_mean=mean("kl_mean"),
-            l1_mean=mean("l1_mean"),
-            l1_max=largest("l1_max"),
-            dropped_entries=sum(int(shard["dropped_entries"]) for shard in shards),
-        )

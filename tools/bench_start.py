@@ -1,4 +1,4 @@
-"""What it costs to start: every help, and a flag that does not exist.
+"""What it costs to start: every help, and a flag or a name that does not exist.
 
     python -m tools.bench_start [--json] [--quick]
 
@@ -20,12 +20,18 @@ from tools.benchmark import goal, said, surroundings, table
 
 GOAL_S = 1.0
 WRONG = "--lerning_rate"
+TRAIN = ("distill", "train", "--model_name_or_path", "s", "--store", "s", "--output_dir", "o")
 #: What is started, as modules: help, and what is wrong.
 COMMANDS = {
     "distill --help": ("distill", "--help"),
     "distill train --help": ("distill", "train", "--help"),
     "distill train --help-all": ("distill", "train", "--help-all"),
     "distill train, a wrong flag": ("distill", "train", WRONG, "1"),
+    "distill train, a wrong loss": (*TRAIN, "--loss", "ulb"),
+    "distill train, a wrong preset": (*TRAIN, "--preset", "best"),
+    "distill train, a wrong choice": (*TRAIN, "--uncovered", "soft"),
+    "distill coverage, a wrong loss": ("distill", "coverage", "s", "s", "--loss", "ulb"),
+    "distill evaluate, a wrong metric": ("distill", "evaluate", "s", "--metrics", "accuracy"),
     "distill coverage --help": ("distill", "coverage", "--help"),
     "distill evaluate --help": ("distill", "evaluate", "--help"),
     "logitstore --help": ("logitstore", "--help"),

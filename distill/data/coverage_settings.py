@@ -6,6 +6,8 @@ Imports neither torch nor transformers: the command line reads this to describe 
 from dataclasses import dataclass
 
 from distill.losses.advice import AUTO
+from distill.losses.in_source import loss_flags
+from distill.losses.names import check_loss
 from logitstore.console.settings import setting
 from logitstore.errors import InputError
 
@@ -71,11 +73,18 @@ class CoverageSettings:
     allow_partial: bool = setting(False, _READING, "Also read a store that is not finished.")
 
     def check(self) -> None:
-        """Check the numbers.
+        """Check the names and the numbers.
 
         Raises:
-            InputError: One is too small; names its flag.
+            InputError: One is not known, or too small; names its flag.
         """
+        if self.loss != AUTO:
+            check_loss(self.loss)
+        for flag in loss_flags():
+            value = getattr(self, flag.name, None)
+            if value is not None and flag.choices and value not in flag.choices:
+                known = ", ".join(flag.choices)
+                raise InputError(f"--{flag.name} {value}: not known. Known: {known}. Name one.")
         if self.sequences is not None and self.sequences < 1:
             raise InputError(f"--sequences {self.sequences}: expected at least 1.")
         if self.max_length is not None and self.max_length < 2:

@@ -31,7 +31,7 @@ def table(facts: Facts) -> str:
         f"teacher     {facts['teacher']}",
         f"student     {facts['student']}",
         f"sequences   {_sequences(facts)}",
-        f"judged      {_judged(facts)}",
+        f"loss        {_judged(facts)}",
         "",
         *_shares(facts),
         "",
@@ -109,18 +109,21 @@ def _notes(facts: Facts) -> Iterator[str]:
     if advice.asks_wrong_labels(everything):
         said = f"{everything['wrong']:.0%} of the labels are not what {_judged(facts)} asks for"
         yield _wrapped(f"{said}: train with {facts['flags']}.", "careful     ")
+    if wrong := advice.wrong_kinds(facts["kinds"]):
+        yield _wrapped(f"{wrong_in_words(wrong, facts)}.", "careful     ")
     if facts["caution"]:
         yield _wrapped(f"{facts['caution']}.", "not sure    ")
     if bits is not None:
-        yield (
-            f"events      tell {bits['events']:.2f} of the {bits['tokens']:.2f} bits of a label: "
-            f"grouping gives up {bits['given_up']:.2f}"
+        said = (
+            "tokens are compared in groups that either tokenizer can express; to know the group of "
+            f"a label is {bits['events']:.2f} of the {bits['tokens']:.2f} bits of knowing the label"
         )
+        yield _wrapped(f"{said}.", "groups      ")
     yield from _counting(facts["folds"])
     each = facts["vocabulary"]
     if each["shared"]:
         said = (
-            f"{each['shared']:,} tokens on both sides: {each['of_teacher']:.0%} of the "
+            f"{each['shared']:,} tokens are on both sides: {each['of_teacher']:.0%} of the "
             f"teacher's, {each['of_student']:.0%} of the student's"
         )
         yield _wrapped(said, "vocabulary  ")
@@ -129,29 +132,47 @@ def _notes(facts: Facts) -> Iterator[str]:
         yield _wrapped(f"{advice.BOUNDARIES}.", "boundaries  ")
 
 
+def wrong_in_words(wrong: Mapping[str, float], facts: Facts) -> str:
+    """Say of which labels a map asks for wrong ones, and what to train with, or to compare with.
+
+    Args:
+        wrong: Of :func:`distill.losses.advice.wrong_kinds`.
+        facts: Of the coverage.
+    """
+    shares = ", ".join(f"{name} {share:.0%}" for name, share in wrong.items())
+    said = f"wrong by kind of label: {shares}"
+    if facts["flags"] != f"--loss {facts['loss']} --map {facts['map']}":
+        return f"{said}. Train with {facts['flags']}"
+    return f"{said}. If these matter to you, compare with {advice.without_map(facts)}"
+
+
 def _counting(folds: Mapping[str, Mapping[str, float]] | None) -> Iterator[str]:
-    """Say what counting is worth on text that was not counted."""
+    """Say what a map that counts is worth on text that it has not counted."""
     if not folds:
         return
     is_worse = advice.is_counting_worse(folds)
     figures = (
-        f"{name} {each['mass']:.1%} on the label, {each['total_variation']:.1%} off"
+        f"--map {name} puts {each['mass']:.1%} of a token's probability on the label that came and "
+        f"misplaces {each['total_variation']:.1%}"
         for name, each in folds.items()
     )
-    said = f"on text not counted: {'; '.join(figures)}"
-    said += ". Counting is worse: the store has too little text." if is_worse else ""
-    yield _wrapped(said, "maps        ")
+    said = f"where half of the text is judged by the other half, {'; '.join(figures)}."
+    said += " Counting is worse: the store has too little text." if is_worse else ""
+    yield _wrapped(said, "other maps  ")
 
 
 def _tail(facts: Facts) -> str:
     if "tail_logmass" in facts["missing"]:
-        return "tail        not known, they were renormalised: the teacher's entries"
+        return "tail        not known: the entries were renormalised before they were imported"
     parts, so_far = [], 0.0
     for tail in facts["tails"]:
         so_far += tail["share"]
         if tail["tail_at_most"] in SHOWN_TAILS:
-            parts.append(f"{tail['tail_at_most']:g} in {so_far:.0%}")
-    said = f"mass beyond the entries of a record: at most {', '.join(parts)} of the records"
+            parts.append(f"{tail['tail_at_most']:g} at {so_far:.0%}")
+    said = (
+        "probability of what a record has no entry for: at most "
+        f"{', '.join(parts)} of the teacher's tokens"
+    )
     return _wrapped(said, "tail        ")
 
 

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 
 from distill.data.coverage import Facts, coverage
+from distill.data.coverage_table import wrong_in_words
 from distill.data.dataset import StoreDataset
 from distill.losses import advice
 
@@ -38,6 +39,10 @@ def _trouble(name: str, facts: Facts, losses: Sequence[str]) -> str:
         return (
             f"wrong labels: {where}: {everything['wrong']:.0%} of the labels that {name} --map "
             f"{facts['map']} compares are not what it asks for. Use {facts['flags']}."
+        )
+    if wrong := advice.wrong_kinds(facts["kinds"]):
+        return (
+            f"wrong labels: {where}: {name} --map {facts['map']}: {wrong_in_words(wrong, facts)}."
         )
     if everything["covered"] < advice.LOW_SHARE and facts["recommended"] not in (name, *losses):
         return (

@@ -29,6 +29,7 @@ from distill.losses import find
 from distill.losses.aligned import nothing
 from distill.losses.uses import loss_of, use
 from distill.student.text import StudentReader
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, MismatchError
 
 #: Examples that are read before training to see whether stores are read alike.
@@ -213,7 +214,8 @@ class JoinedDataset(Dataset[Example]):
             if not (self._has_ES[:, number] & is_common_E).any():
                 others = ", ".join(str(p.store.path) for p in self.parts if p is not part)
                 raise MismatchError(
-                    f"{part.store.path}: none of its {len(part):,} sequences has a text that is "
+                    f"{part.store.path}: none of its {counted(len(part), 'sequence')} has a text "
+                    "that is "
                     f"also in {others}, so the teachers have nothing in common to teach. Capture "
                     "the same dataset with each teacher, or train from one after the other.",
                     kind="no-common-row",

@@ -20,6 +20,7 @@ import numpy as np
 from distill.data.dataset import StoreDataset
 from distill.student.odd_turns import OddTurns, Turns
 from distill.student.text import REFUSED
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut, is_surely_more, left_out_text, lost
 from logitstore.console.progress import progress
 from logitstore.console.terminal import printable
@@ -207,7 +208,7 @@ def check_usable(found: Usable, path: object, max_lost: float, flag: str = "--st
     chief = found.by_student[0]
     if not found.used and chief.reason == REFUSED and chief.count == seen:
         raise InputError(found.example, kind="lost-rows")
-    what = f"{found.lost:,} of {seen:,} sequences" + (
+    what = f"{found.lost:,} of {counted(seen, 'sequence')}" + (
         "" if seen == found.with_records else f" that were looked at (of {found.with_records:,})"
     )
     limit = f", more than --max_lost {max_lost:g}" if found.used else ""

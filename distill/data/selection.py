@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distill.data.orders import BY
+from logitstore.console.counts import counted
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.logprob_codec import TOKEN_STEP, dequantise, dequantise_entropy
@@ -138,7 +139,9 @@ def select(
         score_R = _score(by, opened, sums)
     rows = np.flatnonzero(has_R)
     if not len(rows):
-        raise InputError(f"{store}: none of its {len(has_R):,} rows has a record to judge it by.")
+        raise InputError(
+            f"{store}: none of its {counted(len(has_R), 'row')} has a record to judge it by."
+        )
     count = max(1, math.floor(keep * len(rows) + 0.5))
     order = np.argsort(-score_R[rows] if highest else score_R[rows], kind="stable")
     kept = np.sort(rows[order[:count]])
@@ -283,5 +286,7 @@ def table(facts: Mapping[str, Any]) -> str:
         "next": f"--rows {facts['out']}, for `distill train` and `logitstore subset`",
     }
     if facts.get("rows_without_reference"):
-        lines["no pair"] = f"{facts['rows_without_reference']:,} rows have no text of the reference"
+        lines["no pair"] = (
+            f"{counted(facts['rows_without_reference'], 'row')} without text of the reference"
+        )
     return "\n".join(f"{name:<10} {value}" for name, value in lines.items())

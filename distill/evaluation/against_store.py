@@ -43,6 +43,7 @@ from distill.losses.uld import LOSS as ULD
 from distill.student.encoder_decoder import Sides
 from distill.student.odd_turns import OddTurns
 from distill.student.text import StudentReader
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError, MismatchError
@@ -95,7 +96,8 @@ def judge(
         why = "".join(f": {each.reason}, {each.why}" for each in parts.left_out[:1])
         why += f" ({parts.refusal})" if parts.refusal else ""
         raise InputError(
-            f"{store.path}: this student can read none of its {len(store):,} sequences{why}. "
+            f"{store.path}: this student can read none of its "
+            f"{counted(len(store), 'sequence')}{why}. "
             f"`distill coverage {store.path} STUDENT` says more.",
             kind="lost-rows",
         )

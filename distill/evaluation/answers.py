@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
@@ -160,7 +161,8 @@ def questions(render: Renderer) -> list[Question]:
             found.append(question._replace(others=tuple(render.rows.references(i)), row=i))
     if not found:
         raise InputError(
-            f"{render.rows.name}: none of its {len(render.rows):,} rows has a prompt and a "
+            f"{render.rows.name}: none of its {counted(len(render.rows), 'row')} has a prompt and "
+            "a "
             "completion, so there is nothing to answer. Give rows with `prompt` and `completion`, "
             "or `messages`, or use --metrics bits_per_byte."
         )
@@ -285,7 +287,8 @@ def _room(model: Any, max_new_tokens: int) -> int:
         return _UNLIMITED
     if readable <= max_new_tokens:
         raise InputError(
-            f"--max-new-tokens {max_new_tokens}: the model reads {readable:,} tokens, prompt and "
+            f"--max-new-tokens {max_new_tokens}: the model reads {counted(readable, 'token')}, "
+            "prompt and "
             "answer together. Give fewer."
         )
     return readable - max_new_tokens

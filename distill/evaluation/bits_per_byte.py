@@ -45,6 +45,7 @@ from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.readers import window_width
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import Sides
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
@@ -123,7 +124,8 @@ def bits_per_byte(
     if not found.bytes:
         why = "".join(f" Of row {each.first_row:,}: {each.why}." for each in found.left_out[:1])
         raise InputError(
-            f"{rows.name}: none of the {len(rows):,} rows has a byte that this model can predict."
+            f"{rows.name}: none of the {counted(len(rows), 'row')} has a byte that this model can "
+            "predict."
             f"{why} Check --split and --text-column."
         )
     sides = Sides.of(model, reader)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from distill.evaluation.answers import Question, question_of, write_answers
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.records import Segment
 from logitstore.rows.renderer import Renderer
@@ -52,7 +53,8 @@ def write_samples(
     asked = list(_spread(render, count))
     if not asked:
         raise InputError(
-            f"{render.rows.name}: none of its {len(render.rows):,} rows has a prompt, or a text of "
+            f"{render.rows.name}: none of its {counted(len(render.rows), 'row')} has a prompt, or "
+            "a text of "
             "two words, so there is nothing to go on from. Leave --samples out."
         )
     answers = write_answers(

@@ -29,11 +29,13 @@ BOUNDARIES = (
     "student alone, where the default without it was as good"
 )
 
-
-#: What measured runs of a student that had learnt already say of every map.
+#: Learning rates below this are gentle: between 2e-4, where a map was measured to give a trained
+#: student next to nothing, and 1e-3, where it helped (docs/which-loss.md).
+GENTLE = 5e-4
+#: What these runs say of every map.
 UNPROVEN = (
     "no map has been shown to beat cross-entropy surely for a trained student at a gentle learning "
-    "rate; train --loss ce beside it"
+    f"rate (below {GENTLE:g}; without --learning_rate it is 2e-5); train --loss ce beside it"
 )
 
 
@@ -133,6 +135,30 @@ def asks_wrong_labels(figures: Facts) -> bool:
     return is_surely_more(round(wrong * judged), judged, judged + 1, MOST_WRONG)
 
 
+def wrong_kinds(kinds: Mapping[str, Facts]) -> dict[str, float]:
+    """Find the kinds of labels of which a map asks for more wrong ones than is fine.
+
+    Args:
+        kinds: Of `distill coverage`, by name: `all`, and what the labels are.
+
+    Returns:
+        Of each such kind but `all` the share that is wrong, the largest first.
+    """
+    found = {name: each["wrong"] for name, each in kinds.items() if asks_wrong_labels(each)}
+    found.pop("all", None)
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def without_map(facts: Facts) -> str:
+    """Write the flag of the loss that asks for no map and has what it needs of the store."""
+    lacks = _lacks(facts)
+    ways = (way for way in ADVICE if way.where == "a wrong map")
+    fit = (
+        w for w in ways if w.loss == "ce" or not lacks & find(w.loss).needs_of(option_values({}))
+    )
+    return flags(next(fit))
+
+
 def _is_map_wrong(facts: Facts) -> bool:
     return asks_wrong_labels(facts.get("by_map") or {})
 
@@ -173,15 +199,20 @@ def map_for(weights: str) -> str:
     return next(way.options.get("map", "events") for way in ADVICE if way.where == where)
 
 
-def caution(losses: Iterable[str], weights: str, *, one_tokenizer: bool) -> str:
+def caution(
+    losses: Iterable[str], weights: str, *, one_tokenizer: bool, learning_rate: float | None = None
+) -> str:
     """Say in a line what is not known of a way to train; empty if nothing is to be said.
 
     Args:
         losses: Names of the losses.
         weights: `new`, `trained` or `unknown`; one that is not known counts as trained.
         one_tokenizer: Whether teacher and student have one tokenizer.
+        learning_rate: The highest of the run; None: not known yet.
     """
     if one_tokenizer or weights == "new":
+        return ""
+    if learning_rate is not None and learning_rate >= GENTLE:
         return ""
     options = option_values({})
     pairings = [find(loss).pairing_of(options) for loss in losses if loss != "ce"]

@@ -63,8 +63,13 @@ def _files() -> list[Path]:
 
 
 def _declared() -> tuple[_Declared, ...]:
+    return _declared_in(tuple(_files()))
+
+
+@cache
+def _declared_in(files: tuple[Path, ...]) -> tuple[_Declared, ...]:
     found = list[_Declared]()
-    for path in _files():
+    for path in files:
         for node in _tree(path).body:
             if _is_loss(node):
                 calls = [each for each in ast.walk(node) if isinstance(each, ast.Call)]

@@ -12,10 +12,10 @@ import operator
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 
 from distill.losses import all_losses, all_options, keep
 from distill.losses.loss import Loss
+from distill.losses.names import addresses_in
 from logitstore.errors import InputError, in_a_line
 
 #: Words that are something else in `--loss`, or in what is logged.
@@ -49,26 +49,6 @@ def use(loss: Loss) -> str:
         _given[loss.home] = loss
     keep(name, loss)
     return loss.home
-
-
-def is_address(word: str) -> bool:
-    """Tell whether a word of `--loss` is `module:function`, perhaps with a weight behind it."""
-    first, colon, rest = word.strip().partition(":")
-    if not colon or first.strip() in (*all_losses(), "ce"):
-        return False
-    return not _is_number(rest.strip())
-
-
-def split_address(word: str) -> tuple[str, str]:
-    """Split `module:function[:weight]` into the address and the weight; empty if there is none."""
-    module, _, rest = word.strip().partition(":")
-    function, _, weight = rest.partition(":")
-    return f"{module.strip()}:{function.strip()}", weight.strip()
-
-
-def addresses_in(text: str) -> Iterator[str]:
-    """List the addresses that a `--loss` names."""
-    return (split_address(word)[0] for word in text.split(",") if is_address(word))
 
 
 def known(address: str) -> Loss | None:
@@ -165,11 +145,3 @@ def _attribute(module: object, name: str) -> object:
     except AttributeError:
         return None
     return found
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -1,12 +1,12 @@
 """The losses of a run, their weights and their options, as flags name them."""
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from distill.losses import all_losses, all_options, find
 from distill.losses.loss import Loss
-from distill.losses.own import is_address, known, split_address
+from distill.losses.names import is_address, named_in, named_twice, split_address
+from distill.losses.own import known
 from logitstore.errors import InputError
 
 
@@ -18,29 +18,17 @@ def parse_losses(text: str) -> dict[str, float]:
     Raises:
         InputError: For an unknown or repeated name, or a weight that is not a number above 0.
     """
-    if text.strip() == "ce":
-        return {}
     weights: dict[str, float] = {}
-    for part in text.split(","):
-        name, colon, number = (piece.strip() for piece in part.partition(":"))
-        if is_address(part):
-            name, number = _own(text, part)
-            colon = number
-        elif name not in all_losses():
-            known = ", ".join(["ce", *all_losses()])
-            raise InputError(
-                f"--loss {text}: no loss is called {name!r}. Known: {known}. "
-                "Name one of these. Cross-entropy is added to the others by --ce_weight."
-            )
+    for each in named_in(text):
+        name = _own(text, each.name) if each.is_address else each.name
         if name in weights:
-            raise InputError(f"--loss {text}: {name} is named twice. Name it once.")
-        weights[name] = _weight(text, number) if colon else find(name).weight
+            raise named_twice(text, name)
+        weights[name] = find(name).weight if each.weight is None else each.weight
     return weights
 
 
-def _own(text: str, part: str) -> tuple[str, str]:
-    """Find a loss of the user's own; its name, and the weight behind its address."""
-    address, number = split_address(part)
+def _own(text: str, address: str) -> str:
+    """Find a loss of the user's own by its address; return its name."""
     found = known(address)
     if found is None:
         raise InputError(
@@ -49,7 +37,7 @@ def _own(text: str, part: str) -> tuple[str, str]:
             "the function itself: loss=….",
             kind="own-loss",
         )
-    return found.name, number
+    return found.name
 
 
 def known_in(text: str) -> list[Loss]:
@@ -61,19 +49,6 @@ def known_in(text: str) -> list[Loss]:
         else:
             found.append(all_losses().get(part.partition(":")[0].strip()))
     return [each for each in found if each is not None]
-
-
-def _weight(text: str, number: str) -> float:
-    try:
-        weight = float(number)
-    except ValueError:
-        weight = math.nan
-    if not (math.isfinite(weight) and weight > 0):
-        raise InputError(
-            f"--loss {text}: the weight {number!r} is not a number above 0. "
-            "Write NAME:WEIGHT, such as uld:1.5."
-        )
-    return weight
 
 
 def check_values(options: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill.report.metrics import METRICS, Metric, is_cost, shown_name
+from logitstore.console.counts import counted
 
 Contender = Mapping[str, Any]
 _MOST_NAMED = 3
@@ -138,7 +139,7 @@ def _interval(contender: Contender, metric: Metric) -> str:
     low, high = (own["difference"] + side * own["half_width"] for side in (-1, 1))
     return (
         f"{_name(contender)}, {metric.shown(own['difference'], '+')} (95 %: "
-        f"{metric.shown(low, '+')} to {metric.shown(high, '+')}, {own['pairs']} seeds)"
+        f"{metric.shown(low, '+')} to {metric.shown(high, '+')}, {counted(own['pairs'], 'seed')})"
     )
 
 

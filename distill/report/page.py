@@ -19,6 +19,7 @@ from distill.report.leaderboard import present
 from distill.report.leaderboard_html import leaderboard, seeds
 from distill.report.metrics import is_cost, shown_name
 from distill.report.writing import samples_html
+from logitstore.console.counts import counted
 from logitstore.console.html_document import (
     beside,
     check_place,
@@ -57,7 +58,8 @@ def write_page(found: Comparison, places: Places, out: str | PathLike[str]) -> d
     runs = sum(len(contender["runs"]) for contender in contenders)
     if len(contenders) > MOST_CONTENDERS or runs > MOST_RUNS:
         raise InputError(
-            f"-o {out}: {runs:,} runs of {len(contenders):,} contenders; a page has room for "
+            f"-o {out}: {counted(runs, 'run')} of {len(contenders):,} contenders; a page has room "
+            "for "
             f"{MOST_RUNS} of {MOST_CONTENDERS}. Name fewer, or leave -o out for a table."
         )
     size = write_document(out, page(found, places))
@@ -99,7 +101,8 @@ def page(found: Comparison, places: Places) -> str:
 
 def _subtitle(found: Comparison, runs: int) -> str:
     students = len(found["contenders"])
-    said = f"{runs:,} runs of {students:,} students" if students > 1 else f"{runs:,} runs of one"
+    of = counted(students, "student") if students > 1 else "one"
+    said = f"{counted(runs, 'run')} of {of}"
     return f"{said}; the baseline is {escape(shown_name(found['baseline']))}."
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from distill.report.figures import colour
 from distill.report.metrics import shown_name
+from logitstore.console.counts import counted
 from logitstore.console.html_document import clipped_text
 
 #: Of the page's < 2 MB; of one text; and of how many prompts.
@@ -38,7 +39,8 @@ def samples_html(contenders: Sequence[Mapping[str, Any]]) -> str:
             "</code> adds what a student writes after four prompts of a dataset.</p>"
         )
     more = len(asked) - len(cards)
-    return "".join(cards) + (f'<p class="none">{more:,} prompts more</p>' if more else "")
+    said = counted(more, "prompt")
+    return "".join(cards) + (f'<p class="none">{said} more</p>' if more else "")
 
 
 def _samples(run: Mapping[str, Any]) -> Iterator[tuple[_Asked, str]]:

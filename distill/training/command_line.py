@@ -14,7 +14,8 @@ from transformers import HfArgumentParser
 
 from distill.losses import all_options, find
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
-from distill.losses.own import addresses_in, import_named
+from distill.losses.names import addresses_in
+from distill.losses.own import import_named
 from distill.losses.weights import parse_losses
 from distill.student.arguments import StudentArguments
 from distill.training.config import CachedTeacherConfig

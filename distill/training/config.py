@@ -33,6 +33,7 @@ from distill.training.named_stores import (
     parse_stores,
 )
 from distill.training.one_cycle import parse_one_cycle
+from distill.training.precision import check_precision
 from distill.training.unusable_flags import (
     check_loggers,
     reject_accelerate_options,
@@ -76,6 +77,7 @@ class CachedTeacherConfig(RunArguments, LossFlags):
         reject_without_effect(self)
         if self.disable_tqdm is None and not sys.stderr.isatty():
             self.disable_tqdm = True  # a log file gets a plain line every --logging_steps
+        check_precision(self)
         super().__post_init__()  # type: ignore[no-untyped-call]
         if not torch.accelerator.is_available():
             self.dataloader_pin_memory = False  # torch warns of it, and nothing would be pinned

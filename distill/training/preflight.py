@@ -23,6 +23,7 @@ from distill.data.left_out import (
 from distill.losses.requirements import Described, teacher_name
 from distill.student.loading import check_embeddings
 from distill.training.config import CachedTeacherConfig
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, MismatchError, in_a_line
 from logitstore.storage.paths import StorePath
 from logitstore.text.tokenizer import ByteTokenizer
@@ -203,7 +204,8 @@ def check_checkpoint(
     if any(before[key] != origin[key] for key in _ORIGIN_KEYS):
         raise MismatchError(
             f"{folder}: trained on store {before['store_digest'][:12]} with "
-            f"{before['sequences']:,} sequences, but {store} is {origin['store_digest'][:12]} with "
+            f"{counted(before['sequences'], 'sequence')}, but {store} is "
+            f"{origin['store_digest'][:12]} with "
             f"{origin['sequences']:,}: the rest of the epoch would be other data. Give the same "
             f"--store, or start anew from its weights: --model_name_or_path {folder}."
         )
@@ -243,7 +245,8 @@ def _check_settings(folder: str, before: dict[str, Any], now: dict[str, Any]) ->
             why = "the checkpoint brings the old value along, and yours would have no effect"
         if name == "sequences_per_step":
             difference = (
-                f"steps of {before[name]} sequences, but this run has {value} (processes x "
+                f"steps of {counted(before[name], 'sequence')}, but this run has {value} "
+                "(processes x "
                 "--per_device_train_batch_size x --gradient_accumulation_steps)"
             )
         elif name == "chat_template":

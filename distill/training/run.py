@@ -69,6 +69,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         trainer.weights,
         "new" if trainer.is_new else "trained",
         one_tokenizer=trainer.data.is_one_tokenizer,
+        learning_rate=config.learning_rate,
     )
     if caution and config.process_index == 0:
         print(f"--loss {config.loss}: {caution}.", file=sys.stderr)

@@ -18,6 +18,7 @@ from distill.training.named_stores import NamedStore, parse_stores
 from distill.training.preflight import check_eval_store, has_teacher_of, settings_of
 from distill.training.sources import Reading, at_boundaries, dataset_of_run
 from logitstore import open_store
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, MismatchError
 from logitstore.text.tokenizer import ByteTokenizer
 
@@ -82,7 +83,8 @@ def open_stores(
         parsed = parse_stores(texts, flag)
         if len(parsed) != len(listed):
             raise InputError(
-                f"{flag} names {len(parsed)} stores, but {len(listed)} are given open. Name each."
+                f"{flag} names {counted(len(parsed), 'store')}, but {len(listed)} are given open. "
+                "Name each."
             )
         weights = [each.weight for each in parsed]
         paths = iter(parsed)
@@ -173,7 +175,8 @@ def _places(held_out: Sequence[Store], data: StudentData, args: CachedTeacherCon
     trained, found = [part.store for part in parts_of(data)], list[int]()
     if len(held_out) > len(trained):
         raise InputError(
-            f"--eval_store names {len(held_out)} stores, but --store {len(trained)}: there is one "
+            f"--eval_store names {counted(len(held_out), 'store')}, but --store {len(trained)}: "
+            "there is one "
             "of held-out text for each teacher at most. Leave the others out."
         )
     for store in held_out:
@@ -238,15 +241,15 @@ def say_joined(data: StudentData) -> None:
 
 def lines_of(data: JoinedDataset) -> list[str]:
     """Say how much of each store is used, for people."""
-    lines = [f"{len(data.parts)} stores, {len(data):,} sequences:"]
+    lines = [f"{counted(len(data.parts), 'store')}, {counted(len(data), 'sequence')}:"]
     for part, facts in zip(data.parts, data.facts(), strict=True):
         parts = [
-            f"{facts['sequences']:,} sequences",
+            f"{counted(facts['sequences'], 'sequence')}",
             f"{facts['sequences_alone']:,} that no other has",
         ]
         if facts["sequences_learnt"] != facts["sequences"]:
             parts.append(f"{facts['sequences_learnt']:,} learnt from it")
         if facts["rows_cut_otherwise"]:
-            parts.append(f"{facts['rows_cut_otherwise']:,} rows cut otherwise, not used")
+            parts.append(f"{counted(facts['rows_cut_otherwise'], 'row')} cut otherwise, not used")
         lines.append(f"    {part.store.path}: {', '.join(parts)}")
     return lines

@@ -3,17 +3,21 @@
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from distill.data.left_out import spread
 from distill.report.results import RunObject
 from distill.student.arguments import StudentArguments
-from distill.training.first_batch import first_batches
 from distill.training.loss_terms import covered_of
 from distill.training.own_weights import is_own, parameters_of
+from logitstore.console.counts import counted
 from logitstore.console.progress import duration
 
 if TYPE_CHECKING:
     from distill.training.trainer import CachedTeacherTrainer
+
+#: The most sequences that are looked at to say how many labels are covered.
+_LOOKED_AT = 64
 
 
 def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str:
@@ -38,7 +42,7 @@ def beginning(trainer: "CachedTeacherTrainer", student: StudentArguments) -> str
 
 def _store(trainer: "CachedTeacherTrainer") -> str:
     """Describe what is learnt from; of several stores more is logged, see `say_joined`."""
-    stores, count = trainer.stores.each, f"{len(trainer.data):,} sequences"
+    stores, count = trainer.stores.each, f"{counted(len(trainer.data), 'sequence')}"
     if len(stores) > 1:
         return f"{', '.join(str(store.path) for store in stores)}: {count}"
     (store,) = stores
@@ -57,20 +61,30 @@ def _loss(trainer: "CachedTeacherTrainer") -> str:
     said = " + ".join(parts)
     if not trainer.weights:
         return said
-    share = share_covered(trainer)
     own = sum(each.numel() for each in parameters_of(trainer.head.model))
     said += f", with {own:,} weights of its own beside the student's" if own else ""
-    return f"{said}; the teacher speaks of about {share:.0%} of the labels"
+    share, looked_at = share_covered(trainer)
+    of = len(trainer.data)
+    some = f", of {looked_at:,} of {of:,} sequences" if looked_at < of else ""
+    return f"{said}; covered: {share:.1%} of the labels{some}"
 
 
-def share_covered(trainer: "CachedTeacherTrainer") -> float:
-    """Compute the share of the labels of a few sequences that a pair of any loss covers."""
-    covered = labels = 0
-    for batch in first_batches(trainer.data, trainer.data_collator, 1):
-        marked = list(covered_of(batch).values())
-        covered += int(sum(marked[1:], marked[0]).sum())
-        labels += len(batch["rows"])
-    return covered / max(labels, 1)
+def share_covered(trainer: "CachedTeacherTrainer") -> tuple[float, int]:
+    """Compute the share of the labels that a pair of any loss covers, as the log counts it.
+
+    Returns:
+        The share, and how many sequences were looked at for it: all, or some that are spread
+        evenly.
+    """
+    covered, labels, chosen = 0, 0, spread(len(trainer.data), _LOOKED_AT)
+    for i in chosen:
+        example = trainer.data[i]
+        if example.is_label.any():
+            batch = trainer.data_collator([cast(Any, example)])
+            marked = list(covered_of(batch).values())
+            covered += int(sum(marked[1:], marked[0]).sum())
+            labels += len(batch["rows"])
+    return covered / max(labels, 1), len(chosen)
 
 
 def _steps(trainer: "CachedTeacherTrainer") -> str:
@@ -81,9 +95,10 @@ def _steps(trainer: "CachedTeacherTrainer") -> str:
     shares = {"a device": args.train_batch_size, "accumulated": args.gradient_accumulation_steps}
     shares["processes"] = args.world_size
     of = ", ".join(f"{count:,} {name}" for name, count in shares.items() if count > 1)
+    epochs = f"{steps / per_epoch:.2g}"
     return (
-        f"{steps:,} of {rows:,} sequences{f' ({of})' if of else ''}, "
-        f"{steps / per_epoch:.2g} epochs, learning rate {args.learning_rate:g}"
+        f"{steps:,} of {counted(rows, 'sequence')}{f' ({of})' if of else ''}, "
+        f"{epochs} {'epoch' if epochs == '1' else 'epochs'}, learning rate {args.learning_rate:g}"
     )
 
 
@@ -91,7 +106,7 @@ def ending(run: RunObject, folder: str) -> str:
     """Describe a finished run: its steps, its last losses, and what to do next."""
     metrics: Mapping[str, Any] = run["metrics"]
     lines = {
-        "trained": f"{run['steps']:,} steps in {duration(run['train_s'])}, "
+        "trained": f"{counted(run['steps'], 'step')} in {duration(run['train_s'])}, "
         f"{run['tokens_per_second']:,.0f} tokens a second",
         "last losses": ", ".join(_losses(metrics, "")) or "none were logged",
     }

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.training.own_weights import is_own
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -84,20 +85,24 @@ def _why(args: Any, steps: int, *, loss: float, labels: float) -> str:
         return "not one step was taken. Give --max_steps, or more --num_train_epochs."
     if not labels:
         return (
-            f"the {steps:,} steps had no label, for it can use none of their rows. Take more "
+            f"the {counted(steps, 'step')} had no label, for it can use none of their rows. Take "
+            "more "
             f"steps; `distill coverage {args.store} STUDENT` says why rows are lost."
         )
     if not loss:
         return (
-            f"the loss was 0 in each of the {steps:,} steps: no pair of --loss {args.loss} covers "
+            f"the loss was 0 in each of the {counted(steps, 'step')}: no pair of --loss "
+            f"{args.loss} covers "
             "a label. Leave --ce_weight 0 and --uncovered out, or use another --loss."
         )
     if args.fp16:
         return (
-            f"no weight changed in {steps:,} steps; --fp16 skips steps whose gradients are "
+            f"no weight changed in {counted(steps, 'step')}; --fp16 skips steps whose gradients "
+            "are "
             "infinite. Use --bf16, or take more steps."
         )
     return (
-        f"no weight changed in {steps:,} steps: updates were 0, or lost in rounding. Use a "
+        f"no weight changed in {counted(steps, 'step')}: updates were 0, or lost in rounding. Use "
+        "a "
         f"--learning_rate above {args.learning_rate:g}, fewer --warmup_steps, or float32 weights."
     )

@@ -11,12 +11,17 @@ from logitstore.errors import InputError
 from logitstore.errors import check_installed as check_library
 from logitstore.format.hidden import DTYPES, EMBEDDING, LAST, LAYERS
 from logitstore.format.spec import CODECS
+from logitstore.text.turns import MODES, SUPERVISE
 
 #: The value of `tokens_per_batch` that is replaced by what fits, before the first shard.
 AUTO = "auto"
 ON_NAN = ("stop", "skip")
 TRANSFORMERS, VLLM, SERVER = "transformers", "vllm", "server"
 ENGINES = (TRANSFORMERS, VLLM, SERVER)
+#: The values of `dtype` besides AUTO.
+NUMBER_FORMATS = ("float32", "bfloat16", "float16")
+#: What becomes of rows that are longer than `max_length`.
+OVERFLOWS = ("split", "truncate", "skip")
 #: The values of `experts`.
 EXPERTS = ("all", "N-1")
 _MAX_TOP_K = 0xFFFF  # an entry count is a 16-bit number
@@ -68,6 +73,10 @@ class Checked:
     attn_implementation: str | None
     experts: str | None
     expert_sample: float | None
+    dtype: str
+    overflow: str
+    supervise: str | None
+    supervised_text: str | None
 
     def check(self) -> None:
         """Reject values that are wrong for every teacher and dataset.
@@ -98,6 +107,20 @@ class Checked:
         self._check_codec()
         self._check_engine()
         self._check_gguf()
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Reject words that are told again where they are used, there behind seconds of loading."""
+        if self.dtype not in (AUTO, *NUMBER_FORMATS):
+            known = ", ".join((AUTO, *NUMBER_FORMATS))
+            raise InputError(f"--dtype is {self.dtype}, expected {known}.")
+        if self.overflow not in OVERFLOWS:
+            raise InputError(f"--overflow is {self.overflow}, expected {', '.join(OVERFLOWS)}.")
+        if self.supervise not in (None, *SUPERVISE):
+            raise InputError(f"--supervise is {self.supervise}, expected {' or '.join(SUPERVISE)}.")
+        if self.supervised_text not in (None, *MODES):
+            known = " or ".join(MODES)
+            raise InputError(f"--supervised-text is {self.supervised_text}, expected {known}.")
 
     def _check_engine(self) -> None:
         if self.engine not in ENGINES:

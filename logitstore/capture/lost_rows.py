@@ -13,6 +13,7 @@ from dataclasses import replace
 from logitstore.capture.estimate.sample import Sample
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.settings import CaptureSettings
+from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut, is_surely_more, lost
 from logitstore.errors import InputError
 from logitstore.format.statuses import left_out_of
@@ -38,13 +39,14 @@ def check_sample(sample: Sample, dataset: str, rows: int, settings: CaptureSetti
     is_all = sample.rows == rows
     if is_all and not sample.records and not settings.generate:
         raise InputError(
-            f"{dataset}: none of its {rows:,} rows gives a record: {reasons_in_words(left_out)}",
+            f"{dataset}: none of its {counted(rows, 'row')} gives a record: "
+            f"{reasons_in_words(left_out)}",
             kind="lost-rows",
         )
     count = lost(left_out)
     if not is_surely_more(count, sample.rows, rows, settings.max_lost):
         return
-    looked_at = f"{count:,} of {'its' if is_all else 'the'} {sample.rows:,} rows"
+    looked_at = f"{count:,} of {'its' if is_all else 'the'} {counted(sample.rows, 'row')}"
     looked_at += "" if is_all else f" that were looked at (of {rows:,})"
     raise InputError(
         f"{dataset}: {looked_at} would have no records, more than --max-lost {settings.max_lost:g}:"

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from logitstore.checking.end_check import odd_end
 from logitstore.checking.text_check import Placed, TextCheck
+from logitstore.console.counts import counted
 from logitstore.records import SequenceText
 
 #: The share of sequences that may be odd: a tokenizer's quirk is not another text.
@@ -56,4 +57,4 @@ def _of_too_many(found: Sequence[tuple[int, str | None]], what: str) -> str | No
     if len(odd) <= MOST_ODD * len(found):
         return None
     row, how = odd[0]
-    return f"in {len(odd)} of {len(found)} sequences {what}, as in row {row:,}, {how}"
+    return f"in {len(odd)} of {counted(len(found), 'sequence')} {what}, as in row {row:,}, {how}"

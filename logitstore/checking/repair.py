@@ -19,6 +19,7 @@ from typing import Any
 
 from logitstore.checking.report import Damage
 from logitstore.checking.verify import verify_store
+from logitstore.console.counts import counted
 from logitstore.format.plan import is_plan_file
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -192,7 +193,7 @@ def next_step(report: RepairReport, path: StorePath) -> str:
     if report.is_complete:
         return f"{path} is whole" + (" and sealed again." if report.damaged else ".")
     return (
-        f"{path}: {report.missing_shards:,} shards are missing, or its tokenizer or output "
-        "embedding is. Run the same `logitstore capture …` again to redo just that, or "
+        f"{path}: lacks {counted(report.missing_shards, 'shard')}, or its tokenizer or output "
+        "embedding. Run the same `logitstore capture …` again to redo just that, or "
         f"`logitstore repair {path} --capture`."
     )

@@ -17,6 +17,7 @@ from logitstore.checking.checked_shards import CheckedShards
 from logitstore.checking.in_parallel import checked_in_parallel
 from logitstore.checking.report import Damage, VerifyReport
 from logitstore.checking.shard_check import ShardCheck
+from logitstore.console.counts import counted
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError, StorageError
 from logitstore.format.index import Line, most_bytes
@@ -114,7 +115,8 @@ def _verified(path: StorePath, how: _How) -> VerifyReport:
     if not report.is_complete and not how.allow_partial:
         held = LogitStore(path, allow_partial=True)
         raise IncompleteStoreError(
-            f"{path}: holds {held.rows_held:,} of {held.plan.rows:,} rows; the capture has not "
+            f"{path}: holds {held.rows_held:,} of {counted(held.plan.rows, 'row')}; the capture "
+            "has not "
             "finished. Run the same `logitstore capture …` again to resume it, or check what is "
             "there with --allow-partial."
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from logitstore.capture.settings import PANELS, CaptureSettings
+from logitstore.console.counts import counted
 from logitstore.console.entry import stoppable
 from logitstore.console.launcher import find_ranks
 from logitstore.console.options import (
@@ -73,6 +74,7 @@ def capture(
     settings = CaptureSettings(**settings_from(CaptureSettings, values))
     on_ray = RaySettings(**settings_from(RaySettings, values))
     on_ray.check(settings, find_ranks())
+    settings.check()  # before seconds of imports
     if dry_run:
         if on_ray.address is not None:
             raise InputError(
@@ -101,7 +103,7 @@ def capture(
 def estimate(
     teacher: TeacherArg, dataset: DatasetArg, as_json: JsonOpt = False, **values: Any
 ) -> None:
-    """Estimate the size and time of a capture, and how peaked the teacher is.
+    """Estimate the size and time of a capture, and how many entries this teacher needs.
 
     Reads a sample of the rows and runs some batches through the teacher; writes nothing. Takes the
     options of capture, recommends a --top-k and a --max-tail, and ends with the command to copy.
@@ -117,6 +119,7 @@ def _print_preview(
 
     Without a store to write to, also the command that captures as is recommended.
     """
+    settings.check()
     from logitstore.capture.job import run_preview
 
     if not find_ranks().is_first:
@@ -146,7 +149,8 @@ def _check_worth_a_capture(sample: "Sample", dataset: list[str]) -> None:
     reason = REASONS.get(status)
     why = status if reason is None else f"{status}: {reason.why}. {reason.step}"
     raise InputError(
-        f"{', '.join(dataset)}: none of the {sample.rows:,} rows looked at has anything to "
+        f"{', '.join(dataset)}: none of the {counted(sample.rows, 'row')} looked at has anything "
+        "to "
         f"capture. Of {sample.statuses[status]:,}, {why}"
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from logitstore.console.counts import counted
 from logitstore.console.entry import stoppable
 from logitstore.console.options import JsonOpt, PartialOpt, StoreArg
 from logitstore.storage.paths import store_path, to_write
@@ -61,14 +62,15 @@ def verify(
             rows = f" rows {d.rows[0]:,} to {d.rows[1]:,}" if d.rows else ""
             typer.echo(f"damaged: {d.file}{rows}: {d.reason}", err=True)
         damaged = len({d.file for d in report.damaged})
-        state = f"{damaged} files damaged" if damaged else "whole"
+        state = f"{counted(damaged, 'file')} damaged" if damaged else "whole"
         before = report.checked_before
         state += f" ({before:,} of them were checked before)" if before else ""
-        typer.echo(f"{report.shards:,} shards, {report.rows:,} rows: {state}")
+        typer.echo(f"{counted(report.shards, 'shard')}, {counted(report.rows, 'row')}: {state}")
         for folder, inside in report.boundaries.items():
-            state = f"{len({d.file for d in inside.damaged})} files damaged"
+            state = f"{counted(len({d.file for d in inside.damaged}), 'file')} damaged"
             typer.echo(
-                f"{folder}: {inside.shards:,} shards: {state if inside.damaged else 'whole'}"
+                f"{folder}: {counted(inside.shards, 'shard')}: "
+                f"{state if inside.damaged else 'whole'}"
             )
     raise typer.Exit(1 if report.damaged else 0)
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from logitstore.console.counts import counted
 from logitstore.console.escaped import print_coloured
 from logitstore.console.options import JsonOpt, PartialOpt, StoreArg, print_facts
 from logitstore.errors import InputError
@@ -114,5 +115,5 @@ def report(
 
     opened = open_store(store, allow_partial=allow_partial)
     written = write_page(opened, out, sequences=sequences)
-    text = f"{out}: {written['bytes']:,} bytes, {written['sequences']} rows to read"
+    text = f"{out}: {written['bytes']:,} bytes, {counted(written['sequences'], 'row')} to read"
     typer.echo(json.dumps(written) if as_json else text)

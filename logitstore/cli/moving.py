@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from logitstore.console.counts import counted
 from logitstore.console.options import (
     JsonOpt,
     StoreArg,
@@ -66,8 +67,10 @@ def export(
         from logitstore.moving.zarr_export import export_zarr
 
         written = export_zarr(store, out)
-        text = "{path}: {arrays:,} zarr arrays, {records:,} records, {entries:,} entries"
-        typer.echo(json.dumps(written) if as_json else text.format(**written))
+        parts = [counted(written["arrays"], "zarr array"), counted(written["records"], "record")]
+        parts.append(counted(written["entries"], "entry", "entries"))
+        text = f"{written['path']}: {', '.join(parts)}"
+        typer.echo(json.dumps(written) if as_json else text)
         return
     if to != "parquet":
         raise InputError(f"--to is {to}, expected parquet or zarr.")
@@ -79,7 +82,7 @@ def export(
     if as_json:
         typer.echo(json.dumps({"path": str(made), "files": len(files), "file_bytes": size}))
     else:
-        typer.echo(f"{made}: {len(files):,} Parquet files, {size:,} bytes")
+        typer.echo(f"{made}: {counted(len(files), 'Parquet file')}, {size:,} bytes")
 
 
 @with_options_of(ImportSettings, PANELS)
@@ -190,8 +193,8 @@ def push(
     from logitstore.moving.hub.push import push as run
 
     done = run(store, to, public=public, licence=licence)
-    text = "{path}: {files:,} files, {file_bytes:,} bytes"
-    typer.echo(json.dumps(done) if as_json else text.format(**done))
+    text = f"{done['path']}: {counted(done['files'], 'file')}, {done['file_bytes']:,} bytes"
+    typer.echo(json.dumps(done) if as_json else text)
 
 
 def subset(
@@ -236,10 +239,11 @@ def split(
 
     done = run(store, out, share=share, seed=seed)
     text = (
-        "{eval_store}: {held_out_rows:,} of {rows:,} rows held out\n"
-        "train on the rest with --store {store} --rows {train_rows} --eval_store {eval_store}"
+        f"{done['eval_store']}: {done['held_out_rows']:,} of {counted(done['rows'], 'row')} held "
+        f"out\ntrain on the rest with --store {done['store']} --rows {done['train_rows']} "
+        f"--eval_store {done['eval_store']}"
     )
-    typer.echo(json.dumps(done) if as_json else text.format(**done))
+    typer.echo(json.dumps(done) if as_json else text)
 
 
 def _reject_idle(dump: str, settings: dict[str, Any]) -> None:
@@ -260,8 +264,8 @@ def _reimport(exported: Any, out: str, tokenizer: str | None, dry_run: bool, as_
         _print_info(reimport(exported, out, tokenizer), as_json)
         return
     checked = check_export(exported, out, tokenizer)
-    rows, shards = checked["rows"], checked["shards"]
-    text = f"an export of {rows:,} rows in {shards:,} shards: whole. Nothing was written."
+    rows, shards = counted(checked["rows"], "row"), counted(checked["shards"], "shard")
+    text = f"an export of {rows} in {shards}: whole. Nothing was written."
     typer.echo(json.dumps(checked) if as_json else text)
 
 

@@ -269,3 +269,26 @@ def no_records() -> TokenRecords:
     """Make `TokenRecords` of length 0, with every field that a store can have."""
     shapes = {f.name: (0, 0) if f.is_per_temperature else (0,) for f in FIELDS}
     return token_records({f.name: np.zeros(shapes[f.name], f.decoded) for f in FIELDS})
+
+
+#: What an array holds, for people.
+IN_WORDS = {
+    "entry_ids": "expected tokens",
+    "entry_logprobs": "expected probabilities",
+    "entry_count": "how many were kept",
+    "tail_logmass": "what was not kept",
+    "token_ids": "tokens of the text",
+    "token_logprob": "probability of the text",
+    "byte_starts": "places in the text",
+    "byte_lengths": "lengths in the text",
+    "entropy": "entropy",
+    "lognorm": "other temperatures",
+    "logit_std": "spread of logits",
+    "lognorm_std": "normaliser at that spread",
+    "sample_ids": "drawn tokens",
+    "sample_counts": "how often drawn",
+    "rows.parquet": "the text",
+    "sequence_records": "directory of tokens",
+    "sequence_entries": "directory of expected",
+    "sequence_draws": "directory of drawn",
+}

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.console.terminal import printable
 from logitstore.errors import MismatchError
 from logitstore.format.numpy_types import F64
@@ -180,12 +181,15 @@ def diff_text(found: dict[str, Any]) -> str:
     lines += [
         "",
         (
-            f"{dataset}: {found['rows_in_both']:,} rows in both, {found['rows_only_in_a']:,} "
+            f"{dataset}: {counted(found['rows_in_both'], 'row')} in both, "
+            f"{found['rows_only_in_a']:,} "
             f"only in a, {found['rows_only_in_b']:,} only in b"
         ),
         (
-            f"compared: {found['sequences_compared']:,} sequences, {found['records_compared']:,} "
-            f"records; not compared: {found['sequences_of_other_text']:,} sequences with other "
+            f"compared: {counted(found['sequences_compared'], 'sequence')}, "
+            f"{found['records_compared']:,} "
+            f"records; not compared: {counted(found['sequences_of_other_text'], 'sequence')} with "
+            "other "
             f"text, {found['sequences_of_other_tokens']:,} with other tokens"
         ),
     ]

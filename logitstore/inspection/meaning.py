@@ -11,27 +11,6 @@ from logitstore.inspection.scalars import Survey
 #: Above this share of the probability, what was not kept decides more than a student should lose.
 LARGE_TAIL = 0.1
 _NOT_KNOWN = "The data that this store was made of does not say it."
-#: What an array holds, for people.
-FIELDS = {
-    "entry_ids": "expected tokens",
-    "entry_logprobs": "their probabilities",
-    "entry_count": "how many were kept",
-    "tail_logmass": "what was not kept",
-    "token_ids": "tokens of the text",
-    "token_logprob": "their probability",
-    "byte_starts": "their places",
-    "byte_lengths": "their lengths",
-    "entropy": "entropy",
-    "lognorm": "other temperatures",
-    "logit_std": "spread of logits",
-    "lognorm_std": "at that spread",
-    "sample_ids": "drawn tokens",
-    "sample_counts": "how often each",
-    "rows.parquet": "the text",
-    "sequence_records": "directory of tokens",
-    "sequence_entries": "directory of expected",
-    "sequence_draws": "directory of drawn",
-}
 
 
 def surprise(found: Survey) -> str:
@@ -102,8 +81,9 @@ def mass(found: Mapping[str, Any]) -> str:
     if enough == ks[-1]:
         return f"{said}, and each step up to there adds to it: more would add more."
     return (
-        f"{said}; {enough} hold {held[ks.index(enough)]:.1%}. For losses by id, --top-k {enough} "
-        "would have done nearly as well."
+        f"{said}; {enough} hold {held[ks.index(enough)]:.1%}. For losses that compare tokens by id "
+        f"and see all others as one, --top-k {enough} would have done nearly as well; what "
+        "logitstore estimate recommends is for uld, too, which sees less of the others."
     )
 
 

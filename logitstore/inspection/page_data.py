@@ -20,6 +20,7 @@ from logitstore.format.logprob_codec import TAIL_STEP
 from logitstore.format.numpy_types import F64
 from logitstore.store import LogitStore
 from logitstore.text.sequence_facts import SHOWN_ENTRIES, sequence_facts
+from logitstore.text.tokens_by_segment import tokens_by_segment
 
 _CURVE_SEQUENCES, _CURVE_RECORDS = 256, 200_000
 #: The mean of fewer tokens says little of a sequence.
@@ -144,26 +145,16 @@ def _preview(segments: list[dict[str, Any]]) -> str:
 
 
 def _sequence(found: dict[str, Any], names: dict[str, str], most: int) -> dict[str, Any]:
-    tokens = found["tokens"][:most]
-    parts: list[list[Any]] = []
-    shown, begun = 0, found["supervised_start"]
-    for segment in found["segments"]:
-        if not segment["supervised"]:
+    parts, shown = list[list[Any]](), 0
+    for segment, numbers in tokens_by_segment(found):
+        if segment is not None and not segment["supervised"]:
             parts.append([0, clipped_text(segment["text"], _TEXT_CHARACTERS)])
             continue
-        begun += len(segment["text"].encode())
-        stop = shown
-        while stop < len(tokens) and tokens[stop]["byte_start"] < begun:
-            stop += 1
-        parts.append([1, [_token(t, tokens[t], names) for t in range(shown, stop)]])
-        shown = stop
+        kept = numbers[: most - shown]
+        parts.append([1, [_token(t, found["tokens"][t], names) for t in kept]])
+        shown += len(kept)
         if shown == most:
             break
-    left = [_token(t, tokens[t], names) for t in range(shown, len(tokens))]  # an end has no byte
-    if left and parts and parts[-1][0]:
-        parts[-1][1] += left
-    elif left:
-        parts.append([1, left])
     facts = {name: found[name] for name in ("sequence", "row", "part", "status")}
     facts |= {"preview": _preview(found["segments"])}
     return facts | {"records": len(found["tokens"]), "parts": parts}

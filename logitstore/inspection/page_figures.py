@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any
 
+from logitstore.console.counts import counted
 from logitstore.console.html_document import figure
 from logitstore.console.svg import axis_top, bars, curve, histogram
+from logitstore.format.fields import IN_WORDS
 from logitstore.inspection import meaning
 from logitstore.inspection.page_data import curves
 from logitstore.inspection.scalars import Survey
@@ -39,7 +41,7 @@ def figures(store: LogitStore, about: dict[str, Any], found: Survey) -> Iterator
         is_alike = name == "entries" and len(list(filter(None, drawn["counts"]))) == 1
         if sum(drawn["counts"]) and not is_alike:  # a single bar is no figure
             unknown = drawn["unknown"]
-            sentence += f" Not known for {unknown:,} tokens." if unknown else ""
+            sentence += f" Not known for {counted(unknown, 'token')}." if unknown else ""
             yield figure(title, histogram(drawn), _marked(sentence))
     yield from _curves(curves(store), about)
     if about["records"]:
@@ -54,7 +56,7 @@ def figures(store: LogitStore, about: dict[str, Any], found: Survey) -> Iterator
 def _curves(found: dict[str, Any] | None, about: dict[str, Any]) -> Iterator[str]:
     if found is None:
         return
-    ks, of = found["k"], f"Of {found['records']:,} tokens, evenly spread."
+    ks, of = found["k"], f"Of {counted(found['records'], 'token')}, evenly spread."
     points = ", ".join(f"k {k}: {m:.4f}" for k, m in zip(ks, found["mass"], strict=True))
     drawn = curve(
         ks, {"first": found["mass"]}, 1.0, f"probability of the k most probable: {points}"
@@ -72,7 +74,7 @@ def _curves(found: dict[str, Any] | None, about: dict[str, Any]) -> Iterator[str
 def _sizes(about: dict[str, Any]) -> str:
     fields = sorted(about["bytes_per_token_by_field"].items(), key=lambda item: -item[1])
     rows = [
-        (meaning.FIELDS.get(name, name.replace("_", " ")), size, f"{size:.2f}")
+        (IN_WORDS.get(name, name.replace("_", " ")), size, f"{size:.2f}")
         for name, size in fields
         if size >= 0.005
     ]

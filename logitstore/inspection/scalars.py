@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.console.terminal import bar
 from logitstore.format.logprob_codec import TAIL_STEP, TOKEN_STEP, dequantise, dequantise_entropy
 from logitstore.format.numpy_types import F32, F64, I64
@@ -162,7 +163,7 @@ def histogram_text(found: dict[str, Any]) -> str:
                 f"{bar(counts[i] / max(counts), _BAR_COLUMNS)}".rstrip()
             )
         if histogram["unknown"]:
-            lines.append(f"  not known for {histogram['unknown']:,} tokens")
+            lines.append(f"  not known for {counted(histogram['unknown'], 'token')}")
     return "\n".join(lines)
 
 

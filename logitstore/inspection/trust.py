@@ -8,6 +8,7 @@ the rest, too.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from logitstore.console.counts import counted
 from logitstore.inspection.meaning import LARGE_TAIL
 from logitstore.inspection.scalars import Survey
 
@@ -41,7 +42,7 @@ def checks(about: Mapping[str, Any], found: Survey) -> list[Check]:
         Check(
             "The capture has finished",
             bool(about["complete"]),
-            f"{rows:,} of {planned:,} rows are there",
+            f"{rows:,} of {counted(planned, 'row')} there",
         ),
         Check(
             "Every file is the one that was committed",
@@ -51,7 +52,8 @@ def checks(about: Mapping[str, Any], found: Survey) -> list[Check]:
         Check(
             "No token was impossible for the teacher",
             None if found.histograms["surprise"]["mean"] is None else found.impossible == 0,
-            f"{found.impossible:,} of {about['records']:,} tokens had no probability at all",
+            f"{found.impossible:,} of {counted(about['records'], 'token')} had no probability at "
+            "all",
         ),
         Check(
             "No prediction fell out of the range of its code",
@@ -77,7 +79,7 @@ def numbers(about: Mapping[str, Any], found: Survey) -> list[Number]:
         ),
         Number(
             f"{rows:,}",
-            "rows" if rows == planned else f"of {planned:,} rows",
+            "rows" if rows == planned else f"of {counted(planned, 'row')}",
             f"{left_out:,} of them or their parts not used" if left_out else "all of them used",
         ),
         Number(
@@ -120,7 +122,8 @@ def _self_test(found: object) -> Check:
     return Check(
         name,
         found["largest"] <= found["tolerance"],
-        f"log p of {found['tokens']:,} tokens differs by {found['largest']:g} at most; up to "
+        f"log p of {counted(found['tokens'], 'token')} differs by {found['largest']:g} at most; up "
+        "to "
         f"{found['tolerance']:g} is rounding",
     )
 
@@ -128,12 +131,12 @@ def _self_test(found: object) -> Check:
 def _ends(found: object) -> list[Check]:
     if not isinstance(found, dict) or not isinstance(found.get("without_end"), int):
         return []
-    said = f"{found['without_end']:,} turns have none, so students do not learn when to stop"
+    said = f"{counted(found['without_end'], 'turn')} without one, which teach nobody when to stop"
     return [Check("Every answer ends with a token for its end", found["without_end"] == 0, said)]
 
 
 def _shards(about: Mapping[str, Any]) -> str:
-    return f"{about['shards']:,} file" + ("" if about["shards"] == 1 else "s")
+    return counted(about["shards"], "file")
 
 
 def _size(count: int) -> str:

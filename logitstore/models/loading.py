@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, in_a_line
 from logitstore.format.canonical_json import canonical_json
 from logitstore.storage.files import MAX_TOKENIZER_BYTES, read_file
@@ -107,7 +108,7 @@ def check_vocabulary(folder: Path) -> None:
         most = _FREE_IDS + _IDS_A_TOKEN * len(ids)
         if ids and max(ids) > most:
             raise ValueError(
-                f"{name} has a token with the id {max(ids):,}, but {len(ids):,} tokens"
+                f"{name} has a token with the id {max(ids):,}, but {counted(len(ids), 'token')}"
             )
 
 

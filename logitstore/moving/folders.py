@@ -6,6 +6,7 @@ import os
 from os import PathLike
 from pathlib import Path
 
+from logitstore.console.counts import counted
 from logitstore.errors import CorruptStoreError, IncompleteStoreError, InputError
 from logitstore.format.spec import StoreSpec
 from logitstore.storage import commit
@@ -28,7 +29,8 @@ def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
     store = open_store(path, allow_partial=True)
     if not store.is_complete:
         raise IncompleteStoreError(
-            f"{path}: holds {store.rows_held:,} of {store.plan.rows:,} rows. Run the same command "
+            f"{path}: holds {store.rows_held:,} of {counted(store.plan.rows, 'row')}. Run the same "
+            "command "
             "that writes it again, to finish it first."
         )
     say_what_stays(store)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, StorageError
 from logitstore.format.numpy_types import I64
 from logitstore.storage import commit
@@ -108,7 +109,8 @@ def _read_range(rows: str, store: _Rows) -> I64:
     held = int(store.plan.rows)
     if stop and int(stop) > held:
         raise InputError(
-            f"--rows {rows}: ends at {int(stop):,}, but {store.path} has {held:,} rows. Leave the "
+            f"--rows {rows}: ends at {int(stop):,}, but {store.path} has {counted(held, 'row')}. "
+            "Leave the "
             f"end out for all that follow: --rows {first}:"
         )
     return np.arange(int(first or 0), int(stop or held), dtype=np.int64)

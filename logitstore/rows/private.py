@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.rows.dataset import Dialogue
 from logitstore.text.conversation import ASSISTANT, Conversation, Message, is_trained_on
@@ -35,7 +36,8 @@ def private_conversation(own: Conversation, theirs: Dialogue, where: str) -> Con
     count = len(own.supervised)
     if len(turns) < count:
         raise InputError(
-            f"{where}: the teacher's messages have {len(turns)} turns of the assistant, but the "
+            f"{where}: the teacher's messages have {counted(len(turns), 'turn')} of the assistant, "
+            "but the "
             f"student learns {count}. Its context may be another, but its answers must be the same."
         )
     chosen = turns[len(turns) - count :]

@@ -19,12 +19,11 @@ from logitstore.text.student_turns import SUPERVISED_TEXT
 from logitstore.text.token_ids import check_spelling, read_tokens
 from logitstore.text.tokenized_text import TokenizedText
 from logitstore.text.tokenizer import ByteTokenizer
-from logitstore.text.turns import MODES, SupervisedText
+from logitstore.text.turns import MODES, SUPERVISE, SupervisedText
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SUPERVISE = ("all", "last")
 #: The status of a row with tool calls that its template does not write, and nothing else.
 UNWRITTEN = "unwritten_tool_calls"
 

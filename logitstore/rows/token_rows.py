@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64, Bools
 from logitstore.records import NO_LABEL
@@ -83,7 +84,7 @@ def document_places(count: int, columns: Mapping[str, I64], where: str) -> list[
     cuts = np.flatnonzero(begins)[1:]
     if len(cuts) >= MOST_DOCUMENTS:
         raise InputError(
-            f"{where}: is packed of {len(cuts) + 1:,} documents, expected at most "
+            f"{where}: is packed of {counted(len(cuts) + 1, 'document')}, expected at most "
             f"{MOST_DOCUMENTS:,}. Cut it into rows of fewer, or drop it."
         )
     return np.split(places, cuts)

@@ -44,7 +44,7 @@ def sequence_facts(store: Sequences, i: int) -> Facts:
     line, records = store.text(i), store[i]
     text, names = line.supervised_bytes, token_names(store)
     stops = np.cumsum(records.entry_count).tolist()
-    tokens = []
+    ends, tokens = frozenset(store.spec.eos_ids), []
     for t in range(len(records)):
         start = int(records.byte_starts[t]) - line.supervised_start
         piece = text[start : start + int(records.byte_lengths[t])]
@@ -55,6 +55,7 @@ def sequence_facts(store: Sequences, i: int) -> Facts:
                 "text": piece.decode(errors="backslashreplace"),
                 "byte_start": int(records.byte_starts[t]),
                 "byte_length": int(records.byte_lengths[t]),
+                "is_end": not records.byte_lengths[t] and int(records.token_ids[t]) in ends,
                 "logprob": _known(records.token_logprob[t]),
                 "entropy": _known(records.entropy[t]),
                 "tail": _known(np.exp(records.tail_logmass[t])),

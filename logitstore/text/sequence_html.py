@@ -10,9 +10,11 @@ import math
 from html import escape
 from typing import Any
 
+from logitstore.console.counts import counted
 from logitstore.console.html_document import clipped_text
 from logitstore.console.terminal import marked_spaces, printable
 from logitstore.text.sequence_facts import Facts
+from logitstore.text.tokens_by_segment import tokens_by_segment
 
 #: (nats, background, width of the line below): of a token of at least this surprise. The line is
 #: for those who cannot tell the colours apart.
@@ -46,7 +48,9 @@ def surprise(token: Facts) -> float | None:
 def _title(found: Facts) -> str:
     tokens = found["tokens"]
     part = f", part {found['part']}" if found["part"] else ""
-    said = f"sequence {found['sequence']} · row {found['row']}{part} · {len(tokens):,} tokens"
+    said = (
+        f"sequence {found['sequence']} · row {found['row']}{part} · {counted(len(tokens), 'token')}"
+    )
     said += "" if found["status"] == "ok" else f" · {printable(found['status'])}"
     known = [nats for nats in map(surprise, tokens) if nats is not None and math.isfinite(nats)]
     return f"{said} · {sum(known) / len(known):.2f} nats of surprise on average" if known else said
@@ -59,24 +63,19 @@ def _legend() -> str:
 
 def _body(found: Facts) -> list[str]:
     """Build the text: context pale, tokens coloured."""
-    tokens = found["tokens"][:_MOST_TOKENS]
-    parts, shown, begun = [], 0, found["supervised_start"]
-    for segment in found["segments"]:
-        if not segment["supervised"]:
+    tokens, parts, shown = found["tokens"], list[str](), 0
+    for segment, numbers in tokens_by_segment(found):
+        if segment is not None and not segment["supervised"]:
             text = escape(clipped_text(segment["text"], _TEXT))
             parts.append(f'<bdi style="display: block; {_PALE}">{text}</bdi>')
             continue
-        begun += len(segment["text"].encode())
-        stop = shown
-        while stop < len(tokens) and tokens[stop]["byte_start"] < begun:
-            stop += 1
-        parts += map(_token, tokens[shown:stop])
-        shown = stop
+        kept = numbers[: _MOST_TOKENS - shown]
+        parts += [_token(tokens[t]) for t in kept]
+        shown += len(kept)
         if shown == _MOST_TOKENS:
             break
-    parts += map(_token, tokens[shown:])  # an end of the text has no bytes
-    more = len(found["tokens"]) - len(tokens)
-    return [*parts, f" … {more:,} tokens more"] if more else parts
+    more = len(tokens) - shown
+    return [*parts, f" … {counted(more, 'token')} more"] if more else parts
 
 
 def _token(token: Facts) -> str:
@@ -111,7 +110,7 @@ def _table(tokens: list[Facts]) -> str:
     )
     lines = "".join(map(_line, tokens[:_MOST_LINES]))
     more = len(tokens) - _MOST_LINES
-    rest = f"<p>{more:,} tokens more</p>" if more > 0 else ""
+    rest = f"<p>{counted(more, 'token')} more</p>" if more > 0 else ""
     return (
         "<details><summary>token by token</summary>"
         f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>{rest}</details>"
@@ -139,7 +138,7 @@ def _p(token: Facts) -> str:
 
 
 def _expected(token: Facts) -> str:
-    return "  ".join(f"{_name(entry)} {entry['p']:.3f}" for entry in token["entries"][:_BESIDE])
+    return "  ".join(f"{_name(entry)} {entry['p']:.4f}" for entry in token["entries"][:_BESIDE])
 
 
 def _name(entry: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.console.terminal import (
     bar,
     clipped,
@@ -13,6 +14,7 @@ from logitstore.console.terminal import (
     printable,
 )
 from logitstore.text.sequence_facts import SHOWN_ENTRIES, Facts
+from logitstore.text.tokens_by_segment import tokens_by_segment
 
 _AROUND = 8
 _BESIDE = 3  # entries in a line of the table
@@ -31,7 +33,7 @@ def sequence_text(found: Facts, *, colour: bool = False) -> str:
     lines = [
         (
             f"sequence {found['sequence']} · row {found['row']} part {found['part']} · "
-            f"{printable(found['status'])} · {len(tokens)} records"
+            f"{printable(found['status'])} · {counted(len(tokens), 'record')}"
         ),
         *_body(found, colour),
         *_student_sees(found, colour),
@@ -74,22 +76,14 @@ def _name(entry: Facts) -> str:
 
 def _body(found: Facts, colour: bool) -> list[str]:
     """Format the text, one line for each segment."""
-    lines, shown, begun = [], 0, found["supervised_start"]
-    for segment in found["segments"]:
-        if not segment["supervised"]:
+    lines = []
+    for segment, numbers in tokens_by_segment(found):
+        text = "".join(_marked(found["tokens"][t], colour) for t in numbers)
+        if segment is None or segment["supervised"]:
+            written = segment["text"] if segment is not None else ""
+            lines.append(f"  supervised: {text or printable(written)}")
+        else:
             lines.append(coloured(f"  context: {printable(segment['text'])}", _DIM, colour))
-            continue
-        begun += len(segment["text"].encode())
-        text = ""
-        while shown < len(found["tokens"]) and found["tokens"][shown]["byte_start"] < begun:
-            text += _marked(found["tokens"][shown], colour)
-            shown += 1
-        lines.append(f"  supervised: {text or printable(segment['text'])}")
-    left = "".join(_marked(token, colour) for token in found["tokens"][shown:])
-    if left and lines and found["segments"][-1]["supervised"]:  # an end-of-text token has no bytes
-        lines[-1] += left
-    elif left:
-        lines.append(f"  supervised: {left}")
     return lines
 
 
@@ -132,7 +126,7 @@ def _line(t: int, token: Facts, colour: bool) -> str:
     p = "?" if token["logprob"] is None else f"{np.exp(token['logprob']):.4f}"
     entropy = "?" if token["entropy"] is None else f"{token['entropy']:.3f}"
     tail = "?" if token["tail"] is None else f"{token['tail']:.4f}"
-    best = "  ".join(f"{_name(e)} {e['p']:.3f}" for e in token["entries"][:_BESIDE])
+    best = "  ".join(f"{_name(e)} {e['p']:.4f}" for e in token["entries"][:_BESIDE])
     text = clipped(printable(marked_spaces(token["text"])) or "(end)", _TOKEN_COLUMNS)
     padding = " " * (_TOKEN_COLUMNS - columns_of(text))
     shown = coloured(text, _surprise(token["logprob"])[0], colour) + padding

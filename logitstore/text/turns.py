@@ -7,6 +7,8 @@ from logitstore.records import Segment
 
 #: What is supervised of a turn: what the message says, or all that the template writes there.
 SupervisedText = Literal["content", "turn"]
+#: Which turns of a conversation have records.
+SUPERVISE = ("all", "last")
 MODES: tuple[SupervisedText, ...] = ("content", "turn")
 
 

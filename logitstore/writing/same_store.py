@@ -2,6 +2,7 @@
 
 import json
 
+from logitstore.console.counts import counted
 from logitstore.errors import MismatchError
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
 from logitstore.storage.paths import StorePath
@@ -25,7 +26,7 @@ def check_same(path: StorePath, wanted: StoreHeader, found: StoreHeader) -> None
         different.append(
             f"the dataset is another, or has changed (plan.dataset_sha256 is "
             f"{there.dataset_sha256[:12]}… in the store, {here.dataset_sha256[:12]}… now; "
-            f"{there.rows:,} rows in the store, {here.rows:,} now)"
+            f"{counted(there.rows, 'row')} in the store, {here.rows:,} now)"
         )
     elif here != there:
         different.append(

@@ -116,8 +116,7 @@ def test_a_run_says_what_it_does_and_what_came_of_it(here: Path, tmp_path: Path,
     assert said["store"].startswith(f"{here / 'store'}: 24 sequences of ")
     assert said["store"].endswith(", 8 entries a token")
     assert re.fullmatch(
-        r"1 x cross-entropy \+ 2 x uld \+ 1 x alm; the teacher speaks of about (8|9|10)\d?% of the "
-        "labels",
+        r"1 x cross-entropy \+ 2 x uld \+ 1 x alm; covered: (8|9|10)\d?\.\d% of the labels",
         said["loss"],
     )
     assert said["steps"] == "3 of 4 sequences (4 a device), 0.5 epochs, learning rate 2e-05"

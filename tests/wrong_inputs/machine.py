@@ -91,6 +91,11 @@ def only_tensorboard(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def no_accelerator(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda *_, **__: False)
+    monkeypatch.setattr("distill.training.precision.is_torch_bf16_gpu_available", lambda: False)
+
+
 def no_network(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise OSError("no network")
@@ -105,6 +110,7 @@ _OF_ALL: dict[str, Break] = {
         bad_ranks,
         may_not_list_shards,
         may_not_read_header,
+        no_accelerator,
         no_network,
         no_ray,
         only_tensorboard,

@@ -19,6 +19,7 @@ import numpy as np
 from logitstore.capture.passes.split_on_oom import too_long
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.console.counts import counted
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def _most_that_fits(teacher: "Engine", longest: TeacherSequence, most: int) -> t
     count = largest_that_fits(fits, max(most // longest.length, 1))
     if not count:
         raise too_long(longest, teacher)
-    lines = f"sequences of {longest.length:,} tokens"
+    lines = f"sequences of {counted(longest.length, 'token')}"
     why = f"as many {lines} as a batch may need; all of it fits"
     if failed:
         why = f"the most that fits with {lines}; {failed[-1]} do not"

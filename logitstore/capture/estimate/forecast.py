@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 from logitstore.capture.boundaries.cost import BoundaryCost
 from logitstore.capture.estimate.profile import Profile
 from logitstore.capture.estimate.sample import Sample, sample_text
+from logitstore.console.counts import counted
 from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import byte_count, duration
 from logitstore.format.encoded import EncodedRecords
@@ -179,7 +180,7 @@ class Forecast:
         more += self.lm_head_bytes
         per_token = (self.file_bytes - more) / max(self.records, 1)
         costs = (
-            f"to come: about {self.tokens:,} tokens, {self.records:,} of them supervised; "
+            f"to come: about {counted(self.tokens, 'token')}, {self.records:,} of them supervised; "
             f"{byte_count(self.file_bytes)} ({per_token:.0f} bytes a token); "
             f"{duration(self.seconds)} at {self.tokens_per_s:,.0f} tokens/s "
             f"({self.device_hours:.2g} device-hours)"
@@ -194,8 +195,8 @@ class Forecast:
         if self.profile.mass:
             lines.append(str(self.profile))
             if sizes := self.bytes_per_token():
-                shown = " · ".join(f"{bound:g} {size:.0f}" for bound, size in sizes.items())
-                lines.append(f"bytes a token for --max-tail, about: {shown}")
+                shown = " · ".join(f"{bound:g}: {size:.0f}" for bound, size in sizes.items())
+                lines.append(f"bytes a token, about, with --max-tail {shown}")
             if advice := self.profile.advice_text():
                 lines.append(advice)
         return "\n".join(lines)

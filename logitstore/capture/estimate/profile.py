@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from logitstore.capture.teacher.summary import HeadResult
+from logitstore.console.counts import counted
 
 #: Entries looked at where the teacher can be asked again; else as many as the capture keeps.
 MOST_ENTRIES = 256
@@ -60,16 +61,17 @@ class Profile:
         for bound in _PREFERRED_BOUNDS:
             if (k := self.needed[bound]) is not None:
                 why = (
-                    f"the teacher is peaked: {k} entries leave {bound:g} or less outside at 95 % "
-                    f"of the tokens (at {1 - self.unmet[bound]:.0%} {most} do), and "
-                    f"{self.entries[bound]:.1f} a token are enough on average"
+                    f"{k} entries hold all but {bound:g} of the probability at 95 % of the tokens "
+                    f"(at {1 - self.unmet[bound]:.0%} {most} do), and with the bound "
+                    f"{self.entries[bound]:.1f} a token are kept on average. That is enough for "
+                    "every loss, uld too; losses that compare tokens by id need fewer"
                 )
                 return _advice(k, bound, 0, self.entries[bound], why)
         why = (
-            f"the teacher is flat: even {most} entries hold only {held:.0%} of its probability, so "
-            f"a bound would keep them all and not be met. {_DEFAULT_K} hold "
-            f"{self.mass[_DEFAULT_K]:.0%}; draws stand for the rest without bias (sampled_kl), and "
-            "uld bounds what it misses"
+            f"even {most} entries hold only {held:.0%} of this teacher's probability, so a bound "
+            f"would keep them all and not be met. {_DEFAULT_K} hold {self.mass[_DEFAULT_K]:.0%}; "
+            "draws stand for the rest, right on average (sampled_kl), and uld says how far off it "
+            "can be"
         )
         return _advice(_DEFAULT_K, None, _DEFAULT_DRAWS, float(_DEFAULT_K), why)
 
@@ -95,15 +97,16 @@ class Profile:
         }
 
     def __str__(self) -> str:
-        masses = " · ".join(f"{k} {mass:.1%}" for k, mass in self.mass.items())
+        masses = " · ".join(f"{k}: {mass:.1%}" for k, mass in self.mass.items())
         bounds = " · ".join(
-            f"{bound:g} {self.entries[bound]:.1f}"
-            + (f" (not met at {self.unmet[bound]:.0%})" if self.unmet[bound] >= 0.005 else "")
+            f"{bound:g}: {self.entries[bound]:.1f}"
+            + (f" (too few at {self.unmet[bound]:.0%})" if self.unmet[bound] >= 0.005 else "")
             for bound in self.entries
         )
         return (
-            f"probability in the k most probable tokens, over {self.positions:,} positions: "
-            f"{masses}\nentries a token for --max-tail: {bounds}"
+            f"probability that the k most probable tokens hold, on average over "
+            f"{counted(self.positions, 'token')}: k = {masses}\n"
+            f"entries a token with --max-tail {bounds}"
         )
 
 

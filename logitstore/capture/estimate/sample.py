@@ -14,6 +14,7 @@ import numpy as np
 from logitstore.capture.sequences.row_reader import RowReader
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.text_sizes import TextSizes
+from logitstore.console.counts import counted
 from logitstore.console.terminal import printable
 from logitstore.format.numpy_types import Bools
 
@@ -94,13 +95,13 @@ def marked_text(whole: TeacherSequence, sequences: Sequence[TeacherSequence]) ->
     shown = _shown_tokens(text.has_record)
     for before, i in zip([-1, *shown], shown, strict=False):
         if i != before + 1:
-            pieces.append(f" … {i - before - 1:,} tokens … ")
+            pieces.append(f" … {counted(i - before - 1, 'token')} … ")
         piece = data[text.text_starts[i] : text.text_ends[i]].decode(errors="backslashreplace")
         name = printable(piece) or ("(end)" if text.is_eos[i] else "(start)" if i == 0 else "")
         pieces.append(f"⟦{name}⟧" if text.has_record[i] else name)
     if shown and shown[-1] + 1 < first.length:
-        pieces.append(f" … {first.length - shown[-1] - 1:,} tokens more")
-    head = f"row {first.line.row:,}: {first.line.status}, {whole.length:,} tokens"
+        pieces.append(f" … {counted(first.length - shown[-1] - 1, 'token')} more")
+    head = f"row {first.line.row:,}: {first.line.status}, {counted(whole.length, 'token')}"
     if len(sequences) > 1:
         are_windows = all(s.line.status == "split" for s in sequences)
         head += f" in {len(sequences)} {'windows' if are_windows else 'parts'}, the first"
@@ -122,6 +123,6 @@ def sample_text(sample: Sample, rows: int, missing_shards: int, shards: int) -> 
     """Write the marked row and the counts, for people."""
     counts = " · ".join(f"{n:,} {status}" for status, n in sorted(sample.statuses.items()))
     return (
-        f"{sample.first}\n{sample.rows:,} of {rows:,} rows looked at: {counts}\n"
-        f"{missing_shards:,} of {shards:,} shards to do"
+        f"{sample.first}\n{sample.rows:,} of {counted(rows, 'row')} looked at: {counts}\n"
+        f"{missing_shards:,} of {counted(shards, 'shard')} to do"
     )

@@ -34,6 +34,7 @@ from logitstore.capture.sampling import Sampling
 from logitstore.capture.sequences.prompts import Completion, PromptReader
 from logitstore.capture.teacher.draws import GENERATION, gumbel, random_words
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.models.listed_ends import ends_listed
 
@@ -86,7 +87,8 @@ class ModelCompleter(Completer):
         if len(batch) == 1:
             tokens = len(batch[0].token_ids) + batch[0].limit
             raise InputError(
-                f"row {batch[0].row:,}: its prompt and completion, up to {tokens:,} tokens, do not "
+                f"row {batch[0].row:,}: its prompt and completion, up to "
+                f"{counted(tokens, 'token')}, do not "
                 f"fit the memory of {self.device}. Use a smaller --max-new-tokens or --max-length.",
                 kind="out-of-memory",
             )

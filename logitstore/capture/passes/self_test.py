@@ -49,6 +49,7 @@ from logitstore.checking.evidence import (
     better_place,
     fit,
 )
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class SelfTest(NamedTuple):
         if self.better is not None:
             raise InputError(
                 f"{model}: its logits {self.better.name} the place of a token predict the tokens "
-                f"of {self.sequences} sequences better than those that are due, "
+                f"of {counted(self.sequences, 'sequence')} better than those that are due, "
                 f"{self.better.cost:.2f} against {self.better.own:.2f} nats a token. Its records "
                 "would be about other tokens. Check the model's code and its positions; "
                 "--no-self-test captures all the same.",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from logitstore.capture.passes.engine import Engine, Forwarded, SequenceRecords
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.memory import free_memory, is_out_of_memory
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, in_a_line
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class HalvingReader:
 def too_long(sequence: TeacherSequence, teacher: "Engine") -> InputError:
     """Make the error for a single sequence that does not fit the device's memory."""
     return InputError(
-        f"row {sequence.line.row:,}: one sequence of {sequence.length:,} tokens alone does not fit "
+        f"row {sequence.line.row:,}: one sequence of {counted(sequence.length, 'token')} alone "
+        "does not fit "
         f"the memory of {teacher.place}. Every shard before it is good. Give the teacher more "
         "room, with --device-map auto or on another device, and run the same command again; or "
         "begin a store with a lower --max-length, --dtype bfloat16 or --quantization "

@@ -21,13 +21,13 @@ from itertools import accumulate
 
 import numpy as np
 
+from logitstore.capture.checked import OVERFLOWS
 from logitstore.capture.sequences.questions import Questions
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.records import Segment, SequenceText
 from logitstore.text.tokenized_text import TokenizedText
 
-OVERFLOWS = ("split", "truncate", "skip")
 #: By default an eighth of a window is context: 14 % more work for the teacher.
 _STRIDE_PART = 8
 

@@ -35,6 +35,7 @@ from logitstore.capture.sharing.heartbeat import (
     wait_until,
 )
 from logitstore.capture.writer import CaptureWriter
+from logitstore.console.counts import counted
 from logitstore.console.launcher import Ranks
 from logitstore.console.progress import duration
 from logitstore.errors import IncompleteStoreError, InputError
@@ -275,4 +276,4 @@ def shards_present(out: StorePath, shard_count: int) -> str:
     """Say how many shards of a store are there, as a clause of a message."""
     names = set(names_in_or_none(out / SHARDS_FOLDER))
     held = sum(shard_name(i) in names for i in range(shard_count))
-    return f"{out}: {held:,} of {shard_count:,} shards are there, each of them whole"
+    return f"{out}: {held:,} of {counted(shard_count, 'shard')} there, each of them whole"

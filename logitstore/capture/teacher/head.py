@@ -18,6 +18,7 @@ from torch import Tensor
 
 from logitstore.capture.teacher.draws import TAIL_DRAWS, random_words
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings, summarise_
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.models.output_embedding import (
     PROBE_ROWS,
@@ -189,7 +190,7 @@ def check_vocabulary(model: Any, tokenizer_size: int, vocab_size: int) -> None:
     rows = _rows(embedding, vocab_size)
     if rows != vocab_size:
         raise InputError(
-            f"{model.name_or_path}: the teacher's output embedding has {rows} rows, its "
+            f"{model.name_or_path}: the teacher's output embedding has {counted(rows, 'row')}, its "
             f"config.json says vocab_size {vocab_size}. Save the model again with the right "
             "configuration."
         )

@@ -16,6 +16,7 @@ from logitstore.capture.teacher.quantization import (
     quantization_config,
     transformers_config,
 )
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.models.context_length import context_length
 from logitstore.models.fingerprint import fingerprint_commit, fingerprint_folder, has_weights
@@ -212,8 +213,6 @@ def _resolve_dtype(dtype: str, config: Any) -> str:
     if dtype == "auto":
         own = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         return own if own in DTYPES else "float32"
-    if dtype not in DTYPES:
-        raise InputError(f"--dtype is {dtype}, expected auto, {', '.join(DTYPES)}.")
     return dtype
 
 
@@ -249,7 +248,8 @@ def context_limit(teacher: Teacher, max_length: int | None) -> int | None:
         )
     if context is not None and max_length > context:
         raise InputError(
-            f"--max-length is {max_length}, but {teacher.name} reads {context} tokens at most. "
+            f"--max-length is {max_length}, but {teacher.name} reads {counted(context, 'token')} "
+            "at most. "
             f"Use --max-length {context} or less."
         )
     return max_length

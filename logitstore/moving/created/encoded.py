@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.numpy_types import I64
@@ -50,7 +51,8 @@ def _rows_of(given: Given, tokens: Tokens, where: str) -> I64:
         return np.arange(count)
     supervised = "" if tokens.moves_on else f", {len(tokens.places):,} of them supervised"
     raise InputError(
-        f"{where}: {count:,} rows of {given.names[0]} for {len(tokens.ids):,} tokens{supervised}. "
+        f"{where}: {counted(count, 'row')} of {given.names[0]} for "
+        f"{counted(len(tokens.ids), 'token')}{supervised}. "
         f"The tokenizer begins with {tokens.shown}. Give one row a token, of the same text and "
         "tokenizer (add_eos=True if the text ends with EOS), or the tokens as input_ids=…."
     )

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
+from logitstore.console.counts import counted
 from logitstore.console.progress import progress
 from logitstore.errors import IncompleteStoreError, InputError, MismatchError
 from logitstore.format.encoded import EncodedRecords
@@ -160,7 +161,8 @@ class RowWriter:
         self._is_open = False
         if self._form is None and next(self._shards.missing_rows(), None) is None:
             raise InputError(
-                f"{self.path}: none of its {self._settings.rows:,} rows has a record, so nothing "
+                f"{self.path}: none of its {counted(self._settings.rows, 'row')} has a record, so "
+                "nothing "
                 "was written. Check the texts, labels and messages that were added.",
                 kind="lost-rows",
             )
@@ -288,7 +290,7 @@ class RowWriter:
         there = rows - sum(b - a for a, b in map(plan.shard_rows, missing))
         first = self._shards.first_not_added(missing)
         text = (
-            f"{self.path}: closed with {there:,} of {rows:,} rows in the store"
+            f"{self.path}: closed with {there:,} of {counted(rows, 'row')} in the store"
             + ("" if first is None else f"; the first that was not added is row {first:,}")
             + ". What is there stays. Run the same program again for the others, which missing() "
             "names."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.plan import MOST_SHARDS_OF_ALL
 from logitstore.format.spec import CODECS, Plan
@@ -79,7 +80,7 @@ class CreateSettings:
         size = self.shard_rows or max(_SHARD_ROWS, least)
         if (count := -(-self.rows // size)) > MOST_SHARDS_OF_ALL:
             raise InputError(
-                f"shard_rows is {size}, which makes {count:,} shards, and a store has "
+                f"shard_rows is {size}, which makes {counted(count, 'shard')}, and a store has "
                 f"{MOST_SHARDS_OF_ALL:,} at most. Give more rows to a shard."
             )
         return Plan(dataset_sha256, np.append(np.arange(0, self.rows, size), self.rows))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.moving.created import arrays
@@ -215,7 +216,8 @@ class Texts:
         both = given.ravel()[: len(own)], own[: given.size]
         first = int(np.flatnonzero(np.append(both[0] != both[1], True))[0])
         raise InputError(
-            f"{where}: its {given.size:,} input_ids are not the {len(own):,} tokens of its text "
+            f"{where}: its {given.size:,} input_ids are not the {counted(len(own), 'token')} of "
+            "its text "
             f"({self.tokenizer.name} begins with {self._shown(own)}): the first that differs is "
             f"number {first:,}. Give the tokenizer that the logits were computed with, or "
             "input_ids=… alone."

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 from logitstore.moving.dumps.row import (
@@ -78,7 +79,8 @@ def read_raw(
         if not conversation:
             raise InputError(
                 f"{where}: has neither input_ids nor {messages}, so it cannot be told which tokens "
-                f"the {len(lists):,} lists are of. Add one, or name the column of messages with "
+                f"the {counted(len(lists), 'list')} are of. Add one, or name the column of "
+                "messages with "
                 "--messages-column."
             )
         return Dumped(lists, messages=conversation)
@@ -122,7 +124,8 @@ def paired(row: Mapping[str, Any], targets: str, column: str, where: str) -> Lis
     ids_T, values_T = _per_token(ids, targets, where), _per_token(values, column, where)
     if len(ids_T) != len(values_T):
         raise InputError(
-            f"{where}: {len(values_T):,} lists of {column} for {len(ids_T):,} of {targets}. Give "
+            f"{where}: {counted(len(values_T), 'list')} of {column} for {len(ids_T):,} of "
+            f"{targets}. Give "
             "both one list a token, or drop the row."
         )
     odd = np.flatnonzero(ids_T != values_T)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.console.progress import progress
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
@@ -148,7 +149,7 @@ def _check(survey: Survey, dump: Dump) -> None:
         raise InputError(_beside(survey, dump, own, late, early))
     if survey.facts()["records"] == 0:
         raise InputError(
-            f"{dump.path}: no record in {len(survey.text_bytes):,} rows: of its "
+            f"{dump.path}: no record in {counted(len(survey.text_bytes), 'row')}: of its "
             f"{survey.supervised:,} supervised tokens {survey.records:,} have a list. Check labels "
             "and masks, and which column the lists are in."
         )

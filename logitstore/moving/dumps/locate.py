@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64, I64
 from logitstore.moving.dumps.row import Dumped
@@ -129,7 +130,8 @@ class Placer:
         line, text = self._scored(conversation, dumped, row, where)
         if dumped.token_ids is not None and not np.array_equal(dumped.token_ids, text.token_ids):
             raise InputError(
-                f"{where}: the chat template writes its messages as {len(text.token_ids):,} tokens "
+                f"{where}: the chat template writes its messages as "
+                f"{counted(len(text.token_ids), 'token')} "
                 f"that are not its {len(dumped.token_ids):,} token ids. Give the template that the "
                 "teacher was asked with by --chat-template-path, or leave the messages out."
             )

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from logitstore.console.counts import counted
+
 
 def summary_text(found: dict[str, Any]) -> str:
     """Format the counts of `first_pass.Survey.facts`; notes appear only where a count is not 0."""
@@ -16,7 +18,7 @@ def summary_text(found: dict[str, Any]) -> str:
         "layout": f"{found['layout']}, lists aligned to the {found['aligned_to']} token"
         if found["aligned_to"] == "next"
         else f"{found['layout']}, lists aligned to their token",
-        "rows": f"{found['rows']:,} ({statuses}) in {found['shards']:,} shards",
+        "rows": f"{found['rows']:,} ({statuses}) in {counted(found['shards'], 'shard')}",
         "records": f"{found['records']:,} of {found['supervised_tokens']:,} supervised tokens, "
         f"{found['entries'] / max(found['records'], 1):.1f} entries each, at most "
         f"{found['top_k']:,}",

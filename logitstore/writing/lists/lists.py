@@ -9,6 +9,7 @@ from typing import Any, NoReturn, Self
 
 import numpy as np
 
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F32, F64, I64, Bools
 
@@ -343,7 +344,8 @@ def padded(lists: Lists, width: int = 0) -> tuple[F32, I64]:
 def reject_lengths(where: str, items: str, count: int, tokens: int) -> NoReturn:
     """Raise InputError: it cannot be told which tokens the items belong to."""
     raise InputError(
-        f"{where}: {count:,} {items} for {tokens:,} tokens. Give one list a token (an empty one or "
+        f"{where}: {count:,} {items} for {counted(tokens, 'token')}. Give one list a token (an "
+        "empty one or "
         "null where there is none), or drop the row."
     )
 

@@ -19,6 +19,7 @@ from distill.alignment.make_map import KINDS as MAPS
 from distill.data.coverage import KINDS, coverage
 from distill.data.coverage_of_pair import of_pair
 from distill.data.coverage_table import table
+from distill.data.coverage_warning import _trouble
 from distill.data.dataset import StoreDataset
 from distill.data.judging import turn_starts
 from distill.losses import advice
@@ -175,7 +176,7 @@ def test_what_the_student_would_have_cut_elsewhere_is_in_no_target_and_not_judge
         (last, count), *_ = before.most_common(1)
         assert count > 3
         whole = coverage(data)["kinds"]["all"]
-        data.__dict__["_cuts"] = NothingBehind(last)
+        data.tokenizers.__dict__["cuts"] = NothingBehind(last)
         share = coverage(data)["kinds"]["all"]
         covered = share["covered"] * share["labels"]
         is_ours = kind == "canonical"
@@ -322,12 +323,39 @@ def test_training_warns_once_where_a_map_asks_for_wrong_labels(tmp_path: Path, k
         warnings.simplefilter("always")
         trainer_of(model, store, tmp_path / "a", **how)
     said = [str(each.message) for each in caught if "wrong labels" in str(each.message)]
-    assert len(said) == (wrong > 0.05 + by_chance)
-    for message in said:
+    is_wrong = wrong > 0.05 + by_chance
+    assert len(said) == (is_wrong or bool(advice.wrong_kinds(coverage(data)["kinds"])))
+    for message in said if is_wrong else ():
         assert message.startswith("wrong labels: ")
         assert f"{wrong:.0%} of the labels that mapped_kl --map {kind} compares" in message
         assert "Use --loss mapped_kl --map events." in message
         assert 'PYTHONWARNINGS="ignore:wrong labels"' in message
+
+
+def test_wrong_labels_of_one_kind_are_told_though_all_together_are_few(tmp_path: Path) -> None:
+    """Nearly all first labels of turns are wrong, and one of a hundred of all labels."""
+    _, data = pair(tmp_path, tiny.unigram(), tiny.byte_bpe(), ragged_rows())
+    facts = coverage(data)
+    kinds = {name: each | {"wrong": 0.0, "judged": 900} for name, each in facts["kinds"].items()}
+    facts |= {"kinds": kinds, "by_map": {"covered": 0.9, "wrong": 0.01, "judged": 900}}
+    assert advice.wrong_kinds(kinds) == {}
+    assert "careful" not in table(facts)
+    kinds["all"]["wrong"] = 0.01
+    kinds["first of a turn"] |= {"wrong": 0.9, "judged": 10}
+    kinds["numerals"] |= {"wrong": 0.06, "judged": 30}  # as chance makes of so few
+    assert advice.wrong_kinds(kinds) == {"first of a turn": 0.9}
+    said = " ".join(table(facts).split())
+    assert (
+        "careful wrong by kind of label: first of a turn 90%. If these matter to you, compare with "
+        "--loss alm." in said
+    )
+    facts["map"] = "prefix"
+    assert "first of a turn 90%. Train with --loss mapped_kl --map events." in " ".join(
+        table(facts).split()
+    )
+    trouble = _trouble("mapped_kl", facts, ["mapped_kl"])
+    assert trouble.startswith("wrong labels: ")
+    assert "mapped_kl --map prefix: wrong by kind of label: first of a turn 90%." in trouble
 
 
 def mislabelled(store: FakeStore) -> FakeStore:
@@ -431,7 +459,7 @@ def test_the_command_reads_a_store_and_a_tokenizer(
         facts = json.loads(run(*asked, *flags, "--json")[1])
         assert (facts["loss"], facts["map"], facts["between"]) == (loss, kind, between)
         assert (facts["recommended"], facts["options"]) == ("mapped_kl", {"map": "events"})
-    assert "judged      mapped_kl --map events --between on\n" in run(*asked, "--between", "on")[1]
+    assert "loss        mapped_kl --map events --between on\n" in run(*asked, "--between", "on")[1]
     status, out, _ = run(*asked, "--sequences", "2")
     assert status == 0
     assert "sequences   2 of 2 with records that were looked at (of 6) can be used; below," in out

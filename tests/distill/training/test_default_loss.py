@@ -75,9 +75,17 @@ def test_what_no_map_is_known_to_do_is_said_of_a_student_that_has_learnt(
 
 def test_a_loss_without_a_map_is_said_nothing_of() -> None:
     for losses in (["alm"], ["uld"], ["ce"], []):
+        assert caution(losses, "trained", one_tokenizer=False, learning_rate=2e-5) == ""
         assert caution(losses, "trained", one_tokenizer=False) == ""
     assert caution(["alm", "mapped_kl"], "unknown", one_tokenizer=False) == UNPROVEN
     assert caution(["tail_kl"], "trained", one_tokenizer=True) == ""
+
+
+@pytest.mark.parametrize(("rate", "is_said"), [(2e-5, True), (2e-4, True), (1e-3, False)])
+def test_what_is_known_of_gentle_rates_is_said_at_those_alone(rate: float, is_said: bool) -> None:
+    """The rates at which it was measured: docs/which-loss.md."""
+    said = caution(["mapped_kl"], "trained", one_tokenizer=False, learning_rate=rate)
+    assert said == (UNPROVEN if is_said else "")
 
 
 def test_a_loss_that_is_given_is_left_alone(tmp_path: Path) -> None:

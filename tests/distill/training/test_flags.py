@@ -14,6 +14,7 @@ from distill.losses.in_source import loss_flags, loss_names
 from distill.training import flag_names
 from distill.training.command_line import _Parser
 from distill.training.flag_names import check_names
+from distill.training.flag_values import check_values
 from distill.training.help import help_text
 from distill.training.presets import PRESETS
 from distill.training.trainer_flags import trainer_flags
@@ -126,18 +127,53 @@ def test_flags_that_cannot_be_read_from_the_source_are_left_to_the_parser(
     check_names([*NEEDED, "--lerning_rate", "1"])
 
 
+def test_a_wrong_word_is_told_by_its_name_alone(tmp_path: Path) -> None:
+    check_values([*NEEDED, "--loss", "uld:1.5,my_module:my_loss", "--uncovered=none"])
+    check_values([*NEEDED, "--loss", "auto", "--preset", "recommended", "--map", "counted"])
+    check_values([*NEEDED, "--learning_rate", "kl", "--run_name", "--loss"])
+    for words, said in (
+        (["--loss", "ulb"], r"--loss ulb: no loss is called 'ulb'\. Known: ce, mapped_kl"),
+        (["--loss=uld:x"], "the weight 'x' is not a number above 0"),
+        (["--loss", "uld,uld"], "uld is named twice"),
+        (["--preset", "best"], "--preset best: not known. Known: uld_paper, recommended"),
+        (["--uncovered", "soft"], "--uncovered soft: not known. Known: hard, none, scale. Name"),
+        (["--tail-kl-kind", "back"], "--tail_kl_kind back: not known. Known: forward, reverse"),
+        (["--dtype", "int4"], "--dtype int4: not known. Known: float32, bfloat16"),
+    ):
+        with pytest.raises(InputError, match=said):
+            check_values([*NEEDED, *words])
+        name, _, value = " ".join(words).replace("=", " ").lstrip("-").partition(" ")
+        (tmp_path / "run.yaml").write_text(f"seed: 1\n{name}: {value}\n")
+        with pytest.raises(InputError, match=rf"^--config .*run\.yaml: .*{said}"):
+            check_values(["--config", str(tmp_path / "run.yaml")])
+    check_values([*NEEDED, "--config", str(tmp_path / "run.yaml"), "--dtype", "float32"])
+    (tmp_path / "run.yaml").write_text("lerning_rate: 1\n")
+    with pytest.raises(InputError, match=r"no key is called lerning_rate. Did you mean learning_r"):
+        check_values(["--config", str(tmp_path / "run.yaml")])
+
+
+TRAIN, WRONG = ["distill", "train"], ["--lerning_rate", "1"]
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
-    [(["--help"], 0, "usage: distill train"), (["--lerning_rate", "1"], 2, "no flag is called")],
+    [
+        ([*TRAIN, "--help"], 0, "usage: distill train"),
+        ([*TRAIN, *WRONG], 2, "no flag is called"),
+        ([*TRAIN, *NEEDED, "--loss", "ulb"], 2, "no loss is called"),
+        (["distill", "coverage", "s", "s", "--loss", "ulb"], 2, "no loss is called"),
+        (["logitstore", "capture", "t", "d", "--out", "s", "--engine", "x"], 2, "--engine is x"),
+    ],
 )
-def test_nothing_slow_is_imported_for_help_or_a_wrong_flag(
+def test_nothing_slow_is_imported_for_help_or_what_is_misspelt(
     words: list[str], status: int, said: str
 ) -> None:
+    heavy = {"torch", "transformers", *(["numpy"] if words[1] == "train" else [])}
     code = (
-        "import sys, distill.cli\n"
-        f"sys.argv = ['distill', 'train', *{words!r}]\n"
-        "try:\n    distill.cli.main()\n"
-        "finally:\n    print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+        f"import sys, {words[0]}.cli\n"
+        f"sys.argv = {words!r}\n"
+        f"try:\n    {words[0]}.cli.main()\n"
+        f"finally:\n    print({heavy} & set(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

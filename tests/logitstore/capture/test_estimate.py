@@ -95,9 +95,9 @@ def test_advice_is_a_bound_for_a_peaked_teacher_and_draws_for_a_flat_one(
         commands[name] = shlex.split(printed["command"])
     peaked, flat = (said[name]["teacher"]["recommended"] for name in TEACHERS)
     assert (peaked["max_tail"], peaked["draws"]) == (0.01, 0)
-    assert "the teacher is peaked" in peaked["why"]
+    assert "entries hold all but 0.01 of the probability at 95 % of the tokens" in peaked["why"]
     assert (flat["top_k"], flat["max_tail"], flat["draws"]) == (64, None, 50)
-    assert "the teacher is flat" in flat["why"]
+    assert "of this teacher's probability, so a bound would keep them all" in flat["why"]
     captured = ["logitstore", "capture", str(folder / "flat"), str(folder / "rows.jsonl")]
     assert commands["flat"] == [
         *captured,

@@ -36,6 +36,7 @@ def longest(store: LogitStore) -> int:
 def token(text: str, logprob: float | None, **more: object) -> Facts:
     entry = {"id": 7, "token": text, "p": 0.25}
     numbers = {"token_id": 7, "byte_start": 0, "byte_length": 1, "entropy": None, "tail": 0.1}
+    numbers |= {"is_end": False}
     return {"text": text, "logprob": logprob, "entries": [entry], **numbers, **more}
 
 
@@ -65,7 +66,7 @@ def test_a_notebook_shows_every_token_with_its_numbers(store: LogitStore) -> Non
             pytest.approx(one["tail"], abs=6e-5),
         )
         best = one["entries"][0]
-        assert cells[6 * t + 5].startswith(f"id {best['id']} {best['p']:.3f}")
+        assert cells[6 * t + 5].startswith(f"id {best['id']} {best['p']:.4f}")
 
 
 @pytest.mark.parametrize(("nats", "shade"), [(0.9, None), (1.0, 2), (3.5, 1), (6.0, 0), (99, 0)])
@@ -133,3 +134,48 @@ def test_a_store_without_ids_is_shown_too(tmp_path: Path) -> None:
     put(tmp_path / "s", stores.spec(ids=False))
     opened = open_store(tmp_path / "s")
     assert "? 0." in opened.show(longest(opened))._repr_html_()
+
+
+def of_bytes(text: str, start: int, **more: object) -> Facts:
+    return token(text, -1.0, byte_start=start, byte_length=len(text.encode()), **more)
+
+
+def end(start: int) -> Facts:
+    return of_bytes("", start, is_end=True)
+
+
+def segment(text: str, supervised: bool) -> Facts:
+    return {"text": text, "supervised": supervised, "role": None}
+
+
+def said(segments: list[Facts], tokens: list[Facts]) -> list[str]:
+    """The lines of the text of a sequence: context, and supervised text token by token."""
+    whole = facts(*tokens) | {"segments": segments}
+    return [line.strip() for line in sequence_text(whole).splitlines()[1 : 1 + len(segments)]]
+
+
+def test_an_end_stands_behind_its_turn_and_not_behind_what_the_template_writes() -> None:
+    segments = [segment("Q:", False), segment("one", True), segment("\nQ:", False)]
+    segments += [segment("two", True), segment("\n", False)]
+    tokens = [of_bytes("one", 0), end(3), of_bytes("tw", 3), of_bytes("o", 5), end(6)]
+    wanted = ["context: Q:", "supervised: ⟦one⟧⟦(end)⟧", "context: \\nQ:"]
+    assert said(segments, tokens) == [*wanted, "supervised: ⟦tw⟧⟦o⟧⟦(end)⟧", "context: \\n"]
+    page = sequence_html(facts(*tokens) | {"segments": segments}).partition("<details>")[0]
+    shown = re.sub("<[^>]+>", "", page)
+    assert re.sub(r"\s", "", shown).endswith("Q:one(end)Q:two(end)")
+
+
+def test_an_end_stays_with_its_turn_where_turns_are_empty_or_in_parts() -> None:
+    thought = [segment("hm", True), segment("ok", True), segment("|", False)]
+    spoken = [of_bytes("hm", 0), of_bytes("ok", 2), end(4)]
+    assert said(thought, spoken)[:2] == ["supervised: ⟦hm⟧", "supervised: ⟦ok⟧⟦(end)⟧"]
+    empty = [segment("a", True), segment("|", False), segment("", True), segment("|", False)]
+    lines = said(empty, [of_bytes("a", 0), end(1), end(1)])
+    assert [line.count("(end)") for line in lines] == [1, 0, 1, 0]
+
+
+def test_a_token_without_bytes_that_is_no_end_stands_where_the_next_turn_begins() -> None:
+    """SentencePiece writes a space in front of a text, which is a token of no byte."""
+    parts = [segment("a", True), segment("|", False), segment("b", True)]
+    lines = said(parts, [of_bytes("a", 0), of_bytes("", 1, is_end=False), of_bytes("b", 1)])
+    assert [line.count("⟦") for line in lines] == [1, 0, 2]

@@ -8,6 +8,7 @@ import numpy as np
 from logitstore.capture.passes.listed import Refused, Said
 from logitstore.capture.passes.server.client import Client
 from logitstore.capture.passes.server.options import Options
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, MismatchError
 from logitstore.writing.lists import sglang
 from logitstore.writing.lists.keyed import keyed_lists
@@ -189,7 +190,8 @@ def _first_choice(answer: Any, where: str) -> Mapping[str, Any]:
 def _check_count(lists: int, tokens: int, where: str) -> None:
     if lists != tokens:
         raise InputError(
-            f"{where}: {lists:,} lists for {tokens:,} tokens: the server has cut the prompt, or "
+            f"{where}: {counted(lists, 'list')} for {counted(tokens, 'token')}: the server has cut "
+            "the prompt, or "
             "added to it. Start it with a longer --max-model-len, or capture with a shorter "
             "--max-length.",
             kind="engine",

@@ -10,6 +10,7 @@ from logitstore.capture.passes.server.client import Client
 from logitstore.capture.passes.server.options import Options
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.teacher import Teacher
+from logitstore.console.counts import counted
 from logitstore.errors import InputError, MismatchError
 from logitstore.format.spec import StoreSpec
 from logitstore.records import Segment
@@ -91,7 +92,8 @@ class ServerPass(ListedEngine):
             )
         elif theirs != own:
             raise MismatchError(
-                f"{self.place}: the server cuts a text into {len(theirs):,} tokens, {teacher.name} "
+                f"{self.place}: the server cuts a text into {counted(len(theirs), 'token')}, "
+                f"{teacher.name} "
                 f"into {len(own):,} others: they have two tokenizers, and ids of the one mean "
                 "nothing to the other. Start a server of the teacher, or name its folder."
             )

@@ -15,6 +15,7 @@ from logitstore.capture.passes.vllm.library import other_hooks
 from logitstore.capture.passes.vllm.loading import InVllm, Wanted
 from logitstore.capture.passes.vllm.options import WORKER
 from logitstore.capture.sequences.windows import TeacherSequence
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import F64
 from logitstore.writing.lists.keyed import keyed_lists
@@ -80,10 +81,10 @@ class PublicPass(InVllm, ListedEngine):
     def _said(self, answer: Any, ids: Sequence[int]) -> Said:
         found = said(getattr(answer, "prompt_logprobs", None), ids, self.place)
         if len(found.lists) != len(ids) or not found.lists.counts[1:].all():
+            given = int(np.count_nonzero(found.lists.counts))
             raise other_hooks(
                 self._engine.version,
-                f"it gives prompt_logprobs of {np.count_nonzero(found.lists.counts):,} tokens, of "
-                f"{len(ids) - 1:,}",
+                f"it gives prompt_logprobs of {counted(given, 'token')}, of {len(ids) - 1:,}",
                 WORKER,
             )
         return found

@@ -24,6 +24,7 @@ from logitstore.capture.passes.vllm.public_pass import own_of, rows_of
 from logitstore.capture.passes.vllm.summaries import Asked, unpacked
 from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.format.numpy_types import I64
 
@@ -120,7 +121,7 @@ class WorkerPass(InVllm):
         if shown < len(wanted_n):
             raise other_hooks(
                 self._engine.version,
-                f"of {len(wanted_n):,} tokens its workers have shown {shown:,}",
+                f"of {counted(len(wanted_n), 'token')} its workers have shown {shown:,}",
                 PUBLIC,
             )
         whole = HeadResult.on_host([result for _, result in found])
@@ -133,7 +134,8 @@ class WorkerPass(InVllm):
         answers, data = self._ask([ids.tolist()], [asked], HeadSettings(1), prompt_logprobs=1)
         if isinstance(answers[0], Refused):
             raise InputError(
-                f"{self.place}: refuses {len(ids)} tokens: {answers[0]}. Use other --engine-args, "
+                f"{self.place}: refuses {counted(len(ids), 'token')}: {answers[0]}. Use other "
+                "--engine-args, "
                 "or a longer --max-length.",
                 kind="engine",
             )
