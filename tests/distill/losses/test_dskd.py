@@ -355,12 +355,19 @@ def test_they_have_a_learning_rate_of_their_own(
 
 
 @pytest.mark.slow
-def test_two_processes_train_them_as_one_does(here: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("loss", "more"),
+    [("dskd", {}), ("dskd", {"with_lm_head": True}), ("cot2align", {})],
+    ids=["one space", "both spaces", "cot2align"],
+)
+def test_two_processes_train_them_as_one_does(
+    here: Path, tmp_path: Path, loss: str, more: dict[str, Any]
+) -> None:
     """Each has half of the rows of a step, and the gradients of both are added up."""
     rows = str(texts_file(tmp_path / "rows.jsonl", [text[:30] for text in tiny.corpus()[:8]]))
     kept: dict[str, Any] = {"hidden": ["last,embedding"], "device": "cpu", "self_test": False}
-    store = capture(str(here / "teacher"), rows, out=tmp_path / "s", top_k=4, **kept)
-    how: dict[str, Any] = {"loss": "dskd", "no_self_test": True, "loss_learning_rate": 1e-2}
+    store = capture(str(here / "teacher"), rows, out=tmp_path / "s", top_k=4, **kept, **more)
+    how: dict[str, Any] = {"loss": loss, "no_self_test": True, "loss_learning_rate": 1e-2}
     one = prepared(store, tmp_path / "one", eval_store=store, **ONE, **how)
     one.train()
     one.save_model()
@@ -369,7 +376,7 @@ def test_two_processes_train_them_as_one_does(here: Path, tmp_path: Path) -> Non
     run_both(tmp_path)
     found = json.loads((tmp_path / "two-0.json").read_text())["logged"]
     for ours, theirs in zip(logged(one), found, strict=True):
-        for name in ("loss", "dskd_loss", "grad_norm"):
+        for name in ("loss", f"{loss}_loss", "grad_norm"):
             assert theirs[name] == pytest.approx(ours[name], rel=1e-4)
     saved = [load_file(tmp_path / name / WEIGHTS_FILE) for name in ("one", "two", "resumed")]
     for name in saved[0]:
