@@ -32,20 +32,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from logitstore.console.argument_types import typed
 from logitstore.console.counts import counted
 from logitstore.errors import (
     IncompleteStoreError,
     MismatchError,
     NotAStoreError,
+    WrongTypeError,
     check_installed,
 )
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.fidelity import Fidelity
 from logitstore.format.hidden_states import HiddenStates
 from logitstore.format.index import statuses_of
 from logitstore.format.numpy_types import I64
 from logitstore.format.shard_group import HIDDEN
 from logitstore.format.spec import Plan, StoreHeader, StoreSpec
-from logitstore.info import Fidelity, facts, store_html
+from logitstore.info import facts, store_html
 from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_boundaries
 from logitstore.reading.open_shards import OpenShards
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@typed("logitstore.open_store")
 def open_store(
     path: str | os.PathLike[str] | StorePath,
     *,
@@ -165,7 +169,7 @@ class LogitStore:
         """
         asked: object = i
         if isinstance(asked, slice | str):
-            raise TypeError(
+            raise WrongTypeError(
                 f"a store is asked for one sequence by its number, not by {asked!r}. For several: "
                 "store.read_many(range(0, 2))."
             )
@@ -256,6 +260,7 @@ class LogitStore:
         asked, maker = list(indices), self._maker
         return [maker.make(i, read) for i, read in zip(asked, self.read_many(asked), strict=True)]
 
+    @typed("LogitStore.torch")
     def torch(self, *, k: int | None = None, seed: int | None = None) -> "TorchDataset":
         """Make a dataset that torch's `DataLoader` takes as it is, without a collate function.
 

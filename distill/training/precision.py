@@ -8,7 +8,7 @@ nobody says so.
 from typing import Any
 
 import torch
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers.utils.import_utils import is_torch_bf16_gpu_available, is_torch_xla_available
 
 from logitstore.errors import InputError
 

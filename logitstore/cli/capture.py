@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(estimate)
 
 
-@with_options_of((CaptureSettings, RaySettings), (*PANELS, PANEL))
+@with_options_of((CaptureSettings, RaySettings), (*PANELS, PANEL), brief=True)
 def capture(
     teacher: TeacherArg,
     dataset: DatasetArg,
@@ -99,7 +99,7 @@ def capture(
         print_facts(facts(store), info_text, as_json)
 
 
-@with_options_of(CaptureSettings, PANELS, leave_out=_NOT_ESTIMATED)
+@with_options_of(CaptureSettings, PANELS, leave_out=_NOT_ESTIMATED, brief=True)
 def estimate(
     teacher: TeacherArg, dataset: DatasetArg, as_json: JsonOpt = False, **values: Any
 ) -> None:

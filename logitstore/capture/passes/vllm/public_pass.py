@@ -84,7 +84,7 @@ class PublicPass(InVllm, ListedEngine):
             raise other_hooks(
                 self._engine.version,
                 "it gives prompt_logprobs of "
-                f"{counted(np.count_nonzero(found.lists.counts), 'token')}, of "
+                f"{counted(int(np.count_nonzero(found.lists.counts)), 'token')}, of "
                 f"{len(ids) - 1:,}",
                 WORKER,
             )
