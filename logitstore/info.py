@@ -52,6 +52,8 @@ class Described(Protocol):
     @property
     def hidden_bytes(self) -> int: ...
     @property
+    def lm_head_bytes(self) -> int: ...
+    @property
     def statuses(self) -> dict[str, int]: ...
     def __len__(self) -> int: ...
     def first_rows(self) -> Mapping[str, int]: ...
@@ -96,7 +98,9 @@ def facts(store: Described) -> dict[str, Any]:
         "turns": store.provenance.get("turns"),
         "digest": store.digest,
         "boundaries": [_boundaries(*each) for each in store.boundaries.items()],
-    } | ({} if spec.hidden is None else {"hidden_bytes": store.hidden_bytes})
+        **({} if spec.hidden is None else {"hidden_bytes": store.hidden_bytes}),
+        **({} if not spec.has_head else {"lm_head_bytes": store.lm_head_bytes}),
+    }
 
 
 def _boundaries(fingerprint: str, store: Described) -> dict[str, Any]:
@@ -249,7 +253,14 @@ def _hidden(capture: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, s
     said += " · of context, too" if kept["context"] else ""
     said += " · the embedding is the teacher's weights" if "embedding" in kept["layers"] else ""
     each = size / max(about["records"], 1)
-    return {"hidden": f"{said} · {size:,} bytes in files of their own, {each:.1f} a token"}
+    lines = {"hidden": f"{said} · {size:,} bytes in files of their own, {each:.1f} a token"}
+    if "lm_head" in kept:
+        rows, taken = about["teacher"]["vocab_size"], about["lm_head_bytes"]
+        lines["lm head"] = (
+            f"the teacher's output embedding, {rows:,} x {kept['width']:,} · its weights, under "
+            f"its licence · {taken:,} bytes"
+        )
+    return lines
 
 
 def _source(about: Mapping[str, Any]) -> str:

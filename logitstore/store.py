@@ -37,7 +37,6 @@ from logitstore.console.counts import counted
 from logitstore.errors import (
     IncompleteStoreError,
     MismatchError,
-    NotAStoreError,
     WrongTypeError,
     check_installed,
 )
@@ -45,12 +44,14 @@ from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fidelity import Fidelity
 from logitstore.format.hidden_states import HiddenStates
 from logitstore.format.index import statuses_of
+from logitstore.format.lm_head import LmHead
 from logitstore.format.numpy_types import I64
 from logitstore.format.shard_group import HIDDEN
-from logitstore.format.spec import Plan, StoreHeader, StoreSpec
+from logitstore.format.spec import LM_HEAD_FILE, Plan, StoreHeader, StoreSpec
 from logitstore.info import facts, store_html
+from logitstore.reading.boundaries import chosen_inside, store_around, stores_inside
 from logitstore.reading.bucket import tokenizer_folder
-from logitstore.reading.listing import list_boundaries
+from logitstore.reading.lm_head import lm_head_of
 from logitstore.reading.open_shards import OpenShards
 from logitstore.reading.shard import Shard
 from logitstore.reading.shard_cache import ShardCache
@@ -133,9 +134,8 @@ class LogitStore:
         if not self.is_complete and not allow_partial:
             raise IncompleteStoreError(
                 f"{path}: holds {self.rows_held:,} of {counted(self.plan.rows, 'row')}; the "
-                "capture has not "
-                "finished. Run the same `logitstore capture …` again to resume it, or use what is "
-                "there with --allow-partial."
+                "capture has not finished. Run the same `logitstore capture …` again to resume it, "
+                "or use what is there with --allow-partial."
             )
 
     def __len__(self) -> int:
@@ -221,6 +221,20 @@ class LogitStore:
                 "Run `logitstore capture …` again with --hidden last."
             )
         return self._read(i, Shard.states)
+
+    def lm_head(self) -> LmHead:
+        """Read the teacher's output embedding, which makes logits of `states(i)`: all of it.
+
+        Raises:
+            MismatchError: The store was captured without it.
+            CorruptStoreError: It is missing or damaged.
+        """
+        if not self.spec.has_head:
+            raise MismatchError(
+                f"{self.path}: captured without --with-lm-head, so without the teacher's output "
+                "embedding. Run `logitstore capture …` again with --hidden last --with-lm-head."
+            )
+        return lm_head_of(self.path, self.spec)
 
     def _with_sidecar(self, i: int, records: TokenRecords) -> TokenRecords:
         if self.spec.hidden is None:
@@ -398,18 +412,7 @@ class LogitStore:
             CorruptStoreError: Files are missing or not what was committed.
             StorageError: The file system or the bucket fails.
         """
-        found = {}
-        for path in list_boundaries(self.path):
-            store = LogitStore(path, allow_partial=True, cache=self.cache)
-            student = store.spec.boundaries_of
-            if student is None or not _is_inside(store, self):
-                raise MismatchError(
-                    f"{path}: holds the records of another store, not those of {self.path} at the "
-                    "boundaries of a student. Move it away, and run the same `logitstore capture … "
-                    "--boundaries-of STUDENT` again."
-                )
-            found[str(student["fingerprint"])] = store
-        return found
+        return stores_inside(self, self._beside)
 
     def boundaries_of(self, fingerprint: str, name: str = "this student") -> "LogitStore":
         """Return the records at the boundaries of one student, as a store of the same rows.
@@ -422,22 +425,8 @@ class LogitStore:
             MismatchError: There are none, or only those of other students.
             IncompleteStoreError: Their capture has not finished, and `allow_partial` is off.
         """
-        found = self.boundaries.get(fingerprint)
-        if found is None:
-            others = ", ".join(_student(store) for store in self.boundaries.values())
-            raise MismatchError(
-                f"{self.path}: has no records at the boundaries of {name} ({fingerprint[:12]}…), "
-                f"only at those of {others or 'the teacher'}. Run the same `logitstore capture …` "
-                "with --boundaries-of and this student, which adds them."
-            )
-        if not found.is_complete and not self._allow_partial:
-            raise IncompleteStoreError(
-                f"{found.path}: holds {found.rows_held:,} of {counted(found.plan.rows, 'row')}; "
-                "the capture "
-                "has not finished. Run the same `logitstore capture … --boundaries-of` again to "
-                "resume it, or use what is there with --allow-partial."
-            )
-        return found
+        inside, allowed = self.boundaries, self._allow_partial
+        return chosen_inside(self.path, inside, fingerprint, name, allow_partial=allowed)
 
     @cached_property
     def outer(self) -> "LogitStore":
@@ -447,29 +436,13 @@ class LogitStore:
             MismatchError: It lies in no store that it belongs to.
             IncompleteStoreError: The store around it lacks shards that it has.
         """
-        path, again = self.path.resolve().parent.parent, "Move it back to where it was captured."
-        try:
-            outer = LogitStore(path, allow_partial=True, cache=self.cache)
-        except NotAStoreError as error:
-            raise MismatchError(
-                f"{self.path}: holds records at the boundaries of a student, which are read beside "
-                f"those of the store around it, but {path} is no store. {again}"
-            ) from error
-        if self.spec.boundaries_of is None or not _is_inside(self, outer):
-            raise MismatchError(
-                f"{self.path}: does not belong to {path}, in which it lies. {again}"
-            )
-        ours, theirs = self._sequences_of_shards(), outer._sequences_of_shards()
-        if ours.items() <= theirs.items():
-            return outer
-        lacking = [shard for shard, count in ours.items() if theirs.get(shard) != count]
-        raise IncompleteStoreError(
-            f"{path}: lacks {len(lacking):,} of the {counted(len(ours), 'shard')} that "
-            f"{self.path.name} in "
-            f"it has (shard {lacking[0]} first). Run the same `logitstore capture …` again."
-        )
+        return store_around(self, self._beside)
 
-    def _sequences_of_shards(self) -> dict[int, int]:
+    def _beside(self, path: StorePath) -> "LogitStore":
+        return LogitStore(path, allow_partial=True, cache=self.cache)
+
+    def sequences_of_shards(self) -> dict[int, int]:
+        """Count the sequences of each shard that can be read."""
         counts = np.diff(self._table.first_sequence).tolist()
         return dict(zip(self.shards, counts, strict=True))
 
@@ -560,17 +533,11 @@ class LogitStore:
         sizes = self._table.for_each_shard(lambda i: int(self.skim(i).about[HIDDEN]["bytes"]))
         return sum(sizes)
 
+    @property
+    def lm_head_bytes(self) -> int:
+        """The bytes of the file with the teacher's output embedding; 0 where there is none yet."""
+        path = self.path / LM_HEAD_FILE
+        return path.size_bytes() if self.spec.has_head and path.exists() else 0
+
     def _read(self, i: int, read: Callable[[Shard, int], T]) -> T:
         return self._shards.read_sequence(*self._table.find_sequence(i), read)
-
-
-def _is_inside(store: LogitStore, outer: LogitStore) -> bool:
-    """Tell whether a store has the rows of another, with the same settings, at other places."""
-    return (store.spec.at_boundaries(None), store.plan) == (outer.spec, outer.plan)
-
-
-def _student(store: LogitStore) -> str:
-    """Name the student at whose boundaries a store's records are."""
-    known = store.spec.boundaries_of or {}
-    named = store.provenance.get("boundaries_of")
-    return f"{named} ({str(known.get('fingerprint'))[:12]}…)"

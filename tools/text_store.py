@@ -23,8 +23,9 @@ from logitstore.format.spec import Plan, StoreSpec
 from logitstore.records import Segment, SequenceText
 from logitstore.store import LogitStore, open_store
 from logitstore.text.tokenizer import ByteTokenizer
+from logitstore.writing.digests import tokenizer_digests
 from logitstore.writing.encode import RawRecords, encode_records
-from logitstore.writing.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.writer import StoreWriter
 from tools.demo.corpus import load_corpus
 from tools.demo.models import byte_bpe
 from tools.store_sizes import spec_of

@@ -41,46 +41,34 @@ import torch
 from torch.utils.data import Dataset
 
 from distill.alignment.align import Alignment, Spans, align, align_many
-from distill.alignment.beginnings import Beginnings
-from distill.alignment.cuts import Cuts
 from distill.alignment.edit_distance import check_installed
-from distill.alignment.entries_at import Texts, own_fits
+from distill.alignment.entries_at import own_fits
 from distill.alignment.event_map import EventMap
 from distill.alignment.make_map import Seen
 from distill.alignment.map_entries import VocabularyMap
-from distill.alignment.warping import warped
-from distill.alignment.ways import Endings, Known, with_answers
+from distill.alignment.ways import with_answers
 from distill.data.batch_cuts import covered_by
+from distill.data.both_tokenizers import BothTokenizers
 from distill.data.example import Example, Store
-from distill.data.family import Family
 from distill.data.held import Held
-from distill.data.judging import turn_starts
 from distill.data.maps import COUNTED_SEQUENCES, count_pairs, map_of, rendered_by
+from distill.data.pairer import Pairer
 from distill.data.ragged import narrow
 from distill.data.records_asked import check_filter, holds_for, parse_filter
 from distill.data.sides import Asked, BothSides
 from distill.data.targets import (
     Arrays,
     Ints,
-    Pairs,
-    aligned_pairs,
-    asks_at_boundaries,
-    by_position,
-    is_by_position,
     is_of_all,
     plain_pairs,
     student_spans,
     teacher_spans,
     teacher_tokenizer,
-    with_all,
-    with_answers_at_labels,
-    with_labels_between,
 )
 from distill.data.token_weights import check_weights, weights_of
 from distill.head.query import Partition
 from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
-from distill.losses.loss import Pairing
 from distill.losses.requirements import check_needs
 from distill.student.text import Explained, StudentReader
 from logitstore.errors import InputError
@@ -151,6 +139,7 @@ class StoreDataset(Dataset[Example]):
         )
         #: The tokenizer of the store's teacher.
         self.teacher = teacher_tokenizer(store, student)
+        self.tokenizers = BothTokenizers(self.teacher, self.reader, store.spec)
         counts = np.asarray(store.token_counts)
         held = counts > 0
         if rows is not None:
@@ -170,7 +159,7 @@ class StoreDataset(Dataset[Example]):
             name: None if pairing.map is None else made[pairing.map]
             for name, pairing in self.pairings.items()
         }
-        self._with_ends: dict[tuple[int, int], VocabularyMap] = {}
+        self.pairer = Pairer(self.tokenizers, self.pairings, self.mappings)
 
     def _check_of_all(self) -> None:
         """Reject a filter of tokens for a loss whose labels have no record of their own."""
@@ -226,7 +215,7 @@ class StoreDataset(Dataset[Example]):
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Make the examples of a batch with one read of the store; DataLoader calls this."""
         both = self._both_sides([self.sequences[i] for i in indices])
-        if all(is_by_position(each) or is_of_all(each) for each in self.pairings.values()):
+        if not self.pairer.needs_alignment():
             return [self._example(sides, None) for sides in both]
         alignments = align_many([(sides.teacher, sides.student) for sides in both])
         return list(map(self._example, both, alignments))
@@ -294,7 +283,7 @@ class StoreDataset(Dataset[Example]):
 
     def _arrays(self, name: str, both: BothSides, alignment: Alignment | None) -> Arrays:
         """Make a loss's arrays of one sequence."""
-        pairs, mapping = self._paired(name, both, alignment)
+        pairs, mapping = self.pairer.pairs(name, both, alignment)
         loss = self._found[name]
         records, ways = both.records, pairs.ways
         if ways is not None:
@@ -310,8 +299,8 @@ class StoreDataset(Dataset[Example]):
             tuple(self.store.spec.temperatures),
             pairs.written,
             pairs.space,
-            self._order if ways is not None or pairs.written.any() else None,
-            self._texts(both) if self._has_labels(name) else None,
+            self.tokenizers.order if ways is not None or pairs.written.any() else None,
+            self.tokenizers.texts(both) if self.pairer.has_labels(name) else None,
             both.label_ids if mapping is not None or is_of_all(self.pairings[name]) else None,
             ways,
         )
@@ -322,144 +311,21 @@ class StoreDataset(Dataset[Example]):
             )
         return arrays
 
-    def _paired(
-        self, name: str, both: BothSides, alignment: Alignment | None
-    ) -> tuple[Pairs, VocabularyMap | None]:
-        """List a loss's pairs of a sequence, and find the map of its row."""
-        mapping = self.mappings[name]
-        pairs = self._pairs(self.pairings[name], both, alignment, mapping)
-        if mapping is None:
-            return pairs, None
-        if self.is_one_tokenizer:
-            pairs, is_itself = self._of_family(pairs, both)
-            if is_itself:
-                return pairs, mapping
-        pairs = self._without_other_ends(pairs, both)
-        mapping = self._ending(mapping, both.ends)
-        if self.pairings[name].has_known_choice:
-            pairs = pairs.chosen(mapping.knows_choice(both.records, pairs.places.record))
-        return pairs, mapping
-
-    def _of_family(self, pairs: Pairs, both: BothSides) -> tuple[Pairs, bool]:
-        """Leave out what one side alone has a token for; tell whether ends are themselves, too."""
-        sides, ids = (both.teacher, both.student), both.label_ids
-        kept = self._family.known(pairs, sides, ids)
-        if not kept.all():
-            pairs = pairs.chosen(kept)
-        record_ids = both.records.token_ids.astype(np.int64)
-        return pairs, self._family.have_one_end(pairs, sides, (record_ids, ids))
-
-    def _without_other_ends(self, pairs: Pairs, both: BothSides) -> Pairs:
-        """Leave out labels that end a turn with another token than the row's last one.
-
-        The map sends all of the teacher's ends to one token, which would not be that label.
-        """
-        ends = both.ends
-        if not len(ends) or (ends == ends[-1]).all():
-            return pairs
-        is_other = both.student.is_eos.copy()
-        is_other[both.student.is_eos] = ends != ends[-1]
-        return pairs.chosen(~is_other[pairs.table[:, 2]])
-
-    def _pairs(
-        self,
-        pairing: Pairing,
-        both: BothSides,
-        alignment: Alignment | None,
-        mapping: VocabularyMap | None,
-    ) -> Pairs:
-        """List the pairs of a sequence."""
-        teacher, student = both.teacher, both.student
-        if is_of_all(pairing):
-            return plain_pairs(with_all(teacher, student))
-        if is_by_position(pairing):
-            return plain_pairs(
-                by_position(
-                    teacher,
-                    student,
-                    both.text,
-                    teacher_prefix=self.teacher.prefix_length,
-                    student_prefix=self.reader.tokenizer.prefix_length,
-                )
-            )
-        assert alignment is not None
-        if pairing.kind == "strings":
-            return self._warped(both, alignment)
-        pairs = aligned_pairs(pairing, alignment, teacher, student)
-        if self.is_one_tokenizer or mapping is None:
-            return pairs
-        made = mapping.made
-        if both.answers is not None and asks_at_boundaries(pairing):
-            known = self._known(both, both.answers, made)
-            return with_answers_at_labels(pairs, known, turn_starts(both.text))
-        if not pairing.has_between:
-            return pairs
-        return with_labels_between(pairs, teacher, student, both.records, made, self._order)
-
-    def _warped(self, both: BothSides, alignment: Alignment) -> Pairs:
-        """Pair labels by warping; an import that knows no entropy is unsure everywhere."""
-        ids = both.records.token_ids.astype(np.int64)
-        written = self.teacher.written(ids), self.reader.tokenizer.written(both.label_ids)
-        unsure = both.records.entropy / np.log(max(2, self.store.spec.vocab_size))
-        weight = np.clip(np.nan_to_num(unsure, nan=1.0), 0, 1).astype(np.float64)
-        t, s = warped(both.teacher, both.student, alignment, written, weight).T
-        is_text = both.student.is_verbatim[s]
-        return plain_pairs(np.stack([t, t + 1, s, s + 1], 1)[is_text])
-
-    def _known(self, both: BothSides, answers: TokenRecords, made: EventMap) -> Known:
-        """Gather what is known of a sequence at the student's boundaries."""
-        answer = np.full(len(both.student.starts), -1, np.int64)
-        number, label = both.answered().T
-        answer[label] = number + len(both.records)
-        return Known(
-            both.teacher,
-            both.student,
-            with_answers(both.records, answers),
-            answer,
-            made,
-            self._order,
-            self._endings,
-        )
-
-    def _texts(self, both: BothSides) -> Texts:
-        return Texts(both.teacher, both.student, self._order, self._cuts)
-
     @property
     def is_at_boundaries(self) -> bool:
         """Whether the store holds what the teacher was asked at the boundaries of a student."""
         return bool(self.store.spec.boundaries_of)
 
-    @cached_property
+    @property
     def is_one_tokenizer(self) -> bool:
-        """Whether teacher and student have one tokenizer, but for roles of tokens.
-
-        However padded their heads are, and whatever few tokens were added behind the last.
-        """
-        return self.teacher.is_one_with(self.reader.tokenizer)
-
-    @cached_property
-    def _family(self) -> Family:
-        appends_eos = self.store.spec.rendering["kind"] not in ("conversation", "tokens")
-        return Family(self.teacher, self.reader.tokenizer, appends_eos=appends_eos)
-
-    @cached_property
-    def _order(self) -> Beginnings:
-        written = [each or b"" for each in self.teacher.token_bytes]
-        return Beginnings(written, int(self.store.spec.vocab_size))
-
-    @cached_property
-    def _endings(self) -> Endings:
-        return Endings(self.teacher, self._order)
-
-    @cached_property
-    def _cuts(self) -> Cuts:
-        return Cuts(self.reader.tokenizer, self._order.written)
+        """Whether teacher and student have one tokenizer, but for roles of tokens."""
+        return self.tokenizers.are_one
 
     def map_of(self, kind: str) -> EventMap:
         """Make the map of a kind, for every id that the teacher's head has."""
         student = self.reader.tokenizer
         if self.is_one_tokenizer:
-            made = self._family.map()
+            made = self.tokenizers.family.map()
         else:
             read_by = {
                 "store": self.store.digest,
@@ -499,10 +365,10 @@ class StoreDataset(Dataset[Example]):
         alignment = align(both.teacher, both.student)
         pairs, mapping = plain_pairs(np.zeros((0, 4), np.int64)), None
         if name is not None:
-            pairs, mapping = self._paired(name, both, alignment)
+            pairs, mapping = self.pairer.pairs(name, both, alignment)
         fits = np.ones(len(pairs.table), np.bool_)
-        if name is not None and self._has_labels(name):
-            fits = own_fits(both.records, pairs.places, self._texts(both), both.label_ids)
+        if name is not None and self.pairer.has_labels(name):
+            fits = own_fits(both.records, pairs.places, self.tokenizers.texts(both), both.label_ids)
         return Asked(
             both.records,
             both.text,
@@ -518,25 +384,6 @@ class StoreDataset(Dataset[Example]):
             both.turns,
         )
 
-    def _has_labels(self, name: str) -> bool:
-        """Tell whether a loss asks what the text shows of both tokenisations."""
-        return self.pairings[name].has_labels and not self.is_one_tokenizer
-
     @cached_property
     def _l1_max(self) -> float:
         return float(self.store.fidelity.l1_max)
-
-    def _ending(self, mapping: VocabularyMap, ends: Ints) -> VocabularyMap:
-        """Send the teacher's end tokens to the token that ends this row's turns.
-
-        A chat template may end a turn with another token than the student's EOS, to which maps of
-        two tokenizers already send them.
-        """
-        eos = self.reader.tokenizer.eos_token_id
-        end = int(ends[-1]) if len(ends) else eos
-        if end is None or (end == eos and not self.is_one_tokenizer):
-            return mapping
-        key = id(mapping), end
-        if key not in self._with_ends:
-            self._with_ends[key] = mapping.with_ends(list(self.store.spec.eos_ids), key[1])
-        return self._with_ends[key]

@@ -22,6 +22,7 @@ loss needs of a store decides what its function is given, unless it makes its ar
     hidden            whole_codes (m, D) and whole_scale (m,), the teacher's last hidden states,
                       each predicting whole_ids (m,), behind whole_read (m,), of whole_sequence
     embedding         likewise embedding_codes … of whole_embedding_ids, the distinct tokens
+    lm head           for `module` alone: `widths.lm_head`, the teacher's output embedding
     temperature       all of them at `--temperature`
 
 Padding of ids is -1, of log-probabilities -inf, of counts 0.
@@ -65,6 +66,7 @@ NEEDS = (
     "draws",
     "hidden",
     "embedding",
+    "lm head",
 )
 
 

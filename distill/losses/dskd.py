@@ -1,4 +1,4 @@
-"""DSKD with cross-model attention, its half in the student's space: hidden states, any tokenizer.
+"""DSKD with cross-model attention, in one space or both: hidden states, any tokenizer.
 
 At each of the student's labels i and each of the teacher's records j of the same text, with e the
 rows of a model's input embedding (x the token read last, y the token predicted), h the teacher's
@@ -10,9 +10,17 @@ last hidden state and a bar for division by its standard deviation over the sequ
 
     loss = CE(t_i, y_i)  +  [argmax t_i = y_i] KL(softmax(sg t_i / T) || softmax(z_i / T))
 
+In the student's space that is all. In the teacher's, which needs its output embedding in the store
+(`capture --with-lm-head`), each record j is given what the student says by the same attention, over
+its labels i, and compared with all of the teacher's logits there (:mod:`teacher_head`):
+
+    s_j = softmax over i of (Q K^T / sqrt(2 D))_ij  W_s h^S_i          h^S the student's last state
+
+    loss += sum over j of KL(softmax(z^T_j / T) || softmax(head_T s_j / T)) / labels of the sequence
+
 The first term trains W_q and W_v alone (the head has no gradient there, nor have embeddings), the
-second the student alone. W_q and W_v are the loss's own weights: trained with the student at
-`--loss_learning_rate`, saved beside it.
+second the student alone, the third the student, W_s and W_q. W_q, W_v and W_s are the loss's own
+weights: trained with the student at `--loss_learning_rate`, saved beside it.
 
 Where t says another token than the text, the paper compares nothing. That leaves labels without a
 target, which makes a trained student worse (see `--uncovered`), so the hard label stands in there;
@@ -20,9 +28,9 @@ target, which makes a trained student worse (see `--uncovered`), so the hard lab
 1 beside CE here; its T is 2, and KL is not multiplied with T^2. Deviations are the sequence's own
 here, not the batch's, so that batch mates change nothing.
 
-The other half of the paper, the student in the teacher's space, needs the teacher's output head
-beside the student, and is not done. Hidden states of a store are rounded: each number of h and e by
-at most 1/16 of itself in fp8, 1/256 in bf16.
+The teacher's output embedding is V x D weights beside the student on its device, under the
+teacher's licence; it is not trained. Hidden states of a store are rounded: each number of h and e
+by at most 1/16 of itself in fp8, 1/256 in bf16.
 
 Ref: arXiv:2406.17328. Shape legend: N = labels of a batch, P = those of a chunk; l, r = labels and
 records of one sequence; D = width of the teacher, V = student vocabulary.
@@ -34,19 +42,22 @@ import torch
 from torch import Tensor, nn
 
 from distill.losses.declared import loss
+from distill.losses.given import arrays_for
 from distill.losses.loss import Inside, Option, Options, Paper, Student, Teacher, Widths
 from distill.losses.own_rate import RATE
+from distill.losses.teacher_head import TeacherHead
 from distill.losses.whole import by_sequence, decoded, embedded
 
 
 class CrossModelAttention(nn.Module):
-    """The two projections, and the attention between them.
+    """The projections, and the attention between them.
 
     Args:
         widths: Of both models.
+        options: Of the run.
     """
 
-    def __init__(self, widths: Widths) -> None:
+    def __init__(self, widths: Widths, options: Options) -> None:
         super().__init__()
         if widths.teacher_embedding != widths.teacher:
             raise ValueError(
@@ -55,29 +66,57 @@ class CrossModelAttention(nn.Module):
             )
         self.query = nn.Linear(2 * widths.student_embedding, 2 * widths.teacher)
         self.value = nn.Linear(widths.teacher, widths.student)
+        self._head: TeacherHead | None = None  # no parameter, nor a buffer: it stays as it is
+        if widths.lm_head is not None and options["dskd_space"] != "student":
+            self._head = TeacherHead(widths.lm_head())
+            self.into_teacher = nn.Linear(widths.student, widths.teacher)
 
-    def forward(self, inside: Inside, teacher: Teacher, _options: Options) -> dict[str, Tensor]:
-        """Bring the teacher to each of the student's labels, in the space of its head."""
+    def forward(self, inside: Inside, teacher: Teacher, options: Options) -> dict[str, Tensor]:
+        """Bring the teacher to each of the student's labels, and the student to its records."""
         pair_N = torch.cat([inside.embed(inside.read_N), inside.embed(inside.label_N)], 1)
         states = decoded(teacher, "whole")
         read, target = (embedded(teacher, f"whole_{name}") for name in ("read", "ids"))
-        of_records = [states, read, target]
-        split = by_sequence(inside, teacher, [self.query(pair_N)], of_records)
-        attended = [self._attended(*each) for each in zip(*split, strict=True)]
+        student = inside.hidden_ND if self._head is None else self.into_teacher(inside.hidden_ND)
+        split = by_sequence(inside, teacher, [self.query(pair_N), student], [states, read, target])
+        attended, brought = [], []
+        for query_l, student_l, state_r, read_r, target_r in zip(*split, strict=True):
+            if not len(state_r):
+                attended.append(states.new_zeros(len(query_l), self.value.out_features))
+                continue
+            key_r = at_one_scale(torch.cat([read_r, target_r], 1))
+            value_r = self.value(at_one_scale(state_r) + at_one_scale(target_r))
+            attended.append(cross_attention(query_l, key_r, value_r))
+            if self._head is not None and len(query_l):
+                brought.append(cross_attention(key_r, query_l, student_l))
         # A batch without labels or records has a gradient, too: 0, which other processes wait for.
         nothing = self.value(states.new_zeros(0, self.value.in_features))
         nothing = nothing + self.query(pair_N[:0]).sum()
-        return {"projected": torch.cat([nothing, *attended])}
+        made = {"projected": torch.cat([nothing, *attended])}
+        if self._head is not None:
+            made["teacher_space"] = self._apart(brought, student, inside, teacher, options)
+        return made
 
-    def _attended(
-        self, query_l: Tensor, state_r: Tensor, read_r: Tensor, target_r: Tensor
+    def _apart(
+        self,
+        brought: list[Tensor],
+        student_ND: Tensor,
+        inside: Inside,
+        teacher: Teacher,
+        options: Options,
     ) -> Tensor:
-        """Attend (l, D) from the labels of a sequence to its records."""
-        if not len(state_r):
-            return self.value.weight.new_zeros(len(query_l), self.value.out_features)
-        key_r = at_one_scale(torch.cat([read_r, target_r], 1))
-        value_r = self.value(at_one_scale(state_r) + at_one_scale(target_r))
-        return cross_attention(query_l, key_r, value_r)
+        """Compare (N,) in the teacher's space: a label has its share of what its sequence has."""
+        assert self._head is not None
+        self._head.to(student_ND.device)
+        record_m = teacher["whole_sequence"]
+        labels = torch.bincount(inside.sequence_N, minlength=_count(inside.sequence_N, record_m))
+        is_there_m = labels[record_m] > 0
+        # Of an empty batch they have no width.
+        states = decoded(teacher, "whole")[is_there_m].reshape(-1, self.value.in_features)
+        rows = torch.cat([student_ND[:0], *brought])
+        kl_m = self._head.distance(rows, states, options["dskd_temperature"])
+        of_sequence = kl_m.new_zeros(len(labels)).index_add(0, record_m[is_there_m], kl_m)
+        share_N: Tensor = (of_sequence / labels.clamp(min=1))[inside.sequence_N]
+        return share_N
 
 
 def cross_attention(query_l: Tensor, key_r: Tensor, value_r: Tensor) -> Tensor:
@@ -85,6 +124,11 @@ def cross_attention(query_l: Tensor, key_r: Tensor, value_r: Tensor) -> Tensor:
     weights_lr = (query_l @ key_r.T / math.sqrt(key_r.shape[1])).softmax(-1)
     attended: Tensor = weights_lr @ value_r
     return attended
+
+
+def _count(*sequences: Tensor) -> int:
+    """Count the sequences that some numbers are of."""
+    return 1 + max((int(each.max()) for each in sequences if len(each)), default=-1)
 
 
 def at_one_scale(rows: Tensor) -> Tensor:
@@ -133,11 +177,15 @@ def dskd(
     return own_P + torch.where(is_right_P, kl_P, other_P)
 
 
+_NEEDS = frozenset({"hidden", "embedding"})
+
+
 @loss(
-    needs={"hidden", "embedding"},
+    needs=lambda options: _NEEDS | ({"lm head"} if options["dskd_space"] == "both" else set()),
     pairs="labels",
+    arrays=arrays_for(_NEEDS, "labels", 0, has_map=False),
     logits=True,
-    module=lambda widths, _options: CrossModelAttention(widths),
+    module=CrossModelAttention,
     options=(
         Option(
             "dskd_temperature",
@@ -154,17 +202,26 @@ def dskd(
             "in the paper.",
             choices=("hard", "none"),
         ),
+        Option(
+            "dskd_space",
+            "auto",
+            "Where dskd compares: in the student's space; in both, which needs a store that was "
+            "captured with --with-lm-head, and its V x D weights on the device; auto: both where "
+            "the store has them.",
+            choices=("auto", "student", "both"),
+        ),
         RATE,
     ),
     cited=Paper("2406.17328", "Dual-Space Knowledge Distillation for Large Language Models"),
     order=9,
 )
 def LOSS(teacher: Teacher, student: Student, options: Options) -> Tensor:
-    """Compare the student with the teacher's states, brought into its space by learned weights."""
-    return dskd(
+    """Compare the student with the teacher's states, by weights that bring them together."""
+    value_P = dskd(
         student.logits(),
         student.logits_of(student.made("projected")),
         teacher["label"],
         options["dskd_temperature"],
         has_hard=options["dskd_wrong"] == "hard",
     )
+    return value_P + student.made("teacher_space") if student.has_made("teacher_space") else value_P

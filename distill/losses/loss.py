@@ -211,6 +211,10 @@ class Student:
             raise NotAskedError(f"made({name!r})", f"a module=… whose answer has {name!r}")
         return self.answer.made[f"{self.name}.{name}"][self.index_P]
 
+    def has_made(self, name: str) -> bool:
+        """Tell whether the loss's own weights made this in the run."""
+        return f"{self.name}.{name}" in self.answer.made
+
     def logits_of(self, rows_PD: Tensor) -> Tensor:
         """Compute (P, V) the logits that the student's head makes of other rows, float32 or wider.
 
@@ -250,12 +254,15 @@ class Widths(NamedTuple):
         teacher_embedding: Of the rows of its input embedding; None: the store has none.
         student: Of the hidden states that the student's head reads.
         student_embedding: Of the rows of the student's input embedding.
+        lm_head: Reads the teacher's output embedding, a `logitstore.format.lm_head.LmHead`; None:
+            the store has none.
     """
 
     teacher: int
     teacher_embedding: int | None
     student: int
     student_embedding: int
+    lm_head: Callable[[], Any] | None = None
 
 
 class Inside(NamedTuple):
@@ -267,6 +274,7 @@ class Inside(NamedTuple):
         label_N: (N,) the labels.
         sequence_N: (N,) the sequence of each, ascending.
         embed: Looks tokens up in its input embedding, without gradient.
+        embed_trained: Likewise, with the gradient that trains the embedding.
     """
 
     hidden_ND: Tensor
@@ -274,6 +282,7 @@ class Inside(NamedTuple):
     label_N: Tensor
     sequence_N: Tensor
     embed: Callable[[Tensor], Tensor]
+    embed_trained: Callable[[Tensor], Tensor]
 
 
 #: The function that a declaration stands above.

@@ -14,6 +14,7 @@ A loss declares its needs beside its formula, in its `LOSS`, in these words:
     draws            draws from the tail
     hidden           the teacher's last hidden states, in files beside the records
     embedding        likewise the rows of its input embedding
+    lm head          its output embedding
 """
 
 from collections.abc import Callable, Iterator
@@ -76,6 +77,7 @@ _IS_MET: dict[str, Callable[[Described, ByteTokenizer, Options], bool]] = {
     "draws": lambda store, *_: bool(store.spec.draws),
     "embedding": lambda store, *_: _embeds(store),
     "hidden": lambda store, *_: store.spec.hidden is not None,
+    "lm head": lambda store, *_: store.spec.hidden is not None and store.spec.hidden.has_head,
 }
 
 
@@ -182,6 +184,14 @@ def _no_embedding(loss: _Rejected) -> str:
     )
 
 
+def _no_lm_head(loss: _Rejected) -> str:
+    return (
+        "captured without --with-lm-head, so without the teacher's output embedding, which "
+        f"{loss.name} reads as it is asked to. Run `logitstore capture …` again with --hidden "
+        f"last,embedding --with-lm-head, or use --{loss.name}_space student."
+    )
+
+
 def _without(arrays: str, flag: str) -> Callable[[_Rejected], str]:
     return lambda loss: (
         f"captured without {flag.split()[0]}, so without {arrays}, which {loss.name} reads. Run "
@@ -200,6 +210,7 @@ _MESSAGES: dict[str, Callable[[_Rejected], str]] = {
     "draws": _without("sample_ids and sample_counts", "--draws 50"),
     "embedding": _no_embedding,
     "hidden": _without("the teacher's hidden states", "--hidden last"),
+    "lm head": _no_lm_head,
 }
 
 

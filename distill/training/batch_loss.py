@@ -138,12 +138,13 @@ class BatchLoss:
         read_N = read.flatten()[batch["rows"]].long()
 
         def make(hidden_ND: Tensor) -> dict[str, Tensor]:
-            def embed(ids: Tensor) -> Tensor:
-                with torch.no_grad():
-                    rows: Tensor = student.get_input_embeddings()(ids)
+            def embed_trained(ids: Tensor) -> Tensor:
+                rows: Tensor = student.get_input_embeddings()(ids)
                 return rows.float()
 
-            inside = Inside(hidden_ND.float(), read_N, labels_N, batch["example"], embed)
+            embed = torch.no_grad()(embed_trained)
+            states = hidden_ND.float()
+            inside = Inside(states, read_N, labels_N, batch["example"], embed, embed_trained)
             with torch.autocast(hidden_ND.device.type, enabled=False):
                 return {
                     f"{use}.{name}": tensor

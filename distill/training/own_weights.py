@@ -127,6 +127,7 @@ def _made(model: Any, data: StudentData, use: str) -> nn.Module:
         None if hidden is None else hidden.embedding_width,
         int(head.weight.shape[1]),
         int(embedding.weight.shape[1]),
+        part.store.lm_head if hidden is not None and hidden.has_head else None,
     )
     try:
         return module(widths, data.options).float()

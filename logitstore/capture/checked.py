@@ -64,6 +64,7 @@ class Checked:
     hidden: Sequence[str]
     hidden_dtype: str | None
     hidden_context: bool
+    with_lm_head: bool
     boundaries_of: str | None
     quantization: object
     gguf_file: str | None
@@ -245,6 +246,7 @@ class Checked:
             for flag, value in (
                 ("--hidden-dtype", self.hidden_dtype),
                 ("--hidden-context", self.hidden_context),
+                ("--with-lm-head", self.with_lm_head),
             ):
                 if value:
                     raise InputError(

@@ -55,6 +55,7 @@ class InThisProcess:
         # Of a resumed store, or another process's. A rank that may not begin it took no sample yet.
         if tried := self.teacher.self_test(budget, sample):
             writer.note("self-test", **tried["self_test"])
+        writer.keep_lm_head(engine)
         to_complete = None
         if sample is not None and sample.records and not self._has_forecast:
             own = sorted(set(missing) & set(writer.own.missing()))

@@ -174,7 +174,7 @@ class CaptureProcess:
         budget = self.task.budget(writer.provenance)
         writer.note("capture", missing_shards=len(missing), tokens_per_batch=budget)
         try:
-            if missing:
+            if missing or writer.lacks_lm_head:
                 self.sharing.beat()
                 self.hands.do(missing, writer, budget, self.sample)
                 self.sharing.stop()

@@ -98,6 +98,13 @@ class CaptureSettings(Checked):
         "record.",
         is_rare=True,
     )
+    with_lm_head: bool = setting(
+        False,
+        _KEPT,
+        "Keep the teacher's output embedding, too, once a store, with which the loss dskd also "
+        "compares in the teacher's space: V x D weights, gigabytes of a large teacher, under the "
+        "teacher's licence. `logitstore estimate` says how large.",
+    )
     draws: int = setting(
         0,
         _KEPT,
@@ -447,6 +454,6 @@ class CaptureSettings(Checked):
 
 
 #: Settings that stores from before them do not name.
-_NEWER = {"gguf_file", "hidden", "hidden_dtype", "hidden_context"}
+_NEWER = {"gguf_file", "hidden", "hidden_dtype", "hidden_context", "with_lm_head"}
 #: Settings of this machine and this run, which do not decide what a store holds.
 NOT_RECORDED = not_recorded(CaptureSettings)

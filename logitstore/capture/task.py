@@ -36,9 +36,11 @@ from logitstore.capture.teacher.teacher import (
 )
 from logitstore.capture.text_sizes import TextSizes
 from logitstore.console.launcher import Ranks
+from logitstore.console.progress import byte_count
 from logitstore.errors import InputError
 from logitstore.format.hidden import EMBEDDING, HiddenSpec
 from logitstore.format.hidden_codec import FP8
+from logitstore.format.lm_head import weight_bytes
 from logitstore.format.numpy_types import I64
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.rows.dataset import Rows, load_rows
@@ -49,8 +51,8 @@ from logitstore.rows.special_text import warn_of_special
 from logitstore.rows.watch import Watch
 from logitstore.text.middle import MiddleTokenizer
 from logitstore.text.token_budget import DEFAULT_TOKENS_PER_BATCH
+from logitstore.writing.digests import tokenizer_digests
 from logitstore.writing.plan import make_plan, shard_text_with_hidden
-from logitstore.writing.writer import tokenizer_digests
 
 if TYPE_CHECKING:
     from logitstore.rows.sources import DatasetArg
@@ -160,11 +162,12 @@ def prepare(teacher: str, dataset: "DatasetArg", settings: CaptureSettings) -> T
     student, reader = _readers(rows, found_teacher, limits, settings)
     warn_of_special(rows, reader.render)
     spec = _spec(found_teacher, reader, settings)
-    if spec.hidden is not None and spec.hidden.embedding_width is not None:
+    if kept := _weights_kept(spec):
         log.warning(
-            "%s: its rows of the input embedding that are kept are weights of the teacher: whoever "
-            "is given the store has them, under the teacher's licence.",
+            "%s: %s kept, which are weights of the teacher: whoever is given the store has them, "
+            "under the teacher's licence.",
             teacher,
+            kept,
         )
     text_bytes = _text_bytes(rows, settings)
     size = settings.shard_text_bytes
@@ -368,7 +371,19 @@ def _hidden(teacher: Teacher, settings: CaptureSettings) -> dict[str, Any] | Non
         teacher.hidden_width,
         settings.hidden_context,
         teacher.embedding_width if EMBEDDING in layers else None,
+        settings.with_lm_head,
     ).recorded()
+
+
+def _weights_kept(spec: StoreSpec) -> str:
+    """Say which weights of the teacher a store keeps; empty: none."""
+    hidden = spec.hidden
+    if hidden is None:
+        return ""
+    rows = "its rows of the input embedding are" if hidden.embedding_width is not None else ""
+    size = weight_bytes(spec.vocab_size, hidden.width, spec.teacher["dtype"])
+    head = f"its output embedding ({byte_count(size)}) is" if hidden.has_head else ""
+    return " and ".join(filter(None, (rows, head)))
 
 
 def _changes(settings: CaptureSettings) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from logitstore.capture.boundaries.student import Student
+from logitstore.capture.passes.engine import Engine
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
@@ -22,8 +23,9 @@ from logitstore.format.spec import (
 )
 from logitstore.records import SequenceText
 from logitstore.storage.paths import StorePath
+from logitstore.writing.digests import tokenizer_digests
 from logitstore.writing.some_records import check_shards
-from logitstore.writing.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.writer import StoreWriter
 
 Sequences = Sequence[tuple[SequenceText, EncodedRecords | None]]
 
@@ -64,6 +66,16 @@ class CaptureWriter:
     def is_sealed(self) -> bool:
         """Tell whether nothing more will be written."""
         return all(writer.is_sealed for writer in self._both)
+
+    @property
+    def lacks_lm_head(self) -> bool:
+        """Tell whether the store should have the teacher's output embedding, and has none yet."""
+        return self.own.lacks_lm_head
+
+    def keep_lm_head(self, teacher: Engine) -> None:
+        """Commit the teacher's output embedding, if the store should have it and does not."""
+        if self.lacks_lm_head:
+            self.own.write_lm_head(teacher.lm_head())
 
     def write_shard(self, index: int, own: Sequences, boundaries: Sequences) -> None:
         """Commit the shard of each store that lacks it."""

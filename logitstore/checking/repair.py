@@ -102,8 +102,9 @@ def _has_lost_header(moved: list[str]) -> bool:
 
 def _seal_if_whole(path: StorePath, fs: Fs) -> None:
     writer = _writer(path, StoreHeader.read(path), fs)
-    if writer is not None and not writer.missing() and not writer.is_sealed:
-        writer.seal()
+    if writer is None or writer.missing() or writer.lacks_lm_head or writer.is_sealed:
+        return
+    writer.seal()
 
 
 def _new_quarantine(path: StorePath, damaged: list[Damage], fs: Fs) -> StorePath:
@@ -192,6 +193,7 @@ def next_step(report: RepairReport, path: StorePath) -> str:
     if report.is_complete:
         return f"{path} is whole" + (" and sealed again." if report.damaged else ".")
     return (
-        f"{path}: lacks {counted(report.missing_shards, 'shard')}, or its tokenizer. Run the same "
-        f"`logitstore capture …` again to redo just that, or `logitstore repair {path} --capture`."
+        f"{path}: lacks {counted(report.missing_shards, 'shard')}, or its tokenizer or output "
+        "embedding. Run the same `logitstore capture …` again to redo just that, or "
+        f"`logitstore repair {path} --capture`."
     )

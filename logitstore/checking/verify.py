@@ -27,6 +27,7 @@ from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,
     INDEX_FILE,
+    LM_HEAD_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
     STUDENT_FOLDER,
@@ -38,14 +39,17 @@ from logitstore.format.spec import (
 )
 from logitstore.reading.bucket import tokenizer_folder
 from logitstore.reading.listing import list_boundaries, list_shards
+from logitstore.reading.lm_head import lm_head_of, open_lm_head
 from logitstore.reading.shard_cache import ShardCache
 from logitstore.storage.files import MAX_SPEC_BYTES, MAX_TOKENIZER_BYTES
 from logitstore.storage.paths import StorePath, names_in_or_none, store_path
 from logitstore.store import LogitStore
+from logitstore.writing.lm_head import lacks_lm_head
 
 _MISSING = CorruptStoreError.kinds[1]
 #: A process takes a second to begin, and decodes as much meanwhile as a few shards of this size.
 _WORTH_A_PROCESS = 8
+_MAX_LM_HEAD_BYTES = 4 * 1024**3  # as any archive
 _MOST_LOST = 1000  # shards that are named one by one; a plan may list hundreds of thousands
 
 
@@ -120,6 +124,7 @@ def _verified(path: StorePath, how: _How) -> VerifyReport:
         report.damaged += _check_tokenizer(path, header.spec)
     if report.is_complete:
         report.damaged += _check_seal(path, header)
+    report.damaged += _check_lm_head(path, header.spec, how)
     _check_shards(path, header, report, how)
     if header.spec.boundaries_of is None:
         _check_boundaries(path, header, report, how)
@@ -156,6 +161,27 @@ def _check_tokenizer(path: StorePath, spec: StoreSpec) -> Iterator[Damage]:
         yield from _check_file(path, f"{TOKENIZER_FOLDER}/{name}", digest)
     for name, digest in (spec.boundaries_of or {"files": {}})["files"].items():
         yield from _check_file(path, f"{STUDENT_FOLDER}/{name}", digest)
+
+
+def _check_lm_head(path: StorePath, spec: StoreSpec, how: _How) -> Iterator[Damage]:
+    """Check the teacher's output embedding, which an unfinished store may lack."""
+    is_complete = (path / DONE_FILE).exists()
+    if not spec.has_head or (lacks_lm_head(path, spec) and not is_complete):
+        return
+    try:
+        if how.deep:
+            lm_head_of(path, spec)
+        else:
+            open_lm_head(path).check_digest()
+    except CorruptStoreError as e:
+        yield Damage(LM_HEAD_FILE, None, str(e), e.kind)
+        return
+    if is_complete:
+        try:
+            sealed = read_seal(path, spec)[LM_HEAD_FILE]
+        except (OSError, ValueError):  # reported by the check of the seal
+            return
+        yield from _check_file(path, LM_HEAD_FILE, sealed, _MAX_LM_HEAD_BYTES)
 
 
 def _check_file(

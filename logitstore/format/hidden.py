@@ -8,6 +8,8 @@ records never reads a byte of it.
                 `context` every token that the teacher read has one.
     embedding   the rows of the teacher's input embedding, of those tokens that the shard has
 
+and once in a store, of a store that has states, the teacher's output embedding (`lm_head.py`).
+
 Shape legend: n = records, T = states, E = distinct tokens, D = width of a state, De = of an
 embedding.
 """
@@ -24,7 +26,7 @@ from logitstore.format.numpy_types import F32, U32, Array
 LAST, EMBEDDING = "last", "embedding"
 LAYERS = (EMBEDDING, LAST)
 DTYPES = (FP8, BF16)
-EMBEDDING_WIDTH = "embedding_width"
+EMBEDDING_WIDTH, LM_HEAD = "embedding_width", "lm_head"
 _MAX_WIDTH = 1 << 20
 _KEYS = {"layers", "dtype", "context", "width"}
 
@@ -38,12 +40,14 @@ class HiddenSpec:
         width: D, the numbers of a state.
         context: Whether tokens without a record have a state, too.
         embedding_width: De; None: no embeddings are kept.
+        has_head: Whether the teacher's output embedding lies in the store.
     """
 
     dtype: str
     width: int
     context: bool = False
     embedding_width: int | None = None
+    has_head: bool = False
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Self:
@@ -52,7 +56,8 @@ class HiddenSpec:
             recorded["dtype"],
             recorded["width"],
             recorded["context"],
-            recorded.get("embedding_width"),
+            recorded.get(EMBEDDING_WIDTH),
+            LM_HEAD in recorded,
         )
 
     def recorded(self) -> dict[str, Any]:
@@ -60,6 +65,7 @@ class HiddenSpec:
         layers = [LAST] if self.embedding_width is None else [*LAYERS]
         widths = {"width": self.width, EMBEDDING_WIDTH: self.embedding_width}
         said = {"layers": layers, "dtype": self.dtype, "context": self.context} | widths
+        said |= {LM_HEAD: self.has_head or None}
         return {name: value for name, value in said.items() if value is not None}
 
     @property
@@ -85,12 +91,14 @@ class HiddenSpec:
 
 def is_hidden(value: Any) -> bool:
     """Tell whether this is a valid `capture.hidden`, spelt in the one way."""
-    if not isinstance(value, dict) or set(value) - {EMBEDDING_WIDTH} != _KEYS:
+    if not isinstance(value, dict) or set(value) - {EMBEDDING_WIDTH, LM_HEAD} != _KEYS:
         return False
     widths = [value["width"], value.get(EMBEDDING_WIDTH, 1)]
     if not all(type(width) is int and 1 <= width <= _MAX_WIDTH for width in widths):
         return False
     if value["dtype"] not in DTYPES or not isinstance(value["context"], bool):
+        return False
+    if value.get(LM_HEAD, True) is not True:  # 1 would equal it
         return False
     return bool(HiddenSpec.of(value).recorded() == value)
 

@@ -3,8 +3,9 @@
     {"format": "logitstore", "sha256": {"index.parquet": …, "store.json": …, "tokenizer/…": …},
      "sha256_of_this": digest of the same JSON without this field, "version": 1}
 
-The index in turn has the digest of every shard, so this one small file pins every byte of a store.
-Its own digest tells a damaged seal from a damaged file.
+(and of "lm_head.zarr.zip", where a store has one). The index in turn has the digest of every shard,
+so this one small file pins every byte of a store. Its own digest tells a damaged seal from a
+damaged file.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from logitstore.format.spec import (
     FORMAT_NAME,
     FORMAT_VERSION,
     INDEX_FILE,
+    LM_HEAD_FILE,
     SPEC_FILE,
     TOKENIZER_FOLDER,
     StoreSpec,
@@ -28,7 +30,8 @@ from logitstore.storage.paths import StorePath
 def sealed_names(spec: StoreSpec) -> list[str]:
     """List the files that a seal covers."""
     tokenizer = [f"{TOKENIZER_FOLDER}/{name}" for name in spec.tokenizer["files"]]
-    return sorted([SPEC_FILE, INDEX_FILE, *tokenizer])
+    head = [LM_HEAD_FILE] if spec.has_head else []
+    return sorted([SPEC_FILE, INDEX_FILE, *head, *tokenizer])
 
 
 def seal_bytes(digests: Mapping[str, str]) -> bytes:

@@ -44,6 +44,8 @@ TOKENIZER_FOLDER = "tokenizer"
 BOUNDARIES_FOLDER = "boundaries"
 #: The hidden states of each shard, in files that its readers alone open.
 HIDDEN_FOLDER = "hidden"
+#: The teacher's output embedding, of a store of hidden states that has it.
+LM_HEAD_FILE = "lm_head.zarr.zip"
 #: In such a store: the student's tokenizer.
 STUDENT_FOLDER = "student"
 CODECS = ("portable", "compact")
@@ -160,6 +162,11 @@ class StoreSpec:
         rest = {k: v for k, v in self.rendering.items() if k != "boundaries_of"}
         said = {} if student is None else {"boundaries_of": student}
         return replace(self, rendering=rest | said)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the teacher's output embedding lies beside the shards."""
+        return self.hidden is not None and self.hidden.has_head
 
     def without_hidden(self) -> "StoreSpec":
         """Describe the same records without the hidden states beside them."""

@@ -26,6 +26,7 @@ from logitstore.moving.folders import open_finished, say_what_stays, tokenizer_f
 from logitstore.reading.shard import Shard
 from logitstore.storage.paths import StorePath, store_path
 from logitstore.store import LogitStore, open_store
+from logitstore.writing.lm_head import check_same_lm_head
 from logitstore.writing.places import try_place
 from logitstore.writing.writer import StoreWriter
 
@@ -94,13 +95,23 @@ def _union(stores: Sequence[LogitStore], out: StorePath) -> LogitStore:
             else:
                 owner[index] = store
     writer = StoreWriter(out, first.spec, first.plan, tokenizer_files(first), first.provenance)
+    _keep_lm_head(writer, stores)
     with progress(len(owner), "merge", "shards") as shown:
         for index in sorted(set(owner) & set(writer.missing())):
             writer.copy_shard(index, owner[index].shard(index))
             shown.update(1)
-    if not writer.missing() and not writer.is_sealed:
+    if not (writer.missing() or writer.lacks_lm_head or writer.is_sealed):
         writer.seal()
     return open_store(out, allow_partial=True)
+
+
+def _keep_lm_head(writer: StoreWriter, stores: Sequence[LogitStore]) -> None:
+    """Copy the teacher's output embedding, which is the same in every store that has it."""
+    there = [store.path for store in stores if store.lm_head_bytes]
+    for other in there[1:]:
+        check_same_lm_head(there[0], other)
+    if there:
+        writer.copy_lm_head(there[0])
 
 
 def _check_same(one: LogitStore, other: LogitStore, index: int) -> None:
@@ -126,6 +137,7 @@ def _one_after_the_other(stores: Sequence[LogitStore], out: StorePath) -> LogitS
             )
     plan, places = _joined_plan(stores)
     writer = StoreWriter(out, stores[0].spec, plan, tokenizer_files(stores[0]), _provenance(stores))
+    _keep_lm_head(writer, stores)
     missing = [] if writer.is_sealed else writer.missing()
     with progress(len(missing), "merge", "shards") as shown:
         for index in missing:

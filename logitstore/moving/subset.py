@@ -67,6 +67,7 @@ def subset(
         "subset_of": {"store": str(store), "digest": source.digest, "rows": str(rows)},
     }
     writer = StoreWriter(out, source.spec, plan, tokenizer_files(source), provenance)
+    writer.copy_lm_head(source.path)
     missing = [] if writer.is_sealed else writer.missing()
     with progress(len(missing), "subset", "shards") as shown:
         for index in missing:

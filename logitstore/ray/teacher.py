@@ -116,6 +116,7 @@ class Teacher:
         self._odd = _Noted(self._task, self._writer)
         if tried := self._own.self_test(begun.budget, self._job.sample):
             self._writer.note("self-test", **tried["self_test"])
+        self._writer.keep_lm_head(self._own.engine)
 
     def _read(self, rows: ShardRows) -> tuple[ShardWorker, ShardRecords] | None:
         if self._stop.is_set():

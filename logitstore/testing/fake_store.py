@@ -100,6 +100,10 @@ class FakeStore:
         """Reject what it has none of: records at the boundaries of a student."""
         raise MismatchError(f"{self.path}: has no records at the boundaries of {name}.")
 
+    def lm_head(self) -> Any:
+        """Reject what it has none of: the teacher's output embedding."""
+        raise MismatchError(f"{self.path}: captured without --with-lm-head.")
+
     @property
     def statuses(self) -> dict[str, int]:
         """The number of sequences by status."""

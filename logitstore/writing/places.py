@@ -13,6 +13,7 @@ from logitstore.format.spec import (
     BOUNDARIES_FOLDER,
     DONE_FILE,
     INDEX_FILE,
+    LM_HEAD_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
     STUDENT_FOLDER,
@@ -32,6 +33,7 @@ _OURS = {
     BOUNDARIES_FOLDER,
     SPEC_FILE,
     INDEX_FILE,
+    LM_HEAD_FILE,
     DONE_FILE,
 }
 

@@ -23,15 +23,15 @@ A store in a bucket has the same objects with the same bytes. It is sealed from 
 shards (shard_head.py), so that what other workers wrote is not read again.
 """
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from logitstore.errors import CorruptStoreError, InputError
+from logitstore.errors import CorruptStoreError
 from logitstore.format.chunk_codecs import pcodec_library
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.index import encode_index
+from logitstore.format.lm_head import LmHead
 from logitstore.format.seal import seal_bytes, sealed_names
 from logitstore.format.shard_group import HIDDEN
 from logitstore.format.spec import (
@@ -55,7 +55,14 @@ from logitstore.records import SequenceText
 from logitstore.storage import commit
 from logitstore.storage.commit import OS_FS, Fs
 from logitstore.storage.paths import StorePath, remove_temporaries, to_write
+from logitstore.writing.digests import digests_of, sha256_of
 from logitstore.writing.journal import Journal, Notes
+from logitstore.writing.lm_head import (
+    check_there,
+    copy_lm_head,
+    lacks_lm_head,
+    write_lm_head,
+)
 from logitstore.writing.places import check_place
 from logitstore.writing.same_store import check_same
 from logitstore.writing.sealing import gather_lines
@@ -146,7 +153,31 @@ class StoreWriter:
     @property
     def is_sealed(self) -> bool:
         """Tell whether the store is finished: nothing more will be written."""
-        return (self.path / DONE_FILE).exists() and not self.missing()
+        is_done = (self.path / DONE_FILE).exists() and not self.lacks_lm_head
+        return is_done and not self.missing()
+
+    @property
+    def lacks_lm_head(self) -> bool:
+        """Tell whether the store should have the teacher's output embedding, and has none yet."""
+        return lacks_lm_head(self.path, self.spec)
+
+    def write_lm_head(self, head: LmHead) -> None:
+        """Commit the teacher's output embedding, unless it is there.
+
+        Raises:
+            ValueError: It is not that of the store's teacher.
+        """
+        write_lm_head(self.path, self.spec, head, self._fs)
+        self.note("lm head")
+
+    def copy_lm_head(self, source: StorePath) -> None:
+        """Commit that of another store with the same content, if this one should have one.
+
+        Raises:
+            CorruptStoreError: Its bytes are not those that were committed there.
+        """
+        if self.lacks_lm_head:
+            copy_lm_head(self.path, source, self._fs)
 
     def write_shard(
         self,
@@ -224,11 +255,12 @@ class StoreWriter:
 
         Raises:
             CorruptStoreError: The bytes of a shard, or of `store.json`, are not those that were
-                committed.
+                committed; or the output embedding is missing.
             StorageError: The file system or the object store failed, or the store was moved away.
         """
         if self.missing():
             raise ValueError(f"{len(self.missing())} shards are missing: write them first")
+        check_there(self.path, self.spec)
         self._complete_folders()  # as they were begun, whoever else wrote there
         lines = gather_lines(self.path, StoreHeader(self.spec, self.plan, self.provenance))
         if check is not None:
@@ -297,8 +329,8 @@ class StoreWriter:
             for folder in self._empty_folders:
                 (self.path / folder).make_folder(self._fs)
             for folder, files in self._folders.items():
-                wanted = {name: _sha256(data) for name, data in files.items()}
-                if _digests(self.path / folder) != wanted:
+                wanted = {name: sha256_of(data) for name, data in files.items()}
+                if digests_of(self.path / folder) != wanted:
                     (self.path / folder).write_folder(files, self._fs)
         except OSError as e:
             raise commit.explain(e, self.path) from e
@@ -310,7 +342,7 @@ class StoreWriter:
         if student is not None:
             wanted[STUDENT_FOLDER] = student["files"]
         found = {
-            folder: {name: _sha256(data) for name, data in files.items()}
+            folder: {name: sha256_of(data) for name, data in files.items()}
             for folder, files in self._folders.items()
         }
         if found != wanted:
@@ -323,7 +355,7 @@ class StoreWriter:
             CorruptStoreError: It would pin something else.
         """
         begun = {f"{TOKENIZER_FOLDER}/{n}": d for n, d in self.spec.tokenizer["files"].items()}
-        begun[SPEC_FILE] = _sha256(self._described)
+        begun[SPEC_FILE] = sha256_of(self._described)
         changed = sorted(name for name, digest in begun.items() if digests[name] != digest)
         if changed:
             path = self.path / changed[0]
@@ -337,26 +369,3 @@ class StoreWriter:
     def shard_path(self, index: int) -> StorePath:
         """Name the file or object of a shard."""
         return self.path / SHARDS_FOLDER / shard_name(index)
-
-
-def _digests(folder: StorePath) -> dict[str, str]:
-    try:
-        files = [folder / name for name in folder.names()]
-    except FileNotFoundError:
-        return {}
-    return {file.name: file.sha256() for file in files if file.is_file()}
-
-
-def tokenizer_digests(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Compute the SHA-256 of each tokenizer file, as the spec records them.
-
-    Raises:
-        InputError: There are no files.
-    """
-    if not files:
-        raise InputError("the teacher's tokenizer saved no files. Use a fast tokenizer.")
-    return {name: _sha256(data) for name, data in sorted(files.items())}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -12,13 +12,13 @@ import pytest
 
 from tests.kit.forks import forked
 from tests.kit.paths import ROOT
-from tools.bench_losses import IN_FORWARD
 from tools.gpu import losses, real
 from tools.gpu.checks import outcomes
 from tools.gpu.page import page
 from tools.gpu.reports import is_whole
 from tools.gpu.stage import Partial
 from tools.gpu.timing import Device
+from tools.loss_contenders import IN_FORWARD
 from tools.real.settings import GPU, QUICK
 
 

@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tools import bench_losses
-from tools.bench_losses import IN_FORWARD, LOSSES, RECOMPUTED, SORTED, TINY, TRL, Sizes
+from tools import loss_contenders
 from tools.benchmark import goal
 from tools.gpu import stage
 from tools.gpu.timing import Device
+from tools.loss_arrays import Sizes
+from tools.loss_contenders import IN_FORWARD, LOSSES, RECOMPUTED, SORTED, TINY, TRL
 
 LARGE = Sizes(N=8192, D=2048, V=128_256, B=8, device="cuda", dtype=torch.bfloat16)
 #: Of the labels, that contenders of whole vocabularies take; what they need is scaled up.
@@ -62,31 +63,31 @@ def one(make: Callable[[Sizes], Any], sizes: Sizes, device: Device) -> dict[str,
 
 def contenders(device: Device) -> dict[str, Callable[[Sizes], Any]]:
     ours = {
-        name: bench_losses.CONTENDERS[name] for name in (RECOMPUTED, IN_FORWARD, *LOSSES, SORTED)
+        name: loss_contenders.CONTENDERS[name] for name in (RECOMPUTED, IN_FORWARD, *LOSSES, SORTED)
     }
     has_liger = not device.is_cpu and importlib.util.find_spec("liger_kernel") is not None
     liger = {LIGER: liger_ce, LIGER_JSD: liger_jsd} if has_liger else {}
     has_trl = importlib.util.find_spec("trl") is not None
-    return {**liger, **ours, **({TRL: bench_losses.CONTENDERS[TRL]} if has_trl else {})}
+    return {**liger, **ours, **({TRL: loss_contenders.CONTENDERS[TRL]} if has_trl else {})}
 
 
 def liger_ce(sizes: Sizes) -> Any:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-    hidden, weight, labels = bench_losses.hidden_and_weight(sizes)
+    hidden, weight, labels = loss_contenders.hidden_and_weight(sizes)
     fused = LigerFusedLinearCrossEntropyLoss()
-    return bench_losses.stepped(hidden, weight, lambda: fused(weight, hidden, labels))
+    return loss_contenders.stepped(hidden, weight, lambda: fused(weight, hidden, labels))
 
 
 def liger_jsd(sizes: Sizes) -> Any:
     """Its teacher is a dense layer of the same size, whose logits it makes chunk by chunk."""
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    hidden, weight, labels = bench_losses.hidden_and_weight(sizes)
+    hidden, weight, labels = loss_contenders.hidden_and_weight(sizes)
     theirs = nn.Parameter(weight.detach().clone(), requires_grad=False)
     fused = LigerFusedLinearJSDLoss(weight_hard_loss=0.5, weight_soft_loss=0.5, beta=0.0)
     student: Tensor = hidden
-    return bench_losses.stepped(
+    return loss_contenders.stepped(
         hidden, weight, lambda: fused(student, weight, hidden.detach(), theirs, labels)
     )
 

@@ -153,6 +153,8 @@ class Contender(NamedTuple):
 
 
 CE, UNTRAINED, TEACHER = "ce", "untrained", "the teacher itself"
+#: From a store of fewer than 100 bytes a token.
+SMALL = "tail_kl, top 24"
 _EVERY, _PRUNED = tuple(STUDENTS), ("pruned",)
 _PAPERS = {"uncovered": "none"}
 
@@ -163,6 +165,7 @@ CONTENDERS: dict[str, Contender] = {
     UNTRAINED: Contender(CE, students=_EVERY),
     "ce, half the rows": Contender(CE, students=_EVERY, share=0.5),
     "tail_kl": Contender("tail_kl", students=_PRUNED),
+    SMALL: Contender("tail_kl", {"train_top_k": 24}, students=_PRUNED),
     "live KL": Contender(CE, students=_PRUNED, live=0),
     "the default": Contender("mapped_kl"),
     "uld by position": Contender("uld:1.5", {"pairing": "position", **_PAPERS}),

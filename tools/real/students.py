@@ -25,7 +25,6 @@ from distill.evaluation.readers import reader_of, renderer_of
 from distill.training.config import CachedTeacherConfig
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore import open_store
-from logitstore.info import facts
 from logitstore.rows.dataset import load_rows
 from logitstore.rows.renderer import Renderer
 from tools.labels.parts import code_digest, texts_of
@@ -42,6 +41,7 @@ from tools.live_teacher import LiveTeacherTrainer
 from tools.real import parts
 from tools.real.bodies import embedding_for, same_tokens, student_of
 from tools.real.settings import TEACHER, UNTRAINED, Contender, Job, Scale, Setting
+from tools.real.sizes import bytes_per_token
 from tools.workers import Run
 
 _TOKENS_PER_BATCH = 4096
@@ -70,8 +70,8 @@ def store_of(folder: Path, name: str, student: str, scale: Scale) -> Store:
 
 
 @lru_cache
-def _bytes_per_token(folder: Path, data: str) -> float:
-    return float(round(facts(open_store(parts.store_path(folder, data)))["bytes_per_token"], 1))
+def _bytes_per_token(folder: Path, data: str, top_k: int | None) -> float:
+    return round(bytes_per_token(open_store(parts.store_path(folder, data)), top_k), 1)
 
 
 @lru_cache(1)
@@ -170,7 +170,9 @@ def run_job(run: Run, job: Job) -> dict[str, Any]:
         "start": parts.start_of(run.folder, job.setting, job.heal),
         "learning_rate": rate.learning_rate,
         "steps": steps,
-        "bytes_per_token": _bytes_per_token(run.folder, job.setting.data),
+        "bytes_per_token": _bytes_per_token(
+            run.folder, job.setting.data, job.made.options.get("train_top_k")
+        ),
         "device": device_name(run.device),
         "code": code_digest(),
         "trained_s": round(trained_s, 2),

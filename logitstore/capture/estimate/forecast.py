@@ -18,6 +18,7 @@ from logitstore.console.json_log import JsonLog
 from logitstore.console.progress import byte_count, duration
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import ENTRIES
+from logitstore.format.lm_head import weight_bytes
 from logitstore.format.spec import Plan, StoreSpec
 from logitstore.format.zip_archive import pack
 from logitstore.records import SequenceText
@@ -80,6 +81,7 @@ class Forecast:
         own_share: The part of the missing shards whose records at the teacher's own tokens are
             missing, too.
         boundaries: What the boundaries of a student add.
+        lm_head_bytes: Of `file_bytes`, those of the teacher's output embedding, about.
     """
 
     sample: Sample
@@ -97,6 +99,7 @@ class Forecast:
     profile: Profile | None = None
     own_share: float = 1.0
     boundaries: BoundaryCost | None = None
+    lm_head_bytes: int = 0
 
     @classmethod
     def before_teacher(
@@ -127,6 +130,7 @@ class Forecast:
             shards=task.plan.shard_count,
             missing_shards=len(missing),
             missing_text_bytes=text_bytes,
+            lm_head_bytes=_lm_head_bytes(task.spec) if missing and own_missing != [] else 0,
         )
 
     def bytes_per_token(self) -> dict[float, float]:
@@ -152,7 +156,8 @@ class Forecast:
         if self.profile is None:
             return None
         hidden = 0.0 if self.size is None else self.size.hidden_bytes
-        more = {"hidden_bytes_per_token": hidden} if hidden else {}
+        more: dict[str, Any] = {"hidden_bytes_per_token": hidden} if hidden else {}
+        more |= {"lm_head_bytes": self.lm_head_bytes} if self.lm_head_bytes else {}
         sizes = {str(bound): size for bound, size in self.bytes_per_token().items()}
         return {
             "tokens": self.tokens,
@@ -172,6 +177,7 @@ class Forecast:
         if self.profile is None:
             return "to come: unknown, since no row looked at has anything to capture"
         more = 0.0 if self.boundaries is None else self.boundaries.file_bytes
+        more += self.lm_head_bytes
         per_token = (self.file_bytes - more) / max(self.records, 1)
         costs = (
             f"to come: about {counted(self.tokens, 'token')}, {self.records:,} of them supervised; "
@@ -180,6 +186,8 @@ class Forecast:
             f"({self.device_hours:.2g} device-hours)"
         )
         lines = [costs]
+        if self.lm_head_bytes:
+            lines.insert(0, self._lm_head_text())
         if self.size is not None and self.size.hidden_bytes:
             lines.insert(0, self._hidden_text(self.size.hidden_bytes))
         if self.boundaries is not None:
@@ -197,10 +205,17 @@ class Forecast:
         """Say what hidden states take, and what the store would take without them."""
         records = max(self.records, 1)
         taken = bytes_per_token * self.records
-        left = max(self.file_bytes - taken, 0.0)
+        left = max(self.file_bytes - self.lm_head_bytes - taken, 0.0)
         return (
             f"hidden states: about {byte_count(taken)} ({bytes_per_token:.0f} bytes a token); "
             f"without --hidden the store takes {byte_count(left)} ({left / records:.0f} a token)"
+        )
+
+    def _lm_head_text(self) -> str:
+        """Say what the output embedding takes, and whose it is."""
+        return (
+            f"the teacher's output embedding: about {byte_count(self.lm_head_bytes)} once, which "
+            "are its weights: whoever is given the store has them, under the teacher's licence"
         )
 
     def __str__(self) -> str:
@@ -240,6 +255,7 @@ def extrapolate(
         more = _stored(size, known.missing_shards, boundaries.records)
         boundaries = replace(boundaries, file_bytes=more)
         file_bytes += more
+    file_bytes += known.lm_head_bytes
     return replace(
         known,
         tokens=round(tokens),
@@ -252,6 +268,13 @@ def extrapolate(
         size=size,
         profile=profile,
     )
+
+
+def _lm_head_bytes(spec: StoreSpec) -> int:
+    """Count the bytes of the teacher's output embedding before compression; 0: it is not kept."""
+    if spec.hidden is None or not spec.hidden.has_head:
+        return 0
+    return weight_bytes(spec.vocab_size, spec.hidden.width, str(spec.teacher["dtype"]))
 
 
 def _stored(size: StoredSize, shards: int, records: float) -> float:

@@ -20,6 +20,7 @@ from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.errors import InputError
 from logitstore.format.encoded import EncodedRecords
 from logitstore.format.fields import fields_of
+from logitstore.format.lm_head import LmHead
 from logitstore.format.spec import StoreSpec
 from logitstore.writing.encode import RawRecords, encode_records
 
@@ -49,6 +50,10 @@ class Encoding:
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
         """Summarise the prediction of every supervised token; what makes it an engine."""
+        raise NotImplementedError
+
+    def lm_head(self) -> LmHead:
+        """Take the teacher's output embedding, of an engine that has it in this process."""
         raise NotImplementedError
 
     def completer(

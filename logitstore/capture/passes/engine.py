@@ -24,6 +24,7 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.hidden import CaughtStates
 from logitstore.capture.teacher.summary import HeadResult
 from logitstore.format.encoded import EncodedRecords
+from logitstore.format.lm_head import LmHead
 from logitstore.format.spec import StoreSpec
 
 #: The statuses of sequences without records: logits that were not finite; a refusal of the engine.
@@ -115,6 +116,9 @@ class Engine(Protocol):
 
     def alone(self, sequence: TeacherSequence) -> Alone:
         """Ask about a sequence by itself, the plainest way."""
+
+    def lm_head(self) -> LmHead:
+        """Take the teacher's output embedding; never asked for where the spec has none."""
 
     def completer(
         self,

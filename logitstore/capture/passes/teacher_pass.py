@@ -30,10 +30,12 @@ from logitstore.capture.sequences.windows import TeacherSequence
 from logitstore.capture.teacher.experts import Routed, View
 from logitstore.capture.teacher.head import TeacherHead, Watch, check_vocabulary
 from logitstore.capture.teacher.hidden import HiddenCatcher
+from logitstore.capture.teacher.lm_head import LmHeadSource
 from logitstore.capture.teacher.memory import raises_out_of_memory
 from logitstore.capture.teacher.summary import HeadResult, HeadSettings
 from logitstore.capture.teacher.teacher import Teacher
 from logitstore.capture.teacher.weights import input_device, load_model
+from logitstore.format.lm_head import LmHead
 from logitstore.format.spec import StoreSpec
 from logitstore.models.output_embedding import logits_of
 from logitstore.text.token_budget import by_token_budget
@@ -81,6 +83,7 @@ class TeacherPass(Encoding):
         self._head = TeacherHead(model, head_settings(spec))
         hidden = spec.hidden
         self._catcher = None if hidden is None else HiddenCatcher(model, hidden, teacher.name)
+        self._lm_head = LmHeadSource(model, spec, teacher.name) if spec.has_head else None
         self._branches = BranchReader(model, self._head, self.device, self._pad_id)
 
     def forward(self, batch: Sequence[TeacherSequence]) -> Forwarded:
@@ -112,6 +115,11 @@ class TeacherPass(Encoding):
         logprobs = logits.float().log_softmax(1)
         own = logprobs.gather(1, ids[0, 1:, None].to(logprobs.device))[:, 0]
         return Alone(own.cpu(), logprobs)
+
+    def lm_head(self) -> LmHead:
+        """Take the teacher's output embedding, where the spec has it."""
+        assert self._lm_head is not None
+        return self._lm_head.taken()
 
     def completer(
         self,

@@ -8,7 +8,7 @@ from logitstore.moving.created.given import Given
 from logitstore.moving.created.settings import CreateSettings
 from logitstore.moving.created.teacher import Teacher
 from logitstore.moving.created.texts import Texts
-from logitstore.writing.writer import tokenizer_digests
+from logitstore.writing.digests import tokenizer_digests
 
 #: In the `rendering` of a spec: that a caller gave the arrays, and which.
 CREATED = "created"

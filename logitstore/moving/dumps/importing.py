@@ -25,9 +25,10 @@ from logitstore.records import SequenceText
 from logitstore.rows.survey import DOCUMENTS
 from logitstore.storage.paths import StorePath, local_path
 from logitstore.store import LogitStore, open_store
+from logitstore.writing.digests import tokenizer_digests
 from logitstore.writing.places import try_place
 from logitstore.writing.plan import make_plan
-from logitstore.writing.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.writer import StoreWriter
 
 Pair = tuple[SequenceText, EncodedRecords | None]
 Numbered = Iterator[tuple[int, tuple[str, Row]]]

@@ -17,7 +17,7 @@ CARD_FILE = "README.md"
 #: What tells a card of ours from one that somebody wrote.
 MARK = "<!-- logitstore: card -->"
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"))
-_SAID = ("rows", "kept", "records", "size", "tail", "rounding", "ULD")
+_SAID = ("rows", "kept", "records", "size", "tail", "rounding", "ULD", "hidden", "lm head")
 _LONGEST = 200
 _ABOUT = (
     "What the teacher {} predicts for each token of {}: its most probable tokens with their "

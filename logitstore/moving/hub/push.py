@@ -18,6 +18,7 @@ from logitstore.format.spec import (
     DONE_FILE,
     HIDDEN_FOLDER,
     INDEX_FILE,
+    LM_HEAD_FILE,
     SHARDS_FOLDER,
     SPEC_FILE,
     STUDENT_FOLDER,
@@ -144,6 +145,7 @@ def _files(folder: Path, store: LogitStore) -> dict[str, Path]:
     """
     names = [f"{TOKENIZER_FOLDER}/{name}" for name in store.spec.tokenizer["files"]]
     names += list(store.plan.files())
+    names += [LM_HEAD_FILE] if store.spec.has_head else []
     for index in store.shards:
         names.append(f"{SHARDS_FOLDER}/{shard_name(index)}")
         if store.spec.hidden is not None:

@@ -176,7 +176,7 @@ def test_what_the_student_would_have_cut_elsewhere_is_in_no_target_and_not_judge
         (last, count), *_ = before.most_common(1)
         assert count > 3
         whole = coverage(data)["kinds"]["all"]
-        data.__dict__["_cuts"] = NothingBehind(last)
+        data.tokenizers.__dict__["cuts"] = NothingBehind(last)
         share = coverage(data)["kinds"]["all"]
         covered = share["covered"] * share["labels"]
         is_ours = kind == "canonical"

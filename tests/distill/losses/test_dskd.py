@@ -19,19 +19,13 @@ from distill.training.own_weights import WEIGHTS_FILE, attach, of, parameters_of
 from distill.training.trainer import CachedTeacherTrainer
 from logitstore.capture import capture
 from logitstore.errors import InputError, MismatchError
-from logitstore.records import Segment
 from logitstore.store import LogitStore
 from logitstore.testing import tiny
-from logitstore.text.tokenizer import ByteTokenizer
+from tests.kit.dskd import ROWS, TEMPERATURE, WIDTH, naive, states, stored_states
 from tests.kit.loss_laws import Law, sure
 from tests.kit.rows import texts_file
 from tests.kit.students import logged, t5, trainer_of
 from tests.kit.two_ranks import ONE, prepared, run_both
-
-#: Of the teacher; the student has 32.
-WIDTH = 24
-ROWS = [tiny.corpus()[i][:46] for i in (0, 7, 13, 22, 38)]
-TEMPERATURE = 2.0
 
 
 @pytest.fixture(scope="module")
@@ -67,55 +61,6 @@ def run(student: PreTrainedModel, store: Any, out: Path, **how: Any) -> CachedTe
 
 
 # ---- the definition ----
-
-
-def states(model: PreTrainedModel, tokenizer: Any, text: str) -> dict[str, Tensor]:
-    """Of each supervised token, in float64: state and logits that predict it, e(x), e(y), y."""
-    tokens = ByteTokenizer(tokenizer).encode((Segment(text, supervised=True),))
-    ids = torch.from_numpy(tokens.token_ids)[None]
-    at = torch.from_numpy(np.flatnonzero(tokens.has_record))
-    with torch.no_grad():
-        out = model(ids, output_hidden_states=True)
-        embedded = model.get_input_embeddings()(ids)[0]
-    return {
-        "h": out.hidden_states[-1][0, at - 1].double(),
-        "z": out.logits[0, at - 1].double(),
-        "x": embedded[at - 1].double(),
-        "e": embedded[at].double(),
-        "y": ids[0, at],
-    }
-
-
-def stored_states(store: LogitStore, i: int) -> dict[str, Tensor]:
-    """The same of a store, as it was rounded."""
-    found, records = store.states(i), store[i]
-    return {
-        "h": torch.from_numpy(found.of_records).double(),
-        "x": torch.from_numpy(found.embedded(found.ids_of_records)).double(),
-        "e": torch.from_numpy(found.embedded(records.token_ids)).double(),
-    }
-
-
-def naive(
-    s: dict[str, Tensor], t: dict[str, Tensor], weights: dict[str, Tensor], head_VD: Tensor
-) -> tuple[list[Tensor], list[bool]]:
-    """Label by label: the loss, and whether the projected teacher says the label."""
-    w = {name: each.detach().double() for name, each in weights.items()}
-    sides = torch.cat([t["x"], t["e"]], 1)
-    key = sides / ((sides - sides.mean()).square().sum() / (sides.numel() - 1)).sqrt()
-    value = t["h"] / t["h"].std() + t["e"] / t["e"].std()
-    losses, right = [], []
-    for i, label in enumerate(s["y"].tolist()):
-        query = w["query.weight"] @ torch.cat([s["x"][i], s["e"][i]]) + w["query.bias"]
-        scores = torch.stack([query @ k / (2 * WIDTH) ** 0.5 for k in key]).exp()
-        mean = sum(a * v for a, v in zip(scores / scores.sum(), value, strict=True))
-        logits = head_VD @ (w["value.weight"] @ mean + w["value.bias"])
-        own = logits.exp().sum().log() - logits[label]
-        q, p = ((each / TEMPERATURE).softmax(0) for each in (logits, s["z"][i]))
-        right.append(int(logits.argmax()) == label)
-        hard = -s["z"][i].log_softmax(0)[label]
-        losses.append(own + ((q * (q / p).log()).sum() if right[-1] else hard))
-    return losses, right
 
 
 def weights_of(trainer: CachedTeacherTrainer) -> dict[str, Tensor]:

@@ -534,9 +534,9 @@ def test_the_teachers_ends_go_to_the_token_that_ends_the_students_turns(tmp_path
     mapping = data.mappings["mapped_kl"]
     assert mapping is not None
     ends, before = list(store.spec.eos_ids), mapping.ids.copy()
-    moved = data._ending(mapping, np.array([5, 7])).ids
+    moved = data.pairer.ending(mapping, np.array([5, 7])).ids
     assert (moved[ends] == 7).all()
     assert (np.delete(moved, ends) == np.delete(before, ends)).all()
     assert (mapping.ids == before).all()
-    assert data._ending(mapping, nothing) is mapping
-    assert data._ending(mapping, np.array([reader.eos_token_id])) is mapping
+    assert data.pairer.ending(mapping, nothing) is mapping
+    assert data.pairer.ending(mapping, np.array([reader.eos_token_id])) is mapping

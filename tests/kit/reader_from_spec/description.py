@@ -73,7 +73,8 @@ def is_hidden(value):
     embeds = value.get("layers") == ["embedding", "last"]
     widths = {"width", "embedding_width"} if embeds else {"width"}
     return (
-        set(value) == {"layers", "dtype", "context", *widths}
+        set(value) - {"lm_head"} == {"layers", "dtype", "context", *widths}
+        and value.get("lm_head", True) is True
         and (embeds or value["layers"] == ["last"])
         and value["dtype"] in ("fp8", "bf16")
         and all(is_whole(value[name], 1 << 20, 1) for name in widths)
@@ -193,6 +194,7 @@ def read_seal(path, content, plan, description):
     must(is_whole(body["version"], 1), "version of DONE")
     sealed, files = body["sha256"], content["tokenizer"]["files"]
     names = {"store.json", "index.parquet", *(f"tokenizer/{name}" for name in files)}
+    names |= {"lm_head.zarr.zip"} if "lm_head" in content["capture"].get("hidden", {}) else set()
     must(isinstance(sealed, dict) and set(sealed) == names, "files in DONE")
     must(all(map(is_digest, sealed.values())), "digests in DONE")
     must(sealed["store.json"] == sha256(description), "DONE seals store.json")

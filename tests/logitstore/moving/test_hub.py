@@ -69,7 +69,7 @@ def test_what_lies_beside_the_records_goes_with_them(hub: Hub, tmp_path: Path, p
     for name, tokenizer in (("teacher", tiny.byte_bpe()), ("student", tiny.unigram())):
         tiny.save(tmp_path / name, tiny.llama(len(tokenizer)), tokenizer)
     asked: dict[str, dict[str, Any]] = {
-        "hidden": {"hidden": ["last"]},
+        "hidden": {"hidden": ["last"], "with_lm_head": True},
         "boundaries": {"boundaries_of": str(tmp_path / "student")},
     }
     how = {"top_k": 4, "self_test": False} | asked[part]

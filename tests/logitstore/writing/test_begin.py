@@ -16,7 +16,8 @@ from logitstore.format.spec import Plan, StoreHeader
 from logitstore.storage.commit import OsFs
 from logitstore.storage.files import Buffer
 from logitstore.testing import stores
-from logitstore.writing.writer import StoreWriter, tokenizer_digests
+from logitstore.writing.digests import tokenizer_digests
+from logitstore.writing.writer import StoreWriter
 
 OTHERS = {"tokenizer.json": b"another teacher's"}
 PLAN = Plan("d" * 64, (0, 3, 6))

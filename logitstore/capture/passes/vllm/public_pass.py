@@ -81,11 +81,10 @@ class PublicPass(InVllm, ListedEngine):
     def _said(self, answer: Any, ids: Sequence[int]) -> Said:
         found = said(getattr(answer, "prompt_logprobs", None), ids, self.place)
         if len(found.lists) != len(ids) or not found.lists.counts[1:].all():
+            given = int(np.count_nonzero(found.lists.counts))
             raise other_hooks(
                 self._engine.version,
-                "it gives prompt_logprobs of "
-                f"{counted(int(np.count_nonzero(found.lists.counts)), 'token')}, of "
-                f"{len(ids) - 1:,}",
+                f"it gives prompt_logprobs of {counted(given, 'token')}, of {len(ids) - 1:,}",
                 WORKER,
             )
         return found
