@@ -8,9 +8,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from logitstore.format.lm_head import LmHead
+
 K, DRAWS, MERGED = 64, 16, 0.2  # entries; draws; labels that a group with the next one
+BOTH_SPACES = "dskd in both spaces"
 #: Of these, the losses that read hidden states; their weights and states are theirs alone.
-SIDECAR = ("dskd",)
+SIDECAR = ("dskd", BOTH_SPACES, "cot2align")
 TEACHER_WIDTH = 512
 
 
@@ -23,6 +26,12 @@ class Sizes(SimpleNamespace):
     B: int
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
+
+
+def lm_head_of(sizes: Sizes) -> LmHead:
+    """Make the output embedding of a teacher with a vocabulary as large as the student's."""
+    rng = np.random.default_rng(0)
+    return LmHead(rng.standard_normal((sizes.V, TEACHER_WIDTH), np.float32) / TEACHER_WIDTH**0.5)
 
 
 def teacher_arrays(name: str, sizes: Sizes) -> dict[str, np.ndarray]:

@@ -22,7 +22,15 @@ from distill.losses import find, option_values
 from distill.losses.loss import Inside, Widths
 from distill.training.batch_query import query_of
 from distill.training.loss_terms import terms_of
-from tools.loss_arrays import TEACHER_WIDTH, Sizes, events_of, listed_events, teacher_arrays
+from tools.loss_arrays import (
+    BOTH_SPACES,
+    TEACHER_WIDTH,
+    Sizes,
+    events_of,
+    listed_events,
+    lm_head_of,
+    teacher_arrays,
+)
 
 EVENTS = "mapped_kl over events"
 LOSSES = (
@@ -38,6 +46,8 @@ LOSSES = (
     "cdm",
     "clkd",
     "dskd",
+    BOTH_SPACES,
+    "cot2align",
 )
 RECOMPUTED, IN_FORWARD = "chunked CE, recomputed", "chunked CE, in the forward"
 SORTED, TRL = "ULD, both sides sorted", "ULD, TRL"
@@ -145,6 +155,8 @@ def in_forward_ce(sizes: Sizes) -> Step:
 def from_a_store(name: str, sizes: Sizes) -> Step:
     """Return a step of cross-entropy and a loss, computed as the trainer computes them."""
     partitions: dict[str, Partition] = {}
+    lm_head = (lambda: lm_head_of(sizes)) if name == BOTH_SPACES else None
+    name = "dskd" if name == BOTH_SPACES else name
     arrays = {name: teacher_arrays(name, sizes)}
     if name == EVENTS:
         name, of_V = "mapped_kl", events_of(sizes.V)
@@ -160,7 +172,7 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
     head, made = StudentHead(model), find(name).module
     own = None
     if made is not None:
-        widths = Widths(TEACHER_WIDTH, TEACHER_WIDTH, sizes.D, sizes.D)
+        widths = Widths(TEACHER_WIDTH, TEACHER_WIDTH, sizes.D, sizes.D, lm_head)
         own = made(widths, settings).to(sizes.device)
     example = np.repeat(np.arange(sizes.B), sizes.N // sizes.B)
     pieces = cut(arrays, example, head.chunk_tokens)
@@ -183,9 +195,8 @@ def from_a_store(name: str, sizes: Sizes) -> Step:
     def make(hidden_ND: Tensor) -> dict[str, Tensor]:
         assert own is not None
         ids = batch["labels"].flatten()
-        inside = Inside(
-            hidden_ND, ids[rows], ids[rows + 1], batch["example"], weight.detach().__getitem__
-        )
+        embed, read, label = weight.detach().__getitem__, ids[rows], ids[rows + 1]
+        inside = Inside(hidden_ND, read, label, batch["example"], embed, weight.__getitem__)
         return {f"{name}.{key}": x for key, x in own(inside, teacher[name], settings).items()}
 
     def objective(answer: Any, start: int, _stop: int) -> Tensor:

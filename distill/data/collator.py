@@ -13,7 +13,7 @@ import torch
 
 from distill.alignment.runs import runs
 from distill.data.batch_cuts import INDEX, PAIR, WHOLE_SEQUENCE, cut
-from distill.data.example import Example
+from distill.data.example import Example, flat
 from distill.data.packing import Layout, one_a_row
 from distill.data.ragged import tensors_of
 from distill.data.targets import Arrays
@@ -50,6 +50,7 @@ class Collator:
         self._losses = {name: find(name) for name in losses}  # a worker may begin without them
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        examples = flat(examples)
         batch = self._rows(examples)
         batch |= {
             "aligned": np.array([e.aligned for e in examples]),

@@ -104,6 +104,7 @@ def coverage(
         "loss": loss,
         "map": None if loss is None else data.pairings[loss].map,
         "between": "on" if loss is not None and data.pairings[loss].has_between else "off",
+        "by_students_choice": loss is not None and data.pairings[loss].kind == "strings",
         "sequences": len(chosen),
         "sequences_of": found.sequences,
         "sequences_skipped": found.looked_at - found.used,

@@ -110,6 +110,9 @@ def _shares(facts: Facts) -> Iterator[str]:
         cut = facts["kinds"]["all"]["cut"]
         yield f"          {cut:.1%} of the covered are not judged: they are behind a token that the"
         yield "          student would not have ended there, and in no target"
+    if facts["by_students_choice"]:
+        yield f"          judged by the fixed tokens of {facts['loss']} alone: what else it takes"
+        yield "          for each other depends on the student's own choice in training"
     if facts["map"] in ("strict", "exact"):
         yield "          for strict and exact, of the shared: their labels are chosen by what came"
 

@@ -1,6 +1,6 @@
 """The example, one sequence ready for training, and the interface of a store to the dataset."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -59,3 +59,9 @@ class Example(NamedTuple):
     row: int = -1  # number of the dataset's row
     share: npt.NDArray[np.float32] | None = None  # (S,) what each of several stores counts for
     read_otherwise: int = 0  # stores whose text of this row the student reads otherwise
+    beside: "Example | None" = None  # the second text of the row, learnt in the same batch
+
+
+def flat(examples: Sequence[Example]) -> list[Example]:
+    """List the sequences of a batch: each example, and its second text right behind it."""
+    return [each for e in examples for each in (e, e.beside) if each is not None]

@@ -43,6 +43,15 @@ class RunArguments:
         "joined by their text; those of one store are used with that one.",
         metavar="STORE[:WEIGHT]",
     )
+    cot_store: str | None = setting(
+        None,
+        STORE,
+        "Store of the same prompts with other answers, by chain of thought, captured with the same "
+        "teacher: `--loss cot2align` compares across the two answers of a row, and the student "
+        "learns both, in one batch.",
+        metavar="STORE",
+        unset="none",
+    )
     teachers: Teachers = setting(
         "mean",
         STORE,

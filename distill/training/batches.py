@@ -20,6 +20,7 @@ from distill.data.collator import Collator
 from distill.data.joined import StudentData, parts_of, uses_of
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
+from distill.data.second_text import TwoTexts
 from distill.data.self_test import try_records
 from distill.head.student_head import StudentHead, chunk_tokens_of
 from distill.losses import find, option_values
@@ -32,7 +33,7 @@ from distill.student.encoder_decoder import Sides
 from distill.student.loading import check_embeddings
 from distill.training.arguments import Uncovered
 from distill.training.loop import Batches, Losses, rank_and_size, warn
-from distill.training.named_stores import Teachers, check_teachers
+from distill.training.named_stores import Teachers, check_cot_store, check_teachers
 from distill.training.own_loss import try_own_losses
 from distill.training.own_weights import attach
 from distill.training.preflight import look_at
@@ -60,6 +61,7 @@ class _Settings:
     token_filter: str | None
     token_weights: str | None
     teachers: str
+    cot_store: str | None
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -88,6 +90,7 @@ def batches(
     token_filter: str | None = None,
     token_weights: str | None = None,
     teachers: Teachers = "mean",
+    cot_store: str | None = None,
     max_length: int | None = None,
     max_lost: float = DEFAULT_MAX_LOST,
     allow_partial: bool = False,
@@ -118,6 +121,7 @@ def batches(
         token_filter: As `--token_filter`.
         token_weights: As `--token_weights`.
         teachers: As `--teachers`, of several stores.
+        cot_store: As `--cot_store`.
         max_length: Cut rows at so many student tokens.
         max_lost: The largest share of sequences that may be unusable.
         allow_partial: Read an unfinished store.
@@ -152,10 +156,14 @@ def batches(
         token_filter,
         token_weights,
         teachers,
+        cot_store,
     )
     weights = settings.loss_weights
+    check_cot_store(cot_store, weights, several=len(opened.each) > 1)
     _check(settings, weights, ce_weight, uncovered)
     data = data_of_run(opened, Student(student, tokenizer, model), settings)
+    if isinstance(data, TwoTexts):
+        look_at(data.second, settings, "cot_store")
     for part in parts_of(data):
         look_at(part, settings, "store")
         try_own_losses(part)

@@ -26,7 +26,12 @@ from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.training.arguments import NEEDED, RunArguments, Uncovered
 from distill.training.kd_schedule import parse_schedule
 from distill.training.loss_flags import LossFlags
-from distill.training.named_stores import check_teachers, check_unweighed, parse_stores
+from distill.training.named_stores import (
+    check_cot_store,
+    check_teachers,
+    check_unweighed,
+    parse_stores,
+)
 from distill.training.one_cycle import parse_one_cycle
 from distill.training.precision import check_precision
 from distill.training.unusable_flags import (
@@ -182,6 +187,8 @@ class CachedTeacherConfig(RunArguments, LossFlags):
             if isinstance(given, list) and len(given) == 1:
                 setattr(self, flag, given[0])
         check_teachers(self.teachers, parse_stores(self.store))
+        losses = {} if self.loss == AUTO else self.loss_weights
+        check_cot_store(self.cot_store, losses, several=isinstance(self.store, list))
         if self.eval_store:
             check_unweighed(parse_stores(self.eval_store, "--eval_store"), "--eval_store")
 

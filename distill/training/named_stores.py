@@ -8,7 +8,7 @@ run:2                 weight 1, if a folder `run:2` is there
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
@@ -77,6 +77,27 @@ def check_teachers(teachers: str, named: Sequence[NamedStore]) -> None:
         )
     if teachers == "best":
         check_unweighed(named, "--teachers best")
+
+
+def check_cot_store(cot_store: str | None, losses: Collection[str], *, several: bool) -> None:
+    """Check that a store of second texts is read by a loss, and has one store beside it.
+
+    Raises:
+        InputError: Names the flag.
+    """
+    if cot_store is None:
+        return
+    if several:
+        raise InputError(
+            f"--cot_store {cot_store}: has a second text for the rows of one store, and --store "
+            "names several. Name one."
+        )
+    if "cot2align" not in losses:
+        raise InputError(
+            f"--cot_store {cot_store} would have no effect beside --loss "
+            f"{','.join(losses) or 'ce'}, which compares no two texts of a row. Add --loss "
+            "cot2align, or leave it out."
+        )
 
 
 def check_unweighed(named: Sequence[NamedStore], flag: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from distill.data.joined import JoinedDataset, parts_of
 from distill.data.left_out import Usable
+from distill.data.second_text import TwoTexts
 from distill.losses import advice
 from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
@@ -153,8 +154,12 @@ def _chosen(loss: str) -> str:
 
 
 def _of_several(trainer: CachedTeacherTrainer, teachers: str) -> dict[str, Any]:
-    """Say of each of several stores what was learnt of it; nothing of one store."""
+    """Say of each of several stores what was learnt of it; nothing of one store alone."""
     data = trainer.data
+    if isinstance(data, TwoTexts):
+        second = data.second.store
+        named = {"store": str(second.path), "store_digest": second.digest}
+        return {"cot_store": named | data.facts()}
     if not isinstance(data, JoinedDataset):
         return {}
     parts = zip(data.parts, trainer.stores.weights, data.facts(), trainer.usable, strict=True)

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from distill.data.dataset import StoreDataset
 from distill.data.example import Store
 from distill.data.joined import JoinedDataset, StudentData, parts_of, stores_of
+from distill.data.second_text import TwoTexts
 from distill.data.selection import Floats, RowSums
 from distill.training.config import CachedTeacherConfig
 from distill.training.named_stores import NamedStore, parse_stores
@@ -111,7 +113,7 @@ def data_of_run(stores: OpenStores, student: Student, args: Reading) -> StudentD
     among = placed if len(placed) > 1 else []
     parts = [dataset_of_run(store, *student, args, among=among) for store in placed]
     if len(parts) == 1:
-        return parts[0]
+        return with_second_text(parts[0], student, args)
     joined = JoinedDataset(
         parts,
         stores.weights,
@@ -120,6 +122,20 @@ def data_of_run(stores: OpenStores, student: Student, args: Reading) -> StudentD
     )
     joined.check_read_alike()
     return joined
+
+
+def with_second_text(data: StoreDataset, student: Student, args: Reading) -> StoreDataset:
+    """Give the rows of a store their second texts, if the run names a store of these.
+
+    Raises:
+        LogitStoreError: It does not fit the store or the settings.
+    """
+    if args.cot_store is None:
+        return data
+    store = open_store(args.cot_store, allow_partial=args.allow_partial)
+    placed = at_boundaries(store, student.by_bytes, args)
+    # Of several stores `--rows` is of the first.
+    return TwoTexts(data, dataset_of_run(placed, *student, args, among=[data.store, placed]))
 
 
 def held_out_of_run(
@@ -181,6 +197,7 @@ def origin_of(stores: OpenStores, data: StudentData, args: CachedTeacherConfig) 
     chosen: dict[str, Any] = {} if data.rows is None else {"rows": data.rows_digest}
     if len(stores.each) > 1:
         chosen |= {"teachers": args.teachers, "weights of stores": list(stores.weights)}
+    chosen |= {"cot_store": data.second.store.digest if isinstance(data, TwoTexts) else None}
     return {
         "store_digest": stores.digest,
         "sequences": len(data),
@@ -205,7 +222,18 @@ def _surprise(store: Any) -> Floats:
 
 
 def say_joined(data: StudentData) -> None:
-    """Log how much of each of several stores is used."""
+    """Log how much of each of several stores is used, or how many rows have a second text."""
+    if isinstance(data, TwoTexts):
+        facts = data.facts()
+        both, count = facts["with_second_text"], facts["sequences"]
+        log.warning(
+            "--cot_store %s: %s of %s sequences of %s have a second text there%s.",
+            data.second.store.path,
+            f"{both:,}",
+            f"{count:,}",
+            data.store.path,
+            "" if both == count else "; the others are learnt alone",
+        )
     if not isinstance(data, JoinedDataset):
         return
     log.warning("%s", "\n".join(lines_of(data)))

@@ -73,6 +73,7 @@ from distill.data.coverage_warning import warn_if_wrong
 from distill.data.joined import StudentData, parts_of, uses_of
 from distill.data.packing import check_packing, layout_of, one_a_row
 from distill.data.row_order import RowOrder
+from distill.data.second_text import TwoTexts
 from distill.data.self_test import try_records
 from distill.head.student_head import StudentHead
 from distill.losses import advice
@@ -170,6 +171,8 @@ class CachedTeacherTrainer(PushingTrainer):
             say_joined(self.data)
         #: What of each store this student can use; counted before the first step.
         self.usable = [look_at(part, args) for part in parts]
+        if isinstance(self.data, TwoTexts):
+            look_at(self.data.second, args, "--cot_store")
         #: What tests before the first step found, as JSON.
         self.self_test: dict[str, Any] = {}
         self._has_tried = args.no_self_test

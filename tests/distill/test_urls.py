@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -68,6 +69,20 @@ def test_where_there_is_no_store_the_url_is_named_as_it_was_typed(
     assert status == 2
     assert "error: s3://a-bucket/none: no store.json" in err
     assert "Traceback" not in err
+
+
+def test_second_texts_are_read_by_a_url_too(
+    run: Run, bucket: Bucket, here: Path, tmp_path: Path
+) -> None:
+    how: dict[str, Any] = {"hidden": ["last,embedding"], "top_k": 8}
+    capture(str(here / "teacher"), str(here / "data.jsonl"), out=tmp_path / "plain", **how)
+    flags = "--loss cot2align --cot_store s3://a-bucket/none --json " + FLAGS
+    places = ["--store", str(tmp_path / "plain"), "--output_dir", str(tmp_path / "new")]
+    student = ["--model_name_or_path", str(here / "student")]
+    status, _, err = run("train", *student, *places, *flags.split())
+    assert status == 2
+    assert "error: s3://a-bucket/none: no store.json" in err
+    del bucket
 
 
 def test_a_page_is_not_written_to_a_bucket(run: Run, tmp_path: Path) -> None:

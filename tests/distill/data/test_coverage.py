@@ -202,6 +202,16 @@ def test_a_strict_loss_is_judged_where_its_other_targets_could_come(tmp_path: Pa
     assert share["wrong"] > 0.1
 
 
+def test_of_a_loss_whose_student_chooses_it_says_that_its_map_alone_is_judged(
+    tmp_path: Path,
+) -> None:
+    _, data = pair(tmp_path, tiny.unigram(), tiny.byte_bpe(), ragged_rows())
+    for loss, is_said in (("cdm", True), ("mapped_kl", False)):
+        facts = coverage(data.with_losses([loss]))
+        assert facts["by_students_choice"] is is_said
+        assert ("judged by the fixed tokens of cdm alone" in table(facts)) is is_said
+
+
 def test_grouping_gives_up_the_bits_that_its_events_do_not_tell(tmp_path: Path) -> None:
     teacher, student, rows = tiny.unigram(), tiny.byte_bpe(), ragged_rows()
     for kind in ("canonical", "events", "p_kl"):

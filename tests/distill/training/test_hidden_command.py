@@ -57,7 +57,12 @@ HIDDEN = "--top-k 4 --device cpu --no-self-test --hidden last,embedding"
 
 @pytest.mark.parametrize(
     ("loss", "flags"),
-    [("dskd", HIDDEN), ("clkd", "--top-k 60 --logit-std --device cpu --no-self-test")],
+    [
+        ("dskd", HIDDEN),
+        ("dskd", f"{HIDDEN} --with-lm-head"),
+        ("cot2align", HIDDEN),
+        ("clkd", "--top-k 60 --logit-std --device cpu --no-self-test"),
+    ],
 )
 def test_a_captured_store_trains_a_student(
     here: Path, tmp_path: Path, run: Run, loss: str, flags: str
@@ -69,8 +74,8 @@ def test_a_captured_store_trains_a_student(
     assert (found["loss"], found["sequences"]) == (loss, 6)
     first = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"][0]
     assert first[f"{loss}_loss"] > 0
-    assert (tmp_path / "out" / WEIGHTS_FILE).exists() == (loss == "dskd")
-    assert ("weights of its own beside" in stderr) == (loss == "dskd")
+    assert (tmp_path / "out" / WEIGHTS_FILE).exists() == (loss != "clkd")
+    assert ("weights of its own beside" in stderr) == (loss != "clkd")
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
@@ -84,6 +89,25 @@ def test_of_two_stores_one_without_hidden_states_is_named_before_anything_is_wri
     assert f"{plain}: captured without --hidden" in stderr
     assert "again with --hidden last,embedding" in stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_two_answers_to_a_prompt_are_learnt_from_two_stores(
+    here: Path, tmp_path: Path, run: Run
+) -> None:
+    stores = []
+    for name in ("plain", "reasons"):
+        rows = [{"prompt": f"{n}: ", "completion": f"{name} {n}"} for n in range(6)]
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        words = ["capture", str(here / "teacher"), str(file), "--out", str(tmp_path / name)]
+        with redirect_stdout(io.StringIO()):
+            command = typer.main.get_command(logitstore)
+            command([*words, *shlex.split(HIDDEN)], standalone_mode=False)
+        stores.append(tmp_path / name)
+    flags = f"--loss cot2align --cot_store {stores[1]}"
+    status, stdout, stderr = train(run, here, tmp_path / "out", flags, stores[0])
+    assert status == 0, stderr
+    assert json.loads(stdout)["cot_store"]["with_second_text"] == 6
 
 
 def test_two_teachers_have_weights_each(here: Path, tmp_path: Path, run: Run) -> None:
