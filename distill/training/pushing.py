@@ -35,7 +35,6 @@ class PushingTrainer(EvaluatingTrainer):
     last_report: dict[str, float]
     #: What is known of the run besides, once it has ended.
     run: RunObject | None = None
-    hub_model_id: str | None
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Make the repository, before the first step.
@@ -84,10 +83,11 @@ class PushingTrainer(EvaluatingTrainer):
 
     @contextmanager
     def _pushing(self) -> Iterator[None]:
-        folder, repo = str(self.args.output_dir), str(self.hub_model_id)
+        made: str | None = self.hub_model_id  # None without --push_to_hub, before it is made
+        folder, repo = str(self.args.output_dir), made or "OWNER/NAME"
         later = f"{folder} has the finished student: run `distill push {folder} hf://{repo}`"
         with _explained(f"hf://{repo}", later):
-            if self.is_world_process_zero() and self.hub_model_id:
+            if self.is_world_process_zero() and made:
                 token, api = self.args.hub_token, HfApi(library_name="distill")
                 api.repo_info(repo, token=token, timeout=_ANSWERS_WITHIN_S)
             yield
