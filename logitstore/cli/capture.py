@@ -150,8 +150,7 @@ def _check_worth_a_capture(sample: "Sample", dataset: list[str]) -> None:
     why = status if reason is None else f"{status}: {reason.why}. {reason.step}"
     raise InputError(
         f"{', '.join(dataset)}: none of the {counted(sample.rows, 'row')} looked at has anything "
-        "to "
-        f"capture. Of {sample.statuses[status]:,}, {why}"
+        f"to capture. Of {sample.statuses[status]:,}, {why}"
     )
 
 
