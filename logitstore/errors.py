@@ -7,6 +7,7 @@
     |-- MismatchError         (also ValueError)  store and request disagree: change one of them
     |-- CorruptStoreError                        bytes are not what was committed: repair
     |-- InputError            (also ValueError)  an unusable dataset, model or flag: fix it
+    |   `-- WrongTypeError    (also TypeError)   an argument from Python: give another
     |-- MissingLibraryError   (also ImportError) an optional library is not installed: install it
     |-- StorageError          (also OSError)     the disk or folder fails: make room, resume
     `-- BusyError                                another process writes here: share, or wait
@@ -137,6 +138,10 @@ class InputError(LogitStoreError, ValueError):
         "one-teacher",
         "engine",
     )
+
+
+class WrongTypeError(InputError, TypeError):
+    """An error for an argument of a type that it cannot have, or of a name that there is not."""
 
 
 class MissingLibraryError(LogitStoreError, ImportError):

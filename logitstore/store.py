@@ -32,10 +32,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from logitstore.console.argument_types import typed
 from logitstore.console.counts import counted
 from logitstore.errors import (
     IncompleteStoreError,
     MismatchError,
+    WrongTypeError,
     check_installed,
 )
 from logitstore.format.encoded import EncodedRecords
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+@typed("logitstore.open_store")
 def open_store(
     path: str | os.PathLike[str] | StorePath,
     *,
@@ -166,7 +169,7 @@ class LogitStore:
         """
         asked: object = i
         if isinstance(asked, slice | str):
-            raise TypeError(
+            raise WrongTypeError(
                 f"a store is asked for one sequence by its number, not by {asked!r}. For several: "
                 "store.read_many(range(0, 2))."
             )
@@ -271,6 +274,7 @@ class LogitStore:
         asked, maker = list(indices), self._maker
         return [maker.make(i, read) for i, read in zip(asked, self.read_many(asked), strict=True)]
 
+    @typed("LogitStore.torch")
     def torch(self, *, k: int | None = None, seed: int | None = None) -> "TorchDataset":
         """Make a dataset that torch's `DataLoader` takes as it is, without a collate function.
 

@@ -22,6 +22,8 @@ PAGES = sorted(DOCS.rglob("*.md"))
 APPS = {"logitstore": logitstore.cli.app.app, "distill": distill.cli.app}
 #: Whose blocks are executed, one after the other, in a folder with `teacher`, `student` and data.
 EXECUTED = ("ten-minutes.md", "own-logits.md", "train.md", "from-python.md")
+#: What names the numbers that are logged.
+LOGGING = ("meter", "loss_terms", "trainer", "evaluating_trainer")
 #: They stand for a command's further flags.
 REST = ("…", "...")
 
@@ -110,6 +112,26 @@ def test_links_between_pages_and_included_files_exist(page: Path) -> None:
         assert (page.parent / link).exists(), link
     for included in re.findall(r'^--8<-- "(.+)"$', text, re.MULTILINE):
         assert (ROOT / included).exists(), included
+
+
+def test_every_number_that_a_run_logs_is_in_the_table_of_them() -> None:
+    """Those that only some runs have are read from the source that names them."""
+    table = read(DOCS / "logged-numbers.md").split("## ")[0]
+    said = set(re.findall(r"`([a-z_]+)`", table))
+    sources = "".join(read(ROOT / f"distill/training/{name}.py") for name in LOGGING)
+    logged = set(re.findall(r"report\[\"(\w+)\"\] = ", sources))
+    logged |= set(re.findall(r"\"(train_\w+)\": self\._total", sources))
+    logged |= {
+        "ce_loss",
+        "learning_rate",
+        "epoch",
+        "grad_norm",
+        "covered_fraction",
+    }  # Trainer's too
+    assert {"template_changed_text", "train_template_changed_text", "kd_gap", "aux_loss"} <= logged
+    assert logged - said == set()
+    trained = {"train_loss", "train_runtime", "train_samples_per_second", "total_flos"}
+    assert trained | {"train_steps_per_second"} <= said
 
 
 def test_the_table_of_times_is_the_arithmetic_that_stands_above_it() -> None:

@@ -101,6 +101,7 @@ def help_of(call: Call, program: str, command: str) -> str:
     if command == "train":  # its help is that of TrainingArguments
         return call(program, command, "--help")
     app = {"logitstore": logitstore.cli.app.app, "distill": distill.cli.app}[program]
-    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    flag = "--help-all" if command == "capture" else "--help"
+    shown = CliRunner().invoke(app, [command, flag], env={"COLUMNS": "200", "TERM": "dumb"})
     assert shown.exit_code == 0, shown.output
     return shown.output

@@ -53,6 +53,7 @@ from distill.data.maps import count_pairs
 from distill.data.sides import Asked
 from distill.data.targets import aligned_pairs
 from distill.losses import advice, find, option_values
+from distill.losses.evidence import measured
 from distill.losses.loss import Pairing
 from distill.losses.requirements import teacher_name, unmet
 from logitstore.console.progress import progress
@@ -88,8 +89,9 @@ def coverage(
 
     Returns:
         JSON-ready: shares by `KINDS` in `kinds`, `bits`, `vocabulary`, `folds`, `tails`,
-        `recommended`, its `options`, the `reason` and a `caution`; in `usable` what was left out
-        and why; in `by_map` the shares of covered and wrong labels of the map that would be advised
+        `recommended`, its `options`, the `reason`, what was `measured` of it and a `caution`; in
+        `usable` what was left out and why; in `by_map` the shares of covered and wrong labels of
+        the map that would be advised
     """
     loss = loss or _mapping_loss(data)
     chosen, looker = spread(len(data), sequences), Looker(data)
@@ -116,6 +118,7 @@ def coverage(
         "options": dict(way.options),
         "flags": advice.flags(way),
         "reason": way.why,
+        "measured": measured(way.loss, way.options, weights),
         "caution": advice.caution([way.loss], weights, one_tokenizer=data.is_one_tokenizer),
     }
 

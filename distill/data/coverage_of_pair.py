@@ -42,7 +42,7 @@ def of_pair(store: str, student: str, **settings: Any) -> Facts:
     asked = CoverageSettings(**settings)
     asked.check()
     opened = open_store(store, allow_partial=asked.allow_partial)
-    tokenizer = load_tokenizer(student)
+    tokenizer = load_tokenizer(asked.tokenizer_name_or_path or student)
     reader = ByteTokenizer(tokenizer)
     template = template_of(opened, tokenizer, reader, asked, spelt=with_hyphens)
     weights, told_by = advice.weights_of(student)

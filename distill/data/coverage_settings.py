@@ -60,6 +60,12 @@ class CoverageSettings:
         metavar="N",
         unset="as many as the student reads",
     )
+    tokenizer_name_or_path: str | None = setting(
+        None,
+        _READING,
+        "Tokenizer of the student, where its own folder has none.",
+        metavar="PATH",
+    )
     chat_template_path: str | None = setting(
         None,
         _READING,

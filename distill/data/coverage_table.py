@@ -72,6 +72,16 @@ def _student(facts: Facts) -> str:
     return f"{named} ({told_by})" if told_by else named
 
 
+def _measured(facts: Facts) -> str:
+    """Cite what was measured of the way that is advised."""
+    if not facts["measured"]:
+        return f"nothing yet of {facts['flags']} for such a student"
+    return (
+        f"of {facts['flags']}, against cross-entropy alone, in held-out bits per byte (less is "
+        f"better): {facts['measured']}. docs/which-loss.md has how, and more."
+    )
+
+
 def _judged(facts: Facts) -> str:
     if facts["loss"] is None:
         return "nothing: no loss can use what the store has"
@@ -114,6 +124,8 @@ def _notes(facts: Facts) -> Iterator[str]:
         yield _wrapped(f"{said}: train with {facts['flags']}.", "careful     ")
     if wrong := advice.wrong_kinds(facts["kinds"]):
         yield _wrapped(f"{wrong_in_words(wrong, facts)}.", "careful     ")
+    if facts["recommended"] != "ce":
+        yield _wrapped(_measured(facts), "measured    ")
     if facts["caution"]:
         yield _wrapped(f"{facts['caution']}.", "not sure    ")
     if bits is not None:

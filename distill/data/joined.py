@@ -215,9 +215,8 @@ class JoinedDataset(Dataset[Example]):
                 others = ", ".join(str(p.store.path) for p in self.parts if p is not part)
                 raise MismatchError(
                     f"{part.store.path}: none of its {counted(len(part), 'sequence')} has a text "
-                    "that is "
-                    f"also in {others}, so the teachers have nothing in common to teach. Capture "
-                    "the same dataset with each teacher, or train from one after the other.",
+                    f"that is also in {others}, so the teachers have nothing in common to teach. "
+                    "Capture the same dataset with each teacher, or train from one after another.",
                     kind="no-common-row",
                 )
 

@@ -162,9 +162,8 @@ def questions(render: Renderer) -> list[Question]:
     if not found:
         raise InputError(
             f"{render.rows.name}: none of its {counted(len(render.rows), 'row')} has a prompt and "
-            "a "
-            "completion, so there is nothing to answer. Give rows with `prompt` and `completion`, "
-            "or `messages`, or use --metrics bits_per_byte."
+            "a completion, so there is nothing to answer. Give rows with `prompt` and "
+            "`completion`, or `messages`, or use --metrics bits_per_byte."
         )
     return found
 
@@ -288,8 +287,7 @@ def _room(model: Any, max_new_tokens: int) -> int:
     if readable <= max_new_tokens:
         raise InputError(
             f"--max-new-tokens {max_new_tokens}: the model reads {counted(readable, 'token')}, "
-            "prompt and "
-            "answer together. Give fewer."
+            "prompt and answer together. Give fewer."
         )
     return readable - max_new_tokens
 

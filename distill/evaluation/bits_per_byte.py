@@ -45,6 +45,7 @@ from distill.evaluation.forward import ask, batch_of
 from distill.evaluation.readers import window_width
 from distill.head.student_head import StudentHead
 from distill.student.encoder_decoder import Sides
+from logitstore.console.argument_types import typed
 from logitstore.console.counts import counted
 from logitstore.console.left_out import LeftOut
 from logitstore.console.progress import progress
@@ -101,6 +102,7 @@ class Cut(NamedTuple):
     left_out: list[LeftOut]
 
 
+@typed("distill.bits_per_byte")
 def bits_per_byte(
     model: nn.Module,
     render: Renderer,

@@ -174,7 +174,12 @@ def _load_rows(data: str | Sequence[str], settings: EvaluationSettings) -> Rows:
 def _load(model_name: str, settings: EvaluationSettings) -> Subject:
     """Load the model onto the accelerator, or the CPU where there is none."""
     model: Any  # transformers declares the arguments of its models' `to` wrongly
-    model, tokenizer = load_student(model_name, revision=settings.revision, dtype=settings.dtype)
+    model, tokenizer = load_student(
+        model_name,
+        revision=settings.revision,
+        dtype=settings.dtype,
+        tokenizer_name=settings.tokenizer_name_or_path,
+    )
     check_embeddings(model, ByteTokenizer(tokenizer))
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     return Subject(model.to(device), tokenizer)

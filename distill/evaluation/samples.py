@@ -54,8 +54,7 @@ def write_samples(
     if not asked:
         raise InputError(
             f"{render.rows.name}: none of its {counted(len(render.rows), 'row')} has a prompt, or "
-            "a text of "
-            "two words, so there is nothing to go on from. Leave --samples out."
+            "a text of two words, so there is nothing to go on from. Leave --samples out."
         )
     answers = write_answers(
         model,

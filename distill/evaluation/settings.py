@@ -95,6 +95,12 @@ class EvaluationSettings:
     revision: str | None = setting(
         None, _MODEL, "Branch, tag or commit of a hub model.", metavar="NAME", unset="main"
     )
+    tokenizer_name_or_path: str | None = setting(
+        None,
+        _MODEL,
+        "Tokenizer of the model, where its own folder has none.",
+        metavar="PATH",
+    )
     dtype: str = setting(
         "float32",
         _MODEL,

@@ -31,7 +31,7 @@ Shape legend: P = pairs, K = entries of a pair, L = labels that belong to pairs,
 """
 
 from collections.abc import Callable, Collection
-from typing import get_args
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -71,6 +71,8 @@ NEEDS = (
 
 
 def loss(
+    function: Callable[..., Any] | None = None,
+    /,
     *,
     needs: Collection[str] | Callable[[Options], Needs] = (),
     pairs: Kind | Pairing | Callable[[Options], Pairing] = "starts",
@@ -94,6 +96,7 @@ def loss(
     spread over processes, and all values are divided once, by the count of the whole batch.
 
     Args:
+        function: Not given: what stands above a function is `@distill.loss(…)`, with brackets.
         needs: What a store must hold, in the words of `NEEDS`; or a function of the options.
         pairs: Which records are compared with which labels: `starts` where both models have read
             the same bytes, `strict` where they also end together, `groups` of tokens of equal
@@ -116,6 +119,13 @@ def loss(
     Raises:
         InputError: What is declared is not known; names it.
     """
+    if function is not None:
+        name = getattr(function, "__qualname__", repr(function))
+        raise InputError(
+            f"@distill.loss stands above {name} without brackets. Write @distill.loss(needs=…), or "
+            "@distill.loss() if it needs nothing of a store.",
+            kind="own-loss",
+        )
     words = frozenset() if callable(needs) else frozenset(needs)
     pairing = _pairing(pairs, words)
     if pairing is by_map:

@@ -40,7 +40,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from distill.head.query import HeadAnswer, widened
+from distill.head.query import Found, HeadAnswer, widened
 from distill.losses import keep
 from distill.losses.aligned import Aligned, Arrays
 from logitstore.errors import InputError
@@ -134,6 +134,16 @@ class Ask(NamedTuple):
     has_top_of_first_event: bool = False
 
 
+class NotAskedError(Exception):
+    """An error for what a loss takes of the student and has not declared that it wants."""
+
+    def __init__(self, taken: str, declare: str) -> None:
+        super().__init__(
+            f"student.{taken} is not there, since it was not asked for. Add {declare} to the "
+            "@distill.loss(…) above the function"
+        )
+
+
 @dataclass(frozen=True)
 class Student:
     """The student's answer to an :class:`Ask`, for the pairs of the loss that asked.
@@ -164,13 +174,19 @@ class Student:
 
     def at_ids(self) -> Tensor:
         """Take (P, K) log-probabilities at the ids asked for; -inf in padding."""
-        return self.answer.found[self.name].logprobs_NK[self.index_P]
+        return self._found("at_ids()").logprobs_NK[self.index_P]
 
     def rest(self) -> Tensor:
         """Take (P,) the log of the mass outside the ids asked for."""
-        rest_N = self.answer.found[self.name].rest_logmass_N
-        assert rest_N is not None, "has_rest was not asked for"
+        rest_N = self._found("rest()").rest_logmass_N
+        if rest_N is None:
+            raise NotAskedError("rest()", "ask=… with has_rest=True")
         return rest_N[self.index_P]
+
+    def _found(self, taken: str) -> Found:
+        if self.name not in self.answer.found:
+            raise NotAskedError(taken, 'needs={"entries", "ids"}, or ask=… with ids_PK,')
+        return self.answer.found[self.name]
 
     def cell(self, teacher: Teacher) -> Tensor:
         """Take (P,) log of the mass of what each label was compared as a part of.
@@ -191,6 +207,8 @@ class Student:
 
     def made(self, name: str) -> Tensor:
         """Take (P, …) what the loss's own weights made at the label of each pair."""
+        if f"{self.name}.{name}" not in self.answer.made:
+            raise NotAskedError(f"made({name!r})", f"a module=… whose answer has {name!r}")
         return self.answer.made[f"{self.name}.{name}"][self.index_P]
 
     def has_made(self, name: str) -> bool:
@@ -202,7 +220,8 @@ class Student:
 
         They have the gradient of the rows, and none of the head's weights.
         """
-        assert self.answer.logits_of is not None, "the loss has no weights of its own"
+        if self.answer.logits_of is None:
+            raise NotAskedError("logits_of(…)", "module=…, weights of its own,")
         return widened(self.answer.logits_of(rows_PD))
 
     def label(self) -> Tensor:
@@ -211,7 +230,8 @@ class Student:
 
     def logits(self) -> Tensor:
         """Take (P, V) the logits, float32 or wider; of a student whose head is padded, all."""
-        assert self.answer.logits_NV is not None, "logits were not asked for"
+        if self.answer.logits_NV is None:
+            raise NotAskedError("logits()", "logits=True")
         return self.answer.logits_NV[self.index_P]
 
     def added_up(self, index_L: Tensor, pair_L: Tensor) -> Tensor:
@@ -221,7 +241,8 @@ class Student:
 
     def columns(self, index_L: Tensor) -> Tensor:
         """Take (L, k) log-probabilities of those labels at the columns of their sequence."""
-        assert self.answer.column_logprobs_Nk is not None, "columns were not asked for"
+        if self.answer.column_logprobs_Nk is None:
+            raise NotAskedError("columns(…)", "columns=N")
         return self.answer.column_logprobs_Nk[index_L]
 
 

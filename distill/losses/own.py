@@ -51,6 +51,21 @@ def use(loss: Loss) -> str:
     return loss.home
 
 
+def check_declared(loss: object) -> None:
+    """Reject a function that no `@distill.loss(…)` stands above, where a loss is expected.
+
+    Raises:
+        InputError: It is one; says what to write.
+    """
+    if callable(loss) and not isinstance(loss, Loss):
+        name = getattr(loss, "__qualname__", type(loss).__name__)
+        raise InputError(
+            f"loss is {name}, which no @distill.loss(…) declares. Write @distill.loss(needs=…) "
+            "above it: that says what of a store the function is given.",
+            kind="own-loss",
+        )
+
+
 def known(address: str) -> Loss | None:
     """Find a loss by its address in what is imported already; None if it is not there."""
     found = _in_modules(address) or _given.get(address)

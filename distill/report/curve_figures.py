@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from distill.report.figures import colour, widened
 from distill.report.history import Point
+from distill.report.metrics import with_minus
 from logitstore.console.svg import FRAME, Tick, axes, polyline, svg, ticks
 
 #: What comes after the start of a run has this share of the height at least.
@@ -115,11 +116,16 @@ def _with_room(low: float, high: float) -> tuple[float, float]:
 
 def _y_ticks(axis: Axis) -> list[Tick]:
     if axis.kind != "logarithmic":
-        return [(axis.share(value), f"{value:.5g}") for value in ticks(axis.low, axis.high, 5)]
+        return [
+            (axis.share(value), with_minus(f"{value:.5g}"))
+            for value in ticks(axis.low, axis.high, 5)
+        ]
     powers = range(math.floor(math.log10(axis.low)), math.ceil(math.log10(axis.high)) + 1)
     values = [f * 10.0**power for power in powers for f in (1, 2, 5)]
     held = [value for value in values if axis.low <= value <= axis.high]
-    return [(axis.share(value), f"{value:.4g}") for value in held[:: -(-len(held) // 6)]]
+    return [
+        (axis.share(value), with_minus(f"{value:.4g}")) for value in held[:: -(-len(held) // 6)]
+    ]
 
 
 def _inside(points: Sequence[Point], high: float) -> list[tuple[float, float]]:

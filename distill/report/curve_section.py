@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from distill.report.curve_figures import curves
 from distill.report.figures import colour
 from distill.report.history import STATE_FILE, Curve, Point, together
-from distill.report.metrics import shown_name
+from distill.report.metrics import shown_name, with_minus
 from logitstore.console.html_document import clipped_text, figure
 
 _MOST_FIGURES, _POINTS, _ALL_POINTS, _LEAST_POINTS = 10, 160, 24_000, 3
@@ -127,7 +127,7 @@ def _last(runs: Sequence[Curve]) -> str:
     steps = sorted({curve[-1][0] for curve in runs})
     mean = sum(curve[-1][1] for curve in runs) / len(runs)
     at = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    return f'{mean:.5g} <small class="dim">step {at}</small>'
+    return f'{with_minus(f"{mean:.5g}")} <small class="dim">step {at}</small>'
 
 
 def _rank(name: str) -> tuple[int, str]:

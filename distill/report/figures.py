@@ -17,12 +17,16 @@ from logitstore.console.terminal import clipped
 LEAST_WIDTH = 0.01
 _ROW, _AXIS, _SIDE = 42, 20, 8
 _LETTER = 7.4  # a bold letter's width, about
-_COLOURS = 8  # of the style sheet; then they begin again, with dashed lines
+_COLOURS = 8  # of the style sheet
+#: Neighbours have lines of different kinds, whole, dashed and dotted, so that what lies below one
+#: is seen in its gaps; a colour that comes again has another kind than before.
+_KINDS = 3
 
 
 def colour(contender: int) -> str:
     """Name the CSS classes of a contender's colour and kind of line."""
-    return f"c{contender % _COLOURS} d{contender // _COLOURS % 3}"
+    again = contender // _COLOURS
+    return f"c{contender % _COLOURS} d{(contender + 2 * again) % _KINDS}"
 
 
 def widened(low: float, high: float, least: float = LEAST_WIDTH) -> tuple[float, float]:

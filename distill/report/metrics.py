@@ -9,6 +9,11 @@ _LONGEST_NAME, _LARGEST = 40, 1e18
 _COST = ("time_s", "peak_rss_bytes")
 
 
+def with_minus(number: str) -> str:
+    """Write a number's hyphens as the minus signs that they stand for, also in its exponent."""
+    return number.replace("-", "\N{MINUS SIGN}")
+
+
 class Metric(NamedTuple):
     """One figure of a run object.
 
@@ -31,7 +36,7 @@ class Metric(NamedTuple):
         if value is None:
             return "-"
         text = format(value / self.unit, f"{sign}z,{self.how}")  # z: no zero is negative
-        return text if text.strip("+0.") else text.removeprefix("+")
+        return with_minus(text) if text.strip("+0.") else text.removeprefix("+")
 
 
 #: All that is known, in the order of the columns; a table has those that some run has.

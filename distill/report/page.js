@@ -52,7 +52,8 @@
   board.parentElement.before(label);
 
   // Curves: the numbers at the step that is pointed at; arrows go from step to step.
-  const number = (value) => (value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(2) : value.toPrecision(5));
+  const number = (value) =>
+    (value !== 0 && Math.abs(value) < 0.001 ? value.toExponential(2) : value.toPrecision(5)).replaceAll("-", "−");
   const steps = (first, last) => {
     const [from, to] = [first, last].map((step) => step.toLocaleString("en"));
     return first === last ? "step " + to : "steps " + from + " to " + to;

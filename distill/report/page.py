@@ -59,8 +59,7 @@ def write_page(found: Comparison, places: Places, out: str | PathLike[str]) -> d
     if len(contenders) > MOST_CONTENDERS or runs > MOST_RUNS:
         raise InputError(
             f"-o {out}: {counted(runs, 'run')} of {len(contenders):,} contenders; a page has room "
-            "for "
-            f"{MOST_RUNS} of {MOST_CONTENDERS}. Name fewer, or leave -o out for a table."
+            f"for {MOST_RUNS} of {MOST_CONTENDERS}. Name fewer, or leave -o out for a table."
         )
     size = write_document(out, page(found, places))
     return {"report": str(out), "bytes": size, "runs": runs}

@@ -26,7 +26,7 @@ from distill.head.student_head import StudentHead, chunk_tokens_of
 from distill.losses import find, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Loss
-from distill.losses.own import use
+from distill.losses.own import check_declared, use
 from distill.losses.requirements import has_tokenizer_of
 from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.student.encoder_decoder import Sides
@@ -38,6 +38,7 @@ from distill.training.own_loss import try_own_losses
 from distill.training.own_weights import attach
 from distill.training.preflight import look_at
 from distill.training.several_stores import Given, OpenStores, Student, data_of_run, open_stores
+from logitstore.console.argument_types import typed
 from logitstore.console.left_out import DEFAULT_MAX_LOST
 from logitstore.errors import InputError
 from logitstore.text.tokenizer import ByteTokenizer
@@ -71,6 +72,7 @@ class _Settings:
         return rank_and_size()[0]
 
 
+@typed("distill.batches", leave=("loss",))
 def batches(
     store: Given,
     tokenizer: PreTrainedTokenizerBase,
@@ -218,6 +220,7 @@ def _chosen(loss: str | Loss, stores: OpenStores, student: ByteTokenizer) -> str
     """Return the losses as text; by the pair of tokenizers where that is asked for."""
     if isinstance(loss, Loss):
         return use(loss)
+    check_declared(loss)
     if loss != AUTO:
         return loss
     is_one = all(has_tokenizer_of(store, student) for store in stores.each)

@@ -21,7 +21,7 @@ from distill.data.token_weights import check_known
 from distill.losses import all_options, option_values
 from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.loss import Loss
-from distill.losses.own import use
+from distill.losses.own import check_declared, use
 from distill.losses.weights import check_effects, check_values, parse_losses
 from distill.training.arguments import NEEDED, RunArguments, Uncovered
 from distill.training.kd_schedule import parse_schedule
@@ -40,6 +40,7 @@ from distill.training.unusable_flags import (
     reject_without_effect,
     reject_without_losses,
 )
+from logitstore.console.argument_types import check_fields
 from logitstore.errors import InputError
 from logitstore.text.chat_template import parse_kwargs
 
@@ -69,6 +70,8 @@ class CachedTeacherConfig(RunArguments, LossFlags):
     def __post_init__(self) -> None:
         if isinstance(self.loss, Loss):
             self.loss = use(self.loss)
+        check_declared(self.loss)
+        check_fields(self)
         for name, message in NEEDED.items():
             if not getattr(self, name):
                 raise InputError(message)

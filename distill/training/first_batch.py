@@ -198,9 +198,8 @@ def _judged(losses_CN: Tensor, places_CN: Tensor, sequence_N: Tensor, sure: floa
 def _misaligned(better: Better, sequences: int) -> InputError:
     return InputError(
         f"step 1: the logits {better.name} predict the labels of {counted(sequences, 'sequence')} "
-        "better than "
-        f"those that training would use, {better.cost:.2f} against {better.own:.2f} nats a label, "
-        "so the student would be trained on the wrong ones. Check the model's code and its "
-        "positions; --no_self_test trains all the same.",
+        f"better than those that training would use, {better.cost:.2f} against {better.own:.2f} "
+        "nats a label, so the student would be trained on the wrong ones. Check the model's code "
+        "and its positions; --no_self_test trains all the same.",
         kind="self-test",
     )

@@ -20,6 +20,7 @@ from distill.data.example import Example
 from distill.data.left_out import in_blocks
 from distill.head.query import HeadAnswer, answer_rows, column_mass, rank_columns
 from distill.losses import find, is_own
+from distill.losses.loss import NotAskedError
 from distill.training.batch_query import query_of
 from distill.training.loss_terms import terms_of, unpacked
 from logitstore.errors import InputError, LogitStoreError
@@ -128,8 +129,20 @@ def _rejected(name: str, what: str) -> InputError:
     return InputError(f"--loss {find(name)}: {what}. Change the function.", kind="own-loss")
 
 
+def _line_of(name: str, error: Exception) -> traceback.FrameSummary:
+    """Find the last line that ran of the file of a loss; of none of its own, the last of all."""
+    frames = traceback.extract_tb(error.__traceback__)
+    code = getattr(find(name).values, "__code__", None)
+    own = [each for each in frames if code is not None and each.filename == code.co_filename]
+    return (own or frames)[-1]
+
+
 def _failed(name: str, error: Exception, given: Mapping[str, Tensor]) -> InputError:
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    last = _line_of(name, error)
+    if isinstance(error, NotAskedError):
+        return InputError(
+            f"--loss {find(name)}: {last.filename} line {last.lineno}: {error}.", kind="own-loss"
+        )
     arrays = ", ".join(f"{key} {tuple(array.shape)}" for key, array in given.items())
     pairs = len(given["index"])
     return InputError(

@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distill.data.example import Store
 from distill.data.joined import JoinedDataset, parts_of
 from distill.data.left_out import Usable
 from distill.data.second_text import TwoTexts
 from distill.losses import advice
 from distill.losses.advice import AUTO, ONE_TOKENIZER
 from distill.report.curves import CURVES_FILE, can_draw, draw
-from distill.report.model_card import hub_id, write_card
+from distill.report.model_card import hub_id
 from distill.report.results import RunObject, check_writable, write_results
 from distill.student.adapters import settings_of
 from distill.student.arguments import StudentArguments
@@ -25,6 +24,7 @@ from distill.training.checkpoints import newest_whole
 from distill.training.config import CachedTeacherConfig
 from distill.training.log_table import show_as_table
 from distill.training.preflight import say
+from distill.training.pushing import teacher_of
 from distill.training.several_stores import open_stores
 from distill.training.summary import beginning
 from distill.training.trainer import CachedTeacherTrainer
@@ -78,7 +78,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
     if student.lora_merge:
         _save_merged(trainer, folder)
     else:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # it is pushed once it has its card
     trainer.save_state()
     evaluated = trainer.evaluate() if trainer.eval_dataset is not None else {}
 
@@ -106,7 +106,7 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
         **_of_several(trainer, config.teachers),
         "boundaries": config.boundaries,
         **{name: getattr(config, name) for name in _CHOSEN if getattr(config, name) is not None},
-        "teacher": _teacher(stores.each[0]),
+        "teacher": teacher_of(stores.each[0]),
         "sequences": len(trainer.data),
         "sequences_without_records": trainer.data.without_records,
         "usable": _usable(trainer.usable[0]),
@@ -125,10 +125,13 @@ def train(config: CachedTeacherConfig, student: StudentArguments) -> RunObject:
                 f"no {CURVES_FILE}: matplotlib is not installed (pip install 'logitstore[report]')"
             )
             print(line, file=sys.stderr)
-        write_card(folder, run, trainer.state.log_history)
+        trainer.run = run
+        trainer.create_model_card()
     for part, usable in zip(parts_of(trainer.data), trainer.usable, strict=True):
         if config.process_index == 0 and not usable.is_all:
             say(usable, part.store.path)  # again: what was said before step 1 is far above
+    if config.push_to_hub:
+        trainer.push_folder()
     if config.world_size > 1:
         trainer.end()
     return run
@@ -165,7 +168,7 @@ def _of_several(trainer: CachedTeacherTrainer, teachers: str) -> dict[str, Any]:
             "store": str(part.store.path),
             "store_digest": part.store.digest,
             "weight": weight,
-            "teacher": _teacher(part.store),
+            "teacher": teacher_of(part.store),
             **facts,
             "usable": _usable(usable),
         }
@@ -180,18 +183,6 @@ def _usable(usable: Usable) -> dict[str, Any]:
     A student's folder is passed on, and this would be text of the store.
     """
     return {name: value for name, value in usable.facts().items() if name != "example"}
-
-
-def _teacher(store: Store) -> dict[str, Any]:
-    """Collect what the model card shows about the teacher and its store."""
-    return {
-        "name": store.provenance.get("teacher"),
-        "revision": store.provenance.get("revision"),
-        "fingerprint": store.spec.teacher.get("fingerprint"),
-        "dataset": store.provenance.get("dataset"),
-        "top_k": store.spec.top_k,
-        "tail_mean": store.fidelity.tail_mean,
-    }
 
 
 def _choose_checkpoint(config: CachedTeacherConfig, folder: Path) -> None:

@@ -176,8 +176,7 @@ def _places(held_out: Sequence[Store], data: StudentData, args: CachedTeacherCon
     if len(held_out) > len(trained):
         raise InputError(
             f"--eval_store names {counted(len(held_out), 'store')}, but --store {len(trained)}: "
-            "there is one "
-            "of held-out text for each teacher at most. Leave the others out."
+            "there is one of held-out text for each teacher at most. Leave the others out."
         )
     for store in held_out:
         left = [slot for slot in range(len(trained)) if slot not in found]

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from distill.data.left_out import spread
 from distill.report.results import RunObject
@@ -77,10 +77,11 @@ def share_covered(trainer: "CachedTeacherTrainer") -> tuple[float, int]:
         evenly.
     """
     covered, labels, chosen = 0, 0, spread(len(trainer.data), _LOOKED_AT)
+    collate: Any = trainer.data_collator  # ours, of examples
     for i in chosen:
         example = trainer.data[i]
         if example.is_label.any():
-            batch = trainer.data_collator([cast(Any, example)])
+            batch = collate([example])
             marked = list(covered_of(batch).values())
             covered += int(sum(marked[1:], marked[0]).sum())
             labels += len(batch["rows"])

@@ -82,7 +82,6 @@ from distill.student.encoder_decoder import Sides
 from distill.student.generation_ends import list_ends
 from distill.training.batch_loss import BatchLoss
 from distill.training.config import CachedTeacherConfig
-from distill.training.evaluating_trainer import EvaluatingTrainer
 from distill.training.kd_schedule import parse_schedule
 from distill.training.meter import Meter
 from distill.training.one_cycle import one_cycle, parse_one_cycle
@@ -102,6 +101,7 @@ from distill.training.preflight import (
     check_student,
     look_at,
 )
+from distill.training.pushing import PushingTrainer
 from distill.training.router_loss import router_weight
 from distill.training.several_stores import (
     Given,
@@ -121,7 +121,7 @@ from logitstore.text.tokenizer import ByteTokenizer
 log = logging.getLogger(__name__)
 
 
-class CachedTeacherTrainer(EvaluatingTrainer):
+class CachedTeacherTrainer(PushingTrainer):
     """`transformers.Trainer` whose loss comes from a store instead of a teacher.
 
     Args:

@@ -86,8 +86,7 @@ def _why(args: Any, steps: int, *, loss: float, labels: float) -> str:
     if not labels:
         return (
             f"the {counted(steps, 'step')} had no label, for it can use none of their rows. Take "
-            "more "
-            f"steps; `distill coverage {args.store} STUDENT` says why rows are lost."
+            f"more steps; `distill coverage {args.store} STUDENT` says why rows are lost."
         )
     if not loss:
         return (
@@ -98,11 +97,9 @@ def _why(args: Any, steps: int, *, loss: float, labels: float) -> str:
     if args.fp16:
         return (
             f"no weight changed in {counted(steps, 'step')}; --fp16 skips steps whose gradients "
-            "are "
-            "infinite. Use --bf16, or take more steps."
+            "are infinite. Use --bf16, or take more steps."
         )
     return (
         f"no weight changed in {counted(steps, 'step')}: updates were 0, or lost in rounding. Use "
-        "a "
-        f"--learning_rate above {args.learning_rate:g}, fewer --warmup_steps, or float32 weights."
+        f"a --learning_rate above {args.learning_rate:g}, fewer --warmup_steps, or float32 weights."
     )

@@ -69,6 +69,7 @@ class CaptureSettings(Checked):
         _KEPT,
         "Keep the standard deviation of the logits and the log-normaliser at it, which the loss "
         "multilevel_ot reads.",
+        is_rare=True,
     )
     hidden: Sequence[str] = setting(
         (),
@@ -88,12 +89,14 @@ class CaptureSettings(Checked):
         "for D numbers) or bf16 (2 D bytes).",
         metavar="fp8|bf16",
         unset="fp8",
+        is_rare=True,
     )
     hidden_context: bool = setting(
         False,
         _KEPT,
         "Keep the hidden states of all tokens that the teacher reads, also of those without a "
         "record.",
+        is_rare=True,
     )
     with_lm_head: bool = setting(
         False,
@@ -118,6 +121,7 @@ class CaptureSettings(Checked):
         metavar="STUDENT",
         unset="the teacher's own tokens alone",
         is_recorded=False,
+        is_rare=True,
     )
     seed: int | None = setting(
         None,
@@ -145,6 +149,7 @@ class CaptureSettings(Checked):
         "Sample completions at this temperature; 0 always takes the most probable token.",
         metavar="T",
         unset="0",
+        is_rare=True,
     )
     generate_top_k: int | None = setting(
         None,
@@ -152,6 +157,7 @@ class CaptureSettings(Checked):
         "Sample from the K most probable tokens only.",
         metavar="K",
         unset="all tokens",
+        is_rare=True,
     )
     top_p: float | None = setting(
         None,
@@ -160,9 +166,14 @@ class CaptureSettings(Checked):
         "up to P or more.",
         metavar="P",
         unset="1",
+        is_rare=True,
     )
     stop: Sequence[str] = setting(
-        (), _WRITTEN, "Text that ends a completion, which stops before it.", metavar="TEXT"
+        (),
+        _WRITTEN,
+        "Text that ends a completion, which stops before it.",
+        metavar="TEXT",
+        is_rare=True,
     )
     split: str | None = setting(
         None,
@@ -171,7 +182,11 @@ class CaptureSettings(Checked):
         metavar="NAME",
     )
     config_name: str | None = setting(
-        None, _DATA, "Configuration of a hub dataset that has several.", metavar="NAME"
+        None,
+        _DATA,
+        "Configuration of a hub dataset that has several.",
+        metavar="NAME",
+        is_rare=True,
     )
     text_column: str | None = setting(
         None, _DATA, "Column to read as plain text, instead of text.", metavar="NAME"
@@ -182,6 +197,7 @@ class CaptureSettings(Checked):
         "Read the names of the teacher's special tokens in a text as these tokens: for text that a "
         "chat template wrote. They are context, a student has its own in place of BOS and EOS, and "
         "no second BOS or EOS is added.",
+        is_rare=True,
     )
     supervise: str | None = setting(
         None,
@@ -189,6 +205,7 @@ class CaptureSettings(Checked):
         "Turns of a conversation to keep records of: all of the assistant's, or the last.",
         metavar="all|last",
         unset="all",
+        is_rare=True,
     )
     supervised_text: str | None = setting(
         None,
@@ -198,6 +215,7 @@ class CaptureSettings(Checked):
         "channel), which only students with the teacher's template learn.",
         metavar="content|turn",
         unset="content",
+        is_rare=True,
     )
     chat_template_path: str | None = setting(
         None,
@@ -211,6 +229,7 @@ class CaptureSettings(Checked):
         _DATA,
         "Variables of the chat template for every row, as JSON; in Python also a dict.",
         metavar="JSON",
+        is_rare=True,
     )
     max_length: int | None = setting(
         None,
@@ -231,6 +250,7 @@ class CaptureSettings(Checked):
         "Tokens of context that a window repeats before its new ones.",
         metavar="N",
         unset="an eighth of the maximum length",
+        is_rare=True,
     )
     engine: str = setting(
         TRANSFORMERS,
@@ -261,7 +281,12 @@ class CaptureSettings(Checked):
         is_recorded=False,
     )
     revision: str | None = setting(
-        None, _TEACHER, "Branch, tag or commit of a hub model.", metavar="NAME", unset="main"
+        None,
+        _TEACHER,
+        "Branch, tag or commit of a hub model.",
+        metavar="NAME",
+        unset="main",
+        is_rare=True,
     )
     dtype: str = setting(
         "auto",
@@ -284,6 +309,7 @@ class CaptureSettings(Checked):
         "File in TEACHER with its weights, of llama.cpp's format GGUF, mostly quantised. A "
         "tokenizer beside it is taken, else the one in the file. Needs the extra gguf.",
         metavar="FILE",
+        is_rare=True,
     )
     experts: str | None = setting(
         None,
@@ -292,6 +318,7 @@ class CaptureSettings(Checked):
         "the one that its router likes least). Recorded, because it changes the distribution.",
         metavar="all|N-1",
         unset="as many as its routers choose",
+        is_rare=True,
     )
     expert_sample: float | None = setting(
         None,
@@ -301,6 +328,7 @@ class CaptureSettings(Checked):
         "the mean of several.",
         metavar="SHARE",
         unset="0",
+        is_rare=True,
     )
     attn_implementation: str | None = setting(
         None,
@@ -309,6 +337,7 @@ class CaptureSettings(Checked):
         metavar="NAME",
         unset="what transformers chooses",
         is_recorded=False,
+        is_rare=True,
     )
     device: str | None = setting(
         None,
@@ -342,6 +371,7 @@ class CaptureSettings(Checked):
         "What to do at a row whose logits are not finite: stop, or skip it (its line has the "
         "status not_finite and no records).",
         metavar="stop|skip",
+        is_rare=True,
     )
     max_lost: float = setting(
         DEFAULT_MAX_LOST,
@@ -352,6 +382,7 @@ class CaptureSettings(Checked):
         metavar="SHARE",
         is_recorded=False,
         is_estimated=False,
+        is_rare=True,
     )
     self_test: bool = setting(
         True,
@@ -362,6 +393,7 @@ class CaptureSettings(Checked):
         switch_help="Do not try first whether text, tokens and the teacher's answers fit.",
         is_recorded=False,
         is_estimated=False,
+        is_rare=True,
     )
     claim: bool = setting(
         False,
@@ -377,6 +409,7 @@ class CaptureSettings(Checked):
         "Bytes of text per shard, about: the most work that a crash can cost.",
         metavar="N",
         unset=DEFAULT_IN_WORDS,
+        is_rare=True,
     )
     codec: str = setting(
         "portable",
@@ -384,11 +417,12 @@ class CaptureSettings(Checked):
         "How arrays are compressed: portable, or compact, which is 4 % smaller but needs the "
         "library pcodec wherever the store is read.",
         metavar="portable|compact",
+        is_rare=True,
     )
     trust_remote_code: bool = setting(
         False,
         _TEACHER,
-        "Run code that comes with the model. Only for models whose code you have read.",
+        "Run code that comes with the model, whose code you should have read.",
         is_recorded=False,
     )
 

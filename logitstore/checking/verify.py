@@ -116,9 +116,8 @@ def _verified(path: StorePath, how: _How) -> VerifyReport:
         held = LogitStore(path, allow_partial=True)
         raise IncompleteStoreError(
             f"{path}: holds {held.rows_held:,} of {counted(held.plan.rows, 'row')}; the capture "
-            "has not "
-            "finished. Run the same `logitstore capture …` again to resume it, or check what is "
-            "there with --allow-partial."
+            "has not finished. Run the same `logitstore capture …` again to resume it, or check "
+            "what is there with --allow-partial."
         )
     if report.is_complete or not _has_just_begun(path, header):
         report.damaged += _check_tokenizer(path, header.spec)

@@ -47,7 +47,7 @@ def add_to(app: typer.Typer) -> None:
     app.command()(estimate)
 
 
-@with_options_of((CaptureSettings, RaySettings), (*PANELS, PANEL))
+@with_options_of((CaptureSettings, RaySettings), (*PANELS, PANEL), brief=True)
 def capture(
     teacher: TeacherArg,
     dataset: DatasetArg,
@@ -99,7 +99,7 @@ def capture(
         print_facts(facts(store), info_text, as_json)
 
 
-@with_options_of(CaptureSettings, PANELS, leave_out=_NOT_ESTIMATED)
+@with_options_of(CaptureSettings, PANELS, leave_out=_NOT_ESTIMATED, brief=True)
 def estimate(
     teacher: TeacherArg, dataset: DatasetArg, as_json: JsonOpt = False, **values: Any
 ) -> None:
@@ -150,8 +150,7 @@ def _check_worth_a_capture(sample: "Sample", dataset: list[str]) -> None:
     why = status if reason is None else f"{status}: {reason.why}. {reason.step}"
     raise InputError(
         f"{', '.join(dataset)}: none of the {counted(sample.rows, 'row')} looked at has anything "
-        "to "
-        f"capture. Of {sample.statuses[status]:,}, {why}"
+        f"to capture. Of {sample.statuses[status]:,}, {why}"
     )
 
 

@@ -118,7 +118,8 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         app: The commands.
         name: What the program is called.
     """
-    is_help = not {"-h", "--help"}.isdisjoint(sys.argv[1:]) or len(sys.argv) == 1
+    asks_help = {"-h", "--help", "--help-all", "--help_all"}
+    is_help = not asks_help.isdisjoint(sys.argv[1:]) or len(sys.argv) == 1
     with nullcontext() if is_help else escaped_output():
         _run(app, name)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import Field
@@ -24,6 +25,8 @@ PartialOpt = Annotated[
     bool, typer.Option("--allow-partial", help="Also read a store that is not finished.")
 ]
 
+#: Characters of a sentence of help that is cut at its colon.
+_LONG = 160
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
 
@@ -35,7 +38,11 @@ def print_facts(
 
 
 def with_options_of(
-    settings: type | tuple[type, ...], panels: Sequence[str], leave_out: Collection[str] = ()
+    settings: type | tuple[type, ...],
+    panels: Sequence[str],
+    leave_out: Collection[str] = (),
+    *,
+    brief: bool = False,
 ) -> Callable[[_Command], _Command]:
     """Give a command that takes `**values` an option for each setting.
 
@@ -43,6 +50,8 @@ def with_options_of(
         settings: Their dataclass, or several.
         panels: Headings of the help, in order.
         leave_out: Names of those without an option here.
+        brief: Whether `--help` is short: of each setting the first sentence, and none of those that
+            are seldom used; `--help-all` then has the rest.
     """
 
     def with_options(command: _Command) -> _Command:
@@ -51,7 +60,9 @@ def with_options_of(
         kinds = settings if isinstance(settings, tuple) else (settings,)
         given = [(f, k) for k in kinds for f in described(k) if f.name not in leave_out]
         given.sort(key=lambda each: panels.index(about(each[0]).panel))
-        derived = [option_of(f, kind) for f, kind in given]
+        derived = [option_of(f, kind, brief=brief) for f, kind in given]
+        if brief:
+            mine.append(_help_all({f.name: _text_of(f, kind) for f, kind in given}))
         # Typer calls with keywords, so their order is that of the help.
         parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in [*mine, *derived]]
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -61,15 +72,22 @@ def with_options_of(
     return with_options
 
 
-def option_of(each: "Field[Any]", settings: type) -> inspect.Parameter:
-    """Make the parameter of a command that Typer reads as the option of a setting."""
+def option_of(each: "Field[Any]", settings: type, *, brief: bool = False) -> inspect.Parameter:
+    """Make the parameter of a command that Typer reads as the option of a setting.
+
+    Args:
+        each: The setting.
+        settings: The dataclass that it is of.
+        brief: Whether its help is one sentence, or nothing if it is seldom used.
+    """
     said = about(each)
     kind = bool if is_switch(each) else _option_type(each.type)
     is_repeatable = get_origin(kind) is list
     default = False if is_switch(each) else None if is_repeatable else each.default
     option = typer.Option(
         flag_of(each),
-        help=help_of(each, settings) + (" Repeatable." if is_repeatable else ""),
+        help=_first_sentence(_text_of(each, settings)) if brief else _text_of(each, settings),
+        hidden=brief and said.is_rare,
         rich_help_panel=said.panel,
         metavar=said.metavar,
         show_default=said.unset or not is_repeatable,
@@ -81,6 +99,40 @@ def option_of(each: "Field[Any]", settings: type) -> inspect.Parameter:
         default=default,
         annotation=Annotated[optional, option],
     )
+
+
+def _text_of(each: "Field[Any]", settings: type) -> str:
+    is_repeatable = not is_switch(each) and get_origin(_option_type(each.type)) is list
+    return help_of(each, settings) + (" Repeatable." if is_repeatable else "")
+
+
+def _first_sentence(text: str) -> str:
+    """Take a help up to the end of its first sentence, or to its first colon if that is long."""
+    sentence = re.split(r"(?<=[.])\s+(?=[A-Z`])", text)[0]
+    if len(sentence) > _LONG and ": " in sentence:
+        return f"{sentence.split(': ')[0]}."
+    return sentence
+
+
+def _help_all(texts: Mapping[str, str]) -> inspect.Parameter:
+    """Make the option that lists every option of a command, each with all of its help."""
+
+    def show(context: typer.Context, is_asked: bool) -> None:
+        if is_asked:
+            for option in context.command.params:
+                option.hidden = False  # type: ignore[attr-defined]  # of options
+                option.help = texts.get(str(option.name), getattr(option, "help", None))  # type: ignore[attr-defined]
+            typer.echo(context.get_help())
+            raise typer.Exit
+
+    option = typer.Option(
+        "--help-all",
+        is_eager=True,
+        callback=show,
+        help="Show all options, and all that is to know of each.",
+    )
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter("help_all", kind, default=False, annotation=Annotated[bool, option])
 
 
 def _option_type(annotation: Any) -> Any:

@@ -12,7 +12,10 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, dataclass, field, fields
+from functools import wraps
 from typing import Any, TypeVar
+
+from logitstore.console.argument_types import check_arguments
 
 _KEY = "setting"
 _DOC_WIDTH = 96  # of an argument's lines, so that they end in column 100
@@ -32,6 +35,7 @@ class About:
         unset: What applies if it is None, for people; else the default value is shown.
         is_recorded: Whether it decides what a store holds, so that the store records it.
         is_estimated: Whether a preview of the work takes it, too.
+        is_rare: Whether it is seldom used, so that only `--help-all` lists it.
     """
 
     help: str
@@ -42,6 +46,7 @@ class About:
     unset: str | None = None
     is_recorded: bool = True
     is_estimated: bool = True
+    is_rare: bool = False
 
 
 def setting(default: Any, panel: str, help: str, **more: Any) -> Any:
@@ -81,20 +86,28 @@ def help_of(each: "Field[Any]", settings: type) -> str:
 
 
 def with_settings(*settings: type) -> Callable[[_Function], _Function]:
-    """Make a function that takes `**settings` show each of these: signature and docstring.
+    """Make a function that takes `**settings` show each of these, and hold arguments to it.
+
+    What is shown is the signature and the docstring; arguments of a wrong type are an error.
 
     In the docstring the line that begins with `**settings:` is replaced by a line a setting.
     """
 
     def with_each(function: _Function) -> _Function:
         own = inspect.signature(function)
-        function.__signature__ = own.replace(  # type: ignore[attr-defined]
-            parameters=[*_parameters(own, settings)]
-        )
+        signature = own.replace(parameters=[*_parameters(own, settings)])
+        name = f"{function.__module__.removesuffix(f'.{function.__name__}')}.{function.__name__}"
+
+        @wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            check_arguments(name, signature, function.__globals__, args, kwargs)
+            return function(*args, **kwargs)
+
+        checked.__signature__ = signature  # type: ignore[attr-defined]
         if function.__doc__ is not None:  # python -OO drops it
             lines = function.__doc__.split("\n")
-            function.__doc__ = "\n".join(_with_arguments(lines, settings))
-        return function
+            checked.__doc__ = "\n".join(_with_arguments(lines, settings))
+        return checked  # type: ignore[return-value]
 
     return with_each
 

@@ -189,8 +189,7 @@ def diff_text(found: dict[str, Any]) -> str:
             f"compared: {counted(found['sequences_compared'], 'sequence')}, "
             f"{found['records_compared']:,} "
             f"records; not compared: {counted(found['sequences_of_other_text'], 'sequence')} with "
-            "other "
-            f"text, {found['sequences_of_other_tokens']:,} with other tokens"
+            f"other text, {found['sequences_of_other_tokens']:,} with other tokens"
         ),
     ]
     for name, title in (("uld", "ULD"), ("kl", "KL"), ("token_logprob", "|log p - log q|")):

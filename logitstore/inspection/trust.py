@@ -123,8 +123,7 @@ def _self_test(found: object) -> Check:
         name,
         found["largest"] <= found["tolerance"],
         f"log p of {counted(found['tokens'], 'token')} differs by {found['largest']:g} at most; up "
-        "to "
-        f"{found['tolerance']:g} is rounding",
+        f"to {found['tolerance']:g} is rounding",
     )
 
 

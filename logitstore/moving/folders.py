@@ -30,8 +30,7 @@ def open_finished(path: str | PathLike[str] | StorePath) -> LogitStore:
     if not store.is_complete:
         raise IncompleteStoreError(
             f"{path}: holds {store.rows_held:,} of {counted(store.plan.rows, 'row')}. Run the same "
-            "command "
-            "that writes it again, to finish it first."
+            "command that writes it again, to finish it first."
         )
     say_what_stays(store)
     return store

@@ -110,8 +110,7 @@ def _read_range(rows: str, store: _Rows) -> I64:
     if stop and int(stop) > held:
         raise InputError(
             f"--rows {rows}: ends at {int(stop):,}, but {store.path} has {counted(held, 'row')}. "
-            "Leave the "
-            f"end out for all that follow: --rows {first}:"
+            f"Leave the end out for all that follow: --rows {first}:"
         )
     return np.arange(int(first or 0), int(stop or held), dtype=np.int64)
 

@@ -12,6 +12,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from logitstore.capture.settings import CaptureSettings
+from logitstore.console.argument_types import typed
 from logitstore.console.settings import with_settings
 from logitstore.ray.cluster import data_library
 from logitstore.ray.settings import AUTO, RaySettings
@@ -69,6 +70,7 @@ def capture(
     return run_on_ray(teacher, dataset, out, CaptureSettings(**settings), on_ray, log_json=log_json)
 
 
+@typed("logitstore.ray.dataset")
 def dataset(
     store: str | os.PathLike[str] | RemotePath,
     *,

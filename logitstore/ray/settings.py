@@ -34,6 +34,7 @@ class RaySettings:
         "for.",
         metavar="N",
         unset="as many as there is room for, also on nodes that join",
+        is_rare=True,
     )
     gpus_per_teacher: float | None = setting(
         None,
@@ -41,6 +42,7 @@ class RaySettings:
         "GPUs that each teacher holds.",
         metavar="N",
         unset="1 where the cluster has any",
+        is_rare=True,
     )
     cpus_per_teacher: int | None = setting(
         None,
@@ -48,6 +50,7 @@ class RaySettings:
         "Processors that each teacher holds.",
         metavar="N",
         unset="1 beside GPUs, else as many as torch uses here",
+        is_rare=True,
     )
     max_restarts: int = setting(
         3,
@@ -55,6 +58,7 @@ class RaySettings:
         "How often a shard is begun again whose teacher, or its node, died. So many teachers may "
         "also die in a row before they have loaded the model.",
         metavar="N",
+        is_rare=True,
     )
 
     def check(self, settings: CaptureSettings, ranks: Ranks) -> None:

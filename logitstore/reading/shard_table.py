@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from logitstore.console.argument_types import whole_number
 from logitstore.console.progress import progress
 from logitstore.errors import CorruptStoreError, StorageError
 from logitstore.format.index import Line, Lines
@@ -232,6 +233,7 @@ class ShardTable:
             IndexError: There is no such sequence.
         """
         total = int(self.first_sequence[-1])
+        i = whole_number(i, f"{self.path}: a sequence", total)
         if i < 0:
             i += total
         if not 0 <= i < total:
@@ -252,6 +254,7 @@ class ShardTable:
         Raises:
             IndexError: The dataset has no such row, or its shard is not written yet.
         """
+        r = whole_number(r, f"{self.path}: a row", self.plan.rows)
         index = self.plan.shard_of_row(r)
         try:
             if 0 <= r < self.plan.rows:

@@ -29,13 +29,13 @@ def read_nested(
     Raises:
         InputError: It is not JSON, or not what stands in such a column.
     """
-    place = where if are_messages else f"{where}: {column}"
+    place = f"{where}: {column}"
     if is_json and value is not None:
         value = json.loads(value)
     is_exact |= isinstance(value, str)
     value = parsed(value or None, place)  # JSON in a string, of the user's own
     if are_messages:
-        return None if value is None else read_messages(value, where, is_exact=is_exact)
+        return None if value is None else read_messages(value, place, is_exact=is_exact)
     kind = list if column == "tools" else dict
     if value is not None and not isinstance(value, kind):
         raise InputError(

@@ -37,8 +37,8 @@ def private_conversation(own: Conversation, theirs: Dialogue, where: str) -> Con
     if len(turns) < count:
         raise InputError(
             f"{where}: the teacher's messages have {counted(len(turns), 'turn')} of the assistant, "
-            "but the "
-            f"student learns {count}. Its context may be another, but its answers must be the same."
+            f"but the student learns {count}. Its context may be another, but its answers must be "
+            "the same."
         )
     chosen = turns[len(turns) - count :]
     for theirs_i, own_i in zip(chosen, own.supervised, strict=True):

@@ -7,6 +7,7 @@ immediately.
 """
 
 import errno
+import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,14 @@ from typing import TypeVar
 from logitstore.errors import InputError, StorageError, in_a_line
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 #: Seconds before each further attempt; about a minute in all.
 PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 20.0)
+#: Seconds after which nothing is tried again, however long the client took for its own attempts.
+MOST_S = 60.0
+#: The attempt whose failure is told, so that nobody wonders what is waited for.
+_SAID_AT = 3
 _PERMANENT = (
     FileNotFoundError,
     FileExistsError,
@@ -51,13 +57,16 @@ _CREDENTIAL_NAMES |= {"ProfileNotFound", "SSOTokenLoadError", "ConfigNotFound", 
 
 
 def retrying(action: Callable[[], T], url: str) -> T:
-    """Return the result of `action`, tried again while its failures are transient.
+    """Return the result of `action`, tried again for about a minute while its failures may pass.
+
+    A client library that itself tries for long, as the hub's does, is asked again less often.
 
     Raises:
         FileNotFoundError: There is no such object.
         FileExistsError: The object exists, and must not be replaced.
         StorageError: Everything else, with what to do about it.
     """
+    started = time.monotonic()
     for attempt, pause_s in enumerate((*PAUSES_S, None), start=1):
         try:
             return action()
@@ -66,8 +75,11 @@ def retrying(action: Callable[[], T], url: str) -> T:
                 raise FileExistsError(errno.EEXIST, "the object exists", url) from e
             if isinstance(e, (FileNotFoundError, StorageError, InputError)):
                 raise
-            if pause_s is None or not is_transient(e):
-                raise explain(e, url, attempt) from e
+            waited_s = time.monotonic() - started
+            if pause_s is None or not is_transient(e) or waited_s + pause_s > MOST_S:
+                raise explain(e, url, attempt, waited_s) from e
+            if attempt == _SAID_AT:
+                log.warning("%s: %s; it is tried again, for a minute in all", url, in_a_line(e))
             time.sleep(pause_s * random.uniform(0.5, 1.0))
     raise AssertionError("the last attempt returns or raises")
 
@@ -89,8 +101,15 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in _TRANSIENT_ERRNO
 
 
-def explain(error: BaseException, url: str, attempts: int) -> StorageError:
-    """Turn a failure into a StorageError that says what to do about it."""
+def explain(error: BaseException, url: str, attempts: int, waited_s: float = 0.0) -> StorageError:
+    """Turn a failure into a StorageError that says what to do about it.
+
+    Args:
+        error: The last failure.
+        url: What was asked for.
+        attempts: How often.
+        waited_s: For how many seconds in all.
+    """
     reason = in_a_line(error)
     is_denied = isinstance(error, PermissionError) or _named(error, _CREDENTIAL_NAMES)
     if is_denied or {401, 403} & set(http_statuses(error)):
@@ -100,7 +119,8 @@ def explain(error: BaseException, url: str, attempts: int) -> StorageError:
             "AWS_PROFILE, AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL or ~/.aws, for hf:// HF_TOKEN or "
             "`hf auth login`. Fix these, then run the same command again."
         )
-    times = f"{attempts} attempts failed, the last with" if attempts > 1 else "the answer was"
+    times = f"{attempts} attempts failed in {waited_s:.0f} s, the last with"
+    times = times if attempts > 1 else "the answer was"
     return StorageError(
         f"{url}: the object store refuses: {times} {reason}. Nothing half-written is visible. "
         "Check that address, network and bucket are right, then run the same command again."

@@ -61,9 +61,15 @@ class FakeSpec:
 
 @dataclass
 class FakeFidelity:
-    """The largest L1 distance of a record from the distribution that it was made from."""
+    """How exact the records are: as those of a store that was rounded by nothing.
+
+    Attributes:
+        l1_max: The largest L1 distance of a record from the distribution that it was made from.
+        tail_mean: The mean tail, for a student's card.
+    """
 
     l1_max: float = 0.0
+    tail_mean: float = 0.0
 
 
 @dataclass

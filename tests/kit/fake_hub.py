@@ -8,12 +8,19 @@ import base64
 import hashlib
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+
+from logitstore.storage import objects
 
 _REPO = r"(?P<repo>(?:datasets/|models/)?[\w.-]+/[\w.-]+)"
 #: Files of this name end, or size, are kept as LFS objects.
@@ -60,6 +67,37 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def for_client(monkeypatch: pytest.MonkeyPatch, token: str) -> Iterator[Hub]:
+    """Serve a hub that `huggingface_hub` takes for the one that there is, with this token."""
+    with serving() as found:
+        point_at(monkeypatch, found.url)
+        monkeypatch.setenv("HF_TOKEN", token)
+        yield found
+        _forget()
+
+
+def point_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    """Let `huggingface_hub` ask this address."""
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    _forget()
+
+
+def _forget() -> None:
+    """Let go of clients that know another hub."""
+    from huggingface_hub import HfFileSystem
+
+    close_session()
+    if (of_transformers := sys.modules.get("transformers.utils.hub")) is not None:
+        of_transformers._hf_api = None  # type: ignore[attr-defined]
+    objects._filesystem.cache_clear()
+    HfFileSystem.clear_instance_cache()
 
 
 def _oid(data: bytes) -> str:

@@ -87,10 +87,9 @@ def too_long(sequence: TeacherSequence, teacher: "Engine") -> InputError:
     """Make the error for a single sequence that does not fit the device's memory."""
     return InputError(
         f"row {sequence.line.row:,}: one sequence of {counted(sequence.length, 'token')} alone "
-        "does not fit "
-        f"the memory of {teacher.place}. Every shard before it is good. Give the teacher more "
-        "room, with --device-map auto or on another device, and run the same command again; or "
-        "begin a store with a lower --max-length, --dtype bfloat16 or --quantization "
+        f"does not fit the memory of {teacher.place}. Every shard before it is good. Give the "
+        "teacher more room, with --device-map auto or on another device, and run the same command "
+        "again; or begin a store with a lower --max-length, --dtype bfloat16 or --quantization "
         "bitsandbytes-8bit.",
         kind="out-of-memory",
     )

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from logitstore.console.argument_types import typed
 from logitstore.moving.created.row_writer import RowWriter
 from logitstore.moving.created.settings import CreateSettings
 from logitstore.storage.paths import StorePath
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+@typed("logitstore.create")
 def create(
     out: str | os.PathLike[str] | StorePath,
     *,

@@ -162,8 +162,7 @@ class RowWriter:
         if self._form is None and next(self._shards.missing_rows(), None) is None:
             raise InputError(
                 f"{self.path}: none of its {counted(self._settings.rows, 'row')} has a record, so "
-                "nothing "
-                "was written. Check the texts, labels and messages that were added.",
+                "nothing was written. Check the texts, labels and messages that were added.",
                 kind="lost-rows",
             )
         if missing := self._shards.missing():

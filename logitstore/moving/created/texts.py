@@ -217,10 +217,9 @@ class Texts:
         first = int(np.flatnonzero(np.append(both[0] != both[1], True))[0])
         raise InputError(
             f"{where}: its {given.size:,} input_ids are not the {counted(len(own), 'token')} of "
-            "its text "
-            f"({self.tokenizer.name} begins with {self._shown(own)}): the first that differs is "
-            f"number {first:,}. Give the tokenizer that the logits were computed with, or "
-            "input_ids=… alone."
+            f"its text ({self.tokenizer.name} begins with {self._shown(own)}): the first that "
+            f"differs is number {first:,}. Give the tokenizer that the logits were computed with, "
+            "or input_ids=… alone."
         )
 
     def _shown(self, ids: I64) -> str:

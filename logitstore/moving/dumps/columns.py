@@ -80,8 +80,7 @@ def read_raw(
             raise InputError(
                 f"{where}: has neither input_ids nor {messages}, so it cannot be told which tokens "
                 f"the {counted(len(lists), 'list')} are of. Add one, or name the column of "
-                "messages with "
-                "--messages-column."
+                "messages with --messages-column."
             )
         return Dumped(lists, messages=conversation)
     ids = integers(row["input_ids"], f"{where}: input_ids")

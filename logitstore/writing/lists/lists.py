@@ -345,8 +345,7 @@ def reject_lengths(where: str, items: str, count: int, tokens: int) -> NoReturn:
     """Raise InputError: it cannot be told which tokens the items belong to."""
     raise InputError(
         f"{where}: {count:,} {items} for {counted(tokens, 'token')}. Give one list a token (an "
-        "empty one or "
-        "null where there is none), or drop the row."
+        "empty one or null where there is none), or drop the row."
     )
 
 

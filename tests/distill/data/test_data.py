@@ -322,7 +322,7 @@ def test_rows_without_records_are_never_sampled_and_are_counted(
 
 def test_a_store_without_any_record_is_refused(store: FakeStore, student: ByteTokenizer) -> None:
     empty = replace(store, records=store.records[4:5], texts=store.texts[4:5])
-    with pytest.raises(InputError, match=r"none of its 1 sequences has a record .*logitstore info"):
+    with pytest.raises(InputError, match=r"none of its 1 sequence has a record .*logitstore info"):
         StoreDataset(empty, student)
 
 

@@ -170,7 +170,7 @@ def test_the_last_turn_is_asked_for_and_what_is_before_it_read() -> None:
 
 def test_rows_without_a_prompt_have_nothing_to_answer() -> None:
     rows = load_rows(Dataset.from_dict({"text": ["some text"]}))
-    with pytest.raises(InputError, match="none of its 1 rows has a prompt and a completion"):
+    with pytest.raises(InputError, match="none of its 1 row has a prompt and a completion"):
         questions(renderer_of(rows, tiny.byte_bpe()))
 
 

@@ -193,7 +193,7 @@ def test_a_conversation_is_read_through_the_models_own_template(tmp_path: Path) 
         score = bits_per_byte(tiny.llama(len(tokenizer)), renderer_of(rows, tokenizer))
         assert (score.bytes, score.bytes_left_out) == (len("Größe.".encode()), 0)
     last = renderer_of(rows, tokenizer, supervise="last")
-    with pytest.raises(InputError, match="none of the 1 rows"):
+    with pytest.raises(InputError, match="none of the 1 row"):
         bits_per_byte(tiny.llama(len(tokenizer)), last)
 
 

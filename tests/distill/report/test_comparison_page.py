@@ -13,7 +13,7 @@ from distill import cli
 from distill.report.comparison import compare, key_of, read
 from distill.report.curve_figures import axis_of, curves
 from distill.report.facts import differing
-from distill.report.figures import strips, widened
+from distill.report.figures import colour, strips, widened
 from distill.report.history import STATE_FILE, Curve, Point, read_curves, together
 from distill.report.metrics import METRICS
 from distill.report.page import MOST_CONTENDERS, page, write_page
@@ -23,6 +23,7 @@ from logitstore.errors import InputError
 from tests.kit.browser import ATTACK, Browser
 from tests.kit.html_pages import Outline, check_structure, contrast, palettes
 from tests.kit.look_at_pages import look
+from tests.kit.paths import ROOT
 
 BITS = {"ce": (2.0, 2.4), "mapped": (1.9, 2.1), "alm": (1.95, 2.2)}
 SAMPLE = {"row": 3, "prompt": "Once upon", "reference": " a time.", "answer": "a <b>midnight</b>"}
@@ -103,7 +104,7 @@ def test_a_contenders_numbers_stand_by_its_own_name(folders: list[Path], tmp_pat
         assert said == f"{mean:.3f} {bits[0]:.3f} - {bits[1]:.3f}"
     # t(1) at 1 - 0.05 / 2 / 2 is 25.45; the differences are -0.1 and -0.3
     against = {name: cells_of(cells)["against the baseline"] for name, cells in named.items()}
-    assert against["mapped"] == f"-0.200 ± {25.45 * 0.1:.3f} undecided"
+    assert against["mapped"] == f"\N{MINUS SIGN}0.200 ± {25.45 * 0.1:.3f} undecided"
     assert against["ce"] == ""
     first = json.loads(text.split('id="data">')[1].split("</script>")[0])["curves"][0]
     assert first["right"] == 100
@@ -295,6 +296,29 @@ def test_a_step_that_was_logged_twice_counts_once(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     assert read_curves(tmp_path) == read_curves(tmp_path / "results.json")
     assert read_curves(tmp_path) == {"loss": [(1, 4.0), (2, 3.0)]}
+
+
+def test_lines_that_lie_on_each_other_are_told_apart_without_colour() -> None:
+    """What lies below is seen in the gaps of what lies above it; a colour has each kind once."""
+    points = line_of((1, 3.0), (50, 2.5), (100, 2.0))
+    drawn = curves("x", [points] * 4).picture
+    kinds = re.findall(r'<polyline [^>]*class="line c\d (d\d)"', drawn)
+    assert kinds == ["d0", "d1", "d2", "d0"]
+    assert len({colour(i) for i in range(24)}) == 24
+    style = (ROOT / "distill/report/page.css").read_text()
+    for kind in ("d1", "d2"):
+        assert re.search(rf"svg \.line\.{kind} {{ stroke-dasharray:", style)
+        assert re.search(rf"\.values dt\.{kind}::before {{ border-top-style:", style)
+
+
+def test_negative_numbers_have_a_minus_sign() -> None:
+    points = line_of((1, -1.0), (50, -2.5), (100, -2.0))
+    ticks = re.findall(r'class="end">([^<]*)<', curves("x", [points]).picture)
+    assert any(tick.startswith("\N{MINUS SIGN}") for tick in ticks)
+    assert not any("-" in tick for tick in ticks)
+    metric = METRICS[0]
+    assert metric.shown(-0.0123, "+") == "\N{MINUS SIGN}0.012"
+    assert metric.shown(-0.0001) == "0.000"
 
 
 def line_of(*values: tuple[int, float]) -> list[Point]:

@@ -26,7 +26,8 @@ CE = runs("ce", *BASE)
 def test_a_student_that_is_better_beyond_its_noise_is_called_better_with_its_interval() -> None:
     # 0.10, 0.09, 0.08 less: 4.303 * 0.01 / sqrt(3) = 0.0248
     assert said(CE, runs("kl", 5.40, 5.51, 5.62)) == (
-        "Better than ce in bits/byte: kl, -0.090 (95 %: -0.115 to -0.065, 3 seeds)."
+        "Better than ce in bits/byte: kl, \N{MINUS SIGN}0.090 "
+        "(95 %: \N{MINUS SIGN}0.115 to \N{MINUS SIGN}0.065, 3 seeds)."
     )
 
 
@@ -65,7 +66,7 @@ def test_every_contender_is_named_by_its_verdict() -> None:
         runs("one", 5.0),
     )
     better, tie, rest = found.split(". ")
-    assert better.startswith("Better than worst in bits/byte: ce, -1.020 (95 %")
+    assert better.startswith("Better than worst in bits/byte: ce, \N{MINUS SIGN}1.020 (95 %")
     assert tie == "A tie with worst in bits/byte, within 0.1 %: same"
     assert rest == "Not conclusive: one."
     assert said(CE, runs("bad", *(b + 1 for b in BASE))).startswith("Worse than ce")
@@ -107,7 +108,7 @@ def test_the_table_is_one_leaderboard_the_best_first() -> None:
     [ce] = [line for line in lines if line.startswith("ce")]
     assert kl.split() == [
         *("kl", "3", "5.510", "5.400", "-", "5.620"),
-        *("-0.090", "±", "0.025", "better", "3.0"),
+        *("\N{MINUS SIGN}0.090", "±", "0.025", "better", "3.0"),
     ]
     assert ce.split() == ["ce", "3", "5.600", "5.500", "-", "5.700", "-"]
     assert lines.index(kl) < lines.index(ce)
@@ -116,7 +117,7 @@ def test_the_table_is_one_leaderboard_the_best_first() -> None:
 
 def test_no_difference_that_rounds_to_zero_has_a_sign() -> None:
     shown = table(compare([*runs("ce", 5.5351), *runs("kl", 5.5349)]))
-    assert "-0.000" not in shown
+    assert "\N{MINUS SIGN}0.000" not in shown
     assert "0.000 one seed" in shown
 
 

@@ -8,6 +8,7 @@ import pytest
 
 import logitstore
 from distill.losses.advice import UNPROVEN, caution
+from distill.losses.evidence import measured
 from logitstore.errors import MismatchError
 from logitstore.testing import tiny
 from logitstore.testing.fake_store import FakeStore
@@ -71,6 +72,8 @@ def test_what_no_map_is_known_to_do_is_said_of_a_student_that_has_learnt(
             gone.unlink()
     said = " ".join(run("coverage", "store", "other")[1].split())
     assert (f"not sure {UNPROVEN}." in said) == (weights == "trained")
+    cited = measured("mapped_kl", {"map": "events"}, weights)
+    assert f"(less is better): {cited}. docs/which-loss.md" in said
 
 
 def test_a_loss_without_a_map_is_said_nothing_of() -> None:

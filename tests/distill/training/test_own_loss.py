@@ -232,7 +232,15 @@ WRONG: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "logits that were not asked for": (
         lambda t, s, o: s.logits().logsumexp(-1),
-        "AssertionError: logits were not asked for",
+        r"mine: .*_own_loss.py line \d+: student\.logits\(\) is not there, .* Add logits=True to",
+    ),
+    "columns that were not asked for": (
+        lambda t, s, o: s.columns(t["index"]).sum(1),
+        r"test_own_loss.py line \d+: student\.columns\(…\) is not there.* Add columns=N to",
+    ),
+    "weights that it has not": (
+        lambda t, s, o: s.made("gate").sum(1),
+        r"test_own_loss.py line \d+: student\.made\('gate'\) is not there.* Add a module=…",
     ),
 }
 
@@ -402,3 +410,16 @@ def test_a_function_is_as_good_as_its_name(tmp_path: Path) -> None:
     args: CachedTeacherConfig = settings(tmp_path, loss=total_variation)
     assert args.loss == "tests.kit.own:total_variation"
     assert parse_losses(f"{total_variation}:3") == {"total_variation": 3.0}
+
+
+def plain(teacher: Any, student: Any, options: Any) -> Any:
+    return student.label()
+
+
+def test_a_function_that_nothing_declares_is_told_so(tmp_path: Path) -> None:
+    said = r"loss is plain, which no @distill\.loss\(…\) declares\. Write @distill\.loss\(needs=…\)"
+    with pytest.raises(InputError, match=said) as raised:
+        CachedTeacherConfig(output_dir=str(tmp_path / "o"), store="s", loss=plain)
+    assert raised.value.kind == "own-loss"
+    with pytest.raises(InputError, match=r"^@distill\.loss stands above plain without brackets"):
+        distill.loss(plain)

@@ -331,7 +331,7 @@ def test_stores_without_a_row_in_common_are_refused(
 ) -> None:
     other = store_of(folder, "other", tiny.unigram(), seed=9, rows=[text_row("nobody has this")])
     says = (
-        "other: none of its 1 sequences has a text that is also in near, far, so the teachers have "
+        "other: none of its 1 sequence has a text that is also in near, far, so the teachers have "
         "nothing in common to teach."
     )
     with pytest.raises(MismatchError, match=re.escape(says)):

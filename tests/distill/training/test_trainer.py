@@ -301,7 +301,7 @@ def test_a_step_without_anything_to_learn_leaves_the_student_alone(
     before = {k: v.clone() for k, v in model.state_dict().items()}
     how = {"per_device_train_batch_size": 1, "max_steps": 1, "max_lost": 1}
     trainer = trainer_of(model, mixed, tmp_path, **how)
-    with pytest.raises(InputError, match=r"the 1 steps had no label"):
+    with pytest.raises(InputError, match=r"the 1 step had no label"):
         trainer.train()
     assert logged(trainer)[0]["loss"] == 0
     torch.testing.assert_close(model.state_dict(), before)

@@ -62,6 +62,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in KINDS:
         for share in SHARES:
             monkeypatch.setitem(all_losses(), f"{kind}-{share}", hard_label(kind, share))
+    monkeypatch.setattr("distill.losses.names.loss_names", lambda: list(all_losses()))
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_the_command_ends_at_the_shard_with_the_status_of_the_signal(
     assert "Traceback" not in err
     assert f"{number.name}: stopping after this shard. Repeat it to exit immediately." in err
     there = len(list((out / "shards").glob("*.zip")))
-    assert f"{there} of 24 shards are there, each of them whole. Run the same command again" in err
+    assert f"{there} of 24 shards there, each of them whole. Run the same command again" in err
     assert 1 <= there < 24
     assert not list((out / "shards").glob(".tmp-*"))
     assert verify_store(out, allow_partial=True, deep=True).damaged == []

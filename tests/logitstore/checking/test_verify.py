@@ -326,7 +326,7 @@ def test_zarr_is_a_second_opinion(
 
     monkeypatch.setattr(Shard, "array", wrong)
     code, out, err = run(*asked)
-    assert (code, out) == (1, "3 shards, 12 rows: 1 files damaged\n")
+    assert (code, out) == (1, "3 shards, 12 rows: 1 file damaged\n")
     assert "shards/00001.zarr.zip rows 3 to 6: zarr 3" in err
     assert "decodes other values of lognorm, unlike this program" in err
 

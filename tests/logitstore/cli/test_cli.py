@@ -48,7 +48,7 @@ def test_capture_then_look_at_it(run: Run, teacher: Path, data: Path, tmp_path: 
     }
     parts = sum(facts["bytes_per_token_by_field"].values())
     assert 0 < parts < facts["bytes_per_token"]
-    assert run("verify", out, "--deep")[:2] == (0, "1 shards, 12 rows: whole\n")
+    assert run("verify", out, "--deep")[:2] == (0, "1 shard, 12 rows: whole\n")
 
     code, text, _ = run("show", out, 8, "--json")
     shown = json.loads(text)

@@ -86,6 +86,29 @@ def test_the_help_of_capture_is_in_panels(typed: Typed) -> None:
     assert {"Teacher", "Data", "What is kept", "Running"} <= set(PANELS)
 
 
+@pytest.mark.parametrize("command", ["capture", "estimate"])
+def test_help_is_short_and_help_all_has_every_option_and_sentence(
+    command: str, typed: Typed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    status, short, err = typed("logitstore", command, "--help")
+    assert (status, err) == (0, "")
+    assert len(short.splitlines()) < 160
+    status, text, err = typed("logitstore", command, "--help-all")
+    assert (status, err) == (0, "")
+    assert typed("logitstore", command, "--help_all") == (0, text, "")
+    assert max(map(len, text.splitlines())) <= 80
+    lists = re.compile(r"^│ [ *]*(--[a-z-]+)", re.MULTILINE)
+    every = {flag for option in options_of("logitstore", command) for flag in option.opts}
+    shown = set(lists.findall(text))
+    assert shown == {flag for flag in every if flag.startswith("--")} | {"--help"}
+    assert set(lists.findall(short)) < shown
+    assert {"--top-k", "--max-tail", "--dtype", "--help-all"} <= set(lists.findall(short))
+    plain = " ".join(re.sub("[│ ]+", " ", text).split())
+    assert "way=worker (all" in plain
+    assert "way=worker" not in short
+
+
 @pytest.mark.parametrize(("program", "command"), commands())
 def test_a_default_is_shown_as_one_and_never_told_in_prose(program: str, command: str) -> None:
     for option in options_of(program, command):

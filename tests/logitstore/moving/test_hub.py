@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
 
 import logitstore
 from logitstore.checking.verify import verify_store
@@ -27,7 +25,6 @@ from logitstore.errors import (
 )
 from logitstore.moving.hub import repository
 from logitstore.moving.hub.push import push
-from logitstore.storage import objects
 from logitstore.store import open_store
 from logitstore.testing import stores, tiny
 from tests.kit import fake_hub
@@ -46,25 +43,8 @@ TOKEN = "hf_a_token_that_nobody_may_see"
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine, which the hub's client takes for the one that there is."""
-    with fake_hub.serving() as found:
-        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        _forget()
+    with fake_hub.for_client(monkeypatch, TOKEN) as found:
         yield found
-        _forget()
-
-
-def _forget() -> None:
-    """Let go of clients that know another hub."""
-    from huggingface_hub import HfFileSystem
-
-    close_session()
-    objects._filesystem.cache_clear()
-    HfFileSystem.clear_instance_cache()
 
 
 def test_a_store_on_the_hub_is_the_store(hub: Hub, tmp_path: Path) -> None:

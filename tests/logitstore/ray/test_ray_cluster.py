@@ -269,7 +269,7 @@ def test_a_row_that_cannot_be_read_costs_its_shard_and_is_named(
     out = tmp_path / "s"
     says = (
         r"^shard (\d+) of (\d+), and 1 more could not be captured: row 20: the teacher's logits "
-        r"are not finite .*--on-nan skip.* \d+ of \d+ shards are there, each of them whole\. Run "
+        r"are not finite .*--on-nan skip.* \d+ of \d+ shards there, each of them whole\. Run "
         r"the same command again: it does only what is missing\.$"
     )
     with pytest.raises(InputError, match=says):

@@ -140,7 +140,7 @@ def test_other_answers_are_refused_by_name(folders: dict[str, Path], tmp_path: P
         (other, "row 0: message 4 of the teacher's is another answer than message 3 .*old river"),
         (
             THEIRS[:3],
-            "row 0: the teacher's messages have 1 turns of the assistant.*student learns 2",
+            "row 0: the teacher's messages have 1 turn of the assistant.*student learns 2",
         ),
     ):
         with pytest.raises(InputError, match=why):

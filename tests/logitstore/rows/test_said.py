@@ -147,7 +147,8 @@ def test_a_role_by_another_name_is_refused(role: str, teacher: Path, tmp_path: P
     talk = [m | {"role": role} if m["role"] == meant else m for m in TALK]
     number = 0 if meant == "user" else 1
     with pytest.raises(
-        InputError, match=f"row 1: message {number}: has the role '{role}'.*Write '{meant}'"
+        InputError,
+        match=f"row 1: messages: message {number}: has the role '{role}'.*Write '{meant}'",
     ):
         capture(teacher, [{"messages": TALK}, {"messages": talk}], tmp_path / "s")
     assert not (tmp_path / "s").exists()

@@ -241,7 +241,7 @@ def test_a_bos_that_the_row_brings_is_the_students_own() -> None:
         ({"prompt": turns("a"), "completion": "b"}, "column 'completion' holds string"),
         ({"messages": "abc"}, "column 'messages' holds string, expected lists of messages"),
         ({"conversation": turns("a", "b")}, "Rename 'conversation' to 'messages'"),
-        ({"messages": [{"who": "a", "value": "b"}]}, "row 0: message 0 is not a message"),
+        ({"messages": [{"who": "a", "value": "b"}]}, "row 0: messages: message 0 is not a message"),
         (
             {"messages": turns("a", "b"), "tools": "{"},
             "row 0: tools: holds a string that is not JSON",
