@@ -140,6 +140,7 @@ def plan(cost_nm: Tensor, alpha: float) -> Tensor:
     needs={"hidden", "embedding"},
     pairs="labels",
     module=Projected,
+    second_text=True,
     options=(
         Option(
             "cot2align_alpha",

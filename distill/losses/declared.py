@@ -86,6 +86,7 @@ def loss(
     options: tuple[Option, ...] = (),
     has_bound: bool = False,
     module: Callable[[Widths, Options], nn.Module] | None = None,
+    second_text: bool = False,
     cited: Paper | None = None,
     order: int = 100,
 ) -> Callable[[Values], Loss]:
@@ -113,6 +114,7 @@ def loss(
         options: Flags that it reads.
         has_bound: Whether the function also returns bounds.
         module: Makes weights of its own, as :class:`distill.losses.loss.Loss` has it.
+        second_text: Whether they compare two texts of a row, where there are two.
         cited: The paper to cite.
         order: Its place in lists.
 
@@ -147,6 +149,7 @@ def loss(
             options=options,
             has_bound=has_bound,
             module=module,
+            second_text=second_text,
             cited=cited,
             order=order,
             home=where,

@@ -320,6 +320,7 @@ class Loss:
         module: Makes its own weights, which are trained with the student and saved beside it, never
             inside; None: it has none. The module is called with :class:`Inside`, the loss's arrays
             and the options, and returns (N, …) tensors by name, for `student.made`.
+        second_text: Whether its weights compare two texts of a row, where there are two.
         cited: The paper to cite.
         order: Its place in lists. If a store cannot serve one loss, the message names the first
             of the common ones that it can serve.
@@ -336,6 +337,7 @@ class Loss:
     options: tuple[Option, ...] = ()
     has_bound: bool = False
     module: Callable[[Widths, Options], nn.Module] | None = None
+    second_text: bool = False
     cited: Paper | None = None
     order: int = 100
     home: str = ""

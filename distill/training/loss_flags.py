@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # a type checker does not see what losses declare
         cdm_threshold: float = 0.1
         dskd_temperature: float = 2.0
         dskd_wrong: Literal["hard", "none"] = "hard"
+        dskd_space: Literal["auto", "student", "both"] = "auto"
+        cot2align_alpha: float = 0.1
         loss_learning_rate: float = 0.001
 
 else:

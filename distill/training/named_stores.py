@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from distill.losses import all_losses, find
 from logitstore.errors import InputError
 
 #: What is learnt of a row that several stores have.
@@ -92,11 +93,12 @@ def check_cot_store(cot_store: str | None, losses: Collection[str], *, several: 
             f"--cot_store {cot_store}: has a second text for the rows of one store, and --store "
             "names several. Name one."
         )
-    if "cot2align" not in losses:
+    if not any(find(name).second_text for name in losses):
+        readers = ", ".join(name for name, each in all_losses().items() if each.second_text)
         raise InputError(
             f"--cot_store {cot_store} would have no effect beside --loss "
             f"{','.join(losses) or 'ce'}, which compares no two texts of a row. Add --loss "
-            "cot2align, or leave it out."
+            f"{readers}, or leave it out."
         )
 
 

@@ -146,7 +146,7 @@ def test_what_it_needs_its_flag_and_its_paper_are_known_everywhere(shown: dict[s
         "add toy."
     )
     assert shown["invalid"] == "--toy_scale is -1.0, expected above 0."
-    assert ", gold, infifusion, cdm, dskd, clkd, toy. Name one" in shown["unknown"]
+    assert ", gold, infifusion, cdm, dskd, clkd, cot2align, toy. Name one" in shown["unknown"]
     assert "so without the entries that toy compares" in shown["needs"]
 
 
