@@ -58,11 +58,16 @@ def test_what_a_store_records_are_the_settings_that_decide_it() -> None:
         "hidden",
         "hidden_dtype",
         "hidden_context",
+        "with_lm_head",
     }  # named by a store that uses it, so that others keep their bytes
     assert set(recorded) | NOT_RECORDED | newer == set(ids)
     assert not newer & set(recorded)
     with_all = CaptureSettings(
-        gguf_file="m.gguf", hidden=["last"], hidden_dtype="fp8", hidden_context=True
+        gguf_file="m.gguf",
+        hidden=["last"],
+        hidden_dtype="fp8",
+        hidden_context=True,
+        with_lm_head=True,
     )
     assert CaptureSettings.from_recorded(with_all.recorded()) == with_all
     assert set(with_all.recorded()) | NOT_RECORDED == set(ids)
