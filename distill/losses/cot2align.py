@@ -69,10 +69,11 @@ class Projected(nn.Module):
     def __init__(self, widths: Widths, _options: Options) -> None:
         super().__init__()
         assert widths.teacher_embedding is not None
-        self.last = nn.Linear(widths.teacher, widths.student)
+        # Without a bias: it would add the same to the scores of all records, which changes nothing.
+        self.last = nn.Linear(widths.teacher, widths.student, bias=False)
         of_embedding = widths.teacher_embedding, widths.student_embedding
         is_one = of_embedding == (widths.teacher, widths.student)
-        self.embedding = None if is_one else nn.Linear(*of_embedding)
+        self.embedding = None if is_one else nn.Linear(*of_embedding, bias=False)
 
     def forward(self, inside: Inside, teacher: Teacher, options: Options) -> dict[str, Tensor]:
         """Compute (N,) the value of the text of each label."""
