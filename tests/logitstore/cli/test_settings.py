@@ -41,7 +41,10 @@ def test_help_in_python_tells_what_the_command_line_tells(each: "Field[Any]") ->
     assert f" {each.name}: {about(each).help}" in text
     option = options_of("capture")[each.name]
     assert option.opts == [flag_of(each)]
-    assert option.help.startswith(help_of(each, CaptureSettings))
+    whole = help_of(each, CaptureSettings)
+    assert whole.startswith(option.help.removesuffix(" Repeatable.").removesuffix("."))
+    (made,) = option_of(each, CaptureSettings).annotation.__metadata__  # as `--help-all` has it
+    assert made.help.startswith(whole)
     assert option.rich_help_panel == about(each).panel
 
 
