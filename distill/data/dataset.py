@@ -71,6 +71,7 @@ from distill.losses import find, option_values
 from distill.losses.aligned import Aligned
 from distill.losses.requirements import check_needs
 from distill.student.text import Explained, StudentReader
+from logitstore.console.counts import counted
 from logitstore.errors import InputError
 from logitstore.records import SequenceText, TokenRecords
 from logitstore.text.chat_template import ChatTemplate
@@ -147,7 +148,8 @@ class StoreDataset(Dataset[Example]):
         self.sequences = Held(held)
         self.without_records = int(np.sum(counts == 0))
         if not len(self.sequences):
-            which = "that --rows names" if rows is not None else f"of its {len(store):,} sequences"
+            held_by_it = f"of its {counted(len(store), 'sequence')}"
+            which = "that --rows names" if rows is not None else held_by_it
             raise InputError(
                 f"{store.path}: none {which} has a record to train on. "
                 f"`logitstore info {store.path}` says why."

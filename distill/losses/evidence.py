@@ -86,3 +86,15 @@ def measured(loss: str, options: Mapping[str, Any], weights: str) -> str:
     if not found:
         return ""
     return "; ".join(map(str, found))
+
+
+def harm(loss: str, weights: str) -> str:
+    """Say where a loss surely made students worse, with whatever options; empty if nowhere.
+
+    Args:
+        loss: The loss.
+        weights: `new`, `trained` or `unknown`; one that is not known counts as trained.
+    """
+    is_new = weights == "new"
+    found = [each for each in EVIDENCE if (each.loss, each.is_new) == (loss, is_new)]
+    return "; ".join(str(each) for each in found if each.is_sure and each.difference > 0)

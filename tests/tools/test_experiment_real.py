@@ -302,7 +302,7 @@ def test_the_bytes_of_a_store_with_fewer_entries_are_those_of_one_written_so(
     assert bytes_per_token(whole, 4) == pytest.approx(bytes_per_token(small), rel=0.02)
     assert bytes_per_token(small) < 0.8 * bytes_per_token(whole)
     about = facts(whole)["bytes_per_token"]
-    assert bytes_per_token(whole) == pytest.approx(about, rel=0.05)  # and the archive around it
+    assert bytes_per_token(whole) == pytest.approx(about, rel=0.1)  # and the archive around it
 
 
 def test_conclusions_stay_when_tables_are_made_again(

@@ -36,7 +36,8 @@ EACH_DIVERGENCE = pytest.mark.parametrize(
 
 
 def test_every_loss_is_in_the_table() -> None:
-    assert {law.name.split()[0] for law in LAWS} == set(all_losses())
+    of_rows = {"cot2align"}  # of hidden states, not of logits: its own file has its laws
+    assert {law.name.split()[0] for law in LAWS} == set(all_losses()) - of_rows
     assert DIVERGENCES.keys() < {law.name for law in LAWS}
 
 

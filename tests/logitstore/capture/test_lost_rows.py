@@ -78,7 +78,7 @@ def test_the_table_of_what_was_not_used_is_in_info_and_in_its_json(
         ("no_supervised_text", 2, 0.4, 2),
         ("empty", 1, 0.2, 3),
     ]
-    lines = info_text(about).split("\n\n")[1].splitlines()
+    lines = info_text(about).split("\n\n")[2].splitlines()
     assert lines[0] == "not used    3 of 5 sequences"
     assert lines[2].split()[:4] == ["2", "40.0%", "2", "no_supervised_text:"]
     assert "Check the roles of its messages" in " ".join(lines[3].split())

@@ -264,7 +264,7 @@ def test_a_rank_whose_peers_are_silent_says_what_is_there_and_how_to_go_on(
     with pytest.raises(
         IncompleteStoreError,
         match=r"rank 0 of 2 waited for .* no other rank gave a heartbeat\. .*"
-        r"6 of 12 shards are there.* Run the same command again",
+        r"6 of 12 shards there.* Run the same command again",
     ):
         logitstore.capture(teacher, str(data), tmp_path / "s", **settings, ranks=Ranks(0, 2))
     assert verify_store(tmp_path / "s", allow_partial=True, deep=True).damaged == []

@@ -97,9 +97,7 @@ def test_a_second_signal_ends_at_once_and_costs_the_shard_in_hand(
     teacher: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batches = signalled(monkeypatch, at_batch=5, times=2)
-    with pytest.raises(
-        Stopped, match=r"stopped immediately by SIGTERM\. .*: 4 of 24 shards are there"
-    ):
+    with pytest.raises(Stopped, match=r"stopped immediately by SIGTERM\. .*: 4 of 24 shards there"):
         logitstore.capture(teacher, str(data), tmp_path / "s", **SETTINGS)
     assert len(batches) == 5
     assert verify_store(tmp_path / "s", allow_partial=True, deep=True).damaged == []

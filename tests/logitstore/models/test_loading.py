@@ -65,7 +65,7 @@ def test_an_id_that_asks_for_gigabytes_is_refused_before_anything_is_loaded(
     """However the JSON is spaced."""
     for spacing in ({}, {"separators": (",", ":")}, {"indent": 1, "separators": (" ,", " :\n\t ")}):
         (tmp_path / name).write_text(json.dumps(content, **spacing))  # type: ignore[arg-type]
-        with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens"):
+        with pytest.raises(InputError, match=r"has a token with the id [\d,]+, but \d tokens?"):
             load_tokenizer(tmp_path)
 
 

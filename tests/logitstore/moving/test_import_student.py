@@ -157,7 +157,7 @@ def test_coverage_says_what_a_dump_is_good_for(
         assert facts["kinds"]["all"]["shared_starts"] > 0
         assert loss in (None, facts["recommended"])
         assert run(monkeypatch, cli.main, "coverage", tmp_path / kind, student) == 0
-        says_so = "not known, they were renormalised" in capsys.readouterr().out
+        says_so = "not known: the entries were renormalised" in capsys.readouterr().out
         assert says_so == (kind == "renormalised")
 
 

@@ -206,6 +206,7 @@ ASKED = {
     "logitstore/storage/paths.py": 2,
     "logitstore/reading/open_shards.py": 1,
     "logitstore/reading/bucket.py": 1,
+    "logitstore/reading/lm_head.py": 1,
     "logitstore/checking/shard_check.py": 1,
     "logitstore/moving/zarr_target.py": 1,
     "logitstore/capture/sharing/sharing.py": 1,

@@ -43,6 +43,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.filterwarnings("ignore:wrong labels")  # of vocabularies of a few hundred tokens
 def test_every_documented_dataset_shape_of_trl_is_captured_and_trained_on(
     folders: dict[str, Path], shape: str, tmp_path: Path
 ) -> None:
