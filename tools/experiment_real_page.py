@@ -187,7 +187,7 @@ def _cells(metric: str, line: Line | None) -> tuple[str, str]:
     if not line.differences:
         return mean, ""
     sign = -1 if METRICS[metric][1] else 1
-    shown = f"{sign * line.mean:+.4f}"
+    shown = f"{sign * line.mean:+.4f}".replace("-0.0000", "+0.0000")
     shown += "" if line.half_width is None else f" ± {line.half_width:.4f}"
     if line.verdict in ("better", "worse"):
         return mean, f"**{shown}**"

@@ -7,6 +7,7 @@ file, what it costs from the page's own sections, so the answer cannot say anyth
 import json
 import re
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,9 @@ from tools.real.settings import DATA, SETTINGS
 TITLE = "Does it help, and what does it cost?"
 PLOT = Path(__file__).with_name("first_screen.svg")
 #: The default loss for two tokenizers, as the experiments name it.
-_DEFAULT, _REAL_DEFAULT = "map events", "the default"
+_DEFAULT = "map events"
+#: Of those with a real teacher: contender, loss.
+_OF_REAL = {"tail_kl": "tail_kl", "the default": "mapped_kl", "uld by position": "uld:1.5"}
 
 
 class Student(NamedTuple):
@@ -88,12 +91,10 @@ _OF_LABELS = (
 def students() -> Iterator[Student]:
     """Collect what the experiments keep: those with real teachers first."""
     real = experiment_real_page.grouped(json.loads(experiment_real_page.KEPT.read_text()))
-    for setting in SETTINGS:
-        loss = "tail_kl" if setting.student == "pruned" else _REAL_DEFAULT
-        line = experiment_real_page.line_of(real, setting, loss, "bits_per_byte")
+    for setting, (contender, loss) in product(SETTINGS, _OF_REAL.items()):
+        line = experiment_real_page.line_of(real, setting, contender, "bits_per_byte")
         if line is not None and line.differences:
-            shown = loss if loss == "tail_kl" else "mapped_kl"
-            yield Student(f"{setting.student}, {DATA[setting.data]}", _REAL, shown, line)
+            yield Student(f"{setting.student}, {DATA[setting.data]}", _REAL, loss, line)
     labels = experiment_labels_page.lines(json.loads(experiment_labels_page.KEPT.read_text()))
     for who, of, contender, loss in _OF_LABELS:
         line = labels.get(experiment_labels_page.Key(Labels(*of), contender, "1"))

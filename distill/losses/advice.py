@@ -31,12 +31,14 @@ BOUNDARIES = (
 )
 
 #: Learning rates below this are gentle: between 2e-4, where a map was measured to give a trained
-#: student next to nothing, and 1e-3, where it helped (docs/which-loss.md).
+#: student next to nothing, and 1e-3, where it helped. At 1e-4 it helped one that learnt from its
+#: teacher's own answers (docs/which-loss.md).
 GENTLE = 5e-4
-#: What these runs say of every map.
+#: What these runs say of the map, at gentle rates.
 UNPROVEN = (
-    "no map has been shown to beat cross-entropy surely for a trained student at a gentle learning "
-    f"rate (below {GENTLE:g}; without --learning_rate it is 2e-5); train --loss ce beside it"
+    f"at a gentle learning rate (below {GENTLE:g}; without --learning_rate it is 2e-5) a trained "
+    "student gained surely from its teacher's own answers, and hardly from other text; train "
+    "--loss ce beside it"
 )
 
 

@@ -38,8 +38,21 @@ class Measured(NamedTuple):
         return f"{difference} {self.setting} ({runs})"
 
 
-_EVENTS = {"map": "events"}
+_EVENTS, _PAPERS = {"map": "events"}, {"uncovered": "none"}
+_ANSWERS = "at 1e-4 on the teacher's answers"
 EVIDENCE = (
+    Measured(
+        *("mapped_kl", _EVENTS, False, _ANSWERS, -0.0151, 3, True),
+        "real/foreign/answers/the default",
+    ),
+    Measured(
+        *("uld", {"pairing": "position"} | _PAPERS, False, _ANSWERS, 0.0381, 3, True),
+        "real/foreign/answers/uld by position",
+    ),
+    Measured(
+        *("uld", _PAPERS, False, _ANSWERS, 0.0386, 3, True),
+        "real/foreign/answers/uld by bytes",
+    ),
     Measured(
         *("mapped_kl", _EVENTS, True, "at 1e-3", -0.0316, 3, True),
         "labels/unigram/new/normal/map events",

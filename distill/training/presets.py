@@ -22,7 +22,7 @@ from distill.losses.advice import AUTO, ONE_TOKENIZER, TWO_TOKENIZERS
 from distill.losses.evidence import measured
 from logitstore.errors import InputError
 
-_PAPER = "arXiv:2402.12030"
+_PAPER, _ULD, _ALONE = "arXiv:2402.12030", "uld:1.5", {"uncovered": "none"}
 _CONFIG = "llm-recipes, configs/training.py"
 _EXAMPLE = "llm-recipes, the example of its README"
 _LOOP = "llm-recipes, finetuning.py and train/train_utils.py"
@@ -39,7 +39,13 @@ class Setting(NamedTuple):
 
 PRESETS: dict[str, tuple[Setting, ...]] = {
     "uld_paper": (
-        Setting("loss", "uld:1.5", f"{_PAPER}: lambda 1.5; llm-recipes, configs/distillation.py"),
+        Setting(
+            "loss",
+            _ULD,
+            f"{_PAPER}: lambda 1.5; llm-recipes, configs/distillation.py. In our runs worse than "
+            "cross-entropy alone, in held-out bits per byte: "
+            f"{measured(_ULD.split(':')[0], {'pairing': 'position'} | _ALONE, 'trained')}",
+        ),
         Setting("ce_weight", "1", f"{_PAPER}: CE + lambda ULD; configs/distillation.py"),
         Setting("pairing", "position", f"{_PAPER}: the k-th token with the k-th"),
         Setting("uncovered", "none", f"{_PAPER}: a mean over pairs, nothing for other tokens"),
