@@ -83,7 +83,7 @@ REAL = Settings(
     student_steps=120,
     seeds=(0, 1, 2),
     top_k=64,
-    guesses_s=(20, 110, 60, 300),
+    guesses_s=(20, 150, 90, 480),
 )
 #: A teacher that is trained here, on twenty times the student's text: it runs everywhere.
 TINY = replace(
@@ -91,7 +91,7 @@ TINY = replace(
     teacher=Shape(width=192, layers=3, vocabulary=4096),
     teacher_bytes=4_000_000,
     teacher_steps=320,
-    guesses_s=(200, 20, 15, 300),
+    guesses_s=(200, 20, 15, 480),
 )
 
 #: Nothing is learnt here; it shows that every step works. Its minute goes into starting processes
